@@ -1,0 +1,75 @@
+# All that a newcomer, a colleague or CI runs. Each target sets up what it needs, once; `make help` lists them.
+
+PYTHON ?= python3
+ARGS   ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# A stamp is newer than what it was made from, so a change there sets up again, and nothing else does.
+SOURCES := pyproject.toml constraints.txt
+USER    := $(VENV)/.installed
+DEV     := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help train test test-pure test-gloo test-gpu mutants verified lint format docs-check hooks clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\n  ARGS="..." is passed on:  make train ARGS="--steps 300"   make test ARGS="-k pool"\n'
+
+train: $(USER) ## set up, then train the demo: tp=2 x pp=2 x dp=2 on this machine's CPU
+	@$(BIN)/stretto train --preset demo $(ARGS)
+
+test: $(DEV) ## set up, then run every test that needs no GPU
+	@$(BIN)/pytest -m "not gpu" $(ARGS)
+
+test-pure: $(DEV) ## the tests that import no torch: seconds
+	@$(BIN)/pytest -m pure $(ARGS)
+
+test-gloo: $(DEV) ## the tests with real processes over Gloo: minutes
+	@$(BIN)/pytest -m gloo $(ARGS)
+
+test-gpu: $(DEV) ## the tests that need CUDA devices
+	@$(BIN)/pytest -m gpu $(ARGS)
+
+mutants: $(DEV) ## put faults into the package, one at a time: which check notices each
+	@$(BIN)/python tests/verify/verify_mutants.py $(ARGS)
+
+verified: $(DEV) ## measure every combination in docs/verified.md anew
+	@$(BIN)/python -m benchmarks.verified docs/verified.md
+
+lint: $(DEV) ## formatting, lint, strict types, and who may import whom
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(DEV) ## let ruff rewrite what it can
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+docs-check: $(DEV) ## links, versions, dependencies and the house agree with the documents
+	@$(BIN)/pytest tests/repo $(ARGS)
+
+hooks: $(DEV) ## run the lint before each commit
+	@$(BIN)/pre-commit install
+
+clean: ## remove what was built, set up or trained here
+	@rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Stretto needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 ..." % v[:2])'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+
+$(USER): $(SOURCES) | $(BIN)/python
+	@echo "Setting up $(VENV) with $$($(BIN)/python -V); about a minute the first time ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(DEV): $(SOURCES) | $(BIN)/python
+	@echo "Setting up $(VENV) for development with $$($(BIN)/python -V); about a minute the first time ..."
+	@$(PIP) -e '.[dev]'
+	@touch $(USER) $@

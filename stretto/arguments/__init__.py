@@ -1,0 +1,52 @@
+"""What the user says: one tree of settings, read from many places, held against a table of rules.
+
+    resolved = parse(sys.argv[1:])        # Resolved, or ConfigError with everything that is wrong
+    resolved.args.parallel.tp             # complete: what can be derived is filled in
+    resolved.sources["parallel.dp"]       # derived: nproc / (tp*cp*pp) = 8 / (2*1*2)
+
+`schema` declares the settings, `rules` and `derive` what holds between them; everything else reads those.
+Never imports torch.
+"""
+
+from stretto.arguments.errors import ConfigError, Violation
+from stretto.arguments.paths import check_paths
+from stretto.arguments.record import Record
+from stretto.arguments.resolve import Resolved, parse, resolve
+from stretto.arguments.schema import (
+    Arguments,
+    BatchConfig,
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+)
+from stretto.arguments.show import as_toml, table
+from stretto.arguments.sources import Kind, Source
+from stretto.arguments.strict import from_dict
+from stretto.arguments.tree import to_dict
+
+__all__ = [
+    "Arguments",
+    "BatchConfig",
+    "CheckpointConfig",
+    "ConfigError",
+    "DataConfig",
+    "Kind",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "Record",
+    "Resolved",
+    "RunConfig",
+    "Source",
+    "Violation",
+    "as_toml",
+    "check_paths",
+    "from_dict",
+    "parse",
+    "resolve",
+    "table",
+    "to_dict",
+]

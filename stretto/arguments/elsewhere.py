@@ -1,0 +1,49 @@
+"""The same run in another layout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stretto.arguments.layers import Layer
+from stretto.arguments.resolve import Resolved, resolve
+from stretto.arguments.schema import Arguments
+from stretto.arguments.sources import Kind, Source
+from stretto.arguments.tree import get, settings
+from stretto.layout import Layout
+
+AXES = ("tp", "cp", "dp", "pp", "ep", "etp")
+
+
+def layout_of(text: str) -> Layout:
+    """The layout that `tp=2,pp=2` names. Raises ValueError for what is no axis or no size."""
+    size = dict.fromkeys(AXES, 1)
+    said = [part.partition("=")[::2] for part in text.split(",") if part]
+    if any(axis not in size or not n.isdecimal() for axis, n in said) or len(dict(said)) != len(said):
+        raise ValueError(f"{text!r} is no layout: write sizes of {', '.join(AXES)} as in tp=2,pp=2, each once")
+    size |= {axis: int(n) for axis, n in said}
+    return Layout.of(tp=size["tp"], cp=size["cp"], dp=size["dp"], pp=size["pp"], ep=size["ep"], etp=size["etp"])
+
+
+def in_layout(args: Arguments, layout: Layout) -> Arguments:
+    """`args` with the sizes of the layout; what then has no meaning (a split into other stages) is left out."""
+    size = {axis: layout.size(axis) for axis in AXES}
+    given = args.parallel.stage_layers
+    parallel = replace(
+        args.parallel,
+        tp=size["tp"],
+        cp=size["cp"],
+        dp=size["dp"],
+        pp=size["pp"],
+        ep=size["ep"],
+        etp=size["etp"],
+        sequence_parallel=args.parallel.sequence_parallel and size["tp"] > 1,
+        stage_layers=given if given is not None and len(given) == size["pp"] else None,
+    )
+    return replace(args, parallel=parallel, run=replace(args.run, nproc=layout.world))
+
+
+def judged_in(args: Arguments, layout: Layout) -> Resolved:
+    """`args` in the layout, held against all rules. Raises ConfigError with everything that is wrong."""
+    moved = in_layout(args, layout)
+    values = {path: get(moved, path) for path in settings()}
+    return resolve([Layer(Source(Kind.COMMAND_LINE), {path: v for path, v in values.items() if v is not None})])

@@ -1,0 +1,80 @@
+"""One source's settings, read and typed: what a preset, a checkpoint or a file says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from stretto.arguments.errors import Violation
+from stretto.arguments.setting import Setting, Value
+from stretto.arguments.sources import Source
+from stretto.arguments.tree import sections, settings
+from stretto.arguments.values import from_data, nearest, repaired
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values by path, as one source sets them.
+
+    What it says wrongly is in `violations`; `wrong` has the settings that it gives no legal value for, each
+    with the legal value nearest to what was meant.
+    """
+
+    source: Source
+    values: Mapping[str, Value]
+    violations: tuple[Violation, ...] = ()
+    wrong: Mapping[str, Value] = field(default_factory=dict)
+
+
+def read_layer(tree: Mapping[str, object], source: Source) -> Layer:
+    """The layer of a nested table. Unknown keys and wrong types become violations."""
+    values: dict[str, Value] = {}
+    violations: list[Violation] = []
+    wrong: dict[str, Value] = {}
+    for path, raw in _entries(tree):
+        s = settings().get(path)
+        if s is None:
+            violations.append(unknown(path, source))
+            continue
+        try:
+            values[path] = from_data(s, raw)
+        except ValueError as error:
+            violations.append(not_a_value(s, str(error), source))
+            wrong[path] = repaired(s, raw)
+    return Layer(source, values, tuple(violations), wrong)
+
+
+def unknown(path: str, source: Source) -> Violation:
+    """A key that is no setting, with the one that was perhaps meant."""
+    section, _, name = path.partition(".")
+    return Violation("unknown_setting", (path,), f"{path} ({source}) is no setting{_guess(section, name)}")
+
+
+def _guess(section: str, name: str) -> str:
+    every = {word: s.path for s in settings().values() for word in (s.also, s.name) if word}
+    if section not in sections():
+        meant = every.get(section) if not name else None
+        near = meant or nearest(section, tuple(sections()))
+        if near is None:
+            return f"; the sections are {', '.join(sections())}"
+        return f"; did you mean {near}?" if meant or not name else f"; did you mean {near}.{name}?"
+    if not name:
+        return f"; {section} is a table of settings"
+    here = {word: path for word, path in every.items() if path.startswith(f"{section}.")}
+    meant = every.get(name) or here.get(nearest(name, tuple(here)) or "")
+    names = ", ".join(s.name for s in settings().values() if s.section == section)
+    return f"; did you mean {meant}?" if meant else f"; {section} has {names}"
+
+
+def not_a_value(s: Setting, problem: str, source: Source) -> Violation:
+    """A value of the wrong type, out of range or not among the choices."""
+    return Violation("value", (s.path,), f"{s.path} ({source}): {problem}")
+
+
+def _entries(tree: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for section, body in tree.items():
+        if section in sections() and isinstance(body, Mapping):
+            for name, raw in body.items():
+                yield f"{section}.{name}", raw
+        else:
+            yield str(section), body

@@ -1,0 +1,57 @@
+"""Rules about files: apart from the others, since they look at this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from stretto.arguments.errors import Violation
+from stretto.arguments.schema import TOKENIZERS, Arguments
+
+
+def check_paths(args: Arguments) -> tuple[Violation, ...]:
+    """What is wrong with the files and directories that the arguments name."""
+    return (*_data(args), *_tokenizer(args), *_directory("checkpoint.out", args.checkpoint.out))
+
+
+def _data(args: Arguments) -> Iterator[Violation]:
+    if args.data.data is None:
+        return
+    path = Path(args.data.data).expanduser()
+    if not path.exists():
+        problem = f"{path} does not exist"
+    elif path.is_dir() and not any(files for _, _, files in os.walk(path)):
+        problem = f"{path} has no files"
+    elif path.is_file() and path.stat().st_size == 0:
+        problem = f"{path} is empty"
+    elif not os.access(path, os.R_OK):
+        problem = f"{path} may not be read"
+    else:
+        return
+    hint = "name a directory of text files or a .jsonl, or leave --data out for the standard library's sources"
+    yield Violation("data_exists", ("data.data",), problem, hint=hint)
+
+
+def _tokenizer(args: Arguments) -> Iterator[Violation]:
+    name = args.data.tokenizer
+    path = Path(name).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if name not in TOKENIZERS and not path.is_file():
+        yield Violation(
+            "tokenizer_exists",
+            ("data.tokenizer",),
+            f"there is no file {path}",
+            fixes=({"data.tokenizer": "byte"},),
+            hint="or python, or name a tokenizer.json, or a directory that has one",
+        )
+
+
+def _directory(field: str, name: str) -> Iterator[Violation]:
+    """A directory that the run will make: the nearest part of it that exists must take it."""
+    path = Path(name).expanduser()
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        yield Violation("directory", (field,), f"{name}: {existing} is no directory", hint="name another directory")
+    elif not os.access(existing, os.W_OK):
+        yield Violation("directory", (field,), f"{name}: {existing} may not be written", hint="name another directory")

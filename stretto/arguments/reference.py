@@ -1,0 +1,144 @@
+"""The reference page and the JSON schema, from the same tables that the program runs on.
+
+python -m stretto.arguments.reference docs/reference
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stretto.arguments.command_line import SOURCE_FLAGS
+from stretto.arguments.derive import CONCESSIONS, DERIVATIONS
+from stretto.arguments.files import preset_text, presets
+from stretto.arguments.help import default
+from stretto.arguments.rules import RULES
+from stretto.arguments.setting import Bounds, Setting
+from stretto.arguments.tree import sections, settings
+
+_PAGE = "arguments.md"
+_SCHEMA = "arguments.schema.json"
+_INTRODUCTION = """\
+# Settings
+
+Made by `python -m stretto.arguments.reference docs/reference`; do not edit.
+
+A setting has a path, `parallel.tp`: its section and name in a file. Its flag is the name: `--tp`. The stronger source
+wins: command line > `WORLD_SIZE` of a launcher (for `run.nproc`) > file > checkpoint > preset > default. Where neither
+preset nor file is named, the preset `demo` is taken. A switch is turned off with `--no-NAME`; `auto` asks for the
+derived value. `arguments.schema.json` beside this page describes settings files to editors.
+"""
+_CONCESSIONS = """
+## Settings that give way
+
+Where a stronger source sets the second so that the first does not go with it, the first is adjusted, and the resolved
+configuration says so. Set by a source of the same strength, it is refused.
+"""
+_RULES = """
+## Rules
+
+All broken rules are reported at once, each with settings nearby that would be valid.
+"""
+_JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
+
+
+def page() -> str:
+    """All settings, derived values and rules, as Markdown."""
+    return "\n".join(_page()) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a settings file, for editors."""
+    tables = {
+        name: {
+            "type": "object",
+            "description": section.__doc__,
+            "additionalProperties": False,
+            "properties": {s.name: _schema(s) for s in settings().values() if s.section == name},
+        }
+        for name, section in sections().items()
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Stretto settings",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": tables,
+    }
+
+
+def documents() -> Mapping[str, str]:
+    """The text of each generated file, by its name."""
+    return {_PAGE: page(), _SCHEMA: json.dumps(json_schema(), indent=2) + "\n"}
+
+
+def _schema(s: Setting) -> dict[str, Any]:
+    value: dict[str, Any] = {"enum": list(s.choices)} if s.choices and s.kind is str else _typed(s)
+    if s.optional:
+        value = {"anyOf": [value, {"const": "auto"}]}
+    about = f"{s.help}; default {default(s)}"
+    return {"description": f"{about} ({s.unit})" if s.unit else about, **value}
+
+
+def _typed(s: Setting) -> dict[str, Any]:
+    number = {"type": "integer", **_limits(s.bounds)}
+    if s.kind is tuple:
+        return {"type": "array", "items": {"enum": list(s.choices)} if s.choices else number}
+    if s.kind is dict:
+        return {"type": "object", "properties": dict.fromkeys(s.choices, number), "additionalProperties": False}
+    return {"type": _JSON_TYPES[s.kind], **_limits(s.bounds)}
+
+
+def _limits(bounds: Bounds) -> dict[str, float]:
+    named = {
+        "exclusiveMinimum": bounds.above,
+        "minimum": bounds.at_least,
+        "exclusiveMaximum": bounds.below,
+        "maximum": bounds.at_most,
+    }
+    return {name: bound for name, bound in named.items() if bound is not None}
+
+
+def _page() -> Iterator[str]:
+    yield _INTRODUCTION
+    yield from _table(
+        ("flag", "meaning"), ((f"`{flag} {takes}`", text) for flag, (takes, text) in SOURCE_FLAGS.items())
+    )
+    for name, section in sections().items():
+        yield from ("", f"## {name}", "", (section.__doc__ or "").strip(), "")
+        rows = (
+            (_code(s.flag), s.takes or "switch", default(s), s.unit, str(s.bounds), s.help)
+            for s in settings().values()
+            if s.section == name
+        )
+        yield from _table(("flag", "takes", "default", "unit", "range", "meaning"), rows)
+    yield from ("", "## Derived values", "", "What nobody sets follows from the rest.", "")
+    yield from _table(("setting", "equation"), ((_code(d.path), d.meaning) for d in DERIVATIONS))
+    yield _CONCESSIONS
+    yield from _table(("setting", "gives way to"), ((_code(c.path), _code(*c.to)) for c in CONCESSIONS))
+    yield _RULES
+    yield from _table(("rule", "settings", "meaning"), ((_code(r.name), _code(*r.fields), r.meaning) for r in RULES))
+    yield from ("", "## Presets", "")
+    yield from _table(("preset", "what it is"), ((_code(name), _about(name)) for name in presets()))
+
+
+def _code(*words: str) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def _about(preset: str) -> str:
+    """The comment that a preset begins with."""
+    return preset_text(preset).splitlines()[0].removeprefix("# ")
+
+
+def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
+    for row in (head, ("---",) * len(head), *rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+
+if __name__ == "__main__":
+    for file, text in documents().items():
+        (Path(sys.argv[1]) / file).write_text(text, encoding="utf-8")

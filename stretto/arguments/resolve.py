@@ -1,0 +1,179 @@
+"""From the command line, files, presets, a checkpoint and the environment to one resolved configuration."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from stretto.arguments.command_line import MEGATRON, CommandLine, read_command_line
+from stretto.arguments.cure import cures, explain
+from stretto.arguments.errors import ConfigError, Violation
+from stretto.arguments.files import read_config, read_preset
+from stretto.arguments.help import help_text
+from stretto.arguments.judge import Judgement, Said, judge
+from stretto.arguments.layers import Layer, not_a_value, read_layer
+from stretto.arguments.paths import check_paths
+from stretto.arguments.record import Record
+from stretto.arguments.schema import Arguments
+from stretto.arguments.setting import Value
+from stretto.arguments.sources import COMMAND_LINE, Kind, Source
+from stretto.arguments.tree import settings
+from stretto.arguments.values import from_text
+from stretto.layout import Layout
+
+FIRST_PRESET = "demo"
+"""What a run is made of where neither a preset nor a file nor a checkpoint is named."""
+
+WORLD_SIZE = "WORLD_SIZE"
+"""How torchrun, and stretto itself, tell a worker the number of processes of the run."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A valid configuration: every derivable value filled in, and where each value comes from.
+
+    `sources` has an entry for every setting, by its dotted path. `layout` is `args.parallel` as geometry.
+    """
+
+    args: Arguments
+    sources: Mapping[str, Source]
+    layout: Layout
+
+    def record(self) -> Record:
+        """Plain data for a checkpoint: `parse(..., checkpoint=...)` goes on from it."""
+        return Record.of(self.args, self.sources)
+
+
+def parse(
+    argv: Sequence[str],
+    *,
+    world_size: int | None = None,
+    env: Mapping[str, str] | None = None,
+    checkpoint: Record | Callable[[str, bool], Record | None] | None = None,
+    translate: Callable[[Sequence[str]], Layer] | None = None,
+    files: bool = True,
+    command: str = "stretto train",
+) -> Resolved:
+    """The run that a command line asks for.
+
+    `--help` prints the settings and exits.
+
+    Stronger sources override weaker ones: command line > WORLD_SIZE (which sets run.nproc alone) > file >
+    checkpoint > preset > default.
+
+    Args:
+        argv: the words after the command, as in `["--tp", "2"]`.
+        world_size: number of processes, where the caller knows it; else WORLD_SIZE in `env`, else run.nproc.
+        env: the environment; None means os.environ.
+        checkpoint: the record of the run to go on from; or how to find it in the directory of a run, called
+            where `checkpoint.resume` (then with True: there must be one) or `auto_resume` is asked for.
+        translate: what the words after `--megatron` stand for; without it they are refused.
+        files: whether to look that data and tokenizer exist on this machine.
+        command: what the help says before the settings.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+        SystemExit: after `--help`.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(help_text(command, shutil.get_terminal_size((100, 24)).columns), end="")
+        raise SystemExit(0)
+    line = read_command_line(argv)
+    files_named = [*map(read_config, line.configs), *_foreign(line, translate)]
+    record = _found(checkpoint, (*files_named, line.layer)) if callable(checkpoint) else checkpoint
+    names = line.presets
+    if not names and not files_named and record is None:
+        names = (FIRST_PRESET,)
+    layers = [
+        *map(read_preset, names),
+        *([read_layer(record.carried(), Source(Kind.CHECKPOINT, record.name))] if record else []),
+        *files_named,
+        _surroundings(world_size, os.environ if env is None else env),
+        line.layer,
+    ]
+    return resolve(layers, files=files)
+
+
+def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
+    """The configuration of these layers, weakest first. Raises ConfigError with everything that is wrong."""
+    said: dict[str, Said] = {}
+    wrong: dict[str, Value] = {}
+    violations = [*_contradictions(layers)]
+    for layer in layers:
+        for path, value in layer.values.items():
+            said[path] = Said(value, layer.source)
+            wrong.pop(path, None)
+        wrong.update(layer.wrong)
+
+    found = judge(said, wrong)
+    for layer in layers:
+        violations += (_with_cure(v, said, wrong, found) for v in layer.violations)
+    violations += explain(said, wrong, found)
+    if files:
+        violations += (v for v in check_paths(found.args) if not set(v.fields) & set(wrong))
+    if violations:
+        raise ConfigError(violations)
+
+    p = found.args.parallel
+    layout = Layout.of(tp=p.tp, cp=p.cp, dp=p.dp or 1, pp=p.pp, ep=p.ep, etp=p.etp, order=p.order)
+    return Resolved(found.args, found.sources, layout)
+
+
+def _foreign(line: CommandLine, translate: Callable[[Sequence[str]], Layer] | None) -> list[Layer]:
+    """What another program's flags stand for, if there are any."""
+    if line.foreign is None:
+        return []
+    if translate is None:
+        refusal = Violation(
+            "command_line", (), f"{MEGATRON} is not taken here: `stretto convert args` makes a file of it"
+        )
+        return [Layer(COMMAND_LINE, {}, (refusal,))]
+    return [translate(line.foreign)]
+
+
+def _found(find: Callable[[str, bool], Record | None], layers: Sequence[Layer]) -> Record | None:
+    """The record of the run that these layers, weakest first, say to go on from, if there is one or must be."""
+    said = {path: value for layer in layers for path, value in layer.values.items()}
+    out = said.get("checkpoint.out", settings()["checkpoint.out"].default)
+    required = bool(said.get("checkpoint.resume"))
+    return find(str(out), required) if required or said.get("checkpoint.auto_resume") else None
+
+
+def _surroundings(world_size: int | None, env: Mapping[str, str]) -> Layer:
+    """The number of processes, where a launcher has already started them."""
+    s = settings()["run.nproc"]
+    if world_size is not None:
+        return Layer(Source(Kind.ENVIRONMENT, "launcher"), {s.path: world_size})
+    source = Source(Kind.ENVIRONMENT, WORLD_SIZE)
+    if WORLD_SIZE not in env:
+        return Layer(source, {})
+    try:
+        return Layer(source, {s.path: from_text(s, env[WORLD_SIZE])})
+    except ValueError as error:
+        problem = replace(not_a_value(s, str(error), source), rule="environment", hint=f"unset {WORLD_SIZE}")
+        return Layer(source, {}, (problem,), {s.path: None})
+
+
+def _contradictions(layers: Sequence[Layer]) -> list[Violation]:
+    """A number of processes on the command line that is not the one that a launcher has started."""
+    path = "run.nproc"
+    started = [layer for layer in layers if layer.source.kind is Kind.ENVIRONMENT and path in layer.values]
+    asked = [layer for layer in layers if layer.source.kind is Kind.COMMAND_LINE and path in layer.values]
+    if not started or not asked or started[0].values[path] == asked[0].values[path]:
+        return []
+    world, nproc = started[0].values[path], asked[0].values[path]
+    problem = f"--nproc {nproc}, but {started[0].source} says that {world} processes run"
+    return [Violation("nproc_is_world", (path,), problem, fixes=({path: world},), hint="or leave --nproc out")]
+
+
+def _with_cure(v: Violation, said: Mapping[str, Said], wrong: Mapping[str, Value], found: Judgement) -> Violation:
+    """A refused value with a legal one that goes with the rest."""
+    path = v.fields[0] if v.fields else ""
+    if v.rule != "value" or path not in wrong:
+        return v
+    s = settings()[path]
+    near = [wrong[path], s.default, *((2**n for n in range(16)) if s.kind is int else ())]
+    fixes = cures(said, wrong, found, (v.rule, v.fields), {path: [value for value in near if value is not None]})
+    return replace(v, fixes=fixes, hint=f"{'or ' if fixes else ''}leave {path} out" if s.optional else "")

@@ -1,0 +1,47 @@
+"""`rule` makes a rule of a function; `Broken` is what it finds.
+
+A rule looks at complete arguments (types and ranges already right, derived values filled in) and returns
+None, or `Broken`: the equation with its numbers, and candidates for each field that could cure it. Its name
+is the function's name, its meaning the docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stretto.arguments.schema import Arguments
+from stretto.arguments.setting import Value
+
+Nearby = dict[str, Sequence[Value]]
+"""Candidate values for single fields, nearest first."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """How a rule is broken, and what could cure it."""
+
+    problem: str
+    nearby: Nearby
+
+
+Check = Callable[[Arguments], Broken | None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: its name, the fields that it reads, its meaning and its check."""
+
+    name: str
+    fields: tuple[str, ...]
+    meaning: str
+    check: Check
+
+
+def rule(*fields: str) -> Callable[[Check], Rule]:
+    """Make a rule over `fields` of the function below."""
+
+    def declare(check: Check) -> Rule:
+        return Rule(check.__name__, fields, (check.__doc__ or "").strip(), check)
+
+    return declare

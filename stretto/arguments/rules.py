@@ -1,0 +1,234 @@
+"""The rules that settings must obey together: one small pure function for each."""
+
+from __future__ import annotations
+
+from stretto.arguments.group_rules import (
+    gloo_is_not_nccl,
+    groups_have_peers,
+    order_has_every_axis,
+    thread_blocks_have_a_range,
+)
+from stretto.arguments.nearby import by_distance, divisors, even_split, multiples
+from stretto.arguments.rule import Broken, Nearby, Rule, rule
+from stretto.arguments.schema import Arguments
+
+
+def _divides(path: str, value: int, by_path: str, by: int) -> Broken | None:
+    """`value` must be a multiple of `by`."""
+    if value % by == 0:
+        return None
+    name, by_name = path.rpartition(".")[2], by_path.rpartition(".")[2]
+    return Broken(
+        f"{name} % {by_name} = {value} % {by} = {value % by}, must be 0",
+        {path: multiples(value, by), by_path: divisors(value, by)},
+    )
+
+
+@rule("parallel.cp", "parallel.ep", "parallel.etp")
+def axis_is_available(a: Arguments) -> Broken | None:
+    """Context and expert parallelism have their axes, and no layers that use them yet."""
+    large = {name: size for name in ("cp", "ep", "etp") if (size := getattr(a.parallel, name)) > 1}
+    if not large:
+        return None
+    said = ", ".join(f"{name} = {size}" for name, size in large.items())
+    return Broken(f"{said}: not available yet, must be 1", {f"parallel.{name}": (1,) for name in large})
+
+
+@rule("run.nproc", "parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp")
+def layout_fits_world(a: Arguments) -> Broken | None:
+    """The axes of parallelism use every process exactly once."""
+    p, world = a.parallel, a.run.nproc or 1
+    model, nearby = p.tp * p.cp * p.pp, Nearby()
+    if p.dp is None:
+        nearby["run.nproc"] = multiples(world, model)
+        problem = f"nproc % (tp*cp*pp) = {world} % ({p.tp}*{p.cp}*{p.pp}) = {world % model}, must be 0"
+    else:
+        if model * p.dp == world:
+            return None
+        nearby["run.nproc"] = (model * p.dp,)
+        nearby["parallel.dp"] = (world // model,) if world % model == 0 else ()
+        problem = f"tp*cp*pp*dp = {p.tp}*{p.cp}*{p.pp}*{p.dp} = {model * p.dp}, must be nproc = {world}"
+    for name in ("tp", "pp"):
+        size = getattr(p, name)
+        nearby[f"parallel.{name}"] = divisors(world, size)
+    return Broken(problem, nearby)
+
+
+@rule("model.hidden", "model.heads", "model.head_dim")
+def hidden_divides_into_heads(a: Arguments) -> Broken | None:
+    """Unless head_dim is given, the heads share the hidden size equally."""
+    if a.model.head_dim is not None:
+        return None
+    return _divides("model.hidden", a.model.hidden, "model.heads", a.model.heads)
+
+
+@rule("model.head_dim", "model.hidden", "model.heads", "model.position")
+def rotary_pairs(a: Arguments) -> Broken | None:
+    """Rotary positions turn the dimensions of a head in pairs."""
+    d = a.model.head_dim
+    if d is None or a.model.position != "rope" or d % 2 == 0:
+        return None
+    heads = divisors(a.model.hidden, a.model.heads)
+    nearby: Nearby = {"model.head_dim": multiples(d, 2), "model.heads": heads, "model.position": ("learned",)}
+    return Broken(f"head_dim % 2 = {d} % 2 = 1, must be 0 for rotary positions", nearby)
+
+
+@rule("model.heads", "model.kv_heads")
+def kv_heads_divide_heads(a: Arguments) -> Broken | None:
+    """Each key/value head serves the same number of query heads."""
+    return _divides("model.heads", a.model.heads, "model.kv_heads", a.model.num_kv_heads)
+
+
+@rule("model.heads", "parallel.tp")
+def heads_divide_by_tp(a: Arguments) -> Broken | None:
+    """Each tensor-parallel rank computes the same number of query heads."""
+    return _divides("model.heads", a.model.heads, "parallel.tp", a.parallel.tp)
+
+
+@rule("model.kv_heads", "parallel.tp")
+def kv_heads_fit_tp(a: Arguments) -> Broken | None:
+    """Key/value heads are split evenly over the tensor-parallel ranks, or each is held by as many of them."""
+    kv, tp = a.model.num_kv_heads, a.parallel.tp
+    if kv % tp == 0 or tp % kv == 0:
+        return None
+    return Broken(
+        f"kv_heads = {kv}, tp = {tp}: one must be a multiple of the other",
+        {
+            "model.kv_heads": by_distance(kv, (*multiples(kv, tp), *divisors(tp, kv))),
+            "parallel.tp": by_distance(tp, (*divisors(kv, tp), *multiples(tp, kv))),
+        },
+    )
+
+
+@rule("model.ffn", "parallel.tp")
+def ffn_divides_by_tp(a: Arguments) -> Broken | None:
+    """Each tensor-parallel rank holds the same share of the feed-forward block."""
+    return _divides("model.ffn", a.model.dim_ffn, "parallel.tp", a.parallel.tp)
+
+
+@rule("batch.seq_len", "parallel.tp", "parallel.sequence_parallel")
+def sequence_divides_by_tp(a: Arguments) -> Broken | None:
+    """Under sequence parallelism each tensor-parallel rank holds an equal piece of the sequence."""
+    if not a.parallel.sequence_parallel:
+        return None
+    broken = _divides("batch.seq_len", a.batch.seq_len, "parallel.tp", a.parallel.tp)
+    return broken and Broken(broken.problem, {**broken.nearby, "parallel.sequence_parallel": (False,)})
+
+
+@rule("batch.global_batch", "batch.micro_batch", "parallel.dp")
+def batch_divides(a: Arguments) -> Broken | None:
+    """Each replica computes the same whole number of microbatches in a step."""
+    b, dp = a.batch, a.parallel.dp
+    if dp is None:
+        return None
+    share = b.micro_batch * dp
+    if b.global_batch % share == 0:
+        return None
+    nearby: Nearby = {"batch.global_batch": multiples(b.global_batch, share)}
+    if b.global_batch % dp == 0:
+        nearby["batch.micro_batch"] = divisors(b.global_batch // dp, b.micro_batch)
+    return Broken(
+        f"global_batch % (micro_batch*dp) = {b.global_batch} % ({b.micro_batch}*{dp}) = {b.global_batch % share}, "
+        "must be 0",
+        nearby,
+    )
+
+
+@rule("parallel.stage_layers", "parallel.pp", "model.layers")
+def stage_layers_place_every_layer(a: Arguments) -> Broken | None:
+    """An explicit split names every pipeline stage and places every layer once."""
+    counts, pp, layers = a.parallel.stage_layers, a.parallel.pp, a.model.layers
+    if counts is None:
+        return None
+    wrong = []
+    if len(counts) != pp:
+        wrong.append(f"stage_layers has {len(counts)} entries, must be pp = {pp}")
+    if sum(counts) != layers:
+        wrong.append(f"stage_layers sums to {sum(counts)}, must be layers = {layers}")
+    if not wrong:
+        return None
+    nearby: Nearby = {
+        "parallel.stage_layers": even_split(layers, pp),
+        "model.layers": (sum(counts),),
+        "parallel.pp": (len(counts),),
+    }
+    return Broken("; ".join(wrong), nearby)
+
+
+@rule("optimizer.min_lr", "optimizer.lr", "optimizer.lr_schedule")
+def rate_decays(a: Arguments) -> Broken | None:
+    """The learning rate does not decay to more than its peak."""
+    o = a.optimizer
+    if o.lr_schedule == "constant" or o.min_lr <= o.lr:
+        return None
+    return Broken(
+        f"min_lr = {o.min_lr:g}, must be <= lr = {o.lr:g}",
+        {"optimizer.min_lr": (float(f"{o.lr / 10:g}"),), "optimizer.lr": (o.min_lr,)},
+    )
+
+
+@rule("optimizer.warmup_steps", "optimizer.decay_steps", "run.steps")
+def warmup_ends_before_decay(a: Arguments) -> Broken | None:
+    """The warm-up is over before the decay is."""
+    warmup, end = a.optimizer.warmup_steps, a.optimizer.decay_steps or a.run.steps
+    if warmup < end:
+        return None
+    return Broken(
+        f"warmup_steps = {warmup}, must be < decay_steps = {end}",
+        {
+            "optimizer.warmup_steps": tuple(dict.fromkeys((end // 10, 0))),
+            "optimizer.decay_steps": (warmup + 1,),
+            "run.steps": (warmup + 1,),
+        },
+    )
+
+
+@rule("optimizer.cooldown_steps", "optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.lr_schedule")
+def cooldown_fits(a: Arguments) -> Broken | None:
+    """Warm-up and cooldown of the wsd schedule do not overlap."""
+    o, end = a.optimizer, a.optimizer.decay_steps or a.run.steps
+    if o.lr_schedule != "wsd" or o.cooldown_steps is None or o.warmup_steps + o.cooldown_steps <= end:
+        return None
+    return Broken(
+        f"warmup_steps + cooldown_steps = {o.warmup_steps} + {o.cooldown_steps} = "
+        f"{o.warmup_steps + o.cooldown_steps}, must be <= decay_steps = {end}",
+        {
+            "optimizer.cooldown_steps": (end - o.warmup_steps,) if end > o.warmup_steps else (),
+            "optimizer.warmup_steps": (end - o.cooldown_steps,) if end >= o.cooldown_steps else (),
+            "optimizer.decay_steps": (o.warmup_steps + o.cooldown_steps,),
+        },
+    )
+
+
+@rule("data.held_out", "run.eval_every")
+def evaluation_has_data(a: Arguments) -> Broken | None:
+    """Evaluation needs held-out text."""
+    if a.run.eval_every == 0 or a.data.held_out > 0:
+        return None
+    return Broken(
+        f"eval_every = {a.run.eval_every} with held_out = 0: no text to evaluate on",
+        {"data.held_out": (0.05,), "run.eval_every": (0,)},
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    axis_is_available,
+    layout_fits_world,
+    order_has_every_axis,
+    groups_have_peers,
+    gloo_is_not_nccl,
+    thread_blocks_have_a_range,
+    hidden_divides_into_heads,
+    rotary_pairs,
+    kv_heads_divide_heads,
+    heads_divide_by_tp,
+    kv_heads_fit_tp,
+    ffn_divides_by_tp,
+    sequence_divides_by_tp,
+    batch_divides,
+    stage_layers_place_every_layer,
+    rate_decays,
+    warmup_ends_before_decay,
+    cooldown_fits,
+    evaluation_has_data,
+)

@@ -1,0 +1,258 @@
+"""What the user can say: one frozen dataclass tree, the only place where a setting is declared.
+
+The command line, files, presets, help, the reference page and the JSON schema are all read from it. A value
+of None is derived from others (`derive.py` has the equations), or not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Literal
+
+from stretto.arguments.setting import setting
+from stretto.layout import DEFAULT_ORDER
+
+AxisName = Literal["tp", "dp", "pp", "cp", "dp-cp", "tp-pp", "pp-dp-cp", "embed", "tp-cp-dp-pp"]
+"""Axes that have process groups, and combinations of axes that have groups of their own."""
+
+
+TOKENIZERS: Final = MappingProxyType({"byte": 257, "python": 4096})
+"""The tokenizers that come with the library, and their vocabularies: 256 bytes and an end of document; byte-level BPE
+over Python sources."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One decoder-only transformer."""
+
+    layers: int = setting(4, "transformer blocks", at_least=1)
+    hidden: int = setting(256, "size of the residual stream", at_least=1)
+    heads: int = setting(8, "attention heads (queries)", at_least=1)
+    kv_heads: int | None = setting(None, "key/value heads; fewer than heads is grouped-query attention", at_least=1)
+    head_dim: int | None = setting(None, "size of one attention head", at_least=1)
+    ffn: int | None = setting(None, "inner size of the feed-forward block", at_least=1)
+    vocab: int | None = setting(None, "entries of the vocabulary, before padding", unit="tokens", at_least=2)
+    norm: Literal["rms", "layer"] = setting("rms", "RMSNorm or LayerNorm")
+    norm_eps: float = setting(1e-5, "added to the variance in a norm", above=0)
+    position: Literal["rope", "learned"] = setting("rope", "rotary or learned absolute positions")
+    rope_base: float = setting(10_000.0, "base of the rotary wavelengths", above=1)
+    activation: Literal["swiglu", "gelu"] = setting("swiglu", "non-linearity of the feed-forward block")
+    bias: bool = setting(False, "biases in all linear layers")
+    qkv_bias: bool = setting(False, "biases in the query, key and value projections alone")
+    tied: bool = setting(False, "one matrix serves as embedding and as output head")
+    qk_norm: bool = setting(False, "normalize each query and key head")
+    init_std: float = setting(0.02, "standard deviation of the initial weights", above=0)
+    dropout: float = setting(
+        0.0, "share of the embedding's and of each layer's outputs set to 0 in training", at_least=0, below=1
+    )
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads: `kv_heads`, or as many as query heads."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def dim_per_head(self) -> int:
+        """Size of one head: `head_dim`, or hidden / heads."""
+        return self.hidden // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def dim_ffn(self) -> int:
+        """Inner size of the feed-forward block: `ffn`, or 4h (GELU) / the next multiple of 64 of 8h/3 (SwiGLU)."""
+        if self.ffn is not None:
+            return self.ffn
+        return 4 * self.hidden if self.activation == "gelu" else -(-(8 * self.hidden) // (3 * 64)) * 64
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary, unpadded; known once the tokenizer is."""
+        if self.vocab is None:
+            raise ValueError("model.vocab is not resolved yet: it comes from the tokenizer")
+        return self.vocab
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How many ranks each axis has, and how the pipeline runs."""
+
+    tp: int = setting(1, "tensor parallel: each matrix is cut over so many ranks", unit="ranks", at_least=1)
+    cp: int = setting(1, "context parallel: each sequence is cut over so many ranks", unit="ranks", at_least=1)
+    pp: int = setting(1, "pipeline parallel: the layers are cut into so many stages", unit="ranks", at_least=1)
+    ep: int = setting(1, "expert parallel: experts are spread over so many ranks", unit="ranks", at_least=1)
+    etp: int = setting(1, "tensor parallel inside an expert", unit="ranks", at_least=1)
+    dp: int | None = setting(
+        None, "data parallel: replicas that each take a share of the batch", unit="ranks", at_least=1
+    )
+    order: str = setting(DEFAULT_ORDER, "axes along which ranks are counted, neighbours first")
+    gpus_per_node: int | None = setting(
+        None, "ranks of one node; what reaches across nodes is slow, and is warned of", at_least=1, carried=False
+    )
+    sequence_parallel: bool = setting(False, "between blocks, cut activations along the sequence over the tp ranks")
+    schedule: Literal["1f1b", "gpipe"] = setting("1f1b", "order of forwards and backwards in the pipeline")
+    stage_layers: tuple[int, ...] | None = setting(
+        None, "layers of each pipeline stage; 0 is allowed; unset: balanced", at_least=0
+    )
+    bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
+
+
+@dataclass(frozen=True)
+class GroupsConfig:
+    """Process groups, by the axis that they lie along."""
+
+    timeouts: tuple[tuple[AxisName, int], ...] = setting(
+        (),
+        "a collective of these groups that takes longer ends the run; of the others, --timeout",
+        unit="seconds",
+        at_least=1,
+    )
+    gloo: tuple[AxisName, ...] = setting((), "axes whose groups run over Gloo, through the host, and not over NCCL")
+
+
+@dataclass(frozen=True)
+class NcclConfig:
+    """How NCCL runs the process groups of an axis."""
+
+    high_priority: tuple[AxisName, ...] = setting((), "axes whose kernels run on a stream of high priority")
+    min_ctas: tuple[tuple[AxisName, int], ...] = setting(
+        (), "at least so many thread blocks for a kernel", at_least=1, at_most=64
+    )
+    max_ctas: tuple[tuple[AxisName, int], ...] = setting(
+        (), "at most so many thread blocks for a kernel", at_least=1, at_most=64
+    )
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Sizes of a batch."""
+
+    seq_len: int = setting(256, "length of a sequence", unit="tokens", at_least=1)
+    micro_batch: int = setting(4, "sequences that one rank computes at a time", unit="sequences", at_least=1)
+    global_batch: int = setting(32, "sequences of one optimizer step, over all ranks", unit="sequences", at_least=1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, its learning-rate schedule and clipping."""
+
+    lr: float = setting(1e-3, "peak learning rate", above=0)
+    min_lr: float = setting(1e-4, "learning rate at the end of the decay", at_least=0)
+    lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = setting(
+        "cosine", "shape of the decay; wsd (warm-up, stable, decay) stays at the peak until the cooldown"
+    )
+    warmup_steps: int = setting(20, "the rate grows linearly up to lr over so many steps", unit="steps", at_least=0)
+    decay_steps: int | None = setting(
+        None, "step at which min_lr is reached, counted from step 0", unit="steps", at_least=1
+    )
+    cooldown_steps: int | None = setting(
+        None, "wsd: length of the final decay, which ends at decay_steps", unit="steps", at_least=1
+    )
+    weight_decay: float = setting(0.1, "decoupled weight decay of matrices", at_least=0)
+    beta1: float = setting(0.9, "decay of the first moment", at_least=0, below=1)
+    beta2: float = setting(0.95, "decay of the second moment", at_least=0, below=1)
+    eps: float = setting(1e-8, "added to the root of the second moment", above=0)
+    clip_grad: float = setting(1.0, "gradients are scaled down to this global norm; 0: never", at_least=0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What text to train on, and how it becomes tokens."""
+
+    data: str | None = setting(
+        None, "directory of text files, or a .jsonl; unset: the sources of Python's standard library"
+    )
+    tokenizer: str = setting("byte", "byte, or a tokenizer.json of the tokenizers library, or its directory")
+    held_out: float = setting(0.05, "share of the files kept for evaluation", at_least=0, below=1)
+    cache: str = setting("~/.cache/stretto", "directory for tokenized text")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where checkpoints go, how often, and whether to go on from one."""
+
+    out: str = setting("runs/latest", "directory of the run: checkpoints, metrics, resolved.toml", carried=False)
+    save_every: int = setting(0, "save a checkpoint every so many steps; 0: at the end only", unit="steps", at_least=0)
+    keep: int = setting(2, "so many newest checkpoints stay", at_least=1)
+    resume: bool = setting(
+        False, "go on from the newest complete checkpoint in the directory of the run", carried=False
+    )
+    auto_resume: bool = setting(False, "like resume, but begin anew where there is no checkpoint yet", carried=False)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, on what, and what to report."""
+
+    steps: int = setting(150, "optimizer steps of the whole run", unit="steps", at_least=1)
+    seed: int = setting(1234, "everything random follows from it", at_least=0)
+    nproc: int | None = setting(
+        None,
+        "world size: processes of the run, started on this machine unless a launcher did",
+        unit="ranks",
+        at_least=1,
+    )
+    device: Literal["cpu", "cuda"] = setting("cpu", "where tensors live")
+    dtype: Literal["fp32", "bf16", "fp64"] = setting(
+        "fp32", "type of weights and activations; masters and gradients are fp32 or wider"
+    )
+    recompute: Literal["none", "block"] = setting(
+        "none", "block: keep only what enters each block, and compute it once more in the backward; the same bits"
+    )
+    log_every: int = setting(1, "report a line every so many steps", unit="steps", at_least=1)
+    eval_every: int = setting(
+        0, "evaluate on held-out text every so many steps; 0: at the end only", unit="steps", at_least=0
+    )
+    eval_batches: int = setting(8, "global batches of one evaluation", at_least=1)
+    sample_tokens: int = setting(
+        0, "continue a prompt by so many tokens when the run ends; 0: do not", unit="tokens", at_least=0
+    )
+    sample_prompt: str = setting("def ", "the prompt that is continued")
+    timeout: float = setting(600.0, "a collective that takes longer ends the run", unit="seconds", above=0)
+    exit_duration: float | None = setting(
+        None,
+        "after so long the run saves and ends with exit code 75, to be started again with --resume",
+        unit="seconds",
+        above=0,
+        carried=False,
+    )
+    check_collectives: bool = setting(
+        False,
+        "compare each communication on all its ranks before it begins: slow, and says which rank hangs the others",
+        carried=False,
+    )
+    start_timeout: float = setting(120.0, "all ranks must have arrived within this time", unit="seconds", above=0)
+    threads: int | None = setting(
+        None,
+        "threads of one CPU operation; unset: OMP_NUM_THREADS, or the node's cores shared by its ranks",
+        at_least=1,
+        carried=False,
+    )
+    tf32: bool = setting(
+        False, "multiply fp32 matrices with factors rounded to TF32, 10 bits of mantissa: faster on GPUs from Ampere on"
+    )
+    deterministic: bool = setting(False, "allow only kernels that give the same bits each time")
+    log_level: Literal["debug", "info", "warning"] = setting(
+        "warning", "least severity that rank 0 writes to standard error; other ranks write warnings", carried=False
+    )
+    log_style: Literal["text", "json"] = setting(
+        "text", "standard error for people, or as one JSON object per message", carried=False
+    )
+    log_dir: str | None = setting(
+        None, "directory where every rank writes all its messages, to rank-<number>.jsonl", carried=False
+    )
+    tensorboard: bool = setting(True, "write TensorBoard files beside the JSON lines")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A whole run, as said by the user."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
+    nccl: NcclConfig = field(default_factory=NcclConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run: RunConfig = field(default_factory=RunConfig)

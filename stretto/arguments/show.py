@@ -1,0 +1,59 @@
+"""The resolved configuration with the source of each value: as a table to read, as a file to run again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import tomli_w
+
+from stretto.arguments.errors import as_text
+from stretto.arguments.record import follows
+from stretto.arguments.setting import Value
+from stretto.arguments.sources import Kind
+from stretto.arguments.tree import get, sections, settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from stretto.arguments.resolve import Resolved
+    from stretto.arguments.setting import Setting
+
+
+def table(resolved: Resolved) -> Table:
+    """A rich table of the settings that are not defaults, with the source of each."""
+    from rich.table import Table  # takes longer to import than a command line to parse
+
+    t = Table(box=None, show_header=False)
+    for name in ("setting", "value", "source"):
+        t.add_column(name, overflow="fold")
+    for path in settings():
+        source = resolved.sources[path]
+        if source.kind is not Kind.DEFAULT:
+            t.add_row(path, as_text(get(resolved.args, path)), str(source))
+    return t
+
+
+def as_toml(resolved: Resolved) -> str:
+    """A file that `--config` reads, with every value and where it came from.
+
+    Values that follow from others, or from the launcher, stand there as comments: a run of this file on
+    another number of processes derives them again.
+    """
+    lines = ["# The configuration of a run, and where each value came from."]
+    for section in sections():
+        lines += ["", f"[{section}]", *(_line(resolved, s) for s in settings().values() if s.section == section)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(resolved: Resolved, s: Setting) -> str:
+    value, source = get(resolved.args, s.path), resolved.sources[s.path]
+    if value is None:
+        return f"# {s.name} is unset  # {source}"
+    return f"{'# ' if follows(s, source) else ''}{entry(s, value)}  # {source}"
+
+
+def entry(s: Setting, value: Value) -> str:
+    """One line of TOML."""
+    if s.kind is dict:
+        return f"{s.name} = {{{as_text(value).replace('=', ' = ').replace(',', ', ') if value else ''}}}"
+    return f"{s.name} = {list(value)}" if isinstance(value, tuple) else tomli_w.dumps({s.name: value}).strip()

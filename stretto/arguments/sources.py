@@ -1,0 +1,42 @@
+"""Where a value comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Kind(IntEnum):
+    """Places that can set a value; the larger overrides the smaller."""
+
+    DEFAULT = 0
+    PRESET = 1
+    CHECKPOINT = 2
+    FILE = 3
+    ENVIRONMENT = 4
+    COMMAND_LINE = 5
+
+    DERIVED = -1  # computed from the others
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place and its name: a preset, a path, a variable, or the equation of a derived value."""
+
+    kind: Kind
+    name: str = ""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a value from here is a fact of the surroundings, which no setting changes."""
+        return self.kind is Kind.ENVIRONMENT
+
+    def __str__(self) -> str:
+        said = self.kind.name.lower().replace("_", " ")
+        if self.kind is Kind.DERIVED:
+            return f"{said}: {self.name}"
+        return f"{said} {self.name}".rstrip()
+
+
+DEFAULT = Source(Kind.DEFAULT)
+COMMAND_LINE = Source(Kind.COMMAND_LINE)

@@ -1,0 +1,158 @@
+"""Strict reading of one value: the type that the schema says, in the range that it says, or ValueError."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import TypeGuard, cast
+
+from stretto.arguments.setting import Setting, Value
+
+AUTO = "auto"
+"""How a file or a flag asks for the derived value, where something weaker set one."""
+
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def from_text(setting: Setting, text: str) -> Value:
+    """The value that a word of the command line stands for."""
+    if setting.optional and text == AUTO:
+        return None
+    return from_data(setting, _parse(setting, text))
+
+
+def from_data(setting: Setting, raw: object) -> Value:
+    """The value that an entry of a file or a checkpoint stands for; types are not bent into each other."""
+    if setting.optional and (raw is None or raw == AUTO):
+        return None
+    if setting.kind is tuple and isinstance(raw, (list, tuple)):
+        return _entries(setting, raw)
+    if setting.kind is dict and isinstance(raw, tuple):
+        raw = dict(raw)
+    if setting.kind is dict and isinstance(raw, Mapping):
+        return _pairs(setting, raw)
+    if setting.kind is float and _is_int(raw):
+        raw = float(raw) if abs(raw) <= sys.float_info.max else math.inf
+    if isinstance(raw, float) and not math.isfinite(raw):
+        raise ValueError(f"{raw} is not finite")
+    if type(raw) is not setting.kind:
+        raise ValueError(_unlike(setting, raw))
+    if setting.choices:
+        _check_choice(setting, str(raw))
+    if isinstance(raw, (int, float)) and setting.kind is not bool:
+        _check_range(setting, raw)
+    return cast(Value, raw)
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that looks most like this one, if any does."""
+    return next(iter(get_close_matches(word, known, n=1)), None)
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """A closing question with the nearest known word, or nothing."""
+    near = nearest(word, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+def repaired(setting: Setting, raw: object) -> Value:
+    """The legal value nearest to what was meant, for the hint that goes with a refusal."""
+    if setting.kind in (int, float) and isinstance(raw, (int, float, str)) and not isinstance(raw, bool):
+        try:
+            return _clamped(setting, float(raw))
+        except (ValueError, OverflowError):
+            return setting.default
+    if setting.kind is bool:
+        return {"yes": True, "on": True, "1": True, "no": False, "off": False, "0": False}.get(
+            str(raw).lower(), setting.default
+        )
+    if setting.choices and setting.kind is str and isinstance(raw, str):
+        return nearest(raw, setting.choices) or setting.default
+    return setting.default
+
+
+def _clamped(setting: Setting, x: float) -> Value:
+    bounds = setting.bounds
+    if bounds.at_least is not None and x < bounds.at_least:
+        x = bounds.at_least
+    if bounds.at_most is not None and x > bounds.at_most:
+        x = bounds.at_most
+    if not math.isfinite(x) or x not in bounds:  # an open bound has no nearest value
+        return setting.default
+    return round(x) if setting.kind is int else float(x)
+
+
+def _parse(setting: Setting, text: str) -> object:
+    """A word as data of the setting's kind where it looks like one, and as text where not."""
+    if setting.kind is bool:
+        return {"true": True, "false": False}.get(text, text)
+    if setting.kind is str:
+        return text
+    try:
+        if setting.kind is dict:
+            return {name: int(number) for name, _, number in _words(text, "=")}
+        if setting.kind is tuple:
+            return [setting.entry(entry) for entry, *_ in _words(text, "," if setting.entry is int else "=")]
+        return int(text) if setting.kind is int else float(text)
+    except ValueError:
+        return text
+
+
+def _words(text: str, within: str) -> list[tuple[str, str, str]]:
+    """The parts of a list, each parted once more; none of an empty text."""
+    return [part.partition(within) for part in text.split(",")] if text else []
+
+
+def _entries(setting: Setting, raw: Sequence[object]) -> tuple[int, ...] | tuple[str, ...]:
+    """The entries of a list, each of them held against the schema."""
+    if setting.entry is int and all(map(_is_int, raw)):
+        for number in cast(Sequence[int], raw):
+            _check_range(setting, number)
+    elif setting.entry is str and all(isinstance(name, str) for name in raw):
+        _check_names(setting, cast(Sequence[str], raw))
+    else:
+        raise ValueError(_unlike(setting, raw))
+    return cast("tuple[int, ...] | tuple[str, ...]", tuple(raw))
+
+
+def _pairs(setting: Setting, raw: Mapping[object, object]) -> tuple[tuple[str, int], ...]:
+    """The entries of a table, each of them held against the schema."""
+    if not all(isinstance(name, str) for name in raw) or not all(map(_is_int, raw.values())):
+        raise ValueError(_unlike(setting, raw))
+    pairs = cast(Mapping[str, int], raw)
+    _check_names(setting, [*pairs])
+    for number in pairs.values():
+        _check_range(setting, number)
+    return tuple(pairs.items())
+
+
+def _check_names(setting: Setting, names: Sequence[str]) -> None:
+    for name in names:
+        _check_choice(setting, name)
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} stands there more than once")
+
+
+def _check_choice(setting: Setting, name: str) -> None:
+    if name not in setting.choices:
+        raise ValueError(f"{name!r} is none of {', '.join(setting.choices)}{did_you_mean(name, setting.choices)}")
+
+
+def _is_int(x: object) -> TypeGuard[int]:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _check_range(setting: Setting, x: int | float) -> None:
+    if x not in setting.bounds:
+        raise ValueError(f"{x} is out of range, must be {setting.bounds}")
+
+
+def _unlike(setting: Setting, raw: object) -> str:
+    kinds = {bool: "a boolean", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
+    lists = {int: "a list of whole numbers", str: "a list of names"}
+    table = "a table of names, each with a whole number"
+    expected = lists[setting.entry] if setting.kind is tuple else _EXPECTED.get(setting.kind, table)
+    said = str(raw).lower() if isinstance(raw, bool) else repr(raw)
+    return f"{said} is {kinds.get(type(raw), type(raw).__name__)}, must be {expected}"

@@ -1,0 +1,46 @@
+"""`Batch`: the rows of one microbatch, the value that travels from the data to the model and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One microbatch of b sequences of s tokens; position i of a row is to predict `labels[:, i]`.
+
+    - `tokens` [b, s] int64: what the model reads.
+    - `labels` [b, s] int64: what comes next, already shifted by one.
+    - `loss_mask` [b, s] bool: which predictions count. Bool, so that its sum is an exact int64 count at
+      any size (an fp32 sum of ones stops at 2^24).
+    - `samples` [b] int64: the number of each row among all samples of the run, by which dropout knows it in
+      every layout; None is enough where nothing is dropped.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+    samples: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(t.shape) for t in (self.tokens, self.labels, self.loss_mask)]
+        if len(set(shapes)) != 1 or len(shapes[0]) != 2:
+            raise ValueError(f"tokens, labels and loss_mask must share one shape [b, s], got {shapes}")
+        if self.samples is not None and tuple(self.samples.shape) != shapes[0][:1]:
+            raise ValueError(f"samples must be [b] = [{shapes[0][0]}], one for each row: {list(self.samples.shape)}")
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`."""
+        return self._each(lambda t: t.to(device))
+
+    def rows(self, rows: slice) -> Batch:
+        """Some of its rows."""
+        return self._each(lambda t: t[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        samples = None if self.samples is None else change(self.samples)
+        return Batch(change(self.tokens), change(self.labels), change(self.loss_mask), samples)

@@ -1,0 +1,136 @@
+"""The directory of a run's checkpoints: names, the newest whole one, and what may be removed.
+
+A checkpoint is written in place and is none until its marker is there. To write a step again, the former
+checkpoint of that step moves aside first (`step-00000150.replaced`), and still counts until the new one
+is whole.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from stretto.checkpoint.agree import CheckpointError
+from stretto.checkpoint.marker import MARKER, inspect, sync_directory
+
+_NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A directory that looks like a newer checkpoint and is not a whole one."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest whole checkpoint, or None; and the newer ones passed over on the way to it."""
+
+    path: Path | None
+    skipped: tuple[Skipped, ...] = ()
+
+
+def step_path(directory: Path, step: int) -> Path:
+    """`<directory>/step-00000150`; sorts by step as text."""
+    return directory / f"step-{step:08d}"
+
+
+def latest_complete(directory: str | Path) -> Found:
+    """The newest whole checkpoint in `directory`, judged without reading tensors.
+
+    With several ranks, let one of them look and tell the others: two may see a shared disk differently.
+    """
+    skipped = []
+    for path in _newest_first(Path(directory)):
+        try:
+            inspect(path)
+        except CheckpointError as error:
+            skipped.append(Skipped(path, str(error)))
+        else:
+            return Found(path, tuple(skipped))
+    return Found(None, tuple(skipped))
+
+
+def prune(directory: str | Path, keep: int) -> tuple[Path, ...]:
+    """Keep the newest `keep` whole checkpoints; remove older ones, and unfinished ones older than the newest.
+
+    A checkpoint that was completed and is damaged now is left for a person to look at, and not counted. An
+    unfinished one newer than all whole ones is left too: it may be being written. Call it on one rank, after
+    `save`.
+
+    Returns:
+        What was removed.
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep}: at least the newest checkpoint must stay; use keep=1 or more")
+    steps: list[int] = []
+    removed = []
+    for path in _newest_first(Path(directory)):
+        step, finished = _step(path), (path / MARKER).exists()
+        if finished and _whole(path) and step not in steps and len(steps) < keep:
+            steps.append(step)
+        elif steps and (_whole(path) or not finished):
+            remove(path)
+            removed.append(path)
+    return tuple(removed)
+
+
+def prepare(path: Path) -> None:
+    """Have an empty directory to write into; a whole checkpoint of the same step moves aside."""
+    aside = _aside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and _whole(path):
+        remove(aside)
+        path.rename(aside)
+    remove(path)
+    path.mkdir()
+    sync_directory(path.parent)
+
+
+def settle(path: Path) -> None:
+    """The checkpoint in `path` is complete: the one that it replaces may go."""
+    remove(_aside(path))
+
+
+def abandon(path: Path) -> None:
+    """The save failed: free the space and put the former checkpoint of this step back."""
+    remove(path)
+    if _aside(path).exists():
+        _aside(path).rename(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, marker first: a removal that is cut short leaves no whole checkpoint behind."""
+    if path.exists():
+        (path / MARKER).unlink(missing_ok=True)
+        sync_directory(path)
+        shutil.rmtree(path)
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        return []
+    found = [p for p in directory.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)]
+    return sorted(found, key=lambda p: (-_step(p), p.name))  # of one step, the replaced one comes second
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + ".replaced")
+
+
+def _whole(path: Path) -> bool:
+    try:
+        inspect(path)
+    except CheckpointError:
+        return False
+    return True

@@ -1,0 +1,60 @@
+"""Read a checkpoint into live tensors, in whatever layout they lie now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint import state_dict_loader
+
+from stretto.checkpoint.agree import Peers
+from stretto.checkpoint.marker import inspect, read_extra
+from stretto.checkpoint.planner import SliceLoadPlanner
+from stretto.checkpoint.reader import SafeReader
+from stretto.checkpoint.save import quiet_when_alone
+from stretto.params import Slice
+from stretto.world import World
+
+
+def load(
+    path: str | Path,
+    slices: Sequence[Slice],
+    world: World,
+    *,
+    group: ProcessGroup | None = None,
+    prefixes: Sequence[str] = ("",),
+) -> dict[str, Any]:
+    """Fill every slice's tensor, bitwise, from the checkpoint `path`, and return its `extra`.
+
+    Ranks may be more or fewer than wrote it, and cut in any other way. Each reads only what it holds.
+
+    Args:
+        group: spans exactly the ranks of `world`; None is torch's default group. A world of one needs none.
+        prefixes: every tensor of the checkpoint whose name starts with one of them must be asked for by some
+            rank; others may be left unread. `("model/",)` loads weights alone.
+
+    Raises:
+        CheckpointError: on every rank. Files are missing or damaged (tensors untouched); or the tensors of
+            checkpoint and run differ in name, shape or type, all listed (tensors untouched); or a read failed
+            half-way (tensors undefined).
+    """
+    peers = Peers.of(world, group)
+    path = Path(path)
+    peers.require_same("checkpoints to load", str(path))
+    doing = f"loading {path}"
+    with peers.together(doing):
+        if peers.rank == 0:  # one rank looks at all files, for all: the others would look at the same
+            inspect(path)
+    with peers.together(doing):
+        extra = read_extra(path)
+    with peers.reported(doing), quiet_when_alone():
+        state_dict_loader.load(
+            {},
+            storage_reader=SafeReader(path),
+            planner=SliceLoadPlanner(slices, prefixes),
+            process_group=peers.group,
+            no_dist=peers.alone,
+        )
+    return extra

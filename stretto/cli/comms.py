@@ -1,0 +1,36 @@
+"""`stretto verify --comms`: what one training step sends, over which axis, beside what it should."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stretto.arguments import Resolved
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each worker does."""
+
+    resolved: Resolved
+
+    def __call__(self) -> int:
+        """Record a step and judge it; the first rank says what was found, all return its verdict."""
+        from rich.console import Console
+
+        from stretto.initialize import initialize
+        from stretto.initialize.group import largest
+        from stretto.report.communication import communication_table
+        from stretto.verify.comms import communication, record_step
+
+        args, layout = self.resolved.args, self.resolved.layout
+        wrong = False
+        with initialize(device=args.run.device, timeout=args.run.timeout) as world:
+            records = record_step(args, layout, world)
+            if world.rank == 0:
+                found = communication(args, layout, records)
+                wrong = not found.right
+                p, r = args.parallel, args.run
+                extra = ", sequence parallel" if p.sequence_parallel else ""
+                title = f"tp={p.tp} x pp={p.pp} x dp={p.dp}{extra}, {p.schedule}, {r.dtype} on {r.device}"
+                Console(highlight=False).print(communication_table(found, title))
+            return largest(world, int(wrong))

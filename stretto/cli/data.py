@@ -1,0 +1,76 @@
+"""`stretto data`: turn the text of a run into tokens beforehand, and say what is in it.
+
+It takes the words of `stretto train`, so that the same presets, files and flags name the same text.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from stretto.arguments import ConfigError, DataConfig, parse
+from stretto.data.baselines import baselines
+from stretto.data.corpus import Corpus
+from stretto.data.errors import DataError
+from stretto.data.prepare import Splits, prepare
+from stretto.data.tokenizer import load_tokenizer
+
+USAGE_ERROR = 2
+
+USAGE = """\
+usage: stretto data build [options]      tokenize a corpus into the cache, so that all ranks of a run find it there
+       stretto data inspect [options]    the same; then check every token, and measure what a model must beat
+
+The options are those of `stretto train`; --data, --tokenizer, --held-out and --cache matter."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `stretto data ...`; 0, or 2 when the configuration, the corpus or the cache cannot be used."""
+    verb, *rest = argv or ("",)
+    if verb not in ("build", "inspect"):
+        asked = verb in ("-h", "--help")
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else USAGE_ERROR
+    try:
+        config = parse(rest, command=f"stretto data {verb}").args.data
+        _run(config, Console(soft_wrap=True), inspect=verb == "inspect")
+    except (ConfigError, DataError) as error:
+        print(f"stretto data: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    return 0
+
+
+def _run(config: DataConfig, console: Console, *, inspect: bool) -> None:
+    begin = time.perf_counter()
+    corpus = Corpus.open(config.data)
+    splits = prepare(corpus, load_tokenizer(config.tokenizer), held_out=config.held_out, cache=config.cache)
+    console.print(f"{corpus.root}: {len(corpus.files)} files, ready in {time.perf_counter() - begin:.1f} s")
+    console.print(_table(splits))
+    console.print(f"cache: {splits.train.path.parent}")
+    if inspect:
+        _check(splits)
+        if config.held_out > 0:
+            measured = baselines(corpus, config.held_out)
+            console.print(f"held out, bits per byte: bigram {measured.bigram:.3f}, zlib {measured.zlib:.3f}")
+
+
+def _table(splits: Splits) -> Table:
+    table = Table("split", "documents", "bytes", "tokens", "bytes/token", "digest")
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for name, store in (("train", splits.train), ("held out", splits.held_out)):
+        head = store.header
+        sizes = (f"{head.documents:,}", f"{head.bytes:,}", f"{head.tokens:,}", f"{store.bytes_per_token:.2f}")
+        table.add_row(name, *sizes, head.digest[:12])
+    return table
+
+
+def _check(splits: Splits) -> None:
+    """Raise DataError when a store no longer holds the tokens that were written."""
+    for store in (splits.train, splits.held_out):
+        if not store.intact():
+            raise DataError(f"{store.path} is damaged: its tokens do not have the digest of its header; delete it")

@@ -1,0 +1,187 @@
+"""`stretto explain`: a run on one screen, from its arguments alone: no workers, no device, no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stretto.arguments import Arguments, ConfigError, Resolved, parse, table
+from stretto.cli.megatron import layer
+from stretto.data.errors import DataError
+from stretto.data.tokenizer import load_tokenizer
+from stretto.estimate import count_parameters, stage_layers
+from stretto.layout import Layout, Topology, warnings
+from stretto.schedule import Cost, schedule_for, simulate
+from stretto.schedule.draw import gantt
+
+USAGE_ERROR = 2
+
+_NODES = 4
+"""Nodes to list: the others go on in the same way."""
+
+_DRAWABLE = 400
+"""Actions that still can be told apart in a picture as wide as a terminal."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `stretto explain ...`; 0, or 2 when the settings are no valid run."""
+    words = [f"--config={w}" if i == 0 and w.endswith((".toml", ".yaml", ".yml")) else w for i, w in enumerate(argv)]
+    words = [word.replace("--world-size", "--nproc", 1) for word in words]
+    try:
+        resolved = _with_vocabulary(
+            parse(words, translate=layer, files=False, command="stretto explain [FILE] [--world-size N]")
+        )
+    except (ConfigError, DataError) as error:
+        print(f"stretto explain: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    show(resolved, Console())
+    return 0
+
+
+def show(resolved: Resolved, console: Console) -> None:
+    """Print layout, batch, stages, schedule, and every setting that is not a default with its source."""
+    args = resolved.args
+    for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args))):
+        console.print(Text(title, style="bold"))
+        for line in lines:
+            console.print(f"  {line}", highlight=False)
+    console.print(Text("stages", style="bold"))
+    console.print(_stages(resolved))
+    for line in _parameters(args):
+        console.print(f"  {line}", highlight=False)
+    console.print(Text("schedule", style="bold"))
+    console.print(Text("\n".join(f"  {line}" for line in _schedule(args, console.width - 2))), soft_wrap=True)
+    console.print(Text("settings", style="bold"))
+    console.print(table(resolved))
+
+
+def _with_vocabulary(resolved: Resolved) -> Resolved:
+    """The run with the tokenizer's number of entries filled in. Raises DataError when it cannot be read."""
+    args = resolved.args
+    if args.model.vocab is not None:
+        return resolved
+    vocab = load_tokenizer(args.data.tokenizer).vocab_size
+    return replace(resolved, args=replace(args, model=replace(args.model, vocab=vocab)))
+
+
+def _layout(resolved: Resolved) -> Iterator[str]:
+    layout, p, run = resolved.layout, resolved.args.parallel, resolved.args.run
+    sizes = " x ".join(f"{axis}={layout.size(axis)}" for axis in ("tp", "cp", "dp", "pp"))
+    also = ", sequence parallel" if p.sequence_parallel else ""
+    yield f"{sizes} = {layout.world} {run.device} ranks{also}, {run.dtype}"
+    for axis, what in (("tp", "share each matrix"), ("dp", "average gradients"), ("pp", "pass activations on")):
+        if layout.size(axis) > 1:
+            groups = layout.groups(axis)
+            shown = "; ".join(_ranks(group) for group in groups[:4])
+            yield f"{axis}: ranks that {what}: {shown}{'; ...' if len(groups) > 4 else ''}"
+    yield from _nodes(layout, Topology(p.gpus_per_node or layout.world))
+
+
+def _nodes(layout: Layout, topology: Topology) -> Iterator[str]:
+    """Who sits on which node, and what of that is slow."""
+    for node in range(min(topology.nodes(layout.world), _NODES)):
+        first = node * topology.gpus_per_node
+        ranks = range(first, min(first + topology.gpus_per_node, layout.world))
+        places = [layout.coords(rank) for rank in ranks]
+        axes = [axis for axis in ("tp", "cp", "dp", "pp") if layout.size(axis) > 1]
+        held = [f"{axis} {_span(sorted({place[axis] for place in places}))}" for axis in axes]
+        yield ", ".join([f"node {node}: rank{'s' * (len(ranks) > 1)} {_span(ranks)}", *held])
+    if (rest := topology.nodes(layout.world) - _NODES) > 0:
+        yield f"and so on, {rest} more"
+    for warning in warnings(layout, topology):
+        yield f"warning: {warning}"
+
+
+def _span(numbers: Sequence[int]) -> str:
+    """0-7 where none is left out, else a few by name."""
+    first, last = numbers[0], numbers[-1]
+    if first < last and last - first == len(numbers) - 1:
+        return f"{first}-{last}"
+    return _ranks(numbers)
+
+
+def _ranks(group: Sequence[int]) -> str:
+    """A few ranks by name, more by the first, the second and the last: groups are evenly spaced or nearly so."""
+    if len(group) <= 4:
+        return ",".join(map(str, group))
+    return f"{group[0]},{group[1]},..,{group[-1]}"
+
+
+def _batch(args: Arguments) -> Iterator[str]:
+    b, dp, steps = args.batch, args.parallel.dp or 1, args.run.steps
+    m, tokens = _microbatches(args), b.global_batch * b.seq_len
+    yield f"{b.global_batch} sequences = micro_batch {b.micro_batch} * dp {dp} * {m} microbatches"
+    yield f"{tokens:,} tokens a step = {b.global_batch} * seq_len {b.seq_len}"
+    yield f"{tokens * steps:,} tokens = {steps:,} steps * {tokens:,}"
+
+
+def _microbatches(args: Arguments) -> int:
+    return args.batch.global_batch // (args.batch.micro_batch * (args.parallel.dp or 1))
+
+
+def _stages(resolved: Resolved) -> Table:
+    args, layout = resolved.args, resolved.layout
+    rows = Table(box=None, pad_edge=True)
+    for name in ("stage", "layers", "also", "parameters", "per rank", "ranks"):
+        rows.add_column(name, justify="right" if name in ("parameters", "per rank") else "left")
+    parts, last = stage_layers(args), args.parallel.pp - 1
+    p = count_parameters(args.model, args.batch.seq_len)
+    for stage, layers in enumerate(parts):
+        head = p.final_norm + (p.embedding if args.model.tied and last else p.head)
+        size = len(layers) * p.layer + p.embedding * (stage == 0) + head * (stage == last)
+        also = [name for name, here in (("embedding", stage == 0), ("norm, head", stage == last)) if here]
+        first = layout.rank(pp=stage)
+        ranks = layout.group(first, "tp", "cp", "dp")
+        rows.add_row(
+            str(stage),
+            f"{layers[0]}..{layers[-1]}" if layers else "none",
+            ", ".join(also),
+            f"{size:,}",
+            f"~{size // args.parallel.tp:,}",
+            _ranks(ranks),
+        )
+    rows.add_section()
+    rows.add_row("model", str(args.model.layers), "", f"{p.total:,}", "", str(layout.world))
+    return rows
+
+
+def _parameters(args: Arguments) -> Iterator[str]:
+    """How the counts above come about. `test_cli_explain.py` computes these equations."""
+    m, p = args.model, count_parameters(args.model, args.batch.seq_len)
+    h, d, inner, biased = m.hidden, m.dim_per_head, m.dim_ffn, m.bias or m.qkv_bias
+    matrices = 3 if m.activation == "swiglu" else 2
+    norm, per_norm = (f"{h}", "hidden") if m.norm == "rms" else (f"2*{h}", "2*hidden")
+    named = [f"2*heads*head_dim*hidden + 2*kv_heads*head_dim*hidden + {matrices}*hidden*ffn + 2*{per_norm}"]
+    terms = [f"2*{m.heads}*{d}*{h} + 2*{m.num_kv_heads}*{d}*{h} + {matrices}*{h}*{inner} + 2*{norm}"]
+    if biased:
+        named.append("(heads + 2*kv_heads)*head_dim")
+        terms.append(f"({m.heads} + 2*{m.num_kv_heads})*{d}")
+    if m.bias:
+        named.append(f"2*hidden + {matrices - 1}*ffn")
+        terms.append(f"2*{h} + {matrices - 1}*{inner}")
+    if m.qk_norm:
+        named.append("2*head_dim")
+        terms.append(f"2*{d}")
+    yield f"a layer: {' + '.join(named)}"
+    yield f"       = {' + '.join(terms)} = {p.layer:,}"
+    learned = m.position == "learned"
+    places = (" + seq_len*hidden", f" + {args.batch.seq_len}*{h}") if learned else ("", "")
+    yield f"embedding: vocab*hidden{places[0]} = {m.vocab_size}*{h}{places[1]} = {p.embedding:,}"
+    head = "the embedding again" if m.tied else f"vocab*hidden = {m.vocab_size}*{h} = {p.head:,}"
+    yield f"head: {head}; norm: {per_norm} = {norm} = {p.final_norm:,}"
+
+
+def _schedule(args: Arguments, width: int) -> Iterator[str]:
+    p, m = args.parallel.pp, _microbatches(args)
+    layers = tuple(float(max(len(stage), 1)) for stage in stage_layers(args))
+    schedule = schedule_for(args.parallel.schedule, p, m)
+    ideal = f"(pp-1)/(m+pp-1) = {p - 1}/{m + p - 1} = {(p - 1) / (m + p - 1):.1%}"
+    yield f"{args.parallel.schedule}, {m} microbatches; bubble {ideal} if stages were equal"
+    if len(schedule.ranks) * m <= _DRAWABLE:
+        yield "with these layers, a backward taken as two forwards and messages as free:"
+        yield from gantt(simulate(schedule, Cost(stages=layers)), width=width).splitlines()

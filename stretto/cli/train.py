@@ -1,0 +1,44 @@
+"""`stretto train`: train a model, with workers of its own or those that a launcher has started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stretto.arguments import ConfigError, Record, parse
+from stretto.cli.megatron import layer
+from stretto.cli.refusal import refuse
+from stretto.initialize.environment import LaunchError, detect
+
+if TYPE_CHECKING:
+    from stretto.cli.resume import Resumed
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `stretto train ...`; 0, 2 when what it was given cannot be used, or 1 when the run failed."""
+    try:
+        launch = detect(os.environ)
+    except LaunchError as error:
+        print(f"stretto train: {error}", file=sys.stderr)
+        return 2
+    world = None if launch.source == "python" else launch.size
+    found: list[Resumed] = []
+
+    def resumed(out: str, required: bool) -> Record | None:
+        from stretto.cli.resume import newest  # loads torch
+
+        found.extend(newest(out, launch, required=required))
+        return found[0].record if found else None
+
+    try:
+        resolved = parse(argv, world_size=world, checkpoint=resumed, translate=partial(layer, tell=launch.rank == 0))
+        for each in found:
+            each.require_steps_ahead(resolved)
+    except ConfigError as error:
+        return refuse(error, launch)
+    from stretto.cli.training import run  # only now: what is wrong with the arguments is said before torch loads
+
+    return run(resolved, launch, found[0].path if found else None)

@@ -1,0 +1,236 @@
+"""What `stretto train` does once its arguments are valid: data, resume, workers, progress, the closing table."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from stretto.arguments import ConfigError, Resolved, Violation
+from stretto.checkpoint import latest_complete
+from stretto.cli.refusal import refuse
+from stretto.data.baselines import baselines
+from stretto.initialize import Launch, RendezvousError, initialize
+from stretto.initialize.environment import detect
+from stretto.initialize.group import largest
+from stretto.initialize.logs import logging_as
+from stretto.initialize.stop import StopFlag
+from stretto.initialize.timeline import Timeline
+from stretto.initialize.timeline import line as timeline_line
+from stretto.launch.local import run_local
+from stretto.layout import Topology, warnings
+from stretto.parallel_state import GroupCost, costs_line
+from stretto.report.header import header
+from stretto.report.progress import LiveProgress
+from stretto.report.summary import sample_panel, summary
+from stretto.train.agree import USAGE_ERRORS
+from stretto.train.directory import Paths, occupied
+from stretto.train.loop import DivergedError
+from stretto.train.record import Everyone, JsonLines, Listener, TensorBoard
+from stretto.train.run import Outcome, Text, load_whole, train, with_vocabulary
+from stretto.train.sample import sample
+from stretto.world import World
+
+
+def run(resolved: Resolved, launch: Launch, resume: Path | None) -> int:
+    """Train in this process, or in workers that it starts, perhaps on from a checkpoint; the exit code."""
+    alone = launch.source == "python"
+    # Its clock starts here: a job's time runs while the text is read, too. Where a launcher started this rank, the
+    # terminal may send it the Ctrl-C that its launcher passes on as well.
+    stop = StopFlag(after=resolved.args.run.exit_duration, impatient=alone)
+    try:
+        _require_devices(resolved)
+        text = Text.open(resolved.args)
+        resolved = with_vocabulary(resolved, text.tokenizer)
+    except USAGE_ERRORS as error:
+        return refuse(error, launch)
+    work = Work(resolved, text, resume, stop)
+    nproc = resolved.args.run.nproc or 1
+    return run_local(nproc, work) if alone and nproc > 1 else work()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each worker does: train, and on rank 0 tell of it."""
+
+    resolved: Resolved
+    text: Text
+    resume: Path | None
+    stop: StopFlag
+
+    def __call__(self) -> int:
+        """The exit code of this worker."""
+        launch = detect(os.environ)
+        with self._logging(launch) as log:
+            log.info("%s", launch)
+            try:
+                timeline = Timeline()
+                with self._initialized(timeline) as world:
+                    ended = self._train(world, timeline)
+            except RendezvousError as error:
+                return refuse(error, launch, code=1)
+            except Exception:
+                log.debug("this rank failed", exc_info=True)  # whoever ends it shows it on the console
+                raise
+        if isinstance(ended, int):
+            return ended
+        outcome, code = ended
+        if launch.rank == 0:
+            self._conclude(outcome, code)  # the others have left: nobody waits
+        return code
+
+    def _logging(self, launch: Launch) -> AbstractContextManager[logging.Logger]:
+        run = self.resolved.args.run
+        return logging_as(
+            launch.rank,
+            style=run.log_style,
+            level=logging.getLevelNamesMapping()[run.log_level.upper()],
+            directory=Path(run.log_dir).expanduser() if run.log_dir else None,
+        )
+
+    def _initialized(self, timeline: Timeline) -> AbstractContextManager[World]:
+        run = self.resolved.args.run
+        return initialize(
+            device=run.device,
+            timeout=run.timeout,
+            start_timeout=run.start_timeout,
+            threads=run.threads,
+            deterministic=run.deterministic,
+            tf32=run.tf32,
+            timeline=timeline,
+        )
+
+    def _train(self, world: World, timeline: Timeline) -> tuple[Outcome, int] | int:
+        """How the run ended, and the exit code; of what is told here, without traceback, the exit code alone.
+
+        All ranks agree on either.
+        """
+        console = Console()
+        try:
+            with ExitStack() as stack, self.stop:
+                begin = partial(self._begin, world, timeline, console, stack)
+                stop = Told(self.stop, console if world.rank == 0 else None)
+                outcome = train(
+                    self.resolved, world, self.text, begin, resume=self.resume, stop=stop, timeline=timeline
+                )
+                return outcome, 0 if outcome.finished else _agreed(self.stop, world)
+        except USAGE_ERRORS as error:
+            problem, code = f"{error}", 2
+        except DivergedError as error:
+            problem, code = f"{error}{self._after_divergence()}", 1
+        if world.rank == 0:
+            print(f"stretto train: {problem}", file=sys.stderr, flush=True)
+        return code
+
+    def _begin(
+        self,
+        world: World,
+        timeline: Timeline,
+        console: Console,
+        stack: ExitStack,
+        after: int,
+        costs: Sequence[GroupCost],
+    ) -> Listener:
+        """On rank 0: take the directory of the run, say what runs and how long the start took, and listen."""
+        took = ", ".join(f"{name} {taken:.1f} s" for name, taken in timeline.seconds.items())
+        logging.getLogger(__name__).info("start-up: %s", took, extra={"seconds": timeline.seconds})
+        phases = timeline.gather(world)
+        if phases is None:
+            return Everyone([])
+        args = self.resolved.args
+        paths = Paths.of(args)
+        aside = stack.enter_context(occupied(self.resolved, resume=self.resume is not None))
+        about = header(args, self.text, resume=self.resume, after=after, aside=aside)
+        for line in (timeline_line(phases), costs_line(costs)):
+            about.add_row(*escape(line).split(" ", 1))
+        layout = self.resolved.layout
+        for warning in warnings(layout, Topology(args.parallel.gpus_per_node or layout.world)):
+            about.add_row("warning", escape(warning))
+        console.print(about)
+        lines = JsonLines(paths.metrics, after=after)
+        live = LiveProgress(console, steps=args.run.steps, after=after, log_every=args.run.log_every)
+        board = [TensorBoard(paths.tensorboard, last=lines.last)] if args.run.tensorboard else []
+        return Everyone([lines, live, *board])
+
+    def _conclude(self, outcome: Outcome, code: int) -> None:
+        """How to go on; or, after the last step, how the model goes on from the prompt, and the table."""
+        console = Console()
+        if not outcome.finished:
+            same = self.resume or self.resolved.args.checkpoint.auto_resume
+            again = "the same command" if same else "the same command and --resume"
+            steps = self.resolved.args.run.steps
+            asks = f"; exit code {code} asks for that" if code else ""
+            console.print(f"stopped at step {outcome.step} of {steps}; go on with {again}{asks}", highlight=False)
+            return
+        args = self.resolved.args
+        checkpoint = latest_complete(Paths.of(args).checkpoints).path
+        assert checkpoint is not None  # a run ends by saving one
+        if args.run.sample_tokens:
+            prompt, tokenizer = args.run.sample_prompt, self.text.tokenizer
+            tokens = sample(
+                load_whole(args, checkpoint, World.single(args.run.device)).stages[0],
+                [*tokenizer.encode(prompt).tolist()] or [tokenizer.eod],
+                args.run.sample_tokens,
+                context=args.batch.seq_len,
+                vocab=tokenizer.vocab_size,
+                seed=args.run.seed,
+            )
+            console.print(sample_panel(prompt, tokenizer.decode(np.array(tokens, dtype=np.int64))))
+        beside = baselines(self.text.corpus, args.data.held_out) if args.data.held_out else None
+        console.print(summary(args, checkpoint, beside))
+
+    def _after_divergence(self) -> str:
+        """What there is to go on from."""
+        found = latest_complete(Paths.of(self.resolved.args).checkpoints).path
+        if found is None:
+            return (
+                "\n  no checkpoint was saved before it: begin anew with a lower --lr or --clip-grad, and save on the "
+                "way with --save-every"
+            )
+        return (
+            f"\n  {found} is from before it: go on from there with --resume and a lower --lr or --clip-grad; should it "
+            "diverge again, remove that checkpoint and --resume takes the one before"
+        )
+
+
+def _require_devices(resolved: Resolved) -> None:
+    """Raise ConfigError when there is no GPU at all; counting them leaves them untouched, so workers may still fork."""
+    if resolved.args.run.device == "cuda" and not torch.cuda.device_count():
+        problem = f"run.device=cuda, but torch {torch.__version__} sees no CUDA device on this machine"
+        raise ConfigError([Violation("device_exists", ("run.device",), problem, fixes=({"run.device": "cpu"},))])
+
+
+@dataclass
+class Told:
+    """A flag that says once why it is up, to whoever watches."""
+
+    flag: StopFlag
+    console: Console | None
+    said: bool = False
+
+    def __call__(self) -> bool:
+        up = self.flag()
+        if up and not self.said:
+            text = f"{self.flag.reason}: stopping after this step, then saving"
+            logging.getLogger(__name__).info(text)
+            if self.console is not None:
+                self.console.print(text, highlight=False)
+        self.said |= up
+        return up
+
+
+def _agreed(stop: StopFlag, world: World) -> int:
+    """The exit code of a run that was stopped, on all ranks: `REQUEUE`, unless some rank was ordered to leave."""
+    ordered = largest(world, int(stop.ordered))
+    asked = largest(world, stop.exit_code)
+    return 0 if ordered else asked

@@ -1,0 +1,138 @@
+"""`stretto verify`: prove that a layout gives what one process gives, or another layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from stretto.arguments import ConfigError, Resolved, parse
+from stretto.arguments.elsewhere import judged_in, layout_of
+from stretto.cli.refusal import refuse
+from stretto.data.errors import DataError
+from stretto.initialize.environment import LaunchError, detect
+from stretto.layout import Layout
+
+USAGE_ERROR = 2
+
+OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
+    "--against": ("LAYOUT", "what to compare with, as in tp=2,pp=2; by default one process"),
+    "--updates": ("K", "optimizer steps to compare (2): the second begins from weights that the first has changed"),
+    "--json": ("FILE", "write every difference, and the verdict, to a file"),
+    "--comms": ("", "compare what a training step sends, axis by axis, with what it should, and rank with rank"),
+}
+"""What `verify` takes beside the settings of a run."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `stretto verify ...`, which takes the words of `stretto train` too: 0 equal, 1 different, 2 a wrong word."""
+    if {"-h", "--help"} & set(argv):
+        print("what to compare:", *(f"  {f + ' ' + v:<18} {what}" for f, (v, what) in OPTIONS.items()), "", sep="\n")
+    try:
+        launch = detect(os.environ)
+    except LaunchError as error:
+        print(f"stretto verify: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    alone = launch.source == "python"
+    try:
+        own, rest = take([word for word in argv if word != "--comms"])
+        resolved = parse(rest, world_size=None if alone else launch.size, files=False, command="stretto verify")
+        resolved = _with_vocabulary(resolved)
+        work = _recorded(own, resolved) if "--comms" in argv else _work(own, resolved)
+    except (ConfigError, DataError, ValueError) as error:
+        return refuse(error, launch, command="stretto verify")
+    from stretto.launch.local import run_local
+
+    nproc = resolved.args.run.nproc or 1
+    return run_local(nproc, work) if alone and nproc > 1 else work()
+
+
+def take(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of `verify`, as `--name value` or `--name=value`, and the other words.
+
+    Raises ValueError for one without its value.
+    """
+    own: dict[str, str] = {}
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag not in OPTIONS:
+            rest.append(word)
+        elif text := value if equals else next(words, ""):
+            own[flag] = text
+        else:
+            raise ValueError(f"{flag} lacks its value: {flag} {OPTIONS[flag][0]}")
+    return own, rest
+
+
+def _recorded(own: Mapping[str, str], resolved: Resolved) -> Callable[[], int]:
+    """A step whose communications are recorded. Raises ValueError for options that would have no effect."""
+    from stretto.cli.comms import Work as Recorded
+
+    if own:
+        raise ValueError(f"{', '.join(own)}: no effect with --comms, which compares with no other run")
+    return Recorded(resolved)
+
+
+def _work(own: Mapping[str, str], resolved: Resolved) -> Work:
+    """Both layouts, judged. Raises ConfigError or ValueError for one that cannot be."""
+    updates, twin = own.get("--updates", "2"), layout_of(own.get("--against", ""))
+    if not updates.isdecimal() or int(updates) < 1:
+        raise ValueError(f"--updates {updates}: how many steps? At least 1")
+    if twin.world > resolved.layout.world:
+        raise ValueError(
+            f"--against {own['--against']} has {twin.world} ranks, the run {resolved.layout.world}: exchange the two, "
+            "or compare with a layout of no more ranks"
+        )
+    try:
+        judged_in(resolved.args, twin)
+    except ConfigError as error:
+        raise ConfigError(
+            [
+                replace(v, problem=f"--against {own.get('--against', 'one process')}: {v.problem}")
+                for v in error.violations
+            ]
+        ) from None
+    return Work(resolved, twin, int(updates), Path(own["--json"]) if "--json" in own else None)
+
+
+def _with_vocabulary(resolved: Resolved) -> Resolved:
+    """The run with the tokenizer's number of entries filled in. Raises DataError when it cannot be read."""
+    if resolved.args.model.vocab is not None:
+        return resolved
+    from stretto.data.tokenizer import load_tokenizer
+
+    vocab = load_tokenizer(resolved.args.data.tokenizer).vocab_size
+    return replace(resolved, args=replace(resolved.args, model=replace(resolved.args.model, vocab=vocab)))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each worker does."""
+
+    resolved: Resolved
+    twin: Layout
+    updates: int
+    json: Path | None
+
+    def __call__(self) -> int:
+        """Compare; the first rank says what was found."""
+        from rich.console import Console
+
+        from stretto.initialize import initialize
+        from stretto.report.comparison import as_data, comparison
+        from stretto.verify import against_twin
+
+        args, layout = self.resolved.args, self.resolved.layout
+        with initialize(device=args.run.device, timeout=args.run.timeout) as world:
+            found = against_twin(args, layout, world, twin=self.twin, steps=self.updates)
+        if world.rank == 0:
+            Console(highlight=False).print(comparison(found, args, self.twin))
+            if self.json is not None:
+                self.json.write_text(json.dumps(as_data(found, args, self.twin), indent=1) + "\n")
+        return 0 if found.equal else 1

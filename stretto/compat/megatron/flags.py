@@ -1,0 +1,164 @@
+"""Megatron-LM's flags: what each is here. Flags that need arithmetic are in `translate.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from stretto.arguments.setting import Value
+
+DEFAULTS: Final[Mapping[str, Value]] = MappingProxyType(
+    {
+        "model.norm": "layer",
+        "model.bias": True,
+        "model.tied": True,
+        "model.dropout": 0.1,
+        "optimizer.min_lr": 0.0,
+        "optimizer.warmup_steps": 0,
+        "optimizer.weight_decay": 0.01,
+        "optimizer.beta2": 0.999,
+        "run.device": "cuda",
+        "run.log_every": 100,
+        "run.eval_every": 1000,
+        "run.eval_batches": 100,
+    }
+)
+"""What a script that does not say otherwise gets from Megatron-LM, where Stretto's default is another."""
+
+SAME: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "--num-layers": "model.layers",
+        "--hidden-size": "model.hidden",
+        "--num-attention-heads": "model.heads",
+        "--kv-channels": "model.head_dim",
+        "--vocab-size": "model.vocab",
+        "--norm-epsilon": "model.norm_eps",
+        "--init-method-std": "model.init_std",
+        "--hidden-dropout": "model.dropout",
+        "--tensor-model-parallel-size": "parallel.tp",
+        "--pipeline-model-parallel-size": "parallel.pp",
+        "--context-parallel-size": "parallel.cp",
+        "--expert-model-parallel-size": "parallel.ep",
+        "--expert-tensor-parallel-size": "parallel.etp",
+        "--seq-length": "batch.seq_len",
+        "--micro-batch-size": "batch.micro_batch",
+        "--global-batch-size": "batch.global_batch",
+        "--lr": "optimizer.lr",
+        "--min-lr": "optimizer.min_lr",
+        "--weight-decay": "optimizer.weight_decay",
+        "--adam-beta1": "optimizer.beta1",
+        "--adam-beta2": "optimizer.beta2",
+        "--adam-eps": "optimizer.eps",
+        "--clip-grad": "optimizer.clip_grad",
+        "--seed": "run.seed",
+        "--log-interval": "run.log_every",
+        "--eval-interval": "run.eval_every",
+        "--eval-iters": "run.eval_batches",
+        "--save": "checkpoint.out",
+        "--save-interval": "checkpoint.save_every",
+    }
+)
+"""Flags whose value goes over as it stands."""
+
+SWITCHES: Final[Mapping[str, tuple[str, Value]]] = MappingProxyType(
+    {
+        "--disable-bias-linear": ("model.bias", False),
+        "--add-qkv-bias": ("model.qkv_bias", True),
+        "--untie-embeddings-and-output-weights": ("model.tied", False),
+        "--qk-layernorm": ("model.qk_norm", True),
+        "--bf16": ("run.dtype", "bf16"),
+        "--deterministic-mode": ("run.deterministic", True),
+        "--use-tp-pp-dp-mapping": ("parallel.order", "tp-cp-ep-pp-dp"),
+    }
+)
+"""Flags without a value, and what each sets."""
+
+_LAUNCHER = "belongs to the launcher: torchrun, srun and mpirun are understood"
+_KERNELS = "chooses among implementations of the same arithmetic; there is one here"
+_ALWAYS = "is always so here"
+_BLOCKS = "each block is computed again by itself, with the same numbers"
+_LOGS = "metrics always go to metrics.jsonl and TensorBoard files in the directory of the run"
+
+MOOT: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port"), _LAUNCHER),
+        **dict.fromkeys(("--distributed-backend", "--local-rank", "--rdzv-backend", "--rdzv-endpoint"), _LAUNCHER),
+        **dict.fromkeys(("--transformer-impl", "--use-mcore-models", "--attention-backend"), _KERNELS),
+        **dict.fromkeys(("--use-flash-attn", "--no-masked-softmax-fusion", "--no-bias-gelu-fusion"), _KERNELS),
+        **dict.fromkeys(("--no-bias-swiglu-fusion", "--no-bias-dropout-fusion", "--no-rope-fusion"), _KERNELS),
+        **dict.fromkeys(("--no-gradient-accumulation-fusion", "--cross-entropy-loss-fusion"), _KERNELS),
+        **dict.fromkeys(("--no-persist-layer-norm", "--bias-swiglu-fusion", "--use-legacy-models"), _KERNELS),
+        **dict.fromkeys(("--attention-softmax-in-fp32", "--no-create-attention-mask-in-dataloader"), _KERNELS),
+        **dict.fromkeys(("--num-workers", "--no-mmap-bin-files", "--data-cache-path", "--dataloader-type"), _KERNELS),
+        **dict.fromkeys(("--tensorboard-dir", "--log-throughput", "--tensorboard-queue-size"), _LOGS),
+        **dict.fromkeys(("--log-timers-to-tensorboard", "--log-params-norm", "--log-num-zeros-in-grad"), _LOGS),
+        **dict.fromkeys(("--wandb-project", "--wandb-exp-name", "--wandb-save-dir", "--log-progress"), _LOGS),
+        **dict.fromkeys(("--overlap-grad-reduce", "--calculate-per-token-loss"), _ALWAYS),
+        **dict.fromkeys(("--accumulate-allreduce-grads-in-fp32", "--use-checkpoint-opt_param-scheduler"), _ALWAYS),
+        **dict.fromkeys(("--recompute-method", "--recompute-num-layers"), _BLOCKS),
+        "--max-position-embeddings": "positions reach as far as seq_len",
+        "--make-vocab-size-divisible-by": "the vocabulary need not divide, and checkpoints hold it unpadded",
+        "--no-position-embedding": "goes with rotary positions, which have no table",
+        "--apply-layernorm-1p": "a gain that is stored less one gets the same updates: neither is decayed",
+        "--ckpt-format": "checkpoints are torch.distributed.checkpoint's",
+        "--exit-signal-handler": "SIGTERM always leads to a save and an end that all ranks agree on",
+        "--manual-gc": "is about Python's garbage collector, not about the run",
+        "--manual-gc-interval": "is about Python's garbage collector, not about the run",
+        "--empty-unused-memory-level": "the allocator keeps its memory",
+        "--override-opt_param-scheduler": "the command line is always stronger than a checkpoint",
+    }
+)
+"""Flags that change nothing here, and why."""
+
+_DATA = "name text with --data: a directory of files, or a .jsonl"
+_TOKENIZER = "name a tokenizer.json with --tokenizer"
+
+BY_HAND: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("--data-path", "--train-data-path", "--valid-data-path", "--mock-data"), _DATA),
+        **dict.fromkeys(("--tokenizer-type", "--tokenizer-model", "--vocab-file", "--merge-file"), _TOKENIZER),
+        "--tiktoken-pattern": _TOKENIZER,
+        "--nccl-communicator-config-path": "say --min-ctas and --max-ctas, by axis",
+        "--load": "say --resume once the directory of the run has a checkpoint",
+    }
+)
+"""Flags that name files, and what to say instead."""
+
+_EXPERTS = "there are no expert layers yet"
+_MEMORY = "say --recompute-granularity full: every block is computed again, or nothing is"
+_SHARDED = "optimizer state is not sharded yet"
+_FP8 = "fp8 is not available; bf16 is"
+
+MISSING: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("--num-experts", "--moe-router-topk", "--moe-grouped-gemm"), _EXPERTS),
+        **dict.fromkeys(("--moe-router-load-balancing-type", "--moe-aux-loss-coeff"), _EXPERTS),
+        **dict.fromkeys(("--moe-token-dispatcher-type", "--moe-ffn-hidden-size"), _EXPERTS),
+        **dict.fromkeys(("--moe-expert-capacity-factor", "--moe-permute-fusion"), _EXPERTS),
+        **dict.fromkeys(("--recompute-activations", "--recompute-modules"), _MEMORY),
+        **dict.fromkeys(("--use-distributed-optimizer", "--overlap-param-gather"), _SHARDED),
+        **dict.fromkeys(("--fp8-format", "--fp8-amax-history-len", "--fp8-amax-compute-algo"), _FP8),
+        "--fp8-param-gather": _FP8,
+        "--fp16": "fp16 with loss scaling is not available; bf16 needs no scaling",
+        "--num-layers-per-virtual-pipeline-stage": "there is no interleaved schedule yet",
+        "--num-virtual-stages-per-pipeline-rank": "there is no interleaved schedule yet",
+        "--rampup-batch-size": "the global batch has one size for the whole run",
+        "--openai-gelu": "GELU is the exact one",
+        "--squared-relu": "the activations are swiglu and gelu",
+        "--grad-reduce-in-bf16": "gradients are reduced in fp32",
+        "--decoupled-lr": "all parameters have one learning rate",
+        "--decoupled-min-lr": "all parameters have one learning rate",
+        "--tp-comm-overlap": "tensor-parallel communication is not overlapped yet",
+        "--no-load-optim": "a checkpoint is loaded whole",
+        "--no-load-rng": "a checkpoint is loaded whole",
+        "--finetune": "a run begins anew or goes on from its own checkpoint",
+        "--exit-interval": "a run ends after its steps, or when it is told to by a signal",
+        "--start-weight-decay": "weight decay is constant",
+        "--end-weight-decay": "weight decay is constant",
+        "--profile": "there is no profiler switch",
+        "--profile-step-start": "there is no profiler switch",
+        "--profile-step-end": "there is no profiler switch",
+    }
+)
+"""Flags for what Stretto does not do: refused, since a run without them would be another one."""

@@ -1,0 +1,50 @@
+"""The reference page of Megatron-LM's flags, from the tables that translate them.
+
+python -m stretto.compat.megatron.reference docs/reference
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from stretto.arguments.errors import as_text
+from stretto.compat.megatron.flags import BY_HAND, DEFAULTS, MISSING, MOOT, SAME, SWITCHES
+from stretto.compat.megatron.translate import COMPUTED
+
+PAGE = "megatron.md"
+
+_INTRODUCTION = """\
+# Coming from Megatron-LM
+
+Made by `python -m stretto.compat.megatron.reference docs/reference`; do not edit.
+
+`stretto convert args run.sh --out run.toml` reads the flags in a launch script and writes the settings of the same run;
+`stretto train --config run.toml` then trains it. `stretto train --megatron FLAGS...` does both at once; settings of
+Stretto's own, as in `--nproc 8`, go before `--megatron` and are stronger. Flags that are in none of these
+tables are refused.
+"""
+
+
+def page() -> str:
+    """Every flag that is known, and what it is here, as Markdown."""
+    return "\n".join(_page()) + "\n"
+
+
+def _page() -> Iterator[str]:
+    yield _INTRODUCTION
+    yield from ("| flag | here |", "| --- | --- |")
+    yield from (f"| `{flag}` | `{path}` |" for flag, path in SAME.items())
+    yield from (f"| `{flag}` | `{path} = {as_text(value)}` |" for flag, (path, value) in SWITCHES.items())
+    read = dict.fromkeys(flag for flags in COMPUTED.values() for flag in flags)
+    yield from ("", "## Translated with some arithmetic", "", ", ".join(f"`{flag}`" for flag in read))
+    yield from ("", "## What a script leaves unsaid", "", "| setting | Megatron-LM's default |", "| --- | --- |")
+    yield from (f"| `{path}` | {as_text(value)} |" for path, value in DEFAULTS.items())
+    for title, flags in (("Changes nothing here", MOOT), ("To be said by hand", BY_HAND), ("Refused", MISSING)):
+        yield from ("", f"## {title}", "", "| flag | reason |", "| --- | --- |")
+        yield from (f"| `{flag}` | {reason} |" for flag, reason in flags.items())
+
+
+if __name__ == "__main__":
+    (Path(sys.argv[1]) / PAGE).write_text(page(), encoding="utf-8")

@@ -1,0 +1,5 @@
+"""The one exception of this room."""
+
+
+class DataError(ValueError):
+    """Text, tokenizer or token store that cannot be used; the message has the numbers and a way out."""

@@ -1,0 +1,125 @@
+"""Plain data parallelism: every rank holds whole parameters, and gradients are summed in buckets.
+
+It answers the three verbs of the schedule. `reduce(stage)` is all that makes overlap: it stands before the stage's
+last backward, and from then on each bucket leaves as its last gradient arrives.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor, nn
+
+from stretto.distributed.bucket import Bucket, fill_buckets
+from stretto.distributed.partial import sum_partial_gradients
+from stretto.parallel_state import ParallelState
+from stretto.params import Declared, collect
+
+
+class DataParallel:
+    """The weights of this rank's stages: buckets, and the hooks that fill them.
+
+    `stages` maps the number of each stage on this rank to its module. Raises ValueError for undeclared parameters.
+    """
+
+    def __init__(self, stages: Mapping[int, nn.Module], state: ParallelState, *, bucket_mb: float = 25.0) -> None:
+        self.state = state
+        self.declared: tuple[Declared, ...] = ()
+        self.buckets: dict[int, list[Bucket]] = {}
+        for stage, module in stages.items():
+            declared = collect(module)
+            axis_of = {d.replicas: state.axis(*d.replicas) for d in declared}
+            self.declared += declared
+            self.buckets[stage] = fill_buckets(declared, axis_of, int(bucket_mb * 2**20))
+        self._home = {item.param: b for b in self.all_buckets for item in b.items}
+        self._unsent: deque[Bucket] = deque()
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
+            for p in self._home
+        ]
+
+    @property
+    def all_buckets(self) -> list[Bucket]:
+        """The buckets of every stage on this rank."""
+        return [bucket for buckets in self.buckets.values() for bucket in buckets]
+
+    def unshard(self, stage: int) -> None:
+        """Nothing to do: parameters are whole."""
+
+    def reshard(self, stage: int) -> None:
+        """Nothing to do: parameters stay whole."""
+
+    def reduce(self, stage: int) -> None:
+        """The next backward of the stage is its last of this step: buckets leave as they fill."""
+        for bucket in self.buckets[stage]:
+            bucket.arm()
+            self._unsent.append(bucket)
+
+    def finish(self) -> None:
+        """Wait for the reductions, then sum what replicated parameters hold parts of. Gradients are whole after it.
+
+        A bucket that did not fill in the last backward, or was never armed, leaves only now: right, but not
+        overlapped. Raises RuntimeError naming parameters that got no gradient in the whole step.
+        """
+        missing = [name for bucket in self.all_buckets for name in bucket.missing]
+        if missing:
+            raise RuntimeError(
+                f"no gradient reached {', '.join(missing)}: the loss does not depend on them; "
+                "remove them from the module or use them in its forward"
+            )
+        for bucket in dict.fromkeys((*self._unsent, *self.all_buckets)):
+            if not bucket.sent:
+                bucket.send()
+        self._unsent.clear()
+        for bucket in self.all_buckets:
+            bucket.wait()
+        sum_partial_gradients(self.declared, self.grad, self.state)
+
+    def grad(self, param: nn.Parameter) -> Tensor:
+        """The accumulated gradient of a stored parameter."""
+        bucket = self._home[param]
+        return bucket.view(bucket.grads, param)
+
+    def bucket_of(self, param: nn.Parameter) -> Bucket:
+        """Where a stored parameter lies."""
+        return self._home[param]
+
+    def zero(self) -> None:
+        """Begin a step."""
+        self._unsent.clear()
+        for bucket in self.all_buckets:
+            bucket.zero()
+
+    def scale(self, factor: Tensor) -> None:
+        """Multiply every gradient by `factor` []."""
+        for bucket in self.all_buckets:
+            bucket.grads.mul_(factor.to(bucket.grads.dtype))
+
+    def position(self, axes: Sequence[str] = ("tp", "cp", "dp", "embed")) -> dict[str, int]:
+        """This rank's place on the axes along which parameters may be repeated."""
+        return {name: self.state.axis(name).rank for name in axes}
+
+    def close(self) -> None:
+        """Take the hooks off the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _arrived(self, param: nn.Parameter) -> None:
+        """Take a gradient; send what is full, in the one order that all ranks share.
+
+        Ranks whose graphs differ fill their buckets in different orders, and sums of different buckets must not meet.
+        """
+        self._home[param].add(param)
+        while self._unsent and self._unsent[0].full:
+            self._unsent.popleft().send()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,82 @@
+"""Which failure is the cause? When one rank fails, those that wait for it fail too, and often say so sooner."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch.distributed as dist
+
+from stretto.traffic import CollectiveError, PeerStoppedError
+
+_PEER_IS_GONE = re.compile(
+    r"connection (closed|reset|refused|was )|broken pipe|remote process (exited|has terminated)"
+    r"|(read|write|socket|send|recv).{0,20}error|nccl.*(abort|remote|peer|unhandled)|timed out|timeout",
+    re.IGNORECASE,
+)
+
+_BACK_END = re.compile(r"gloo|nccl|c10d", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception as it travels from the rank that raised it to whoever reports it."""
+
+    rank: int
+    summary: str
+    """The exception in one line."""
+    text: str
+    """The whole traceback."""
+    consequence: bool
+    """Whether it says that another rank is gone."""
+    finding: bool = False
+    """Whether it says what each rank did, which is better to know than how the first one ended."""
+    pickled: bytes = b""
+    """The exception itself; empty when it cannot be pickled."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it arose on its rank, and not in talking to others: then no table of calls explains it better."""
+        return not self.consequence and not self.finding and not _BACK_END.search(self.summary)
+
+    @classmethod
+    def of(cls, rank: int, error: BaseException) -> Failure:
+        """Describe an exception that this rank has caught."""
+        summary = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
+        try:
+            pickled = pickle.dumps(error)
+            pickle.loads(pickled)
+        except Exception:  # noqa: BLE001  # whatever a class does in pickling
+            pickled = b""
+        text = "".join(traceback.format_exception(type(error), error, _user_frames(error.__traceback__)))
+        return cls(rank, summary, text, is_consequence(error), isinstance(error, CollectiveError), pickled)
+
+
+class PeerFailedError(RuntimeError):
+    """Another rank failed, and this one could not go on without it; the message ends with its traceback."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+    def __str__(self) -> str:
+        return f"rank {self.failure.rank} failed, and this rank cannot go on without it.\n{self.failure.text}"
+
+
+def is_consequence(error: BaseException) -> bool:
+    """Whether an exception says no more than that a peer is gone or does not answer."""
+    return isinstance(error, (PeerFailedError, PeerStoppedError)) or (
+        isinstance(error, (dist.DistError, RuntimeError, OSError)) and bool(_PEER_IS_GONE.search(str(error)))
+    )
+
+
+def _user_frames(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from the first frame on that is not of starting and leading a process."""
+    here = trace
+    while here is not None and Path(here.tb_frame.f_code.co_filename).parent.name in ("initialize", "launch"):
+        here = here.tb_next
+    return here or trace

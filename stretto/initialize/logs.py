@@ -1,0 +1,90 @@
+"""One logger for a run: rank 0 on the console, every rank in a file on request, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+NAME = "stretto"
+
+KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""Attributes that every record has; the others are what the caller said with `extra=`."""
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, rank, logger, message, and what the caller gave as `extra`."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self._rank = rank
+
+    def format(self, record: logging.LogRecord) -> str:
+        extra = {name: value for name, value in vars(record).items() if name not in KNOWN}
+        entry = {
+            "time": round(record.created, 6),
+            "level": record.levelname.lower(),
+            "rank": self._rank,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **extra,
+        }
+        if record.exc_info:
+            entry["error"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+@contextmanager
+def logging_as(
+    rank: int,
+    *,
+    style: Literal["text", "json"] = "text",
+    level: int = logging.INFO,
+    directory: Path | None = None,
+) -> Iterator[logging.Logger]:
+    """Within, the `stretto` logger speaks for this rank; yields it.
+
+    Rank 0 writes to standard error, coloured on a terminal; other ranks only what is a warning or worse, with their
+    number. With `directory` every rank also writes everything to `rank-<number>.jsonl` there.
+    """
+    logger = logging.getLogger(NAME)
+    handlers: list[logging.Handler] = [_console(rank, style)]
+    handlers[0].setLevel(level if rank == 0 else max(level, logging.WARNING))
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(directory / f"rank-{rank:05d}.jsonl", encoding="utf-8")
+        file.setFormatter(JsonFormatter(rank))
+        handlers.append(file)
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.DEBUG if directory is not None else level)
+    logger.propagate = False
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+def _console(rank: int, style: Literal["text", "json"]) -> logging.Handler:
+    if style == "json":
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonFormatter(rank))
+        return handler
+    rich = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False, markup=False)
+    if rank != 0:
+        rich.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s"))
+    else:
+        rich.setFormatter(logging.Formatter("%(message)s"))
+    return rich

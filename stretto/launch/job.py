@@ -1,0 +1,33 @@
+"""What a cluster must know of a job, in words of no particular cluster; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+WARNING_SECONDS = 120
+"""How long before its end a job is warned, to save and leave; a save must fit in."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run as a job of a cluster."""
+
+    nodes: int = 1
+    gpus_per_node: int = 8
+    """Also the number of ranks on each node."""
+    name: str = "stretto"
+    train: Annotated[tuple[str, ...], tyro.conf.Suppress] = field(default=())
+    """Options of `stretto train`."""
+
+    def __post_init__(self) -> None:
+        for what, value in (("nodes", self.nodes), ("gpus_per_node", self.gpus_per_node)):
+            if value < 1:
+                raise ValueError(f"{what}={value}: at least 1")
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the whole job."""
+        return self.nodes * self.gpus_per_node

@@ -1,0 +1,119 @@
+"""Run a function as N ranks on this machine, by forking: torch is imported once, not N times.
+
+Workers see the variables that torchrun sets, so there is one path into a world. Each is in a process group of
+its own: Ctrl-C reaches this process alone, and is passed on once.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from stretto.initialize.stop import REQUEUE
+from stretto.initialize.stores import serve_on
+from stretto.launch.worker import PASSED_ON, Worker, fork
+
+POLL_SECONDS = 0.02
+
+# Parts of `grace` after the first failure: most ranks end by themselves, as their collectives break.
+TERM_AT, KILL_AT = 0.25, 0.6
+
+
+def run_local(nproc: int, target: Callable[[], int], *, grace: float = 15.0) -> int:
+    """Run `target` in `nproc` forked workers; 0 when all return 0, else the exit code of the first cause.
+
+    SIGINT, SIGTERM and SIGUSR1 are passed on, for the workers to end in agreement; a second SIGINT kills them.
+    When a worker fails, all others have ended within `grace` seconds, and its traceback is printed last.
+
+    Call it before torch has computed anything in this process, and from its main thread.
+    """
+    if nproc < 1:
+        raise ValueError(f"nproc={nproc}: at least one worker")
+    listener = socket.create_server(("127.0.0.1", 0), backlog=max(nproc, 128))
+    environment = _environment(nproc, listener.getsockname()[1])
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until someone is there to take them
+    try:
+        workers = [fork(rank, environment, listener, target) for rank in range(nproc)]
+        store = serve_on(listener)
+        with _passing_on(workers):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+            _wait(workers, grace)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+    del store  # it served until the last worker had ended
+    return _conclude(workers)
+
+
+def _environment(nproc: int, port: int) -> dict[str, str]:
+    """What all workers share of torchrun's variables: this process serves the store, as its agent does."""
+    return {
+        "STRETTO_LAUNCHER": "stretto",
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+
+
+@contextmanager
+def _passing_on(workers: list[Worker]) -> Iterator[None]:
+    interrupts = 0
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        for worker in workers:
+            worker.send(signal.SIGKILL if interrupts > 1 else number)
+
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(workers: list[Worker], grace: float) -> None:
+    """Until all have ended; after a first failure the others are made to."""
+    running = list(workers)
+    failed_at: float | None = None
+    steps = [(TERM_AT * grace, signal.SIGTERM), (KILL_AT * grace, signal.SIGKILL)]
+    while running:
+        for worker in list(running):
+            if worker.take_end(len(workers) - len(running)):
+                running.remove(worker)
+                if worker.code not in (0, REQUEUE) and failed_at is None:
+                    failed_at = time.monotonic()
+        if failed_at is not None and steps and time.monotonic() > failed_at + steps[0][0]:
+            number = steps.pop(0)[1]
+            for worker in running:
+                worker.send(number)
+        time.sleep(POLL_SECONDS)
+
+
+def _conclude(workers: list[Worker]) -> int:
+    """Say what happened, the cause last; the exit code of the whole."""
+    failed = sorted((w for w in workers if w.code), key=Worker.severity)
+    if not failed:
+        return 0
+    cause = failed[0]
+    if not all(w.stopped for w in failed) and (cause.failure or len({w.code for w in workers}) > 1):
+        endings: dict[str, list[str]] = {}
+        for worker in sorted(failed[1:], key=lambda w: w.rank):
+            endings.setdefault(worker.ending(), []).append(str(worker.rank))
+        for ending, ranks in endings.items():
+            print(f"rank {', '.join(ranks)}: {ending}", file=sys.stderr)
+        how = f"failed:\n{cause.failure.text}" if cause.failure else f"{cause.ending()}\n"
+        print(f"\nRank {cause.rank} of {len(workers)} {how}", end="", file=sys.stderr, flush=True)
+    # What others saw of a rank that was killed explains more, but the exit code is that rank's.
+    code = next((w.code for w in failed if w.killed), cause.code) or 0
+    return 128 - code if code < 0 else code

@@ -1,0 +1,144 @@
+"""A decoder-only transformer, whole or the part of it that one pipeline stage holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stretto.arguments.schema import ModelConfig
+from stretto.batch import Batch
+from stretto.models.block import Block, norm
+from stretto.models.rope import rotation
+from stretto.params import Init, ParamSpec
+from stretto.tensor_parallel import (
+    Build,
+    Dropout,
+    VocabParallelEmbedding,
+    VocabParallelHead,
+    declare_on,
+    replicated,
+    vocab_spec,
+)
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """What a stage is called with: the rows, and by what their summed loss is divided.
+
+    `count` [] is the number of valid tokens in the whole global batch, over all microbatches and data-parallel
+    ranks; dividing by it here is why gradients of microbatches and ranks simply add up.
+    """
+
+    batch: Batch
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class StagePart:
+    """What of the model lies on a stage: global numbers of its layers, and whether it is an end."""
+
+    layers: range
+    first: bool
+    last: bool
+
+    @classmethod
+    def whole(cls, config: ModelConfig) -> StagePart:
+        """All of it."""
+        return cls(range(config.layers), first=True, last=True)
+
+
+class Transformer(nn.Module):
+    """Called as `module(x, microbatch)`.
+
+    x is the activation [s(/t), b, h] from the stage before, None on the first stage; the result is the activation
+    for the next stage, or on the last stage the loss []. Names are those of the Hugging Face Llama, with global
+    layer numbers. With `recompute` of the activations only what enters each block is kept for the backward, which
+    computes the rest once more: the same bits, for a third more work.
+    """
+
+    def __init__(
+        self, config: ModelConfig, part: StagePart, build: Build, *, seq_len: int, recompute: bool = False
+    ) -> None:
+        super().__init__()
+        self.model = Trunk(config, part, build, seq_len=seq_len, recompute=recompute)
+        if part.last:
+            embedding = self.model.embed_tokens if config.tied else None
+            name = "model.embed_tokens.weight" if config.tied else ""
+            self.lm_head = VocabParallelHead(
+                _vocab(config, name), build, weight=None if embedding is None else embedding.weight
+            )
+
+    def forward(self, x: Tensor | None, microbatch: Microbatch) -> Tensor:
+        batch = microbatch.batch
+        x = self.model(x, batch.tokens, batch.samples)
+        if not self.model.last:
+            return x
+        loss = self.lm_head.loss(x, batch.labels)  # [s, b]
+        return (loss * batch.loss_mask.t()).sum() / microbatch.count
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Next-token logits [s, b, V/t] of tokens [b, s]; the model must be whole."""
+        logits: Tensor = self.lm_head(self.model(None, tokens))
+        return logits
+
+
+class Trunk(nn.Module):
+    """Embedding, blocks and final norm, as far as they lie on this stage."""
+
+    def __init__(self, config: ModelConfig, part: StagePart, build: Build, *, seq_len: int, recompute: bool) -> None:
+        super().__init__()
+        self.config, self.last, self.recompute = config, part.last, recompute
+        learned = part.first and config.position == "learned"
+        self.embed_tokens = VocabParallelEmbedding(_vocab(config), build) if part.first else None
+        self.embed_positions = Positions(config, build, seq_len) if learned else None
+        self.dropout = Dropout(config.dropout, "model.embed_tokens", build) if part.first else None
+        self.layers = nn.ModuleDict({str(n): Block(config, build, f"model.layers.{n}") for n in part.layers})
+        self.norm = norm(config, build) if part.last else None
+
+    def forward(self, x: Tensor | None, tokens: Tensor, samples: Tensor | None = None) -> Tensor:
+        if self.embed_tokens is not None:
+            x = self.embed_tokens(tokens)
+        if self.embed_positions is not None:
+            x = self.embed_positions(x)
+        if x is None:
+            raise ValueError("this stage does not hold the embedding: it must be called with an activation")
+        if self.dropout is not None:
+            x = self.dropout(x, samples)
+        turn = self._rotation(tokens.shape[1], x)
+        for block in self.layers.values():
+            if self.recompute:  # no state of a generator to restore: masks are functions of places
+                x = checkpoint(block, x, turn, samples, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, turn, samples)
+        return x if self.norm is None else self.norm(x)
+
+    def _rotation(self, seq_len: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        c = self.config
+        if c.position != "rope":
+            return None
+        return rotation(seq_len, c.dim_per_head, c.rope_base, dtype=like.dtype, device=like.device)
+
+
+class Positions(nn.Module):
+    """Learned position embeddings, added to [s(/t), b, h]. Raises ValueError for more positions than were learned."""
+
+    def __init__(self, config: ModelConfig, build: Build, seq_len: int) -> None:
+        super().__init__()
+        sp = build.sequence_parallel
+        self.rank, self.size = (build.tp.rank, build.tp.size) if sp else (0, 1)
+        init = Init(std=config.init_std)
+        spec = replicated((seq_len, config.hidden), init, sequence_parallel=sp, weight_decay=True)
+        self.weight = declare_on(self, "weight", spec, build)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, learned = x.shape[0], self.weight.shape[0]
+        if n * self.size > learned:
+            raise ValueError(f"{n * self.size} tokens, but positions were learned for {learned}")
+        return x + self.weight[self.rank * n : (self.rank + 1) * n, None, :]
+
+
+def _vocab(config: ModelConfig, name: str = "") -> ParamSpec:
+    init = Init(std=config.init_std)
+    return vocab_spec(config.vocab_size, config.hidden, init, tied=config.tied, name=name)

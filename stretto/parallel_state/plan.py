@@ -1,0 +1,121 @@
+"""Which groups a rank belongs to, in the one order in which every rank creates them. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from stretto.layout import Layout
+
+Axes = tuple[str, ...]
+"""Axes together, as `("dp", "cp")`. `("pp:up",)` is the axis pp on the channel `up`, a communicator of its own."""
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """What may differ between the groups of one state.
+
+    `timeout` is in seconds; None is that of the state. `backend` is for tensors on the world's device; None is
+    that of the world. The others are for NCCL: `high_priority` runs the kernels of the group on a stream of high
+    priority; `min_ctas` and `max_ctas` bound the thread blocks, and so the share of the GPU, of one kernel; `cpu`
+    gives the group Gloo beside NCCL, for CPU tensors.
+    """
+
+    timeout: float | None = None
+    backend: Literal["nccl", "gloo"] | None = None
+    high_priority: bool = False
+    min_ctas: int | None = None
+    max_ctas: int | None = None
+    cpu: bool = False
+
+    def require_effect(self, name: str, backend: str, device: str) -> None:
+        """Raise ValueError unless all that is said here for the axis `name` has an effect.
+
+        `backend` is what the world uses for its kind of `device`.
+        """
+        used = self.backend or backend
+        if used not in ("nccl", "gloo") or (used == "nccl" and device != "cuda"):
+            raise ValueError(f"{name}: backend={used!r} for tensors on {device}; choose 'gloo', or 'nccl' on cuda")
+        idle = [option for option in ("high_priority", "min_ctas", "max_ctas", "cpu") if getattr(self, option)]
+        if used != "nccl" and idle:
+            raise ValueError(f"{name}: {', '.join(idle)} would have no effect on {used}; leave it out, or use nccl")
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """One group of a rank: all axes that use it, its ranks in the layout, ascending, and its options."""
+
+    axes: tuple[Axes, ...]
+    ranks: tuple[int, ...]
+    options: GroupOptions = GroupOptions()
+
+    def __str__(self) -> str:
+        """Its name in logs and flight recordings, after its first axes: `tp[0-7]`, `dp-cp[0,8,..56]`."""
+        first, last, size = self.ranks[0], self.ranks[-1], len(self.ranks)
+        if last - first == size - 1:
+            span = f"{first}-{last}"
+        elif size <= 4:
+            span = ",".join(map(str, self.ranks))
+        else:
+            span = f"{first},{self.ranks[1]},..{last}"
+        return f"{'-'.join(self.axes[0])}[{span}]"
+
+
+def default_axes(layout: Layout) -> tuple[Axes, ...]:
+    """The axes and combinations that a training step asks for; levels and experts where there are any.
+
+    Messages to earlier stages have the channel `up`: NCCL works off what is on one communicator in order, so a
+    gradient would wait behind an activation whose sender is late. Messages to later stages may share theirs with
+    the collectives over the same ranks, which all come when the last of these has long been used.
+    """
+    levels = tuple((axis,) for axis in layout.dense.levels if "." in axis)
+    dense: tuple[Axes, ...] = (
+        ("tp",),
+        ("dp",),
+        ("pp",),
+        ("pp:up",),
+        ("cp",),
+        *levels,
+        ("dp", "cp"),
+        ("tp", "pp"),
+        ("pp", "dp", "cp"),
+        ("embed",),
+        ("tp", "cp", "dp", "pp"),
+    )
+    if "dp.0" in layout.axes:
+        dense = (*dense, ("dp.0", "cp"))
+    if not layout.has_experts:
+        return dense
+    replicas = tuple((axis,) for axis in ("edp.0", "edp.1") if axis in layout.axes and "dp.0" in layout.axes)
+    return (*dense, ("etp",), ("ep",), ("edp",), *replicas, ("etp", "ep"), ("etp", "ep", "pp"))
+
+
+def plan(
+    layout: Layout,
+    rank: int,
+    axes: Iterable[Axes],
+    options: Mapping[frozenset[str], GroupOptions] | None = None,
+) -> tuple[PlannedGroup, ...]:
+    """The groups of more than one rank that `rank` is a member of, in the order in which `axes` need them.
+
+    Axes with the same ranks, options and channel share a group. No rank can wait for another in a circle: all ranks
+    go through `axes` in the same order, the groups of one entry are disjoint, and whether an entry repeats an
+    earlier set of ranks is the same for all ranks in that set.
+    """
+    users: dict[tuple[tuple[int, ...], GroupOptions, frozenset[str]], list[Axes]] = {}
+    for names in axes:
+        ranks = layout.group(rank, *geometric(names))
+        if len(ranks) > 1:
+            chosen = (options or {}).get(frozenset(names), GroupOptions())
+            users.setdefault((ranks, chosen, _channels(names)), []).append(names)
+    return tuple(PlannedGroup(tuple(names), ranks, chosen) for (ranks, chosen, _), names in users.items())
+
+
+def geometric(names: Axes) -> Axes:
+    """The axes of the layout, without channels."""
+    return tuple(name.partition(":")[0] for name in names)
+
+
+def _channels(names: Axes) -> frozenset[str]:
+    return frozenset(channel for name in names if (channel := name.partition(":")[2]))

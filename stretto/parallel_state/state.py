@@ -1,0 +1,241 @@
+"""`ParallelState`: a layout and this rank's process groups, as one immutable object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+from torch.distributed import PrefixStore, ProcessGroup, Store  # type: ignore[attr-defined]
+
+from stretto.layout import Layout
+from stretto.parallel_state.agree import agree, meet
+from stretto.parallel_state.create import GroupCost, abort_groups, back_end, create_group, destroy_groups, fake_group
+from stretto.parallel_state.plan import Axes, GroupOptions, PlannedGroup, default_axes, geometric, plan
+from stretto.world import Axis, Watch, World
+
+DEFAULT_TIMEOUT = 600.0
+"""Seconds that a collective may take."""
+
+MEET_TIMEOUT = 60.0
+"""Seconds, at most, that ranks wait for each other before they create groups."""
+
+
+class Watcher(Protocol):
+    """Hears of all that this rank communicates over the groups of a state: see `stretto.traffic`."""
+
+    def attach(self, world: World, store: Store) -> None:
+        """The groups are about to be created; `store`, shared by all ranks, is for the watchers alone."""
+
+    def group(self, name: str, axis: str, ranks: tuple[int, ...]) -> Watch:
+        """What the axes over one group will carry; `axis` is the first of them, `ranks` are those of the layout."""
+
+    def close(self) -> None:
+        """The groups are about to be destroyed in good order."""
+
+    def failed(self, error: BaseException) -> None:
+        """The groups are about to be left because of `error`."""
+
+    def left(self, error: BaseException) -> None:
+        """They are gone; may raise an exception that says more in place of `error`."""
+
+
+class ParallelState:
+    """What one rank needs to know of a layout in order to talk to its peers.
+
+    It holds this rank's own groups of more than one rank, each set of ranks once. It does not change after
+    `build`; several may live in one process. Use it in a `with`, or `close` it: then its groups are gone.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        world: World,
+        axes: Iterable[Axes],
+        groups: Mapping[PlannedGroup, ProcessGroup],
+        costs: Iterable[GroupCost] = (),
+        watcher: Watcher | None = None,
+    ) -> None:
+        """Made by `build` or `inspect`: `groups` are this rank's, as planned for `axes`."""
+        self._watcher = watcher
+        self._layout = layout
+        self._world = world
+        self._costs = tuple(costs)
+        self._groups = list(groups.values())
+        self._axes = {frozenset(names): Axis.single("-".join(names), world.rank) for names in axes}
+        for planned, group in groups.items():
+            place = planned.ranks.index(world.rank)
+            name = "-".join(planned.axes[0])
+            watch = None if watcher is None else watcher.group(str(planned), name, planned.ranks)
+            for names in planned.axes:
+                self._axes[frozenset(names)] = Axis("-".join(names), place, planned.ranks, group, watch)
+
+    @classmethod
+    def build(
+        cls,
+        layout: Layout,
+        world: World,
+        *,
+        timeout: float | None = None,
+        axes: Iterable[Axes] | None = None,
+        options: Mapping[str, GroupOptions] | None = None,
+        watcher: Watcher | None = None,
+    ) -> Self:
+        """Create this rank's groups. All ranks of the world call this together, with the same arguments.
+
+        Args:
+            layout: must have as many ranks as the world.
+            world: where this process is; a world of one rank needs no process group and no store.
+            timeout: seconds that a collective of these groups may take; None: 600.
+            axes: the axes and combinations that `axis` will be asked for; None: `default_axes(layout)`. After a
+                colon an axis may name a channel, as in `("pp:up",)`: it shares no group with other channels.
+            options: for the groups of some axes, as `{"tp": ..., "dp-cp": ...}`.
+            watcher: is told of each communication over the groups right before it is issued.
+
+        Raises:
+            ValueError: the layout does not fit the world, or an axis is unknown or has options but no group, or
+                an option would have no effect on this world's back end.
+            RuntimeError: on all ranks, the ranks do not agree on what to create, or some did not come.
+        """
+        if layout.world != world.size:
+            raise ValueError(
+                f"the layout {layout} has {layout.world} ranks, the world has {world.size}: start "
+                f"{layout.world} processes, or choose sizes whose product is {world.size}"
+            )
+        declared, chosen = _declare(layout, axes, options)
+        limit = DEFAULT_TIMEOUT if timeout is None else timeout
+        planned = plan(layout, world.rank, declared, chosen)
+        if world.size == 1:
+            return cls(layout, world, declared, {})
+        for names, said in chosen.items():
+            said.require_effect("-".join(sorted(names)), back_end(world), world.device.type)
+        meeting = meet(world)
+        agree(meeting.store, world, _text(layout, world, declared, chosen, limit), min(limit, MEET_TIMEOUT))
+        groups: dict[PlannedGroup, ProcessGroup] = {}
+        costs = []
+        if watcher is not None:
+            watcher.attach(world, PrefixStore("watch", meeting.store))
+        try:
+            for each in planned:
+                seconds = timedelta(seconds=each.options.timeout or limit)
+                name, store = f"{each}@{meeting.name}", PrefixStore(f"{each}/", meeting.store)
+                groups[each], cost = create_group(world, each, name, store, seconds)
+                costs.append(cost)
+        except BaseException:
+            abort_groups(list(groups.values()))
+            raise
+        return cls(layout, world, declared, groups, costs, watcher)
+
+    @classmethod
+    def inspect(cls, layout: Layout, rank: int, *, axes: Iterable[Axes] | None = None) -> Self:
+        """The state of any rank of any layout, in this process alone.
+
+        Its groups pretend: a collective returns at once and leaves whatever was in its output. Nothing else
+        of torch is touched, and no process group needs to exist.
+        """
+        declared, _ = _declare(layout, axes, None)
+        ranks = tuple(range(layout.world))
+        world = World(rank, layout.world, 0, 1, torch.device("cpu"), "fake", ranks, source="inspect")
+        groups = {each: fake_group(each, rank) for each in plan(layout, rank, declared)}
+        return cls(layout, world, declared, groups)
+
+    @property
+    def layout(self) -> Layout:
+        """The geometry."""
+        return self._layout
+
+    @property
+    def world(self) -> World:
+        """The ranks, and this process among them."""
+        return self._world
+
+    @property
+    def coords(self) -> dict[str, int]:
+        """This rank's coordinate on every axis."""
+        return self._layout.coords(self._world.rank)
+
+    @property
+    def costs(self) -> tuple[GroupCost, ...]:
+        """What each group took to create, in the order of creation."""
+        return self._costs
+
+    def axis(self, *names: str) -> Axis:
+        """The communicator along an axis, or along several together, in any order of their names.
+
+        Raises:
+            ValueError: no such axis.
+            LookupError: a combination that was not declared to `build`. (A group cannot be created on
+                demand: its members would all have to ask at the same time.)
+        """
+        found = self._axes.get(frozenset(names))
+        if found is None:
+            self._layout.size(*geometric(names))
+            have = ", ".join(axis.name for axis in self._axes.values())
+            raise LookupError(
+                f"no group was declared for {'-'.join(names)}; this state has {have or 'none: it is closed'}. "
+                f"Declare it: ParallelState.build(..., axes=(*default_axes(layout), {names!r}))"
+            )
+        return found
+
+    def __iter__(self) -> Iterator[Axis]:
+        return iter(self._axes.values())
+
+    def close(self) -> None:
+        """Destroy the groups. Safe to call twice; axes handed out before are dead afterwards."""
+        try:
+            if self._watcher is not None and self._groups:
+                self._watcher.close()
+        except BaseException:
+            abort_groups(self._forget())
+            raise
+        destroy_groups(self._forget())
+
+    def _forget(self) -> tuple[ProcessGroup, ...]:
+        groups = tuple(self._groups)
+        self._axes.clear()
+        self._groups.clear()
+        return groups
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            watcher = self._watcher if self._groups else None
+            if watcher is not None:
+                watcher.failed(error)
+            abort_groups(self._forget())
+            if watcher is not None:
+                watcher.left(error)
+
+
+def _declare(
+    layout: Layout, axes: Iterable[Axes] | None, options: Mapping[str, GroupOptions] | None
+) -> tuple[tuple[Axes, ...], dict[frozenset[str], GroupOptions]]:
+    """The axes, each combination once, and the options by axes; both checked."""
+    declared = {frozenset(names): names for names in (default_axes(layout) if axes is None else axes)}
+    chosen = {frozenset(name.split("-")): value for name, value in (options or {}).items()}
+    for names in chosen:
+        if names not in declared:
+            have = ", ".join("-".join(each) for each in declared.values())
+            raise ValueError(f"options for {'-'.join(sorted(names))}, which is none of the axes: {have}")
+    return tuple(declared.values()), chosen
+
+
+def _text(
+    layout: Layout,
+    world: World,
+    axes: tuple[Axes, ...],
+    options: Mapping[frozenset[str], GroupOptions],
+    timeout: float,
+) -> str:
+    """All that the list of groups follows from; the ranks compare it."""
+    said = [f"{layout} on {world.backend}, {timeout:g} s, groups " + " ".join(map("-".join, axes))]
+    said += [f"{'-'.join(names)}: {options[frozenset(names)]}" for names in axes if frozenset(names) in options]
+    return "; ".join(said)

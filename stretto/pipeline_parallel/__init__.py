@@ -1,0 +1,17 @@
+"""Pipeline parallel: one rank's part of a program, played over its stages.
+
+    stage = Stage(1, module, TensorMeta((512, 4, 768), torch.bfloat16))
+    executor = Executor(lower(one_f_one_b(2, 8)), axis.rank, {1: stage}, Link(axis, device), OwnWeights())
+    loss = executor.step(microbatches)             # gradients are in the parameters' .grad
+
+`Stage` runs a module forward and back and keeps what lies between; `Link` carries tensors between ranks;
+`Executor` dispatches the actions of a schedule, which alone says what happens when.
+"""
+
+from stretto.pipeline_parallel.executor import Executor, LeftoverError, OwnWeights, Weights
+from stretto.pipeline_parallel.later import Later
+from stretto.pipeline_parallel.link import Link, Message
+from stretto.pipeline_parallel.meta import TensorMeta
+from stretto.pipeline_parallel.stage import Stage
+
+__all__ = ["Executor", "Later", "LeftoverError", "Link", "Message", "OwnWeights", "Stage", "TensorMeta", "Weights"]

@@ -1,0 +1,179 @@
+"""One interpreter for every schedule: a table from op to method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from stretto.pipeline_parallel.link import Link, Message
+from stretto.pipeline_parallel.meta import TensorMeta
+from stretto.pipeline_parallel.stage import Stage
+from stretto.schedule import Action, Op, Schedule
+
+
+class Weights(Protocol):
+    """What the executor asks of data parallelism."""
+
+    def unshard(self, stage: int) -> None:
+        """Make the stage's parameters whole: at once, or on their way until its module is called."""
+
+    def reshard(self, stage: int) -> None:
+        """Let go of the stage's whole parameters, if they are sharded."""
+
+    def reduce(self, stage: int) -> None:
+        """The next backward of the stage is the step's last: send its buckets as they fill."""
+
+
+class OwnWeights:
+    """Weights of a pipeline without data parallelism: always whole, and their gradients are this rank's."""
+
+    def unshard(self, stage: int) -> None:
+        """Nothing to do."""
+
+    def reshard(self, stage: int) -> None:
+        """Nothing to do."""
+
+    def reduce(self, stage: int) -> None:
+        """Nothing to do."""
+
+
+class LeftoverError(RuntimeError):
+    """The program ended, but something that it made was never used. The message names each."""
+
+
+class Executor:
+    """Runs the actions of pipeline rank `rank` in a lowered program, step after step.
+
+    `stages` are this rank's stages by number. Whoever wants no gradients runs a program of forwards under
+    `torch.no_grad()`. Raises ValueError if the stages are not those that the program places here.
+    """
+
+    def __init__(self, program: Schedule, rank: int, stages: Mapping[int, Stage], link: Link, weights: Weights) -> None:
+        here = {stage for stage, holder in enumerate(program.placement) if holder == rank}
+        if set(stages) != here:
+            raise ValueError(f"pipeline rank {rank} holds stages {sorted(here)}, but was given {sorted(stages)}")
+        self.program = program
+        self.rank = rank
+        self.stages = stages
+        self.link = link
+        self._last = program.num_stages - 1
+        # What enters stage s for microbatch mb stands at (s, mb): activations going down the stages, gradients
+        # going up, whether they come from another rank or from a stage here, and also while they wait for the
+        # message that takes them away.
+        self._activations: dict[tuple[int, int], Message] = {}
+        self._gradients: dict[tuple[int, int], Message] = {}
+        self._first_step = True  # in which every message is announced, and the announcement checked
+        self._microbatches: Sequence[Any] = ()
+        self._loss = torch.zeros((), device=link.device)
+        self._run: dict[Op, Callable[[Action], None]] = {
+            Op.F: self._forward,
+            Op.B: self._backward,
+            Op.I: self._backward_input,
+            Op.W: lambda a: stages[a.stage].backward_weight(a.mb),
+            Op.SEND_F: self._send_forward,
+            Op.RECV_F: self._recv_forward,
+            Op.SEND_B: self._send_backward,
+            Op.RECV_B: self._recv_backward,
+            Op.UNSHARD: lambda a: weights.unshard(a.stage),
+            Op.RESHARD: lambda a: weights.reshard(a.stage),
+            Op.REDUCE: lambda a: weights.reduce(a.stage),
+        }
+
+    def step(self, microbatches: Sequence[Any]) -> Tensor:
+        """Run the program once; the microbatches are handed to the modules as they are.
+
+        Returns the detached sum of the losses (in fp32 or wider) on the rank of the last stage, a zero on the
+        others. An exception carries a note that names the action. Raises ValueError if there are not as many
+        microbatches as the program has or if neighbouring stages disagree on what passes between them,
+        LeftoverError if the program does not use all that it makes.
+        """
+        if len(microbatches) != self.program.num_microbatches:
+            raise ValueError(f"{len(microbatches)} microbatches for a program of {self.program.num_microbatches}")
+        self._microbatches, self._loss = microbatches, torch.zeros((), device=self.link.device)
+        for action in self.program.ranks[self.rank]:
+            with record_function(str(action)), _Noted(action, self.rank):
+                self._run[action.op](action)
+        self.link.drain()
+        self._check_empty()
+        self._microbatches, self._first_step = (), False
+        return self._loss
+
+    def _forward(self, a: Action) -> None:
+        x = None if a.stage == 0 else self._activations.pop((a.stage, a.mb)).take()
+        y = self.stages[a.stage].forward(a.mb, x, self._microbatches[a.mb])
+        if a.stage < self._last:
+            self._activations[a.stage + 1, a.mb] = Message(y)
+        elif y.dim():
+            raise ValueError(f"the last stage must return a scalar loss, not a tensor of shape {list(y.shape)}")
+        else:
+            self._loss = self._loss + y
+
+    def _backward(self, a: Action) -> None:
+        self._pass_on(a, self.stages[a.stage].backward(a.mb, self._take_gradient(a)))
+
+    def _backward_input(self, a: Action) -> None:
+        self._pass_on(a, self.stages[a.stage].backward_input(a.mb, self._take_gradient(a)))
+
+    def _take_gradient(self, a: Action) -> Tensor | None:
+        return None if a.stage == self._last else self._gradients.pop((a.stage, a.mb)).take()
+
+    def _pass_on(self, a: Action, dx: Tensor | None) -> None:
+        if dx is not None:
+            self._gradients[a.stage - 1, a.mb] = Message(dx)
+
+    def _send_forward(self, a: Action) -> None:
+        self._send(a, self._activations.pop((a.stage + 1, a.mb)))
+
+    def _send_backward(self, a: Action) -> None:
+        self._send(a, self._gradients.pop((a.stage - 1, a.mb)))
+
+    def _recv_forward(self, a: Action) -> None:
+        boundary = self.stages[a.stage].boundary
+        assert boundary is not None, f"{a}: no message enters the first stage"
+        self._activations[a.stage, a.mb] = self._recv(a, boundary)
+
+    def _recv_backward(self, a: Action) -> None:
+        self._gradients[a.stage, a.mb] = self._recv(a, self.stages[a.stage].output(a.mb))
+
+    def _send(self, a: Action, message: Message) -> None:
+        if self._first_step:
+            self.link.announce(TensorMeta.of(message.tensor), self.program.peer(a))
+        self.link.send(message.tensor, self.program.peer(a))
+
+    def _recv(self, a: Action, meta: TensorMeta) -> Message:
+        if self._first_step:
+            self.link.expect(meta, self.program.peer(a))
+        return self.link.recv(meta, self.program.peer(a))
+
+    def _check_empty(self) -> None:
+        left = [
+            *(f"the activation of microbatch {mb} for stage {stage}" for stage, mb in self._activations),
+            *(f"the gradient of microbatch {mb} for the output of stage {stage}" for stage, mb in self._gradients),
+            *(
+                f"what stage {stage} keeps of microbatch {mb}, which never went all the way back"
+                for stage, held in self.stages.items()
+                for mb in held.kept
+            ),
+        ]
+        if left:
+            raise LeftoverError(f"left over at the end of the program of rank {self.rank}: {'; '.join(left)}")
+
+
+class _Noted:
+    """Adds to an exception which action it came from."""
+
+    def __init__(self, action: Action, rank: int) -> None:
+        self.action, self.rank = action, rank
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None:
+            a = self.action
+            of = f" of microbatch {a.mb}" if a.mb >= 0 else ""
+            error.add_note(f"in {a}: {a.op}{of} in stage {a.stage}, on pipeline rank {self.rank}")

@@ -1,0 +1,45 @@
+"""What the ranks of a layout send in a step, as a table."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from stretto.verify.comms import Communication, Sent
+
+_RANKS_SHOWN = 8
+
+
+def communication_table(found: Communication, title: str) -> Group:
+    """A line for each axis and operation, where the ranks of a group part ways, and the verdict."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.caption = "bytes that one rank sends in one step: the rank that sends most, or the first that is not right"
+    for column in ("axis", "operation", "rank", "calls", "bytes", "textbook", ""):
+        table.add_column(column, justify="left" if column in ("axis", "operation", "") else "right")
+    for each in found.sent:
+        volume = each.measured
+        table.add_row(
+            each.axis,
+            each.op,
+            str(each.rank),
+            f"{volume.calls:,}",
+            f"{volume.bytes:,.0f}",
+            f"{each.textbook:,.0f}",
+            _note(each),
+        )
+    parts: list[Table | Text] = [table, *(Text(str(each), style="red") for each in found.divergences)]
+    if not found.divergences:
+        parts.append(Text(f"all ranks of each group agree in operation, shape and dtype, {found.calls:,} calls in all"))
+    verdict = "as expected" if found.right else "DIFFERENT from what is expected"
+    parts.append(Text(f"{verdict}: what the step sends", style="bold green" if found.right else "bold red"))
+    return Group(*parts)
+
+
+def _note(sent: Sent) -> str:
+    if not sent.off:
+        more = sent.measured.bytes - sent.textbook
+        return "[green]equal[/]" + (f", and {more:,.0f} of padding" if more > 0.5 else "")
+    and_more = f", .. ({len(sent.off)} in all)" if len(sent.off) > _RANKS_SHOWN else ""
+    return f"[red]not equal[/] on {', '.join(map(str, sent.off[:_RANKS_SHOWN]))}{and_more}"

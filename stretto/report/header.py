@@ -1,0 +1,63 @@
+"""What is about to run, said once before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from stretto.arguments import Arguments
+from stretto.estimate import count_parameters
+from stretto.train.directory import Paths
+from stretto.train.run import Text
+from stretto.verify.matrix import untested
+
+
+def header(args: Arguments, text: Text, *, resume: Path | None, after: int, aside: Path | None) -> Table:
+    """Layout, model, data, batch and where the results go; `after`: the step that `resume`, a checkpoint, is of."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("layout", layout_line(args))
+    if (warning := untested(args)) is not None:
+        table.add_row("[yellow]warning[/]", warning)
+    table.add_row("model", _model(args))
+    table.add_row("data", escape(_data(text)))
+    table.add_row("steps", _steps(args, after))
+    if resume is not None:
+        table.add_row("from", escape(f"step {after}, {resume}"))
+    table.add_row("to", escape(f"{Paths.of(args).root}" + (f"  (an earlier run moved to {aside})" if aside else "")))
+    return table
+
+
+def layout_line(args: Arguments) -> str:
+    """tp=2 x pp=2 x dp=2 on 8 cpu ranks, sequence parallel, 1f1b, fp32."""
+    p, r = args.parallel, args.run
+    ranks = "1 rank" if r.nproc == 1 else f"{r.nproc} ranks"
+    parts = [f"tp={p.tp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device})"]
+    parts += ["sequence parallel"] * p.sequence_parallel + [p.schedule] * (p.pp > 1) + [r.dtype]
+    return ", ".join(parts)
+
+
+def _model(args: Arguments) -> str:
+    m, total = args.model, count_parameters(args.model, args.batch.seq_len).total
+    heads = f"{m.heads} heads" + (f" over {m.num_kv_heads} kv" if m.num_kv_heads != m.heads else "")
+    return f"{total:,} parameters: {m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"
+
+
+def _data(text: Text) -> str:
+    train, held = text.splits.train.header, text.splits.held_out.header
+    beside = f", {held.tokens:,} held out" if held.documents else ""
+    return f"{text.corpus.label}: {train.documents + held.documents:,} documents, {train.tokens:,} tokens{beside}"
+
+
+def _steps(args: Arguments, after: int) -> str:
+    b = args.batch
+    tokens = b.global_batch * b.seq_len
+    left = args.run.steps - after
+    return (
+        f"{left:,} of {b.global_batch} x {b.seq_len} = {tokens:,} tokens, {left * tokens:,} in all"
+        if left
+        else f"all {args.run.steps:,} are done"
+    )

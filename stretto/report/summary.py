@@ -1,0 +1,79 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text as RichText
+
+from stretto.arguments import Arguments
+from stretto.data.baselines import Baselines
+from stretto.estimate import count_parameters
+from stretto.report.header import layout_line
+from stretto.train.directory import Paths
+from stretto.train.record import StepRecord, read_rows
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+CURVE = 24
+"""Characters of the loss curve."""
+
+
+def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None) -> Table:
+    """What was trained, how well, how fast, and where the results lie: read from the run's metrics."""
+    paths = Paths.of(args)
+    rows = read_rows(paths.metrics)
+    steps = [StepRecord(**row) for row in rows if "loss" in row]
+    held = [row["held_out_bits_per_byte"] for row in rows if "held_out_loss" in row]
+    table = Table(box=box.ROUNDED, show_header=False, title="The run", title_justify="left", title_style="bold")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("layout", layout_line(args))
+    table.add_row("parameters", f"{count_parameters(args.model, args.batch.seq_len).total:,}")
+    if steps:
+        first, last = steps[0], steps[-1]
+        table.add_row("tokens seen", f"{last.tokens:,} in {last.step:,} steps")
+        table.add_row("loss", f"{first.loss:.4f} → [bold cyan]{last.loss:.4f}[/]  [cyan]{curve(steps)}[/]")
+        table.add_row("tokens/s", f"{_median([step.tokens_per_second for step in steps]):,.0f} in the median step")
+    if held:
+        table.add_row("held-out bits per byte", f"[bold cyan]{held[-1]:.3f}[/]{_beside(baselines)}")
+    table.add_row("checkpoint", escape(f"{checkpoint}"))
+    table.add_row("metrics", escape(f"{paths.metrics}"))
+    return table
+
+
+def curve(steps: list[StepRecord]) -> str:
+    """The loss of a run in a few characters, from its first step to its last."""
+    losses = [step.loss for step in steps]
+    low, high = min(losses), max(losses)
+    n = min(CURVE, len(losses))
+    means = []
+    for i in range(n):
+        piece = losses[i * len(losses) // n : (i + 1) * len(losses) // n]
+        means.append(sum(piece) / len(piece))
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
+
+
+def sample_panel(prompt: str, continued: str) -> Panel:
+    """A prompt and how the model goes on; what would steer a terminal is shown as a dot."""
+    text = RichText.assemble((printable(prompt), "bold"), (printable(continued), "cyan"))
+    return Panel(text, title="a sample", title_align="left")
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters, which a model of bytes makes like any other, as dots."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "·" for c in text)
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _beside(baselines: Baselines | None) -> str:
+    if baselines is None:
+        return ""
+    return f"  (bigram {baselines.bigram:.3f}, zlib {baselines.zlib:.3f} on the same files)"

@@ -1,0 +1,117 @@
+"""Linear layers and norms on tensor-parallel ranks.
+
+Activations are [s, b, h]: sequence first, so that gathering and scattering the sequence touches contiguous memory.
+Under sequence parallelism they are [s/t, b, h] outside the pair column -> row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stretto.params import Init, ParamSpec, Shard, declare
+from stretto.tensor_parallel.build import Build
+from stretto.tensor_parallel.mappings import enter, leave
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several matrices that are stored and multiplied as one.
+
+    `copies` consecutive ranks hold the same rows: key and value heads when there are fewer of them than ranks.
+    """
+
+    name: str
+    d_out: int
+    copies: int = 1
+
+
+class ColumnParallelLinear(nn.Module):
+    """y = x W^T + b with W [d_out, d_in] cut along d_out: [s(/t), b, d_in] -> [s, b, d_out/t].
+
+    `parts` are the matrices stacked into W; a number stands for a single one of that many rows.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        parts: int | Sequence[Part],
+        build: Build,
+        *,
+        bias: bool,
+        init: Init,
+    ) -> None:
+        super().__init__()
+        self.tp, self.sequence_parallel = build.tp, build.sequence_parallel
+        parts = [Part("", parts)] if isinstance(parts, int) else parts
+        weights = [_cut_rows(p, (p.d_out, d_in), init, weight_decay=True) for p in parts]
+        biases = [_cut_rows(p, (p.d_out,), Init(), weight_decay=False) for p in parts]
+        self.weight = declare_on(self, "weight", weights, build)
+        self.bias = declare_on(self, "bias", biases, build) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(enter(x, self.tp, sequence_parallel=self.sequence_parallel), self.weight, self.bias)
+
+
+class RowParallelLinear(nn.Module):
+    """y = x W^T + b with W [d_out, d_in] cut along d_in: [s, b, d_in/t] -> [s(/t), b, d_out].
+
+    The bias is added once, after the sum.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        build: Build,
+        *,
+        bias: bool,
+        init: Init,
+    ) -> None:
+        super().__init__()
+        self.tp, self.sequence_parallel = build.tp, build.sequence_parallel
+        self.weight = declare_on(self, "weight", ParamSpec((d_out, d_in), init, shard=(Shard("tp", 1),)), build)
+        once = replicated((d_out,), Init(), sequence_parallel=build.sequence_parallel)
+        self.bias = declare_on(self, "bias", once, build) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = leave(F.linear(x, self.weight), self.tp, sequence_parallel=self.sequence_parallel)
+        return y if self.bias is None else y + self.bias
+
+
+def declare_on(module: nn.Module, name: str, specs: ParamSpec | Sequence[ParamSpec], build: Build) -> nn.Parameter:
+    """`stretto.params.declare` with the axis, dtype and device of a build."""
+    return declare(module, name, specs, axes=[build.tp], dtype=build.dtype, device=build.device)
+
+
+def replicated(shape: tuple[int, ...], init: Init, *, sequence_parallel: bool, weight_decay: bool = False) -> ParamSpec:
+    """The spec of a parameter that every tensor-parallel rank holds whole.
+
+    Under sequence parallelism each rank applies it to its part of the sequence only, so its gradient is a part.
+    """
+    return ParamSpec(shape, init, sum_grad=("tp",) if sequence_parallel else (), weight_decay=weight_decay)
+
+
+def declare_norm(norm: M, *, sequence_parallel: bool) -> M:
+    """Declare the weight (ones) and bias (zeros) of a torch norm that every tensor-parallel rank applies."""
+    for name, param in norm.named_parameters(recurse=False):
+        init = Init(mean=1.0 if name == "weight" else 0.0)
+        declare(norm, name, replicated(tuple(param.shape), init, sequence_parallel=sequence_parallel))
+    return norm
+
+
+def _cut_rows(part: Part, shape: tuple[int, ...], init: Init, *, weight_decay: bool) -> ParamSpec:
+    return ParamSpec(
+        shape,
+        init,
+        shard=(Shard("tp", 0, copies=part.copies),),
+        sum_grad=("tp",) if part.copies > 1 else (),
+        weight_decay=weight_decay,
+        part=part.name,
+    )

@@ -1,0 +1,41 @@
+"""Calls of several ranks side by side, as text for a terminal or a log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import stretto
+from stretto.traffic.call import Call
+
+HEAD = ("rank", "group", "call", "op", "shape", "dtype", "call site", "")
+
+
+def table(
+    what: str,
+    calls: Mapping[int, Call | None],
+    notes: Mapping[int, str],
+    others: Mapping[int, Call | None],
+) -> str:
+    """`what` happened, then a line for each rank of `calls`, and below them the last calls of the `others`."""
+    rows = [_row(rank, call, notes.get(rank, "")) for rank, call in sorted(calls.items())]
+    rows += [_row(rank, call, "last seen here") for rank, call in sorted(others.items())]
+    widths = [max(len(row[n]) for row in (HEAD, *rows)) for n in range(len(HEAD))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (HEAD, *rows)]
+    return "\n".join([what, *(f"  {line.rstrip()}" for line in lines)])
+
+
+def _row(rank: int, call: Call | None, note: str) -> tuple[str, ...]:
+    if call is None:
+        return (str(rank), "", "", "no communication yet", "", "", "", note)
+    shape = f"[{', '.join(map(str, call.shape))}]"
+    return (str(rank), call.channel, str(call.number), call.op, shape, call.dtype, short(call.site), note)
+
+
+def short(site: str) -> str:
+    """A FILE:LINE as it can be found: from the current directory, or from that of the installed package."""
+    path, _, line = site.rpartition(":")
+    for root in (Path.cwd(), Path(stretto.__file__).parent.parent):
+        if Path(path).is_relative_to(root):
+            return f"{Path(path).relative_to(root)}:{line}"
+    return site

@@ -1,0 +1,77 @@
+"""From arguments to the objects of a run: model, executor, optimizer, on this rank's place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from stretto.arguments.schema import Arguments
+from stretto.distributed import AdamW, DataParallel
+from stretto.estimate import stage_layers
+from stretto.models import StagePart, Transformer
+from stretto.parallel_state import ParallelState
+from stretto.pipeline_parallel import Executor, Link, Stage, TensorMeta
+from stretto.schedule import DDP, lower, schedule_for
+from stretto.schedule.generators import forward_only
+from stretto.tensor_parallel import Build
+from stretto.train.step import Trainer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` makes: modules by stage, the trainer over them, and an executor of forwards alone."""
+
+    stages: dict[int, Transformer]
+    trainer: Trainer
+    evaluator: Executor
+
+    @property
+    def weights(self) -> DataParallel:
+        """Buckets of parameters and gradients."""
+        return self.trainer.weights
+
+    @property
+    def optimizer(self) -> AdamW:
+        """Masters and moments."""
+        return self.trainer.optimizer
+
+
+def build(args: Arguments, state: ParallelState) -> Built:
+    """Build this rank's part of the run, with initial weights drawn from `run.seed`."""
+    layout, axis = state.layout, state.axis("pp")
+    parts = stage_parts(args)
+    microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
+    program = lower(schedule_for(args.parallel.schedule, axis.size, microbatches), DDP)
+    place = Build(
+        state.axis("tp"), args.parallel.sequence_parallel, DTYPES[args.run.dtype], state.world.device, args.run.seed
+    )
+    boundary = _boundary(args, place)
+    mine = [s for s, rank in enumerate(program.placement) if rank == axis.rank]
+    seq_len, again = args.batch.seq_len, args.run.recompute == "block"
+    modules = {s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=again) for s in mine}
+    stages = {s: Stage(s, module, boundary if s else None) for s, module in modules.items()}
+    weights = DataParallel(modules, state, bucket_mb=args.parallel.bucket_mb)
+    config = args.optimizer
+    optimizer = AdamW(weights, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=config.weight_decay)
+    optimizer.initialize(args.run.seed)
+    link = Link(axis, state.world.device, upward=state.axis("pp:up"))
+    trainer = Trainer(
+        Executor(program, axis.rank, stages, link, weights), weights, optimizer, clip_grad=config.clip_grad
+    )
+    forwards = lower(forward_only(axis.size, microbatches), DDP)
+    return Built(modules, trainer, Executor(forwards, axis.rank, stages, link, weights))
+
+
+def stage_parts(args: Arguments) -> list[StagePart]:
+    """What of the model each stage holds."""
+    layers = stage_layers(args)
+    return [StagePart(held, first=s == 0, last=s == len(layers) - 1) for s, held in enumerate(layers)]
+
+
+def _boundary(args: Arguments, place: Build) -> TensorMeta:
+    """What crosses between stages: activations [s(/t), b, h]."""
+    seq = args.batch.seq_len // (place.tp.size if place.sequence_parallel else 1)
+    return TensorMeta((seq, args.batch.micro_batch, args.model.hidden), place.dtype)

@@ -1,0 +1,40 @@
+"""What the arguments say of process groups, for `ParallelState.build`."""
+
+from __future__ import annotations
+
+from stretto.arguments.schema import Arguments
+from stretto.layout import Layout
+from stretto.parallel_state import GroupOptions, default_axes
+
+
+def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
+    """Options by axes. What is said of an axis goes for every combination that lies along the same ranks.
+
+    So `dp` without context parallelism is also `dp-cp`, along which gradients are reduced.
+    """
+    timeouts, fewest, most = (
+        {_wide(layout, axis): value for axis, value in said}
+        for said in (args.groups.timeouts, args.nccl.min_ctas, args.nccl.max_ctas)
+    )
+    over_gloo = {_wide(layout, axis) for axis in args.groups.gloo}
+    urgent = {_wide(layout, axis) for axis in args.nccl.high_priority}
+    options = {}
+    for names in default_axes(layout):
+        axis = "-".join(names)
+        wide = _wide(layout, axis)
+        found = GroupOptions(
+            timeout=timeouts.get(wide),
+            backend="gloo" if wide in over_gloo else None,
+            high_priority=wide in urgent,
+            min_ctas=fewest.get(wide),
+            max_ctas=most.get(wide),
+        )
+        if wide and found != GroupOptions():
+            options[axis] = found
+    return options
+
+
+def _wide(layout: Layout, axis: str) -> frozenset[str]:
+    """The axes of more than one rank in a combination such as dp-cp; a channel, as in pp:up, is one of its axis."""
+    names = [name.partition(":")[0] for name in axis.split("-")]
+    return frozenset(name for name in names if layout.size(name) > 1)

@@ -1,0 +1,159 @@
+"""The training loop: feed, step, report, evaluate, save, and stop when all agree to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stretto.arguments.schema import Arguments
+from stretto.batch import Batch
+from stretto.collectives import all_reduce
+from stretto.data.baselines import bits_per_byte
+from stretto.data.evaluation import held_out_batches
+from stretto.data.store import TokenStore
+from stretto.models import Microbatch
+from stretto.parallel_state import ParallelState
+from stretto.train.build import Built
+from stretto.train.checkpointing import TrainState
+from stretto.train.learning_rate import learning_rate
+from stretto.train.record import EvalRecord, Listener, StepRecord
+from stretto.train.step import StepResult, evaluate
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient norm is no number any more; raised on all ranks, since both are sums over them."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float, lr: float) -> None:
+        super().__init__(f"diverged at step {step}: loss {loss:g}, gradient norm {grad_norm:g}, learning rate {lr:g}")
+        self.step, self.loss, self.grad_norm, self.lr = step, loss, grad_norm, lr
+
+    def __reduce__(self) -> tuple[type[DivergedError], tuple[int, float, float, float]]:
+        return DivergedError, (self.step, self.loss, self.grad_norm, self.lr)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A step whose numbers are not read yet."""
+
+    step: int
+    lr: float
+    tokens: int
+    """Seen with this step, over all ranks."""
+    result: StepResult
+    done_at: float
+
+
+@dataclass
+class Loop:
+    """A run under way on this rank. `stop` is asked before each step; one rank's yes ends the run on all.
+
+    A checkpoint is the point after its save: what comes next of the same step, evaluation, is done by whoever goes on
+    from it. So a run that was stopped, or killed, and resumed does and reports exactly what an uninterrupted one does.
+    """
+
+    args: Arguments
+    state: ParallelState
+    built: Built
+    train_state: TrainState
+    held_out: TokenStore
+    listener: Listener
+    save: Callable[[], Path]
+    stop: Callable[[], bool]
+    _clock: float = field(default_factory=time.perf_counter)
+
+    def run(self) -> bool:
+        """Train to `run.steps`; False if it was stopped before. A checkpoint of the last step is there either way."""
+        stopped = False
+        pending: Pending | None = None
+        if self.train_state.step:
+            self._evaluate_when_due()
+        while self.train_state.step < self.args.run.steps and not stopped:
+            step, lr, result = self._step()
+            # The step before is read only now, when its numbers have long arrived: the device never waits for the
+            # host. Votes are therefore heard one step late, on every rank at the same step.
+            if pending is not None:
+                stopped = self._report(pending)
+            tokens = self.train_state.feed.consumed * self.args.batch.seq_len
+            pending = Pending(step, lr, tokens, result, time.perf_counter())
+            saving = self._due(self.args.checkpoint.save_every)
+            if saving or stopped or self._due(self.args.run.eval_every):
+                stopped = self._report(pending) or stopped
+                pending = None
+                if saving or stopped:
+                    self.listener.saved(step, self.save())
+                if not stopped:
+                    self._evaluate_when_due()
+                self._clock = time.perf_counter()  # what was not training does not count as it
+        return not stopped
+
+    def _step(self) -> tuple[int, float, StepResult]:
+        """One update: its number, learning rate and result."""
+        step = self.train_state.step + 1
+        lr = learning_rate(step, self.args.optimizer)
+        result = self.built.trainer.step(self._next_batch(), lr, stop=self.stop())
+        self.train_state.step = step
+        return step, lr, result
+
+    def _due(self, every: int) -> bool:
+        """Whether something that is done `every` so many steps, and after the last, is to be done now."""
+        step = self.train_state.step
+        return step == self.args.run.steps or (every > 0 and step % every == 0)
+
+    def _evaluate_when_due(self) -> None:
+        if self._due(self.args.run.eval_every):
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Mean loss over held-out batches, every token weighing the same. Nothing without held-out text."""
+        batch = self.args.batch
+        total, count = 0.0, 0.0
+        for rows in held_out_batches(
+            self.held_out,
+            seq_len=batch.seq_len,
+            global_batch=batch.global_batch,
+            dp_rank=self.state.axis("dp").rank,
+            dp_size=self.state.axis("dp").size,
+            micro_batch=batch.micro_batch,
+            limit=self.args.run.eval_batches,
+        ):
+            microbatches = self._microbatches(rows)
+            tokens = microbatches[0].count.item()
+            total += evaluate(self.built.evaluator, microbatches, self.state).item() * tokens
+            count += tokens
+        if count:
+            loss = total / count
+            bits = bits_per_byte(loss, self.held_out.bytes_per_token)
+            self.listener.evaluated(EvalRecord(self.train_state.step, loss, bits))
+
+    def _report(self, pending: Pending) -> bool:
+        """Tell of a step; whether some rank asked to stop. Raises DivergedError, on all ranks alike."""
+        result = pending.result
+        loss, norm, votes = torch.stack([result.loss, result.grad_norm, result.votes]).tolist()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise DivergedError(pending.step, loss, norm, pending.lr)
+        rate = self.args.batch.global_batch * self.args.batch.seq_len / (pending.done_at - self._clock)
+        self._clock = pending.done_at
+        self.listener.stepped(StepRecord(pending.step, loss, norm, pending.lr, pending.tokens, rate))
+        return bool(votes > 0)
+
+    def _next_batch(self) -> list[Microbatch]:
+        dp, batch = self.state.axis("dp"), self.args.batch
+        return self._microbatches(self.train_state.feed.batch(batch.global_batch, dp.rank, dp.size, batch.micro_batch))
+
+    def _microbatches(self, rows: Sequence[Batch]) -> list[Microbatch]:
+        """The batches on the device, each with the number of valid tokens in the whole global batch."""
+        batches = [batch.to(self.state.world.device) for batch in rows]
+        count = valid_tokens(batches, self.state)
+        return [Microbatch(batch, count) for batch in batches]
+
+
+def valid_tokens(batches: Sequence[Batch], state: ParallelState) -> Tensor:
+    """[]: tokens of the global batch that count, in fp64 (exact to 2^53); at least 1: nothing divides by 0."""
+    own = torch.stack([batch.loss_mask.sum() for batch in batches]).sum().double()
+    return all_reduce(own, state.axis("dp", "cp")).clamp(min=1)

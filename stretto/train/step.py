@@ -1,0 +1,71 @@
+"""One optimizer step, and one evaluation, over any stages: what a training loop of one's own is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stretto.collectives import all_reduce
+from stretto.distributed import AdamW, DataParallel, clip, grad_norm
+from stretto.parallel_state import ParallelState
+from stretto.pipeline_parallel import Executor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured, still on the device: nothing here makes the host wait.
+
+    `loss` [] and `grad_norm` [] (before clipping) are those of the whole global batch, the same on every rank;
+    `votes` [] counts the ranks that asked for a stop.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    votes: Tensor
+
+
+class Trainer:
+    """Forwards and backwards as the program says, reductions, clipping, the update."""
+
+    def __init__(self, executor: Executor, weights: DataParallel, optimizer: AdamW, *, clip_grad: float) -> None:
+        self.executor, self.weights, self.optimizer, self.clip_grad = executor, weights, optimizer, clip_grad
+        self.state = weights.state
+
+    def gradients(self, microbatches: Sequence[Any]) -> Tensor:
+        """Run the program. Returns the loss [] of this rank's part; gradients are whole, not clipped."""
+        self.weights.zero()
+        loss = self.executor.step(microbatches)
+        self.weights.finish()
+        return loss
+
+    def step(self, microbatches: Sequence[Any], lr: float, *, stop: bool = False) -> StepResult:
+        """One update. `stop` is this rank's vote for ending the run after it."""
+        return self.update(self.gradients(microbatches), lr, stop=stop)
+
+    def update(self, loss: Tensor, lr: float, *, stop: bool = False) -> StepResult:
+        """Clip, and update the weights; `loss` [] is this rank's part, as `gradients` returned it."""
+        norm = grad_norm(self.weights)
+        clip(self.weights, norm, self.clip_grad)
+        self.optimizer.step(lr)
+        total = sum_over_world(loss, self.state, votes=float(stop))
+        return StepResult(total[0], norm, total[1])
+
+
+def sum_over_world(loss: Tensor, state: ParallelState, *, votes: float = 0.0) -> Tensor:
+    """[2]: the sum of the ranks' losses, and of their votes, in fp64 on every rank by one small all-reduce.
+
+    Tensor-parallel ranks repeat one loss, so only the first of them adds it.
+    """
+    mine = loss.detach().double() * (state.axis("tp").rank == 0)
+    packed = torch.stack([mine, torch.full_like(mine, votes)])
+    return all_reduce(packed, state.axis("tp", "cp", "dp", "pp"))
+
+
+@torch.no_grad()
+def evaluate(executor: Executor, microbatches: Sequence[Any], state: ParallelState) -> Tensor:
+    """The loss [] of a batch by an executor whose program has only forwards; the same on every rank."""
+    return sum_over_world(executor.step(microbatches), state)[0]

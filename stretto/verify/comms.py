@@ -1,0 +1,93 @@
+"""What a training step of a layout communicates: recorded on every rank, held against the others and the textbook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from stretto.arguments.schema import Arguments
+from stretto.layout import Layout
+from stretto.parallel_state import ParallelState
+from stretto.traffic import Call, Divergence, Recorder, Volume, divergences, volumes
+from stretto.train.build import build
+from stretto.verify.session import Session, random_batch
+from stretto.verify.textbook import expected, padding
+from stretto.world import World
+
+ROUNDING = 1e-9
+"""Of sums of fractions of bytes, relative."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a rank sends over an axis by one operation in a step, and what the textbook says that it should."""
+
+    axis: str
+    op: str
+    rank: int
+    measured: Volume
+    textbook: float
+    off: tuple[int, ...]
+    """Ranks that do not send what the textbook says, padding aside; `rank` is the first of them, or who sends most."""
+
+
+@dataclass(frozen=True)
+class Communication:
+    """One training step of a layout."""
+
+    calls: int
+    """Of all ranks together."""
+    sent: tuple[Sent, ...]
+    divergences: tuple[Divergence, ...]
+
+    @property
+    def right(self) -> bool:
+        """The ranks of each group do the same, and send what the textbook says."""
+        return not self.divergences and not any(sent.off for sent in self.sent)
+
+
+def record_step(args: Arguments, layout: Layout, world: World, *, seed: int = 0) -> dict[int, list[Call]]:
+    """The calls of one optimizer step from random tokens, by rank; empty on all ranks but 0. `args` fit the layout.
+
+    It is the second step: in the first, stages also announce to each other what they will send.
+    """
+    recorder = Recorder()
+    with ParallelState.build(layout, world, timeout=args.run.timeout, watcher=recorder) as state:
+        built = build(args, state)
+        try:
+            session = Session(args, state, built)
+            for step in range(2):
+                recorder.clear()
+                built.trainer.step(session.microbatches(random_batch(args, seed + step)), args.optimizer.lr)
+        finally:
+            built.weights.close()
+        return _gather(recorder.calls, state)
+
+
+def communication(args: Arguments, layout: Layout, records: Mapping[int, Sequence[Call]]) -> Communication:
+    """Judge the records of all ranks. Raises NotImplementedError where there is no textbook, see `expected`."""
+    measured = {rank: volumes(calls) for rank, calls in records.items()}
+    textbook = {rank: expected(args, layout, rank) for rank in records}
+    slack = {rank: padding(args, layout, rank) for rank in records}
+    keys = sorted({key for rank in records for key in (*measured[rank], *textbook[rank])})
+    sent = []
+    for key in keys:
+        own = {rank: measured[rank].get(key, Volume()) for rank in records}
+        should = {rank: textbook[rank].get(key, 0.0) for rank in records}
+        more = {rank: own[rank].bytes - should[rank] for rank in records}
+        may = {rank: slack[rank] if key == ("dp-cp", "all_reduce") else 0.0 for rank in records}
+        off = tuple(r for r in records if not -ROUNDING * should[r] <= more[r] <= may[r] + ROUNDING * should[r])
+        rank = off[0] if off else max(records, key=lambda r: own[r].bytes)
+        sent.append(Sent(*key, rank, own[rank], should[rank], off))
+    return Communication(sum(map(len, records.values())), tuple(sent), divergences(records))
+
+
+def _gather(calls: list[Call], state: ParallelState) -> dict[int, list[Call]]:
+    world = state.axis("tp", "cp", "dp", "pp")
+    if world.size == 1:
+        return {0: calls}
+    everyone: list[list[Call]] | None = [[] for _ in world.ranks] if world.rank == 0 else None
+    dist.gather_object(calls, everyone, group=world.group, group_dst=0)
+    return dict(enumerate(everyone or []))

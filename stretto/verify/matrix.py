@@ -1,0 +1,117 @@
+"""Which combinations of features are proven to leave the model as it is.
+
+A combination is what a layout uses, not how much of it: whether tensors are cut, whether the sequence is, which
+schedule runs the pipeline, whether there are replicas, in which dtype. `docs/verified.md` has the errors measured for
+each; a run with any other is told so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from itertools import product
+
+from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
+from stretto.verify.compare import ROUNDING, Comparison
+
+TENSOR = ("-", "tp", "tp + sequence parallel")
+PIPELINE = ("-", "1f1b", "gpipe")
+DATA = ("-", "dp")
+DTYPES = ("fp64", "fp32", "bf16")
+
+PAGE = "docs/verified.md"
+
+# What a combination says in words of its own, and what none tells apart: sizes, and where ranks lie.
+_SPOKEN_FOR = ("tp", "sequence_parallel", "pp", "schedule", "dp", "stage_layers", "bucket_mb", "order", "gpus_per_node")
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The features that a run uses together."""
+
+    tensor: str
+    pipeline: str
+    data: str
+    dtype: str
+    other: tuple[str, ...] = ()
+    """Settings of the layout that no verified combination knows, where they are not at their default."""
+
+    def __str__(self) -> str:
+        used = [part for part in (self.tensor, self.pipeline, self.data) if part != "-"]
+        return ", ".join([" x ".join(used) or "one process", *self.other, self.dtype])
+
+
+VERIFIED = tuple(Combination(*each) for each in product(TENSOR, PIPELINE, DATA, DTYPES))
+
+
+def combination(args: Arguments) -> Combination:
+    """What resolved arguments use. A setting that is new to the layout counts until it is spoken for."""
+    p = args.parallel
+    tensor = TENSOR[1 + p.sequence_parallel] if p.tp > 1 else "-"
+    other = tuple(
+        f"{f.name}={getattr(p, f.name)}"
+        for f in fields(ParallelConfig)
+        if f.name not in _SPOKEN_FOR and getattr(p, f.name) != f.default
+    )
+    return Combination(tensor, p.schedule if p.pp > 1 else "-", "dp" if (p.dp or 1) > 1 else "-", args.run.dtype, other)
+
+
+def used_up(found: Comparison, dtype: str) -> float:
+    """How much of what is allowed the errors take up: more than 1 is wrong, as is a replica that differs.
+
+    In fp64 and fp32 it is the worst quantity's share. In bf16 what a quantity is allowed is itself the error of one
+    process, one draw of chance, and single small tensors exceed it: there it is the root mean square of all shares.
+    """
+    if found.unequal or any(d.exceeds for d in found.of("initial weight")):
+        return math.inf
+    shares = [d.error / d.limit for d in found.differences if d.limit]
+    return math.sqrt(sum(s * s for s in shares) / len(shares)) if dtype in ROUNDING else max(shares)
+
+
+def untested(args: Arguments) -> str | None:
+    """A line that warns of a combination that nobody has verified."""
+    used = combination(args)
+    if used in VERIFIED:
+        return None
+    return f"not among the verified combinations: {used}; `stretto verify` with the same words compares it"
+
+
+def example(of: Combination, *, options: bool) -> Arguments:
+    """A small run of the combination, with every option of the model on, or with none.
+
+    Where rounding is coarse it is wider: that of a few numbers does not average out.
+    """
+    width = 4 if of.dtype in ROUNDING else 1
+    tp, pp, dp = 1 + (of.tensor != "-"), 1 + (of.pipeline != "-"), 1 + (of.data != "-")
+    model = ModelConfig(
+        layers=3,
+        hidden=16 * width,
+        heads=4,
+        kv_heads=1 if options else 4,  # one for two tensor-parallel ranks: both hold a copy
+        head_dim=4 * width,
+        ffn=24 * width,
+        vocab=53,
+        norm="layer" if options else "rms",
+        position="learned" if options else "rope",
+        activation="gelu" if options else "swiglu",
+        bias=options,
+        tied=options,
+        qk_norm=options,
+    )
+    parallel = ParallelConfig(
+        tp=tp,
+        pp=pp,
+        dp=dp,
+        sequence_parallel=of.tensor == TENSOR[2],
+        schedule="gpipe" if of.pipeline == "gpipe" else "1f1b",
+        stage_layers=(3, 0) if options and pp == 2 else None,
+        bucket_mb=0.005,
+    )
+    batch = BatchConfig(seq_len=8, micro_batch=1, global_batch=4 * dp)
+    return Arguments(
+        model=model,
+        parallel=parallel,
+        batch=batch,
+        optimizer=OptimizerConfig(lr=1e-2, clip_grad=0.5),
+        run=RunConfig(dtype=of.dtype, timeout=30.0),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,201 @@
+"""A run under inspection: one layout, whole tensors in and out, one step at a time.
+
+    with build(args, Layout.of(tp=2, dp=2), world) as session:
+        session.load_full(weights)                   # whole tensors under Hugging Face names
+        loss, norm = session.step(batch)             # the global batch
+        grads = session.full_grads()                 # after reduction, before clipping
+
+Works for any layout in any world, also for several at once in one process; with the layout of one rank and
+`World.single()` it is the twin that others are compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stretto.arguments.elsewhere import in_layout
+from stretto.arguments.schema import Arguments
+from stretto.batch import Batch
+from stretto.data.feed import rows_of
+from stretto.layout import Layout
+from stretto.models import Microbatch
+from stretto.parallel_state import ParallelState
+from stretto.params import ParamSpec, Slice, slices
+from stretto.train.build import DTYPES, Built
+from stretto.train.build import build as build_run
+from stretto.train.loop import valid_tokens
+from stretto.train.step import evaluate
+from stretto.verify.full import gather_full, load_full, unequal_replicas
+from stretto.verify.watch import Seen, Watch
+from stretto.world import World
+
+T = TypeVar("T")
+
+
+class Session:
+    """One model in one layout; made by `build`. All ranks call each method together."""
+
+    def __init__(self, args: Arguments, state: ParallelState, built: Built) -> None:
+        self.args, self.state, self.built = args, state, built
+        self.world = state.axis("tp", "cp", "dp", "pp")
+        self.dtype = DTYPES[args.run.dtype]
+        self.seen = Seen({}, {})
+        self._grads: dict[nn.Parameter, Tensor] = {}
+
+    def load_full(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the weights from whole tensors, unpadded; moments become zero. Raises KeyError for missing ones."""
+        pieces = self._weights()
+        load_full(pieces, {f"model/{name}": tensor for name, tensor in tensors.items()})
+        for piece in self._moments():
+            piece.tensor.zero_()
+        self.built.optimizer.loaded(0)
+
+    def full_params(self) -> dict[str, Tensor]:
+        """Weights (the fp32 masters where parameters are narrower), whole, by Hugging Face name."""
+        return weights_in(gather_full(self._weights(), self.world))
+
+    def full_grads(self) -> dict[str, Tensor]:
+        """Gradients of the last step: summed over everything, not clipped; whole."""
+        return gather_full(self._slices(self._grads), self.world)
+
+    def full_optimizer(self) -> dict[str, Tensor]:
+        """First and second moments, whole, as `exp_avg/NAME` and `exp_avg_sq/NAME`."""
+        return gather_full(self._moments(), self.world)
+
+    def full_state(self) -> dict[str, Tensor]:
+        """Both at once: weights as `model/NAME`, and the moments."""
+        return gather_full(self.built.optimizer.slices(), self.world)
+
+    def local_params(self) -> list[tuple[str, Tensor, ParamSpec]]:
+        """What this rank computes with: logical name, local block, its spec."""
+        return [
+            (part.name, part.view(item.param.data), part.spec)
+            for item in self.built.weights.declared
+            for part in item.logical
+        ]
+
+    def unequal_replicas(self, full: Mapping[str, Tensor] | None = None) -> list[str]:
+        """What on this rank is not bitwise what its owner holds: masters, moments, and, rounded from the masters, the
+        parameters that it computes with (as `param/NAME`). Empty is right.
+
+        `full` is the `full_state()` where the caller has it already.
+        """
+        full = self.full_state() if full is None else full
+        weights = self.built.weights
+        params = slices(weights.declared, lambda p: p.data, weights.position(), prefix="param/")
+        rounded = {f"param/{n}": t.to(self.dtype) for n, t in weights_in(full).items()}
+        return unequal_replicas([*self.built.optimizer.slices(), *params], {**full, **rounded})
+
+    def step(self, batch: Batch, *, watch: bool = False) -> tuple[float, float]:
+        """One update from a whole global batch [global_batch, s]: its loss and gradient norm, on every rank.
+
+        With `watch`, `seen` has afterwards what passed through each module.
+        """
+        trainer, microbatches = self.built.trainer, self.microbatches(batch)
+        if watch:
+            mine = list(zip(microbatches, self._rows(), strict=True))
+            shape = (batch.tokens.shape[0], batch.tokens.shape[1])
+            with Watch(self.built.stages, self.state.axis("tp"), mine, shape) as watched:
+                loss = trainer.gradients(microbatches)
+            self.seen = watched.gather(self.world)
+        else:
+            loss = trainer.gradients(microbatches)
+        weights = self.built.weights
+        self._grads = {item.param: weights.grad(item.param).clone() for item in weights.declared}
+        result = trainer.update(loss, self.args.optimizer.lr)
+        return result.loss.item(), result.grad_norm.item()
+
+    def evaluate(self, batch: Batch) -> float:
+        """The loss of a whole global batch as an evaluation computes it, on every rank; nothing changes."""
+        return evaluate(self.built.evaluator, self.microbatches(batch), self.state).item()
+
+    def microbatches(self, batch: Batch) -> list[Microbatch]:
+        """This rank's share of a global batch."""
+        device = self.state.world.device
+        mine = [batch.rows(rows).to(device) for rows in self._rows()]
+        count = valid_tokens(mine, self.state)
+        return [Microbatch(each, count) for each in mine]
+
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """Ranks of this rank's axes, by name, those of one rank left out."""
+        axes = [self.state.axis(name) for name in ("tp", "cp", "dp", "pp", "embed")]
+        return {axis.name: axis.ranks for axis in axes if axis.size > 1}
+
+    def from_first(self, value: T) -> T:
+        """What rank 0 has, on every rank."""
+        values = [value]
+        if self.world.size > 1:
+            dist.broadcast_object_list(values, group=self.world.group, group_src=0)
+        return values[0]
+
+    def from_all(self, value: T) -> list[T]:
+        """What each rank has, in their order, on every rank."""
+        values = [value] * self.world.size
+        if self.world.size > 1:
+            dist.all_gather_object(values, value, group=self.world.group)
+        return values
+
+    def _rows(self) -> list[slice]:
+        """The rows of a global batch that are this rank's microbatches."""
+        dp, batch = self.state.axis("dp"), self.args.batch
+        return rows_of(batch.global_batch, dp.rank, dp.size, batch.micro_batch)
+
+    def _slices(self, stored: Mapping[nn.Parameter, Tensor]) -> list[Slice]:
+        weights = self.built.weights
+        return slices(weights.declared, lambda p: stored[p], weights.position())
+
+    def _weights(self) -> list[Slice]:
+        return [s for s in self.built.optimizer.slices() if s.name.startswith("model/")]
+
+    def _moments(self) -> list[Slice]:
+        return [s for s in self.built.optimizer.slices() if not s.name.startswith("model/")]
+
+
+@contextmanager
+def build(args: Arguments, layout: Layout, world: World) -> Iterator[Session]:
+    """The model of `args` in `layout` on the ranks of `world`, ready to inspect; gone at the end.
+
+    `args.parallel` gives way to the layout; sequence parallelism, schedule and bucket size stay as they are.
+    """
+    args = in_layout(args, layout)
+    with ParallelState.build(layout, world, timeout=args.run.timeout) as state:
+        built = build_run(args, state)
+        try:
+            yield Session(args, state, built)
+        finally:
+            built.weights.close()
+
+
+def random_weights(session: Session, seed: int) -> dict[str, Tensor]:
+    """Weights that hide nothing: as initialized, plus noise, on norms and biases too (no zeros, no ones)."""
+    generator = torch.Generator().manual_seed(seed)
+    full = session.full_params()
+    return {
+        n: t + 0.05 * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
+        for n, t in full.items()
+    }
+
+
+def random_batch(args: Arguments, seed: int, *, masked: float = 0.3) -> Batch:
+    """A global batch of random tokens with an unequal mask: row i loses more than row i-1, the last row everything.
+
+    Its rows have numbers that no batch of another seed has.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows, seq = args.batch.global_batch, args.batch.seq_len
+    tokens = torch.randint(args.model.vocab_size, (rows, seq + 1), generator=generator)
+    keep = torch.rand(rows, seq, generator=generator) > masked * torch.linspace(0, 2, rows)[:, None]
+    keep[-1] = rows == 1
+    samples = torch.arange(rows) + rows * seed
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), keep, samples)
+
+
+def weights_in(full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a `full_state()`, by their own names."""
+    return {name.removeprefix("model/"): t for name, t in full.items() if name.startswith("model/")}

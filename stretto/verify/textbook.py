@@ -1,0 +1,134 @@
+"""What a training step should send, from the sizes of the model and of the layout alone.
+
+The counts are those of the papers: Shoeybi et al., "Megatron-LM" (2019) and Korthikanti et al., "Reducing activation
+recomputation" (2022) for tensor and sequence parallelism, Narayanan et al. (2021) for pipelines, Patarasuk and Yuan
+(2009) for the bytes of a ring: of n ranks each sends 2(n-1)/n of an all-reduce's tensor, (n-1)/n of the whole tensor
+of an all-gather or reduce-scatter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from stretto.arguments.schema import Arguments
+from stretto.layout import Layout
+from stretto.models import StagePart, Transformer
+from stretto.params import Declared, Logical, collect
+from stretto.tensor_parallel import Build
+from stretto.train.build import DTYPES, stage_parts
+from stretto.world import Axis
+
+Bytes = dict[tuple[str, str], float]
+"""By axis and operation."""
+
+ALIGNED = 64
+"""Elements: buckets may begin every parameter at a multiple of so many."""
+
+
+def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
+    """Bytes that `rank` sends in one optimizer step, by axis and operation; what is 0 is left out.
+
+    Raises NotImplementedError for context and expert parallelism.
+    """
+    if layout.size("cp") > 1 or layout.has_experts:
+        raise NotImplementedError(f"{layout}: no textbook volumes for context and expert parallelism yet")
+    at, step = layout.coords(rank), _Step(args, layout)
+    part = stage_parts(args)[at["pp"]]
+    found: Bytes = {}
+    for term in (step.borders(part), step.loss(part), step.messages(at["pp"]), step.gradients(part, at["tp"])):
+        for key, size in term.items():
+            found[key] = found.get(key, 0.0) + size
+    for axis, numbers in (("dp-cp", 1), ("tp-pp", 1), ("tp-cp-dp-pp", 2)):
+        key = axis, "all_reduce"
+        found[key] = found.get(key, 0.0) + step.all_reduce(axis, 8 * numbers)
+    return {key: size for key, size in found.items() if size}
+
+
+@dataclass(frozen=True)
+class _Step:
+    args: Arguments
+    layout: Layout
+
+    @property
+    def microbatches(self) -> int:
+        return self.args.batch.global_batch // (self.args.batch.micro_batch * self.layout.size("dp"))
+
+    @property
+    def activation(self) -> int:
+        """Bytes of a whole [s, b, h]."""
+        return self.tokens * self.args.model.hidden * DTYPES[self.args.run.dtype].itemsize
+
+    @property
+    def tokens(self) -> int:
+        """Of one microbatch."""
+        return self.args.batch.seq_len * self.args.batch.micro_batch
+
+    @property
+    def wide(self) -> int:
+        """Bytes of a number in the loss and in gradients, fp32 or wider."""
+        return max(4, DTYPES[self.args.run.dtype].itemsize)
+
+    def borders(self, part: StagePart) -> Bytes:
+        """Every layer enters and leaves two parallel regions; the embedding leaves one, the head enters one.
+
+        Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
+        one and a reduce-scatter in the other. A recomputation crosses the borders of a block once more, on to the
+        last tensor that the backward needs: with dropout its mask, else what the last matrix multiplies.
+        """
+        layers, mb = len(part.layers), self.microbatches
+        one = self.all_reduce("tp", self.activation)
+        both = (4 * layers + part.first + part.last) * mb * one
+        again = layers * mb * one if self.args.run.recompute == "block" else 0.0
+        left = again * (2 if self.args.model.dropout else 1)
+        if self.args.parallel.sequence_parallel:
+            return {("tp", "all_gather"): both / 2 + again, ("tp", "reduce_scatter"): (both + left) / 2}
+        return {("tp", "all_reduce"): both + left}
+
+    def loss(self, part: StagePart) -> Bytes:
+        """Of each token the maximum of the logits, the sum of exponentials, and the label's logit."""
+        one = self.all_reduce("tp", self.tokens * self.wide) * self.microbatches * part.last
+        return {("tp", "max_reduce"): one, ("tp", "all_reduce"): 2 * one}
+
+    def messages(self, stage: int) -> Bytes:
+        """Each microbatch's activation to the next stage, and its gradient to the one before."""
+        cut = self.layout.size("tp") if self.args.parallel.sequence_parallel else 1
+        size = self.microbatches * self.activation / cut
+        last = stage == self.layout.size("pp") - 1
+        return {("pp", "send"): 0.0 if last else size, ("pp:up", "send"): size if stage else 0.0}
+
+    def gradients(self, part: StagePart, tp_rank: int) -> Bytes:
+        """Every gradient once over the replicas; those of which several ranks hold parts once more over these."""
+        declared = self.declared(part, tp_rank)
+        numbers = {"dp-cp": sum(item.param.numel() for item in declared)}
+        for axis in ("tp", "embed"):
+            parts = [each for item in declared for each in item.logical if axis in each.spec.sum_grad]
+            numbers[axis] = sum(_spread(each, axis) for each in parts)
+        return {(axis, "all_reduce"): self.all_reduce(axis, n * self.wide) for axis, n in numbers.items()}
+
+    def declared(self, part: StagePart, tp_rank: int) -> tuple[Declared, ...]:
+        """The parameters that a rank stores; nothing is allocated."""
+        tp = Axis("tp", tp_rank, tuple(range(self.layout.size("tp"))))
+        place = Build(tp, self.args.parallel.sequence_parallel, DTYPES[self.args.run.dtype], "meta")
+        return collect(Transformer(self.args.model, part, place, seq_len=self.args.batch.seq_len))
+
+    def all_reduce(self, axis: str, size: float) -> float:
+        """Bytes that a rank sends in an all-reduce of `size` bytes over all the ranks of an axis."""
+        # Both end stages hold a tied embedding; the stages between them none.
+        sizes = [min(2, self.layout.size("pp")) if a == "embed" else self.layout.size(a) for a in axis.split("-")]
+        n = math.prod(sizes)
+        return 2 * (n - 1) / n * size
+
+
+def padding(args: Arguments, layout: Layout, rank: int) -> float:
+    """Bytes that `rank` may send beyond the textbook: flat gradients begin each parameter at an aligned element."""
+    step, at = _Step(args, layout), layout.coords(rank)
+    parameters = len(step.declared(stage_parts(args)[at["pp"]], at["tp"]))
+    return step.all_reduce("dp-cp", parameters * (ALIGNED - 1) * step.wide)
+
+
+def _spread(part: Logical, axis: str) -> int:
+    """Elements of a partial gradient as it is summed over `axis`: all of the dims that are cut along it."""
+    cut = {s.dim for s in part.spec.shard if s.axis == axis}
+    sizes = zip(part.spec.shape, part.block.shape, strict=True)
+    return math.prod(full if dim in cut else own for dim, (full, own) in enumerate(sizes))

@@ -1,0 +1,207 @@
+"""What a run resolves to, and where each value comes from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stretto.arguments import ConfigError, Kind, Record, Resolved, Violation, as_toml, from_dict, parse, to_dict
+from stretto.arguments.command_line import flags
+from stretto.arguments.derive import DERIVATIONS
+from stretto.arguments.files import presets
+from stretto.arguments.tree import settings
+from stretto.layout import Layout
+
+pytestmark = pytest.mark.pure
+
+
+def resolve(words: str = "", **known: object) -> Resolved:
+    return parse(words.split(), env={}, **known)  # type: ignore[arg-type]
+
+
+def refusals(words: str, **known: object) -> tuple[Violation, ...]:
+    with pytest.raises(ConfigError) as caught:
+        resolve(words, **known)
+    return caught.value.violations
+
+
+def test_never_imports_torch() -> None:
+    code = "import stretto.arguments as a, sys; a.parse([], env={}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_a_word_the_demo_runs_on_eight_ranks() -> None:
+    demo = resolve()
+    assert demo.layout == Layout.of(tp=2, pp=2, dp=2)
+    assert demo.args.parallel.sequence_parallel
+    assert str(demo.sources["parallel.tp"]) == "preset demo"
+    assert str(demo.sources["parallel.dp"]) == "derived: nproc / (tp*cp*pp) = 8 / (2*1*2)"
+
+
+def test_flags_are_unique_over_all_sections() -> None:
+    assert len(flags()) == len(settings())
+    assert not [f for f in flags() if f.startswith("--no-")]
+
+
+def test_stronger_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[batch]\nseq_len = 64\nmicro_batch = 2\n")
+    r = resolve(f"--preset tiny --config {file} --micro-batch 4")
+    b = r.args.batch
+    assert (b.seq_len, b.micro_batch, b.global_batch) == (64, 4, 8)
+    kinds = [r.sources[f"batch.{n}"].kind for n in ("seq_len", "micro_batch", "global_batch")]
+    assert kinds == [Kind.FILE, Kind.COMMAND_LINE, Kind.PRESET]
+    assert r.sources["run.seed"].kind is Kind.DEFAULT
+
+
+def test_set_and_equals_say_the_same_as_a_flag() -> None:
+    said = [resolve(f"--preset tiny {w}").args for w in ("--tp 2", "--tp=2", "--set parallel.tp=2")]
+    assert said[0] == said[1] == said[2]
+
+
+def test_every_derivable_value_is_filled() -> None:
+    r = resolve("--preset tiny --lr-schedule wsd")
+    unset = [path for path in settings() if getattr(getattr(r.args, path.split(".")[0]), path.split(".")[1]) is None]
+    derived = {d.path for d in DERIVATIONS}
+    assert unset == [path for path, s in settings().items() if s.default is None and path not in derived]
+    assert (r.args.optimizer.decay_steps, r.args.optimizer.cooldown_steps) == (4, 1), "at least one step"
+    assert (r.args.model.kv_heads, r.args.model.head_dim, r.args.model.ffn) == (2, 8, 48)
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_is_valid(preset: str) -> None:
+    assert resolve(f"--preset {preset}")
+
+
+def test_the_launcher_decides_how_many_processes_there_are() -> None:
+    r = parse([], env={"WORLD_SIZE": "4"})
+    assert (r.layout.world, r.args.parallel.dp, r.args.run.nproc) == (4, 1, 4)
+    assert str(r.sources["run.nproc"]) == "environment WORLD_SIZE"
+    assert parse([], env={"WORLD_SIZE": "4"}, world_size=16).layout.size("dp") == 4
+    with pytest.raises(ConfigError, match=r"--nproc 8, but environment WORLD_SIZE says that 4 processes run"):
+        parse(["--nproc", "8"], env={"WORLD_SIZE": "4"})
+
+
+def test_without_nproc_the_layout_decides() -> None:
+    assert resolve("--preset tiny --tp 2 --dp 4").layout.world == 8
+    assert resolve("--preset tiny --tp 2").layout.world == 2
+    assert resolve("--dp 4 --tp 1 --pp 1").layout.world == 4, "the preset's nproc gives way to the flag's dp"
+
+
+def test_a_preset_gives_way_and_a_flag_does_not() -> None:
+    quiet = resolve("--tp 1")
+    assert not quiet.args.parallel.sequence_parallel
+    assert str(quiet.sources["parallel.sequence_parallel"]) == "derived: tp = 1, nothing to cut"
+    assert resolve("--preset llama3-8b --position learned").args.model.rope_base == 10_000
+    (loud,) = refusals("--tp 1 --sequence-parallel")
+    assert loud.rule == "has_effect"
+    assert loud.fixes[0] == {"parallel.sequence_parallel": False}
+
+
+def test_resolved_toml_is_a_run_of_its_own(tmp_path: Path) -> None:
+    first = resolve('--steps 5 --stage-layers 4,2 --dtype bf16 --out a"b\\c')
+    file = tmp_path / "resolved.toml"
+    file.write_text(as_toml(first))
+    assert resolve(f"--config {file}").args == first.args
+    assert resolve(f"--config {file} --nproc 16").args.parallel.dp == 4, "derived values are derived again"
+
+
+def test_yaml_numbers_are_numbers_and_words_are_words(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "optimizer: {lr: 1e-3}\ncheckpoint:\n  out: no\nparallel: {stage_layers: [1, 2], pp: 2}\nmodel: {layers: 3}\n"
+    )
+    r = resolve(f"--config {file}")
+    assert (r.args.optimizer.lr, r.args.checkpoint.out, r.args.parallel.stage_layers) == (1e-3, "no", (1, 2))
+    file.write_text("model: {layers: 3}\nmodel: {layers: 4}\n")
+    (twice,) = refusals(f"--config {file}")
+    assert "the key 'model' stands twice" in twice.problem
+
+
+def test_a_checkpoint_stands_between_preset_and_file() -> None:
+    first = resolve("--preset tiny --seed 7 --tp 2 --out elsewhere")
+    record = Record.from_dict(first.record().as_dict(), "step 4")
+    again = resolve("--steps 9", checkpoint=record)
+    assert (again.args.run.seed, again.args.model.ffn, again.args.run.steps) == (7, 48, 9)
+    assert str(again.sources["run.seed"]) == "checkpoint step 4"
+    assert again.args.optimizer.decay_steps == 9, "derived values are derived again"
+    assert again.args.checkpoint.out == "runs/latest", "where a run writes is not taken from a checkpoint"
+    assert resolve("--dp 2", checkpoint=record).layout == Layout.of(tp=2, dp=2)
+
+
+def test_a_checkpoint_is_looked_for_only_to_resume_and_before_anything_is_judged() -> None:
+    """A model of 8 heads goes on with tp=4, which the 6 heads of the demo would not."""
+    record = Record.from_dict(resolve("--preset tiny --heads 8 --kv-heads 4 --nproc 4").record().as_dict(), "step 4")
+    asked: list[tuple[str, bool]] = []
+
+    def find(directory: str, required: bool) -> Record:
+        asked.append((directory, required))
+        return record
+
+    assert resolve("", checkpoint=find).args.model.heads == 6
+    assert asked == []
+    again = resolve("--resume --out there --tp 4", checkpoint=find)
+    assert asked == [("there", True)]
+    assert (again.args.model.heads, again.layout) == (8, Layout.of(tp=4))
+    assert resolve("--resume", checkpoint=find).args.run.nproc == 4, "as many processes as before"
+    assert resolve("--auto-resume --out there", checkpoint=find).args.model.heads == 8
+    assert asked[-1] == ("there", False)
+    assert resolve("--auto-resume", checkpoint=lambda *_: None).args.model.heads == 6, "it begins where there is none"
+
+
+def test_a_value_that_gave_way_once_stays_so_in_file_and_checkpoint(tmp_path: Path) -> None:
+    """The preset's min_lr gives way to --lr; found anew it would be judged beside the default instead."""
+    first = resolve("--lr 1e-4")
+    assert first.args.optimizer.min_lr == 1e-5
+    record = Record.from_dict(first.record().as_dict(), "step 4")
+    assert resolve("", checkpoint=record).args.optimizer == first.args.optimizer
+    (tmp_path / "resolved.toml").write_text(as_toml(first))
+    assert resolve(f"--config {tmp_path}/resolved.toml").args == first.args
+
+
+def test_plain_data_round_trip_is_strict() -> None:
+    args = resolve().args
+    assert from_dict(to_dict(args)) == args
+    bad = to_dict(args)
+    bad["parallel"]["tp"] = True
+    bad["run"]["sede"] = 1
+    with pytest.raises(ConfigError) as caught:
+        from_dict(bad)
+    assert [v.rule for v in caught.value.violations] == ["value", "unknown_setting"]
+
+
+def test_a_tokenizer_may_be_a_file_or_the_directory_that_has_it(tmp_path: Path) -> None:
+    (tokenizer,) = refusals(f"--tokenizer {tmp_path}")
+    assert tokenizer.problem == f"there is no file {tmp_path}/tokenizer.json"
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert resolve(f"--tokenizer {tmp_path}").args.model.vocab is None, "known once the tokenizer is read"
+    assert resolve(f"--tokenizer {tmp_path}/tokenizer.json")
+
+
+def test_tables_and_lists_of_names_survive_file_and_checkpoint(tmp_path: Path) -> None:
+    words = "--preset tiny --tp 2 --dp 2 --device cuda --timeouts tp=60,dp-cp=9 --high-priority tp,dp --max-ctas dp=4"
+    first = resolve(words)
+    assert first.args.groups.timeouts == (("tp", 60), ("dp-cp", 9))
+    assert first.args.nccl.high_priority == ("tp", "dp")
+    file = tmp_path / "resolved.toml"
+    file.write_text(as_toml(first))
+    assert resolve(f"--config {file}").args == first.args
+    assert from_dict(to_dict(first.args)) == first.args
+    assert resolve("", checkpoint=Record.from_dict(first.record().as_dict(), "step 4")).args.nccl == first.args.nccl
+    file.write_text("[groups.timeouts]\ntp = 60\n[parallel]\ntp = 2\n")
+    assert resolve(f"--config {file}").args.groups.timeouts == (("tp", 60),)
+
+
+def test_options_of_nccl_give_way_to_a_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[run]\ndevice = "cuda"\n[parallel]\ntp = 2\n[nccl]\nhigh_priority = ["tp"]\n')
+    r = resolve(f"--config {file} --device cpu")
+    assert r.args.nccl.high_priority == ()
+    assert str(r.sources["nccl.high_priority"]) == "derived: device = cpu has no NCCL"
+
+
+def test_the_order_is_that_of_the_ranks() -> None:
+    assert resolve("--tp 2 --dp 2 --pp 2 --order pp-dp-tp").layout == Layout.of(tp=2, dp=2, pp=2, order="pp-dp-tp")

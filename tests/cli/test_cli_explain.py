@@ -1,0 +1,94 @@
+"""A run on one screen."""
+
+from __future__ import annotations
+
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stretto.cli.explain import main
+
+pytestmark = pytest.mark.pure
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def test_the_demo_on_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--preset", "tiny", "--tp", "2", "--pp", "2", "--dp", "2", "--layers", "4"]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        "tp=2 x cp=1 x dp=2 x pp=2 = 8 cpu ranks, fp32",
+        "dp: ranks that average gradients: 0,2; 1,3; 4,6; 5,7",
+        "8 sequences = micro_batch 1 * dp 2 * 4 microbatches",
+        "128 tokens a step = 8 * seq_len 16",
+        "1f1b, 4 microbatches; bubble (pp-1)/(m+pp-1) = 1/5 = 20.0% if stages were equal",
+        "rank 1",
+        "derived: tp*cp*pp*dp = 2*1*2*2",
+        "preset tiny",
+    ):
+        assert line in said
+    assert "run.seed" not in said, "defaults are left out"
+
+
+def test_the_published_size_of_llama(capsys: pytest.CaptureFixture[str]) -> None:
+    """70,553,706,496 parameters (Hugging Face, meta-llama/Meta-Llama-3-70B, total of its index)."""
+    assert main(["--preset", "llama3-70b", "--nproc", "256"]) == 0
+    assert "70,553,706,496" in capsys.readouterr().out
+
+
+def test_who_sits_on_which_node(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--preset", "llama3-8b", "--world-size", "64", "--gpus-per-node", "4"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "node 1: ranks 4-7, tp 4-7, dp 0" in said
+    assert "and so on, 12 more" in said
+    assert "warning: tp=8 spans 2 nodes of 4 GPUs" in said
+    assert main([*words, "--order", "dp-tp"]) == 0
+    assert "node 1: ranks 4-7, tp 0, dp 4-7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "model", ["", "--tied", "--bias", "--activation gelu --norm layer --position learned --qk-norm"]
+)
+def test_equations_give_what_they_say(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--preset", "tiny", *model.split()]) == 0
+    lines = " ".join(capsys.readouterr().out.split())
+    equations = re.findall(r"= ([0-9][0-9*+() -]*) = ([0-9,]+)", lines)
+    assert len(equations) >= 3
+    assert [eval(left) for left, _ in equations] == [int(right.replace(",", "")) for _, right in equations]
+
+
+def test_a_file_may_stand_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[parallel]\ntp = 2\n[model]\nvocab = 1000\n")
+    assert main([str(file), "--layers", "5"]) == 0
+    assert "tp=2 x cp=1 x dp=1 x pp=1 = 2 cpu ranks" in capsys.readouterr().out
+
+
+def test_what_cannot_run_is_not_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--tp", "4", "--nproc", "7"]) == 2
+    heard = capsys.readouterr()
+    assert heard.out == ""
+    assert "2 problems in the configuration" in heard.err
+    assert main(["--preset", "tiny", "--tokenizer", "missing.json"]) == 2
+
+
+def test_needs_no_torch() -> None:
+    code = "import sys; from stretto.cli.explain import main; main([]); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_help_is_there_at_once() -> None:
+    """In less than half a second of the processor, Python's own start included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "stretto", "train", "--help"], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5

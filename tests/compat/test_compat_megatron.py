@@ -1,0 +1,163 @@
+"""Launch scripts for Megatron-LM become settings files, or are refused with the flags that cannot be had."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from stretto.arguments import parse
+from stretto.arguments.tree import settings
+from stretto.cli.convert import main
+from stretto.compat.megatron import Translation, translate, words_of
+from stretto.compat.megatron.flags import BY_HAND, DEFAULTS, MISSING, MOOT, SAME, SWITCHES
+from stretto.compat.megatron.reference import PAGE, page
+
+pytestmark = pytest.mark.pure
+
+SCRIPT = Path(__file__).parent / "llama.sh"
+SMALL = "--num-layers 2 --hidden-size 256 --num-attention-heads 4 --attention-dropout 0 --hidden-dropout 0"
+
+
+def translated(flags: str) -> Translation:
+    return translate(words_of(flags))
+
+
+def values(flags: str) -> dict[str, object]:
+    return {path: value for path, (value, _) in translated(flags).values.items()}
+
+
+def refused(flags: str) -> list[str]:
+    return [v.problem.partition(":")[0] for v in translated(flags).refused]
+
+
+def test_a_script_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.toml"
+    assert main(["args", str(SCRIPT), "--out", str(file)]) == 0
+    run = parse(["--config", str(file), "--nproc", "64"], env={})
+    m, p, o = run.args.model, run.args.parallel, run.args.optimizer
+    assert (m.layers, m.hidden, m.heads, m.kv_heads, m.ffn, m.vocab) == (32, 4096, 32, 8, 14336, 128256)
+    assert (m.norm, m.position, m.rope_base, m.activation) == ("rms", "rope", 500_000.0, "swiglu")
+    assert (m.bias, m.tied) == (False, False)
+    assert (p.tp, p.pp, p.dp, p.sequence_parallel) == (8, 4, 2, True)
+    assert (run.args.run.steps, o.decay_steps, o.warmup_steps) == (1953125 // 128, 1949218 // 128, 3906 // 128)
+    assert (run.args.data.held_out, run.args.checkpoint.out) == (0.01, "checkpoints/llama3_8b")
+    said = capsys.readouterr().err
+    assert "changes nothing here: --nproc-per-node: belongs to the launcher" in said
+    assert "to be said by hand: --tokenizer-model: name a tokenizer.json with --tokenizer" in said
+
+
+def test_what_a_script_leaves_unsaid_is_megatrons_default() -> None:
+    said = values(SMALL)
+    assert (said["model.norm"], said["model.position"], said["model.activation"]) == ("layer", "learned", "gelu")
+    assert (said["model.bias"], said["model.tied"], said["optimizer.beta2"]) == (True, True, 0.999)
+    assert (said["optimizer.lr_schedule"], said["optimizer.min_lr"]) == ("linear", 0.0)
+    assert values(SMALL.replace("--hidden-dropout 0", ""))["model.dropout"] == 0.1
+
+
+def test_the_published_gpt3_175b_needs_dropout_of_attention_fp16_and_a_ramp() -> None:
+    """The flags of examples/gpt3/train_gpt3_175b_distributed.sh of NVIDIA/Megatron-LM."""
+    flags = """
+    --num-layers 96 --hidden-size 12288 --num-attention-heads 96 --seq-length 2048 --max-position-embeddings 2048
+    --micro-batch-size 1 --global-batch-size 1536 --rampup-batch-size 16 16 5859375 --train-iters 500000
+    --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.95 --init-method-std 0.006 --clip-grad 1.0 --fp16
+    --lr 6.0e-5 --lr-decay-style cosine --min-lr 6.0e-6 --lr-warmup-fraction .001 --lr-decay-iters 430000
+    --tensor-model-parallel-size 8 --pipeline-model-parallel-size 16
+    --split 949,50,1 --log-interval 100 --save-interval 10000 --eval-interval 1000 --eval-iters 10
+    """
+    assert refused(flags) == ["--rampup-batch-size", "--fp16", "--attention-dropout"]
+    said = values(flags)
+    assert (said["optimizer.warmup_steps"], said["optimizer.decay_steps"], said["data.held_out"]) == (
+        430,
+        430000,
+        0.051,
+    )
+
+
+def test_experts_are_refused_until_they_are_there() -> None:
+    moe = "--num-experts 8 --moe-router-topk 2 --use-distributed-optimizer --overlap-param-gather"
+    assert refused(f"{SMALL} {moe}") == [flag for flag in moe.split() if flag.startswith("--")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--sequence-parallel --tensor-model-parallel-size 2", {"parallel.sequence_parallel": True}),
+        ("--group-query-attention --num-query-groups 2", {"model.kv_heads": 2}),
+        ("--swiglu", {"model.ffn": 640}),  # 8 * 256 / 3 = 682, down to a multiple of 64
+        ("--position-embedding-type rope --rotary-base 500000", {"model.rope_base": 500000.0}),
+        ("--use-rotary-position-embeddings", {"model.position": "rope"}),
+        ("--lr-decay-style WSD --lr-wsd-decay-iters 7 --lr-wsd-decay-style linear", {"optimizer.cooldown_steps": 7}),
+        ("--distributed-timeout-minutes 2", {"run.timeout": 120.0}),
+        ("--seed=7", {"run.seed": 7}),
+        ("--exit-duration-in-mins 235", {"run.exit_duration": 14100.0}),
+        ("--hidden-dropout 0.2", {"model.dropout": 0.2}),
+        ("--recompute-granularity full --recompute-method uniform", {"run.recompute": "block"}),
+        ("--deterministic-mode", {"run.deterministic": True}),
+        ("--use-tp-pp-dp-mapping", {"parallel.order": "tp-cp-ep-pp-dp"}),
+        ("--high-priority-stream-groups tp dp_cp", {"nccl.high_priority": ("tp", "dp-cp")}),
+    ],
+)
+def test_flags_that_take_more_than_copying(flags: str, said: dict[str, object]) -> None:
+    assert said.items() <= values(f"{SMALL} {flags}").items()
+    assert not refused(f"{SMALL} {flags}")
+
+
+def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -> None:
+    assert "parallel.sequence_parallel" not in values(f"{SMALL} --sequence-parallel")
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ("--num-layer 3", "--num-layer: is not known; did you mean --num-layers?"),
+        ("--num-layers many", "--num-layers: 'many' is text, must be a whole number"),
+        ("--high-priority-stream-groups tp ep", "ep: not available; there is tp, cp, pp, dp, dp_cp"),
+        ("--lr $LR", "--lr: the value of $LR is not known here"),
+        ("--lr 1 2", "--lr: takes one value, got 2"),
+        ("--optimizer sgd", "--optimizer: 'sgd' is not available; there is adam"),
+        ("--rotary-percent 0.5", "--rotary-percent: all dimensions of a head are turned"),
+        ("--attention-dropout 0.1", "attention weights are not dropped: say --attention-dropout 0"),
+        ("--recompute-granularity selective", "'selective' is not available; there is full"),
+        ("--train-samples 10", "--train-samples: needs --global-batch-size"),
+        ("--lr-decay-style WSD --lr-wsd-decay-iters 7", "'exponential' is not available; there is linear"),
+        ("--normalization DyT", "--normalization: 'DyT' is not available; there is RMSNorm, LayerNorm"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(flags: str, problem: str) -> None:
+    (found,) = translated(f"{SMALL} {flags}").refused
+    assert problem in str(found)
+
+
+def test_every_flag_has_one_meaning() -> None:
+    tables = (SAME, SWITCHES, MOOT, BY_HAND, MISSING)
+    flags = [flag for table in tables for flag in table]
+    assert len(flags) == len(set(flags))
+    paths = [*SAME.values(), *DEFAULTS, *(path for path, _ in SWITCHES.values())]
+    assert set(paths) <= set(settings())
+
+
+def test_refused_flags_and_broken_rules_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, out = tmp_path / "run.sh", tmp_path / "run.toml"
+    script.write_text(f"{SMALL} --tensor-model-parallel-size 3 --fp16")
+    assert main(["args", str(script), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "--fp16" in said
+    assert "heads % tp = 4 % 3 = 1, must be 0" in said
+    assert not out.exists()
+    assert main(["args", str(script), "--out", str(out), "--partial"]) == 2
+    assert tomllib.loads(out.read_text())["parallel"]["tp"] == 3
+    assert main(["args", str(tmp_path / "none.sh")]) == 2
+
+
+def test_the_reference_page_is_current() -> None:
+    written = (Path(__file__).parents[2] / "docs" / "reference" / PAGE).read_text(encoding="utf-8")
+    assert written == page(), "run: python -m stretto.compat.megatron.reference docs/reference"
+
+
+def test_translating_needs_no_torch() -> None:
+    code = "import sys, stretto.cli.convert, stretto.compat.megatron.reference; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,61 @@
+"""What all tests share: processes that are forked from one that has torch imported."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+POOL_SIZE = 8
+
+# On a busy machine an example may take any time and still be right.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
+
+_POOL: pytest.StashKey[object] = pytest.StashKey()
+_FRESH: pytest.StashKey[object] = pytest.StashKey()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fork what selected tests want to fork from, now, while this process has run nothing yet."""
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())} & {"pool", "fresh"}
+    if not wanted or session.config.option.collectonly:
+        return
+    from stretto.testing import Fresh, Pool  # here, so that pure tests do not import torch
+
+    if "pool" in wanted:
+        session.config.stash[_POOL] = pool = Pool(POOL_SIZE)
+        session.config.add_cleanup(pool.close)
+    if "fresh" in wanted:
+        session.config.stash[_FRESH] = fresh = Fresh()
+        session.config.add_cleanup(fresh.close)
+
+
+@pytest.fixture(scope="session")
+def pool(request: pytest.FixtureRequest) -> object:
+    """Eight local workers: `pool.run(n, fn, *args)` runs `fn(world, *args)` as the ranks of a world of n."""
+    return request.config.stash[_POOL]
+
+
+@pytest.fixture(scope="session")
+def fresh(request: pytest.FixtureRequest) -> object:
+    """New processes: `fresh.run(fn, *args)` runs a function as a program, with its exit code and output."""
+    return request.config.stash[_FRESH]
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that is free, and not among those that the system gives away."""
+    for candidate in range(21_000 + os.getpid() % 5_000, 32_000):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", candidate))
+            except OSError:
+                continue
+        yield candidate
+        return

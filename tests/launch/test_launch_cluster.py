@@ -1,0 +1,128 @@
+"""Batch scripts and manifests: the files beside this one, their syntax, and what they do when a run ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stretto.cli.launch import main
+from stretto.launch.kubernetes import KubernetesJob
+from stretto.launch.slurm import SlurmJob
+
+pytestmark = pytest.mark.pure
+
+DATA = Path(__file__).parent / "data"
+TRAIN = ("--tp", "2", "--data", "my text")
+SLURM = SlurmJob(
+    nodes=2,
+    gpus_per_node=4,
+    partition="h100",
+    account="lab",
+    cpus_per_gpu=12,
+    time="3:30:00",
+    setup="source venv/bin/activate",
+    train=TRAIN,
+)
+KUBERNETES = KubernetesJob(nodes=2, gpus_per_node=4, claim="disk", image="registry/stretto:0.1", train=TRAIN)
+
+
+def test_batch_script_is_the_recorded_one() -> None:
+    assert SLURM.script() == (DATA / "two_nodes.sbatch").read_text()
+
+
+def test_manifest_is_the_recorded_one() -> None:
+    assert KUBERNETES.manifest() == (DATA / "two_nodes.yaml").read_text()
+
+
+@pytest.mark.parametrize("script", [SLURM.script(), SlurmJob().script(), KUBERNETES._command()])
+def test_the_shell_can_read_what_is_written(script: str) -> None:
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def tool(directory: Path, name: str, body: str) -> None:
+    path = directory / name
+    path.write_text(f"#!/bin/bash\n{body}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("restarts", "ends_with", "resumes", "requeues"),
+    [(None, 0, False, False), (None, 75, False, True), ("1", 0, True, False), ("2", 1, True, False)],
+)
+def test_batch_script_requeues_and_resumes(
+    tmp_path: Path, restarts: str | None, ends_with: int, resumes: bool, requeues: bool
+) -> None:
+    """Run by bash, with stand-ins for SLURM's programs that write down how they are called."""
+    tool(
+        tmp_path,
+        "srun",
+        f'printf "%s|" "$@" >> {tmp_path}/srun.log; echo "$MASTER_ADDR:$MASTER_PORT"; exit {ends_with}',
+    )
+    tool(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/scontrol.log; [ "$1" != show ] || printf "n1\\nn2\\n"')
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "41234", "SLURM_JOB_NODELIST": "n[1-2]"}
+    env |= {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+    script = SlurmJob(train=TRAIN).script()
+    done = subprocess.run(["bash"], input=script, text=True, env=env, capture_output=True, check=False)
+    assert done.returncode == ends_with, done.stderr
+    assert done.stdout == "n1:11234\n"
+    called = (tmp_path / "srun.log").read_text()
+    assert "python|-m|stretto|train|--tp|2|--data|my text|" in called
+    assert called.endswith("--auto-resume|") == resumes
+    assert ("requeue 41234" in (tmp_path / "scontrol.log").read_text()) == requeues
+
+
+@pytest.mark.parametrize(("restarts", "resumes"), [("0", False), ("3", True)])
+def test_pods_start_their_node_of_the_job(tmp_path: Path, restarts: str, resumes: bool) -> None:
+    tool(tmp_path, "torchrun", 'printf "%s|" "$@"')
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_COMPLETION_INDEX": "1", "RESTARTS": restarts}
+    pod = yaml.safe_load(KUBERNETES.manifest())["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    done = subprocess.run(pod["containers"][0]["command"], text=True, env=env, capture_output=True, check=True)
+    assert "--nnodes|2|--node-rank|1|--nproc-per-node|4|" in done.stdout
+    assert "--master-addr|stretto-node-0-0.stretto|" in done.stdout
+    assert "-m|stretto|train|--tp|2|--data|my text|" in done.stdout
+    assert done.stdout.endswith("--auto-resume|") == resumes
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "usage:"),
+        (["nowhere"], "usage:"),
+        (["local"], "how many processes?"),
+        (["slurm", "--nodes", "2", "--gpus-per-node", "4", "--", "--tp", "3"], "nproc % (tp*cp*pp) = 8 %"),
+        (["slurm", "--out"], "which file?"),
+    ],
+)
+def test_refusals(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (SlurmJob, "nodes", 0),
+        (SlurmJob, "time", "tomorrow"),
+        (SlurmJob, "name", "two words"),
+        (KubernetesJob, "name", "Upper"),
+        (KubernetesJob, "gpus_per_node", -1),
+    ],
+)
+def test_values_that_no_cluster_takes(kind: type[SlurmJob | KubernetesJob], field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        kind(**{field: value})  # type: ignore[arg-type]
+
+
+def test_writes_to_a_file_and_submits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tool(tmp_path, "sbatch", "head -n 2")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    out = tmp_path / "job.sbatch"
+    assert main(["slurm", "--name", "mine", "--out", str(out), "--submit", "--", "--tp", "2"]) == 0
+    assert "--job-name=mine" in out.read_text()
+    assert capfd.readouterr().out == "#!/bin/bash\n#SBATCH --job-name=mine\n"

@@ -1,0 +1,247 @@
+"""P1: a parameter's place follows from its declaration, for any sizes.
+
+Faults to catch: a chunk rounded down, the last chunk not shortened, copies ignored in `block` or in `owned`, rows of a
+stack counted without their padding, padding filled, an undeclared parameter passed over.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from stretto.params import Init, ParamSpec, Shard, collect, declare, fill, slices
+from stretto.world import Axis
+
+pytestmark = pytest.mark.gloo
+
+
+def axis(name: str, rank: int, size: int) -> Axis:
+    """A place on an axis; geometry needs no process group."""
+    return Axis(name, rank, tuple(range(size)))
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> tuple[ParamSpec, dict[str, int]]:
+    """A spec cut along tp, ep, both or neither, and the sizes of the axes."""
+    shape = tuple(draw(st.lists(st.integers(0, 30), min_size=2, max_size=3)))
+    dims = draw(st.permutations(range(len(shape))))
+    shard, sizes = [], {}
+    for name, dim in zip(("tp", "ep"), dims, strict=False):
+        copies = draw(st.integers(1, 3))
+        sizes[name] = copies * draw(st.integers(1, 4))
+        if draw(st.booleans()):
+            shard.append(Shard(name, dim, copies, draw(st.integers(1, 9))))
+    return ParamSpec(shape, Init(), shard=tuple(shard)), sizes
+
+
+@given(cuts())
+def test_blocks_tile_the_tensor_and_one_rank_owns_each(case: tuple[ParamSpec, dict[str, int]]) -> None:
+    """Every element is held by someone, equally often, and owned exactly once."""
+    spec, sizes = case
+    held, owned = torch.zeros(spec.shape), torch.zeros(spec.shape)
+    for ranks in product(*(range(n) for n in sizes.values())):
+        position = dict(zip(sizes, ranks, strict=True))
+        block = spec.block({name: axis(name, position[name], n) for name, n in sizes.items()})
+        assert len(block.offsets) == len(block.shape) == len(block.stored) == len(spec.shape)
+        assert all(n <= stored for n, stored in zip(block.shape, block.stored, strict=True))
+        where = tuple(slice(o, o + n) for o, n in zip(block.offsets, block.shape, strict=True))
+        assert held[where].shape == block.shape, "the block reaches over the edge"
+        held[where] += 1
+        owned[where] += spec.owned(position, list(sizes))
+    copies = {cut.axis: cut.copies for cut in spec.shard}
+    assert (held == torch.tensor([copies.get(name, n) for name, n in sizes.items()]).prod()).all()
+    assert (owned == 1).all()
+
+
+@given(cuts())
+def test_all_ranks_store_the_same_shape(case: tuple[ParamSpec, dict[str, int]]) -> None:
+    """What lets their gradients lie in buckets of one size; and no more padding than the multiple asks for."""
+    spec, sizes = case
+    every = [
+        spec.block({name: axis(name, r, n) for (name, n), r in zip(sizes.items(), ranks, strict=True)})
+        for ranks in product(*(range(n) for n in sizes.values()))
+    ]
+    (stored,) = {block.stored for block in every}
+    cut = {s.dim: s for s in spec.shard}
+    for dim, n in enumerate(spec.shape):
+        if dim not in cut:
+            assert stored[dim] == n
+            continue
+        parts, multiple = sizes[cut[dim].axis] // cut[dim].copies, cut[dim].multiple
+        assert stored[dim] % multiple == 0
+        assert (stored[dim] - multiple) * parts < max(n, 1) <= max(stored[dim] * parts, 1)
+
+
+def test_reads_like_a_vocabulary() -> None:
+    """101 words on four ranks, in multiples of eight; five words leave ranks with nothing."""
+    blocks = [
+        ParamSpec((101, 6), Init(), (Shard("tp", 0, multiple=8),)).block({"tp": axis("tp", r, 4)}) for r in (0, 3)
+    ]
+    assert [(b.offsets, b.shape, b.stored) for b in blocks] == [
+        ((0, 0), (32, 6), (32, 6)),
+        ((96, 0), (5, 6), (32, 6)),
+    ]
+    few = [ParamSpec((5, 6), Init(), (Shard("tp", 0, multiple=8),)).block({"tp": axis("tp", r, 4)}) for r in range(4)]
+    assert [b.shape[0] for b in few] == [5, 0, 0, 0]
+
+
+def test_reads_like_grouped_queries() -> None:
+    """Two heads of three rows on four ranks: ranks 0 and 1 hold the first, ranks 0 and 2 own."""
+    spec = ParamSpec((6, 5), Init(), (Shard("tp", 0, copies=2),), sum_grad=("tp",))
+    assert [spec.block({"tp": axis("tp", r, 4)}).offsets[0] for r in range(4)] == [0, 0, 3, 3]
+    assert [spec.owned({"tp": r, "dp": 0}, ["tp", "dp"]) for r in range(4)] == [True, False, True, False]
+    assert not spec.owned({"tp": 0, "dp": 1}, ["tp", "dp"])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ParamSpec((4,), Init(), (Shard("tp", 1),)), "cannot be cut along dimensions"),
+        (lambda: ParamSpec((4, 4), Init(), (Shard("tp", 0), Shard("ep", 0))), "once"),
+        (lambda: Shard("tp", -1), "dim counts from 0"),
+        (lambda: Shard("tp", 0, copies=0), "from 1"),
+        (lambda: ParamSpec((4,), Init(), (Shard("tp", 0, copies=2),)).block({"tp": axis("tp", 0, 3)}), "2 copies"),
+        (lambda: ParamSpec((4,), Init(), (Shard("tp", 0),)).block({}), "cut along tp, but only no axis"),
+        (lambda: declare(nn.Module(), "w", [ParamSpec((4, 3), Init()), ParamSpec((4, 5), Init())]), "stacked"),
+        (lambda: declare(nn.Module(), "w", [ParamSpec((), Init()), ParamSpec((), Init())]), "stacked"),
+        (lambda: declare(nn.Linear(2, 3), "weight", ParamSpec((2, 3), Init())), r"declared \(2, 3\).*has \(3, 2\)"),
+        (
+            lambda: declare(nn.Module(), "w", [ParamSpec((4,), Init()), ParamSpec((4,), Init(), weight_decay=False)]),
+            "agree on replicas and weight decay",
+        ),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(make: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()  # type: ignore[operator]
+
+
+class Stacked(nn.Module):
+    """q, k and v in one matrix, k and v padded; and a shared norm under another name."""
+
+    def __init__(self, tp: Axis) -> None:
+        super().__init__()
+        parts = [("q_proj", 10, 1), ("k_proj", 5, 2), ("v_proj", 5, 2)]
+        specs = [
+            ParamSpec(
+                (rows, 3),
+                Init(mean=0.5, std=1.0),
+                shard=(Shard("tp", 0, copies),),
+                sum_grad=("tp",) if copies > 1 else (),
+                part=part,
+            )
+            for part, rows, copies in parts
+        ]
+        self.qkv_proj = nn.Module()
+        declare(self.qkv_proj, "weight", specs, axes=[tp], dtype=torch.float64)
+        self.norm = nn.LayerNorm(3, dtype=torch.float64)
+        for name in ("weight", "bias"):
+            declare(self.norm, name, ParamSpec((3,), Init(mean=1.0 if name == "weight" else 0.0)))
+
+
+def whole(seed: int = 3) -> dict[str, Tensor]:
+    """The same on one rank, by logical name."""
+    declared = collect(Stacked(axis("tp", 0, 2)), "layers.1")
+    names = {part.name: part.spec.shape for item in declared for part in item.logical}
+    full = {name: torch.empty(shape, dtype=torch.float64) for name, shape in names.items()}
+    for name, tensor in full.items():
+        module = nn.Module()
+        spec = ParamSpec(
+            tuple(tensor.shape), Init(0.5, 1.0) if "proj" in name else Init(float("weight" in name)), name=name
+        )
+        declare(module, "w", spec, dtype=torch.float64)
+        fill(collect(module), seed, lambda p: p.data)
+        tensor.copy_(module.w.data)
+    return full
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_stacked_parts_have_names_values_and_owners_of_their_own(tp: int) -> None:
+    full, owners = whole(), Counter[str]()
+    assert sorted(full) == [
+        "layers.1.k_proj.weight",
+        "layers.1.norm.bias",
+        "layers.1.norm.weight",
+        "layers.1.q_proj.weight",
+        "layers.1.v_proj.weight",
+    ]
+    for rank in range(tp):
+        declared = collect(Stacked(axis("tp", rank, tp)), "layers.1")
+        fill(declared, 3, lambda p: p.data)
+        for piece in slices(declared, lambda p: p.data, {"tp": rank, "dp": 0, "embed": 0}, prefix="model/"):
+            name = piece.name.removeprefix("model/")
+            where = tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.tensor.shape, strict=True))
+            assert torch.equal(piece.tensor, full[name][where])
+            assert piece.full_shape == full[name].shape
+            owners[name] += piece.owner * piece.tensor.numel()
+    assert owners == {name: t.numel() for name, t in full.items()}
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_padding_stays_zero_and_views_share_memory(rank: int) -> None:
+    """k has five rows in two chunks of three: the second chunk ends in a row of padding, and v follows it."""
+    module = Stacked(axis("tp", rank, 4))
+    declared = collect(module)
+    with torch.no_grad():
+        module.qkv_proj.weight.fill_(torch.nan)
+    fill(declared, 3, lambda p: p.data)
+    stored = module.qkv_proj.weight.data
+    assert stored.shape == (3 + 3 + 3, 3)
+    padding = {0: [], 3: [1, 2, 5, 8]}[rank]
+    assert (stored == 0).all(1).nonzero().flatten().tolist() == padding
+    for part in declared[0].logical:
+        part.view(stored).fill_(7.0)
+    assert (stored == 0).all(1).nonzero().flatten().tolist() == padding
+    assert (stored == 7).all(1).sum() == 9 - len(padding)
+
+
+def test_undeclared_parameters_are_all_named() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(2, 3), "b": Stacked(axis("tp", 0, 2))})
+    with pytest.raises(
+        ValueError, match=r"without a declared place: a\.weight, a\.bias; call stretto\.params\.declare"
+    ):
+        collect(model)
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_a_shared_parameter_is_collected_once_under_its_declared_name(order: str) -> None:
+    """Whichever module comes first in the model, and also under two names of one module."""
+    declaring, using = nn.Module(), nn.Module()
+    declare(declaring, "weight", ParamSpec((4, 2), Init(std=1.0)))
+    using.register_parameter("tied", declaring.weight)
+    both = {"embed": declaring, "head": using}
+    (item,) = collect(nn.ModuleDict(both if order == "first" else dict(reversed(both.items()))))
+    assert (item.name, item.logical[0].name) == ("embed.weight", "embed.weight")
+    declaring.register_parameter("again", declaring.weight)
+    assert len(collect(declaring)) == 1
+    one = nn.Module()
+    one.register_parameter("early", nn.Parameter(torch.zeros(4, 2)))
+    one.register_parameter("late", one.early)
+    declare(one, "late", ParamSpec((4, 2), Init()))
+    assert [d.name for d in collect(one)] == ["late"]
+
+
+def test_two_parameters_with_one_logical_name_are_refused() -> None:
+    """They would start equal and be saved over each other."""
+    model = nn.Module()
+    declare(model, "w", [ParamSpec((2,), Init()), ParamSpec((2,), Init())])
+    with pytest.raises(ValueError, match="more than one parameter: w"):
+        collect(model)
+
+
+def test_names() -> None:
+    """From the module's place, from its part, or given; a parameter of the model itself has its bare name."""
+    model = nn.Module()
+    declare(model, "scale", ParamSpec((), Init(mean=2.0)))
+    model.head = nn.Module()
+    declare(model.head, "weight", ParamSpec((2,), Init(), name="embed.weight"))
+    declared = collect(model)
+    assert [part.name for d in declared for part in d.logical] == ["scale", "embed.weight"]
+    fill(declared, 0, lambda p: p.data)
+    assert model.scale.item() == 2.0

@@ -1,0 +1,34 @@
+"""What a document tells a reader to type is understood by the program."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from stretto.arguments import parse
+from stretto.cli import COMMANDS
+
+pytestmark = pytest.mark.pure
+
+BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+
+
+def test_every_command_in_the_documents_exists(texts):
+    commands = [command for command, *_ in _commands(texts)]
+    assert {"train", "sample"} <= set(commands) <= set(COMMANDS)
+
+
+def test_every_training_command_in_the_documents_is_valid(texts):
+    """Catches a renamed flag, and an example whose numbers do not fit one another."""
+    for command, *words in _commands(texts):
+        if command == "train":
+            parse([word for word in words if word != "--help"], env={}, files=False)
+
+
+def _commands(texts: dict[str, str]) -> list[list[str]]:
+    """The words after `stretto`, also where a launcher starts it as a module."""
+    blocks = (block for name, text in texts.items() if name.endswith(".md") for block in BLOCK.findall(text))
+    lines = (shlex.split(line, comments=True) for block in blocks for line in block.splitlines())
+    return [words[words.index("stretto") + 1 :] for words in lines if "stretto" in words and len(words) > 1]

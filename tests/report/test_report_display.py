@@ -1,0 +1,71 @@
+"""What a person sees, in narrow and wide windows and in a file."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from stretto.report.progress import LiveProgress
+from stretto.report.summary import curve, printable, sample_panel
+from stretto.train.record import EvalRecord, StepRecord
+
+pytestmark = pytest.mark.gloo
+
+STEP = StepRecord(99_990, 12.3456, 123.456, 2.5e-4, 10**12, 1_234_567.0)
+SHOWN = ("99990/100000", "loss 12.3456", "norm 123.456", "lr 2.50e-04", "1,234,567 tokens/s")
+
+
+def shown(width: int, *, terminal: bool, log_every: int = 1) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
+    live = LiveProgress(console, steps=100_000, after=99_900, log_every=log_every)
+    live.stepped(STEP)
+    live.evaluated(EvalRecord(99_990, 1.5, 2.25))
+    live.saved(99_990, Path("/a/long/path/" * 12) / "step-00099990")
+    live.close()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_a_terminal_has_all_figures_in_two_lines(width: int) -> None:
+    """Catches: a line that is wider than the window, which breaks, or loses its end."""
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown(width, terminal=True)).replace("\r", "\n").splitlines()
+    bar, figures = [line for line in lines if line.strip()][-2:]
+    assert SHOWN[0] in bar
+    assert "━" in bar
+    assert re.search(r"\d+:\d\d:\d\d left$", bar.rstrip())
+    assert all(figure in figures for figure in SHOWN[1:])
+    assert max(len(bar), len(figures)) <= width
+
+
+def test_a_file_has_a_line_for_each_report() -> None:
+    lines = shown(80, terminal=False).splitlines()
+    assert len(lines) == 3
+    assert all(figure in lines[0] for figure in SHOWN)
+    assert lines[0].endswith(" left")
+    assert "held-out loss 1.5000, 2.250 bits per byte" in lines[1]
+    assert lines[2].endswith("step-00099990")
+
+
+def test_log_every_thins_the_lines() -> None:
+    assert len(shown(80, terminal=False, log_every=7).splitlines()) == 2
+
+
+def test_a_sample_cannot_steer_the_terminal() -> None:
+    """Catches: an escape sequence, which a model of bytes may well write, that reaches the terminal."""
+    out = io.StringIO()
+    Console(file=out, width=60).print(sample_panel("a\tb", "\x1b[2J\x07[bold]\r\nend"))
+    assert "\x1b" not in out.getvalue()
+    assert "·[2J·[bold]·" in out.getvalue()
+    assert printable("naïve\n") == "naïve\n"
+
+
+def test_the_curve_runs_from_the_first_loss_to_the_last() -> None:
+    steps = [StepRecord(i, 10.0 - i, 1.0, 1.0, i, 1.0) for i in range(1, 9)]
+    assert curve(steps) == "█▇▆▅▄▃▂▁"
+    assert curve(steps[:1]) == "▁"
+    assert len(curve(steps * 40)) == 24

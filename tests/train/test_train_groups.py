@@ -1,0 +1,50 @@
+"""What the arguments say of process groups reaches those that lie along the axis."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from stretto.arguments import Resolved, parse
+from stretto.arguments.schema import AxisName
+from stretto.layout import Layout
+from stretto.parallel_state import GroupOptions, default_axes
+from stretto.train.groups import group_options
+
+pytestmark = pytest.mark.gloo
+
+
+def resolve(words: str) -> Resolved:
+    return parse(["--preset", "tiny", *words.split()], env={})
+
+
+def options(words: str) -> dict[str, GroupOptions]:
+    run = resolve(words)
+    return group_options(run.args, run.layout)
+
+
+def test_the_axes_to_name_are_those_that_have_groups() -> None:
+    """A channel, as in pp:up, has the options of its axis."""
+    assert set(get_args(AxisName)) == {"-".join(a) for a in default_axes(Layout.of()) if ":" not in a[0]}
+
+
+def test_nothing_said_is_nothing_chosen() -> None:
+    assert options("--tp 2 --dp 2") == {}
+
+
+def test_dp_is_also_the_groups_that_gradients_are_reduced_over() -> None:
+    said = options("--tp 2 --dp 2 --timeouts dp=60")
+    assert said == dict.fromkeys(("dp", "dp-cp", "pp-dp-cp"), GroupOptions(timeout=60))
+
+
+def test_an_option_of_the_pipeline_is_that_of_both_directions() -> None:
+    said = options("--pp 2 --dp 2 --layers 4 --device cuda --high-priority pp --max-ctas pp=4,dp=8 --min-ctas dp=2")
+    assert said["pp"] == said["pp:up"] == GroupOptions(high_priority=True, max_ctas=4)
+    assert said["dp"] == said["dp-cp"] == GroupOptions(min_ctas=2, max_ctas=8)
+
+
+def test_gloo_in_place_of_nccl_for_one_axis() -> None:
+    said = options("--tp 2 --dp 2 --device cuda --gloo dp")
+    assert said["dp-cp"] == GroupOptions(backend="gloo")
+    assert "tp" not in said

@@ -1,0 +1,136 @@
+"""P18: the record of a run that goes on is that of one that never stopped.
+
+Faults to catch: lines after the step kept, a line cut by the crash kept or glued to the next, a new run that appends,
+a crash while the old lines are copied that loses them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stretto.train.record import EvalRecord, Everyone, JsonLines, StepRecord
+
+pytestmark = pytest.mark.pure
+
+
+def step(n: int) -> StepRecord:
+    return StepRecord(n, loss=1 / n, grad_norm=2.0, lr=1e-3, tokens=64 * n, tokens_per_second=10.0)
+
+
+def write(path: Path, steps: range, *, after: int) -> None:
+    """A run that evaluates every second step; one that goes on repeats the evaluation at its checkpoint."""
+    log = JsonLines(path, after=after)
+    if after and after % 2 == 0:
+        log.evaluated(EvalRecord(after, loss=3.0, bits_per_byte=4.0))
+    for n in steps:
+        log.stepped(step(n))
+        if n % 2 == 0:
+            log.evaluated(EvalRecord(n, loss=3.0, bits_per_byte=4.0))
+    log.close()
+
+
+def test_reads_like_a_run(tmp_path: Path) -> None:
+    write(tmp_path / "new" / "metrics.jsonl", range(1, 3), after=0)
+    assert [json.loads(line) for line in (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()] == [
+        {"step": 1, "loss": 1.0, "grad_norm": 2.0, "lr": 1e-3, "tokens": 64, "tokens_per_second": 10.0},
+        {"step": 2, "loss": 0.5, "grad_norm": 2.0, "lr": 1e-3, "tokens": 128, "tokens_per_second": 10.0},
+        {"step": 2, "held_out_loss": 3.0, "held_out_bits_per_byte": 4.0},
+    ]
+
+
+@settings(max_examples=60)
+@given(stop=st.integers(1, 6), lost=st.integers(0, 4), cut=st.integers(0, 200))
+def test_going_on_gives_the_uninterrupted_record(
+    tmp_path_factory: pytest.TempPathFactory, stop: int, lost: int, cut: int
+) -> None:
+    """However far beyond the last checkpoint the lost run came, and at whatever byte its last line was cut."""
+    directory = tmp_path_factory.mktemp("record")
+    whole, broken = directory / "whole.jsonl", directory / "broken.jsonl"
+    write(whole, range(1, 9), after=0)
+    write(broken, range(1, stop + lost + 1), after=0)
+    text = broken.read_text()
+    kept = text.index(f'{{"step": {stop}, "loss"')  # what the checkpoint is of had been written before it
+    broken.write_text(text[: max(text.index("\n", kept) + 1, len(text) - cut)])
+    write(broken, range(stop + 1, 9), after=stop)
+    assert broken.read_text() == whole.read_text()
+
+
+def test_a_last_line_without_its_end_is_not_glued_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, range(1, 2), after=0)
+    path.write_text(path.read_text().rstrip("\n"))
+    write(path, range(2, 3), after=1)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 2]
+
+
+def test_foreign_lines_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, range(1, 2), after=0)
+    row = path.read_text()
+    path.write_text('5\n{"other": 1}\nnot json\n\n' + row)
+    log = JsonLines(path, after=1)
+    log.close()
+    assert path.read_text() == row
+    assert log.first == log.last == step(1)
+
+
+def test_a_new_run_begins_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, range(1, 4), after=0)
+    write(path, range(1, 2), after=0)
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_crash_while_going_on_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old lines are there until the new file is whole."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, range(1, 4), after=0)
+    before = path.read_text()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        JsonLines(path, after=2)
+    assert path.read_text() == before
+
+
+def test_lines_are_on_disk_at_once(tmp_path: Path) -> None:
+    """Who is killed has written what it reported."""
+    log = JsonLines(tmp_path / "metrics.jsonl", after=0)
+    log.stepped(step(1))
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 1
+    log.close()
+
+
+def test_everyone_tells_all_in_order(tmp_path: Path) -> None:
+    told: list[tuple[str, object]] = []
+
+    class Ear:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def stepped(self, record: StepRecord) -> None:
+            told.append((self.name, record.step))
+
+        def evaluated(self, record: EvalRecord) -> None:
+            told.append((self.name, record.bits_per_byte))
+
+        def saved(self, step: int, path: Path) -> None:
+            told.append((self.name, (step, path)))
+
+        def close(self) -> None:
+            told.append((self.name, "close"))
+
+    both = Everyone([Ear("a"), Ear("b")])
+    both.stepped(step(7))
+    both.evaluated(EvalRecord(7, 3.0, 4.0))
+    both.saved(7, tmp_path)
+    both.close()
+    assert told == [(name, what) for what in (7, 4.0, (7, tmp_path), "close") for name in "ab"]

@@ -1,0 +1,50 @@
+"""A few faults put into the package, each noticed; `make mutants` tries all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not in each worker
+from verify_checks import CHECKS, Check
+from verify_faults import FAULTS
+from verify_mutants import run_check
+
+from stretto.testing import Pool
+
+pytestmark = pytest.mark.gloo
+
+ROOT = Path(__file__).parents[2]
+
+# One of each kind: of a norm, of the loss, of the pipeline, of data parallelism, of the optimizer, of the start.
+FEW = (
+    "gradients of norms are not summed under sequence parallelism",
+    "the loss is divided by the tokens of the microbatch",
+    "a gradient meets another microbatch's graph",
+    "a microbatch's gradient overwrites the one before",
+    "gradients are clipped after the update",
+    "initial values follow the element's place on its rank",
+)
+
+
+def test_every_fault_still_fits_the_source() -> None:
+    """Catches a fault whose line was rewritten: the table must follow the source."""
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 25
+    times = {f.name: (ROOT / "stretto" / f.file).read_text().count(f.old) for f in FAULTS}
+    assert {name: n for name, n in times.items() if n != 1} == {}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_the_package_passes_every_check(pool: Pool, check: Check) -> None:
+    assert set(pool.run(check.ranks, run_check, CHECKS.index(check))) == {""}
+
+
+def test_faults_are_noticed() -> None:
+    command = [sys.executable, str(Path(__file__).with_name("verify_mutants.py")), *FEW]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(FEW)} of {len(FEW)} faults noticed" in done.stdout

@@ -1,0 +1,399 @@
+"""Faults that change the model in some layouts, or in all: what the checks of `verify_checks` must notice.
+
+Each is one textual replacement in one file of the package. `old` must stand there exactly once, so the table cannot
+fall behind the source without being noticed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`name` in words; `old` in `file` of the package becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+    def put_into(self, package: Path) -> None:
+        """Replace it in a copy of the package. Raises ValueError unless `old` stands there exactly once."""
+        path = package / self.file
+        text = path.read_text()
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.name!r}: {self.old!r} stands {text.count(self.old)} times in {self.file}")
+        path.write_text(text.replace(self.old, self.new))
+
+
+TENSOR_PARALLEL = [
+    Fault(
+        "gradients of norms are not summed under sequence parallelism",
+        "tensor_parallel/layers.py",
+        'sum_grad=("tp",) if sequence_parallel else ()',
+        "sum_grad=()",
+    ),
+    Fault(
+        "gradients of norms are multiplied by tp",
+        "tensor_parallel/layers.py",
+        'sum_grad=("tp",) if sequence_parallel else ()',
+        'sum_grad=("tp",)',
+    ),
+    Fault(
+        "the row-parallel bias is added before the sum",
+        "tensor_parallel/layers.py",
+        """        y = leave(F.linear(x, self.weight), self.tp, sequence_parallel=self.sequence_parallel)
+        return y if self.bias is None else y + self.bias
+""",
+        """        return leave(F.linear(x, self.weight, self.bias), self.tp, sequence_parallel=self.sequence_parallel)
+""",
+    ),
+    Fault(
+        "what enters a parallel region does not sum its gradient",
+        "tensor_parallel/mappings.py",
+        "return reduce_from(dy, ctx.tp), None",
+        "return dy, None",
+    ),
+    Fault(
+        "what leaves a parallel region sums its gradient again",
+        "tensor_parallel/mappings.py",
+        "return copy_to(dy, ctx.tp), None",
+        "return all_reduce(dy, ctx.tp), None",
+    ),
+    Fault(
+        "the gather of the sequence is adjoint to a slice, without sum",
+        "collectives.py",
+        "return reduce_scatter(dy, ctx.axis, ctx.dim), None, None",
+        "return dy.chunk(ctx.axis.size, ctx.dim)[ctx.axis.rank], None, None",
+    ),
+    Fault(
+        "the scatter of the sequence averages in its backward",
+        "collectives.py",
+        "return all_gather(dy, ctx.axis, ctx.dim), None, None",
+        "return all_gather(dy, ctx.axis, ctx.dim) / ctx.axis.size, None, None",
+    ),
+    Fault(
+        "copies of a key/value head keep their own part of its gradient",
+        "tensor_parallel/layers.py",
+        'sum_grad=("tp",) if part.copies > 1 else ()',
+        "sum_grad=()",
+    ),
+    Fault(
+        "copies of a key/value head lie on the wrong ranks",
+        "params.py",
+        "min(axis.rank // cut.copies * chunk, n)",
+        "min(axis.rank % parts * chunk, n)",
+    ),
+    Fault(
+        "the gradient of the heads' norm is not summed",
+        "models/attention.py",
+        'Init(mean=1.0), sum_grad=("tp",)',
+        "Init(mean=1.0)",
+    ),
+    Fault(
+        "no partial gradients are summed over tensor-parallel ranks",
+        "distributed/partial.py",
+        "if axis.size == 1:",
+        'if axis.size == 1 or name == "tp":',
+    ),
+]
+
+VOCABULARY = [
+    Fault(
+        "a rank misses the first row of its part of the vocabulary",
+        "tensor_parallel/vocab.py",
+        "mine = (ids >= start)",
+        "mine = (ids > start)",
+    ),
+    Fault(
+        "the vocabulary's offset is wrong by one",
+        "tensor_parallel/vocab.py",
+        "return (ids - start) * mine, mine",
+        "return (ids - start).sub(1).clamp(min=0) * mine, mine",
+    ),
+    Fault(
+        "padding of the vocabulary takes part in the softmax",
+        "tensor_parallel/vocab.py",
+        "masked_fill(padding, -torch.inf)",
+        "masked_fill(padding, 0.0)",
+    ),
+    Fault(
+        "each rank shifts its logits by its own maximum",
+        "tensor_parallel/vocab.py",
+        "max_reduce(wide.amax(-1), tp)",
+        "wide.amax(-1)",
+    ),
+    Fault(
+        "ranks that do not hold the label subtract it too",
+        "tensor_parallel/vocab.py",
+        "-(dy * mine).unsqueeze(-1)",
+        "-dy.unsqueeze(-1)",
+    ),
+    Fault(
+        "the ends of a pipeline do not sum the gradients of a tied embedding",
+        "distributed/partial.py",
+        "if axis.size == 1:",
+        'if axis.size == 1 or name == "embed":',
+    ),
+    Fault(
+        "a tied embedding is declared as if it were not",
+        "tensor_parallel/vocab.py",
+        'sum_grad=("embed",) if tied else ()',
+        "sum_grad=()",
+    ),
+]
+
+DROPOUT = [
+    Fault(
+        "every tensor-parallel rank drops what the first does under sequence parallelism",
+        "tensor_parallel/dropout.py",
+        "self.tp.rank * n if self.sequence_parallel else 0",
+        "0",
+    ),
+    Fault(
+        "tensor-parallel ranks that hold the same activation drop different elements",
+        "tensor_parallel/dropout.py",
+        "self.tp.rank * n if self.sequence_parallel else 0",
+        "self.tp.rank * n",
+    ),
+]
+
+POSITIONS = [
+    Fault(
+        "learned positions begin anew on each rank under sequence parallelism",
+        "models/transformer.py",
+        "x + self.weight[self.rank * n : (self.rank + 1) * n, None, :]",
+        "x + self.weight[:n, None, :]",
+    ),
+    Fault(
+        "rotary positions begin anew with each rank's part of the sequence",
+        "models/transformer.py",
+        "return rotation(seq_len, c.dim_per_head, c.rope_base, dtype=like.dtype, device=like.device)",
+        """own = rotation(like.shape[0], c.dim_per_head, c.rope_base, dtype=like.dtype, device=like.device)
+        parts = seq_len // like.shape[0]
+        return own[0].repeat(parts, 1, 1, 1), own[1].repeat(parts, 1, 1, 1)""",
+    ),
+]
+
+LOSS = [
+    Fault(
+        "the loss is divided by the tokens of the microbatch",
+        "models/transformer.py",
+        "/ microbatch.count",
+        "/ batch.loss_mask.sum().clamp(min=1)",
+    ),
+    Fault(
+        "the loss is divided by the tokens of this rank",
+        "train/loop.py",
+        'return all_reduce(own, state.axis("dp", "cp")).clamp(min=1)',
+        "return own.clamp(min=1)",
+    ),
+    Fault(
+        "the loss is scaled by the number of microbatches",
+        "train/loop.py",
+        "[batch.loss_mask.sum() for batch in batches]).sum().double()",
+        "[batch.loss_mask.sum() for batch in batches]).double().mean()",
+    ),
+    Fault(
+        "masked tokens count",
+        "models/transformer.py",
+        "(loss * batch.loss_mask.t()).sum()",
+        "loss.sum()",
+    ),
+    Fault(
+        "a batch without valid tokens divides by zero",
+        "train/loop.py",
+        "clamp(min=1)",
+        "clamp(min=0)",
+    ),
+    Fault(
+        "an evaluation is the mean of its batches' means",
+        "train/loop.py",
+        "tokens = microbatches[0].count.item()",
+        "tokens = 1.0",
+    ),
+    Fault(
+        "every tensor-parallel rank adds its loss",
+        "train/step.py",
+        'loss.detach().double() * (state.axis("tp").rank == 0)',
+        "loss.detach().double()",
+    ),
+    Fault(
+        "the loss stays on the last stage",
+        "train/step.py",
+        'return all_reduce(packed, state.axis("tp", "cp", "dp", "pp"))',
+        'return all_reduce(packed, state.axis("dp", "cp"))',
+    ),
+]
+
+PIPELINE = [
+    Fault(
+        "a gradient meets another microbatch's graph",
+        "pipeline_parallel/stage.py",
+        "kept = self._kept.pop(mb)",
+        "kept = self._kept.pop(max(self._kept))",
+    ),
+    Fault(
+        "the last microbatch is the one before once more",
+        "pipeline_parallel/executor.py",
+        "self._microbatches[a.mb])",
+        "self._microbatches[min(a.mb, len(self._microbatches) - 2)])",
+    ),
+    Fault(
+        "the gradient of the last microbatch is dropped",
+        "distributed/bucket.py",
+        "        self.view(self.grads, param).add_(param.grad)\n",
+        "        if self._waiting is None:\n            self.view(self.grads, param).add_(param.grad)\n",
+    ),
+    Fault(
+        "each stage counts its layers from 0",
+        "models/transformer.py",
+        "for n in part.layers}",
+        "for n in range(len(part.layers))}",
+    ),
+    Fault(
+        "data-parallel ranks read the same rows",
+        "data/feed.py",
+        "range(dp_rank * micro_batch, global_batch, per_round)",
+        "range(0, global_batch, per_round)",
+    ),
+]
+
+DATA_PARALLEL = [
+    Fault(
+        "a microbatch's gradient overwrites the one before",
+        "distributed/bucket.py",
+        "add_(param.grad)",
+        "copy_(param.grad)",
+    ),
+    Fault(
+        "gradients of the step before stay",
+        "distributed/bucket.py",
+        """self._without, self._waiting, self.sent = set(self._spans), None, False
+        self.grads.zero_()""",
+        "self._without, self._waiting, self.sent = set(self._spans), None, False",
+    ),
+    Fault(
+        "a bucket leaves before its last gradient",
+        "distributed/data_parallel.py",
+        "while self._unsent and self._unsent[0].full:",
+        "while self._unsent:",
+    ),
+    Fault(
+        "a bucket is reduced twice",
+        "distributed/data_parallel.py",
+        "if not bucket.sent:",
+        "if True:",
+    ),
+    Fault(
+        "gradients are averaged over data-parallel ranks",
+        "distributed/bucket.py",
+        "        self._work = all_reduce_(self.grads, self.axis)",
+        "        self._work = all_reduce_(self.grads.div_(self.axis.size), self.axis)",
+    ),
+    Fault(
+        "parameters without weight decay are not reduced",
+        "distributed/bucket.py",
+        "        self._work = all_reduce_(self.grads, self.axis)",
+        "        self._work = all_reduce_(self.grads, self.axis) if self.weight_decay else None",
+    ),
+]
+
+OPTIMIZER = [
+    Fault(
+        "a replicated parameter counts tp times in the norm",
+        "distributed/norm.py",
+        '["tp", *(a for a in part.spec.sum_grad if a == "embed")]',
+        '[a for a in part.spec.sum_grad if a == "embed"]',
+    ),
+    Fault(
+        "a tied embedding counts on both ends in the norm",
+        "distributed/norm.py",
+        '["tp", *(a for a in part.spec.sum_grad if a == "embed")]',
+        '["tp"]',
+    ),
+    Fault(
+        "the norm is that of this rank's parameters",
+        "distributed/norm.py",
+        '    all_reduce_(total, state.axis("tp", "pp")).wait()\n',
+        "",
+    ),
+    Fault(
+        "the norm adds up data-parallel ranks",
+        "distributed/norm.py",
+        'all_reduce_(total, state.axis("tp", "pp"))',
+        'all_reduce_(total, state.axis("tp", "cp", "dp", "pp"))',
+    ),
+    Fault(
+        "gradients are clipped by the norm on this rank",
+        "distributed/norm.py",
+        "        weights.scale((",
+        "        norm = torch.stack([bucket.grads.norm() for bucket in weights.all_buckets]).norm()\n"
+        "        weights.scale((",
+    ),
+    Fault(
+        "gradients are clipped after the update",
+        "train/step.py",
+        """        clip(self.weights, norm, self.clip_grad)
+        self.optimizer.step(lr)
+""",
+        """        self.optimizer.step(lr)
+        clip(self.weights, norm, self.clip_grad)
+""",
+    ),
+    Fault(
+        "parameters do not follow their masters",
+        "distributed/optimizer.py",
+        "        self._adam.step()\n        self._publish()\n",
+        "        self._adam.step()\n",
+    ),
+    Fault(
+        "norms and biases decay",
+        "distributed/optimizer.py",
+        "weight_decay if bucket.weight_decay else 0.0",
+        "weight_decay",
+    ),
+    Fault(
+        "norms and biases decay where there is data parallelism",
+        "distributed/optimizer.py",
+        "weight_decay if bucket.weight_decay else 0.0",
+        "weight_decay if bucket.weight_decay or bucket.axis.size > 1 else 0.0",
+    ),
+    Fault(
+        "the learning rate grows with data parallelism",
+        "distributed/optimizer.py",
+        'group["lr"] = lr',
+        'group["lr"] = lr * self.weights.state.axis("dp").size',
+    ),
+]
+
+START = [
+    Fault(
+        "initial values follow the element's place on its rank",
+        "params.py",
+        "                        offsets=logical.block.offsets,",
+        "                        offsets=[0] * len(logical.block.offsets),",
+    ),
+    Fault(
+        "initial values follow the strides of the rank's block",
+        "random.py",
+        "stride = math.prod(full_shape[dim + 1 :])",
+        "stride = math.prod(shape[dim + 1 :])",
+    ),
+    Fault(
+        "initial values depend on the stage",
+        "train/build.py",
+        "optimizer.initialize(args.run.seed)",
+        "optimizer.initialize(args.run.seed + axis.rank)",
+    ),
+    Fault(
+        "initial values follow the name of the stored matrix",
+        "params.py",
+        "name=logical.name,",
+        "name=item.name,",
+    ),
+]
+
+FAULTS = [*TENSOR_PARALLEL, *VOCABULARY, *DROPOUT, *POSITIONS, *LOSS, *PIPELINE, *DATA_PARALLEL, *OPTIMIZER, *START]
