@@ -124,6 +124,10 @@ def _gpus_per_node(a: Arguments) -> tuple[Value, str] | None:
     return (8, "usual") if a.run.device == "cuda" else (a.run.nproc, "nproc: one machine")
 
 
+def _compile(a: Arguments) -> tuple[Value, str] | None:
+    return a.run.device == "cuda", f"device = {a.run.device}"
+
+
 def _kv_heads(a: Arguments) -> tuple[Value, str] | None:
     return a.model.num_kv_heads, "heads"
 
@@ -161,6 +165,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
     Derivation("run.nproc", (*_SIZES, "parallel.dp"), "tp*cp*pp*dp, with dp = 1 unless set", _nproc),
     Derivation("parallel.dp", (*_SIZES, "run.nproc"), "nproc / (tp*cp*pp)", _dp),
     Derivation("parallel.gpus_per_node", ("run.device", "run.nproc"), "8 (cuda), nproc (cpu)", _gpus_per_node),
+    Derivation("run.compile", ("run.device",), "true (cuda), false (cpu)", _compile),
     Derivation("model.kv_heads", ("model.heads",), "heads", _kv_heads),
     Derivation("model.head_dim", ("model.hidden", "model.heads"), "hidden / heads", _head_dim),
     Derivation(

@@ -195,8 +195,15 @@ class RunConfig:
     dtype: Literal["fp32", "bf16", "fp64"] = setting(
         "fp32", "type of weights and activations; masters and gradients are fp32 or wider"
     )
-    recompute: Literal["none", "block"] = setting(
-        "none", "block: keep only what enters each block, and compute it once more in the backward; the same bits"
+    compile: bool | None = setting(
+        None,
+        "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",
+        carried=False,
+    )
+    recompute: Literal["none", "light", "block"] = setting(
+        "none",
+        "what the backward computes once more instead of keeping it, to the same bits; light: outputs of norms and "
+        "activation functions; block: all but what enters each block",
     )
     log_every: int = setting(1, "report a line every so many steps", unit="steps", at_least=1)
     eval_every: int = setting(

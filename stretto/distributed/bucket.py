@@ -6,7 +6,7 @@ fp64 parameters: 256 + 1 in bf16 would stay 256). One all-reduce moves them all;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -50,21 +50,21 @@ class Bucket:
         start, end = self._spans[param]
         return flat[start:end].view(param.shape)
 
-    def add(self, param: nn.Parameter) -> None:
-        """Move the gradient that autograd just finished for `param` into the bucket.
+    def add(self, param: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        """Let `write(total, fresh)` add a gradient of `param`, or set it where it is the first of the step.
 
         Raises RuntimeError when the bucket has left: the gradient would be lost to the other ranks.
         """
-        if param.grad is None:  # autograd ran the hook, but the layer put its weight gradient off
-            return
         if self.sent:
             raise RuntimeError(
                 f"a gradient of {self._name(param)} came after its bucket was sent: "
                 "reduce(stage) must stand before the stage's last backward of the step, zero() before its first"
             )
-        self.view(self.grads, param).add_(param.grad)
-        param.grad = None
+        write(self.view(self.grads, param), param in self._without)
         self._without.discard(param)
+
+    def arrived(self, param: nn.Parameter) -> None:
+        """Every gradient of `param` in this backward was added."""
         if self._waiting is not None:
             self._waiting.discard(param)
 
@@ -96,9 +96,8 @@ class Bucket:
         self._work = None
 
     def zero(self) -> None:
-        """Forget the gradients: a new step begins."""
+        """Forget the gradients: a new step begins. The first of each parameter is written over what is there."""
         self._without, self._waiting, self.sent = set(self._spans), None, False
-        self.grads.zero_()
 
     def _name(self, param: nn.Parameter) -> str:
         return next(item.name for item in self.items if item.param is param)

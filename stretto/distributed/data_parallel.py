@@ -14,6 +14,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from stretto.distributed.bucket import Bucket, fill_buckets
+from stretto.distributed.direct import DirectGradients
 from stretto.distributed.partial import sum_partial_gradients
 from stretto.parallel_state import ParallelState
 from stretto.params import Declared, collect
@@ -22,10 +23,18 @@ from stretto.params import Declared, collect
 class DataParallel:
     """The weights of this rank's stages: buckets, and the hooks that fill them.
 
-    `stages` maps the number of each stage on this rank to its module. Raises ValueError for undeclared parameters.
+    `stages` maps the number of each stage on this rank to its module; `direct` is what its layers were built with,
+    if they add weight gradients up themselves. Raises ValueError for undeclared parameters.
     """
 
-    def __init__(self, stages: Mapping[int, nn.Module], state: ParallelState, *, bucket_mb: float = 25.0) -> None:
+    def __init__(
+        self,
+        stages: Mapping[int, nn.Module],
+        state: ParallelState,
+        *,
+        bucket_mb: float = 25.0,
+        direct: DirectGradients | None = None,
+    ) -> None:
         self.state = state
         self.declared: tuple[Declared, ...] = ()
         self.buckets: dict[int, list[Bucket]] = {}
@@ -36,6 +45,8 @@ class DataParallel:
             self.buckets[stage] = fill_buckets(declared, axis_of, int(bucket_mb * 2**20))
         self._home = {item.param: b for b in self.all_buckets for item in b.items}
         self._unsent: deque[Bucket] = deque()
+        if direct is not None:
+            direct.bind(self._home, self._send_full)
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
             for p in self._home
@@ -108,11 +119,21 @@ class DataParallel:
             hook.remove()
 
     def _arrived(self, param: nn.Parameter) -> None:
-        """Take a gradient; send what is full, in the one order that all ranks share.
+        """Take the gradient that autograd just finished for `param`."""
+        grad = param.grad
+        if grad is None:  # autograd ran the hook, but the layer put its gradient off, or added it up itself
+            return
+        bucket = self._home[param]
+        bucket.add(param, lambda total, fresh: total.copy_(grad) if fresh else total.add_(grad))
+        param.grad = None
+        bucket.arrived(param)
+        self._send_full()
+
+    def _send_full(self) -> None:
+        """Send what is full, in the one order that all ranks share.
 
         Ranks whose graphs differ fill their buckets in different orders, and sums of different buckets must not meet.
         """
-        self._home[param].add(param)
         while self._unsent and self._unsent[0].full:
             self._unsent.popleft().send()
 

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stretto.arguments.schema import ModelConfig
-from stretto.models.rope import rotate
-from stretto.params import Init, ParamSpec, declare
-from stretto.tensor_parallel import Build, ColumnParallelLinear, Part, RowParallelLinear
+from stretto.models.norm import HeadNorm
+from stretto.models.parts import Parts
+from stretto.params import Init
+from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Part, RowParallelLinear
 
 
 class Attention(nn.Module):
@@ -17,7 +18,7 @@ class Attention(nn.Module):
     With fewer key/value heads than ranks, consecutive ranks hold the same head and each has a part of its gradient.
     """
 
-    def __init__(self, config: ModelConfig, build: Build, *, out_init: Init) -> None:
+    def __init__(self, config: ModelConfig, build: Build, parts: Parts, *, out_init: Init) -> None:
         super().__init__()
         tp, d = build.tp, config.dim_per_head
         if config.heads % tp.size or max(config.num_kv_heads, tp.size) % min(config.num_kv_heads, tp.size):
@@ -38,28 +39,18 @@ class Attention(nn.Module):
             init=Init(std=config.init_std),
         )
         self.o_proj = RowParallelLinear(config.heads * d, config.hidden, build, bias=config.bias, init=out_init)
-        self.q_norm = HeadNorm(d, config.norm_eps, build) if config.qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(d, config.norm_eps, build) if config.qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(d, parts.head_norm, build) if config.qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(d, parts.head_norm, build) if config.qk_norm else nn.Identity()
+        self.rotate = parts.rotate
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         qkv = self.qkv_proj(x)
         s, b = qkv.shape[:2]
         q, k, v = qkv.view(s, b, -1, self.dim).split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = self.rotate(q, rotation), self.rotate(k, rotation)
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
         out: Tensor = self.o_proj(y.permute(2, 0, 1, 3).reshape(s, b, -1))
         return out
-
-
-class HeadNorm(nn.RMSNorm):
-    """RMSNorm over the features of one head, as in Qwen3; its weight is shared by all heads.
-
-    Each rank applies it to its own heads, so the gradient of the weight is a part on every tensor-parallel rank.
-    """
-
-    def __init__(self, dim: int, eps: float, build: Build) -> None:
-        super().__init__(dim, eps, dtype=build.dtype, device=build.device)
-        declare(self, "weight", ParamSpec((dim,), Init(mean=1.0), sum_grad=("tp",), weight_decay=False))

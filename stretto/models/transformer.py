@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stretto.arguments.schema import ModelConfig
 from stretto.batch import Batch
-from stretto.models.block import Block, norm
+from stretto.models.block import Block
+from stretto.models.norm import norm
+from stretto.models.parts import Parts
 from stretto.models.rope import rotation
 from stretto.params import Init, ParamSpec
 from stretto.tensor_parallel import (
@@ -75,8 +77,7 @@ class Transformer(nn.Module):
         x = self.model(x, batch.tokens, batch.samples)
         if not self.model.last:
             return x
-        loss = self.lm_head.loss(x, batch.labels)  # [s, b]
-        return (loss * batch.loss_mask.t()).sum() / microbatch.count
+        return self.lm_head.loss(x, batch.labels, batch.loss_mask.double() / microbatch.count)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Next-token logits [s, b, V/t] of tokens [b, s]; the model must be whole."""
@@ -94,8 +95,10 @@ class Trunk(nn.Module):
         self.embed_tokens = VocabParallelEmbedding(_vocab(config), build) if part.first else None
         self.embed_positions = Positions(config, build, seq_len) if learned else None
         self.dropout = Dropout(config.dropout, "model.embed_tokens", build) if part.first else None
-        self.layers = nn.ModuleDict({str(n): Block(config, build, f"model.layers.{n}") for n in part.layers})
-        self.norm = norm(config, build) if part.last else None
+        shared = Parts.of(config, build)
+        self.layers = nn.ModuleDict({str(n): Block(config, build, f"model.layers.{n}", shared) for n in part.layers})
+        # What leaves the last block is kept: head and loss take it a piece at a time.
+        self.norm = norm(config, build, replace(shared.norm, again=False)) if part.last else None
 
     def forward(self, x: Tensor | None, tokens: Tensor, samples: Tensor | None = None) -> Tensor:
         if self.embed_tokens is not None:

@@ -1,6 +1,8 @@
 """Weights and activations cut across the ranks of the tp axis."""
 
-from stretto.tensor_parallel.build import Build
+from stretto.tensor_parallel import pointwise
+from stretto.tensor_parallel.build import Accumulators, Build, unfused
+from stretto.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from stretto.tensor_parallel.dropout import Dropout
 from stretto.tensor_parallel.layers import (
     ColumnParallelLinear,
@@ -18,18 +20,21 @@ from stretto.tensor_parallel.mappings import (
     reduce_from,
     scatter_sequence,
 )
+from stretto.tensor_parallel.pointwise import Lazy, Pointwise
 from stretto.tensor_parallel.vocab import (
     VocabParallelEmbedding,
     VocabParallelHead,
-    vocab_parallel_cross_entropy,
     vocab_spec,
 )
 
 __all__ = [
+    "Accumulators",
     "Build",
     "ColumnParallelLinear",
     "Dropout",
+    "Lazy",
     "Part",
+    "Pointwise",
     "RowParallelLinear",
     "VocabParallelEmbedding",
     "VocabParallelHead",
@@ -39,9 +44,11 @@ __all__ = [
     "enter",
     "gather_sequence",
     "leave",
+    "pointwise",
     "reduce_from",
     "replicated",
     "scatter_sequence",
+    "unfused",
     "vocab_parallel_cross_entropy",
     "vocab_spec",
 ]

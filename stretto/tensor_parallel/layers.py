@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stretto.params import Init, ParamSpec, Shard, declare
 from stretto.tensor_parallel.build import Build
-from stretto.tensor_parallel.mappings import enter, leave
+from stretto.tensor_parallel.linear import linear
+from stretto.tensor_parallel.mappings import leave
+from stretto.tensor_parallel.pointwise import Lazy
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -48,15 +49,16 @@ class ColumnParallelLinear(nn.Module):
         init: Init,
     ) -> None:
         super().__init__()
-        self.tp, self.sequence_parallel = build.tp, build.sequence_parallel
+        self.build = build
         parts = [Part("", parts)] if isinstance(parts, int) else parts
         weights = [_cut_rows(p, (p.d_out, d_in), init, weight_decay=True) for p in parts]
         biases = [_cut_rows(p, (p.d_out,), Init(), weight_decay=False) for p in parts]
         self.weight = declare_on(self, "weight", weights, build)
         self.bias = declare_on(self, "bias", biases, build) if bias else None
+        expect(self.weight, build)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(enter(x, self.tp, sequence_parallel=self.sequence_parallel), self.weight, self.bias)
+    def forward(self, x: Tensor | Lazy) -> Tensor:
+        return linear(x, self.weight, self.bias, self.build, entering=True)
 
 
 class RowParallelLinear(nn.Module):
@@ -75,19 +77,27 @@ class RowParallelLinear(nn.Module):
         init: Init,
     ) -> None:
         super().__init__()
-        self.tp, self.sequence_parallel = build.tp, build.sequence_parallel
+        self.build = build
         self.weight = declare_on(self, "weight", ParamSpec((d_out, d_in), init, shard=(Shard("tp", 1),)), build)
         once = replicated((d_out,), Init(), sequence_parallel=build.sequence_parallel)
         self.bias = declare_on(self, "bias", once, build) if bias else None
+        expect(self.weight, build)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = leave(F.linear(x, self.weight), self.tp, sequence_parallel=self.sequence_parallel)
+    def forward(self, x: Tensor | Lazy) -> Tensor:
+        y = linear(x, self.weight, None, self.build)
+        y = leave(y, self.build.tp, sequence_parallel=self.build.sequence_parallel)
         return y if self.bias is None else y + self.bias
 
 
 def declare_on(module: nn.Module, name: str, specs: ParamSpec | Sequence[ParamSpec], build: Build) -> nn.Parameter:
     """`stretto.params.declare` with the axis, dtype and device of a build."""
     return declare(module, name, specs, axes=[build.tp], dtype=build.dtype, device=build.device)
+
+
+def expect(weight: nn.Parameter, build: Build) -> None:
+    """Announce that a place of the model adds the gradient of `weight` up itself, if the build has where."""
+    if build.accumulators is not None:
+        build.accumulators.expect(weight)
 
 
 def replicated(shape: tuple[int, ...], init: Init, *, sequence_parallel: bool, weight_decay: bool = False) -> ParamSpec:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from stretto.arguments.schema import Arguments
-from stretto.distributed import AdamW, DataParallel
+from stretto.distributed import AdamW, DataParallel, DirectGradients
 from stretto.estimate import stage_layers
 from stretto.models import StagePart, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, Stage, TensorMeta
 from stretto.schedule import DDP, lower, schedule_for
 from stretto.schedule.generators import forward_only
-from stretto.tensor_parallel import Build
+from stretto.tensor_parallel import Build, unfused
 from stretto.train.step import Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -45,15 +47,23 @@ def build(args: Arguments, state: ParallelState) -> Built:
     parts = stage_parts(args)
     microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
     program = lower(schedule_for(args.parallel.schedule, axis.size, microbatches), DDP)
+    direct = DirectGradients()
     place = Build(
-        state.axis("tp"), args.parallel.sequence_parallel, DTYPES[args.run.dtype], state.world.device, args.run.seed
+        state.axis("tp"),
+        args.parallel.sequence_parallel,
+        DTYPES[args.run.dtype],
+        state.world.device,
+        args.run.seed,
+        fuse=fused if args.run.compile else unfused,
+        again=args.run.recompute == "light",
+        accumulators=direct,
     )
     boundary = _boundary(args, place)
     mine = [s for s, rank in enumerate(program.placement) if rank == axis.rank]
     seq_len, again = args.batch.seq_len, args.run.recompute == "block"
     modules = {s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=again) for s in mine}
     stages = {s: Stage(s, module, boundary if s else None) for s, module in modules.items()}
-    weights = DataParallel(modules, state, bucket_mb=args.parallel.bucket_mb)
+    weights = DataParallel(modules, state, bucket_mb=args.parallel.bucket_mb, direct=direct)
     config = args.optimizer
     optimizer = AdamW(weights, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=config.weight_decay)
     optimizer.initialize(args.run.seed)
@@ -63,6 +73,11 @@ def build(args: Arguments, state: ParallelState) -> Built:
     )
     forwards = lower(forward_only(axis.size, microbatches), DDP)
     return Built(modules, trainer, Executor(forwards, axis.rank, stages, link, weights))
+
+
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One kernel for each chain of elementwise operations in `function`, made when shapes are first seen."""
+    return torch.compile(function, dynamic=False)
 
 
 def stage_parts(args: Arguments) -> list[StagePart]:

@@ -111,11 +111,12 @@ class Watch:
     def _end(self, *_: Any) -> None:
         self._rows = None
 
-    def _output(self, pieces: Sequence[Piece], _: nn.Module, __: Any, x: Tensor) -> None:
+    def _output(self, pieces: Sequence[Piece], _: nn.Module, __: Any, x: Any) -> None:
         rows = self._rows
         if rows is None:  # a recomputation, in a backward: its outputs were seen, and no gradient comes to them
             return
-        if x.dim() != 3:  # the norm of a head, [s, b, heads, d]: what it makes is seen further on
+        # The norm of a head, [s, b, heads, d], or what is made only by whoever takes it: seen further on.
+        if not isinstance(x, Tensor) or x.dim() != 3:
             return
         self._add(self.outputs, pieces, rows, x.detach(), whole=True)
         x.register_hook(lambda dx: self._add(self.gradients, pieces, rows, dx, whole=False))  # type: ignore[no-untyped-call]

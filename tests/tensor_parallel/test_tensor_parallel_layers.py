@@ -1,8 +1,9 @@
 """P1 for the linear layers: column, then row, is the plain product, forwards and backwards.
 
-Sizes do not divide, so that chunks are padded. Faults it is to catch: `copy_to` without its sum, `reduce_from` that
-sums in its backward too, a row bias added on every rank before the sum, partial gradients of norms or biases not
-declared, copies of key/value rows not declared as partial, parts of a stack in another order.
+Sizes do not divide, so that chunks are padded.
+Faults to catch: copy_to without its sum; reduce_from that sums in its backward too; a row bias added on every rank
+before the sum; partial gradients of norms and biases not declared; copies of key/value rows not declared as partial;
+parts of a stack in another order.
 """
 
 from __future__ import annotations

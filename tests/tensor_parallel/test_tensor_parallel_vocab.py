@@ -1,8 +1,8 @@
 """P1 for embedding, head and cross-entropy with the vocabulary cut, also where ranks hold no word at all.
 
-Faults it is to catch: tokens of other ranks looked up in row 0, the shift by the maximum of this rank alone, a sum of
-exponentials or the label's logit not summed, padding that takes part, a gradient without the softmax's subtraction,
-minus infinity multiplied by zero, a second derivative that is silently incomplete.
+Faults to catch: tokens of other ranks looked up in row 0; the shift by the maximum of this rank alone; the exponentials
+not summed over the ranks; the label's logit not summed over the ranks; padding that takes part; a gradient without the
+label's one subtracted; minus infinity multiplied by zero; a second derivative that is silently incomplete.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Ends(nn.Module):
         self.norm = declare_norm(nn.LayerNorm(H, dtype=build.dtype), sequence_parallel=build.sequence_parallel)
         self.head = VocabParallelHead(spec, build, self.embed.weight if tied else None)
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        return self.head.loss(self.norm(self.embed(tokens)), labels)
+    def forward(self, tokens: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        return self.head.loss(self.norm(self.embed(tokens)), labels, weights)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 3, 4])
@@ -86,15 +86,17 @@ def test_the_input_of_the_loss_stays_as_it_is() -> None:
 def _ends(world: World) -> None:
     with ParallelState.build(Layout.of(tp=world.size), world) as state:
         tp = state.axis("tp")
-        for vocab, tied, sp in product((5, 32, 101), (False, True), (False, True)):
-            what = f"vocab={vocab} tied={tied} sp={sp}"
+        # One row of logits at a time, five rows or so of the smallest vocabulary, all at once.
+        for vocab, tied, sp, limit in product((5, 32, 101), (False, True), (False, True), (1, 700, 2**28)):
+            what = f"vocab={vocab} tied={tied} sp={sp} limit={limit}"
             tokens, labels = (torch.randint(vocab, (B, S), generator=_seeded(n)) for n in (1, 2))
             dy = draw((S, B), "dy")
-            plain, wanted = _plain(vocab, tied, tokens, labels, dy)
+            plain, wanted = _plain(vocab, tied, tokens, labels, 2 * dy)
             model = Ends(vocab, tied, Build(tp, sp, torch.float64))
             set_full(model)
-            loss = model(tokens, labels)
-            loss.backward(dy)
+            model.head.measure.limit = limit
+            loss = model(tokens, labels, dy.t())
+            (2 * loss).backward()
             compare(what, {"loss": loss.detach()}, {"loss": plain})
             compare(what, full_grads(model, tp), wanted)
             _held_rows(model, vocab, tp)
@@ -107,12 +109,12 @@ def _plain(vocab: int, tied: bool, tokens: Tensor, labels: Tensor, dy: Tensor) -
     x = F.layer_norm(w["embed.weight"][tokens.t()], (H,), w["norm.weight"], w["norm.bias"])
     logits = x @ w[names[-1]].t()
     loss = F.cross_entropy(logits.flatten(0, 1), labels.t().flatten(), reduction="none").view(S, B)
-    return loss.detach(), dict(zip(w, torch.autograd.grad(loss, list(w.values()), dy), strict=True))
+    return (loss * dy).detach().sum() / 2, dict(zip(w, torch.autograd.grad(loss, list(w.values()), dy), strict=True))
 
 
 def _held_rows(model: Ends, vocab: int, tp: Axis) -> None:
     """The awkward sizes are awkward: on four ranks, three hold nothing of five words."""
-    logits = model.head(mine(draw((S, B, H), "h"), tp, model.head.sequence_parallel))
+    logits = model.head(mine(draw((S, B, H), "h"), tp, model.head.build.sequence_parallel))
     assert logits.isfinite().sum() == S * B * model.head.rows
     if vocab == 5 and tp.rank > 0:
         assert model.head.rows == 0
