@@ -38,7 +38,10 @@ class Call:
     bytes: int
     """Of the tensor that this rank puts in; for a receive, of what it waits for."""
     site: str
-    """FILE:LINE of the first caller that is not one of the rooms which pass communications on."""
+    """FILE:LINE of the first caller that is not one of the rooms which pass communications on.
+
+    In a backward that is who called it, and in brackets follows the autograd function whose backward communicates.
+    """
 
     @property
     def signature(self) -> tuple[str, tuple[int, ...], str]:
@@ -64,18 +67,23 @@ def passes_on(frame: FrameType) -> bool:
     return frame.f_globals.get("__name__", "").startswith(_PASSING)  # type: ignore[no-any-return]
 
 
-def caller() -> tuple[CodeType | None, int]:
-    """The code and the line that asked for the communication which is about to be issued."""
+def caller() -> tuple[CodeType | None, int, CodeType | None]:
+    """The code and the line that asked for the communication which is about to be issued, and the backward of an
+    autograd function through which it did."""
     frame: FrameType | None = sys._getframe(1)
+    backward: CodeType | None = None
     while frame is not None and passes_on(frame):
+        if frame.f_code.co_name == "backward" and frame.f_globals["__name__"].startswith("stretto."):
+            backward = frame.f_code
         frame = frame.f_back
-    return (None, 0) if frame is None else (frame.f_code, frame.f_lineno)
+    return (None, 0, backward) if frame is None else (frame.f_code, frame.f_lineno, backward)
 
 
-def site(code: CodeType | None, line: int) -> str:
-    """FILE:LINE."""
+def site(code: CodeType | None, line: int, backward: CodeType | None) -> str:
+    """FILE:LINE, or FILE:LINE (FUNCTION.backward)."""
     # A thread of autograd's own, as for each GPU, has no other frames.
-    return "a backward" if code is None else f"{code.co_filename}:{line}"
+    place = "a backward" if code is None else f"{code.co_filename}:{line}"
+    return f"{place} ({backward.co_qualname})" if backward else place
 
 
 def encode(calls: Sequence[Call]) -> str:

@@ -12,7 +12,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]  # public, but
 from stretto.traffic.call import Call, caller, site
 from stretto.world import Axis, Watch, World
 
-Raw = tuple[str, str, tuple[int, ...], int, str, torch.Size, torch.dtype, CodeType | None, int]
+Raw = tuple[str, str, tuple[int, ...], int, str, torch.Size, torch.dtype, tuple[CodeType | None, int, CodeType | None]]
 """A `Call` before anybody wants to read it: recording takes a third of the time then."""
 
 
@@ -45,7 +45,7 @@ class Recorder:
         """Record what is about to be issued."""
         number = self._numbers.get(channel, 0)
         self._numbers[channel] = number + 1
-        self._raw.append((axis, channel, ranks, number, op, x.shape, x.dtype, *caller()))
+        self._raw.append((axis, channel, ranks, number, op, x.shape, x.dtype, caller()))
 
     def clear(self) -> None:
         """Forget the calls so far; numbers go on."""
@@ -77,6 +77,6 @@ class _Group:
 
 
 def _readable(raw: Raw) -> Call:
-    axis, channel, ranks, number, op, shape, dtype, code, line = raw
+    axis, channel, ranks, number, op, shape, dtype, place = raw
     name = str(dtype).removeprefix("torch.")
-    return Call(axis, channel, ranks, number, op, tuple(shape), name, shape.numel() * dtype.itemsize, site(code, line))
+    return Call(axis, channel, ranks, number, op, tuple(shape), name, shape.numel() * dtype.itemsize, site(*place))
