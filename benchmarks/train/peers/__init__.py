@@ -1,0 +1,74 @@
+"""What is measured: one file for each peer, behind one Protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from benchmarks.train.shapes import Job
+
+
+class RefusedError(RuntimeError):
+    """This peer cannot do this job here; the message is one line that says why."""
+
+
+class Peer(Protocol):
+    """One way to train the job's model, on this rank."""
+
+    def setup(self, job: Job) -> None:
+        """Processes, model, optimizer. Raises RefusedError."""
+
+    def step(self) -> Tensor:
+        """One whole step, its batch and its update included.
+
+        Returns the loss [] of the global batch as far as this rank knows it; those of all ranks add up to it. The
+        host does not wait for the device.
+        """
+
+    def held(self) -> Mapping[str, list[Tensor]]:
+        """What lives between steps: "weights", "gradients", "optimizer"; weights that are masters are "optimizer"."""
+
+    def about(self) -> Mapping[str, Any]:
+        """What the report says of it: versions and choices."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that was allocated on this rank's device since setup."""
+
+    def close(self) -> None:
+        """Leave the processes' groups."""
+
+
+PEERS = MappingProxyType(
+    {
+        "stretto": ("benchmarks.train.peers.stretto_peer", ""),
+        "torch": ("benchmarks.train.peers.torch_peer", ""),
+        "torch-zero1": ("benchmarks.train.peers.torch_peer", "zero1"),
+        "torch-fsdp": ("benchmarks.train.peers.torch_peer", "fsdp"),
+        "torchtitan": ("benchmarks.train.peers.torchtitan_peer", ""),
+        "torchtitan-fsdp": ("benchmarks.train.peers.torchtitan_peer", "fsdp"),
+        "megatron": ("benchmarks.train.peers.megatron_peer", ""),
+    }
+)
+"""By the name on the command line: the module, and the variant that its `Peer` is made with. `torch` and `torchtitan`
+under dp are DDP, `torch-zero1` and `megatron` shard the optimizer, the `-fsdp` ones shard all."""
+
+
+def create(name: str) -> Peer:
+    """The peer of that name, not set up. Raises RefusedError for an unknown one."""
+    if name not in PEERS:
+        raise RefusedError(f"unknown peer; there are {', '.join(PEERS)}")
+    module, variant = PEERS[name]
+    make: Callable[[str], Peer] = import_module(module).Peer
+    return make(variant)
+
+
+def peak_of(device: str) -> int:
+    """Bytes; 0 where nothing counts them."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if device == "cuda" else 0

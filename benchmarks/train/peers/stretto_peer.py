@@ -1,0 +1,108 @@
+"""Stretto as its users run it: settings, groups, `build`, the feed, `Trainer.step`."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.train.data import Rows
+from benchmarks.train.peers import RefusedError, peak_of
+from benchmarks.train.shapes import Job
+from stretto.arguments import ConfigError, parse
+from stretto.initialize import initialize
+from stretto.models import Microbatch
+from stretto.parallel_state import ParallelState
+from stretto.train.build import build
+from stretto.train.groups import group_options
+from stretto.train.learning_rate import learning_rate
+from stretto.train.loop import valid_tokens
+from stretto.world import World
+
+
+def words_of(job: Job) -> list[str]:
+    """The command line of `stretto train` for a job; the job's own words come last and win."""
+    shape, size = job.shape, job.size
+    said: dict[str, Any] = {
+        "layers": shape.layers,
+        "hidden": shape.hidden,
+        "heads": shape.heads,
+        "kv-heads": shape.kv_heads,
+        "ffn": shape.ffn,
+        "vocab": shape.vocab,
+        "activation": shape.activation,
+        "norm": "rms",
+        "position": "rope",
+        "dropout": 0.0,
+        "seq-len": shape.seq_len,
+        "micro-batch": shape.micro_batch,
+        "global-batch": shape.global_batch,
+        "lr": job.lr,
+        "lr-schedule": "constant",
+        "warmup-steps": 0,
+        "steps": 100_000,
+        "seed": job.seed,
+        "dtype": job.dtype,
+        "device": job.device,
+        "nproc": job.nproc,
+        "tp": size("tp"),
+        "pp": size("pp"),
+    }
+    words = [word for name, value in said.items() for word in (f"--{name}", str(value))]
+    return [*words, "--no-tied", *(["--sequence-parallel"] if size("tp") > 1 else []), *shlex.split(job.words)]
+
+
+class Peer:
+    """See `benchmarks.train.peers.Peer`. There is one variant."""
+
+    def __init__(self, variant: str = "") -> None:
+        self._variant = variant
+        self._stack = ExitStack()
+
+    def setup(self, job: Job, world: World | None = None) -> None:
+        """In `world`, or in that of the launch environment."""
+        self.job = job
+        try:
+            resolved = parse(words_of(job), env={}, world_size=job.nproc, files=False)
+        except ConfigError as error:
+            raise RefusedError(str(error)) from error
+        self.args = args = resolved.args
+        run = args.run
+        if world is None:
+            context = initialize(device=run.device, threads=run.threads, deterministic=run.deterministic, tf32=run.tf32)
+            world = self._stack.enter_context(context)
+        options = group_options(args, resolved.layout)
+        self.state = self._stack.enter_context(
+            ParallelState.build(resolved.layout, world, timeout=run.timeout, options=options)
+        )
+        self.built = build(args, self.state)
+        self._stack.callback(self.built.weights.close)
+        self.rows = Rows(job, self.state.axis("dp").rank)
+        self.done = 0
+
+    def step(self) -> Tensor:
+        batches = [batch.to(self.state.world.device) for batch in self.rows.next()]
+        count = valid_tokens(batches, self.state)
+        self.done += 1
+        lr = learning_rate(self.done, self.args.optimizer)
+        result = self.built.trainer.step([Microbatch(batch, count) for batch in batches], lr)
+        return result.loss / self.job.nproc  # every rank has the whole one
+
+    def held(self) -> dict[str, list[Tensor]]:
+        buckets = self.built.weights.all_buckets
+        kinds = ("model", "exp_avg", "exp_avg_sq")
+        state = [piece.tensor for piece in self.built.optimizer.slices() if piece.name.partition("/")[0] in kinds]
+        weights = [bucket.weights for bucket in buckets]
+        return {"weights": weights, "gradients": [bucket.grads for bucket in buckets], "optimizer": state}
+
+    def about(self) -> dict[str, Any]:
+        return {"words": words_of(self.job)}
+
+    @property
+    def peak_bytes(self) -> int:
+        return peak_of(self.job.device)
+
+    def close(self) -> None:
+        self._stack.close()
