@@ -1,8 +1,8 @@
 """P25: a collective changes nothing it is given, takes any strides, and is differentiated by its transpose.
 
-Each law is held against tensors gathered by torch itself. Faults it is to catch: a reduction left out of a forward
-or of a backward, a gather along the wrong dimension, `all_to_all` turned the wrong way round, a reduction of the
-input in place, a backward of detached tensors.
+Each law is held against tensors gathered by torch itself.
+Faults to catch: a sum left out of a forward; a sum left out of a backward; a gather along the wrong dimension;
+all_to_all turned the wrong way round in its backward; a sum that changes its input; a backward of detached tensors.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """P9: data parallelism in buckets of any size is plain AdamW on one process; nothing hangs, nothing is lost.
 
-Faults to catch: a bucket that is not sent, sent twice, sent before its last gradient, gradients added in bf16, hooks
-left behind, buckets sent in the order in which they fill (ranks whose graphs differ then add different things up),
-moments shared between buckets, weight decay on biases.
+Faults to catch: a bucket that is not sent; a bucket that is sent twice; a bucket that is sent before its last gradient;
+gradients added in bf16; hooks left behind; buckets sent in the order in which they fill; moments shared between
+buckets; weight decay on biases.
 """
 
 from __future__ import annotations

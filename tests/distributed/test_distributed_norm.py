@@ -1,8 +1,8 @@
 """P5: the norm counts every logical element once, in any layout, to the same bits on every rank.
 
 Gradients are written where the declarations say, from one logical gradient, and padding is filled with rubbish.
-Faults to catch: padding counted, a copy of a key/value head or of a tied embedding counted twice, a replicated norm
-counted once per rank, squares not summed over the pipeline, no epsilon in the factor, partial sums left out.
+Faults to catch: padding counted; a copy of a key/value head counted twice; a copy of a tied embedding counted twice; a
+replicated norm counted once per rank; squares not summed over the pipeline; partial sums left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """P11: what falls away is a function of seed, place in the model, sample, position and channel.
 
-Faults it is to catch: a mask that knows the row of the microbatch in place of the sample, the same one for every layer,
-or for every channel of four, no scaling by 1 / (1 - p), dropout in evaluation, a recomputation that draws anew.
+Faults to catch: a mask that knows the row of the microbatch in place of the sample; the same mask for every layer; the
+same mask for every channel of four; no scaling by 1 / (1 - p); dropout in evaluation; a recomputation that draws anew.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """P1: a parameter's place follows from its declaration, for any sizes.
 
-Faults to catch: a chunk rounded down, the last chunk not shortened, copies ignored in `block` or in `owned`, rows of a
-stack counted without their padding, padding filled, an undeclared parameter passed over.
+Faults to catch: a chunk rounded down; the last chunk not shortened; copies ignored in block; copies ignored in owned;
+rows of a stack counted without their padding; padding not zero; an undeclared parameter passed over.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """P2: a fault in what one of four ranks communicates ends all of them, with one table that names rank, file and line.
 
-Faults it is to catch: a comparison of shapes left out, the message of a peer shown in place of the table.
+Faults to catch: a comparison of shapes left out; the message of a peer shown in place of the table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """P18: the record of a run that goes on is that of one that never stopped.
 
-Faults to catch: lines after the step kept, a line cut by the crash kept or glued to the next, a new run that appends,
-a crash while the old lines are copied that loses them.
+Faults to catch: lines after the step kept; a line cut by the crash glued to the next; a line cut by the crash that
+cannot be read; a new run that appends; a crash while the old lines are copied that loses them.
 """
 
 from __future__ import annotations

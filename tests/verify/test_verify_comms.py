@@ -1,7 +1,7 @@
 """A training step sends what the textbook says, over every axis, and all ranks of a group do the same.
 
-Faults it is to catch: an all-reduce in place of a reduce-scatter, a gradient reduced twice, a sum of partial
-gradients left out, a border of tensor parallelism that communicates in both directions.
+Faults to catch: an all-reduce in place of a reduce-scatter; a gradient reduced twice; a sum of partial gradients left
+out; a border of tensor parallelism that communicates in both directions.
 """
 
 from __future__ import annotations

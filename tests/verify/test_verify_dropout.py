@@ -1,7 +1,8 @@
 """P11: every layout drops what one process drops, and a recomputation changes no bit.
 
-Faults it is to catch: tensor-parallel ranks that all draw the first positions under sequence parallelism, or draw
-different ones without it; a mask that knows the row of the microbatch, or of the rank, in place of the sample.
+Faults to catch: tensor-parallel ranks that all draw the first positions under sequence parallelism; tensor-parallel
+ranks that draw different positions without it; a mask that knows the row of the microbatch in place of the sample; a
+mask that knows the row of the rank in place of the sample.
 """
 
 from __future__ import annotations

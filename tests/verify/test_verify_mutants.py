@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not i
 from verify_checks import CHECKS, Check
 from verify_faults import FAULTS
 from verify_mutants import run_check
+from verify_said import SAID
 
 from stretto.testing import Pool
 
@@ -33,8 +36,20 @@ FEW = (
 def test_every_fault_still_fits_the_source() -> None:
     """Catches a fault whose line was rewritten: the table must follow the source."""
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 25
-    times = {f.name: (ROOT / "stretto" / f.file).read_text().count(f.old) for f in FAULTS}
-    assert {name: n for name, n in times.items() if n != 1} == {}
+    every = [*FAULTS, *(fault for said in SAID for fault in said.faults)]
+    assert {f.name: n for f in every if (n := f.times(ROOT / "stretto")) != 1} == {}
+
+
+def test_what_a_docstring_says_that_its_tests_catch_is_put_in() -> None:
+    """Catches a claim that nobody tries: the same words, in every test file that has such a list."""
+    claims = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        said = ast.get_docstring(ast.parse(path.read_text())) or ""
+        if found := re.search(r"^Faults to catch: (.+?)\.(\n\n|$)", said, re.DOTALL | re.MULTILINE):
+            claims[str(path.relative_to(ROOT))] = " ".join(found[1].split()).split("; ")
+        else:
+            assert not re.search(r"[Ff]aults (it is )?to catch", said), f"{path.name}: write `Faults to catch: a; b.`"
+    assert claims == {said.file: [fault.name for fault in said.faults] for said in SAID}
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)

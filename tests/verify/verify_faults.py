@@ -97,9 +97,9 @@ VOCABULARY = [
     ),
     Fault(
         "padding of the vocabulary takes part in the softmax",
-        "tensor_parallel/vocab.py",
-        "masked_fill(padding, -torch.inf)",
-        "masked_fill(padding, 0.0)",
+        "tensor_parallel/cross_entropy.py",
+        "valid = logits[..., : of.rows]",
+        "valid, of.rows = logits, logits.shape[-1]",
     ),
     Fault(
         "each rank shifts its logits by its own maximum",
@@ -120,17 +120,21 @@ VOCABULARY = [
         'if axis.size == 1 or name == "embed":',
     ),
     Fault(
-        "tied embeddings are summed after the norm and the clipping",
+        "tied embeddings are summed after the norm",
         "distributed/data_parallel.py",
         "        sum_partial_gradients(self.declared, self.grad, self.state)\n",
-        """        late = [d for d in self.declared if any("embed" in part.spec.sum_grad for part in d.logical)]
+        """        from stretto.train import step
+
+        late = [d for d in self.declared if any("embed" in part.spec.sum_grad for part in d.logical)]
         sum_partial_gradients([d for d in self.declared if d not in late], self.grad, self.state)
+        norm = step.grad_norm
 
-        def scale_then_sum(factor: Tensor) -> None:
-            DataParallel.scale(self, factor)
+        def norm_then_sum(weights: DataParallel) -> Tensor:
+            step.grad_norm, found = norm, norm(weights)
             sum_partial_gradients(late, self.grad, self.state)
+            return found
 
-        self.scale = scale_then_sum
+        step.grad_norm = norm_then_sum
 """,
     ),
     Fault(
@@ -323,32 +327,27 @@ OPTIMIZER = [
     ),
     Fault(
         "gradients are clipped by the norm on this rank",
-        "distributed/norm.py",
-        "        weights.scale((",
-        "        norm = torch.stack([bucket.grads.norm() for bucket in weights.all_buckets]).norm()\n"
-        "        weights.scale((",
+        "train/step.py",
+        "clip_factor(norm, self.clip_grad)",
+        "clip_factor(torch.stack([b.grads.norm() for b in self.weights.all_buckets]).norm(), self.clip_grad)",
     ),
     Fault(
-        "gradients are clipped after the update",
+        "gradients are not clipped",
         "train/step.py",
-        """        clip(self.weights, norm, self.clip_grad)
-        self.optimizer.step(lr)
-""",
-        """        self.optimizer.step(lr)
-        clip(self.weights, norm, self.clip_grad)
-""",
+        "self.optimizer.step(lr, clip_factor(norm, self.clip_grad))",
+        "self.optimizer.step(lr)",
     ),
     Fault(
         "parameters do not follow their masters",
         "distributed/optimizer.py",
-        "        self._adam.step()\n        self._publish()\n",
-        "        self._adam.step()\n",
+        "    if narrow is not None:\n        narrow.copy_(master)\n",
+        "",
     ),
     Fault(
         "parameters follow their masters a step late",
         "distributed/optimizer.py",
-        "        self._adam.step()\n        self._publish()\n",
-        "        self._publish()\n        self._adam.step()\n",
+        "    grad = grad * scale\n",
+        "    if narrow is not None:\n        narrow.copy_(master)\n        narrow = None\n    grad = grad * scale\n",
     ),
     Fault(
         "the factor of clipping has no epsilon",
@@ -371,8 +370,8 @@ OPTIMIZER = [
     Fault(
         "the learning rate grows with data parallelism",
         "distributed/optimizer.py",
-        'group["lr"] = lr',
-        'group["lr"] = lr * self.weights.state.axis("dp").size',
+        "lr / (1 - self.betas[0] ** self.steps)",
+        'lr * self.weights.state.axis("dp").size / (1 - self.betas[0] ** self.steps)',
     ),
 ]
 

@@ -1,6 +1,9 @@
 """The mutation test of the tests: put each fault into a copy of the package, and say which check notices it.
 
-python tests/verify/verify_mutants.py [WORD ...]      faults whose name has one of the words; all without words
+    python tests/verify/verify_mutants.py [WORD ...]      faults whose name has one of the words; all without words
+
+The faults of `verify_faults` go through the checks of `verify_checks`; those that a test file says it catches, in
+`verify_said`, through that file. The exit code is 1 if one is not noticed, or does not fit the source any more.
 """
 
 from __future__ import annotations
@@ -15,13 +18,29 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from verify_faults import FAULTS, Fault
+from verify_fault import Fault
+from verify_faults import FAULTS
+from verify_said import SAID
 
 ROOT = Path(__file__).parents[2]
 
 # What the package imports, so that each copy needs to load only itself. The package must not be among them.
-PRELOAD = ("numpy", "tokenizers", "torch", "torch.distributed.checkpoint", "torch._dynamo", "tyro", "rich.console")
+PRELOAD = (
+    "numpy",
+    "tokenizers",
+    "torch",
+    "torch.distributed.checkpoint",
+    "torch._dynamo",
+    "tyro",
+    "rich.console",
+    "pytest",
+)
+
+
+LONGEST = 240
+"""Characters of a line."""
 
 
 @dataclass(frozen=True)
@@ -36,46 +55,67 @@ def main(words: list[str]) -> int:
     """Try the faults, print a line for each; 1 if one was not noticed."""
     for name in PRELOAD:
         importlib.import_module(name)
-    chosen = [f for f in FAULTS if not words or any(w in f.name for w in words)]
-    width, missed, since = max((len(f.name) for f in chosen), default=0), 0, time.monotonic()
+    every = [(fault, "") for fault in FAULTS] + [(fault, said.test) for said in SAID for fault in said.faults]
+    chosen = [(fault, test) for fault, test in every if not words or any(word in fault.name for word in words)]
+    width, bad, since = max((len(fault.name) for fault, _ in chosen), default=0), 0, time.monotonic()
+    passes: dict[str, bool] = {}  # tests that have noticed a fault: whether they do without one
     with tempfile.TemporaryDirectory(prefix="stretto-mutants-") as directory:
-        sound = Path(directory, "sound")  # a copy, so that whoever edits the package meanwhile does no harm
-        _copy(ROOT / "stretto", sound)
-        outcome = Outcome() if words else attempt(sound, None)
+        sound = Path(directory)  # a copy, so that whoever edits the package meanwhile does no harm
+        for name in ("stretto", "tests"):
+            shutil.copytree(ROOT / name, sound / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", sound)
+        outcome = Outcome() if words else attempt(sound, None, "")
         if outcome.check:
             print(f"the package itself fails {outcome.check!r}: {outcome.quantity}")
             return 1
-        for fault in chosen:
-            outcome = attempt(sound, fault)
-            missed += not outcome.check
-            print(f"{fault.name:{width}}  {outcome.check or 'NOT NOTICED'}: {outcome.quantity}", flush=True)
-    print(f"{len(chosen) - missed} of {len(chosen)} faults noticed in {time.monotonic() - since:.0f} s")
-    return 1 if missed or not chosen else 0
+        for fault, test in chosen:
+            outcome = judge(sound, fault, test, passes)
+            bad += not outcome.check
+            line = f"{fault.name:{width}}  {outcome.check or 'NOT NOTICED'}: {outcome.quantity}"
+            print(f"{line[:LONGEST]}..." if len(line) > LONGEST else line, flush=True)
+    print(f"{len(chosen) - bad} of {len(chosen)} faults noticed in {time.monotonic() - since:.0f} s")
+    return 1 if bad or not chosen else 0
 
 
-def attempt(package: Path, fault: Fault | None) -> Outcome:
-    """Run the checks on a copy of `package` that has the fault."""
+def judge(sound: Path, fault: Fault, test: str, passes: dict[str, bool]) -> Outcome:
+    """Which check notices a fault, or which test of a file; the test must pass without the fault, here too."""
+    try:
+        outcome = attempt(sound, fault, test)
+    except ValueError as stale:
+        return Outcome(quantity=f"the fault does not fit the source: {stale}")
+    if not (test and outcome.check):
+        return outcome
+    if outcome.check not in passes:
+        passes[outcome.check] = attempt(sound, None, outcome.check) == Outcome()
+    return outcome if passes[outcome.check] else Outcome(quantity=f"{outcome.check} fails without the fault too")
+
+
+def attempt(sound: Path, fault: Fault | None, test: str) -> Outcome:
+    """Run a test file, or the checks where none is named, on a copy of `sound` that has the fault.
+
+    Raises ValueError when the fault does not fit the source.
+    """
     with tempfile.TemporaryDirectory(prefix="stretto-mutant-") as directory:
-        faulty = Path(directory, "stretto")
-        _copy(package, faulty)
+        faulty = Path(directory)
+        shutil.copytree(sound / "stretto", faulty / "stretto")
         if fault is not None:
-            fault.put_into(faulty)
-        return _in_a_fork(Path(directory))
+            fault.put_into(faulty / "stretto")
+        if test:
+            (faulty / "pyproject.toml").symlink_to(sound / "pyproject.toml")
+            shutil.copytree(sound / "tests", faulty / "tests")
+        return _in_a_fork(faulty, test)
 
 
-def _copy(package: Path, to: Path) -> None:
-    shutil.copytree(package, to)  # with compiled files: they go by the time of the source, which is copied too
-
-
-def _in_a_fork(directory: Path) -> Outcome:
+def _in_a_fork(directory: Path, test: str) -> Outcome:
     ours, theirs = multiprocessing.Pipe(duplex=False)
     pid = os.fork()
     if pid == 0:
         try:
-            theirs.send(_judge(directory))
+            sys.path.insert(0, str(directory))
+            theirs.send(_tested(directory, test) if test else _judged(directory))
         except BaseException as error:  # noqa: BLE001  # sent to the parent, and then the process ends
             traceback.print_exc()
-            theirs.send(Outcome("import", repr(error)))
+            theirs.send(Outcome("" if test else "import", repr(error)))
         os._exit(0)
     theirs.close()
     outcome: Outcome = ours.recv()
@@ -83,13 +123,9 @@ def _in_a_fork(directory: Path) -> Outcome:
     return outcome
 
 
-def _judge(directory: Path) -> Outcome:
+def _judged(directory: Path) -> Outcome:
     """In the fork: import the copy, and run check after check until one fails."""
-    sys.path.insert(0, str(directory))
-    import stretto
-
-    assert stretto.__file__ is not None
-    assert Path(stretto.__file__).is_relative_to(directory), "another stretto was imported before the copy"
+    _import_from(directory)
     from verify_checks import CHECKS
 
     from stretto.testing import Pool
@@ -103,6 +139,50 @@ def _judge(directory: Path) -> Outcome:
             if wrong:
                 return Outcome(check.name, wrong)
     return Outcome()
+
+
+def _tested(directory: Path, test: str) -> Outcome:
+    """In the fork: run a test file of the copy until one of its tests fails."""
+    import pytest
+
+    _import_from(directory)
+    os.chdir(directory)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+    heard = _Failure()
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", test], plugins=[heard])
+    if code == pytest.ExitCode.OK:
+        return Outcome()
+    if code != pytest.ExitCode.TESTS_FAILED:
+        return Outcome("", f"pytest ended with {code!r}")
+    return Outcome(heard.test, heard.message)
+
+
+class _Failure:
+    """A plugin of pytest: the first test that fails, and how."""
+
+    test = message = ""
+
+    def pytest_collection(self) -> None:
+        """One failing example is enough: nobody reads a smaller one."""
+        from hypothesis import Phase, settings
+
+        settings.register_profile("mutants", settings.default, phases=[Phase.explicit, Phase.generate])
+        settings.load_profile("mutants")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Keep it."""
+        if report.failed and not self.test:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self.test, self.message = report.nodeid, (getattr(crash, "message", "") or "failed").splitlines()[0]
+
+
+def _import_from(directory: Path) -> None:
+    import stretto
+
+    assert stretto.__file__ is not None
+    assert Path(stretto.__file__).is_relative_to(directory), "another stretto was imported before the copy"
 
 
 def run_check(world: object, number: int) -> str:

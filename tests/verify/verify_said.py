@@ -1,0 +1,412 @@
+"""What the docstrings of tests say that they catch: the same words, each with the fault put into the package.
+
+A docstring lists them after `Faults to catch:`, with semicolons between them; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from verify_fault import Fault, Said
+
+COLLECTIVES = Said(
+    "tests/collectives/test_collectives_wrappers.py",
+    Fault(
+        "a sum left out of a forward",
+        "collectives.py",
+        '        _tell(axis, "all_reduce", out)\n        dist.all_reduce(out, group=axis.group)\n',
+        '        _tell(axis, "all_reduce", out)\n',
+    ),
+    Fault("a sum left out of a backward", "collectives.py", "return all_reduce(dy, ctx.axis), None", "return dy, None"),
+    Fault(
+        "a gather along the wrong dimension",
+        "collectives.py",
+        "        _all_gather_single(out, x, group=axis.group)\n        return out.movedim(0, dim)",
+        "        _all_gather_single(out, x, group=axis.group)\n        return out",
+    ),
+    Fault(
+        "all_to_all turned the wrong way round in its backward",
+        "collectives.py",
+        "all_to_all(dy, ctx.axis, concat_dim, split_dim)",
+        "all_to_all(dy, ctx.axis, split_dim, concat_dim)",
+    ),
+    Fault(
+        "a sum that changes its input",
+        "collectives.py",
+        'out = x.clone(memory_format=torch.contiguous_format)\n        _tell(axis, "all_reduce", out)',
+        'out = x.detach().contiguous()\n        _tell(axis, "all_reduce", out)',
+    ),
+    Fault(
+        "a backward of detached tensors",
+        "collectives.py",
+        "return all_gather(dy, ctx.axis, ctx.dim), None, None",
+        "return all_gather(dy.detach(), ctx.axis, ctx.dim), None, None",
+    ),
+)
+
+PARAMS = Said(
+    "tests/params/test_params_geometry.py",
+    Fault("a chunk rounded down", "params.py", "chunk = -(-n // parts)", "chunk = n // parts"),
+    Fault(
+        "the last chunk not shortened",
+        "params.py",
+        "shape[cut.dim] = min(chunk, n - offsets[cut.dim])",
+        "shape[cut.dim] = chunk",
+    ),
+    Fault("copies ignored in block", "params.py", "axis.rank // cut.copies * chunk", "axis.rank * chunk"),
+    Fault("copies ignored in owned", "params.py", "position[a] % cut[a] == 0 if a in cut", "True if a in cut"),
+    Fault(
+        "rows of a stack counted without their padding",
+        "params.py",
+        "row += block.stored[0] if block.stored else 1",
+        "row += block.shape[0] if block.shape else 1",
+    ),
+    Fault("padding not zero", "params.py", "stored = into(item.param).zero_()", "stored = into(item.param).fill_(0.5)"),
+    Fault("an undeclared parameter passed over", "params.py", "    if unknown:\n", "    if False:\n"),
+)
+
+LEARNING_RATE = Said(
+    "tests/train/test_train_learning_rate.py",
+    Fault(
+        "a warm-up that counts from 0",
+        "train/learning_rate.py",
+        "peak * (update / warmup)",
+        "peak * ((update - 1) / warmup)",
+    ),
+    Fault(
+        "a decay that starts at 0 instead of after the warm-up",
+        "train/learning_rate.py",
+        "start = warmup\n",
+        "start = 0\n",
+    ),
+    Fault(
+        "a cooldown that begins one update early",
+        "train/learning_rate.py",
+        'end - _known(config.cooldown_steps, "cooldown_steps")',
+        'end - _known(config.cooldown_steps, "cooldown_steps") - 1',
+    ),
+    Fault(
+        "a floor that is not reached",
+        "train/learning_rate.py",
+        "/ (end - start)",
+        "/ (end - start + 1)",
+    ),
+    Fault("a floor that is passed", "train/learning_rate.py", "if update > end:", "if update > end + 1:"),
+    Fault(
+        "half a cosine",
+        "train/learning_rate.py",
+        "0.5 * (math.cos(math.pi * done) + 1)",
+        "math.cos(math.pi / 2 * done)",
+    ),
+)
+
+RECORD = Said(
+    "tests/train/test_train_record.py",
+    Fault(
+        "lines after the step kept",
+        "train/record.py",
+        "for row in read_rows(path) if _before(row, after)]",
+        "for row in read_rows(path)]",
+    ),
+    Fault(
+        "a line cut by the crash glued to the next",
+        "train/record.py",
+        "        temporary.replace(path)\n",
+        "",
+    ),
+    Fault("a line cut by the crash that cannot be read", "train/record.py", "except ValueError:", "except KeyError:"),
+    Fault("a new run that appends", "train/record.py", "if after else []", "if after else read_rows(path)"),
+    Fault(
+        "a crash while the old lines are copied that loses them",
+        "train/record.py",
+        'path.with_name(path.name + ".tmp")',
+        "path",
+    ),
+)
+
+DROPOUT = Said(
+    "tests/models/test_models_dropout.py",
+    Fault(
+        "a mask that knows the row of the microbatch in place of the sample",
+        "tensor_parallel/dropout.py",
+        "dropped(self.keys, samples,",
+        "dropped(self.keys, torch.arange(len(samples)),",
+    ),
+    Fault("the same mask for every layer", "tensor_parallel/dropout.py", 'f"dropout/{name}"', '"dropout"'),
+    Fault(
+        "the same mask for every channel of four",
+        "random.py",
+        "words.view(torch.int16)[..., :width]",
+        "words.view(torch.int16)[..., ::4].repeat_interleave(4, -1)[..., :width]",
+    ),
+    Fault(
+        "no scaling by 1 / (1 - p)",
+        "tensor_parallel/dropout.py",
+        " * (1 / (1 - chance(self.p)))",
+        "",
+    ),
+    Fault(
+        "dropout in evaluation",
+        "tensor_parallel/dropout.py",
+        "not (self.training and torch.is_grad_enabled())",
+        "False",
+    ),
+    Fault(
+        "a recomputation that draws anew",
+        "tensor_parallel/dropout.py",
+        "positions = torch.arange(first, first + n, device=x.device)",
+        """self.drawn = getattr(self, "drawn", 0) + 1
+        positions = torch.arange(first, first + n, device=x.device) + 1000 * self.drawn""",
+    ),
+)
+
+NORM = Said(
+    "tests/distributed/test_distributed_norm.py",
+    Fault(
+        "padding counted",
+        "distributed/norm.py",
+        "        part.view(weights.grad(item.param))\n",
+        "        weights.grad(item.param).narrow(0, part.row, part.block.stored[0])\n",
+    ),
+    Fault(
+        "a copy of a key/value head counted twice",
+        "params.py",
+        "position[a] % cut[a] == 0 if a in cut",
+        "True if a in cut",
+    ),
+    Fault(
+        "a copy of a tied embedding counted twice",
+        "distributed/norm.py",
+        '["tp", *(a for a in part.spec.sum_grad if a == "embed")]',
+        '["tp"]',
+    ),
+    Fault(
+        "a replicated norm counted once per rank",
+        "distributed/norm.py",
+        '["tp", *(a for a in part.spec.sum_grad if a == "embed")]',
+        '[a for a in part.spec.sum_grad if a == "embed"]',
+    ),
+    Fault(
+        "squares not summed over the pipeline",
+        "distributed/norm.py",
+        'all_reduce_(total, state.axis("tp", "pp"))',
+        'all_reduce_(total, state.axis("tp"))',
+    ),
+    Fault("partial sums left out", "distributed/partial.py", "if axis.size == 1:", "if True:"),
+)
+
+BUCKETS = Said(
+    "tests/distributed/test_distributed_data_parallel.py",
+    Fault(
+        "a bucket that is not sent",
+        "distributed/bucket.py",
+        "        self._work = all_reduce_(self.grads, self.axis)\n",
+        "",
+    ),
+    Fault("a bucket that is sent twice", "distributed/data_parallel.py", "if not bucket.sent:", "if True:"),
+    Fault(
+        "a bucket that is sent before its last gradient",
+        "distributed/data_parallel.py",
+        "while self._unsent and self._unsent[0].full:",
+        "while self._unsent:",
+    ),
+    Fault(
+        "gradients added in bf16",
+        "distributed/bucket.py",
+        "torch.promote_types(first.dtype, torch.float32)",
+        "first.dtype",
+    ),
+    Fault("hooks left behind", "distributed/data_parallel.py", "            hook.remove()\n", "            pass\n"),
+    Fault(
+        "buckets sent in the order in which they fill",
+        "distributed/data_parallel.py",
+        """        while self._unsent and self._unsent[0].full:
+            self._unsent.popleft().send()
+""",
+        """        for bucket in [each for each in self._unsent if each.full]:
+            self._unsent.remove(bucket)
+            bucket.send()
+""",
+    ),
+    Fault(
+        "moments shared between buckets",
+        "distributed/optimizer.py",
+        '"exp_avg": torch.zeros_like(master, requires_grad=False)',
+        '"exp_avg": self.__dict__.setdefault("all", torch.zeros(99999, dtype=master.dtype))[: len(master)]',
+    ),
+    Fault(
+        "weight decay on biases",
+        "distributed/optimizer.py",
+        "weight_decay if bucket.weight_decay else 0.0",
+        "weight_decay",
+    ),
+)
+
+LAYERS = Said(
+    "tests/tensor_parallel/test_tensor_parallel_layers.py",
+    Fault("copy_to without its sum", "tensor_parallel/mappings.py", "return reduce_from(dy, ctx.tp)", "return dy"),
+    Fault(
+        "reduce_from that sums in its backward too",
+        "tensor_parallel/mappings.py",
+        "return copy_to(dy, ctx.tp), None",
+        "return all_reduce(dy, ctx.tp), None",
+    ),
+    Fault(
+        "a row bias added on every rank before the sum",
+        "tensor_parallel/layers.py",
+        """        y = linear(x, self.weight, None, self.build)
+        y = leave(y, self.build.tp, sequence_parallel=self.build.sequence_parallel)
+        return y if self.bias is None else y + self.bias
+""",
+        """        y = linear(x, self.weight, self.bias, self.build)
+        return leave(y, self.build.tp, sequence_parallel=self.build.sequence_parallel)
+""",
+    ),
+    Fault(
+        "partial gradients of norms and biases not declared",
+        "tensor_parallel/layers.py",
+        'sum_grad=("tp",) if sequence_parallel else ()',
+        "sum_grad=()",
+    ),
+    Fault(
+        "copies of key/value rows not declared as partial",
+        "tensor_parallel/layers.py",
+        'sum_grad=("tp",) if part.copies > 1 else ()',
+        "sum_grad=()",
+    ),
+    Fault(
+        "parts of a stack in another order",
+        "tensor_parallel/layers.py",
+        "init, weight_decay=True) for p in parts]",
+        "init, weight_decay=True) for p in reversed(parts)]",
+    ),
+)
+
+VOCABULARY = Said(
+    "tests/tensor_parallel/test_tensor_parallel_vocab.py",
+    Fault(
+        "tokens of other ranks looked up in row 0",
+        "tensor_parallel/vocab.py",
+        "F.embedding(local, self.weight) * mine.unsqueeze(-1)",
+        "F.embedding(local, self.weight)",
+    ),
+    Fault(
+        "the shift by the maximum of this rank alone",
+        "tensor_parallel/cross_entropy.py",
+        "highest = max_reduce(top, tp)",
+        "highest = top",
+    ),
+    Fault(
+        "the exponentials not summed over the ranks",
+        "tensor_parallel/cross_entropy.py",
+        "exps, label = all_reduce(torch.stack([exps * (top - highest).exp(), label - highest * mine]), tp)",
+        "exps, label = exps * (top - highest).exp(), all_reduce(label - highest * mine, tp)",
+    ),
+    Fault(
+        "the label's logit not summed over the ranks",
+        "tensor_parallel/cross_entropy.py",
+        "exps, label = all_reduce(torch.stack([exps * (top - highest).exp(), label - highest * mine]), tp)",
+        "exps, label = all_reduce(exps * (top - highest).exp(), tp), label - highest * mine",
+    ),
+    Fault(
+        "padding that takes part",
+        "tensor_parallel/cross_entropy.py",
+        "valid = logits[..., : of.rows]",
+        "valid, of.rows = logits, logits.shape[-1]",
+    ),
+    Fault(
+        "a gradient without the label's one subtracted",
+        "tensor_parallel/cross_entropy.py",
+        "((softmax - one.to(wide.dtype)) * dy",
+        "(softmax * dy",
+    ),
+    Fault(
+        "minus infinity multiplied by zero",
+        "tensor_parallel/cross_entropy.py",
+        "torch.where(mine, wide.gather(-1, local.unsqueeze(-1)).squeeze(-1), 0.0)",
+        "wide.gather(-1, local.unsqueeze(-1)).squeeze(-1) * mine",
+    ),
+    Fault(
+        "a second derivative that is silently incomplete",
+        "tensor_parallel/cross_entropy.py",
+        "    @once_differentiable  # it takes logits and loss for constants\n",
+        "",
+    ),
+)
+
+TRAFFIC = Said(
+    "tests/traffic/test_traffic_faults.py",
+    Fault(
+        "a comparison of shapes left out",
+        "traffic/call.py",
+        "else self.op, self.shape, self.dtype)",
+        "else self.op, (), self.dtype)",
+    ),
+    Fault(
+        "the message of a peer shown in place of the table",
+        "traffic/check.py",
+        "class PeerStoppedError(RuntimeError):",
+        "class PeerStoppedError(RuntimeWarning):",
+    ),
+    only="test_a_fault_ends_all_ranks_with_one_table_that_names_the_rank_and_the_line[wrong_shape]",
+)
+
+LAYOUTS_OF_DROPOUT = Said(
+    "tests/verify/test_verify_dropout.py",
+    Fault(
+        "tensor-parallel ranks that all draw the first positions under sequence parallelism",
+        "tensor_parallel/dropout.py",
+        "self.tp.rank * n if self.sequence_parallel else 0",
+        "0",
+    ),
+    Fault(
+        "tensor-parallel ranks that draw different positions without it",
+        "tensor_parallel/dropout.py",
+        "self.tp.rank * n if self.sequence_parallel else 0",
+        "self.tp.rank * n",
+    ),
+    Fault(
+        "a mask that knows the row of the microbatch in place of the sample",
+        "tensor_parallel/dropout.py",
+        "dropped(self.keys, samples,",
+        "dropped(self.keys, torch.arange(len(samples)),",
+    ),
+    Fault(
+        "a mask that knows the row of the rank in place of the sample",
+        "tensor_parallel/dropout.py",
+        "mask = dropped(self.keys, samples,",
+        """self.rows = getattr(self, "rows", 0) + len(samples)
+        mask = dropped(self.keys, torch.arange(self.rows - len(samples), self.rows),""",
+    ),
+)
+
+COMMS = Said(
+    "tests/verify/test_verify_comms.py",
+    Fault(
+        "an all-reduce in place of a reduce-scatter",
+        "tensor_parallel/mappings.py",
+        "return reduce_scatter(x, tp, 0)",
+        "return all_reduce(x, tp).chunk(tp.size, 0)[tp.rank]",
+    ),
+    Fault("a gradient reduced twice", "distributed/data_parallel.py", "if not bucket.sent:", "if True:"),
+    Fault("a sum of partial gradients left out", "distributed/partial.py", "if axis.size == 1:", "if True:"),
+    Fault(
+        "a border of tensor parallelism that communicates in both directions",
+        "tensor_parallel/mappings.py",
+        "return copy_to(dy, ctx.tp), None",
+        "return all_reduce(dy, ctx.tp), None",
+    ),
+)
+
+SAID = (
+    COLLECTIVES,
+    PARAMS,
+    LEARNING_RATE,
+    RECORD,
+    DROPOUT,
+    NORM,
+    BUCKETS,
+    LAYERS,
+    VOCABULARY,
+    TRAFFIC,
+    LAYOUTS_OF_DROPOUT,
+    COMMS,
+)
