@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from stretto.cli.launch import main
 from stretto.launch.kubernetes import KubernetesJob
@@ -36,6 +39,59 @@ def test_batch_script_is_the_recorded_one() -> None:
 
 def test_manifest_is_the_recorded_one() -> None:
     assert KUBERNETES.manifest() == (DATA / "two_nodes.yaml").read_text()
+
+
+def not_of_the_schema(given: Any, known: Any, path: str = "") -> Iterator[str]:
+    """Where a manifest says what its schema does not know, or lacks what it requires.
+
+    The schema's own reading, `known`, leaves unknown fields out, and gives those that are required and missing an
+    empty value; other defaults are fine.
+    """
+    if isinstance(given, dict) and isinstance(known, dict):
+        yield from (f"{path}.{name}: unknown" for name in given.keys() - known.keys())
+        yield from (f"{path}.{name}: missing" for name in known.keys() - given.keys() if not known[name])
+        for name in given.keys() & known.keys():
+            yield from not_of_the_schema(given[name], known[name], f"{path}.{name}")
+    elif isinstance(given, list) and isinstance(known, list) and len(given) == len(known):
+        for i, (one, other) in enumerate(zip(given, known, strict=True)):
+            yield from not_of_the_schema(one, other, f"{path}[{i}]")
+    elif given != known:
+        yield f"{path}: {given!r} is read as {known!r}"
+
+
+def judged(manifest: dict[str, Any]) -> list[str]:
+    """What a JobSet's schema has against a manifest. A wrong type is refused by pydantic, with ValueError."""
+    known = JobsetV1alpha2JobSet.from_dict(manifest)
+    assert known is not None
+    return list(not_of_the_schema(manifest, known.to_dict()))
+
+
+@pytest.mark.parametrize("job", [KUBERNETES, KubernetesJob()])
+def test_manifest_is_of_the_schema(job: KubernetesJob) -> None:
+    assert judged(yaml.safe_load(job.manifest())) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (lambda spec, _: spec["failurePolicy"].update(maxRestart=3), ".spec.failurePolicy.maxRestart: unknown"),
+        (lambda _, pod: pod["containers"][0].update(port=[1]), "containers[0].port: unknown"),
+        (lambda _, pod: pod["containers"][0].pop("name"), "containers[0].name: missing"),
+        (lambda _, pod: pod["volumes"][0].update(emptyDir={"size": "1Gi"}), "volumes[0].emptyDir.size: unknown"),
+        (lambda _, pod: pod.update(terminationGracePeriodSeconds="2m"), "Input should be a valid integer"),
+        (lambda spec, _: spec["network"].update(enableDNSHostnames="of course"), "Input should be a valid boolean"),
+    ],
+)
+def test_schema_refuses_what_a_cluster_would(fault: Callable[[Any, Any], object], says: str) -> None:
+    """The check above can fail: each of these fields is wrong."""
+    manifest = yaml.safe_load(KUBERNETES.manifest())
+    spec = manifest["spec"]
+    fault(spec, spec["replicatedJobs"][0]["template"]["spec"]["template"]["spec"])
+    try:
+        found = judged(manifest)
+    except ValueError as error:
+        found = [str(error)]
+    assert any(says in each for each in found), found
 
 
 @pytest.mark.parametrize("script", [SLURM.script(), SlurmJob().script(), KUBERNETES._command()])
