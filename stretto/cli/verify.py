@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from stretto.arguments import ConfigError, Resolved, parse
 from stretto.arguments.elsewhere import judged_in, layout_of
+from stretto.cli.megatron import layer
 from stretto.cli.refusal import refuse
 from stretto.data.errors import DataError
 from stretto.initialize.environment import LaunchError, detect
@@ -40,7 +42,9 @@ def main(argv: Sequence[str]) -> int:
     alone = launch.source == "python"
     try:
         own, rest = take([word for word in argv if word != "--comms"])
-        resolved = parse(rest, world_size=None if alone else launch.size, files=False, command="stretto verify")
+        world = None if alone else launch.size
+        translate = partial(layer, tell=launch.rank == 0)
+        resolved = parse(rest, world_size=world, files=False, command="stretto verify", translate=translate)
         resolved = _with_vocabulary(resolved)
         work = _recorded(own, resolved) if "--comms" in argv else _work(own, resolved)
     except (ConfigError, DataError, ValueError) as error:

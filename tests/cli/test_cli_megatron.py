@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stretto.arguments import ConfigError, parse
-from stretto.cli import convert, explain, launch, train
+from stretto.cli import convert, explain, launch, train, verify
 from stretto.cli.megatron import layer
 from stretto.compat.megatron import words_of
 
@@ -62,6 +62,14 @@ def test_explain_and_launch_take_them_too(capsys: pytest.CaptureFixture[str]) ->
     assert "--megatron --num-layers 2" in capsys.readouterr().out
     assert launch.main(["local", "2", "--tp", "3", "--megatron", *SMALL]) == 2
     assert "nproc % (tp*cp*pp) = 2 % (3*1*1) = 2" in capsys.readouterr().err
+
+
+def test_verify_takes_them_too_after_its_own_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused for what they say, not for being there."""
+    assert verify.main(["--updates", "1", "--tp", "3", "--megatron", *SMALL, "--num-layer", "3"]) == 2
+    heard = capsys.readouterr().err
+    assert "megatron: --num-layer: is not known; did you mean --num-layers?" in heard
+    assert "heads % tp = 4 % 3 = 1, must be 0" in heard
 
 
 def test_where_they_are_not_taken_they_are_refused() -> None:
