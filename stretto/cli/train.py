@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from stretto.arguments import ConfigError, Record, parse
 from stretto.cli.megatron import layer
 from stretto.cli.refusal import refuse
-from stretto.initialize.environment import LaunchError, detect
+from stretto.initialize.environment import Launch, LaunchError, detect
+from stretto.initialize.stop import StopFlag, Stopped
 
 if TYPE_CHECKING:
     from stretto.cli.resume import Resumed
@@ -24,6 +25,16 @@ def main(argv: Sequence[str]) -> int:
     except LaunchError as error:
         print(f"stretto train: {error}", file=sys.stderr)
         return 2
+    # Its clock starts here: a job's time runs while torch is loaded and the text is read, too. Where a launcher started
+    # this rank, the terminal may send it the Ctrl-C that its launcher passes on as well.
+    with StopFlag(starting=True, impatient=launch.source == "python") as stop:
+        try:
+            return _train(argv, launch, stop)
+        except Stopped as stopped:
+            return stopped.say(launch.rank)
+
+
+def _train(argv: Sequence[str], launch: Launch, stop: StopFlag) -> int:
     world = None if launch.source == "python" else launch.size
     found: list[Resumed] = []
 
@@ -41,4 +52,4 @@ def main(argv: Sequence[str]) -> int:
         return refuse(error, launch)
     from stretto.cli.training import run  # only now: what is wrong with the arguments is said before torch loads
 
-    return run(resolved, launch, found[0].path if found else None)
+    return run(resolved, launch, found[0].path if found else None, stop)

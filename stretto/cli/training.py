@@ -42,12 +42,13 @@ from stretto.train.sample import sample
 from stretto.world import World
 
 
-def run(resolved: Resolved, launch: Launch, resume: Path | None) -> int:
-    """Train in this process, or in workers that it starts, perhaps on from a checkpoint; the exit code."""
+def run(resolved: Resolved, launch: Launch, resume: Path | None, stop: StopFlag) -> int:
+    """Train in this process, or in workers that it starts, perhaps on from a checkpoint; the exit code.
+
+    `stop` takes the signals of this process already.
+    """
     alone = launch.source == "python"
-    # Its clock starts here: a job's time runs while the text is read, too. Where a launcher started this rank, the
-    # terminal may send it the Ctrl-C that its launcher passes on as well.
-    stop = StopFlag(after=resolved.args.run.exit_duration, impatient=alone)
+    stop.limit = resolved.args.run.exit_duration
     try:
         _require_devices(resolved)
         text = Text.open(resolved.args)
@@ -56,7 +57,7 @@ def run(resolved: Resolved, launch: Launch, resume: Path | None) -> int:
         return refuse(error, launch)
     work = Work(resolved, text, resume, stop)
     nproc = resolved.args.run.nproc or 1
-    return run_local(nproc, work) if alone and nproc > 1 else work()
+    return run_local(nproc, work, within=stop) if alone and nproc > 1 else work()
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Work:
             timeout=run.timeout,
             start_timeout=run.start_timeout,
             threads=run.threads,
+            seed=run.seed,
             deterministic=run.deterministic,
             tf32=run.tf32,
             timeline=timeline,
@@ -117,7 +119,8 @@ class Work:
         """
         console = Console()
         try:
-            with ExitStack() as stack, self.stop:
+            with ExitStack() as stack:
+                self.stop.started()  # from here on the ranks can agree: the loop carries their votes
                 begin = partial(self._begin, world, timeline, console, stack)
                 stop = Told(self.stop, console if world.rank == 0 else None)
                 outcome = train(
@@ -151,6 +154,8 @@ class Work:
         paths = Paths.of(args)
         aside = stack.enter_context(occupied(self.resolved, resume=self.resume is not None))
         about = header(args, self.text, resume=self.resume, after=after, aside=aside)
+        here = f", {world.local_size} on this host" if world.local_size < world.size else ""
+        about.add_row("ranks", f"{world.size}{here}, started by {escape(world.source)}")
         for line in (timeline_line(phases), costs_line(costs)):
             about.add_row(*escape(line).split(" ", 1))
         layout = self.resolved.layout

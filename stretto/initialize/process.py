@@ -71,7 +71,7 @@ def initialize(
             # A pipeline's messages of one direction come in one order on purpose, see stretto.pipeline_parallel.link.
             stack.enter_context(settings.variables(TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING="false"))
         if seed is not None:
-            settings.seed_everything(seed)
+            stack.enter_context(settings.seeds(seed))
         if launch.size == 1:
             yield replace(World.single(place), source=launch.source)
             return

@@ -158,8 +158,12 @@ def _check_in(store: Store, launch: Launch, deadline: float, timeout: float) -> 
     elif not problem and index >= size:
         problem = f"{me} came as rank {launch.rank} when all {size} ranks were there already"
     if problem:
-        if launch.rank == 0:  # our end may end the store: let the others hear first
-            _until(lambda: store.add("heard", 0) >= store.add("arrivals", 0), time.monotonic() + GRACE_SECONDS)
+        if launch.rank == 0:  # our end may end the store: let the others hear first, also those still on their way
+            coming = launch.size if time.monotonic() < deadline else 0
+            _until(
+                lambda: store.add("heard", 0) >= max(store.add("arrivals", 0), coming),
+                time.monotonic() + GRACE_SECONDS,
+            )
         raise RendezvousError(problem)
 
 

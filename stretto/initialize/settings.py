@@ -49,14 +49,23 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch, for code that uses them.
+@contextmanager
+def seeds(seed: int) -> Iterator[None]:
+    """Begin the global generators of Python, NumPy and torch from a seed, for code that uses them.
 
-    Stretto's own numbers do not: they are functions of (seed, name, index), see `stretto.random`.
+    Stretto's own numbers do not: they are functions of (seed, name, index), see `stretto.random`. Those of the GPUs
+    are not put back: asking for their state would touch each.
     """
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
 
 @contextmanager

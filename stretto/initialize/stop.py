@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -10,6 +11,28 @@ from typing import Any, Final, Self
 
 REQUEUE: Final = 75
 """Exit code that asks to be started again to go on: EX_TEMPFAIL of <sysexits.h>, "the user is invited to retry"."""
+
+
+class Stopped(SystemExit):
+    """A signal that came before there was anything to save. The process ends with exit code `REQUEUE`.
+
+    Not with 0, whatever the signal: nothing was done, and a launcher should end the other ranks, too.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(REQUEUE)
+        self.number = number
+
+    def say(self, rank: int) -> int:
+        """On rank 0, tell the user; the exit code."""
+        if rank == 0:
+            print(
+                f"stopped by {signal.Signals(self.number).name} before the first step: nothing was done, nothing is "
+                f"saved; exit code {REQUEUE} asks to be started again",
+                file=sys.stderr,
+                flush=True,
+            )
+        return REQUEUE
 
 
 class StopFlag:
@@ -23,13 +46,23 @@ class StopFlag:
     limit `after` (seconds since the flag was made) mean: save, leave, and start again (exit code `REQUEUE`). A second
     SIGINT raises KeyboardInterrupt, unless `impatient` is false: some launchers send one Ctrl-C twice. Ranks may see
     different signals: the loop must agree on when to stop, and all on whether one was `ordered` to leave.
+
+    With `starting`, and until `started` is called, nobody asks yet: then SIGTERM and SIGUSR1 raise `Stopped`, and
+    SIGINT KeyboardInterrupt.
     """
 
     def __init__(
-        self, *, after: float | None = None, impatient: bool = True, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        after: float | None = None,
+        impatient: bool = True,
+        starting: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limit = after
+        self.limit = after
+        """Seconds from the making of the flag to its rising by itself; None: never."""
         self._impatient = impatient
+        self._starting = starting
         self._clock = clock
         self._began = clock()
         self._signal: int | None = None
@@ -46,11 +79,18 @@ class StopFlag:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def started(self) -> None:
+        """From now on somebody asks: signals raise the flag and nothing else."""
+        self._starting = False
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT == self._signal and self._impatient:
             raise KeyboardInterrupt
+        first = self._signal is None
         if self._signal in (None, signal.SIGUSR1):  # a warning gives way to an order
             self._signal = number
+        if self._starting and first:  # once: what follows would only disturb the way out
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
     def __call__(self) -> bool:
         """Whether this process wants the run to end."""
@@ -58,14 +98,14 @@ class StopFlag:
 
     @property
     def _late(self) -> bool:
-        return self._limit is not None and self._clock() - self._began >= self._limit
+        return self.limit is not None and self._clock() - self._began >= self.limit
 
     @property
     def reason(self) -> str:
         """Why, in words; empty when the flag is down."""
         if self._signal is not None:
             return signal.Signals(self._signal).name
-        return f"the time limit of {self._limit:g} s" if self._late else ""
+        return f"the time limit of {self.limit:g} s" if self._late else ""
 
     @property
     def ordered(self) -> bool:

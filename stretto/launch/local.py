@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
 from stretto.initialize.stop import REQUEUE
@@ -24,10 +24,17 @@ POLL_SECONDS = 0.02
 TERM_AT, KILL_AT = 0.25, 0.6
 
 
-def run_local(nproc: int, target: Callable[[], int], *, grace: float = 15.0) -> int:
+def run_local(
+    nproc: int,
+    target: Callable[[], int],
+    *,
+    grace: float = 15.0,
+    within: AbstractContextManager[object] | None = None,
+) -> int:
     """Run `target` in `nproc` forked workers; 0 when all return 0, else the exit code of the first cause.
 
-    SIGINT, SIGTERM and SIGUSR1 are passed on, for the workers to end in agreement; a second SIGINT kills them.
+    SIGINT, SIGTERM and SIGUSR1 are passed on, for the workers to end in agreement; a second SIGINT kills them, and the
+    exit code is 130. Each worker enters `within`, such as a `StopFlag`, before a first signal can reach it.
     When a worker fails, all others have ended within `grace` seconds, and its traceback is printed last.
 
     Call it before torch has computed anything in this process, and from its main thread.
@@ -38,15 +45,17 @@ def run_local(nproc: int, target: Callable[[], int], *, grace: float = 15.0) -> 
     environment = _environment(nproc, listener.getsockname()[1])
     signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until someone is there to take them
     try:
-        workers = [fork(rank, environment, listener, target) for rank in range(nproc)]
+        workers = [fork(rank, environment, listener, target, within or nullcontext()) for rank in range(nproc)]
         store = serve_on(listener)
-        with _passing_on(workers):
+        with _passing_on(workers) as insisted:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
             _wait(workers, grace)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     del store  # it served until the last worker had ended
-    return _conclude(workers)
+    code = _conclude(workers)
+    # That we killed them is how it came about; that the user insisted is why.
+    return 128 + signal.SIGINT if insisted() and code == 128 + signal.SIGKILL else code
 
 
 def _environment(nproc: int, port: int) -> dict[str, str]:
@@ -65,7 +74,8 @@ def _environment(nproc: int, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def _passing_on(workers: list[Worker]) -> Iterator[None]:
+def _passing_on(workers: list[Worker]) -> Iterator[Callable[[], bool]]:
+    """Within, signals go to the workers; yields what says whether a second SIGINT came."""
     interrupts = 0
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
@@ -76,7 +86,7 @@ def _passing_on(workers: list[Worker]) -> Iterator[None]:
 
     before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
-        yield
+        yield lambda: interrupts > 1
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

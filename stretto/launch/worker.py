@@ -13,10 +13,12 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO
 
 from stretto.initialize.failures import Failure
+from stretto.initialize.stop import Stopped
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that the parent passes on to its workers."""
@@ -96,8 +98,17 @@ class Worker:
         return f"was ended by {name}" + (" (the system's way when memory runs out)" if name == "SIGKILL" else "")
 
 
-def fork(rank: int, environment: dict[str, str], listener: socket.socket, target: Callable[[], int]) -> Worker:
-    """Fork a worker that runs `target` as this rank and exits with what it returns; never returns in it."""
+def fork(
+    rank: int,
+    environment: dict[str, str],
+    listener: socket.socket,
+    target: Callable[[], int],
+    within: AbstractContextManager[object],
+) -> Worker:
+    """Fork a worker that runs `target` as this rank and exits with what it returns; never returns in it.
+
+    It enters `within` before the first signal can reach it: those of `PASSED_ON` are to be blocked here.
+    """
     report = tempfile.TemporaryFile()  # noqa: SIM115  # closed when the worker has ended
     parent = os.getpid()
     sys.stdout.flush()
@@ -113,9 +124,14 @@ def fork(rank: int, environment: dict[str, str], listener: socket.socket, target
         _settle(parent)
         listener.close()
         os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+        within.__enter__()  # and never out: the process ends in it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         code = int(target())
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    except Stopped as stopped:
+        code = stopped.say(rank)
+        os.kill(parent, stopped.number)  # who may have told this rank alone: the others would wait for it
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
         if isinstance(end.code, str):
@@ -143,5 +159,4 @@ def _settle(parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     faulthandler.enable()

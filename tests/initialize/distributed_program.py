@@ -1,6 +1,7 @@
 """A rank, started by a launcher from its command line: joins, adds up, says where it is; then `sys.argv[1]`."""
 
 import os
+import signal
 import sys
 import time
 
@@ -18,6 +19,11 @@ with initialize(timeout=60, start_timeout=30) as world:
         time.sleep(0.5)
         raise ValueError("the fault of rank 1")
     if sys.argv[1:] == ["raise"]:
+        dist.barrier()
+    if sys.argv[1:] == ["kill"]:
+        time.sleep(1)  # the test hears of all
+        if world.rank == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
         dist.barrier()
     if sys.argv[1:] == ["restart"] and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and world.rank == 0:
         raise SystemExit(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import time
 
@@ -104,6 +105,7 @@ def test_disagreements() -> None:
 def leave(device: str) -> int:
     """Process-wide settings during a run and after it."""
     threads = torch.get_num_threads()
+    drawn = random.getstate(), torch.get_rng_state()
     with initialize(threads=1, deterministic=True, seed=7, env={}) as world:
         assert (world.size, world.backend, world.source) == (1, "none", "python")
         assert torch.are_deterministic_algorithms_enabled()
@@ -115,6 +117,8 @@ def leave(device: str) -> int:
     assert not torch.are_deterministic_algorithms_enabled()
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     assert torch.get_num_threads() == threads
+    assert random.getstate() == drawn[0]
+    assert torch.equal(torch.get_rng_state(), drawn[1])
     assert not dist.is_initialized()
     return 0
 

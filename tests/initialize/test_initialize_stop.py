@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from stretto.initialize.stop import REQUEUE, StopFlag
+from stretto.initialize.stop import REQUEUE, StopFlag, Stopped
 
 pytestmark = pytest.mark.pure
 
@@ -57,3 +57,18 @@ def test_the_handlers_are_put_back_after_an_error() -> None:
     with pytest.raises(ValueError, match="of the body"), StopFlag():
         raise ValueError("of the body")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_before_somebody_asks_a_signal_ends_the_process_once(number: signal.Signals) -> None:
+    """Catches: a second signal that breaks into the way out of the first."""
+    with StopFlag(starting=True) as stop:
+        with pytest.raises(Stopped) as caught:
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert (caught.value.code, caught.value.number) == (REQUEUE, number)
+        stop.started()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGTERM"
+    with StopFlag(starting=True), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

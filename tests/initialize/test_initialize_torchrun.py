@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,31 +43,6 @@ def test_torchrun_names_the_rank_that_raised_and_ends_all() -> None:
     assert time.monotonic() - began < 40
 
 
-@pytest.fixture
-def hosts() -> Iterator[tuple[str, str]]:
-    """Two network namespaces, 10.211.0.1 and 10.211.0.2, joined by a wire."""
-    names = f"st{os.getpid()}a", f"st{os.getpid()}b"
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
-
-    try:
-        ip("netns", "add", names[0])
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this user may not make network namespaces")
-    try:
-        ip("netns", "add", names[1])
-        ip("link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1])
-        for number, name in enumerate(names, 1):
-            ip("-n", name, "addr", "add", f"10.211.0.{number}/24", "dev", "eth0")
-            ip("-n", name, "link", "set", "eth0", "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-
-
 def on(host: str, *command: str, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         ["ip", "netns", "exec", host, *command],
@@ -79,13 +53,19 @@ def on(host: str, *command: str, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def test_two_hosts_of_two_ranks(hosts: tuple[str, str]) -> None:
-    common = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "2", "--master-addr", "10.211.0.1"]
-    nodes = [on(host, *common, "--node-rank", str(n), str(PROGRAM)) for n, host in enumerate(hosts)]
-    outputs = [node.communicate(timeout=120) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    lines = sorted(line for out, _ in outputs for line in out.splitlines())
-    assert lines == [f"torchrun: rank {r} of 4, local {r % 2}: 4" for r in range(4)]
+def test_two_hosts_of_four_ranks_and_one_that_is_killed(hosts: tuple[str, str]) -> None:
+    """All meet; then rank 5 is killed: within 15 s both torchruns have ended, and that of its host names it."""
+    common = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "4", "--master-addr", "10.211.0.1"]
+    nodes = [on(host, *common, "--node-rank", str(n), str(PROGRAM), "kill") for n, host in enumerate(hosts)]
+    lines = [node.stdout.readline().strip() for node in nodes for _ in range(4) if node.stdout is not None]
+    assert sorted(lines) == [f"torchrun: rank {r} of 8, local {r % 4}: 8" for r in range(8)]
+    began = time.monotonic()
+    outputs = [node.communicate(timeout=60) for node in nodes]
+    assert time.monotonic() - began < 15
+    assert [node.returncode for node in nodes] == [1, 1], outputs
+    cause = outputs[1][1].partition("Root Cause (first observed failure):")[2]
+    assert "rank      : 5" in cause
+    assert "Signal 9 (SIGKILL) received" in cause
 
 
 def test_srun_on_two_hosts_without_a_master_address(hosts: tuple[str, str]) -> None:
