@@ -1,8 +1,14 @@
-"""The short tables of a run, from what its file says. Never imports torch."""
+"""The short tables of a run, from what its file says. Never imports torch.
+
+python -m benchmarks.train.report FILE.json ...
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -92,3 +98,13 @@ def _memory(held: Mapping[str, Any]) -> Table:
     for item in ranks[0][1]:
         table.add_row(item, *(f"{items[item] / GIB:.2f}" for _, items in ranks))
     return table
+
+
+def main(files: Sequence[str]) -> None:
+    """The tables of runs that are over, or were cut."""
+    for file in files:
+        show(json.loads(Path(file).read_text()), Console(width=140))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
