@@ -13,7 +13,7 @@ from stretto.layout import Layout
 from stretto.testing import Pool
 from stretto.verify import Comparison, against_twin
 from stretto.verify.compare import ROUNDING, TOLERANCE
-from stretto.verify.matrix import DTYPES, VERIFIED, Combination, example, used_up
+from stretto.verify.matrix import DTYPES, VERIFIED, Combination, example, options_of, used_up
 from stretto.world import World
 
 Measure = Callable[[Combination], str]
@@ -23,31 +23,34 @@ _INTRODUCTION = f"""\
 
 Made by `make verified`; do not edit.
 
-A run uses a combination of features: of tensor parallelism, a pipeline schedule, replicas, a dtype. Each combination
-below is compared with one process, from the same weights and batches, for two steps: initial weights, activations,
-losses, gradients, gradient norms, updates and evaluations; replicas must be bitwise equal. It is run twice: with
-every option of the model on (tied embedding, biases, LayerNorm, learned positions, GELU, norms of queries and keys,
-one key/value head that two ranks hold copies of, a pipeline stage without layers), and with every option off. Sizes
-are not told apart here: [test_verify_layouts](../tests/verify/test_verify_layouts.py) has every layout of up to 8
-ranks, [test_verify_random](../tests/verify/test_verify_random.py) draws layouts and options at random.
+A run uses a combination of features: of tensor parallelism, a pipeline schedule, replicas, dropout, recomputation of
+blocks, a dtype. Each combination below is compared with one process, from the same weights and batches, for two steps:
+initial weights, activations, losses, gradients, gradient norms, updates and evaluations; replicas must be bitwise
+equal. It is run twice: with every other option of the model on (tied embedding, biases, LayerNorm, learned positions,
+GELU, norms of queries and keys, one key/value head that two ranks hold copies of, a pipeline stage without layers), and
+with every one off; with dropout only on, and with recomputation alone only off. Sizes are not told apart here:
+[test_verify_layouts](../tests/verify/test_verify_layouts.py) has every layout of up to 8 ranks,
+[test_verify_random](../tests/verify/test_verify_random.py) draws layouts and options at random.
 
 A figure is the largest relative error of all that is compared. It may be {TOLERANCE["fp64"]:g} in fp64 and
 {TOLERANCE["fp32"]:g} in fp32. In bf16, rounding shows in one process too: there an error against fp64 may be twice that
-of one process in bf16, or twice a rounding step of {ROUNDING["bf16"]:g}, and a figure is the share of it that is taken
-up, root mean square over all that is compared.
+of one process in bf16, where that is the largest of the layers, or twice a rounding step of {ROUNDING["bf16"]:g}, and a
+figure is the share of it that is taken up, root mean square over all that is compared.
 
-All of it runs on CPU, over Gloo; the errors on GPUs are in `benchmarks/results`. `stretto train` warns of a combination
-that is not here, and `stretto verify` compares any.
+All of it runs on CPU, over Gloo; the errors on GPUs are in `benchmarks/results`. The tests compare again what is
+neither dropped nor computed again, in every dtype, and in fp64 light recomputation, and dropout with recomputation of
+blocks; the rest is measured for this page alone. `stretto train` warns of a combination that is not here, and `stretto
+verify` compares any.
 
-| tensor | pipeline | replicas | {" | ".join(DTYPES)} | verified by |
-|---|---|---|{"---|" * len(DTYPES)}---|
+| tensor | pipeline | replicas | activations | {" | ".join(DTYPES)} | verified by |
+|---|---|---|---|{"---|" * len(DTYPES)}---|
 """
 _TEST = "[test_verify_matrix](../tests/verify/test_verify_matrix.py)"
 
 
 def page(measure: Measure) -> str:
     """The page, with what `measure` says of each combination."""
-    rows = dict.fromkeys((c.tensor, c.pipeline, c.data) for c in VERIFIED)
+    rows = dict.fromkeys((c.tensor, c.pipeline, c.data, c.activations) for c in VERIFIED)
     return _INTRODUCTION + "".join(
         f"| {' | '.join((*row, *(measure(Combination(*row, dtype)) for dtype in DTYPES)))} | {_TEST} |\n"
         for row in rows
@@ -69,7 +72,7 @@ def ranks_of(of: Combination) -> int:
 
 def measured(pool: Pool, of: Combination) -> str:
     """What the page says of it. Raises ArithmeticError when an error is too large."""
-    found = [pool.run(ranks_of(of), verify, of, options, timeout=300.0)[0] for options in (True, False)]
+    found = [pool.run(ranks_of(of), verify, of, options, timeout=300.0)[0] for options in options_of(of)]
     share = max(used_up(each, of.dtype) for each in found)
     if not share <= 1:
         raise ArithmeticError(f"{of}: {[d.name for each in found for d in each.failures][:5]}")

@@ -1,8 +1,8 @@
 """Which combinations of features are proven to leave the model as it is.
 
-A combination is what a layout uses, not how much of it: whether tensors are cut, whether the sequence is, which
-schedule runs the pipeline, whether there are replicas, in which dtype. `docs/verified.md` has the errors measured for
-each; a run with any other is told so.
+A combination is what a run uses, not how much of it: whether tensors are cut, whether the sequence is, which schedule
+runs the pipeline, whether there are replicas, whether activations are dropped or computed again, in which dtype.
+`docs/verified.md` has the errors measured for each; a run with any other is told so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from stretto.verify.compare import ROUNDING, Comparison
 TENSOR = ("-", "tp", "tp + sequence parallel")
 PIPELINE = ("-", "1f1b", "gpipe")
 DATA = ("-", "dp")
+RECOMPUTE = {"none": "", "light": "light recomputation", "block": "recomputation of blocks"}
+ACTIVATIONS = tuple(" + ".join(filter(None, each)) or "-" for each in product(("", "dropout"), RECOMPUTE.values()))
 DTYPES = ("fp64", "fp32", "bf16")
 
 PAGE = "docs/verified.md"
@@ -32,28 +34,35 @@ class Combination:
     tensor: str
     pipeline: str
     data: str
+    activations: str
     dtype: str
     other: tuple[str, ...] = ()
-    """Settings of the layout that no verified combination knows, where they are not at their default."""
+    """Settings that no verified combination knows, where they are not at their default."""
 
     def __str__(self) -> str:
         used = [part for part in (self.tensor, self.pipeline, self.data) if part != "-"]
-        return ", ".join([" x ".join(used) or "one process", *self.other, self.dtype])
+        with_them = [self.activations] * (self.activations != "-")
+        return ", ".join([" x ".join(used) or "one process", *with_them, *self.other, self.dtype])
 
 
-VERIFIED = tuple(Combination(*each) for each in product(TENSOR, PIPELINE, DATA, DTYPES))
+VERIFIED = tuple(Combination(*each) for each in product(TENSOR, PIPELINE, DATA, ACTIVATIONS, DTYPES))
 
 
 def combination(args: Arguments) -> Combination:
     """What resolved arguments use. A setting that is new to the layout counts until it is spoken for."""
-    p = args.parallel
+    p, r = args.parallel, args.run
     tensor = TENSOR[1 + p.sequence_parallel] if p.tp > 1 else "-"
+    again = RECOMPUTE.get(r.recompute, "")
+    activations = " + ".join(filter(None, ("dropout" if args.model.dropout else "", again))) or "-"
     other = tuple(
         f"{f.name}={getattr(p, f.name)}"
         for f in fields(ParallelConfig)
         if f.name not in _SPOKEN_FOR and getattr(p, f.name) != f.default
     )
-    return Combination(tensor, p.schedule if p.pp > 1 else "-", "dp" if (p.dp or 1) > 1 else "-", args.run.dtype, other)
+    if r.recompute not in RECOMPUTE:
+        other += (f"recompute={r.recompute}",)
+    pipeline, data = p.schedule if p.pp > 1 else "-", "dp" if (p.dp or 1) > 1 else "-"
+    return Combination(tensor, pipeline, data, activations, r.dtype, other)
 
 
 def used_up(found: Comparison, dtype: str) -> float:
@@ -74,6 +83,12 @@ def untested(args: Arguments) -> str | None:
     if used in VERIFIED:
         return None
     return f"not among the verified combinations: {used}; `stretto verify` with the same words compares it"
+
+
+def options_of(of: Combination) -> tuple[bool, ...]:
+    """With which options of the model it is measured, see `example`: on and off; where activations are dropped on,
+    where they are only computed again off."""
+    return (True, False) if of.activations == "-" else ("dropout" in of.activations,)
 
 
 def example(of: Combination, *, options: bool) -> Arguments:
@@ -97,6 +112,7 @@ def example(of: Combination, *, options: bool) -> Arguments:
         bias=options,
         tied=options,
         qk_norm=options,
+        dropout=0.2 if "dropout" in of.activations else 0.0,
     )
     parallel = ParallelConfig(
         tp=tp,
@@ -108,10 +124,11 @@ def example(of: Combination, *, options: bool) -> Arguments:
         bucket_mb=0.005,
     )
     batch = BatchConfig(seq_len=8, micro_batch=1, global_batch=4 * dp)
+    again = next(how for how, words in reversed(RECOMPUTE.items()) if words in of.activations)
     return Arguments(
         model=model,
         parallel=parallel,
         batch=batch,
         optimizer=OptimizerConfig(lr=1e-2, clip_grad=0.5),
-        run=RunConfig(dtype=of.dtype, timeout=30.0),  # type: ignore[arg-type]
+        run=RunConfig(dtype=of.dtype, timeout=30.0, recompute=again),  # type: ignore[arg-type]
     )

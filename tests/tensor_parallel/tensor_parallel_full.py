@@ -34,8 +34,8 @@ def set_full(model: nn.Module) -> None:
 def full_grads(model: nn.Module, tp: Axis) -> dict[str, Tensor]:
     """Whole gradients, by logical name.
 
-    What `sum_grad` declares as partial, or is cut, is added up over the axis; what every rank holds whole must be
-    bitwise the same on all. Padding must have got none.
+    What `sum_grad` declares as partial is added up over the axis; of what is cut, one copy of each chunk; what every
+    rank holds whole must be bitwise the same on all. Padding must have got none.
     """
     found = {}
     for item in collect(model):
@@ -47,10 +47,12 @@ def full_grads(model: nn.Module, tp: Axis) -> dict[str, Tensor]:
             covered_part.fill_(1)
             wide = torch.zeros(part.spec.shape, dtype=grad.dtype)
             wide[where(part.block)] = part.view(grad)
-            cut = any(s.axis == "tp" for s in part.spec.shard)
+            copies = [s.copies for s in part.spec.shard if s.axis == "tp"]
             everyone = _everyone(wide, tp)
-            if cut or "tp" in part.spec.sum_grad:
+            if "tp" in part.spec.sum_grad:
                 found[part.name] = torch.stack(everyone).sum(0)
+            elif copies:  # of ranks that hold the same chunk, one has all of its gradient
+                found[part.name] = torch.stack(everyone[:: copies[0]]).sum(0)
             else:
                 assert all(torch.equal(g, wide) for g in everyone), f"{part.name} differs between ranks"
                 found[part.name] = wide

@@ -19,15 +19,18 @@ from stretto.report.header import header
 from stretto.testing import Pool
 from stretto.verify import against_twin
 from stretto.verify.matrix import (
+    ACTIVATIONS,
     DATA,
     DTYPES,
     PAGE,
     PIPELINE,
+    RECOMPUTE,
     TENSOR,
     VERIFIED,
     Combination,
     combination,
     example,
+    options_of,
     untested,
     used_up,
 )
@@ -35,12 +38,15 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-ROWS = list(dict.fromkeys((c.tensor, c.pipeline, c.data) for c in VERIFIED))
+Row = tuple[str, str, str, str]
+
+ROWS = list(dict.fromkeys((c.tensor, c.pipeline, c.data, c.activations) for c in VERIFIED))
+COMPARED = [row for row in ROWS if row[3] in ("-", "light recomputation", "dropout + recomputation of blocks")]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=" x ".join)
-def test_a_combination_equals_one_process(pool: Pool, row: tuple[str, str, str]) -> None:
-    """One step in each dtype, with the options of the model on and off."""
+@pytest.mark.parametrize("row", COMPARED, ids=" x ".join)
+def test_a_combination_equals_one_process(pool: Pool, row: Row) -> None:
+    """One step: in each dtype, with the options of the model on and off; dropout and recomputation in fp64 alone."""
     p = example(Combination(*row, "fp64"), options=False).parallel
     for shares in pool.run(p.tp * p.pp * (p.dp or 1), measure, row):
         assert max(shares.values()) <= 1, shares
@@ -58,8 +64,8 @@ def test_the_page_lists_what_is_verified() -> None:
     """Catches a combination that was added without measuring it: run `make verified`."""
     page = (Path(__file__).parents[2] / PAGE).read_text()
     cells = [tuple(row.split(" | ")) for row in re.findall(r"^\| (.+) \| \[test_verify", page, re.MULTILINE)]
-    assert [cell[:3] for cell in cells] == ROWS
-    assert all(float(figure) < 1 for cell in cells for figure in cell[3:])
+    assert [cell[:4] for cell in cells] == ROWS
+    assert all(float(figure) < 1 for cell in cells for figure in cell[4:])
     assert f"| {' | '.join(DTYPES)} |" in page
 
 
@@ -70,20 +76,25 @@ def test_what_is_not_verified_is_said_in_one_line() -> None:
     strange = replace(plain, parallel=ParallelConfig(tp=2, cp=2))
     assert "tp, cp=2, fp32" in (untested(strange) or "")
     assert "\n" not in (untested(strange) or "")
+    more = replace(strange, model=replace(plain.model, dropout=0.1), run=replace(plain.run, recompute="block"))
+    assert "tp, dropout + recomputation of blocks, cp=2, fp32" in (untested(more) or "")
+    object.__setattr__(more.run, "recompute", "selective")
+    assert "tp, dropout, cp=2, recompute=selective, fp32" in (untested(more) or "")
 
 
 def test_every_choice_of_the_schema_is_in_the_matrix() -> None:
-    """Catches a schedule or dtype that can be chosen and is not verified."""
+    """Catches a schedule, dtype or way to recompute that can be chosen and is not verified."""
     assert set(get_args(get_type_hints(ParallelConfig)["schedule"])) == set(PIPELINE) - {"-"}
     assert set(get_args(get_type_hints(RunConfig)["dtype"])) == set(DTYPES)
-    assert len(VERIFIED) == len(TENSOR) * len(PIPELINE) * len(DATA) * len(DTYPES)
+    assert set(get_args(get_type_hints(RunConfig)["recompute"])) == set(RECOMPUTE)
+    assert len(VERIFIED) == len(TENSOR) * len(PIPELINE) * len(DATA) * len(ACTIVATIONS) * len(DTYPES)
 
 
-def measure(world: World, row: tuple[str, str, str]) -> dict[tuple[str, bool], float]:
-    """What the errors take up of what is allowed, for each dtype, with options on and off."""
+def measure(world: World, row: Row) -> dict[tuple[str, bool], float]:
+    """What the errors take up of what is allowed, for dtypes, with options on or off."""
     found = {}
-    for dtype in DTYPES:
-        for options in (True, False):
+    for dtype in DTYPES if row[3] == "-" else ("fp64",):
+        for options in options_of(Combination(*row, dtype)):
             args = example(Combination(*row, dtype), options=options)
             p = args.parallel
             result = against_twin(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, steps=1)

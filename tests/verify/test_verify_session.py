@@ -11,7 +11,8 @@ from stretto.arguments.schema import Arguments
 from stretto.layout import Layout
 from stretto.params import ParamSpec
 from stretto.testing import Pool
-from stretto.verify import build, random_batch, random_weights
+from stretto.verify import Quantity, build, random_batch, random_weights
+from stretto.verify.twin import over_layers
 from stretto.verify.watch import WIDTH
 from stretto.world import World
 
@@ -171,3 +172,18 @@ def test_a_watched_step_sees_every_module_once_in_forward_order(pool: Pool) -> N
     assert all(x.shape == (args.batch.global_batch, WIDTH) for x in (*outputs.values(), *gradients.values()))
     # The last row is masked altogether, so no gradient comes from it.
     assert all((g[-1] == 0).all() and g[0].any() for g in gradients.values())
+
+
+def test_a_tensor_that_was_lucky_is_measured_by_its_like() -> None:
+    """In bf16. Catches steps, kinds, or parameters of another role taken for the same."""
+    errors = {
+        Quantity(1, "gradient", "model.layers.0.mlp.up_proj.bias"): 0.01,
+        Quantity(1, "gradient", "model.layers.11.mlp.up_proj.bias"): 0.03,
+        Quantity(2, "gradient", "model.layers.0.mlp.up_proj.bias"): 0.5,
+        Quantity(1, "update", "model.layers.0.mlp.up_proj.bias"): 0.6,
+        Quantity(1, "gradient", "model.layers.0.mlp.down_proj.bias"): 0.7,
+        Quantity(1, "gradient", "model.norm.weight"): 0.8,
+        Quantity(1, "loss"): 0.9,
+    }
+    assert list(over_layers(errors).values()) == [0.03, 0.03, 0.5, 0.6, 0.7, 0.8, 0.9]
+    assert list(over_layers(errors)) == list(errors)
