@@ -34,8 +34,11 @@ class Batch:
             raise ValueError(f"samples must be [b] = [{shapes[0][0]}], one for each row: {list(self.samples.shape)}")
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
-        return self._each(lambda t: t.to(device))
+        """The same batch on `device`. To a GPU it is on its way: the host goes on, what is computed there waits."""
+        if torch.device(device).type != "cuda":
+            return self._each(lambda t: t.to(device))
+        # From pageable memory the host would first wait until the GPU has done all that it was given.
+        return self._each(lambda t: t.pin_memory().to(device, non_blocking=True))
 
     def rows(self, rows: slice) -> Batch:
         """Some of its rows."""

@@ -3,7 +3,7 @@
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.data_parallel import DataParallel
 from stretto.distributed.direct import DirectGradients
-from stretto.distributed.norm import clip, grad_norm
+from stretto.distributed.norm import clip_factor, grad_norm
 from stretto.distributed.optimizer import AdamW
 
-__all__ = ["AdamW", "Bucket", "DataParallel", "DirectGradients", "clip", "grad_norm"]
+__all__ = ["AdamW", "Bucket", "DataParallel", "DirectGradients", "clip_factor", "grad_norm"]

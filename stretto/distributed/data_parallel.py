@@ -104,11 +104,6 @@ class DataParallel:
         for bucket in self.all_buckets:
             bucket.zero()
 
-    def scale(self, factor: Tensor) -> None:
-        """Multiply every gradient by `factor` []."""
-        for bucket in self.all_buckets:
-            bucket.grads.mul_(factor.to(bucket.grads.dtype))
-
     def position(self, axes: Sequence[str] = ("tp", "cp", "dp", "embed")) -> dict[str, int]:
         """This rank's place on the axes along which parameters may be repeated."""
         return {name: self.state.axis(name).rank for name in axes}

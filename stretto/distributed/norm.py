@@ -34,10 +34,10 @@ def grad_norm(weights: DataParallel) -> Tensor:
     return total.sqrt()
 
 
-def clip(weights: DataParallel, norm: Tensor, limit: float) -> None:
-    """Scale the gradient down to norm `limit` where it is longer (Pascanu et al., 2013); 0 means no limit.
+def clip_factor(norm: Tensor, limit: float) -> Tensor | None:
+    """What scales a gradient of norm `norm` [] down to `limit` where it is longer (Pascanu et al., 2013).
 
-    The factor is torch's own, limit / (norm + 1e-6), and stays on the device: the host does not wait.
+    None without a limit, which 0 means. The factor is torch's own, limit / (norm + 1e-6), and stays on the device: the
+    host does not wait. The optimizer multiplies by it as it reads the gradient.
     """
-    if limit > 0:
-        weights.scale((limit / (norm + 1e-6)).clamp(max=1.0))
+    return (limit / (norm + 1e-6)).clamp(max=1.0) if limit > 0 else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stretto.arguments.schema import ModelConfig
+from stretto.models.dot_product import causal_attention
 from stretto.models.norm import HeadNorm
 from stretto.models.parts import Parts
 from stretto.params import Init
@@ -49,8 +49,8 @@ class Attention(nn.Module):
         q, k, v = qkv.view(s, b, -1, self.dim).split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
-            q, k = self.rotate(q, rotation), self.rotate(k, rotation)
+            q, k = self.rotate(q, k, rotation)
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
+        y = causal_attention(q, k, v)
         out: Tensor = self.o_proj(y.permute(2, 0, 1, 3).reshape(s, b, -1))
         return out

@@ -19,13 +19,13 @@ Pair = tuple[pointwise.Forward, pointwise.Backward]
 class Parts:
     """The operations that the config names.
 
-    `norm`(x, weight[, bias]), `head_norm`(x, weight), `activation`(gate_up), `rotate`(x, (cos, sin)).
+    `norm`(x, weight[, bias]), `head_norm`(x, weight), `activation`(gate_up), `rotate`(q, k, (cos, sin)).
     """
 
     norm: Pointwise
     head_norm: Pointwise
     activation: Pointwise
-    rotate: Callable[[Tensor, tuple[Tensor, Tensor]], Tensor]
+    rotate: Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 
     @classmethod
     def of(cls, config: ModelConfig, build: Build) -> Parts:

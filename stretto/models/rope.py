@@ -19,8 +19,11 @@ def rotation(
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each head of x [s, b, heads, d] by the angle of its position."""
-    cos, sin = cos_sin
+def rotate(q: Tensor, k: Tensor, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Turn each head of q [s, b, heads, d] and k [s, b, kv_heads, d] by the angle of its position."""
+    return _turn(q, *cos_sin), _turn(k, *cos_sin)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     low, high = x.chunk(2, -1)
     return x * cos + torch.cat([-high, low], -1) * sin

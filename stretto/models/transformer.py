@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -91,6 +92,7 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig, part: StagePart, build: Build, *, seq_len: int, recompute: bool) -> None:
         super().__init__()
         self.config, self.last, self.recompute = config, part.last, recompute
+        self._rotations: dict[tuple[int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         learned = part.first and config.position == "learned"
         self.embed_tokens = VocabParallelEmbedding(_vocab(config), build) if part.first else None
         self.embed_positions = Positions(config, build, seq_len) if learned else None
@@ -118,10 +120,12 @@ class Trunk(nn.Module):
         return x if self.norm is None else self.norm(x)
 
     def _rotation(self, seq_len: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        c = self.config
+        c, key = self.config, (seq_len, like.dtype, like.device)
         if c.position != "rope":
             return None
-        return rotation(seq_len, c.dim_per_head, c.rope_base, dtype=like.dtype, device=like.device)
+        if key not in self._rotations:
+            self._rotations[key] = rotation(seq_len, c.dim_per_head, c.rope_base, dtype=like.dtype, device=like.device)
+        return self._rotations[key]
 
 
 class Positions(nn.Module):

@@ -68,7 +68,7 @@ class _Made(Function):
             entering,
         )
         ctx.save_for_backward(weight, *inputs)
-        x = lazy.made_by.forward(*inputs)
+        x = lazy.made_by.forward(*(x.detach() for x in inputs))
         if entering:
             x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
         return F.linear(x, weight, bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,7 +66,13 @@ def build(args: Arguments, state: ParallelState) -> Built:
     stages = {s: Stage(s, module, boundary if s else None) for s, module in modules.items()}
     weights = DataParallel(modules, state, bucket_mb=args.parallel.bucket_mb, direct=direct)
     config = args.optimizer
-    optimizer = AdamW(weights, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=config.weight_decay)
+    optimizer = AdamW(
+        weights,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fuse=partial(fused, dynamic=True) if args.run.compile else None,
+    )
     optimizer.initialize(args.run.seed)
     link = Link(axis, state.world.device, upward=state.axis("pp:up"))
     trainer = Trainer(
@@ -75,9 +82,12 @@ def build(args: Arguments, state: ParallelState) -> Built:
     return Built(modules, trainer, Executor(forwards, axis.rank, stages, link, weights))
 
 
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One kernel for each chain of elementwise operations in `function`, made when shapes are first seen."""
-    return torch.compile(function, dynamic=False)
+def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:
+    """One kernel for each chain of elementwise operations in `function`, made when shapes are first seen.
+
+    `dynamic` makes one for all sizes at once: buckets have many. Activations have one, until a sample is drawn.
+    """
+    return torch.compile(function, dynamic=dynamic)
 
 
 def stage_parts(args: Arguments) -> list[StagePart]:

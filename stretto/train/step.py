@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stretto.collectives import all_reduce
-from stretto.distributed import AdamW, DataParallel, clip, grad_norm
+from stretto.distributed import AdamW, DataParallel, clip_factor, grad_norm
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor
 
@@ -49,8 +49,7 @@ class Trainer:
     def update(self, loss: Tensor, lr: float, *, stop: bool = False) -> StepResult:
         """Clip, and update the weights; `loss` [] is this rank's part, as `gradients` returned it."""
         norm = grad_norm(self.weights)
-        clip(self.weights, norm, self.clip_grad)
-        self.optimizer.step(lr)
+        self.optimizer.step(lr, clip_factor(norm, self.clip_grad))
         total = sum_over_world(loss, self.state, votes=float(stop))
         return StepResult(total[0], norm, total[1])
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
-from stretto.distributed import AdamW, clip, grad_norm
+from stretto.distributed import AdamW, clip_factor, grad_norm
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.partial import sum_partial_gradients
 from stretto.params import ParamSpec, fill
@@ -117,8 +117,8 @@ class _Diagnosis:
         if not wrong:
             return []
         return [
-            f"Gradients and their norm are equal, but not the update of {_names(wrong)}: look at {_at(clip)} and "
-            f"{_at(AdamW)}."
+            f"Gradients and their norm are equal, but not the update of {_names(wrong)}: look at "
+            f"{_at(clip_factor)} and {_at(AdamW)}."
         ]
 
     def evaluation(self) -> list[str]:

@@ -1,0 +1,114 @@
+"""Operations in front of a matrix product: their adjoints, and a product that makes its input itself.
+
+Faults to catch: an adjoint that lacks a term, an input that is made again differently, the gradient of a second use
+of a weight that is lost, a gradient that is taken for the first of a step when it is the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stretto.tensor_parallel import Build, Lazy, Pointwise, pointwise
+from stretto.tensor_parallel.linear import add_product, linear
+from stretto.world import Axis
+
+pytestmark = pytest.mark.gloo
+
+BUILD = Build(Axis.single("tp"), False, torch.float64)
+EPS = 1e-5
+
+
+def rms(x: Tensor, w: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], w, EPS)
+
+
+def layer(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], w, b, EPS)
+
+
+def gated(x: Tensor) -> Tensor:
+    return F.silu(x[..., :4]) * x[..., 4:]
+
+
+def tanh_gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+Case = tuple[pointwise.Forward, pointwise.Backward, Callable[..., Tensor], int]
+CASES: dict[str, Case] = {
+    "swiglu": (pointwise.swiglu, pointwise.swiglu_backward, gated, 0),
+    "gelu": (pointwise.gelu, pointwise.gelu_backward, tanh_gelu, 0),
+    "rms": (partial(pointwise.rms_norm, eps=EPS), partial(pointwise.rms_norm_backward, eps=EPS), rms, 1),
+    "layer": (partial(pointwise.layer_norm, eps=EPS), partial(pointwise.layer_norm_backward, eps=EPS), layer, 2),
+}
+
+
+def inputs(vectors: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(5, 2, 8), *[(8,)] * vectors]
+    return [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_adjoint_is_torchs(name: str) -> None:
+    forward, backward, plain, vectors = CASES[name]
+    args = inputs(vectors)
+    y, want = Pointwise.of(forward, backward, BUILD).now(*args), plain(*args)
+    torch.testing.assert_close(y, want, rtol=1e-13, atol=1e-13)
+    dy = torch.randn_like(want)
+    for found, wanted in zip(torch.autograd.grad(y, args, dy), torch.autograd.grad(want, args, dy), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+class Sum:
+    """Accumulators for one weight."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        self.weight, self.fresh = weight, True
+        self.total = torch.full_like(weight, torch.nan, requires_grad=False)
+
+    def expect(self, weight: nn.Parameter) -> None:
+        raise AssertionError(f"a layer expects {weight.shape}, not the product")
+
+    def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        assert weight is self.weight
+        write(self.total, self.fresh)
+        self.fresh = False
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_a_product_that_makes_its_input_is_the_product_of_it(name: str, direct: bool) -> None:
+    forward, backward, plain, vectors = CASES[name]
+    args, width = inputs(vectors), 4 if name == "swiglu" else 8
+    weight, bias = nn.Parameter(torch.randn(3, width).double()), nn.Parameter(torch.randn(3).double())
+    sums = Sum(weight)
+    build = replace(BUILD, again=True, accumulators=sums if direct else None)
+    lazy = Pointwise.of(forward, backward, build)(*args)
+    assert isinstance(lazy, Lazy)
+    given = [*args, bias] if direct else [*args, bias, weight]
+    want = F.linear(plain(*args), weight, bias)
+    dy = torch.randn_like(want)
+    wanted = torch.autograd.grad(want, [*args, bias, weight], dy)
+    for _ in range(2 if direct else 1):  # a second backward adds
+        y = linear(lazy, weight, bias, build)
+        torch.testing.assert_close(y, want, rtol=1e-12, atol=1e-12)
+        found = torch.autograd.grad(y, given, dy, allow_unused=direct)
+    if direct:
+        found = (*found, sums.total / 2)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_narrow_products_are_added_up_wide() -> None:
+    """256 + 1 in bf16 stays 256."""
+    total = torch.full((1, 1), 256.0)
+    add_product(total, False, torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(1, 1, dtype=torch.bfloat16))
+    assert total.item() == 257.0

@@ -1,0 +1,66 @@
+"""What makes a step fast or small leaves it what it is: fused operations, light recomputation, direct gradients.
+
+Faults to catch: an operation that changes when it is fused or made again, one that is compiled anew in later steps,
+a bucket that waits for the end of the step although its gradients are all there.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from stretto.arguments import parse
+from stretto.layout import Layout
+from stretto.models import Microbatch
+from stretto.verify import build, random_batch, random_weights
+from stretto.world import World
+
+pytestmark = pytest.mark.gloo
+
+WORDS = "--hidden 32 --heads 4 --kv-heads 2 --layers 2 --vocab 61 --seq-len 16 --global-batch 4 --micro-batch 2"
+ALONE = f"{WORDS} --tp 1 --pp 1 --nproc 1 --dtype fp64"
+OTHER = "--activation gelu --norm layer --bias --qk-norm"
+
+
+def trained(words: str, steps: int = 2) -> dict[str, Tensor]:
+    """Gradients of the last step and the weights after it."""
+    args = parse(words.split()).args
+    with build(args, Layout.of(), World.single()) as session:
+        session.load_full(random_weights(session, seed=0))
+        for step in range(steps):
+            # Whatever is compiled, is in the first step.
+            with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
+                session.step(random_batch(args, seed=step))
+        return {f"gradient of {n}": g for n, g in session.full_grads().items()} | session.full_params()
+
+
+@pytest.mark.parametrize("more", ["", OTHER])
+def test_light_recomputation_keeps_every_bit(more: str) -> None:
+    kept, again = trained(f"{ALONE} {more}"), trained(f"{ALONE} {more} --recompute light")
+    assert [name for name in kept if not torch.equal(kept[name], again[name])] == []
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:The .grad attribute:UserWarning")  # torch.compile
+def test_fused_operations_are_the_same_and_compiled_once() -> None:
+    plain, fused = trained(ALONE, 1), trained(f"{ALONE} --recompute light --compile", 1)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(fused[name], tensor, rtol=1e-10, atol=1e-11, msg=name)
+    trained(f"{ALONE} --recompute light --compile", 3)
+
+
+@pytest.mark.parametrize("more", ["", "--recompute light", "--no-tied"])
+def test_buckets_leave_within_the_last_backward(more: str) -> None:
+    """A tied embedding has two gradients: the first alone must not send its bucket, nor must it wait for more."""
+    args = parse(f"{ALONE} {more} --bucket-mb 0.001".split()).args
+    with build(args, Layout.of(), World.single()) as session:
+        session.load_full(random_weights(session, seed=0))
+        weights, stage = session.built.weights, session.built.stages[0]
+        batch = random_batch(args, seed=1)
+        weights.zero()
+        for last, rows in enumerate((slice(0, 2), slice(2, 4))):
+            if last:
+                weights.reduce(0)
+            stage(None, Microbatch(batch.rows(rows), torch.tensor(64.0))).backward()
+            assert all(bucket.sent == bool(last) for bucket in weights.all_buckets)
+        weights.finish()
