@@ -61,9 +61,11 @@ class Team:
 
     def _start(self, rank: int, nproc: int, port: int) -> subprocess.Popen[str]:
         # Ranks that share cores lose more by waiting for each other's threads than threads bring.
-        threads = {"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}
+        extra: dict[str, str] = {"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": nproc, "LOCAL_WORLD_SIZE": nproc, "MASTER_PORT": port}
-        env = os.environ | threads | {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in own.items()}
+        paths = [os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2])]
+        extra["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        env = os.environ | extra | {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in own.items()}
         with self.logs[rank].open("w") as log:
             command = [sys.executable, "-m", "benchmarks.train.worker", self.name]
             return subprocess.Popen(

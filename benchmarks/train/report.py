@@ -29,7 +29,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
             console.print(peer["gone"], highlight=False, markup=False)
     if "ceiling" in found:
         console.print(_ceiling(found["ceiling"]))
-    inside = {name: peer for name, peer in found["peers"].items() if "waterfall" in peer}
+    traced = {name: peer for name, peer in found["peers"].items() if "waterfall" in peer}
+    inside = {name: peer for name, peer in traced.items() if all("items_ms" in rank for rank in peer["waterfall"])}
+    for name in traced.keys() - inside.keys():
+        console.print(f"{name}, no waterfall: {traced[name]['waterfall']}", highlight=False, markup=False)
     if inside:
         console.print(_waterfalls(inside))
     held = {name: peer["memory_bytes"] for name, peer in found["peers"].items() if "memory_bytes" in peer}

@@ -108,7 +108,8 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.embed is not None:
-            x = self.embed(x).to(self.cos.dtype)
+            # A copy waits for the messages of a cut embedding here, so that compiled blocks see a plain tensor.
+            x = self.embed(x).to(self.cos.dtype).clone()
         for block in self.blocks.values():
             x = block(x, self.cos, self.sin)
         if self.norm is not None and self.head is not None:
