@@ -170,10 +170,11 @@ POSITIONS = [
     Fault(
         "rotary positions begin anew with each rank's part of the sequence",
         "models/transformer.py",
-        "return rotation(seq_len, c.dim_per_head, c.rope_base, dtype=like.dtype, device=like.device)",
-        """own = rotation(like.shape[0], c.dim_per_head, c.rope_base, dtype=like.dtype, device=like.device)
-        parts = seq_len // like.shape[0]
-        return own[0].repeat(parts, 1, 1, 1), own[1].repeat(parts, 1, 1, 1)""",
+        "        return self._rotations[key]\n",
+        """        own, parts = like.shape[0], seq_len // like.shape[0]
+        cos, sin = self._rotations[key]
+        return cos[:own].repeat(parts, 1, 1, 1), sin[:own].repeat(parts, 1, 1, 1)
+""",
     ),
 ]
 
