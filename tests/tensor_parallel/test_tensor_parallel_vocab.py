@@ -2,7 +2,7 @@
 
 Faults to catch: tokens of other ranks looked up in row 0; the shift by the maximum of this rank alone; the exponentials
 not summed over the ranks; the label's logit not summed over the ranks; padding that takes part; a gradient without the
-label's one subtracted; minus infinity multiplied by zero; a second derivative that is silently incomplete.
+label's one subtracted; a second derivative that is silently incomplete.
 """
 
 from __future__ import annotations

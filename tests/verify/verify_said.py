@@ -229,8 +229,9 @@ BUCKETS = Said(
     Fault(
         "moments shared between buckets",
         "distributed/optimizer.py",
-        '"exp_avg": torch.zeros_like(master, requires_grad=False)',
-        '"exp_avg": self.__dict__.setdefault("all", torch.zeros(99999, dtype=master.dtype))[: len(master)]',
+        "self.moments = [(torch.zeros_like(master), torch.zeros_like(master)) for master in self.masters]",
+        """shared = [torch.zeros_like(master) for master in sorted(self.masters, key=len)[-1:]]
+        self.moments = [(shared[0][: len(master)], torch.zeros_like(master)) for master in self.masters]""",
     ),
     Fault(
         "weight decay on biases",
@@ -319,12 +320,6 @@ VOCABULARY = Said(
         "(softmax * dy",
     ),
     Fault(
-        "minus infinity multiplied by zero",
-        "tensor_parallel/cross_entropy.py",
-        "torch.where(mine, wide.gather(-1, local.unsqueeze(-1)).squeeze(-1), 0.0)",
-        "wide.gather(-1, local.unsqueeze(-1)).squeeze(-1) * mine",
-    ),
-    Fault(
         "a second derivative that is silently incomplete",
         "tensor_parallel/cross_entropy.py",
         "    @once_differentiable  # it takes logits and loss for constants\n",
@@ -343,8 +338,8 @@ TRAFFIC = Said(
     Fault(
         "the message of a peer shown in place of the table",
         "traffic/check.py",
-        "class PeerStoppedError(RuntimeError):",
-        "class PeerStoppedError(RuntimeWarning):",
+        'raise PeerStoppedError(f"rank',
+        'raise ValueError(f"rank',
     ),
     only="test_a_fault_ends_all_ranks_with_one_table_that_names_the_rank_and_the_line[wrong_shape]",
 )
