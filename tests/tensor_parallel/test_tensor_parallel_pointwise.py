@@ -1,6 +1,6 @@
 """Operations in front of a matrix product: their adjoints, and a product that makes its input itself.
 
-Faults to catch: an adjoint that lacks a term, an input that is made again differently, the gradient of a second use
+To show up here: an adjoint that lacks a term, an input that is made again differently, the gradient of a second use
 of a weight that is lost, a gradient that is taken for the first of a step when it is the second.
 """
 

@@ -1,6 +1,6 @@
 """What makes a step fast or small leaves it what it is: fused operations, light recomputation, direct gradients.
 
-Faults to catch: an operation that changes when it is fused or made again, one that is compiled anew in later steps,
+To show up here: an operation that changes when it is fused or made again, one that is compiled anew in later steps,
 a bucket that waits for the end of the step although its gradients are all there.
 """
 
