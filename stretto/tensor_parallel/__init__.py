@@ -2,7 +2,7 @@
 
 from stretto.tensor_parallel import pointwise
 from stretto.tensor_parallel.build import Accumulators, Build, unfused
-from stretto.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+from stretto.tensor_parallel.cross_entropy import HeadLoss, vocab_parallel_cross_entropy
 from stretto.tensor_parallel.dropout import Dropout
 from stretto.tensor_parallel.layers import (
     ColumnParallelLinear,
@@ -32,6 +32,7 @@ __all__ = [
     "Build",
     "ColumnParallelLinear",
     "Dropout",
+    "HeadLoss",
     "Lazy",
     "Part",
     "Pointwise",

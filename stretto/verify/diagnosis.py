@@ -16,6 +16,7 @@ from stretto.distributed.partial import sum_partial_gradients
 from stretto.params import ParamSpec, fill
 from stretto.tensor_parallel import (
     ColumnParallelLinear,
+    HeadLoss,
     RowParallelLinear,
     VocabParallelEmbedding,
     VocabParallelHead,
@@ -23,7 +24,6 @@ from stretto.tensor_parallel import (
     gather_sequence,
     reduce_from,
     scatter_sequence,
-    vocab_parallel_cross_entropy,
 )
 from stretto.train.step import evaluate
 from stretto.verify.compare import Comparison, Difference, Kind
@@ -73,8 +73,8 @@ class _Diagnosis:
         if not wrong:
             return []
         return [
-            f"All activations are equal, but not the loss{_times(wrong[0])}. Look at what follows the logits: "
-            f"{_at(vocab_parallel_cross_entropy)}, the loss mask, and the count of valid tokens of the whole global "
+            f"All activations are equal, but not the loss{_times(wrong[0])}. Look at what follows them: the logits and "
+            f"their cross-entropy, {_at(HeadLoss)}, the loss mask, and the count of valid tokens of the whole global "
             "batch, by which every rank divides."
         ]
 
@@ -84,8 +84,13 @@ class _Diagnosis:
             return []
         said = "Forward all is equal. Backward, the first gradient that differs is that of the output of "
         said += f"{first.quantity.of}, by {first.error:.1e}{_times(first)}"
-        if before is None:
-            return [f"{said}: look at the backward of {_at(vocab_parallel_cross_entropy)}."]
+        if before is None:  # head and loss are one operation, whose logits never exist together
+            head = Place("lm_head", VocabParallelHead)
+            return [
+                f"{said}, the last of the model.",
+                f"So look at the backward of the loss: {head.module} is a {head.source}"
+                f"{self._border(head, backward=True)}; then come the gradients of its logits, {_at(HeadLoss)}.",
+            ]
         user = self.places[before.quantity.of]
         return [
             f"{said}; that of {before.quantity.of} is still equal.",

@@ -27,7 +27,7 @@ from stretto.models import Microbatch, Transformer
 from stretto.models.block import Block
 from stretto.params import Logical, collect
 from stretto.random import normal_
-from stretto.tensor_parallel import ColumnParallelLinear, VocabParallelHead
+from stretto.tensor_parallel import ColumnParallelLinear
 from stretto.world import Axis
 
 WIDTH = 8
@@ -154,8 +154,7 @@ def pieces_of(stage: nn.Module) -> Iterator[tuple[nn.Module, list[Piece]]]:
     for path, module in stage.named_modules():
         if isinstance(module, ColumnParallelLinear):
             yield module, [_features(part) for part in logical[f"{path}.weight"]]
-        elif isinstance(module, VocabParallelHead):
-            yield module, [Piece(path, 0, module.rows, module.start, 1)]
+        # The head's output is seen in the loss: all logits never exist.
         elif isinstance(module, Block) or any(True for _ in module.parameters(recurse=False)):
             yield module, [Piece(path, 0, None, 0, 1)]
 

@@ -41,7 +41,7 @@ def test_light_recomputation_keeps_every_bit(more: str) -> None:
     assert [name for name in kept if not torch.equal(kept[name], again[name])] == []
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:The .grad attribute:UserWarning")  # torch.compile
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
 def test_fused_operations_are_the_same_and_compiled_once() -> None:
     plain, fused = trained(ALONE, 1), trained(f"{ALONE} --recompute light --compile", 1)
     for name, tensor in plain.items():

@@ -37,12 +37,14 @@ SEQUENCE_PARALLEL, BIAS = 64, 2
 
 
 def _bias_in_every_part(self: RowParallelLinear, x: Tensor) -> Tensor:
-    return mappings.leave(F.linear(x, self.weight, self.bias), self.tp, sequence_parallel=self.sequence_parallel)
+    return mappings.leave(
+        F.linear(x, self.weight, self.bias), self.build.tp, sequence_parallel=self.build.sequence_parallel
+    )
 
 
 def _third_layer_louder(self: block.Block, x: Tensor, rotation: Any, _samples: Any = None) -> Tensor:
     x = x + self.self_attn(self.input_layernorm(x), rotation)
-    return x + self.mlp(self.post_attention_layernorm(x)) * (1.0 + 1e-6 * self.self_attn.qkv_proj.tp.rank)
+    return x + self.mlp(self.post_attention_layernorm(x)) * (1.0 + 1e-6 * self.self_attn.qkv_proj.build.tp.rank)
 
 
 FAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
