@@ -28,7 +28,7 @@ FEW = (
     "the loss is divided by the tokens of the microbatch",
     "a gradient meets another microbatch's graph",
     "a microbatch's gradient overwrites the one before",
-    "gradients are clipped after the update",
+    "gradients are not clipped",
     "initial values follow the element's place on its rank",
 )
 
