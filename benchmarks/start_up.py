@@ -1,8 +1,10 @@
-"""Seconds from a command to its help, to its refusal of a wrong setting, and to eight ranks' first all-reduce.
+"""Seconds from a command to its help, to its refusal of a wrong setting, and to the end of eight ranks' first step.
 
-    python benchmarks/start_up.py [--nproc 8] [--repeat 3]
+    python -m benchmarks.start_up [--nproc 8] [--repeat 3]
 
-`forked` starts local workers from one process that has torch loaded; `torchrun` starts as many interpreters.
+`first step` is `stretto train --preset demo`, from the making of its process to the line that it prints when the first
+step is done; its own account of the quickest of these runs is printed, too. `forked` starts local workers from one
+process that has torch loaded, for one all-reduce; `torchrun` starts as many interpreters.
 The best of the repetitions counts: what is above it is other work of the machine.
 """
 
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 RANK = """
@@ -29,22 +32,42 @@ FORKED = (
     RANK + "\nimport sys\nfrom stretto.launch.local import run_local\nsys.exit(run_local(int(sys.argv[1]), rank))\n"
 )
 STARTED = RANK + "\nrank()\n"
+STRETTO = [sys.executable, "-m", "stretto"]
+LINE = "start-up "
 
 
-def seconds(command: list[str], repeat: int) -> float:
-    """The shortest run of a command."""
+def whole(command: list[str], code: int = 0) -> tuple[float, str]:
+    """How long a command took that ends with `code`; nothing to add."""
+    began = time.perf_counter()
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, check=False, timeout=300, env=env, text=True)
+    if ended.returncode != code:
+        raise SystemExit(f"{' '.join(command)} ended with {ended.returncode}, not {code}:\n{ended.stderr}")
+    return time.perf_counter() - began, ""
 
-    def once() -> float:
+
+def first_step(nproc: str, *, cold: bool) -> tuple[float, str]:
+    """How long `stretto train` took to the end of its first step, and its own account of it.
+
+    `cold`: it has to make tokens of the text first; else it has done so before.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        words = ["train", "--preset", "demo", "--nproc", nproc, "--steps", "1", "--sample-tokens", "0"]
+        words += ["--out", f"{directory}/run", *(["--cache", f"{directory}/cache"] if cold else [])]
         began = time.perf_counter()
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, capture_output=True, check=False, timeout=300, env=env)
-        return time.perf_counter() - began
-
-    return min(once() for _ in range(repeat))
+        with subprocess.Popen([*STRETTO, *words], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            line = next((line.strip() for line in process.stdout if line.startswith(LINE)), "")
+            seconds = time.perf_counter() - began
+            process.stdout.read()
+        if process.returncode or not line:
+            raise SystemExit(f"stretto {' '.join(words)} ended with {process.returncode}")
+        return seconds, line
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, and print each figure as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nproc", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
@@ -54,14 +77,23 @@ def main() -> None:
         forked.write_text(FORKED)
         started.write_text(STARTED)
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", nproc]
-        for name, command in {
-            "stretto --help": [sys.executable, "-m", "stretto", "--help"],
-            "stretto train --tp 3 (refused)": [sys.executable, "-m", "stretto", "train", "--tp", "3"],
-            "import torch": [sys.executable, "-c", "import torch"],
-            f"{nproc} ranks, forked": [sys.executable, str(forked), nproc],
-            f"{nproc} ranks, torchrun": [*torchrun, str(started)],
-        }.items():
-            print(f"{name:<32} {seconds(command, options.repeat):6.2f} s", flush=True)
+        measured: dict[str, tuple[float | None, Callable[[], tuple[float, str]]]] = {
+            "stretto --help": (0.5, lambda: whole([*STRETTO, "--help"])),
+            "stretto train --help": (0.5, lambda: whole([*STRETTO, "train", "--help"])),
+            "stretto train --tp 3 (refused)": (0.5, lambda: whole([*STRETTO, "train", "--tp", "3"], code=2)),
+            "import torch": (None, lambda: whole([sys.executable, "-c", "import torch"])),
+            f"{nproc} ranks, forked": (None, lambda: whole([sys.executable, str(forked), nproc])),
+            f"{nproc} ranks, torchrun": (None, lambda: whole([*torchrun, str(started)])),
+            f"{nproc} ranks, first step": (10.0, lambda: first_step(nproc, cold=False)),
+            "the same, no tokens yet": (None, lambda: first_step(nproc, cold=True)),
+        }
+        for name, (goal, measure) in measured.items():
+            if goal == 10.0:
+                measure()  # so that there are tokens
+            seconds, account = min(measure() for _ in range(options.repeat))
+            print(f"{name:<32} {seconds:6.2f} s" + (f"   goal {goal:g} s" if goal else ""), flush=True)
+            if account:
+                print(f"    {account}", flush=True)
 
 
 if __name__ == "__main__":

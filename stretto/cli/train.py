@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from stretto.arguments import ConfigError, Record, parse
 from stretto.cli.megatron import layer
 from stretto.cli.refusal import refuse
+from stretto.initialize.clock import process_began
 from stretto.initialize.environment import Launch, LaunchError, detect
 from stretto.initialize.stop import StopFlag, Stopped
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto train ...`; 0, 2 when what it was given cannot be used, or 1 when the run failed."""
+    # A process that is no `stretto` command, such as a notebook, began long before the run.
+    began = process_began() if sys.argv[1:2] in (["train"], ["launch"]) else time.monotonic()
     try:
         launch = detect(os.environ)
     except LaunchError as error:
@@ -29,12 +33,12 @@ def main(argv: Sequence[str]) -> int:
     # this rank, the terminal may send it the Ctrl-C that its launcher passes on as well.
     with StopFlag(starting=True, impatient=launch.source == "python") as stop:
         try:
-            return _train(argv, launch, stop)
+            return _train(argv, launch, stop, began)
         except Stopped as stopped:
             return stopped.say(launch.rank)
 
 
-def _train(argv: Sequence[str], launch: Launch, stop: StopFlag) -> int:
+def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) -> int:
     world = None if launch.source == "python" else launch.size
     found: list[Resumed] = []
 
@@ -52,4 +56,4 @@ def _train(argv: Sequence[str], launch: Launch, stop: StopFlag) -> int:
         return refuse(error, launch)
     from stretto.cli.training import run  # only now: what is wrong with the arguments is said before torch loads
 
-    return run(resolved, launch, found[0].path if found else None, stop)
+    return run(resolved, launch, found[0].path if found else None, stop, began)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,12 @@ from stretto.initialize.group import largest
 from stretto.initialize.logs import logging_as
 from stretto.initialize.stop import StopFlag
 from stretto.initialize.timeline import Timeline
-from stretto.initialize.timeline import line as timeline_line
 from stretto.launch.local import run_local
 from stretto.layout import Topology, warnings
 from stretto.parallel_state import GroupCost, costs_line
 from stretto.report.header import header
 from stretto.report.progress import LiveProgress
+from stretto.report.start_up import StartUp
 from stretto.report.summary import sample_panel, summary
 from stretto.train.agree import USAGE_ERRORS
 from stretto.train.directory import Paths, occupied
@@ -42,22 +43,29 @@ from stretto.train.sample import sample
 from stretto.world import World
 
 
-def run(resolved: Resolved, launch: Launch, resume: Path | None, stop: StopFlag) -> int:
+def run(resolved: Resolved, launch: Launch, resume: Path | None, stop: StopFlag, began: float) -> int:
     """Train in this process, or in workers that it starts, perhaps on from a checkpoint; the exit code.
 
-    `stop` takes the signals of this process already.
+    `stop` takes the signals of this process already; `began` is when the command did, by `time.monotonic`.
     """
+    timeline = Timeline(began=began)
+    timeline.until_now("imports")
     alone = launch.source == "python"
     stop.limit = resolved.args.run.exit_duration
     try:
         _require_devices(resolved)
-        text = Text.open(resolved.args)
+        with timeline.phase("data"):
+            text = Text.open(resolved.args)
         resolved = with_vocabulary(resolved, text.tokenizer)
     except USAGE_ERRORS as error:
         return refuse(error, launch)
-    work = Work(resolved, text, resume, stop)
+    work = Work(resolved, text, resume, stop, timeline)
     nproc = resolved.args.run.nproc or 1
-    return run_local(nproc, work, within=stop) if alone and nproc > 1 else work()
+    if not alone or nproc == 1:
+        return work()
+    with timeline.phase("imports"):
+        _import_for_workers(resolved)
+    return run_local(nproc, work, within=stop)
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ class Work:
     text: Text
     resume: Path | None
     stop: StopFlag
+    timeline: Timeline
+    """Of the process that started this worker, until then."""
 
     def __call__(self) -> int:
         """The exit code of this worker."""
@@ -75,9 +85,8 @@ class Work:
         with self._logging(launch) as log:
             log.info("%s", launch)
             try:
-                timeline = Timeline()
-                with self._initialized(timeline) as world:
-                    ended = self._train(world, timeline)
+                with self._initialized() as world:
+                    ended = self._train(world)
             except RendezvousError as error:
                 return refuse(error, launch, code=1)
             except Exception:
@@ -99,7 +108,7 @@ class Work:
             directory=Path(run.log_dir).expanduser() if run.log_dir else None,
         )
 
-    def _initialized(self, timeline: Timeline) -> AbstractContextManager[World]:
+    def _initialized(self) -> AbstractContextManager[World]:
         run = self.resolved.args.run
         return initialize(
             device=run.device,
@@ -109,10 +118,10 @@ class Work:
             seed=run.seed,
             deterministic=run.deterministic,
             tf32=run.tf32,
-            timeline=timeline,
+            timeline=self.timeline,
         )
 
-    def _train(self, world: World, timeline: Timeline) -> tuple[Outcome, int] | int:
+    def _train(self, world: World) -> tuple[Outcome, int] | int:
         """How the run ended, and the exit code; of what is told here, without traceback, the exit code alone.
 
         All ranks agree on either.
@@ -121,10 +130,10 @@ class Work:
         try:
             with ExitStack() as stack:
                 self.stop.started()  # from here on the ranks can agree: the loop carries their votes
-                begin = partial(self._begin, world, timeline, console, stack)
+                begin = partial(self._begin, world, console, stack)
                 stop = Told(self.stop, console if world.rank == 0 else None)
                 outcome = train(
-                    self.resolved, world, self.text, begin, resume=self.resume, stop=stop, timeline=timeline
+                    self.resolved, world, self.text, begin, resume=self.resume, stop=stop, timeline=self.timeline
                 )
                 return outcome, 0 if outcome.finished else _agreed(self.stop, world)
         except USAGE_ERRORS as error:
@@ -136,28 +145,19 @@ class Work:
         return code
 
     def _begin(
-        self,
-        world: World,
-        timeline: Timeline,
-        console: Console,
-        stack: ExitStack,
-        after: int,
-        costs: Sequence[GroupCost],
+        self, world: World, console: Console, stack: ExitStack, after: int, costs: Sequence[GroupCost]
     ) -> Listener:
-        """On rank 0: take the directory of the run, say what runs and how long the start took, and listen."""
-        took = ", ".join(f"{name} {taken:.1f} s" for name, taken in timeline.seconds.items())
-        logging.getLogger(__name__).info("start-up: %s", took, extra={"seconds": timeline.seconds})
-        phases = timeline.gather(world)
-        if phases is None:
-            return Everyone([])
+        """On rank 0: take the directory of the run, say what runs, and listen. The others time their start alone."""
+        logging.getLogger(__name__).info("before the first step: %s", self.timeline)
+        if world.rank != 0:
+            return StartUp(self.timeline, world, say=lambda _: None)
         args = self.resolved.args
         paths = Paths.of(args)
         aside = stack.enter_context(occupied(self.resolved, resume=self.resume is not None))
         about = header(args, self.text, resume=self.resume, after=after, aside=aside)
         here = f", {world.local_size} on this host" if world.local_size < world.size else ""
         about.add_row("ranks", f"{world.size}{here}, started by {escape(world.source)}")
-        for line in (timeline_line(phases), costs_line(costs)):
-            about.add_row(*escape(line).split(" ", 1))
+        about.add_row(*escape(costs_line(costs)).split(" ", 1))
         layout = self.resolved.layout
         for warning in warnings(layout, Topology(args.parallel.gpus_per_node or layout.world)):
             about.add_row("warning", escape(warning))
@@ -165,7 +165,7 @@ class Work:
         lines = JsonLines(paths.metrics, after=after)
         live = LiveProgress(console, steps=args.run.steps, after=after, log_every=args.run.log_every)
         board = [TensorBoard(paths.tensorboard, last=lines.last)] if args.run.tensorboard else []
-        return Everyone([lines, live, *board])
+        return Everyone([lines, StartUp(self.timeline, world, live.say), live, *board])
 
     def _conclude(self, outcome: Outcome, code: int) -> None:
         """How to go on; or, after the last step, how the model goes on from the prompt, and the table."""
@@ -206,6 +206,19 @@ class Work:
             f"\n  {found} is from before it: go on from there with --resume and a lower --lr or --clip-grad; should it "
             "diverge again, remove that checkpoint and --resume takes the one before"
         )
+
+
+def _import_for_workers(resolved: Resolved) -> None:
+    """Import once, before the fork, what each worker would on its way to the end of the first step.
+
+    NumPy and torch load parts of themselves when they are first used. None of these starts a thread. Those of
+    `torch.compile` are loaded here for the CPU alone: a node with GPUs has cores for its ranks to do so side by side.
+    """
+    names = ["numpy.ma", "numpy.random", "encodings.idna"]
+    if resolved.args.run.compile and resolved.args.run.device == "cpu":
+        names += ["torch._dynamo", "torch._inductor.compile_fx"]
+    for name in names:
+        import_module(name)
 
 
 def _require_devices(resolved: Resolved) -> None:

@@ -38,13 +38,13 @@ class LiveProgress:
         elif record.step % self.log_every == 0 or record.step == self.steps:
             width = len(f"{self.steps}")
             step = f"step {record.step:{width}}/{self.steps}"
-            self._say(f"{step}  loss {loss}  norm {norm}  lr {lr}  {rate} tokens/s  {left}")
+            self.say(f"{step}  loss {loss}  norm {norm}  lr {lr}  {rate} tokens/s  {left}")
 
     def evaluated(self, record: EvalRecord) -> None:
-        self._say(f"step {record.step}: held-out loss {record.loss:.4f}, {record.bits_per_byte:.3f} bits per byte")
+        self.say(f"step {record.step}: held-out loss {record.loss:.4f}, {record.bits_per_byte:.3f} bits per byte")
 
     def saved(self, step: int, path: Path) -> None:
-        self._say(f"step {step}: saved {path}")
+        self.say(f"step {step}: saved {path}")
 
     def close(self) -> None:
         if self.console.is_terminal:
@@ -62,7 +62,8 @@ class LiveProgress:
         both.add_row(figures)
         return both
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line of its own, above what is kept up to date."""
         # When nobody reads any more (`| head`, a closed `tee`), rich ends the program; the run goes on, unheard.
         with suppress(SystemExit, BrokenPipeError):
             self.console.print(line, highlight=False, soft_wrap=True)

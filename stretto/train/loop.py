@@ -17,6 +17,7 @@ from stretto.collectives import all_reduce
 from stretto.data.baselines import bits_per_byte
 from stretto.data.evaluation import held_out_batches
 from stretto.data.store import TokenStore
+from stretto.initialize.timeline import Timeline
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
 from stretto.train.build import Built
@@ -65,16 +66,20 @@ class Loop:
     listener: Listener
     save: Callable[[], Path]
     stop: Callable[[], bool]
+    timeline: Timeline = field(default_factory=Timeline)
+    """Gets the phase "first step", which ends when the device is done with it."""
     _clock: float = field(default_factory=time.perf_counter)
 
     def run(self) -> bool:
         """Train to `run.steps`; False if it was stopped before. A checkpoint of the last step is there either way."""
         stopped = False
         pending: Pending | None = None
-        if self.train_state.step:
-            self._evaluate_when_due()
+        first = True
+        if self.train_state.step and self._due(self.args.run.eval_every):
+            with self.timeline.phase("evaluation"):
+                self.evaluate()
         while self.train_state.step < self.args.run.steps and not stopped:
-            step, lr, result = self._step()
+            step, lr, result = self._first_step() if first else self._step()
             # The step before is read only now, when its numbers have long arrived: the device never waits for the
             # host. Votes are therefore heard one step late, on every rank at the same step.
             if pending is not None:
@@ -82,7 +87,8 @@ class Loop:
             tokens = self.train_state.feed.consumed * self.args.batch.seq_len
             pending = Pending(step, lr, tokens, result, time.perf_counter())
             saving = self._due(self.args.checkpoint.save_every)
-            if saving or stopped or self._due(self.args.run.eval_every):
+            if first or saving or stopped or self._due(self.args.run.eval_every):
+                first = False
                 stopped = self._report(pending) or stopped
                 pending = None
                 if saving or stopped:
@@ -91,6 +97,13 @@ class Loop:
                     self._evaluate_when_due()
                 self._clock = time.perf_counter()  # what was not training does not count as it
         return not stopped
+
+    def _first_step(self) -> tuple[int, float, StepResult]:
+        """The step that ends the start. It alone is waited for: how long it took is then known, and told at once."""
+        with self.timeline.phase("first step"):
+            step, lr, result = self._step()
+            result.votes.item()
+        return step, lr, result
 
     def _step(self) -> tuple[int, float, StepResult]:
         """One update: its number, learning rate and result."""

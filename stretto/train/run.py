@@ -85,7 +85,8 @@ def train(
             from which it goes on and what each of this rank's groups took; makes what is told of the run.
         resume: the checkpoint to go on from.
         stop: whether this rank wants the run to end; all ranks then save and leave after the same step.
-        timeline: gets the phases "groups", "data", "model" and "checkpoint".
+        timeline: gets the phases "groups", "data", "model", "checkpoint", "output", "evaluation" and
+            "first step".
 
     Raises:
         RefusedError, CheckpointError, DataError: on all ranks alike; nothing has been written.
@@ -109,9 +110,14 @@ def train(
                 train_state.load(resume, state)
         about = {"record": resolved.record().as_dict(), "tokenizer": args.data.tokenizer}
         save = partial(train_state.save, Paths.of(args).checkpoints, about, state, keep=args.checkpoint.keep)
-        told = together(state, lambda: begin(train_state.step, state.costs))
+
+        def begun() -> Listener:
+            with timeline.phase("output"):  # not the wait for the others, which their slow phases make
+                return begin(train_state.step, state.costs)
+
+        told = together(state, begun)
         try:
-            loop = Loop(args, state, built, train_state, text.splits.held_out, told, save, stop)
+            loop = Loop(args, state, built, train_state, text.splits.held_out, told, save, stop, timeline)
             since = time.perf_counter()
             finished = loop.run()
             return Outcome(finished, train_state.step, time.perf_counter() - since)

@@ -33,13 +33,15 @@ def test_json_on_standard_error_and_every_rank_in_a_file(fresh: Fresh, options: 
     assert {entry["rank"] for entry in heard} == {0}, "others would only warn"
     messages = [entry["message"] for entry in heard]
     assert messages[0].startswith("rank 0 of 2, local rank 0 of 2, by stretto, meeting at 127.0.0.1:")
-    assert any(message.startswith("start-up: rendezvous") for message in messages)
+    assert any(message.startswith("before the first step: imports") for message in messages)
+    assert any(message.startswith("start-up: imports") and ", first step " in message for message in messages)
     for rank in (0, 1):
         lines = (tmp_path / "logs" / f"rank-{rank:05d}.jsonl").read_text().splitlines()
         entries = [json.loads(line) for line in lines]
         assert {entry["rank"] for entry in entries} == {rank}
         assert entries[0]["message"].startswith(f"rank {rank} of 2, ")
-        assert any("model" in entry.get("seconds", {}) for entry in entries), "numbers stay numbers"
+        (seconds,) = (entry["seconds"] for entry in entries if "seconds" in entry)
+        assert seconds["total"] >= seconds["model"] + seconds["first step"] > 0, "numbers stay numbers"
 
 
 def test_colours_on_a_terminal_and_without_options_the_launcher_alone(

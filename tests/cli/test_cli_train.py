@@ -47,8 +47,12 @@ def test_a_run_says_what_runs_and_what_came_of_it(cube: tuple[Path, str], corpus
         assert (before.count(once), after.count(once)) == (1, 1)
     assert f"{corpus.name}: 60 documents" in before
     assert f"step 4, {out}/checkpoints/step-00000004" in before
-    for shown in ("start-up  ", "rendezvous", "checkpoint", "groups    ", "pp:up[0,4]"):
+    for shown in ("groups  ", "pp:up[0,4]"):
         assert shown in before
+    (start,) = (line for line in before.splitlines() if line.startswith("start-up "))
+    assert after.count("start-up") == 0
+    phases = ("imports", "data", "rendezvous", "groups", "model", "checkpoint", "output", "evaluation", "first step")
+    assert [start.index(f" {phase} ") for phase in phases] == sorted(start.index(f" {phase} ") for phase in phases)
     for shown in ("a sample", "1,536 in 12 steps", "→", "tokens/s", "bigram", "zlib", f"{out}/metrics.jsonl"):
         assert shown in after
     assert f"{out}/checkpoints/step-00000012" in after
@@ -115,6 +119,7 @@ def test_torchrun_is_the_same_run(fresh: Fresh, options: list[str], tmp_path: Pa
         check=False,
     )
     assert (ended.returncode, ended.stdout.count("The run"), ended.stdout.count("step 6/6")) == (0, 1, 1), ended.stderr
+    assert ended.stdout.count("start-up ") == 1, "the default group's ranks, too, tell rank 0 alone"
     own = fresh.run(main, [*words, "--nproc", "2", "--out", str(tmp_path / "own")], env=ENV)
     assert (own.code, own.err) == (0, "")
     assert rows(tmp_path / "own") == rows(tmp_path / "torchrun")

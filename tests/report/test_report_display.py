@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from stretto.initialize.timeline import Timeline
 from stretto.report.progress import LiveProgress
+from stretto.report.start_up import StartUp
 from stretto.report.summary import curve, printable, sample_panel
 from stretto.train.record import EvalRecord, StepRecord
+from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
@@ -53,6 +56,18 @@ def test_a_file_has_a_line_for_each_report() -> None:
 
 def test_log_every_thins_the_lines() -> None:
     assert len(shown(80, terminal=False, log_every=7).splitlines()) == 2
+
+
+def test_the_start_is_told_once_with_its_first_step() -> None:
+    now, said = [5.0], []
+    timeline = Timeline(clock=lambda: now[0], began=1.0)
+    timeline.until_now("imports")
+    start = StartUp(timeline, World.single(), said.append)
+    with timeline.phase("first step"):
+        now[0] += 2
+    start.stepped(STEP)
+    start.stepped(STEP)
+    assert said == ["start-up 6.0 s: imports 4.0 s, first step 2.0 s"]
 
 
 def test_a_sample_cannot_steer_the_terminal() -> None:
