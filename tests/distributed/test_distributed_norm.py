@@ -2,7 +2,8 @@
 
 Gradients are written where the declarations say, from one logical gradient, and padding is filled with rubbish.
 Faults to catch: padding counted; a copy of a key/value head counted twice; a copy of a tied embedding counted twice; a
-replicated norm counted once per rank; squares not summed over the pipeline; partial sums left out.
+replicated norm counted once per rank; squares not summed over the pipeline; partial sums left out; a short gradient
+that is lengthened; no limit that stops all.
 """
 
 from __future__ import annotations

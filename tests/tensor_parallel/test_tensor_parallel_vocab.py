@@ -2,7 +2,8 @@
 
 Faults to catch: tokens of other ranks looked up in row 0; the shift by the maximum of this rank alone; the exponentials
 not summed over the ranks; the label's logit not summed over the ranks; padding that takes part; a gradient without the
-label's one subtracted; a second derivative that is silently incomplete.
+label's one subtracted; a piece of the logits whose gradient of the weight overwrites that of the piece before; a
+gradient that does not see what follows the loss; a second derivative that is silently incomplete.
 """
 
 from __future__ import annotations

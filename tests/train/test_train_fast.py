@@ -1,7 +1,9 @@
 """What makes a step fast or small leaves it what it is: fused operations, light recomputation, direct gradients.
 
-To show up here: an operation that changes when it is fused or made again, one that is compiled anew in later steps,
-a bucket that waits for the end of the step although its gradients are all there.
+Faults to catch: an activation that is made again in less precision; a fused update that is written into a copy; an
+update that is compiled anew in later steps; a bucket that does not hear of what has arrived; a bucket that leaves with
+the first of two gradients of a tied embedding; a use of a weight that is not announced; gradients of a weight that are
+counted on from one backward to the next.
 """
 
 from __future__ import annotations

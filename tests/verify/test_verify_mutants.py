@@ -38,6 +38,9 @@ def test_every_fault_still_fits_the_source() -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 25
     every = [*FAULTS, *(fault for said in SAID for fault in said.faults)]
     assert {f.name: n for f in every if (n := f.times(ROOT / "stretto")) != 1} == {}
+    page = " ".join((ROOT / "docs" / "verify.md").read_text().split())
+    assert f"{len(every)} faults are put into a copy" in page
+    assert f"{len(FAULTS)} of them ([verify_faults]" in page
 
 
 def test_what_a_docstring_says_that_its_tests_catch_is_put_in() -> None:

@@ -38,7 +38,15 @@ class Check:
 
 
 def small(
-    *, tp: int = 1, pp: int = 1, dp: int = 1, sp: bool = False, dtype: str = "fp64", rows: int = 0, **model: object
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    dp: int = 1,
+    sp: bool = False,
+    dtype: str = "fp64",
+    rows: int = 0,
+    again: str = "none",
+    **model: object,
 ) -> Arguments:
     """A small model with awkward sizes, in microbatches of one row; `rows` of them, or 4 for each replica."""
     shape = {"layers": 4, "hidden": 16, "heads": 4, "kv_heads": 2, "head_dim": 4, "ffn": 24, "vocab": 53}
@@ -47,7 +55,7 @@ def small(
         parallel=ParallelConfig(tp=tp, pp=pp, dp=dp, sequence_parallel=sp, bucket_mb=0.005),
         batch=BatchConfig(seq_len=8, micro_batch=1, global_batch=rows or 4 * dp),
         optimizer=OptimizerConfig(lr=1e-2, eps=1e-4, clip_grad=0.5, weight_decay=0.2),
-        run=RunConfig(dtype=dtype, timeout=20.0),
+        run=RunConfig(dtype=dtype, timeout=20.0, recompute=again),
     )
 
 
@@ -164,6 +172,8 @@ CHECKS = (
     ),
     Check("pp=2, dp=2, tied", 4, _against(pp=2, dp=2, tied=True)),
     Check("tp=2, dp=2, sequence parallel, dropout", 4, _against(tp=2, dp=2, sp=True, dropout=0.2)),
+    Check("tp=2, light recomputation", 2, _against(tp=2, again="light", norm="layer", bias=True)),
+    Check("tp=2, sequence parallel, light recomputation", 2, _against(tp=2, sp=True, again="light")),
     Check("dp=2 in bf16", 2, _against(dp=2, dtype="bf16")),
     Check("initial weights", 4, initial_weights),
     Check("held-out text", 4, held_out_loss),

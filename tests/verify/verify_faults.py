@@ -143,6 +143,65 @@ VOCABULARY = [
         'sum_grad=("embed",) if tied else ()',
         "sum_grad=()",
     ),
+    Fault(
+        "the embedding's gradient overwrites the head's where they are one",
+        "tensor_parallel/vocab.py",
+        "total.copy_(rows) if fresh else total.add_(rows)",
+        "total.copy_(rows)",
+    ),
+    Fault(
+        "the embedding's gradient counts the words of other ranks",
+        "tensor_parallel/vocab.py",
+        "embedding_dense_backward(masked, ids",
+        "embedding_dense_backward(dy.to(total.dtype), ids",
+    ),
+    Fault(
+        "the head's gradient overwrites that of the microbatch before",
+        "tensor_parallel/cross_entropy.py",
+        "lambda sum_, fresh:",
+        "lambda sum_, _, fresh=True:",
+    ),
+    Fault(
+        "the head's gradient is added to that of the step before",
+        "tensor_parallel/cross_entropy.py",
+        "lambda sum_, fresh:",
+        "lambda sum_, _, fresh=False:",
+    ),
+]
+
+PRODUCTS = [
+    Fault(
+        "a product's gradient overwrites that of the microbatch before",
+        "tensor_parallel/linear.py",
+        "torch.mm(left, x, out=total) if fresh else total.addmm_(left, x)",
+        "torch.mm(left, x, out=total)",
+    ),
+    Fault(
+        "a product's gradient is added to that of the step before",
+        "tensor_parallel/linear.py",
+        "torch.mm(left, x, out=total) if fresh else total.addmm_(left, x)",
+        "total.addmm_(left, x)",
+    ),
+    Fault(
+        "the gradient of what is made again is not summed",
+        "tensor_parallel/linear.py",
+        "            dx = leave(dx, build.tp, sequence_parallel=build.sequence_parallel)\n",
+        "            dx = leave(dx, build.tp, sequence_parallel=True) if build.sequence_parallel else dx\n",
+    ),
+    Fault(
+        "what is made again comes from this rank's part of the sequence alone",
+        "tensor_parallel/linear.py",
+        """            x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
+        dw =""",
+        """            x = torch.cat([x] * (build.tp.size if build.sequence_parallel else 1))
+        dw =""",
+    ),
+    Fault(
+        "a bias gets the mean over the tokens",
+        "tensor_parallel/linear.py",
+        ".sum(0)",
+        ".mean(0)",
+    ),
 ]
 
 DROPOUT = [
@@ -357,6 +416,36 @@ OPTIMIZER = [
         "limit / norm).clamp",
     ),
     Fault(
+        "the second moment is of gradients that are not clipped",
+        "distributed/optimizer.py",
+        "    grad = grad * scale\n    first.lerp_(grad, 1 - betas[0])\n",
+        "    first.lerp_(grad * scale, 1 - betas[0])\n",
+    ),
+    Fault(
+        "the first moment is of gradients that are not clipped",
+        "distributed/optimizer.py",
+        "    grad = grad * scale\n    first.lerp_(grad, 1 - betas[0])\n",
+        "    first.lerp_(grad, 1 - betas[0])\n    grad = grad * scale\n",
+    ),
+    Fault(
+        "the second moment is not corrected",
+        "distributed/optimizer.py",
+        "((second / correction).sqrt() + eps)",
+        "(second.sqrt() + eps)",
+    ),
+    Fault(
+        "the epsilon of AdamW stands under the root",
+        "distributed/optimizer.py",
+        "((second / correction).sqrt() + eps)",
+        "(second / correction + eps).sqrt()",
+    ),
+    Fault(
+        "weights decay after the update",
+        "distributed/optimizer.py",
+        "master.mul_(keep).sub_(rate * first / ((second / correction).sqrt() + eps))",
+        "master.sub_(rate * first / ((second / correction).sqrt() + eps)).mul_(keep)",
+    ),
+    Fault(
         "norms and biases decay",
         "distributed/optimizer.py",
         "weight_decay if bucket.weight_decay else 0.0",
@@ -403,4 +492,15 @@ START = [
     ),
 ]
 
-FAULTS = [*TENSOR_PARALLEL, *VOCABULARY, *DROPOUT, *POSITIONS, *LOSS, *PIPELINE, *DATA_PARALLEL, *OPTIMIZER, *START]
+FAULTS = [
+    *TENSOR_PARALLEL,
+    *VOCABULARY,
+    *PRODUCTS,
+    *DROPOUT,
+    *POSITIONS,
+    *LOSS,
+    *PIPELINE,
+    *DATA_PARALLEL,
+    *OPTIMIZER,
+    *START,
+]

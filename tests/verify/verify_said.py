@@ -6,6 +6,7 @@ A docstring lists them after `Faults to catch:`, with semicolons between them; a
 from __future__ import annotations
 
 from verify_fault import Fault, Said
+from verify_said_fast import FAST
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -191,6 +192,10 @@ NORM = Said(
         'all_reduce_(total, state.axis("tp"))',
     ),
     Fault("partial sums left out", "distributed/partial.py", "if axis.size == 1:", "if True:"),
+    Fault(
+        "a short gradient that is lengthened", "distributed/norm.py", "(norm + 1e-6)).clamp(max=1.0)", "(norm + 1e-6))"
+    ),
+    Fault("no limit that stops all", "distributed/norm.py", " if limit > 0 else None", ""),
 )
 
 BUCKETS = Said(
@@ -286,8 +291,8 @@ VOCABULARY = Said(
     Fault(
         "tokens of other ranks looked up in row 0",
         "tensor_parallel/vocab.py",
-        "F.embedding(local, self.weight) * mine.unsqueeze(-1)",
-        "F.embedding(local, self.weight)",
+        "local, mine = localise(tokens.t(), self.start, self.rows)",
+        "local, mine = localise(tokens.t(), self.start, self.rows)[0], torch.ones_like(tokens.t(), dtype=torch.bool)",
     ),
     Fault(
         "the shift by the maximum of this rank alone",
@@ -318,6 +323,18 @@ VOCABULARY = Said(
         "tensor_parallel/cross_entropy.py",
         "((softmax - one.to(wide.dtype)) * dy",
         "(softmax * dy",
+    ),
+    Fault(
+        "a piece of the logits whose gradient of the weight overwrites that of the piece before",
+        "tensor_parallel/cross_entropy.py",
+        "add_product(dw, first == 0, grad, rows)",
+        "add_product(dw, True, grad, rows)",
+    ),
+    Fault(
+        "a gradient that does not see what follows the loss",
+        "tensor_parallel/cross_entropy.py",
+        "        dx, dw = ctx.saved_tensors\n",
+        "        dx, dw = ctx.saved_tensors\n        scale = torch.ones_like(scale)\n",
     ),
     Fault(
         "a second derivative that is silently incomplete",
@@ -404,4 +421,5 @@ SAID = (
     TRAFFIC,
     LAYOUTS_OF_DROPOUT,
     COMMS,
+    FAST,
 )
