@@ -9,6 +9,7 @@ from stretto.arguments.group_rules import (
     thread_blocks_have_a_range,
 )
 from stretto.arguments.nearby import by_distance, divisors, even_split, multiples
+from stretto.arguments.precision_rules import fp8_is_within_bf16, fp8_sizes_divide
 from stretto.arguments.rule import Broken, Nearby, Rule, rule
 from stretto.arguments.schema import Arguments
 
@@ -231,4 +232,6 @@ RULES: tuple[Rule, ...] = (
     warmup_ends_before_decay,
     cooldown_fits,
     evaluation_has_data,
+    fp8_is_within_bf16,
+    fp8_sizes_divide,
 )

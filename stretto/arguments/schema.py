@@ -195,6 +195,11 @@ class RunConfig:
     dtype: Literal["fp32", "bf16", "fp64"] = setting(
         "fp32", "type of weights and activations; masters and gradients are fp32 or wider"
     )
+    fp8: Literal["none", "tensorwise", "rowwise"] = setting(
+        "none",
+        "matrix products of attention and feed-forward in 8-bit numbers, with one scale for a tensor, or one for each "
+        "row in forward and input gradient; weights, masters and all else stay what they are",
+    )
     compile: bool | None = setting(
         None,
         "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",

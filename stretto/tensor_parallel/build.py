@@ -26,6 +26,32 @@ class Accumulators(Protocol):
         """Call `write(total, fresh)`, which adds a gradient to `total`, or sets it where `fresh`: a new step began."""
 
 
+Factor = tuple[Tensor, ...]
+"""A factor of a matrix product, in whatever form its arithmetic wants it."""
+
+
+class Products(Protocol):
+    """The three products of a weight W [d_out, d_in] with x [.., d_in] and with dy [.., d_out].
+
+    `column` says that tp cuts the rows of W, so that each of its ranks has all of x and a part of dy; else it is the
+    other way round.
+    """
+
+    def forward(
+        self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool
+    ) -> tuple[Tensor, Factor]:
+        """y = x W^T + b, and x as `add` wants it; unless it is to be kept, only what `again` needs besides x."""
+
+    def again(self, x: Tensor, kept: Factor) -> Factor:
+        """x as `add` wants it, from the same x once more."""
+
+    def backward(self, dy: Tensor, weight: nn.Parameter, *, column: bool) -> tuple[Tensor, Factor]:
+        """dx = dy W, and dy as `add` wants it."""
+
+    def add(self, total: Tensor, fresh: bool, dy: Factor, x: Factor) -> None:
+        """total [d_out, d_in] += dy^T x, or = where `fresh`."""
+
+
 def unfused(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as it is, one kernel for each operation in it."""
     return function
@@ -39,6 +65,7 @@ class Build:
     `seed` is that of the dropout masks. `fuse` makes one kernel of a function of several elementwise operations
     (`torch.compile`, or nothing). With `again` the cheap operations in front of a matrix product are not kept for the
     backward but done once more in it. Weight gradients go to `accumulators`, or where there are none to autograd.
+    `products` compute the products of the blocks' matrices, where it is not in `dtype`.
     """
 
     tp: Axis
@@ -49,3 +76,4 @@ class Build:
     fuse: Callable[[Callable[..., Any]], Callable[..., Any]] = unfused
     again: bool = False
     accumulators: Accumulators | None = None
+    products: Products | None = None

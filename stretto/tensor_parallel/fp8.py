@@ -1,9 +1,40 @@
-"""Matrix products of numbers of 8 bits: 4 of exponent and 3 of mantissa (e4m3), or 5 and 2 (e5m2)."""
+"""Matrix products of 8-bit numbers (Micikevicius et al., "FP8 formats for deep learning", 2022).
+
+A number is a small one times a scale, which makes the largest of a tensor, or of a row, the largest that the format
+has (now, not as it was some steps ago). Scales stay on the device. Sums are in fp32.
+
+Matrix units want both factors with the dim that is summed over innermost, so what takes part in two products is
+written twice, as it lies and transposed. Tensors take two passes over memory: one for the scale, one for the copies.
+
+    product                factors                    tensorwise        rowwise
+    y  = x W^T             x [n, d_in],  W            one scale each    a scale for each token, and each row of W
+    dx = dy W              dy [n, d_out], W^T         one scale each    a scale for each token, and each column of W
+    dW = dy^T x            dy^T, x^T                  one scale each    in the dtype of the activations
+
+A scale for each token cannot go into dW, which sums over tokens: it would take copies with a scale for each feature,
+two more passes over all activations. In bf16 the product adds to fp32 sums by itself, and keeps what is small in
+gradients. Numbers are e4m3; one scale for a whole dy leaves its small ones to the exponent, so there they are e5m2.
+
+Where the ranks of tp have parts of what one scale is for, the largest of theirs is taken. So a layout has the scales
+of one process.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from stretto.collectives import max_reduce
+from stretto.tensor_parallel.build import Factor, unfused
+from stretto.tensor_parallel.linear import add_product, rows
+from stretto.world import Axis
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
@@ -44,3 +75,159 @@ def narrow_both(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
     """[n, d] and [d, n]."""
     small = narrow(x, scale, dtype)
     return small, small.t().contiguous()
+
+
+def _scale(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return scale_of(amax(x), dtype)
+
+
+def _row_scale(x: Tensor) -> Tensor:
+    return scale_of(row_amax(x), E4M3)
+
+
+def _column_scale(x: Tensor) -> Tensor:
+    return scale_of(column_amax(x), E4M3)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """W in fp8 for the forward, [d_out, d_in], and W^T for the backward, [d_in, d_out], each with its scales."""
+
+    plain: Tensor
+    plain_scale: Tensor
+    across: Tensor
+    across_scale: Tensor
+
+
+class Fp8:
+    """What both recipes share: the axis that tensors are cut along, the passes, and weights narrowed once a step."""
+
+    def __init__(self, tp: Axis, fuse: Callable[[Callable[..., Any]], Callable[..., Any]] = unfused) -> None:
+        self.tp = tp
+        self.narrow, self.narrow_across, self.narrow_both = fuse(narrow), fuse(narrow_across), fuse(narrow_both)
+        self.scale, self.row_scale, self.column_scale = fuse(_scale), fuse(_row_scale), fuse(_column_scale)
+        self._steady: dict[nn.Parameter, Weight] | None = None
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Weights do not change in here: each is narrowed once, and not whenever it is used."""
+        self._steady = {}
+        try:
+            yield
+        finally:
+            self._steady = None
+
+    def weight(self, weight: nn.Parameter, *, column: bool) -> Weight:
+        """W in fp8; `column` says that its rows are cut over tp, else its columns are."""
+        if self._steady is None:
+            return self.make(weight.detach(), column=column)
+        if weight not in self._steady:
+            self._steady[weight] = self.make(weight.detach(), column=column)
+        return self._steady[weight]
+
+    def make(self, weight: Tensor, *, column: bool) -> Weight:
+        """W in fp8, made now."""
+        raise NotImplementedError
+
+    def agreed(self, scale: Tensor, *, cut: bool) -> Tensor:
+        """The scale of the whole tensor; `cut` says that each rank of tp has seen a part."""
+        return max_reduce(scale, self.tp) if cut else scale
+
+
+class Tensorwise(Fp8):
+    """One scale for a tensor; all three products in fp8. For the backward x^T is kept, in a byte for each number."""
+
+    def make(self, weight: Tensor, *, column: bool) -> Weight:
+        del column  # either way each rank has a part
+        scale = self.agreed(self.scale(weight, E4M3), cut=True)
+        plain, across = self.narrow_both(weight, scale, E4M3)
+        return Weight(plain, scale, across, scale)
+
+    def forward(
+        self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool
+    ) -> tuple[Tensor, Factor]:
+        flat = rows(x)
+        scale = self.agreed(self.scale(flat, E4M3), cut=not column)
+        w = self.weight(weight, column=column)
+        if keep:
+            plain, across = self.narrow_both(flat, scale, E4M3)
+            kept: Factor = (scale, across)
+        else:
+            plain, kept = self.narrow(flat, scale, E4M3), (scale,)
+        return _shaped(_product(plain, w.plain, scale, w.plain_scale, x.dtype, fast=True), x, bias), kept
+
+    def again(self, x: Tensor, kept: Factor) -> Factor:
+        return kept[0], self.narrow_across(rows(x), kept[0], E4M3)
+
+    def backward(self, dy: Tensor, weight: nn.Parameter, *, column: bool) -> tuple[Tensor, Factor]:
+        flat = rows(dy)
+        scale = self.agreed(self.scale(flat, E5M2), cut=column)
+        plain, across = self.narrow_both(flat, scale, E5M2)
+        w = self.weight(weight, column=column)
+        return _shaped(_product(plain, w.across, scale, w.across_scale, dy.dtype), dy), (scale, across)
+
+    def add(self, total: Tensor, fresh: bool, dy: Factor, x: Factor) -> None:
+        product = partial(_product, dy[1], x[1], dy[0], x[0], total.dtype)
+        product(out=total) if fresh else total.add_(product())
+
+
+class Rowwise(Fp8):
+    """A scale for each row of a factor; the weight gradient in the dtype of the activations."""
+
+    def make(self, weight: Tensor, *, column: bool) -> Weight:
+        by_row = self.agreed(self.row_scale(weight), cut=not column)
+        by_column = self.agreed(self.column_scale(weight), cut=column)
+        plain, across = self.narrow(weight, by_row, E4M3), self.narrow_across(weight, by_column, E4M3)
+        return Weight(plain, by_row.t(), across, by_column)
+
+    def forward(
+        self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool
+    ) -> tuple[Tensor, Factor]:
+        flat = rows(x)
+        scale = self.agreed(self.row_scale(flat), cut=not column)
+        w = self.weight(weight, column=column)
+        y = _product(self.narrow(flat, scale, E4M3), w.plain, scale, w.plain_scale, x.dtype, fast=True)
+        return _shaped(y, x, bias), (x,) if keep else ()
+
+    def again(self, x: Tensor, kept: Factor) -> Factor:
+        del kept
+        return (x,)
+
+    def backward(self, dy: Tensor, weight: nn.Parameter, *, column: bool) -> tuple[Tensor, Factor]:
+        flat = rows(dy)
+        scale = self.agreed(self.row_scale(flat), cut=column)
+        w = self.weight(weight, column=column)
+        dx = _product(self.narrow(flat, scale, E4M3), w.across, scale, w.across_scale, dy.dtype)
+        return _shaped(dx, dy), (dy,)
+
+    def add(self, total: Tensor, fresh: bool, dy: Factor, x: Factor) -> None:
+        add_product(total, fresh, rows(dy[0]), rows(x[0]))
+
+
+RECIPES: Mapping[str, type[Tensorwise] | type[Rowwise]] = MappingProxyType(
+    {"tensorwise": Tensorwise, "rowwise": Rowwise}
+)
+"""By the word of the setting."""
+
+
+def _product(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    dtype: torch.dtype,
+    *,
+    fast: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """a [m, k] times b [n, k] transposed. `fast` leaves sums longer in the matrix unit, which has some bits less than
+    fp32; gradients have no such sums.
+    """
+    y: Tensor = torch._scaled_mm(a, b.t(), a_scale, b_scale, out_dtype=dtype, use_fast_accum=fast, out=out)
+    return y
+
+
+def _shaped(y: Tensor, like: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[n, d] -> [.., d] as the rows of `like` lie, with the bias added."""
+    y = y.view(*like.shape[:-1], -1)
+    return y if bias is None else y + bias

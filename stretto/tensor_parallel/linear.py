@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from stretto.tensor_parallel.build import Accumulators, Build
+from stretto.tensor_parallel.build import Build, Factor, Products
 from stretto.tensor_parallel.mappings import enter, leave
 from stretto.tensor_parallel.pointwise import Lazy
 
@@ -31,26 +31,28 @@ def linear(
         return _Made.apply(x, weight, bias, build, entering, *x.inputs)  # type: ignore[no-any-return, no-untyped-call]
     if entering:
         x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
-    if build.accumulators is None:
+    if build.accumulators is None and build.products is None:
         return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias, build.accumulators)  # type: ignore[no-any-return, no-untyped-call]
+    return _Linear.apply(x, weight, bias, build, entering)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Linear(Function):
     # The parameter itself is kept beside what was saved of it: under a checkpoint that is another tensor.
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, into: Accumulators) -> Tensor:
-        ctx.param, ctx.into, ctx.bias = weight, into, bias is not None
-        ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, build: Build, column: bool) -> Tensor:
+        ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None
+        y, kept = _products(build).forward(x, weight, bias, column=column, keep=True)
+        ctx.save_for_backward(weight, *kept)  # the weight for autograd's check that nobody has changed it
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        dx = dy @ weight if ctx.needs_input_grad[0] else None
-        return dx, _weight_gradient(ctx.param, dy, x, ctx.into), _bias_gradient(dy) if ctx.bias else None, None
+        _, *x = ctx.saved_tensors
+        dx, left = _products(ctx.build).backward(dy, ctx.param, column=ctx.column)
+        dw = _weight_gradient(ctx.param, ctx.build, left, tuple(x))
+        return dx, dw, _bias_gradient(dy) if ctx.bias else None, None, None
 
 
 class _Made(Function):
@@ -67,24 +69,61 @@ class _Made(Function):
             build,
             entering,
         )
-        ctx.save_for_backward(weight, *inputs)
         x = lazy.made_by.forward(*(x.detach() for x in inputs))
         if entering:
             x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
-        return F.linear(x, weight, bias)
+        y, kept = _products(build).forward(x, weight, bias, column=entering, keep=False)
+        ctx.inputs = len(inputs)
+        ctx.save_for_backward(weight, *inputs, *kept)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        build, (weight, *inputs) = ctx.build, ctx.saved_tensors
-        dx = dy @ weight
+        build, (_, *saved) = ctx.build, ctx.saved_tensors
+        inputs, kept = saved[: ctx.inputs], tuple(saved[ctx.inputs :])
+        products = _products(build)
+        dx, left = products.backward(dy, ctx.param, column=ctx.entering)
         if ctx.entering:  # the way out is the backward of the way in
             dx = leave(dx, build.tp, sequence_parallel=build.sequence_parallel)
         x, *gradients = ctx.made_by.both(dx, *inputs)
         if ctx.entering:
             x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
-        dw = _weight_gradient(ctx.param, dy, x, build.accumulators)
+        dw = _weight_gradient(ctx.param, build, left, products.again(x, kept))
         return None, dw, _bias_gradient(dy) if ctx.bias else None, None, None, *gradients
+
+
+class _Plain:
+    """The products in the dtype of their factors."""
+
+    def forward(
+        self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool
+    ) -> tuple[Tensor, Factor]:
+        del column
+        return F.linear(x, weight, bias), (x,) if keep else ()
+
+    def again(self, x: Tensor, kept: Factor) -> Factor:
+        del kept
+        return (x,)
+
+    def backward(self, dy: Tensor, weight: nn.Parameter, *, column: bool) -> tuple[Tensor, Factor]:
+        del column
+        return dy @ weight, (dy,)
+
+    def add(self, total: Tensor, fresh: bool, dy: Factor, x: Factor) -> None:
+        add_product(total, fresh, rows(dy[0]), rows(x[0]))
+
+
+_PLAIN = _Plain()
+
+
+def _products(build: Build) -> Products:
+    return build.products or _PLAIN
+
+
+def rows(x: Tensor) -> Tensor:
+    """[.., d] -> [n, d]."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def add_product(total: Tensor, fresh: bool, dy: Tensor, x: Tensor) -> None:
@@ -103,13 +142,15 @@ def add_product(total: Tensor, fresh: bool, dy: Tensor, x: Tensor) -> None:
         total.add_(left @ x)
 
 
-def _weight_gradient(weight: nn.Parameter, dy: Tensor, x: Tensor, into: Accumulators | None) -> Tensor | None:
-    dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-    if into is None:
-        return dy.t() @ x
-    into.add(weight, partial(add_product, dy=dy, x=x))
+def _weight_gradient(weight: nn.Parameter, build: Build, dy: Factor, x: Factor) -> Tensor | None:
+    write = partial(_products(build).add, dy=dy, x=x)
+    if build.accumulators is None:
+        total = torch.empty_like(weight)
+        write(total, True)
+        return total
+    build.accumulators.add(weight, write)
     return None
 
 
 def _bias_gradient(dy: Tensor) -> Tensor:
-    return dy.reshape(-1, dy.shape[-1]).sum(0)
+    return rows(dy).sum(0)

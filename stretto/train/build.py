@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from stretto.pipeline_parallel import Executor, Link, Stage, TensorMeta
 from stretto.schedule import DDP, lower, schedule_for
 from stretto.schedule.generators import forward_only
 from stretto.tensor_parallel import Build, unfused
+from stretto.tensor_parallel.fp8 import RECIPES
 from stretto.train.step import Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -48,16 +50,18 @@ def build(args: Arguments, state: ParallelState) -> Built:
     parts = stage_parts(args)
     microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
     program = lower(schedule_for(args.parallel.schedule, axis.size, microbatches), DDP)
-    direct = DirectGradients()
+    direct, fuse, tp = DirectGradients(), fused if args.run.compile else unfused, state.axis("tp")
+    fp8 = None if args.run.fp8 == "none" else RECIPES[args.run.fp8](tp, fuse)
     place = Build(
-        state.axis("tp"),
+        tp,
         args.parallel.sequence_parallel,
         DTYPES[args.run.dtype],
         state.world.device,
         args.run.seed,
-        fuse=fused if args.run.compile else unfused,
+        fuse=fuse,
         again=args.run.recompute == "light",
         accumulators=direct,
+        products=fp8,
     )
     boundary = _boundary(args, place)
     mine = [s for s, rank in enumerate(program.placement) if rank == axis.rank]
@@ -76,7 +80,11 @@ def build(args: Arguments, state: ParallelState) -> Built:
     optimizer.initialize(args.run.seed)
     link = Link(axis, state.world.device, upward=state.axis("pp:up"))
     trainer = Trainer(
-        Executor(program, axis.rank, stages, link, weights), weights, optimizer, clip_grad=config.clip_grad
+        Executor(program, axis.rank, stages, link, weights),
+        weights,
+        optimizer,
+        clip_grad=config.clip_grad,
+        steady=fp8.steady if fp8 else nullcontext,
     )
     forwards = lower(forward_only(axis.size, microbatches), DDP)
     return Built(modules, trainer, Executor(forwards, axis.rank, stages, link, weights))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,16 +30,28 @@ class StepResult:
 
 
 class Trainer:
-    """Forwards and backwards as the program says, reductions, clipping, the update."""
+    """Forwards and backwards as the program says, reductions, clipping, the update.
 
-    def __init__(self, executor: Executor, weights: DataParallel, optimizer: AdamW, *, clip_grad: float) -> None:
+    The program runs in a context of `steady`, within which weights do not change.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        weights: DataParallel,
+        optimizer: AdamW,
+        *,
+        clip_grad: float,
+        steady: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self.executor, self.weights, self.optimizer, self.clip_grad = executor, weights, optimizer, clip_grad
-        self.state = weights.state
+        self.state, self.steady = weights.state, steady
 
     def gradients(self, microbatches: Sequence[Any]) -> Tensor:
         """Run the program. Returns the loss [] of this rank's part; gradients are whole, not clipped."""
         self.weights.zero()
-        loss = self.executor.step(microbatches)
+        with self.steady():
+            loss = self.executor.step(microbatches)
         self.weights.finish()
         return loss
 

@@ -26,6 +26,9 @@ ROUNDING = {"bf16": 2.0**-8}
 """Where rounding is coarse a run is held against fp64, and may be twice as wrong as one process of its own dtype is;
 an error below one rounding step is none."""
 
+ROUNDING_FP8 = 2.0**-4
+"""The same of a run with products in fp8, of 3 bits of mantissa."""
+
 Kind = Literal[
     "initial weight", "activation", "loss", "activation gradient", "gradient", "gradient norm", "update", "evaluation"
 ]

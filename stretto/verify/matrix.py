@@ -61,6 +61,8 @@ def combination(args: Arguments) -> Combination:
     )
     if r.recompute not in RECOMPUTE:
         other += (f"recompute={r.recompute}",)
+    if r.fp8 != "none":
+        other += (f"fp8={r.fp8}",)
     pipeline, data = p.schedule if p.pp > 1 else "-", "dp" if (p.dp or 1) > 1 else "-"
     return Combination(tensor, pipeline, data, activations, r.dtype, other)
 

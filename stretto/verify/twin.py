@@ -14,6 +14,7 @@ from stretto.batch import Batch
 from stretto.layout import Layout
 from stretto.verify.compare import (
     ROUNDING,
+    ROUNDING_FP8,
     TOLERANCE,
     UPDATE_SLACK,
     Comparison,
@@ -63,11 +64,12 @@ class _Twin:
     batches: Sequence[Batch]
 
     def trace(self, dtype: Literal["fp32", "bf16", "fp64"]) -> Trace | None:
-        """What it shows; None on ranks that it does not need."""
+        """What it shows, in fp8 where the run is and `dtype` is the run's; None on ranks that it does not need."""
         world = first_ranks(self.world, self.layout.world)
         if world is None:
             return None
-        args = replace(self.args, run=replace(self.args.run, dtype=dtype))
+        run = self.args.run
+        args = replace(self.args, run=run if dtype == run.dtype else replace(run, dtype=dtype, fp8="none"))
         with build(args, self.layout, world) as session:
             return trace(session, self.weights, self.batches)
 
@@ -76,7 +78,7 @@ def _found(twin: _Twin, tried: Trace) -> tuple[Difference, ...]:
     """What `tried` differs in from its twin, with the limits of its dtype."""
     dtype = twin.args.run.dtype
     own = twin.trace(dtype)
-    step = ROUNDING.get(dtype)
+    step = ROUNDING.get(dtype) if twin.args.run.fp8 == "none" else ROUNDING_FP8
     exact = None if step is None else twin.trace("fp64")
     if own is None:
         return ()

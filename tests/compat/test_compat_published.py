@@ -73,7 +73,7 @@ MIXTRAL_8X7B = f"""
 
 SHARDED = {"--use-distributed-optimizer", "--overlap-param-gather"}
 PROFILE = {"--profile", "--profile-step-start", "--profile-step-end"}
-FP8 = {"--fp8-format", "--fp8-amax-history-len", "--fp8-amax-compute-algo", "--fp8-param-gather"}
+FP8 = {"--fp8-format", "--fp8-param-gather"}  # the recipe that is not said is the delayed one
 EXPERTS = {
     "--num-experts",
     "--moe-router-topk",

@@ -78,6 +78,7 @@ _LAUNCHER = "belongs to the launcher: torchrun, srun and mpirun are understood"
 _KERNELS = "chooses among implementations of the same arithmetic; there is one here"
 _ALWAYS = "is always so here"
 _BLOCKS = "each block is computed again by itself, with the same numbers"
+_SCALED_NOW = "a scale is that of the tensor as it is, without a history"
 _LOGS = "metrics always go to metrics.jsonl and TensorBoard files in the directory of the run"
 
 MOOT: Final[Mapping[str, str]] = MappingProxyType(
@@ -97,6 +98,8 @@ MOOT: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("--overlap-grad-reduce", "--calculate-per-token-loss"), _ALWAYS),
         **dict.fromkeys(("--accumulate-allreduce-grads-in-fp32", "--use-checkpoint-opt_param-scheduler"), _ALWAYS),
         **dict.fromkeys(("--recompute-method", "--recompute-num-layers"), _BLOCKS),
+        **dict.fromkeys(("--fp8-amax-history-len", "--fp8-amax-compute-algo", "--fp8-interval"), _SCALED_NOW),
+        "--fp8-margin": _SCALED_NOW,
         "--max-position-embeddings": "positions reach as far as seq_len",
         "--make-vocab-size-divisible-by": "the vocabulary need not divide, and checkpoints hold it unpadded",
         "--no-position-embedding": "goes with rotary positions, which have no table",
@@ -128,7 +131,7 @@ BY_HAND: Final[Mapping[str, str]] = MappingProxyType(
 _EXPERTS = "there are no expert layers yet"
 _MEMORY = "say --recompute-granularity full: every block is computed again, or nothing is"
 _SHARDED = "optimizer state is not sharded yet"
-_FP8 = "fp8 is not available; bf16 is"
+_ALL_LAYERS = "with fp8 the matrices of all layers are in it"
 
 MISSING: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -138,8 +141,10 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("--moe-expert-capacity-factor", "--moe-permute-fusion"), _EXPERTS),
         **dict.fromkeys(("--recompute-activations", "--recompute-modules"), _MEMORY),
         **dict.fromkeys(("--use-distributed-optimizer", "--overlap-param-gather"), _SHARDED),
-        **dict.fromkeys(("--fp8-format", "--fp8-amax-history-len", "--fp8-amax-compute-algo"), _FP8),
-        "--fp8-param-gather": _FP8,
+        **dict.fromkeys(("--first-last-layers-bf16", "--num-layers-at-start-in-bf16"), _ALL_LAYERS),
+        "--num-layers-at-end-in-bf16": _ALL_LAYERS,
+        "--no-fp8-wgrad": "with one scale for a tensor all three products are in fp8; say --fp8 rowwise in its place",
+        "--fp8-param-gather": "weights are gathered in bf16",
         "--fp16": "fp16 with loss scaling is not available; bf16 needs no scaling",
         "--num-layers-per-virtual-pipeline-stage": "there is no interleaved schedule yet",
         "--num-virtual-stages-per-pipeline-rank": "there is no interleaved schedule yet",

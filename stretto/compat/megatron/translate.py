@@ -152,6 +152,17 @@ def _recompute(g: Given) -> Iterator[Setting]:
         yield "run.recompute", _choice(g, flag, {"full": "block"}), flag
 
 
+def _fp8(g: Given) -> Iterator[Setting]:
+    form, recipe = "--fp8-format", "--fp8-recipe"
+    if form not in g:  # Megatron-LM reads the recipe with a format alone
+        return
+    if recipe not in g or _one(g, recipe) == "delayed":
+        raise _RefusedError(form, f"delayed scaling, Megatron-LM's default, is not available: say {recipe} tensorwise")
+    kind = _choice(g, recipe, {"tensorwise": "tensorwise"})
+    _choice(g, form, {"hybrid": "hybrid"})  # e4m3, and e5m2 for gradients of activations
+    yield "run.fp8", kind, f"{form} and {recipe}"
+
+
 def _steps(g: Given, name: str) -> int | None:
     """A length that is given in iterations or in samples."""
     if f"{name}-iters" in g:
@@ -236,6 +247,7 @@ COMPUTED: Mapping[Rule, tuple[str, ...]] = {
     _sequence_parallel: ("--sequence-parallel",),
     _attention_dropout: ("--attention-dropout",),
     _recompute: ("--recompute-granularity",),
+    _fp8: ("--fp8-format", "--fp8-recipe"),
     _length: _LENGTHS,
     _learning_rate: (
         "--lr-decay-style",
