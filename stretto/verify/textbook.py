@@ -74,15 +74,16 @@ class _Step:
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
         one and a reduce-scatter in the other. A recomputation crosses the borders of a block once more, on to the
-        last tensor that the backward needs: with dropout its mask, else what the last matrix multiplies.
+        last tensor that the backward needs: with dropout its mask, else what the last matrix multiplies. A light one
+        only makes what the norms give once more, for the two matrices that gather it once more.
         """
-        layers, mb = len(part.layers), self.microbatches
+        layers, mb, how = len(part.layers), self.microbatches, self.args.run.recompute
         one = self.all_reduce("tp", self.activation)
         both = (4 * layers + part.first + part.last) * mb * one
-        again = layers * mb * one if self.args.run.recompute == "block" else 0.0
-        left = again * (2 if self.args.model.dropout else 1)
+        entered = 0.0 if how == "none" else layers * mb * one
+        left = layers * mb * one * (2 if self.args.model.dropout else 1) if how == "block" else 0.0
         if self.args.parallel.sequence_parallel:
-            return {("tp", "all_gather"): both / 2 + again, ("tp", "reduce_scatter"): (both + left) / 2}
+            return {("tp", "all_gather"): both / 2 + entered, ("tp", "reduce_scatter"): (both + left) / 2}
         return {("tp", "all_reduce"): both + left}
 
     def loss(self, part: StagePart) -> Bytes:

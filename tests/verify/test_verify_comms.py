@@ -55,10 +55,11 @@ def test_a_step_sends_what_the_textbook_says(pool: Pool, number: int, sizes: tup
         assert found.right, shown(found)
 
 
+@pytest.mark.parametrize("recompute", ["light", "block"])
 @pytest.mark.parametrize(("sp", "dropout"), [(False, 0.0), (False, 0.2), (True, 0.0), (True, 0.2)])
-def test_a_recomputation_sends_what_the_textbook_says(pool: Pool, sp: bool, dropout: float) -> None:
+def test_a_recomputation_sends_what_the_textbook_says(pool: Pool, sp: bool, dropout: float, recompute: str) -> None:
     args = arguments(2, 2, 1, variant=sp << 6)
-    args = replace(args, model=replace(args.model, dropout=dropout), run=replace(args.run, recompute="block"))
+    args = replace(args, model=replace(args.model, dropout=dropout), run=replace(args.run, recompute=recompute))
     layout, calls = record(pool, args)
     found = communication(args, layout, calls)
     assert found.right, shown(found)
