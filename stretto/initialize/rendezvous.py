@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from queue import Empty, Queue
 from threading import Thread
+from typing import TypeVar
 
 from torch.distributed import DistError, DistNetworkError
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -24,6 +25,9 @@ from stretto.initialize.stores import tcp_store
 
 GRACE_SECONDS = 5.0
 """How much longer the others wait than rank 0, who knows who is missing; how long rank 0 waits for goodbyes."""
+
+
+T = TypeVar("T")
 
 
 class RendezvousError(RuntimeError):
@@ -87,7 +91,7 @@ def _join(launch: Launch, deadline: float, timeout: float) -> Store:
     def answers() -> bool:
         nonlocal failure
         try:
-            socket.create_connection((addr, port), max(0.1, deadline - time.monotonic())).close()
+            _connect(addr, port, deadline)
         except OSError as error:
             failure = error
             return False
@@ -111,24 +115,58 @@ def _join(launch: Launch, deadline: float, timeout: float) -> Store:
     )
 
 
-def _client(addr: str, port: int, seconds: float) -> Store | None:
-    """A client of the store; None when what listens there is no store.
+def _connect(addr: str, port: int, deadline: float) -> None:
+    """Raise OSError unless one of the addresses of `addr` accepts a connection now."""
 
-    The client waits for ever for a server that accepts and says nothing, so a thread waits in our place.
-    """
-    joined: Queue[Store | None] = Queue()
+    def left() -> float:
+        return max(0.1, deadline - time.monotonic())
 
-    def join() -> None:
-        try:
-            joined.put(tcp_store(addr, port, timeout=seconds))
-        except DistError:
-            joined.put(None)
-
-    Thread(target=join, daemon=True).start()
     try:
-        return joined.get(timeout=seconds + 1)
-    except Empty:
+        found = _in_time(lambda: socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM), left())
+    except TimeoutError:
+        raise socket.gaierror(socket.EAI_AGAIN, "the name service does not answer") from None
+    failure = OSError("it has no address")
+    for family, kind, protocol, _, where in found:
+        try:
+            with socket.socket(family, kind, protocol) as tried:
+                tried.settimeout(left())
+                tried.connect(where)
+        except OSError as error:
+            failure = error
+        else:
+            return
+    raise failure
+
+
+def _client(addr: str, port: int, seconds: float) -> Store | None:
+    """A client of the store; None when what listens there is no store: it may accept, and say nothing."""
+    try:
+        return _in_time(lambda: tcp_store(addr, port, timeout=seconds), seconds + 1)
+    except (DistError, TimeoutError):
         return None
+
+
+def _in_time(call: Callable[[], T], seconds: float) -> T:
+    """What a call returns or raises that may take longer than we have; TimeoutError when it does.
+
+    A name service that is down has time-outs of its own, and a client of the store has none. So a thread waits for it.
+    """
+    answer: Queue[tuple[T | None, Exception | None]] = Queue()
+
+    def ask() -> None:
+        try:
+            answer.put((call(), None))
+        except Exception as error:  # noqa: BLE001  # it is raised where it is waited for
+            answer.put((None, error))
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        result, error = answer.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]  # the call has returned it
 
 
 def _visit(job: Store, rank: int) -> int:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from stretto.initialize import RendezvousError, initialize
 from stretto.initialize.environment import Launch
-from stretto.initialize.rendezvous import Hello, _ranges, disagreement, meet
+from stretto.initialize.rendezvous import Hello, _connect, _ranges, disagreement, meet
 from stretto.testing import Fresh, Pool
 from stretto.world import World
 
@@ -82,6 +82,27 @@ def test_a_name_that_does_not_resolve(port: int) -> None:
     text, seconds = message(Launch("test", 1, 2, master_addr="no-such-host.invalid", master_port=port), 1.0)
     assert "rank 1: the name MASTER_ADDR=no-such-host.invalid did not resolve within 1 s" in text
     assert seconds < 10
+
+
+def test_a_name_service_that_does_not_answer(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a rank that waits for the time-outs of the name service, in place of its own."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(8))
+    text, seconds = message(Launch("test", 1, 2, master_addr="slow", master_port=port), 1.0)
+    assert "the name MASTER_ADDR=slow did not resolve within 1 s (the name service does not answer)" in text
+    assert seconds < 5
+
+
+def test_a_server_is_reached_by_the_address_at_which_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`localhost` often has ::1 before 127.0.0.1. Catches: only the first, or the last, address that is tried."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        good = (socket.AF_INET, socket.SOCK_STREAM, 0, "", server.getsockname())
+        refused = (*good[:4], ("127.0.0.1", 1))
+        for found in ([refused, good], [good, refused]):
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, found=found, **__: found)
+            _connect("both", 1, time.monotonic() + 1)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [refused])
+        with pytest.raises(ConnectionRefusedError):
+            _connect("none", 1, time.monotonic() + 1)
 
 
 def test_something_else_that_listens_on_the_port() -> None:
