@@ -6,12 +6,18 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import TypeGuard, cast
+from types import MappingProxyType
+from typing import Final, TypeGuard, cast
 
 from stretto.arguments.setting import Setting, Value
 
 AUTO = "auto"
 """How a file or a flag asks for the derived value, where something weaker set one."""
+
+_ALSO: Final = MappingProxyType(
+    {"gpu": "cuda", "float64": "fp64", "double": "fp64", "float32": "fp32", "float": "fp32", "rotary": "rope"}
+)
+"""What a choice is called elsewhere, where that looks like another choice, or like none."""
 
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -47,7 +53,9 @@ def from_data(setting: Setting, raw: object) -> Value:
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that looks most like this one, if any does."""
+    """The known word that is called this elsewhere, or else looks most like it, if any does."""
+    if (also := _ALSO.get(word.lower())) in known:
+        return also
     return next(iter(get_close_matches(word, known, n=1)), None)
 
 

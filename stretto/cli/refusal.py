@@ -22,5 +22,6 @@ def refuse(problem: object, launch: Launch, *, command: str = "stretto train", c
         time.sleep(PATIENCE)
     if launch.local_rank == 0:
         where = f" (rank {launch.rank})" if launch.rank else ""
-        print(f"{command}{where}: {problem}", file=sys.stderr, flush=True)
+        said = f"{problem}".removeprefix(f"rank {launch.rank}: ") if where else problem
+        print(f"{command}{where}: {said}", file=sys.stderr, flush=True)
     return code

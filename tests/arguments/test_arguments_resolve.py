@@ -46,6 +46,16 @@ def test_flags_are_unique_over_all_sections() -> None:
     assert not [f for f in flags() if f.startswith("--no-")]
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("--device gpu", "cuda"), ("--dtype float32", "fp32"), ("--dtype bf61", "bf16")]
+)
+def test_what_a_choice_is_called_elsewhere_is_understood_and_refused(word: str, meant: str) -> None:
+    """Catches: `gpu` taken for `cpu`, which it looks like."""
+    (refusal,) = refusals(f"--preset tiny {word}")
+    assert refusal.problem.endswith(f"; did you mean {meant}?")
+    assert [*refusal.fixes[0].values()] == [meant]
+
+
 def test_stronger_sources_win(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("[batch]\nseq_len = 64\nmicro_batch = 2\n")

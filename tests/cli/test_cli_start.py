@@ -61,7 +61,12 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(
     ("rank", "local_rank", "waits", "said"),
-    [(0, 0, False, "stretto train: no"), (1, 1, True, ""), (2, 0, True, "stretto train (rank 2): no")],
+    [
+        (0, 0, False, "stretto train: rank 2: no"),
+        (1, 1, True, ""),
+        (2, 0, True, "stretto train (rank 2): no"),
+        (4, 0, True, "stretto train (rank 4): rank 2: no"),
+    ],
 )
 def test_rank_0_may_speak_first(
     rank: int,
@@ -71,9 +76,9 @@ def test_rank_0_may_speak_first(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Catches: a rank whose early end has the launcher end rank 0 before it has said why."""
+    """Catches: a rank whose early end has the launcher end rank 0 before it has spoken, or that names itself twice."""
     waited: list[float] = []
     monkeypatch.setattr(refusal.time, "sleep", waited.append)
-    assert refusal.refuse("no", Launch("torchrun", rank, 4, local_rank, 2)) == 2
+    assert refusal.refuse("rank 2: no", Launch("torchrun", rank, 6, local_rank, 2)) == 2
     assert bool(waited) == waits
     assert capsys.readouterr().err.strip() == said
