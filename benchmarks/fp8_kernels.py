@@ -6,27 +6,25 @@ narrow   one pass: x / scale in fp8, as it lies, transposed, or both; one read f
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit  # which reads annotations, and knows no types but its own
 def _narrow(
-    x: Any,
-    scale: Any,
-    plain: Any,
-    turned: Any,
-    rows: Any,
-    cols: Any,
+    x,
+    scale,
+    plain,
+    turned,
+    rows,
+    cols,
     PLAIN: tl.constexpr,  # noqa: N803
     TURNED: tl.constexpr,  # noqa: N803
     TALL: tl.constexpr,  # noqa: N803
     WIDE: tl.constexpr,  # noqa: N803
-) -> None:
+):
     """One tile of x [rows, cols]; the transposed copy is turned in registers, so that both writes are whole lines."""
     r = tl.program_id(0).to(tl.int64) * TALL + tl.arange(0, TALL)
     c = tl.program_id(1).to(tl.int64) * WIDE + tl.arange(0, WIDE)
@@ -40,8 +38,8 @@ def _narrow(
         tl.store(turned + c[:, None] * rows + r[None, :], tl.trans(small), mask=across)
 
 
-@triton.jit
-def _amax(x: Any, out: Any, size: Any, BLOCK: tl.constexpr, TIMES: tl.constexpr) -> None:  # noqa: N803
+@triton.jit  # which reads annotations, and knows no types but its own
+def _amax(x, out, size, BLOCK: tl.constexpr, TIMES: tl.constexpr):  # noqa: N803
     """Sizes of non-negative floats are in the order of their bits, so an integer maximum will do."""
     start = tl.program_id(0).to(tl.int64) * BLOCK * TIMES
     most = tl.zeros([BLOCK], tl.float32)
