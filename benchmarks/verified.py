@@ -14,6 +14,7 @@ from stretto.testing import Pool
 from stretto.verify import Comparison, against_twin
 from stretto.verify.compare import ROUNDING, TOLERANCE
 from stretto.verify.matrix import DTYPES, VERIFIED, Combination, example, options_of, used_up
+from stretto.verify.twin import OTHERWISE
 from stretto.world import World
 
 Measure = Callable[[Combination], str]
@@ -34,8 +35,8 @@ with every one off; with dropout only on, and with recomputation alone only off.
 
 A figure is the largest relative error of all that is compared. It may be {TOLERANCE["fp64"]:g} in fp64 and
 {TOLERANCE["fp32"]:g} in fp32. In bf16, rounding shows in one process too: there an error against fp64 may be twice that
-of one process in bf16, where that is the largest of the layers, or twice a rounding step of {ROUNDING["bf16"]:g}, and a
-figure is the share of it that is taken up, root mean square over all that is compared.
+of the same tensor on one process in bf16, the largest of {1 + OTHERWISE} runs that round differently, or twice a
+rounding step of {ROUNDING["bf16"]:g}; and a figure is the largest share of what is allowed.
 
 All of it runs on CPU, over Gloo; the errors on GPUs are in `benchmarks/results`. The tests compare again what is
 neither dropped nor computed again, in every dtype, and in fp64 light recomputation, and dropout with recomputation of
@@ -73,7 +74,7 @@ def ranks_of(of: Combination) -> int:
 def measured(pool: Pool, of: Combination) -> str:
     """What the page says of it. Raises ArithmeticError when an error is too large."""
     found = [pool.run(ranks_of(of), verify, of, options, timeout=300.0)[0] for options in options_of(of)]
-    share = max(used_up(each, of.dtype) for each in found)
+    share = max(used_up(each) for each in found)
     if not share <= 1:
         raise ArithmeticError(f"{of}: {[d.name for each in found for d in each.failures][:5]}")
     if of.dtype in ROUNDING:

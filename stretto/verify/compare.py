@@ -24,7 +24,7 @@ by 0.1 and more."""
 
 ROUNDING = {"bf16": 2.0**-8}
 """Where rounding is coarse a run is held against fp64, and may be twice as wrong as one process of its own dtype is;
-an error below one rounding step is none."""
+an error below one rounding step, half of the last place, is none."""
 
 ROUNDING_FP8 = 2.0**-4
 """The same of a run with products in fp8, of 3 bits of mantissa."""
@@ -78,6 +78,8 @@ class Trace:
     """What a run showed, step by step; of activations, what the first step showed."""
 
     initial: Mapping[str, Tensor]
+    start: Mapping[str, Tensor]
+    """The weights that it began from."""
     losses: tuple[float, ...]
     norms: tuple[float, ...]
     evaluations: tuple[float, ...]
@@ -141,6 +143,7 @@ def trace(session: Session, weights: Mapping[str, Tensor], batches: Sequence[Bat
         evaluations.append(session.evaluate(batch))
     return Trace(
         initial,
+        weights,
         tuple(losses),
         tuple(norms),
         tuple(evaluations),
@@ -151,10 +154,8 @@ def trace(session: Session, weights: Mapping[str, Tensor], batches: Sequence[Bat
     )
 
 
-def differences(
-    one: Trace, other: Trace, start: Mapping[str, Tensor], *, ord: float = float("inf")
-) -> dict[Quantity, float]:
-    """Relative errors of activations, losses, norms, gradients and updates; `start` are the weights both began from.
+def differences(one: Trace, other: Trace, *, ord: float = float("inf")) -> dict[Quantity, float]:
+    """Relative errors of activations, losses, norms, gradients and updates.
 
     `ord` is the vector norm in which tensors are measured: the largest element shows a single wrong one, the 2-norm
     is steadier where rounding is coarse. Raises ValueError when the two have different parameters or modules.
@@ -165,7 +166,7 @@ def differences(
     found |= {
         Quantity(1, "activation gradient", n): e for n, e in errors(backward, other.seen.gradients, ord=ord).items()
     }
-    before = (start, start)
+    before = (one.start, other.start)
     for k, (grads, theirs) in enumerate(zip(one.grads, other.grads, strict=True)):
         _same("parameters", grads, theirs)
         step = k + 1
@@ -177,7 +178,7 @@ def differences(
             for run, was in zip((one, other), before, strict=True)
         ]
         # A weight cannot be told from one a unit in the last place away, nor can its update.
-        grain = {n: 2 * torch.finfo(w.dtype).eps * _norm(w, ord) for n, w in start.items()}
+        grain = {n: 2 * torch.finfo(w.dtype).eps * _norm(w, ord) for n, w in one.start.items()}
         found |= {Quantity(step, "update", n): e for n, e in errors(*updates, ord=ord, grain=grain).items()}
         evaluations = one.evaluations[k], other.evaluations[k]
         found[Quantity(step, "evaluation")] = _ratio(abs(evaluations[0] - evaluations[1]), abs(evaluations[0]))

@@ -67,16 +67,9 @@ def combination(args: Arguments) -> Combination:
     return Combination(tensor, pipeline, data, activations, r.dtype, other)
 
 
-def used_up(found: Comparison, dtype: str) -> float:
-    """How much of what is allowed the errors take up: more than 1 is wrong, as is a replica that differs.
-
-    In fp64 and fp32 it is the worst quantity's share. In bf16 what a quantity is allowed is itself the error of one
-    process, one draw of chance, and single small tensors exceed it: there it is the root mean square of all shares.
-    """
-    if found.unequal or any(d.exceeds for d in found.of("initial weight")):
-        return math.inf
-    shares = [d.error / d.limit for d in found.differences if d.limit]
-    return math.sqrt(sum(s * s for s in shares) / len(shares)) if dtype in ROUNDING else max(shares)
+def used_up(found: Comparison) -> float:
+    """How much of what is allowed the worst error takes up: more than 1 is wrong, as is a replica that differs."""
+    return math.inf if found.unequal else max(d.severity for d in found.differences)
 
 
 def untested(args: Arguments) -> str | None:

@@ -11,8 +11,8 @@ from stretto.arguments.schema import Arguments
 from stretto.layout import Layout
 from stretto.params import ParamSpec
 from stretto.testing import Pool
-from stretto.verify import Quantity, build, random_batch, random_weights
-from stretto.verify.twin import over_layers
+from stretto.verify import build, random_batch, random_weights
+from stretto.verify.twin import nudged
 from stretto.verify.watch import WIDTH
 from stretto.world import World
 
@@ -174,16 +174,13 @@ def test_a_watched_step_sees_every_module_once_in_forward_order(pool: Pool) -> N
     assert all((g[-1] == 0).all() and g[0].any() for g in gradients.values())
 
 
-def test_a_tensor_that_was_lucky_is_measured_by_its_like() -> None:
-    """In bf16. Catches steps, kinds, or parameters of another role taken for the same."""
-    errors = {
-        Quantity(1, "gradient", "model.layers.0.mlp.up_proj.bias"): 0.01,
-        Quantity(1, "gradient", "model.layers.11.mlp.up_proj.bias"): 0.03,
-        Quantity(2, "gradient", "model.layers.0.mlp.up_proj.bias"): 0.5,
-        Quantity(1, "update", "model.layers.0.mlp.up_proj.bias"): 0.6,
-        Quantity(1, "gradient", "model.layers.0.mlp.down_proj.bias"): 0.7,
-        Quantity(1, "gradient", "model.norm.weight"): 0.8,
-        Quantity(1, "loss"): 0.9,
-    }
-    assert list(over_layers(errors).values()) == [0.03, 0.03, 0.5, 0.6, 0.7, 0.8, 0.9]
-    assert list(over_layers(errors)) == list(errors)
+def test_nudged_weights_are_the_same_but_for_what_bf16_cannot_hold() -> None:
+    """Catches weights that stay as they are, all round as before, or are other ones; and a zero that is none."""
+    weights = {"w": torch.randn(4000, generator=torch.Generator().manual_seed(0)), "zero": torch.zeros(3)}
+    moved, again = nudged(weights, 2.0**-8, 1), nudged(weights, 2.0**-8, 2)
+    assert not moved["zero"].any()
+    last_place = 2.0 ** weights["w"].abs().log2().floor() / 128  # 7 bits follow the first
+    assert ((moved["w"] - weights["w"]).abs() <= last_place / 7.9).all()
+    elsewhere = moved["w"].bfloat16() != weights["w"].bfloat16()
+    assert 0.02 < elsewhere.double().mean() < 0.12
+    assert not torch.equal(moved["w"].bfloat16(), again["w"].bfloat16())
