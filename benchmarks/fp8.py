@@ -60,10 +60,10 @@ def products(n: int, d_in: int, d_out: int, bench: Bench) -> Times:
         "add fp32 to fp32": bench.ms(lambda: total.add_(wide)),
     }
     one = torch.ones((), device=bench.device)
-    x8, x8_t = fp8.narrow_both(x, one, E4M3)
-    w8, w8_t = fp8.narrow_both(w, one, E4M3)
+    x8, x8_t = fp8.narrow_both(x, one, dtype=E4M3)
+    w8, w8_t = fp8.narrow_both(w, one, dtype=E4M3)
     for kind in ("tensor", "row"):
-        dy8, dy8_t = fp8.narrow_both(dy, one, E5M2 if kind == "tensor" else E4M3)
+        dy8, dy8_t = fp8.narrow_both(dy, one, dtype=E5M2 if kind == "tensor" else E4M3)
 
         def product(a: Tensor, b: Tensor, fast: bool, out: torch.dtype = torch.bfloat16, kind: str = kind) -> Tensor:
             ones = partial(torch.ones, device=bench.device)
@@ -82,25 +82,25 @@ def products(n: int, d_in: int, d_out: int, bench: Bench) -> Times:
 def passes(n: int, d: int, bench: Bench) -> Times:
     """The passes over one matrix [n, d] that make fp8 copies of it."""
     x = bench.random(n, d)
-    scale, rows = fp8.scale_of(fp8.amax(x), E4M3), fp8.scale_of(fp8.row_amax(x), E4M3)
-    compiled = {f: torch.compile(f, dynamic=False) for f in (fp8.amax, fp8.row_amax, fp8.narrow, fp8.narrow_across)}
-    compiled[fp8.narrow_both] = torch.compile(fp8.narrow_both, dynamic=False)
+    scale = fp8.scale(x, dtype=E4M3)
+    functions = (fp8.scale, fp8.narrow, fp8.narrow_across, fp8.narrow_both, fp8.narrow_rows)
+    compiled = {f: torch.compile(f, dynamic=False) for f in functions}
     triton = partial(fp8_kernels.narrow, x, scale, E4M3)
     times = {
-        "amax": bench.ms(lambda: compiled[fp8.amax](x)),
-        "amax, Triton": bench.ms(lambda: fp8_kernels.amax(x)),
-        "row amax": bench.ms(lambda: compiled[fp8.row_amax](x)),
-        "narrow": bench.ms(lambda: compiled[fp8.narrow](x, scale, E4M3)),
-        "narrow by rows": bench.ms(lambda: compiled[fp8.narrow](x, rows, E4M3)),
-        "narrow across": bench.ms(lambda: compiled[fp8.narrow_across](x, scale, E4M3)),
-        "narrow both": bench.ms(lambda: compiled[fp8.narrow_both](x, scale, E4M3)),
+        "scale": bench.ms(lambda: compiled[fp8.scale](x, dtype=E4M3)),
+        "scale, Triton": bench.ms(lambda: fp8_kernels.amax(x)),
+        "narrow": bench.ms(lambda: compiled[fp8.narrow](x, scale, dtype=E4M3)),
+        "narrow across": bench.ms(lambda: compiled[fp8.narrow_across](x, scale, dtype=E4M3)),
+        "narrow both": bench.ms(lambda: compiled[fp8.narrow_both](x, scale, dtype=E4M3)),
+        "narrow rows": bench.ms(lambda: compiled[fp8.narrow_rows](x)),
         "narrow, Triton": bench.ms(partial(triton, plain=True, turned=False)),
         "narrow across, Triton": bench.ms(partial(triton, plain=False, turned=True)),
+        "narrow rows, Triton": bench.ms(lambda: fp8_kernels.narrow_rows(x)),
     }
     for tile, warps in (((64, 64), 4), ((64, 128), 4), ((128, 64), 4), ((128, 128), 8)):
         run = partial(triton, plain=True, turned=True, tile=tile, warps=warps)
         times[f"narrow both, Triton {tile[0]}x{tile[1]}"] = bench.ms(run)
-    wanted = fp8.narrow_both(x, scale, E4M3)
+    wanted = fp8.narrow_both(x, scale, dtype=E4M3)
     for mine, want in zip(triton(plain=True, turned=True), wanted, strict=True):
         off = (mine.float() != want.float()).float().mean().item()
         print(f"    the Triton copy differs from torch's in {off:.1e} of its elements")
@@ -121,8 +121,8 @@ def recipes(shape: Shape, tables: dict[str, Times], each_pass: dict[int, Times])
         options = [ms for key, ms in each_pass[width].items() if key == name or key.startswith(f"{name}, Triton")]
         return min(options) * elements / (n * width)
 
-    def of(copies: str, measure: str, elements: float) -> float:
-        return a_pass(measure, elements) + a_pass(copies, elements)
+    def of(copies: str, elements: float) -> float:
+        return a_pass("scale", elements) + a_pass(copies, elements)
 
     totals: dict[str, Times] = {}
 
@@ -143,15 +143,13 @@ def recipes(shape: Shape, tables: dict[str, Times], each_pass: dict[int, Times])
                 recipe = f"tensorwise, {fast} gradients{out}"
                 book(recipe, "products", ahead + t[f"{back} weight gradient{out}"])
                 book(recipe, "adding", t[add] * (1 - first if out else 1))
-                book(recipe, "passes", of("narrow both", "amax", tokens + weights * first))
+                book(recipe, "passes", of("narrow both", tokens + weights * first))
             recipe = f"tensorwise, {fast} gradients, weight gradient in bf16"
             book(recipe, "products", ahead + hp)
-            book(recipe, "passes", of("narrow", "amax", tokens) + of("narrow both", "amax", weights * first))
+            book(recipe, "passes", of("narrow", tokens) + of("narrow both", weights * first))
             recipe = f"rowwise, {fast} gradients, weight gradient in bf16"
             book(recipe, "products", t["row fast forward"] + t[f"row {fast} input gradient"] + hp)
-            book(
-                recipe, "passes", of("narrow by rows", "row amax", tokens) + of("narrow both", "amax", weights * first)
-            )
+            book(recipe, "passes", a_pass("narrow rows", tokens) + of("narrow both", weights * first))
     return totals
 
 

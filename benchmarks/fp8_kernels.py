@@ -30,7 +30,7 @@ def _narrow(
     c = tl.program_id(1).to(tl.int64) * WIDE + tl.arange(0, WIDE)
     inside = (r[:, None] < rows) & (c[None, :] < cols)
     wide = tl.load(x + r[:, None] * cols + c[None, :], mask=inside, other=0.0).to(tl.float32)
-    small = (wide / tl.load(scale)).to(plain.dtype.element_ty)
+    small = (wide * (1 / tl.load(scale))).to(plain.dtype.element_ty)
     if PLAIN:
         tl.store(plain + r[:, None] * cols + c[None, :], small, mask=inside)
     if TURNED:
@@ -47,6 +47,27 @@ def _amax(x, out, size, BLOCK: tl.constexpr, TIMES: tl.constexpr):  # noqa: N803
         at = start + i * BLOCK + tl.arange(0, BLOCK)
         most = tl.maximum(most, tl.abs(tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)))
     tl.atomic_max(out, tl.max(most, 0))
+
+
+@triton.jit  # which reads annotations, and knows no types but its own
+def _narrow_row(x, scale, out, width, LEAST: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+    """One row, held while its largest is looked for."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    wide = tl.load(x + row * width + at, mask=at < width, other=0.0).to(tl.float32)
+    unit = tl.maximum(tl.max(tl.abs(wide), 0), LEAST) / MOST
+    tl.store(scale + row, unit)
+    tl.store(out + row * width + at, (wide * (1 / unit)).to(out.dtype.element_ty), mask=at < width)
+
+
+def narrow_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`stretto.tensor_parallel.fp8.narrow_rows`: x [n, d] -> [n, d] in e4m3, and scales [n, 1]."""
+    rows, width = x.shape
+    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(width)
+    _narrow_row[(rows,)](x, scale, out, width, 1e-30, 448.0, block, num_warps=min(16, max(4, block // 1024)))
+    return out, scale
 
 
 def narrow(

@@ -41,52 +41,55 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 _LEAST = 1e-30  # what is smaller counts as zeros: its scale, and a product of two, must stay normal numbers in fp32
 
 
-def amax(x: Tensor) -> Tensor:
-    """The largest size in a tensor, [] in fp32."""
-    return x.abs().amax().float()
+def scale(x: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """What numbers of `dtype` are multiplied by to mean those of x, [n, d] -> [1, 1] in fp32."""
+    return _meaning(x.abs().amax(), dtype).view(1, 1)
 
 
-def row_amax(x: Tensor) -> Tensor:
-    """[n, d] -> [n, 1] in fp32."""
-    return x.abs().amax(-1, keepdim=True).float()
+def row_scale(x: Tensor) -> Tensor:
+    """The same in e4m3 for each row, [n, d] -> [n, 1]."""
+    return _meaning(x.abs().amax(-1, keepdim=True), E4M3)
 
 
-def column_amax(x: Tensor) -> Tensor:
-    """[n, d] -> [1, d] in fp32."""
-    return x.abs().amax(0, keepdim=True).float()
+def column_scale(x: Tensor) -> Tensor:
+    """And for each column, [n, d] -> [1, d]."""
+    return _meaning(x.abs().amax(0, keepdim=True), E4M3)
 
 
-def scale_of(largest: Tensor, dtype: torch.dtype) -> Tensor:
-    """What numbers of `dtype` are multiplied by to mean those up to `largest`."""
-    return largest.clamp(min=_LEAST) / torch.finfo(dtype).max
+def narrow(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """x [n, d] in units of its scale, rounded to `dtype`."""
+    return (x.float() * (1 / scale)).to(dtype)
 
 
-def narrow(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """x [n, d] in units of scale ([], [n, 1] or [1, d]), rounded to `dtype`."""
-    return (x.float() / scale).to(dtype)
-
-
-def narrow_across(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def narrow_across(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
     """The same as [d, n]: where tokens are summed over, they must lie next to each other."""
-    return narrow(x, scale, dtype).t().contiguous()
+    return narrow(x, scale, dtype=dtype).t().contiguous()
 
 
-def narrow_both(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def narrow_both(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """[n, d] and [d, n]."""
-    small = narrow(x, scale, dtype)
+    small = narrow(x, scale, dtype=dtype)
     return small, small.t().contiguous()
 
 
-def _scale(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return scale_of(amax(x), dtype)
+def narrow_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of x [n, d] in units of its own scale, in e4m3, and the scales [n, 1]: one pass, a row at a time."""
+    scale = row_scale(x)
+    return narrow(x, scale, dtype=E4M3), scale
 
 
-def _row_scale(x: Tensor) -> Tensor:
-    return scale_of(row_amax(x), E4M3)
+def narrow_cut_rows(x: Tensor, scale: Tensor) -> Tensor:
+    """The same where the scales had to be agreed on."""
+    return narrow(x, scale, dtype=E4M3)
 
 
-def _column_scale(x: Tensor) -> Tensor:
-    return scale_of(column_amax(x), E4M3)
+def narrow_columns(x: Tensor, scale: Tensor) -> Tensor:
+    """Each column of x [n, d] in units of its own scale, as [d, n] in e4m3."""
+    return narrow_across(x, scale, dtype=E4M3)
+
+
+def _meaning(largest: Tensor, dtype: torch.dtype) -> Tensor:
+    return largest.float().clamp(min=_LEAST) / torch.finfo(dtype).max
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,10 @@ class Fp8:
 
     def __init__(self, tp: Axis, fuse: Callable[[Callable[..., Any]], Callable[..., Any]] = unfused) -> None:
         self.tp = tp
+        self.scale, self.row_scale, self.column_scale = fuse(scale), fuse(row_scale), fuse(column_scale)
         self.narrow, self.narrow_across, self.narrow_both = fuse(narrow), fuse(narrow_across), fuse(narrow_both)
-        self.scale, self.row_scale, self.column_scale = fuse(_scale), fuse(_row_scale), fuse(_column_scale)
+        self.narrow_rows = fuse(narrow_rows)
+        self.narrow_cut_rows, self.narrow_columns = fuse(narrow_cut_rows), fuse(narrow_columns)
         self._steady: dict[nn.Parameter, Weight] | None = None
 
     @contextmanager
@@ -120,9 +125,9 @@ class Fp8:
     def weight(self, weight: nn.Parameter, *, column: bool) -> Weight:
         """W in fp8; `column` says that its rows are cut over tp, else its columns are."""
         if self._steady is None:
-            return self.make(weight.detach(), column=column)
+            return self.make(weight.data, column=column)
         if weight not in self._steady:
-            self._steady[weight] = self.make(weight.detach(), column=column)
+            self._steady[weight] = self.make(weight.data, column=column)
         return self._steady[weight]
 
     def make(self, weight: Tensor, *, column: bool) -> Weight:
@@ -139,30 +144,30 @@ class Tensorwise(Fp8):
 
     def make(self, weight: Tensor, *, column: bool) -> Weight:
         del column  # either way each rank has a part
-        scale = self.agreed(self.scale(weight, E4M3), cut=True)
-        plain, across = self.narrow_both(weight, scale, E4M3)
+        scale = self.agreed(self.scale(weight, dtype=E4M3), cut=True)
+        plain, across = self.narrow_both(weight, scale, dtype=E4M3)
         return Weight(plain, scale, across, scale)
 
     def forward(
         self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool
     ) -> tuple[Tensor, Factor]:
-        flat = rows(x)
-        scale = self.agreed(self.scale(flat, E4M3), cut=not column)
+        flat = _bare(x)
+        scale = self.agreed(self.scale(flat, dtype=E4M3), cut=not column)
         w = self.weight(weight, column=column)
         if keep:
-            plain, across = self.narrow_both(flat, scale, E4M3)
+            plain, across = self.narrow_both(flat, scale, dtype=E4M3)
             kept: Factor = (scale, across)
         else:
-            plain, kept = self.narrow(flat, scale, E4M3), (scale,)
+            plain, kept = self.narrow(flat, scale, dtype=E4M3), (scale,)
         return _shaped(_product(plain, w.plain, scale, w.plain_scale, x.dtype, fast=True), x, bias), kept
 
     def again(self, x: Tensor, kept: Factor) -> Factor:
-        return kept[0], self.narrow_across(rows(x), kept[0], E4M3)
+        return kept[0], self.narrow_across(_bare(x), kept[0], dtype=E4M3)
 
     def backward(self, dy: Tensor, weight: nn.Parameter, *, column: bool) -> tuple[Tensor, Factor]:
-        flat = rows(dy)
-        scale = self.agreed(self.scale(flat, E5M2), cut=column)
-        plain, across = self.narrow_both(flat, scale, E5M2)
+        flat = _bare(dy)
+        scale = self.agreed(self.scale(flat, dtype=E5M2), cut=column)
+        plain, across = self.narrow_both(flat, scale, dtype=E5M2)
         w = self.weight(weight, column=column)
         return _shaped(_product(plain, w.across, scale, w.across_scale, dy.dtype), dy), (scale, across)
 
@@ -175,18 +180,24 @@ class Rowwise(Fp8):
     """A scale for each row of a factor; the weight gradient in the dtype of the activations."""
 
     def make(self, weight: Tensor, *, column: bool) -> Weight:
-        by_row = self.agreed(self.row_scale(weight), cut=not column)
+        plain, by_row = self.rows(weight, cut=not column)
         by_column = self.agreed(self.column_scale(weight), cut=column)
-        plain, across = self.narrow(weight, by_row, E4M3), self.narrow_across(weight, by_column, E4M3)
-        return Weight(plain, by_row.t(), across, by_column)
+        return Weight(plain, by_row.t(), self.narrow_columns(weight, by_column), by_column)
+
+    def rows(self, x: Tensor, *, cut: bool) -> tuple[Tensor, Tensor]:
+        """Each row of x [n, d] in units of its scale, and the scales; `cut` says that tp has parts of the rows."""
+        if cut and self.tp.size > 1:
+            scale = self.agreed(self.row_scale(x), cut=True)
+            return self.narrow_cut_rows(x, scale), scale
+        plain, scale = self.narrow_rows(x)
+        return plain, scale
 
     def forward(
         self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool
     ) -> tuple[Tensor, Factor]:
-        flat = rows(x)
-        scale = self.agreed(self.row_scale(flat), cut=not column)
+        plain, scale = self.rows(_bare(x), cut=not column)
         w = self.weight(weight, column=column)
-        y = _product(self.narrow(flat, scale, E4M3), w.plain, scale, w.plain_scale, x.dtype, fast=True)
+        y = _product(plain, w.plain, scale, w.plain_scale, x.dtype, fast=True)
         return _shaped(y, x, bias), (x,) if keep else ()
 
     def again(self, x: Tensor, kept: Factor) -> Factor:
@@ -194,10 +205,9 @@ class Rowwise(Fp8):
         return (x,)
 
     def backward(self, dy: Tensor, weight: nn.Parameter, *, column: bool) -> tuple[Tensor, Factor]:
-        flat = rows(dy)
-        scale = self.agreed(self.row_scale(flat), cut=column)
+        plain, scale = self.rows(_bare(dy), cut=column)
         w = self.weight(weight, column=column)
-        dx = _product(self.narrow(flat, scale, E4M3), w.across, scale, w.across_scale, dy.dtype)
+        dx = _product(plain, w.across, scale, w.across_scale, dy.dtype)
         return _shaped(dx, dy), (dy,)
 
     def add(self, total: Tensor, fresh: bool, dy: Factor, x: Factor) -> None:
@@ -225,6 +235,11 @@ def _product(
     """
     y: Tensor = torch._scaled_mm(a, b.t(), a_scale, b_scale, out_dtype=dtype, use_fast_accum=fast, out=out)
     return y
+
+
+def _bare(x: Tensor) -> Tensor:
+    """[.., d] -> [n, d], to the compiler no view of anything: it would make each pass anew for each kind of view."""
+    return rows(x).data
 
 
 def _shaped(y: Tensor, like: Tensor, bias: Tensor | None = None) -> Tensor:

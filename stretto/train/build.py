@@ -51,7 +51,8 @@ def build(args: Arguments, state: ParallelState) -> Built:
     microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
     program = lower(schedule_for(args.parallel.schedule, axis.size, microbatches), DDP)
     direct, fuse, tp = DirectGradients(), fused if args.run.compile else unfused, state.axis("tp")
-    fp8 = None if args.run.fp8 == "none" else RECIPES[args.run.fp8](tp, fuse)
+    passes = partial(fused, dynamic=True) if args.run.compile else unfused
+    fp8 = None if args.run.fp8 == "none" else RECIPES[args.run.fp8](tp, passes)
     place = Build(
         tp,
         args.parallel.sequence_parallel,
