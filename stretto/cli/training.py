@@ -165,7 +165,7 @@ class Work:
         lines = JsonLines(paths.metrics, after=after)
         live = LiveProgress(console, steps=args.run.steps, after=after, log_every=args.run.log_every)
         board = [TensorBoard(paths.tensorboard, last=lines.last)] if args.run.tensorboard else []
-        return Everyone([lines, StartUp(self.timeline, world, live.say), live, *board])
+        return Everyone([lines, StartUp(self.timeline, world, partial(live.say, by_words=True)), live, *board])
 
     def _conclude(self, outcome: Outcome, code: int) -> None:
         """How to go on; or, after the last step, how the model goes on from the prompt, and the table."""

@@ -62,11 +62,11 @@ class LiveProgress:
         both.add_row(figures)
         return both
 
-    def say(self, line: str) -> None:
-        """A line of its own, above what is kept up to date."""
+    def say(self, line: str, *, by_words: bool = False) -> None:
+        """A line of its own, above what is kept up to date; `by_words`, a terminal breaks it between words."""
         # When nobody reads any more (`| head`, a closed `tee`), rich ends the program; the run goes on, unheard.
         with suppress(SystemExit, BrokenPipeError):
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, soft_wrap=not (by_words and self.console.is_terminal))
 
     def _left(self, step: int) -> timedelta:
         """Time until the last step, at the speed so far."""

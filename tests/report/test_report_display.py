@@ -54,6 +54,20 @@ def test_a_file_has_a_line_for_each_report() -> None:
     assert lines[2].endswith("step-00099990")
 
 
+def test_a_terminal_breaks_a_long_line_between_words_and_a_file_not_at_all() -> None:
+    line = "start-up 6.0 s: " + ", ".join(f"phase{i} 1.0 s" for i in range(9))
+    said = {}
+    for terminal in (True, False):
+        out = io.StringIO()
+        console = Console(file=out, width=60, force_terminal=terminal, color_system=None)
+        LiveProgress(console, steps=1, after=0, log_every=1).say(line, by_words=True)
+        said[terminal] = out.getvalue()
+    assert said[False] == f"{line}\n"
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said[True])
+    assert line.split() == plain[plain.index("start-up") :].split()[: len(line.split())]
+    assert all(len(row) <= 60 for row in plain.splitlines())
+
+
 def test_log_every_thins_the_lines() -> None:
     assert len(shown(80, terminal=False, log_every=7).splitlines()) == 2
 
