@@ -105,6 +105,7 @@ class _Diagnosis:
         return [
             f"Activations and their gradients are equal, but not the gradient of {_names(some)}, by "
             f"{some[0].error:.1e}{_times(some[0])}. {some[0].quantity.of} is {self._place(some[0].quantity.of)}."
+            f"{self._undeclared(some[0].quantity.of)}"
             for some in alike[:_NAMED]
         ]
 
@@ -192,6 +193,14 @@ class _Diagnosis:
         sums = [f"a part on each rank of {', '.join(parts)}, which {_at(sum_partial_gradients)} adds up"] * bool(parts)
         sums += [f"summed over {', '.join(replicas)} by {_at(Bucket)}"] * bool(replicas)
         return "; ".join(sums) or "whole on each rank, so nobody sums it"
+
+    def _undeclared(self, name: str) -> str:
+        """What speaks against a declaration by which every tensor-parallel rank has the whole gradient."""
+        spec = _spec(self.places[name])
+        cut = any(s.axis == "tp" for s in spec.shard) or "tp" in spec.sum_grad
+        if cut or self._sizes["tp"] == 1 or not any(each.partition("/")[2] == name for each in self.found.unequal):
+            return ""
+        return " Yet its replicas differ: where each rank has a part of it, sum_grad of its ParamSpec must name tp."
 
     @property
     def _sizes(self) -> dict[str, int]:

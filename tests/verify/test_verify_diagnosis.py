@@ -23,7 +23,8 @@ from stretto.arguments.schema import Arguments
 from stretto.collectives import Done
 from stretto.distributed import bucket, data_parallel
 from stretto.layout import Layout
-from stretto.models import block
+from stretto.models import block, norm
+from stretto.params import Init, ParamSpec
 from stretto.report.comparison import as_data, comparison
 from stretto.tensor_parallel import RowParallelLinear, mappings
 from stretto.testing import Pool
@@ -47,12 +48,17 @@ def _third_layer_louder(self: block.Block, x: Tensor, rotation: Any, _samples: A
     return x + self.mlp(self.post_attention_layernorm(x)) * (1.0 + 1e-6 * self.self_attn.qkv_proj.build.tp.rank)
 
 
+def _whole_on_each_rank(shape: tuple[int, ...], init: Init, **_: Any) -> ParamSpec:
+    return ParamSpec(shape, init, weight_decay=False)
+
+
 FAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "bias before the sum": lambda: mock.patch.object(RowParallelLinear, "forward", _bias_in_every_part),
     "one rank off by a millionth": lambda: mock.patch.object(block.Block, "forward", _third_layer_louder),
     "no sum on the way back": lambda: mock.patch.object(
         mappings._CopyTo, "backward", staticmethod(lambda _, dy: (dy, None))
     ),
+    "parts not declared": lambda: mock.patch.object(norm, "replicated", _whole_on_each_rank),
     "parts not summed": lambda: mock.patch.object(data_parallel, "sum_partial_gradients"),
     "replicas not reduced": lambda: mock.patch.object(bucket, "all_reduce_", return_value=Done()),
     "norm of this rank alone": lambda: mock.patch.object(step, "grad_norm", _twice(step.grad_norm)),
@@ -82,7 +88,8 @@ def found_with(pool: Pool, fault: str, sizes: tuple[int, int, int], variant: int
     found, *others = pool.run(sizes[0] * sizes[1] * sizes[2], _compare, args, fault)
     assert all(other.differences == found.differences for other in others)
     assert not found.equal
-    return found, " ".join(where_to_look(found, args, places(args)))
+    with FAULTS[fault]():  # what a parameter's declaration says is read from the faulty model
+        return found, " ".join(where_to_look(found, args, places(args)))
 
 
 def first(found: Comparison, kind: Any) -> str | None:
@@ -125,6 +132,14 @@ def test_a_part_of_a_gradient_names_the_parameters_and_their_spec(pool: Pool) ->
     assert "a part on each rank of tp=2" in look
     assert "partial.py" in look
     assert found.unequal
+
+
+def test_a_part_of_a_gradient_that_no_spec_declares_is_told_from_its_replicas(pool: Pool) -> None:
+    """Each rank then steps by the part of its own tokens; what is declared says nothing of it."""
+    found, look = found_with(pool, "parts not declared", (2, 1, 1), SEQUENCE_PARALLEL)
+    assert "nobody sums it. Yet its replicas differ" in look
+    assert "sum_grad of its ParamSpec must name tp" in look
+    assert any("norm" in name for name in found.unequal)
 
 
 def test_a_gradient_that_is_not_reduced_names_the_axis(pool: Pool) -> None:
