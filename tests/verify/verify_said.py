@@ -408,6 +408,54 @@ COMMS = Said(
     ),
 )
 
+FP8 = Said(
+    "tests/tensor_parallel/test_tensor_parallel_fp8.py",
+    Fault(
+        "a scale that the ranks of tp do not agree on",
+        "tensor_parallel/fp8.py",
+        "return max_reduce(scale, self.tp) if cut else scale",
+        "return scale",
+    ),
+    Fault(
+        "gradients of activations in the format of the weights",
+        "tensor_parallel/fp8.py",
+        """        scale = self.agreed(self.scale(flat, dtype=E5M2), cut=column)
+        plain, across = self.narrow_both(flat, scale, dtype=E5M2)
+""",
+        """        scale = self.agreed(self.scale(flat, dtype=E4M3), cut=column)
+        plain, across = self.narrow_both(flat, scale, dtype=E4M3)
+""",
+    ),
+    Fault(
+        "one scale for all rows",
+        "tensor_parallel/fp8.py",
+        "return _meaning(x.abs().amax(-1, keepdim=True), E4M3)",
+        "return _meaning(x.abs().amax().expand(x.shape[0], 1), E4M3)",
+    ),
+    Fault(
+        "a weight that is not narrowed anew after an update",
+        "tensor_parallel/fp8.py",
+        """        finally:
+            self._steady = None
+""",
+        """        finally:
+            pass
+""",
+    ),
+    Fault(
+        "weight gradients of later microbatches not added",
+        "tensor_parallel/fp8.py",
+        "product(out=total) if fresh else total.add_(product())",
+        "product(out=total)",
+    ),
+    Fault(
+        "what is made again narrowed by another scale",
+        "tensor_parallel/fp8.py",
+        "return kept[0], self.narrow_across(_bare(x), kept[0], dtype=E4M3)",
+        "return kept[0], self.narrow_across(_bare(x), 2 * kept[0], dtype=E4M3)",
+    ),
+)
+
 SAID = (
     COLLECTIVES,
     PARAMS,
@@ -422,4 +470,5 @@ SAID = (
     LAYOUTS_OF_DROPOUT,
     COMMS,
     FAST,
+    FP8,
 )

@@ -1,0 +1,230 @@
+"""Products in fp8: the ones that are meant, as exact as the format allows, the same in every layout.
+
+Activations are fp32 here, so that what differs is the 8-bit numbers alone and not how bf16 rounds their products.
+Faults to catch: a scale that the ranks of tp do not agree on; gradients of activations in the format of the weights;
+one scale for all rows; a weight that is not narrowed anew after an update; weight gradients of later
+microbatches not added; what is made again narrowed by another scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from tensor_parallel_full import compare, draw, full_grads, mine, set_full
+from torch import Tensor, nn
+
+from stretto.arguments import parse
+from stretto.layout import Layout
+from stretto.parallel_state import ParallelState
+from stretto.params import Init
+from stretto.tensor_parallel import Build, ColumnParallelLinear, Pointwise, RowParallelLinear
+from stretto.tensor_parallel.fp8 import E4M3, E5M2, RECIPES, narrow, narrow_rows, scale
+from stretto.testing import Pool
+from stretto.verify import build, random_batch, random_weights
+from stretto.world import Axis, World
+
+pytestmark = pytest.mark.gloo
+
+S, B, IN, INNER, OUT = 8, 2, 32, 48, 16
+ALONE = Axis.single("tp")
+WORDS = "--hidden 32 --heads 4 --head-dim 16 --ffn 48 --layers 2 --vocab 61 --seq-len 16 --global-batch 4 "
+WORDS += "--micro-batch 2 --dtype bf16 --tp 1 --pp 1 --nproc 1"
+
+both_recipes = pytest.mark.parametrize("recipe", RECIPES)
+
+
+class Pair(nn.Module):
+    """Column, something between, row; the weights of one rank of tp are larger than the other's."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.up = ColumnParallelLinear(IN, INNER, build, bias=True, init=Init(std=1.0))
+        self.down = RowParallelLinear(INNER, OUT, build, bias=True, init=Init(std=1.0))
+        squash = Pointwise.of(torch.tanh, lambda dy, x: (dy * (1 - x.tanh() ** 2),), build)
+        self.between = squash
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(self.between(self.up(x)))
+        return out
+
+
+def place(tp: Axis, recipe: str | None, *, sp: bool = False, again: bool = False) -> Build:
+    products = RECIPES[recipe](tp) if recipe else None
+    return Build(tp, sp, torch.float32, again=again, products=products)
+
+
+def pair(at: Build) -> Pair:
+    model = Pair(at)
+    set_full(model)
+    return model
+
+
+def ran(at: Build) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """This rank's output and gradient of the input, and whole gradients of the weights."""
+    model = pair(at)
+    x = mine(draw((S, B, IN), "x").float(), at.tp, at.sequence_parallel).clone().requires_grad_()
+    y = model(x)
+    y.backward(mine(draw((S, B, OUT), "dy").float(), at.tp, at.sequence_parallel))
+    assert x.grad is not None
+    return {"y": y.detach(), "dx": x.grad}, full_grads(model, at.tp)
+
+
+def test_the_largest_number_becomes_the_largest_of_the_format() -> None:
+    x = draw((40, 30), "x").float() * 1e-3
+    for dtype, step in ((E4M3, 2**-4), (E5M2, 2**-3)):
+        unit = scale(x, dtype=dtype)
+        small = narrow(x, unit, dtype=dtype)
+        assert small.float().abs().max() == torch.finfo(dtype).max
+        # Half a unit in the last place; below the smallest normal number they stay as far apart.
+        room = step * x.abs().clamp(min=(torch.finfo(dtype).smallest_normal * unit).item())
+        assert ((small.float() * unit - x).abs() <= room).all()
+    small, units = narrow_rows(x)
+    assert (small.float().abs().amax(1) == torch.finfo(E4M3).max).all()
+    assert units.shape == (40, 1)
+
+
+def test_nothing_stays_nothing_and_what_is_no_number_none() -> None:
+    for x, same in (
+        (torch.zeros(4, 4), torch.zeros(4, 4)),
+        (torch.full((4, 4), torch.nan), torch.full((4, 4), torch.nan)),
+    ):
+        assert torch.equal(narrow(x, scale(x, dtype=E4M3), dtype=E4M3).float().nan_to_num(7.0), same.nan_to_num(7.0))
+        assert torch.equal(narrow_rows(x)[0].float().nan_to_num(7.0), same.nan_to_num(7.0))
+    x = torch.ones(4, 4)
+    x[2, 1] = torch.inf
+    assert not narrow(x, scale(x, dtype=E4M3), dtype=E4M3).float()[2, 1].isfinite()
+
+
+def rounded(x: Tensor, dtype: torch.dtype, dim: int | None = None) -> Tensor:
+    """x as fp8 leaves it, with a scale for the tensor, or for all that shares a place outside `dim`; in fp64."""
+    largest = x.abs().amax() if dim is None else x.abs().amax(dim, keepdim=True)
+    unit = largest / torch.finfo(dtype).max
+    return (x / unit).to(dtype).double() * unit.double()
+
+
+@both_recipes
+def test_the_three_products_are_those_of_rounded_factors(recipe: str) -> None:
+    """Which format, and along which dim a scale holds, worked out anew from what each product sums over."""
+    at = place(ALONE, recipe)
+    layer = ColumnParallelLinear(IN, INNER, at, bias=False, init=Init(std=1.0))
+    x, dy = (draw((S, B, n), name).float() for n, name in ((IN, "x"), (INNER, "dy")))
+    x *= torch.linspace(0.1, 9, B)[:, None]  # of tokens some are large
+    w = layer.weight.detach()
+    w.copy_(draw((INNER, IN), "w").float() * torch.linspace(0.1, 5, IN))
+    x.requires_grad_()
+    y = layer(x)
+    y.backward(dy)
+    flat, d = x.detach().reshape(-1, IN), dy.reshape(-1, INNER)
+    if recipe == "tensorwise":
+        wanted = {
+            "y": rounded(flat, E4M3) @ rounded(w, E4M3).t(),
+            "dx": rounded(d, E5M2) @ rounded(w, E4M3),
+            "dw": rounded(d, E5M2).t() @ rounded(flat, E4M3),
+        }
+    else:
+        wanted = {
+            "y": rounded(flat, E4M3, 1) @ rounded(w, E4M3, 1).t(),
+            "dx": rounded(d, E4M3, 1) @ rounded(w, E4M3, 0),
+            "dw": d.double().t() @ flat.double(),
+        }
+    assert x.grad is not None
+    found = {"y": y.detach().reshape(-1, INNER), "dx": x.grad.reshape(-1, IN), "dw": layer.weight.grad}
+    compare(recipe, found, wanted, tolerance=1e-5)
+    plain = {"y": flat.double() @ w.double().t(), "dx": d.double() @ w.double(), "dw": d.double().t() @ flat.double()}
+    for name, exact in plain.items():
+        error = ((found[name] - exact).norm() / exact.norm()).item()
+        assert error < 0.08, (name, error)
+        assert (error > 0.01) == (wanted[name] is not exact and not torch.equal(wanted[name], exact)), (name, error)
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+@both_recipes
+def test_a_layout_computes_what_one_process_does(pool: Pool, recipe: str, tp: int) -> None:
+    """To rounding in fp32: had a rank its own scales, its numbers would round otherwise, by a hundredth."""
+    pool.run(tp, _in_layouts, recipe)
+
+
+def _in_layouts(world: World, recipe: str) -> None:
+    with ParallelState.build(Layout.of(tp=world.size), world) as state:
+        tp = state.axis("tp")
+        wanted, weights = ran(place(ALONE, recipe))
+        for sp, again in product((False, True), repeat=2):
+            found, grads = ran(place(tp, recipe, sp=sp, again=again))
+            whole = {"y": mine(wanted["y"], tp, sp), "dx": mine(wanted["dx"], tp, sp)}
+            compare(f"sp={sp} again={again}", found, whole, tolerance=1e-5)
+            compare(f"sp={sp} again={again}", grads, weights, tolerance=1e-5)
+
+
+@both_recipes
+def test_what_is_made_again_is_narrowed_to_the_same_bits(recipe: str) -> None:
+    kept, again = (ran(place(ALONE, recipe, again=again)) for again in (False, True))
+    for one, other in zip(kept, again, strict=True):
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+class Sums:
+    """Accumulators in fp32 of one step."""
+
+    def __init__(self) -> None:
+        self.total: dict[nn.Parameter, Tensor] = {}
+
+    def expect(self, weight: nn.Parameter) -> None:
+        pass
+
+    def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        fresh = weight not in self.total
+        write(self.total.setdefault(weight, torch.full_like(weight, torch.nan)), fresh)
+
+
+@both_recipes
+def test_weight_gradients_of_microbatches_add_up(recipe: str) -> None:
+    sums = Sums()
+    at = Build(ALONE, False, torch.float32, accumulators=sums, products=RECIPES[recipe](ALONE))
+    model, single = pair(at), pair(place(ALONE, recipe))
+    for k in range(3):
+        for one in (model, single):
+            one(draw((S, B, IN), f"x{k}").float()).backward(draw((S, B, OUT), f"dy{k}").float())
+    for name in ("up", "down"):
+        total, wanted = sums.total[getattr(model, name).weight], getattr(single, name).weight.grad
+        compare(name, {name: total}, {name: wanted}, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("recompute", ["light", "block"])
+@both_recipes
+def test_recomputation_keeps_every_bit_of_a_step(recipe: str, recompute: str) -> None:
+    kept, again = (_trained(f"--fp8 {recipe} --recompute {how}") for how in ("none", recompute))
+    assert [name for name in kept if not torch.equal(kept[name], again[name])] == []
+
+
+def _trained(words: str) -> dict[str, Tensor]:
+    args = parse(f"{WORDS} {words}".split()).args
+    with build(args, Layout.of(), World.single()) as session:
+        session.load_full(random_weights(session, seed=0))
+        for step in range(2):
+            session.step(random_batch(args, seed=step))
+        return {f"gradient of {n}": g for n, g in session.full_grads().items()} | session.full_params()
+
+
+@both_recipes
+def test_weights_are_narrowed_once_a_step_and_anew_in_the_next(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = parse(f"{WORDS} --fp8 {recipe}".split()).args
+    made = 0
+
+    def counted(self: object, weight: Tensor, *, column: bool) -> object:
+        nonlocal made
+        made += 1
+        return make(self, weight, column=column)
+
+    make = RECIPES[recipe].make
+    monkeypatch.setattr(RECIPES[recipe], "make", counted)
+    batch = random_batch(args, seed=1)
+    with build(args, Layout.of(), World.single()) as session, build(args, Layout.of(), World.single()) as other:
+        session.load_full(random_weights(session, seed=0))
+        session.step(batch)
+        assert made == args.model.layers * 4  # two microbatches, forward and back
+        other.load_full(session.full_params())
+        assert session.evaluate(batch) == other.evaluate(batch)
+        assert session.step(batch) == other.step(batch)
