@@ -29,12 +29,19 @@ def communication_table(found: Communication, title: str) -> Group:
             f"{each.textbook:,.0f}",
             _note(each),
         )
-    parts: list[Table | Text] = [table, *(Text(str(each), style="red") for each in found.divergences)]
+    parts: list[Table | Text] = [table, *(Text(_origin(each)) for each in found.sent if each.off)]
+    parts += (Text(str(each), style="red") for each in found.divergences)
     if not found.divergences:
         parts.append(Text(f"all ranks of each group agree in operation, shape and dtype, {found.calls:,} calls in all"))
     verdict = "as expected" if found.right else "DIFFERENT from what is expected"
     parts.append(Text(f"{verdict}: what the step sends", style="bold green" if found.right else "bold red"))
     return Group(*parts)
+
+
+def _origin(sent: Sent) -> str:
+    """Who asked for what is not as it should be."""
+    asked = ", ".join(f"{calls:,} at {site}" for site, calls in sent.sites) or "no call"
+    return f"{sent.axis} {sent.op} of rank {sent.rank}: {asked}\n"
 
 
 def _note(sent: Sent) -> str:

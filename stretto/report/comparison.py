@@ -70,7 +70,9 @@ def _heading(found: Comparison, args: Arguments, twin: Layout) -> Table:
     steps = max((d.quantity.step for d in found.differences), default=0)
     rows = Table.grid(padding=(0, 2))
     also = ", sequence parallel" * p.sequence_parallel + f", {p.schedule}" * (p.pp > 1)
-    rows.add_row(Text(" layout", "dim"), f"{_named(_sizes(args))}{also}, {r.dtype} on {r.device}")
+    how = f"{r.dtype} on {r.device}" + f", fp8 {r.fp8}" * (r.fp8 != "none")
+    how += f", recompute {r.recompute}" * (r.recompute != "none")
+    rows.add_row(Text(" layout", "dim"), f"{_named(_sizes(args))}{also}, {how}")
     rows.add_row(Text(" against", "dim"), _named({axis: twin.size(axis) for axis in AXES}))
     rows.add_row(Text(" over", "dim"), f"{steps} updates of {b.global_batch} x {b.seq_len} tokens, some of them masked")
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,8 @@ class Sent:
     textbook: float
     off: tuple[int, ...]
     """Ranks that do not send what the textbook says, padding aside; `rank` is the first of them, or who sends most."""
+    sites: tuple[tuple[str, int], ...] = ()
+    """Where it is not what it should be: who in the program asked for it on `rank`, and for how many calls."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def communication(args: Arguments, layout: Layout, records: Mapping[int, Sequenc
         may = {rank: slack[rank] if key == ("dp-cp", "all_reduce") else 0.0 for rank in records}
         off = tuple(r for r in records if not -ROUNDING * should[r] <= more[r] <= may[r] + ROUNDING * should[r])
         rank = off[0] if off else max(records, key=lambda r: own[r].bytes)
-        sent.append(Sent(*key, rank, own[rank], should[rank], off))
+        sites = Counter(call.site for call in records[rank] if (call.axis, call.op) == key) if off else Counter()
+        sent.append(Sent(*key, rank, own[rank], should[rank], off, tuple(sites.most_common())))
     return Communication(sum(map(len, records.values())), tuple(sent), divergences(records))
 
 
