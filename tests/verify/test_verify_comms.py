@@ -96,5 +96,7 @@ def test_one_call_more_on_one_rank_is_found_and_shown(pool: Pool) -> None:
     assert not found.right
     assert [(d.channel, d.number) for d in found.divergences] == [(last.channel, last.number + 1)]
     assert [(s.axis, s.off) for s in found.sent if s.off] == [("tp", (1,))]
+    assert [dict(s.sites)["extra.py:7"] for s in found.sent if s.off] == [1]
+    assert "tp all_reduce of rank 1: " in shown(found)
     assert "extra.py:7" in shown(found)
     assert "not equal on 1" in shown(found)
