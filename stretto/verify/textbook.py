@@ -36,7 +36,8 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     at, step = layout.coords(rank), _Step(args, layout)
     part = stage_parts(args)[at["pp"]]
     found: Bytes = {}
-    for term in (step.borders(part), step.loss(part), step.messages(at["pp"]), step.gradients(part, at["tp"])):
+    terms = (step.borders(part), step.scales(part), step.loss(part), step.messages(at["pp"]))
+    for term in (*terms, step.gradients(part, at["tp"])):
         for key, size in term.items():
             found[key] = found.get(key, 0.0) + size
     for axis, numbers in (("dp-cp", 1), ("tp-pp", 1), ("tp-cp-dp-pp", 2)):
@@ -85,6 +86,20 @@ class _Step:
         if self.args.parallel.sequence_parallel:
             return {("tp", "all_gather"): both / 2 + entered, ("tp", "reduce_scatter"): (both + left) / 2}
         return {("tp", "all_reduce"): both + left}
+
+    def scales(self, part: StagePart) -> Bytes:
+        """Of what tp cuts, the ranks agree on the scales of 8-bit numbers, by their maximum, in fp32.
+
+        Once in a step for each of a layer's four matrices, and for each microbatch for two inputs and for two
+        gradients of outputs; for the inputs once more where the block is computed again. Rowwise there is a scale for
+        each token, and one of each matrix for each of its rows or columns that is not cut: the hidden size.
+        """
+        if self.args.run.fp8 == "none":
+            return {}
+        rowwise, again = self.args.run.fp8 == "rowwise", self.args.run.recompute == "block"
+        weights = 4 * (self.args.model.hidden if rowwise else 1)
+        others = (6 if again else 4) * self.microbatches * (self.tokens if rowwise else 1)
+        return {("tp", "max_reduce"): len(part.layers) * self.all_reduce("tp", 4 * (weights + others))}
 
     def loss(self, part: StagePart) -> Bytes:
         """Of each token the maximum of the logits, the sum of exponentials, and the label's logit."""
