@@ -21,10 +21,15 @@ FAST = Said(
     Fault(
         "an update that is compiled anew in later steps",
         "distributed/optimizer.py",
-        "self._update(master, narrow, bucket.grads, first, second, factor, *numbers, self.betas, self.eps)",
-        """numbers = [number.item() for number in numbers]
-            update = _update if self._update is _update else torch.compile(_update)
-            update(master, narrow, bucket.grads, first, second, factor, *numbers, self.betas, self.eps)""",
+        "self._update(master, narrow, bucket.grads, first, second,",
+        """update = self._update
+
+            def compiled_in(*given: Any) -> None:
+                plain = [x.item() if isinstance(x, Tensor) and x.dim() == 0 else x for x in given]
+                torch.compile(_update)(*plain)
+
+            update = update if update is _update else compiled_in
+            update(master, narrow, bucket.grads, first, second,""",
     ),
     Fault(
         "a bucket that does not hear of what has arrived",
