@@ -47,16 +47,18 @@ class AdamW:
     def step(self, lr: float, scale: Tensor | None = None) -> None:
         """Update masters and parameters from `scale` [] times the buckets' gradients."""
         self.steps += 1
+        corrections = lr / (1 - self.betas[0] ** self.steps), 1 - self.betas[1] ** self.steps
+        factor = 1.0 if scale is None else scale
+        # Numbers that change are tensors, filled on the device: as Python's they would be compiled in.
+        known: dict[tuple[bool, torch.dtype], list[Tensor]] = {}
         for bucket, master, (first, second) in zip(self.weights.all_buckets, self.masters, self.moments, strict=True):
-            decay = self.weight_decay if bucket.weight_decay else 0.0
-            # The numbers that change are tensors, filled on the device: as Python's they would be compiled in.
-            numbers = [
-                torch.full((), number, dtype=master.dtype, device=master.device)
-                for number in (1 - lr * decay, lr / (1 - self.betas[0] ** self.steps), 1 - self.betas[1] ** self.steps)
-            ]
-            factor = torch.ones_like(numbers[0]) if scale is None else scale.to(master.dtype)
+            numbers = known.setdefault((bucket.weight_decay, master.dtype), [])
+            if not numbers:
+                one = torch.ones((), dtype=master.dtype, device=master.device)
+                keep = 1 - lr * (self.weight_decay if bucket.weight_decay else 0.0)
+                numbers += [(one * number).to(one) for number in (factor, keep, *corrections)]
             narrow = bucket.weights if bucket.weights is not master else None
-            self._update(master, narrow, bucket.grads, first, second, factor, *numbers, self.betas, self.eps)
+            self._update(master, narrow, bucket.grads, first, second, *numbers, self.betas, self.eps)
 
     def slices(self) -> list[Slice]:
         """This rank's slices of the masters, under `model/`, and of the moments, under `exp_avg/` and `exp_avg_sq/`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
@@ -39,18 +41,25 @@ class Attention(nn.Module):
             init=Init(std=config.init_std),
         )
         self.o_proj = RowParallelLinear(config.heads * d, config.hidden, build, bias=config.bias, init=out_init)
-        self.q_norm = HeadNorm(d, parts.head_norm, build) if config.qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(d, parts.head_norm, build) if config.qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(d, parts.head_norm, build) if config.qk_norm else None
+        self.k_norm = HeadNorm(d, parts.head_norm, build) if config.qk_norm else None
         self.rotate = parts.rotate
 
     def forward(self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         qkv = self.qkv_proj(x)
         s, b = qkv.shape[:2]
-        q, k, v = qkv.view(s, b, -1, self.dim).split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = self.rotate(q, k, rotation)
-        q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
-        y = causal_attention(q, k, v)
+        q, k, v = self._heads(qkv.view(s, b, -1, self.dim), rotation)
+        y = causal_attention(*(t.permute(1, 2, 0, 3) for t in (q, k, v)))  # [b, heads, s, d]
         out: Tensor = self.o_proj(y.permute(2, 0, 1, 3).reshape(s, b, -1))
         return out
+
+    def _heads(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Iterable[Tensor]:
+        """q [s, b, heads, d], k and v [s, b, kv_heads, d] of all of them side by side."""
+        if rotation is not None and self.q_norm is None:
+            return self.rotate(qkv, rotation, self.heads, self.kv_heads, rest=self.kv_heads)
+        q, k, v = qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            (q,), (k,) = self.rotate(q, rotation, self.heads), self.rotate(k, rotation, self.kv_heads)
+        return q, k, v

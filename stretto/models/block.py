@@ -9,7 +9,7 @@ from stretto.models.attention import Attention
 from stretto.models.norm import norm
 from stretto.models.parts import Parts
 from stretto.params import Init
-from stretto.tensor_parallel import Build, ColumnParallelLinear, Dropout, Lazy, Part, RowParallelLinear
+from stretto.tensor_parallel import Build, ColumnParallelLinear, Dropout, Fork, Lazy, Part, RowParallelLinear
 
 
 class FeedForward(nn.Module):
@@ -48,6 +48,9 @@ class Block(nn.Module):
         self.mlp_dropout = Dropout(config.dropout, f"{name}.mlp", build)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, samples: Tensor | None = None) -> Tensor:
-        x = x + self.attn_dropout(self.self_attn(self.input_layernorm(x), rotation), samples)
-        out: Tensor = x + self.mlp_dropout(self.mlp(self.post_attention_layernorm(x)), samples)
+        normed: Fork = self.input_layernorm(x)
+        added = self.attn_dropout(self.self_attn(normed.through, rotation), samples)
+        normed = self.post_attention_layernorm(normed.past + added)
+        added = self.mlp_dropout(self.mlp(normed.through), samples)
+        out: Tensor = normed.past + added
         return out

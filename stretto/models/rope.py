@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from stretto.tensor_parallel import Build
 
 
 def rotation(
@@ -19,11 +27,54 @@ def rotation(
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-def rotate(q: Tensor, k: Tensor, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Turn each head of q [s, b, heads, d] and k [s, b, kv_heads, d] by the angle of its position."""
-    return _turn(q, *cos_sin), _turn(k, *cos_sin)
+@dataclass(frozen=True)
+class Rotate:
+    """Turns heads by the angle of their position, and puts gradients side by side in the pass that turns them back."""
+
+    forward: Callable[..., None]
+    backward: Callable[..., Tensor]
+
+    @classmethod
+    def of(cls, build: Build) -> Rotate:
+        """As `build` wants it computed."""
+        return cls(build.fuse(turn_), build.fuse(turn_back))
+
+    def __call__(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], *turned: int, rest: int = 0) -> tuple[Tensor, ...]:
+        """Cut x [s, b, heads, d] into `turned` heads, and a `rest` that is left as it is and comes last.
+
+        x is used up: the heads are turned where they lie, so that they do not lie there twice until the backward.
+        """
+        return _Rotate.apply(self, x, *cos_sin, turned, rest)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+class _Rotate(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, op: Rotate, x: Tensor, cos: Tensor, sin: Tensor, sizes: tuple[int, ...], rest: int
+    ) -> tuple[Tensor, ...]:
+        ctx.op, ctx.turned = op, len(sizes)
+        ctx.save_for_backward(cos, sin)
+        op.forward(x.detach(), cos, sin, sum(sizes))
+        return tuple(x.split_with_sizes([*sizes, rest] if rest else sizes, dim=2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, ctx.op.backward(*ctx.saved_tensors, ctx.turned, *gradients), None, None, None, None
+
+
+def turn_(x: Tensor, cos: Tensor, sin: Tensor, turned: int) -> None:
+    """The first `turned` heads of x [s, b, heads, d] turned in place by the angle of their position."""
+    heads = x[:, :, :turned]
+    heads.copy_(_turned(heads, cos, sin))
+
+
+def turn_back(cos: Tensor, sin: Tensor, turned: int, *gradients: Tensor) -> Tensor:
+    """The adjoint of a cut into parts of which the first `turned` are turned: [s, b, all heads, d]."""
+    back = [_turned(dy, cos, -sin) for dy in gradients[:turned]]
+    return torch.cat([*back, *gradients[turned:]], dim=2)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     low, high = x.chunk(2, -1)
     return x * cos + torch.cat([-high, low], -1) * sin

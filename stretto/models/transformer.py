@@ -117,7 +117,10 @@ class Trunk(nn.Module):
                 x = checkpoint(block, x, turn, samples, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, turn, samples)
-        return x if self.norm is None else self.norm(x)
+        if self.norm is None:
+            return x
+        normed: Tensor = self.norm(x).through
+        return normed
 
     def _rotation(self, seq_len: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
         c, key = self.config, (seq_len, like.dtype, like.device)

@@ -1,6 +1,6 @@
 """Weights and activations cut across the ranks of the tp axis."""
 
-from stretto.tensor_parallel import pointwise
+from stretto.tensor_parallel import formulas
 from stretto.tensor_parallel.build import Accumulators, Build, unfused
 from stretto.tensor_parallel.cross_entropy import HeadLoss, vocab_parallel_cross_entropy
 from stretto.tensor_parallel.dropout import Dropout
@@ -20,7 +20,7 @@ from stretto.tensor_parallel.mappings import (
     reduce_from,
     scatter_sequence,
 )
-from stretto.tensor_parallel.pointwise import Lazy, Pointwise
+from stretto.tensor_parallel.pointwise import Fork, Lazy, Pointwise
 from stretto.tensor_parallel.vocab import (
     VocabParallelEmbedding,
     VocabParallelHead,
@@ -32,6 +32,7 @@ __all__ = [
     "Build",
     "ColumnParallelLinear",
     "Dropout",
+    "Fork",
     "HeadLoss",
     "Lazy",
     "Part",
@@ -43,9 +44,9 @@ __all__ = [
     "declare_norm",
     "declare_on",
     "enter",
+    "formulas",
     "gather_sequence",
     "leave",
-    "pointwise",
     "reduce_from",
     "replicated",
     "scatter_sequence",

@@ -37,7 +37,7 @@ class HeadLoss:
     def __init__(self, build: Build, start: int, rows: int, limit: int = 2**28) -> None:
         self.tp, self.start, self.rows, self.limit = build.tp, start, rows, limit
         self.accumulators = build.accumulators
-        self.statistics, self.gradient = build.fuse(_statistics), build.fuse(_gradient)
+        self.statistics, self.gradient = build.fuse(_statistics), build.fuse(_gradient_)
 
     def __call__(self, x: Tensor, weight: nn.Parameter, labels: Tensor, weights: Tensor) -> Tensor:
         """[] in fp64: x [s, b, h], weight [V/t, h] (padded), labels [s, b], weights [s, b]."""
@@ -71,8 +71,9 @@ class _HeadLoss(Function):
             loss, known = of.of(valid, labels[part])
             total += (loss.double() * weights[part]).sum()
             if keep:
-                grad = of.gradient(valid, *known, weights[part].to(loss.dtype))
-                grad = torch.nn.functional.pad(grad, (0, logits.shape[-1] - of.rows)).flatten(0, 1)
+                of.gradient(valid, *known, weights[part].to(loss.dtype))
+                logits[..., of.rows :].zero_()
+                grad = logits.flatten(0, 1)
                 torch.mm(grad, weight, out=dx[part].flatten(0, 1))
                 add_product(dw, first == 0, grad, rows)
         if keep:
@@ -85,11 +86,10 @@ class _HeadLoss(Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw = ctx.saved_tensors
         into: Accumulators | None = ctx.accumulators
-        dx = dx * scale.to(dx.dtype)
-        dw = dw.mul_(scale.to(dw.dtype))
+        dx, scale = dx * scale.to(dx.dtype), scale.to(dw.dtype)
         if into is None:
-            return dx, dw.to(ctx.param.dtype), None, None, None, None
-        into.add(ctx.param, lambda sum_, fresh: sum_.copy_(dw) if fresh else sum_.add_(dw))
+            return dx, (dw * scale).to(ctx.param.dtype), None, None, None, None
+        into.add(ctx.param, lambda sum_, fresh: torch.mul(dw, scale, out=sum_) if fresh else sum_.addcmul_(dw, scale))
         return dx, None, None, None, None, None
 
 
@@ -141,6 +141,11 @@ def _gradient(logits: Tensor, local: Tensor, mine: Tensor, highest: Tensor, exps
     one = (words == local.unsqueeze(-1)) & mine.unsqueeze(-1)
     softmax = (wide - highest.unsqueeze(-1)).exp() / exps.unsqueeze(-1)
     return ((softmax - one.to(wide.dtype)) * dy.unsqueeze(-1)).to(logits.dtype)
+
+
+def _gradient_(logits: Tensor, *known: Tensor) -> None:
+    """`_gradient` in the place of the logits: two tensors of that size are much."""
+    logits.copy_(_gradient(logits, *known))
 
 
 def localise(ids: Tensor, start: int, rows: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ Beyond `F.linear` it can make its input itself (`Lazy`), and add the gradient of
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from stretto.tensor_parallel.build import Build, Factor, Products
 from stretto.tensor_parallel.mappings import enter, leave
-from stretto.tensor_parallel.pointwise import Lazy
+from stretto.tensor_parallel.pointwise import Lazy, gradients
 
 
 def linear(
@@ -28,7 +28,8 @@ def linear(
     `entering` leads x into the tensor-parallel region first: it is gathered, or its gradient summed.
     """
     if isinstance(x, Lazy):
-        return _Made.apply(x, weight, bias, build, entering, *x.inputs)  # type: ignore[no-any-return, no-untyped-call]
+        y, x.past = _Made.apply(x, weight, bias, build, entering, *x.inputs)  # type: ignore[no-untyped-call]
+        return cast("Tensor", y)
     if entering:
         x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
     if build.accumulators is None and build.products is None:
@@ -61,7 +62,7 @@ class _Made(Function):
     @staticmethod
     def forward(
         ctx: Any, lazy: Lazy, weight: nn.Parameter, bias: Tensor | None, build: Build, entering: bool, *inputs: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         ctx.param, ctx.bias, ctx.made_by, ctx.build, ctx.entering = (
             weight,
             bias is not None,
@@ -74,23 +75,24 @@ class _Made(Function):
             x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
         y, kept = _products(build).forward(x, weight, bias, column=entering, keep=False)
         ctx.inputs = len(inputs)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(weight, *inputs, *kept)
-        return y
+        return y, inputs[0].view_as(inputs[0])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, past: Tensor | None) -> tuple[Tensor | None, ...]:
         build, (_, *saved) = ctx.build, ctx.saved_tensors
         inputs, kept = saved[: ctx.inputs], tuple(saved[ctx.inputs :])
         products = _products(build)
         dx, left = products.backward(dy, ctx.param, column=ctx.entering)
         if ctx.entering:  # the way out is the backward of the way in
             dx = leave(dx, build.tp, sequence_parallel=build.sequence_parallel)
-        x, *gradients = ctx.made_by.both(dx, *inputs)
+        x, *rest = gradients(ctx.made_by.both, dx, past, *inputs)
         if ctx.entering:
             x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
         dw = _weight_gradient(ctx.param, build, left, products.again(x, kept))
-        return None, dw, _bias_gradient(dy) if ctx.bias else None, None, None, *gradients
+        return None, dw, _bias_gradient(dy) if ctx.bias else None, None, None, *rest
 
 
 class _Plain:

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from stretto.tensor_parallel.build import Build
-
-Forward = Callable[..., Tensor]
-"""inputs -> output."""
-Backward = Callable[..., tuple[Tensor, ...]]
-"""gradient of the output, then the inputs -> gradient of each input."""
+from stretto.tensor_parallel.formulas import Backward, Formula, Forward
 
 
 @dataclass(frozen=True)
@@ -35,13 +30,13 @@ class Pointwise:
     again: bool
 
     @classmethod
-    def of(cls, forward: Forward, backward: Backward, build: Build) -> Pointwise:
-        """The pair as `build` wants it computed."""
+    def of(cls, formula: Formula, build: Build, **bound: float) -> Pointwise:
+        """A formula as `build` wants it computed, with some of its arguments `bound`."""
 
-        def both(dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-            return forward(*inputs), *backward(dy, *inputs)
+        def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+            return build.fuse(partial(function, **bound) if bound else function)
 
-        return cls(build.fuse(forward), build.fuse(backward), build.fuse(both), build.again)
+        return cls(fused(formula.forward), fused(formula.backward), fused(formula.both), build.again)
 
     def __call__(self, *inputs: Tensor) -> Tensor | Lazy:
         """The output, or where it is not to be kept, how to make it."""
@@ -49,100 +44,62 @@ class Pointwise:
 
     def now(self, *inputs: Tensor) -> Tensor:
         """The output as a tensor, whoever takes it."""
-        y: Tensor = _Apply.apply(self, *inputs)  # type: ignore[no-untyped-call]
-        return y
+        return self._kept(*inputs)[0]
+
+    def fork(self, *inputs: Tensor) -> Fork:
+        """The output, and the first input for what goes past the operation, as the residual of a block does.
+
+        The gradient of the input, from both ways, is made in one pass. The operation must take `past`.
+        """
+        return Fork(Lazy(self, inputs)) if self.again else Fork(*self._kept(*inputs))
+
+    def _kept(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return _Apply.apply(self, *inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lazy:
     """An output that is not made yet. The matrix product that takes it makes it, forward and backward."""
 
     made_by: Pointwise
     inputs: tuple[Tensor, ...]
+    past: Tensor | None = None
+    """The first input, when the product was taken: what goes past has its gradient added by that product."""
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Two ways of an input: through an operation, and past it."""
+
+    through: Tensor | Lazy
+    _past: Tensor | None = None
+
+    @property
+    def past(self) -> Tensor:
+        """The input itself. Raises RuntimeError while nothing has taken a `through` that is not made yet."""
+        past = self.through.past if isinstance(self.through, Lazy) else self._past
+        if past is None:
+            raise RuntimeError("what goes past a lazy operation is known when a matrix product has taken its output")
+        return past
+
+
+def gradients(backward: Callable[..., tuple[Tensor, ...]], dy: Tensor, past: Tensor | None, *inputs: Tensor) -> Any:
+    """What `backward` or `both` of an operation gives, with the gradient from `past` it where there is one."""
+    return backward(dy, *inputs) if past is None else backward(dy, *inputs, past=past)
 
 
 class _Apply(Function):
     @staticmethod
-    def forward(ctx: Any, op: Pointwise, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, op: Pointwise, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         ctx.op = op
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs)
-        return op.forward(*(x.detach() for x in inputs))  # autograd looks no further, nor should the compiler
+        # Detached: autograd looks no further, nor should the compiler.
+        return op.forward(*(x.detach() for x in inputs)), inputs[0].view_as(inputs[0])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.op.backward(dy, *ctx.saved_tensors)
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up (Shazeer, "GLU variants improve Transformer", 2020): [.., 2f] -> [.., f]."""
-    gate, up = _wide(gate_up).chunk(2, -1)
-    return (F.silu(gate) * up).to(gate_up.dtype)
-
-
-def swiglu_backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
-    """Its adjoint: with g = sigmoid(gate), d silu = g (1 + gate (1 - g))."""
-    d = _wide(dy)
-    gate, up = _wide(gate_up).chunk(2, -1)
-    g = gate.sigmoid()
-    d_gate = d * up * g * (1 + gate * (1 - g))
-    return (torch.cat([d_gate, d * gate * g], -1).to(gate_up.dtype),)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU by its tanh form (Hendrycks and Gimpel, 2016)."""
-    return F.gelu(x, approximate="tanh")
-
-
-def gelu_backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
-    """Its adjoint."""
-    return (torch.ops.aten.gelu_backward(dy, x, approximate="tanh"),)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich, 2019), in fp32 or wider."""
-    wide = _wide(x)
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale * weight).to(x.dtype)
-
-
-def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Its adjoint: with n = x / rms, dx = (dn - n mean(dn n)) / rms."""
-    d, wide = _wide(dy), _wide(x)
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    n, dn = wide * scale, d * weight
-    dx = (dn - n * (dn * n).mean(-1, keepdim=True)) * scale
-    return dx.to(x.dtype), _over_rows(d * n).to(weight.dtype)
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension (Ba et al., 2016), in fp32 or wider."""
-    n, _ = _normalised(x, eps)
-    return (n * weight + bias).to(x.dtype)
-
-
-def layer_norm_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Its adjoint: dx = (dn - mean(dn) - n mean(dn n)) / std."""
-    d = _wide(dy)
-    n, scale = _normalised(x, eps)
-    dn = d * weight
-    dx = (dn - dn.mean(-1, keepdim=True) - n * (dn * n).mean(-1, keepdim=True)) * scale
-    return dx.to(x.dtype), _over_rows(d * n).to(weight.dtype), _over_rows(d).to(bias.dtype)
-
-
-def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    wide = _wide(x)
-    centred = wide - wide.mean(-1, keepdim=True)
-    scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    return centred * scale, scale
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _over_rows(x: Tensor) -> Tensor:
-    """Sum over all dimensions but the last."""
-    return x.flatten(0, -2).sum(0)
+    def backward(ctx: Any, dy: Tensor | None, past: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:  # nobody used the output
+            return None, past, *[None] * (len(ctx.saved_tensors) - 1)
+        return None, *gradients(ctx.op.backward, dy, past, *ctx.saved_tensors)

@@ -51,9 +51,9 @@ class VocabParallelEmbedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         local, mine = localise(tokens.t(), self.start, self.rows)
         if self.build.accumulators is None:
-            x = F.embedding(local, self.weight) * mine.unsqueeze(-1)
+            x = _only(F.embedding(local, self.weight), mine, self.build.tp)
         else:
-            x = _LookUp.apply(self.weight, local, mine, self.build.accumulators)  # type: ignore[no-untyped-call]
+            x = _LookUp.apply(self.weight, local, mine, self.build)  # type: ignore[no-untyped-call]
         return leave(x, self.build.tp, sequence_parallel=self.build.sequence_parallel)
 
 
@@ -93,10 +93,10 @@ class _LookUp(Function):
     """Rows of the embedding, whose gradients are summed in fp32 or wider."""
 
     @staticmethod
-    def forward(ctx: Any, weight: nn.Parameter, ids: Tensor, mine: Tensor, into: Accumulators) -> Tensor:
-        ctx.param, ctx.into = weight, into
+    def forward(ctx: Any, weight: nn.Parameter, ids: Tensor, mine: Tensor, build: Build) -> Tensor:
+        ctx.param, ctx.build = weight, build
         ctx.save_for_backward(ids, mine)
-        return F.embedding(ids, weight) * mine.unsqueeze(-1)
+        return _only(F.embedding(ids, weight), mine, build.tp)
 
     @staticmethod
     @once_differentiable
@@ -104,12 +104,18 @@ class _LookUp(Function):
         ids, mine = ctx.saved_tensors
 
         def write(total: Tensor, fresh: bool) -> None:
-            masked = (dy * mine.unsqueeze(-1)).to(total.dtype)
+            masked = _only(dy, mine, ctx.build.tp).to(total.dtype)
             rows = torch.ops.aten.embedding_dense_backward(masked, ids, total.shape[0], -1, False)
             total.copy_(rows) if fresh else total.add_(rows)
 
-        ctx.into.add(ctx.param, write)
+        into: Accumulators = ctx.build.accumulators
+        into.add(ctx.param, write)
         return None, None, None, None
+
+
+def _only(x: Tensor, mine: Tensor, tp: Axis) -> Tensor:
+    """The rows of x [s, b, h] that are this rank's, and zeros; alone it has all, and is spared a pass over memory."""
+    return x * mine.unsqueeze(-1) if tp.size > 1 else x
 
 
 def _rows(spec: ParamSpec, tp: Axis) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import torch
 from stretto.arguments.schema import Arguments
 from stretto.distributed import AdamW, DataParallel, DirectGradients
 from stretto.estimate import stage_layers
+from stretto.kernels import by_hand
 from stretto.models import StagePart, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, Stage, TensorMeta
@@ -94,9 +95,11 @@ def build(args: Arguments, state: ParallelState) -> Built:
 def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:
     """One kernel for each chain of elementwise operations in `function`, made when shapes are first seen.
 
-    `dynamic` makes one for all sizes at once: buckets have many. Activations have one, until a sample is drawn.
+    `dynamic` makes one for all sizes at once: buckets have many. Activations have one, until a sample is drawn. On a
+    GPU a kernel written by hand goes first.
     """
-    return torch.compile(function, dynamic=dynamic)
+    compiled = torch.compile(function, dynamic=dynamic)
+    return by_hand(function, compiled) if torch.cuda.is_available() else compiled
 
 
 def stage_parts(args: Arguments) -> list[StagePart]:

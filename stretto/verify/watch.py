@@ -27,7 +27,7 @@ from stretto.models import Microbatch, Transformer
 from stretto.models.block import Block
 from stretto.params import Logical, collect
 from stretto.random import normal_
-from stretto.tensor_parallel import ColumnParallelLinear
+from stretto.tensor_parallel import ColumnParallelLinear, Fork
 from stretto.world import Axis
 
 WIDTH = 8
@@ -115,6 +115,7 @@ class Watch:
         rows = self._rows
         if rows is None:  # a recomputation, in a backward: its outputs were seen, and no gradient comes to them
             return
+        x = x.through if isinstance(x, Fork) else x
         # The norm of a head, [s, b, heads, d], or what is made only by whoever takes it: seen further on.
         if not isinstance(x, Tensor) or x.dim() != 3:
             return

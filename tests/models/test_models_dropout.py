@@ -138,8 +138,8 @@ def test_the_places_are_those_of_gpt2() -> None:
     assert trunk.embed_positions is not None
     x = drop(trunk.embed_positions(trunk.embed_tokens(batch.tokens)), "model.embed_tokens")
     for n, block in trunk.layers.items():
-        x = x + drop(block.self_attn(block.input_layernorm(x), None), f"model.layers.{n}.self_attn")
-        x = x + drop(block.mlp(block.post_attention_layernorm(x)), f"model.layers.{n}.mlp")
+        x = x + drop(block.self_attn(block.input_layernorm(x).through, None), f"model.layers.{n}.self_attn")
+        x = x + drop(block.mlp(block.post_attention_layernorm(x).through), f"model.layers.{n}.mlp")
     logits = F.linear(F.rms_norm(x, (CONFIG.hidden,), eps=CONFIG.norm_eps), model.lm_head.weight[: CONFIG.vocab])
     loss = F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), batch.labels.flatten(), reduction="sum")
     torch.testing.assert_close(model(None, microbatch), loss / microbatch.count, rtol=1e-12, atol=0)

@@ -13,6 +13,10 @@ from importlib.metadata import packages_distributions
 import pytest
 
 
+WITH_TORCH = {"stretto/kernels/": "triton"}
+"""What torch for GPUs brings and torch for CPUs does not, and the only room that may import it."""
+
+
 def _package(requirement: str) -> str:
     """`PyYAML>=6.0; python_version < "4"` -> `pyyaml`."""
     return re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-")
@@ -36,7 +40,8 @@ def test_each_dependency_is_justified_and_no_other(section, pyproject, texts):
 @pytest.mark.pure
 def test_every_pin_is_of_a_declared_dependency(pyproject, texts):
     pins = [_package(line) for line in texts["constraints.txt"].splitlines() if line and not line.startswith("#")]
-    assert set(pins) <= set(map(_package, pyproject["project"]["dependencies"]))
+    project = pyproject["project"]
+    assert set(pins) <= set(map(_package, [*project["dependencies"], *project["optional-dependencies"]["dev"]]))
 
 
 @pytest.mark.pure
@@ -50,6 +55,7 @@ def test_the_library_imports_only_what_the_base_install_brings(pyproject, librar
         for module, line in _imports(tree)
         if module not in sys.stdlib_module_names
         and module != "stretto"
+        and not any(name.startswith(room) and module == brought for room, brought in WITH_TORCH.items())
         and not declared & set(map(_package, distributions.get(module, [])))
     ]
     assert offenders == []
@@ -76,14 +82,18 @@ def test_the_plan_imports_without_torch():
 
 @pytest.mark.gloo
 def test_every_module_imports_with_the_base_install_alone(pyproject):
-    """Every module, in one process that refuses the development tools and the usual optional accelerators."""
+    """Every module, in one process that refuses the development tools and the usual optional accelerators.
+
+    Kernels need Triton; the room that has them does not, nor what chooses one.
+    """
     tools = {_package(r).replace("-", "_") for r in pyproject["project"]["optional-dependencies"]["dev"]}
     missing = sorted(tools | {"flash_attn", "triton", "apex", "transformer_engine", "deepspeed", "megatron"})
     _run_python(f"""
         import importlib, pkgutil, sys, stretto
         sys.modules.update(dict.fromkeys({missing}))
         for module in pkgutil.walk_packages(stretto.__path__, "stretto."):
-            if not module.name.endswith("__main__"):
+            kernel = module.name.startswith("stretto.kernels.") and not module.name.endswith("by_hand")
+            if not kernel and not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
     """)
 

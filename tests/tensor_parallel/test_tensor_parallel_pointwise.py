@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stretto.tensor_parallel import Build, Lazy, Pointwise, pointwise
+from stretto.tensor_parallel import Build, Lazy, Pointwise, formulas
 from stretto.tensor_parallel.linear import add_product, linear
 from stretto.world import Axis
 
@@ -41,12 +40,12 @@ def tanh_gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-Case = tuple[pointwise.Forward, pointwise.Backward, Callable[..., Tensor], int]
+Case = tuple[formulas.Formula, dict[str, float], Callable[..., Tensor], int]
 CASES: dict[str, Case] = {
-    "swiglu": (pointwise.swiglu, pointwise.swiglu_backward, gated, 0),
-    "gelu": (pointwise.gelu, pointwise.gelu_backward, tanh_gelu, 0),
-    "rms": (partial(pointwise.rms_norm, eps=EPS), partial(pointwise.rms_norm_backward, eps=EPS), rms, 1),
-    "layer": (partial(pointwise.layer_norm, eps=EPS), partial(pointwise.layer_norm_backward, eps=EPS), layer, 2),
+    "swiglu": (formulas.SWIGLU, {}, gated, 0),
+    "gelu": (formulas.GELU, {}, tanh_gelu, 0),
+    "rms": (formulas.RMS_NORM, {"eps": EPS}, rms, 1),
+    "layer": (formulas.LAYER_NORM, {"eps": EPS}, layer, 2),
 }
 
 
@@ -58,9 +57,9 @@ def inputs(vectors: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_adjoint_is_torchs(name: str) -> None:
-    forward, backward, plain, vectors = CASES[name]
+    formula, bound, plain, vectors = CASES[name]
     args = inputs(vectors)
-    y, want = Pointwise.of(forward, backward, BUILD).now(*args), plain(*args)
+    y, want = Pointwise.of(formula, BUILD, **bound).now(*args), plain(*args)
     torch.testing.assert_close(y, want, rtol=1e-13, atol=1e-13)
     dy = torch.randn_like(want)
     for found, wanted in zip(torch.autograd.grad(y, args, dy), torch.autograd.grad(want, args, dy), strict=True):
@@ -86,12 +85,12 @@ class Sum:
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_a_product_that_makes_its_input_is_the_product_of_it(name: str, direct: bool) -> None:
-    forward, backward, plain, vectors = CASES[name]
+    formula, bound, plain, vectors = CASES[name]
     args, width = inputs(vectors), 4 if name == "swiglu" else 8
     weight, bias = nn.Parameter(torch.randn(3, width).double()), nn.Parameter(torch.randn(3).double())
     sums = Sum(weight)
     build = replace(BUILD, again=True, accumulators=sums if direct else None)
-    lazy = Pointwise.of(forward, backward, build)(*args)
+    lazy = Pointwise.of(formula, build, **bound)(*args)
     assert isinstance(lazy, Lazy)
     given = [*args, bias] if direct else [*args, bias, weight]
     want = F.linear(plain(*args), weight, bias)
@@ -105,6 +104,39 @@ def test_a_product_that_makes_its_input_is_the_product_of_it(name: str, direct: 
         found = (*found, sums.total / 2)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", ["rms", "layer"])
+def test_what_goes_past_is_the_input_and_its_gradient_is_added(name: str, again: bool) -> None:
+    formula, bound, plain, vectors = CASES[name]
+    args = inputs(vectors)
+    build = replace(BUILD, again=again)
+    weight = nn.Parameter(torch.randn(3, 8).double())
+    fork = Pointwise.of(formula, build, **bound).fork(*args)
+    if again:
+        with pytest.raises(RuntimeError, match="when a matrix product has taken"):
+            _ = fork.past
+    y = linear(fork.through, weight, None, build)
+    assert torch.equal(fork.past, args[0])
+    (y.sin().sum() + fork.past.square().sum()).backward()
+    want = inputs(vectors)
+    (F.linear(plain(*want), weight).sin().sum() + want[0].square().sum()).backward()
+    for one, other in zip(args, want, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["through", "past"])
+def test_one_way_of_a_fork_may_be_left(way: str) -> None:
+    formula, bound, plain, vectors = CASES["rms"]
+    args = inputs(vectors)
+    fork = Pointwise.of(formula, BUILD, **bound).fork(*args)
+    taken = getattr(fork, way)
+    (taken * taken).sum().backward()
+    want = inputs(vectors)
+    (plain(*want) if way == "through" else want[0]).square().sum().backward()
+    for one, other in zip(args, want, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_narrow_products_are_added_up_wide() -> None:

@@ -1,0 +1,70 @@
+"""Which formula has a kernel of its own, and when that is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stretto.models import rope as turning
+from stretto.tensor_parallel import formulas
+
+Function = Callable[..., Any]
+
+
+def _any_width(width: int) -> bool:
+    return width <= 2**16  # a row is held in registers
+
+
+def _power_of_two(width: int) -> bool:
+    return 2 <= width <= 2**12 and width & (width - 1) == 0
+
+
+class Kernel(NamedTuple):
+    """`run` takes the arguments of the formula; tensors must have a last dimension that it `fits`."""
+
+    run: Function
+    fits: Callable[[int], bool] = _any_width
+
+    def takes(self, given: list[Any]) -> bool:
+        """Whether all tensors of a call are where and what the kernel can read; it computes in fp32."""
+        return all(
+            x.is_cuda and x.dtype in (torch.bfloat16, torch.float32) and x.stride(-1) == 1 and self.fits(x.shape[-1])
+            for x in given
+            if isinstance(x, Tensor)
+        )
+
+
+def by_hand(function: Function, otherwise: Function) -> Function:
+    """The kernel of a formula where it takes what it is given, else `otherwise`; that alone where there is none.
+
+    Of a `partial` the formula is what is inside; what is bound goes to the kernel, too.
+    """
+    formula, bound = (function.func, function.keywords) if isinstance(function, partial) else (function, {})
+    kernel = kernels().get(formula)
+    if kernel is None:
+        return otherwise
+
+    def choose(*tensors: Any, **named: Any) -> Any:
+        if kernel.takes([*tensors, *named.values()]):
+            return kernel.run(*tensors, **bound, **named)
+        return otherwise(*tensors, **named)
+
+    return choose
+
+
+def kernels() -> Mapping[Function, Kernel]:
+    """Each kernel by its formula. Raises ImportError where there is no Triton."""
+    from stretto.kernels import rms_norm, rope, swiglu  # Triton comes with torch for GPUs, not with torch for CPUs
+
+    return {
+        formulas.swiglu_backward: Kernel(swiglu.backward),
+        formulas.swiglu_both: Kernel(swiglu.both),
+        formulas.rms_norm_backward: Kernel(rms_norm.backward),
+        formulas.rms_norm_both: Kernel(rms_norm.both),
+        turning.turn_: Kernel(rope.turn_, _power_of_two),
+        turning.turn_back: Kernel(rope.turn_back, _power_of_two),
+    }

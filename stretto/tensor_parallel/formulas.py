@@ -1,0 +1,140 @@
+"""Cheap operations in front of matrix products, each as plain arithmetic beside its adjoint.
+
+They say what is computed; who computes it, and in how many passes over memory, is another matter (`Build.fuse`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Forward = Callable[..., Tensor]
+"""inputs -> output."""
+Backward = Callable[..., tuple[Tensor, ...]]
+"""gradient of the output, then the inputs -> gradient of each input.
+
+With `past`, the gradient that the first input gets from elsewhere, that is added before anything is rounded.
+"""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """An operation as plain arithmetic: it says what is computed, and is what a kernel of it is held against."""
+
+    forward: Forward
+    backward: Backward
+    both: Callable[..., tuple[Tensor, ...]]
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer, "GLU variants improve Transformer", 2020): [.., 2f] -> [.., f]."""
+    gate, up = _wide(gate_up).chunk(2, -1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def swiglu_backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
+    """Its adjoint: with g = sigmoid(gate), d silu = g (1 + gate (1 - g))."""
+    d = _wide(dy)
+    gate, up = _wide(gate_up).chunk(2, -1)
+    g = gate.sigmoid()
+    d_gate = d * up * g * (1 + gate * (1 - g))
+    return (torch.cat([d_gate, d * gate * g], -1).to(gate_up.dtype),)
+
+
+def swiglu_both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+    """Itself and its adjoint."""
+    return swiglu(gate_up), *swiglu_backward(dy, gate_up)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU by its tanh form (Hendrycks and Gimpel, 2016)."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu_backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
+    """Its adjoint."""
+    return (torch.ops.aten.gelu_backward(dy, x, approximate="tanh"),)
+
+
+def gelu_both(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Itself and its adjoint."""
+    return gelu(x), *gelu_backward(dy, x)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich, 2019), in fp32 or wider."""
+    wide = _wide(x)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale * weight).to(x.dtype)
+
+
+def rms_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, past: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Its adjoint: with n = x / rms, dx = (dn - n mean(dn n)) / rms."""
+    d, wide = _wide(dy), _wide(x)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    n, dn = wide * scale, d * weight
+    dx = (dn - n * (dn * n).mean(-1, keepdim=True)) * scale
+    return _joined(dx, past).to(x.dtype), _over_rows(d * n).to(weight.dtype)
+
+
+def rms_norm_both(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, past: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Itself and its adjoint."""
+    return rms_norm(x, weight, eps), *rms_norm_backward(dy, x, weight, eps, past)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension (Ba et al., 2016), in fp32 or wider."""
+    n, _ = _normalised(x, eps)
+    return (n * weight + bias).to(x.dtype)
+
+
+def layer_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, past: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its adjoint: dx = (dn - mean(dn) - n mean(dn n)) / std."""
+    d = _wide(dy)
+    n, scale = _normalised(x, eps)
+    dn = d * weight
+    dx = (dn - dn.mean(-1, keepdim=True) - n * (dn * n).mean(-1, keepdim=True)) * scale
+    return _joined(dx, past).to(x.dtype), _over_rows(d * n).to(weight.dtype), _over_rows(d).to(bias.dtype)
+
+
+def layer_norm_both(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, past: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Itself and its adjoint."""
+    return layer_norm(x, weight, bias, eps), *layer_norm_backward(dy, x, weight, bias, eps, past)
+
+
+def _joined(dx: Tensor, past: Tensor | None) -> Tensor:
+    return dx if past is None else dx + past
+
+
+def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = _wide(x)
+    centred = wide - wide.mean(-1, keepdim=True)
+    scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    return centred * scale, scale
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _over_rows(x: Tensor) -> Tensor:
+    """Sum over all dimensions but the last."""
+    return x.flatten(0, -2).sum(0)
+
+
+SWIGLU = Formula(swiglu, swiglu_backward, swiglu_both)
+GELU = Formula(gelu, gelu_backward, gelu_both)
+RMS_NORM = Formula(rms_norm, rms_norm_backward, rms_norm_both)
+LAYER_NORM = Formula(layer_norm, layer_norm_backward, layer_norm_both)

@@ -1,0 +1,35 @@
+"""Prints the PTX of a kernel for Hopper, compiled here: that needs no GPU. `python kernels_ptx.py swiglu`."""
+
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from stretto.kernels import rms_norm, rope, swiglu
+
+KERNELS = {
+    "swiglu": (swiglu._kernel, {"again": True, "block": 1024}),
+    "rms_norm": (rms_norm._kernel, {"with_past": True, "again": True, "turns": 3, "block": 2048}),
+    "rope": (rope._turn, {"half": 64, "count": 16}),
+    "rope back": (rope._back, {"half": 64, "count": 16}),
+}
+POINTERS = {"dy", "gate_up", "out", "y", "x", "weight", "past", "dx", "cos", "sin", "one", "two", "three"}
+ODD = ("blocks", "eps", "heads", "heads_one", "heads_two", "heads_three", "turned", "batch")
+
+
+def main(name: str) -> None:
+    kernel, constants = KERNELS[name]
+    signature = {n: "constexpr" if n in constants else _type(n) for n in kernel.arg_names}
+    # What Triton finds out when a kernel is called: addresses and sizes are multiples of 16.
+    known = [n for n, arg in enumerate(kernel.arg_names) if arg not in (*constants, *ODD)]
+    source = ASTSource(kernel, signature, constants, {(n,): [["tt.divisibility", 16]] for n in known})
+    print(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"])
+
+
+def _type(arg: str) -> str:
+    return "*bf16" if arg in POINTERS else {"eps": "fp32", "shares": "*fp32"}.get(arg, "i32")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
