@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from stretto.arguments import ConfigError, Resolved, parse
-from stretto.arguments.elsewhere import judged_in, layout_of
+from stretto.arguments.elsewhere import AXES, judged_in, layout_of
+from stretto.arguments.errors import Violation, as_text
+from stretto.arguments.tree import get
 from stretto.cli.megatron import layer
 from stretto.cli.refusal import refuse
 from stretto.data.errors import DataError
@@ -96,13 +98,22 @@ def _work(own: Mapping[str, str], resolved: Resolved) -> Work:
     try:
         judged_in(resolved.args, twin)
     except ConfigError as error:
-        raise ConfigError(
-            [
-                replace(v, problem=f"--against {own.get('--against', 'one process')}: {v.problem}")
-                for v in error.violations
-            ]
-        ) from None
+        name = f"--against {own.get('--against', 'one process')}"
+        raise ConfigError([_of_reference(v, resolved, twin, name) for v in error.violations]) from None
     return Work(resolved, twin, int(updates), Path(own["--json"]) if "--json" in own else None)
+
+
+def _of_reference(v: Violation, resolved: Resolved, twin: Layout, name: str) -> Violation:
+    """What is wrong with the reference: its sizes are its own, all else is as in the run."""
+    sizes = {f"parallel.{axis}": twin.size(axis) for axis in AXES} | {"run.nproc": twin.world}
+    given = tuple(
+        f"{path} = {sizes[path]} ({name})"
+        if path in sizes
+        else f"{path} = {as_text(get(resolved.args, path))} ({resolved.sources[path]})"
+        for path in v.fields
+    )
+    fixes = tuple(fix for fix in v.fixes if not set(fix) & set(sizes))
+    return replace(v, problem=f"{name}: {v.problem}", given=given, fixes=fixes, hint="or compare with another layout")
 
 
 def _with_vocabulary(resolved: Resolved) -> Resolved:
