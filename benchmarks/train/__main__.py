@@ -54,7 +54,7 @@ def _plan(options: argparse.Namespace, tokens: Path) -> Plan:
     return Plan(
         job,
         tuple(options.peers.split(",")),
-        {"stretto": options.stretto, "torchtitan": options.torchtitan, "torchtitan-fsdp": options.torchtitan},
+        {"stretto": options.stretto, "torchtitan": options.torchtitan},
         steps=options.steps,
         turns=options.turns,
         warmup=options.warmup,

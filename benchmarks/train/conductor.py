@@ -36,7 +36,7 @@ class Plan:
     job: Job
     peers: tuple[str, ...]
     words: dict[str, str]
-    """Settings of one peer alone, by its name."""
+    """Settings of one peer and its variants, by its name."""
     steps: int = 20
     turns: int = 2
     warmup: int = 10
@@ -171,7 +171,8 @@ class Run:
         return cast("dict[str, Any]", self.found["peers"].setdefault(name, {}))
 
     def _setup(self, name: str) -> dict[str, Any]:
-        job = replace(self.plan.job, words=self.plan.words.get(name, ""))
+        words = next((said for peer, said in self.plan.words.items() if name.startswith(peer)), "")
+        job = replace(self.plan.job, words=words)
         said = {**asdict(job), "shape": job.shape.name}
         first = cast("dict[str, Any]", self.teams[name].ask("setup", job=said)[0])
         self.found["device"] = f"{job.nproc} x {first['device']}"

@@ -15,27 +15,29 @@ from benchmarks.train.measure import synchronize
 from benchmarks.train.waterfall import Kernel
 
 _MARK = "benchmarked step "
+_STEPS = 8
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 def trace_step(
     step: Callable[[], object], device: torch.device, keep: Path | None = None
 ) -> tuple[list[Kernel], tuple[float, float]]:
-    """(the kernels that the middle one of three steps in a row launched, its window); milliseconds.
+    """(the kernels that one of several steps in a row launched, its window); milliseconds.
 
-    The host is not made to wait between the steps, so that it runs ahead as in training. `keep` gets the whole trace.
+    A device that has rested is quicker for a second, so steps go before it, under the profiler like the rest. The host
+    is not made to wait between the steps, so that it runs ahead as in training. `keep` gets the whole trace.
     Raises RuntimeError when the trace has no kernels.
     """
     synchronize(device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-        for n in range(3):
+        for n in range(_STEPS):
             with record_function(f"{_MARK}{n}"):
                 step()
         synchronize(device)
     with tempfile.TemporaryDirectory() as directory:
         path = keep or Path(directory) / "trace.json"
         found.export_chrome_trace(str(path))
-        return step_of(json.loads(path.read_text())["traceEvents"], 1)
+        return step_of(json.loads(path.read_text())["traceEvents"], _STEPS - 2)
 
 
 def step_of(events: list[dict[str, Any]], n: int) -> tuple[list[Kernel], tuple[float, float]]:

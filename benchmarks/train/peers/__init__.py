@@ -46,6 +46,10 @@ class Peer(Protocol):
 PEERS = MappingProxyType(
     {
         "stretto": ("benchmarks.train.peers.stretto_peer", ""),
+        "stretto-light": ("benchmarks.train.peers.stretto_peer", "--recompute light"),
+        "stretto-block": ("benchmarks.train.peers.stretto_peer", "--recompute block"),
+        "stretto-fp8": ("benchmarks.train.peers.stretto_peer", "--fp8 tensorwise"),
+        "stretto-fp8-rowwise": ("benchmarks.train.peers.stretto_peer", "--fp8 rowwise"),
         "torch": ("benchmarks.train.peers.torch_peer", ""),
         "torch-zero1": ("benchmarks.train.peers.torch_peer", "zero1"),
         "torch-fsdp": ("benchmarks.train.peers.torch_peer", "fsdp"),
@@ -55,7 +59,8 @@ PEERS = MappingProxyType(
     }
 )
 """By the name on the command line: the module, and the variant that its `Peer` is made with. `torch` and `torchtitan`
-under dp are DDP, `torch-zero1` and `megatron` shard the optimizer, the `-fsdp` ones shard all."""
+under dp are DDP, `torch-zero1` and `megatron` shard the optimizer, the `-fsdp` ones shard all. Those of Stretto
+differ by words of the command line."""
 
 
 def create(name: str) -> Peer:

@@ -55,17 +55,17 @@ def words_of(job: Job) -> list[str]:
 
 
 class Peer:
-    """See `benchmarks.train.peers.Peer`. There is one variant."""
+    """See `benchmarks.train.peers.Peer`. A variant is more words of the command line."""
 
     def __init__(self, variant: str = "") -> None:
-        self._variant = variant
+        self._more = shlex.split(variant)
         self._stack = ExitStack()
 
     def setup(self, job: Job, world: World | None = None) -> None:
         """In `world`, or in that of the launch environment."""
         self.job = job
         try:
-            resolved = parse(words_of(job), env={}, world_size=job.nproc, files=False)
+            resolved = parse([*words_of(job), *self._more], env={}, world_size=job.nproc, files=False)
         except ConfigError as error:
             raise RefusedError(str(error)) from error
         self.args = args = resolved.args
@@ -98,7 +98,7 @@ class Peer:
         return {"weights": weights, "gradients": [bucket.grads for bucket in buckets], "optimizer": state}
 
     def about(self) -> dict[str, Any]:
-        return {"words": words_of(self.job)}
+        return {"words": [*words_of(self.job), *self._more]}
 
     @property
     def peak_bytes(self) -> int:
