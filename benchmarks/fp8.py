@@ -4,7 +4,7 @@
     python -m benchmarks.fp8 --shape D1 --step 297 --out fp8.json
 
 Prints milliseconds of each product in bf16 and in fp8 with one scale for a tensor or one for each row; of the passes
-that make fp8 copies, by `torch.compile` and by the Triton kernels of `benchmarks.fp8_kernels`; and what each recipe
+that make fp8 copies, by `torch.compile` and by the Triton kernels of `stretto.kernels`; and what each recipe
 adds up to over a step.
 """
 
@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import fp8_kernels
 from benchmarks.train.measure import sustained
 from benchmarks.train.shapes import SHAPES, Shape
+from stretto.kernels import fp8 as kernels
 from stretto.tensor_parallel import fp8
 from stretto.tensor_parallel.fp8 import E4M3, E5M2
 
@@ -85,17 +85,17 @@ def passes(n: int, d: int, bench: Bench) -> Times:
     scale = fp8.scale(x, dtype=E4M3)
     functions = (fp8.scale, fp8.narrow, fp8.narrow_across, fp8.narrow_both, fp8.narrow_rows)
     compiled = {f: torch.compile(f, dynamic=False) for f in functions}
-    triton = partial(fp8_kernels.narrow, x, scale, E4M3)
+    triton = partial(kernels.copies, x, scale, E4M3)
     times = {
         "scale": bench.ms(lambda: compiled[fp8.scale](x, dtype=E4M3)),
-        "scale, Triton": bench.ms(lambda: fp8_kernels.amax(x)),
+        "scale, Triton": bench.ms(lambda: kernels.scale(x, dtype=E4M3)),
         "narrow": bench.ms(lambda: compiled[fp8.narrow](x, scale, dtype=E4M3)),
         "narrow across": bench.ms(lambda: compiled[fp8.narrow_across](x, scale, dtype=E4M3)),
         "narrow both": bench.ms(lambda: compiled[fp8.narrow_both](x, scale, dtype=E4M3)),
         "narrow rows": bench.ms(lambda: compiled[fp8.narrow_rows](x)),
         "narrow, Triton": bench.ms(partial(triton, plain=True, turned=False)),
         "narrow across, Triton": bench.ms(partial(triton, plain=False, turned=True)),
-        "narrow rows, Triton": bench.ms(lambda: fp8_kernels.narrow_rows(x)),
+        "narrow rows, Triton": bench.ms(lambda: kernels.narrow_rows(x)),
     }
     for tile, warps in (((64, 64), 4), ((64, 128), 4), ((128, 64), 4), ((128, 128), 8)):
         run = partial(triton, plain=True, turned=True, tile=tile, warps=warps)

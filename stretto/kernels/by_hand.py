@@ -11,12 +11,17 @@ from torch import Tensor
 
 from stretto.models import rope as turning
 from stretto.tensor_parallel import formulas
+from stretto.tensor_parallel import fp8 as narrowing
 
 Function = Callable[..., Any]
 
 
 def _any_width(width: int) -> bool:
     return width <= 2**16  # a row is held in registers
+
+
+def _row(width: int) -> bool:
+    return width <= 2**15  # by sixteen warps
 
 
 def _power_of_two(width: int) -> bool:
@@ -58,7 +63,7 @@ def by_hand(function: Function, otherwise: Function) -> Function:
 
 def kernels() -> Mapping[Function, Kernel]:
     """Each kernel by its formula. Raises ImportError where there is no Triton."""
-    from stretto.kernels import rms_norm, rope, swiglu  # Triton comes with torch for GPUs, not with torch for CPUs
+    from stretto.kernels import fp8, rms_norm, rope, swiglu  # Triton comes with torch for GPUs, not with torch for CPUs
 
     return {
         formulas.swiglu_backward: Kernel(swiglu.backward),
@@ -67,4 +72,9 @@ def kernels() -> Mapping[Function, Kernel]:
         formulas.rms_norm_both: Kernel(rms_norm.both),
         turning.turn_: Kernel(rope.turn_, _power_of_two),
         turning.turn_back: Kernel(rope.turn_back, _power_of_two),
+        narrowing.scale: Kernel(fp8.scale),
+        narrowing.narrow: Kernel(fp8.narrow),
+        narrowing.narrow_across: Kernel(fp8.narrow_across),
+        narrowing.narrow_both: Kernel(fp8.narrow_both),
+        narrowing.narrow_rows: Kernel(fp8.narrow_rows, _row),
     }

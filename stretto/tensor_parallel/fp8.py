@@ -38,7 +38,8 @@ from stretto.world import Axis
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
-_LEAST = 1e-30  # what is smaller counts as zeros: its scale, and a product of two, must stay normal numbers in fp32
+LEAST = 1e-30
+"""What is smaller counts as zeros: its scale must stay a normal number in fp32."""
 
 
 def scale(x: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -89,7 +90,7 @@ def narrow_columns(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def _meaning(largest: Tensor, dtype: torch.dtype) -> Tensor:
-    return largest.float().clamp(min=_LEAST) / torch.finfo(dtype).max
+    return largest.float().clamp(min=LEAST) / torch.finfo(dtype).max
 
 
 @dataclass(frozen=True)

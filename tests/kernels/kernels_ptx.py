@@ -6,11 +6,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stretto.kernels import rms_norm, rope, swiglu
+from stretto.kernels import fp8, rms_norm, rope, swiglu
 
 KERNELS = {
     "swiglu": (swiglu._kernel, {"again": True, "block": 1024}),
     "rms_norm": (rms_norm._kernel, {"with_past": True, "again": True, "turns": 3, "block": 2048}),
+    "fp8 scale": (fp8._largest, {"block": 4096, "turns": 8}),
+    "fp8 both": (fp8._narrow, {"with_plain": True, "with_flipped": True, "tall": 64, "wide": 128}),
+    "fp8 rows": (fp8._narrow_row, {"least": 1e-30, "highest": 448.0, "block": 4096}),
     "rope": (rope._turn, {"half": 64, "count": 16}),
     "rope back": (rope._back, {"half": 64, "count": 16}),
 }
@@ -28,7 +31,8 @@ def main(name: str) -> None:
 
 
 def _type(arg: str) -> str:
-    return "*bf16" if arg in POINTERS else {"eps": "fp32", "shares": "*fp32"}.get(arg, "i32")
+    others = {"eps": "fp32", "shares": "*fp32", "scale": "*fp32", "plain": "*fp8e4nv", "flipped": "*fp8e4nv"}
+    return "*bf16" if arg in POINTERS else others.get(arg, "i32")
 
 
 if __name__ == "__main__":

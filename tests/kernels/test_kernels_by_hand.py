@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="comes with torch for GPUs, and with what d
 from stretto.kernels import by_hand
 from stretto.kernels.by_hand import kernels
 from stretto.models import rope
-from stretto.tensor_parallel import formulas
+from stretto.tensor_parallel import formulas, fp8
 
 pytestmark = [pytest.mark.gloo, pytest.mark.gpu] if torch.cuda.is_available() else pytest.mark.gloo
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -95,7 +95,8 @@ def test_gradients_are_turned_back_side_by_side(heads: tuple[int, int, int], tur
 
 def test_every_kernel_is_compared() -> None:
     compared = {formulas.swiglu_backward, formulas.swiglu_both, formulas.rms_norm_backward, formulas.rms_norm_both}
-    assert set(kernels()) == compared | {rope.turn_, rope.turn_back}
+    elsewhere = {fp8.scale, fp8.narrow, fp8.narrow_across, fp8.narrow_both, fp8.narrow_rows}
+    assert set(kernels()) == compared | {rope.turn_, rope.turn_back} | elsewhere
 
 
 def test_what_no_kernel_takes_goes_where_it_went_before() -> None:

@@ -20,7 +20,7 @@ from stretto.arguments import parse
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.params import Init
-from stretto.tensor_parallel import Build, ColumnParallelLinear, Pointwise, RowParallelLinear
+from stretto.tensor_parallel import Build, ColumnParallelLinear, Pointwise, RowParallelLinear, formulas
 from stretto.tensor_parallel.fp8 import E4M3, E5M2, RECIPES, narrow, narrow_rows, scale
 from stretto.testing import Pool
 from stretto.verify import build, random_batch, random_weights
@@ -37,14 +37,13 @@ both_recipes = pytest.mark.parametrize("recipe", RECIPES)
 
 
 class Pair(nn.Module):
-    """Column, something between, row; the weights of one rank of tp are larger than the other's."""
+    """Column, something between, row: what a feed-forward is made of."""
 
     def __init__(self, build: Build) -> None:
         super().__init__()
         self.up = ColumnParallelLinear(IN, INNER, build, bias=True, init=Init(std=1.0))
         self.down = RowParallelLinear(INNER, OUT, build, bias=True, init=Init(std=1.0))
-        squash = Pointwise.of(torch.tanh, lambda dy, x: (dy * (1 - x.tanh() ** 2),), build)
-        self.between = squash
+        self.between = Pointwise.of(formulas.GELU, build)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(self.between(self.up(x)))

@@ -1,0 +1,132 @@
+"""Scales and 8-bit copies of matrices.
+
+A compiler writes the transposed copy a byte at a time, or reads all once more for it; here a tile is turned on its way
+through the multiprocessor, so that both copies are written in whole lines. A row that has a scale of its own is held
+while its largest number is looked for, and read once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stretto.tensor_parallel.fp8 import E4M3, LEAST
+
+_BLOCK, _TURNS = 4096, 8
+"""Elements that a program looks for the largest in: so many at a time, so often."""
+
+TILE = (64, 128)
+"""Rows and columns that are turned at once: with four warps 16 bytes of fp8 for a thread, either way."""
+
+
+@triton.jit  # which reads annotations, and knows no types but its own
+def _largest(x, shares, size, block: tl.constexpr, turns: tl.constexpr):
+    start = tl.program_id(0).to(tl.int64) * block * turns
+    most = tl.zeros([block], tl.float32)
+    for turn in range(turns):
+        at = start + turn * block + tl.arange(0, block)
+        most = tl.maximum(most, tl.abs(tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)))
+    tl.store(shares + tl.program_id(0), tl.max(most, 0))
+
+
+@triton.jit
+def _meaning(shares, scale, count, least: tl.constexpr, highest: tl.constexpr, block: tl.constexpr):
+    at = tl.arange(0, block)
+    most = tl.max(tl.load(shares + at, mask=at < count, other=0.0), 0)
+    tl.store(scale, tl.maximum(most, least) / highest)
+
+
+@triton.jit
+def _narrow(
+    x,
+    scale,
+    plain,
+    flipped,
+    rows,
+    width,
+    stride,
+    with_plain: tl.constexpr,
+    with_flipped: tl.constexpr,
+    tall: tl.constexpr,
+    wide: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * tall + tl.arange(0, tall)
+    column = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
+    inside = (row[:, None] < rows) & (column[None, :] < width)
+    number = tl.load(x + row[:, None] * stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    small = (number * (1 / tl.load(scale))).to(plain.dtype.element_ty)
+    if with_plain:
+        tl.store(plain + row[:, None] * width + column[None, :], small, mask=inside)
+    if with_flipped:
+        across = (column[:, None] < width) & (row[None, :] < rows)
+        tl.store(flipped + column[:, None] * rows + row[None, :], tl.trans(small), mask=across)
+
+
+@triton.jit
+def _narrow_row(x, scale, out, width, stride, least: tl.constexpr, highest: tl.constexpr, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, block)
+    inside = column < width
+    number = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+    unit = tl.maximum(tl.max(tl.abs(number), 0), least) / highest
+    tl.store(scale + row, unit)
+    tl.store(out + row * width + column, (number * (1 / unit)).to(out.dtype.element_ty), mask=inside)
+
+
+def scale(x: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """`stretto.tensor_parallel.fp8.scale`: [n, d] -> [1, 1]."""
+    x = x.contiguous()
+    programs = triton.cdiv(x.numel(), _BLOCK * _TURNS)
+    shares = torch.empty(programs, dtype=torch.float32, device=x.device)
+    out = torch.empty(1, 1, dtype=torch.float32, device=x.device)
+    _largest[(programs,)](x, shares, x.numel(), _BLOCK, _TURNS, num_warps=8)
+    block = triton.next_power_of_2(programs)
+    _meaning[(1,)](shares, out, programs, LEAST, torch.finfo(dtype).max, block, num_warps=4)
+    return out
+
+
+def narrow(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """`stretto.tensor_parallel.fp8.narrow`, by one scale: [n, d] -> [n, d]."""
+    return copies(x, scale, dtype, turned=False)[0]
+
+
+def narrow_across(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """`stretto.tensor_parallel.fp8.narrow_across`, by one scale: [n, d] -> [d, n]."""
+    return copies(x, scale, dtype, plain=False)[1]
+
+
+def narrow_both(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`stretto.tensor_parallel.fp8.narrow_both`, by one scale: [n, d] -> [n, d] and [d, n]."""
+    return copies(x, scale, dtype)
+
+
+def narrow_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`stretto.tensor_parallel.fp8.narrow_rows`: [n, d] -> [n, d], and scales [n, 1]."""
+    rows, width = x.shape
+    out = torch.empty(rows, width, dtype=E4M3, device=x.device)
+    scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(width)
+    warps = min(16, max(4, block // 1024))
+    _narrow_row[(rows,)](x, scale, out, width, x.stride(0), LEAST, torch.finfo(E4M3).max, block, num_warps=warps)
+    return out, scale
+
+
+def copies(
+    x: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
+    *,
+    plain: bool = True,
+    turned: bool = True,
+    tile: tuple[int, int] = TILE,
+    warps: int = 4,
+) -> tuple[Tensor, Tensor]:
+    """x [n, d] in units of its scale as [n, d] and as [d, n]; of what is not asked for, something empty."""
+    rows, width = x.shape
+    as_it_lies = torch.empty((rows, width) if plain else (0,), dtype=dtype, device=x.device)
+    across = torch.empty((width, rows) if turned else (0,), dtype=dtype, device=x.device)
+    grid = (triton.cdiv(rows, tile[0]), triton.cdiv(width, tile[1]))
+    _narrow[grid](x, scale, as_it_lies, across, rows, width, x.stride(0), plain, turned, *tile, num_warps=warps)
+    return as_it_lies, across

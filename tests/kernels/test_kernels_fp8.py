@@ -1,0 +1,81 @@
+"""The kernels of fp8 compute their formulas, also on a GPU and in Triton's interpreter.
+
+The interpreter does not round to 8 bits as a GPU does, so there numbers are such that nothing is to be rounded.
+To show up here: a row or a column that is left out or exchanged, a scale of another row, rows that lie apart.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
+
+from stretto.kernels.by_hand import kernels
+from stretto.tensor_parallel import fp8
+from stretto.tensor_parallel.fp8 import E4M3, E5M2
+
+pytestmark = [pytest.mark.gloo, pytest.mark.gpu] if torch.cuda.is_available() else pytest.mark.gloo
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZES = [(16, 16), (48, 160), (130, 72), (1, 4112)]
+
+
+def drawn(rows: int, width: int, dtype: torch.dtype, fp8_dtype: torch.dtype) -> Tensor:
+    """Numbers of fp8, a quarter as large, the largest among them; where there is a GPU others between them."""
+    generator = torch.Generator().manual_seed(rows)
+    exponents = torch.randint(-3, 4, (rows, width), generator=generator)
+    x = torch.randint(-7, 8, (rows, width), generator=generator) * 2.0**exponents
+    x[:, ::5] *= 0.0
+    x[:, 7] = torch.finfo(fp8_dtype).max
+    if DEVICE == "cuda":
+        x += torch.randn(rows, width, generator=generator)
+    return (x / 4).to(DEVICE, dtype)
+
+
+def equal(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert one.is_contiguous()
+        assert torch.equal(one.float(), other.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("small", [E4M3, E5M2])
+@pytest.mark.parametrize(("rows", "width"), SIZES)
+def test_one_scale_and_the_copies(rows: int, width: int, small: torch.dtype, dtype: torch.dtype) -> None:
+    x = drawn(rows, width, dtype, small)
+    apart = torch.cat([x, x], 1)[:, :width]
+    scale = fp8.scale(x, dtype=small)
+    for each in (x, apart, -x):
+        equal((kernels()[fp8.scale].run(each, dtype=small),), (scale,))
+        for formula in (fp8.narrow, fp8.narrow_across):
+            equal((kernels()[formula].run(each, scale, dtype=small),), (formula(each, scale, dtype=small),))
+        equal(kernels()[fp8.narrow_both].run(each, scale, dtype=small), fp8.narrow_both(each, scale, dtype=small))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "width"), SIZES)
+def test_a_scale_for_each_row(rows: int, width: int, dtype: torch.dtype) -> None:
+    x = drawn(rows, width, dtype, E4M3) * 2.0 ** torch.arange(rows, device=DEVICE).remainder(9)[:, None].to(dtype)
+    for each in (x, torch.cat([x, x], 1)[:, :width]):
+        equal(kernels()[fp8.narrow_rows].run(each), fp8.narrow_rows(each))
+
+
+def test_nothing_has_a_scale() -> None:
+    nothing = torch.zeros(16, 32, device=DEVICE)
+    equal((kernels()[fp8.scale].run(nothing, dtype=E4M3),), (fp8.scale(nothing, dtype=E4M3),))
+    equal(kernels()[fp8.narrow_rows].run(nothing), fp8.narrow_rows(nothing))
+
+
+def test_a_large_matrix_has_one_largest_number() -> None:
+    """Of many programs, each with its share; wherever it lies."""
+    for place in (0, 70_000, 299_999):
+        x = torch.zeros(300, 1000, device=DEVICE)
+        x.view(-1)[place] = -3.0
+        equal((kernels()[fp8.scale].run(x, dtype=E5M2),), (fp8.scale(x, dtype=E5M2),))
