@@ -1,9 +1,10 @@
 """The model against its equations, written down once more as plain functions of named tensors.
 
-Loss and every gradient in fp64, for every switch of the config, and all of them against each other in pairs. Faults it
-is to catch: rotation of the wrong halves, a norm left out or moved, heads grouped in another order, a scale of
-1/sqrt(hidden/heads) where head_dim says otherwise, the causal mask left out, the bias of one matrix ignored, the mask
-of the loss ignored, the gradient of a tied embedding counted once.
+Loss and every gradient in fp64, for every switch of the config, and all of them against each other in pairs.
+
+Faults to catch: rotation of the wrong halves; a norm left out; heads grouped in another order; a scale of
+1/sqrt(hidden/heads) where head_dim says otherwise; the causal mask left out; the bias of one matrix ignored; the mask
+of the loss ignored; the gradient of a tied embedding counted once.
 """
 
 from __future__ import annotations

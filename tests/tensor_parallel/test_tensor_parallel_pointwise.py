@@ -1,7 +1,11 @@
 """Operations in front of a matrix product: their adjoints, and a product that makes its input itself.
 
-To show up here: an adjoint that lacks a term, an input that is made again differently, the gradient of a second use
-of a weight that is lost, a gradient that is taken for the first of a step when it is the second.
+Faults to catch: an adjoint of SwiGLU without the slope of its sigmoid; an adjoint of the other form of GELU; an adjoint
+of RMSNorm that takes the mean square for a constant; an adjoint of LayerNorm that takes the mean for a constant; a
+gradient of a norm's weight that forgets to normalise; an input that is made again in less precision; a way past an
+operation that gives no gradient; a bias without gradient where the input is made; a second gradient of a weight that
+overwrites the first; a first gradient of a step that is added to what is there; narrow products that are added up
+narrow.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A docstring lists them after `Faults to catch:`, with semicolons between them; a
 from __future__ import annotations
 
 from verify_fault import Fault, Said
-from verify_said_fast import FAST
+from verify_said_fast import FAST, MODEL, POINTWISE
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -469,6 +469,8 @@ SAID = (
     TRAFFIC,
     LAYOUTS_OF_DROPOUT,
     COMMS,
+    MODEL,
+    POINTWISE,
     FAST,
     FP8,
 )

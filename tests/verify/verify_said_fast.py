@@ -1,8 +1,132 @@
-"""As `verify_said`: what makes a step fast or small."""
+"""As `verify_said`: the model's own equations, and what makes a step fast or small."""
 
 from __future__ import annotations
 
 from verify_fault import Fault, Said
+
+MODEL = Said(
+    "tests/models/test_models_transformer.py",
+    Fault(
+        "rotation of the wrong halves",
+        "models/rope.py",
+        "torch.cat([-high, low], -1)",
+        "torch.cat([high, -low], -1)",
+    ),
+    Fault(
+        "a norm left out",
+        "models/block.py",
+        "self.mlp(normed.through)",
+        "self.mlp(normed.past)",
+    ),
+    Fault(
+        "heads grouped in another order",
+        "models/dot_product.py",
+        "    if not q.is_cuda:\n",
+        "    k, v = (t.repeat(1, q.shape[1] // t.shape[1], 1, 1) for t in (k, v))\n    if not q.is_cuda:\n",
+    ),
+    Fault(
+        "a scale of 1/sqrt(hidden/heads) where head_dim says otherwise",
+        "models/attention.py",
+        "        y = causal_attention(",
+        """        q, k, v = self._heads(qkv.view(s, b, -1, self.dim), rotation)
+        q = q * (self.dim * self.heads / self.o_proj.weight.shape[0]) ** 0.5
+        y = causal_attention(""",
+    ),
+    Fault(
+        "the causal mask left out",
+        "models/dot_product.py",
+        "    if not q.is_cuda:\n        return F.scaled_dot_product_attention(q, k, v, is_causal=True,",
+        "    if not q.is_cuda:\n        return F.scaled_dot_product_attention(q, k, v, is_causal=False,",
+    ),
+    Fault(
+        "the bias of one matrix ignored",
+        "tensor_parallel/layers.py",
+        "return y if self.bias is None else y + self.bias",
+        "return y",
+    ),
+    Fault(
+        "the mask of the loss ignored",
+        "models/transformer.py",
+        "batch.loss_mask.double()",
+        "(batch.loss_mask | True).double()",
+    ),
+    Fault(
+        "the gradient of a tied embedding counted once",
+        "tensor_parallel/vocab.py",
+        "if weight is None else weight\n",
+        "if weight is None else weight.detach()\n",
+    ),
+)
+
+POINTWISE = Said(
+    "tests/tensor_parallel/test_tensor_parallel_pointwise.py",
+    Fault(
+        "an adjoint of SwiGLU without the slope of its sigmoid",
+        "tensor_parallel/formulas.py",
+        "d_gate = d * up * g * (1 + gate * (1 - g))",
+        "d_gate = d * up * g",
+    ),
+    Fault(
+        "an adjoint of the other form of GELU",
+        "tensor_parallel/formulas.py",
+        'gelu_backward(dy, x, approximate="tanh")',
+        'gelu_backward(dy, x, approximate="none")',
+    ),
+    Fault(
+        "an adjoint of RMSNorm that takes the mean square for a constant",
+        "tensor_parallel/formulas.py",
+        "dx = (dn - n * (dn * n).mean(-1, keepdim=True)) * scale",
+        "dx = dn * scale",
+    ),
+    Fault(
+        "an adjoint of LayerNorm that takes the mean for a constant",
+        "tensor_parallel/formulas.py",
+        "(dn - dn.mean(-1, keepdim=True) - n *",
+        "(dn - n *",
+    ),
+    Fault(
+        "a gradient of a norm's weight that forgets to normalise",
+        "tensor_parallel/formulas.py",
+        "_over_rows(d * n).to(weight.dtype)\n",
+        "_over_rows(d * wide).to(weight.dtype)\n",
+    ),
+    Fault(
+        "an input that is made again in less precision",
+        "tensor_parallel/linear.py",
+        "x, *rest = gradients(ctx.made_by.both, dx, past, *inputs)\n",
+        "x, *rest = gradients(ctx.made_by.both, dx, past, *inputs)\n        x = x.float().to(x.dtype)\n",
+    ),
+    Fault(
+        "a way past an operation that gives no gradient",
+        "tensor_parallel/formulas.py",
+        "return dx if past is None else dx + past",
+        "return dx",
+    ),
+    Fault(
+        "a bias without gradient where the input is made",
+        "tensor_parallel/linear.py",
+        "return None, dw, _bias_gradient(dy) if ctx.bias else None, None, None, *rest",
+        "return None, dw, None, None, None, *rest",
+    ),
+    Fault(
+        "a second gradient of a weight that overwrites the first",
+        "tensor_parallel/linear.py",
+        "torch.mm(left, x, out=total) if fresh else total.addmm_(left, x)",
+        "torch.mm(left, x, out=total)",
+    ),
+    Fault(
+        "a first gradient of a step that is added to what is there",
+        "tensor_parallel/linear.py",
+        "torch.mm(left, x, out=total) if fresh else total.addmm_(left, x)",
+        "total.addmm_(left, x)",
+    ),
+    Fault(
+        "narrow products that are added up narrow",
+        "tensor_parallel/linear.py",
+        "        total.add_(left @ x)\n",
+        "        total.copy_(total.to(dy.dtype) + left @ x)\n",
+    ),
+)
 
 FAST = Said(
     "tests/train/test_train_fast.py",
