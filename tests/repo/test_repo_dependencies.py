@@ -12,7 +12,6 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-
 WITH_TORCH = {"stretto/kernels/": "triton"}
 """What torch for GPUs brings and torch for CPUs does not, and the only room that may import it."""
 
