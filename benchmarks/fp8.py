@@ -56,26 +56,29 @@ def products(n: int, d_in: int, d_out: int, bench: Bench) -> Times:
         "bf16 forward": bench.ms(lambda: x @ w.t()),
         "bf16 input gradient": bench.ms(lambda: dy @ w),
         "bf16 weight gradient, added": bench.ms(lambda: add_in(total, dy.t(), x, torch.float32, out=total)),
-        "add bf16 to fp32": bench.ms(lambda: total.add_(part)),
+        "add bf16 to fp32": bench.ms(lambda: kernels.add_(total, part)),
         "add fp32 to fp32": bench.ms(lambda: total.add_(wide)),
     }
-    one = torch.ones((), device=bench.device)
+    one = torch.ones(1, 1, device=bench.device)
     x8, x8_t = fp8.narrow_both(x, one, dtype=E4M3)
     w8, w8_t = fp8.narrow_both(w, one, dtype=E4M3)
     for kind in ("tensor", "row"):
         dy8, dy8_t = fp8.narrow_both(dy, one, dtype=E5M2 if kind == "tensor" else E4M3)
 
-        def product(a: Tensor, b: Tensor, fast: bool, out: torch.dtype = torch.bfloat16, kind: str = kind) -> Tensor:
-            ones = partial(torch.ones, device=bench.device)
-            scales = (one, one) if kind == "tensor" else (ones(a.shape[0], 1), ones(1, b.shape[0]))
-            return torch._scaled_mm(a, b.t(), *scales, out_dtype=out, use_fast_accum=fast)
-
+        rows = {
+            size: one if kind == "tensor" else torch.ones(size, 1, device=bench.device) for size in (n, d_in, d_out)
+        }
         for fast in (True, False):
+
+            def product(a: Tensor, b: Tensor, out: torch.dtype, rows: Any = rows, fast: bool = fast) -> Tensor:
+                scales = rows[a.shape[0]], rows[b.shape[0]].t()
+                return torch._scaled_mm(a, b.t(), *scales, out_dtype=out, use_fast_accum=fast)
+
             how = f"{kind} {'fast' if fast else 'exact'}"
-            times[f"{how} forward"] = bench.ms(partial(product, x8, w8, fast))
-            times[f"{how} input gradient"] = bench.ms(partial(product, dy8, w8_t, fast))
-            times[f"{how} weight gradient"] = bench.ms(partial(product, dy8_t, x8_t, fast))
-            times[f"{how} weight gradient, fp32 out"] = bench.ms(partial(product, dy8_t, x8_t, fast, torch.float32))
+            times[f"{how} forward"] = bench.ms(partial(product, x8, w8, torch.bfloat16))
+            times[f"{how} input gradient"] = bench.ms(partial(product, dy8, w8_t, torch.bfloat16))
+            times[f"{how} weight gradient"] = bench.ms(partial(product, dy8_t, x8_t, torch.bfloat16))
+            times[f"{how} weight gradient, fp32 out"] = bench.ms(partial(product, dy8_t, x8_t, torch.float32))
     return times
 
 

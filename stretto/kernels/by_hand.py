@@ -72,6 +72,7 @@ def kernels() -> Mapping[Function, Kernel]:
         formulas.rms_norm_both: Kernel(rms_norm.both),
         turning.turn_: Kernel(rope.turn_, _power_of_two),
         turning.turn_back: Kernel(rope.turn_back, _power_of_two),
+        narrowing.add_: Kernel(fp8.add_),
         narrowing.scale: Kernel(fp8.scale),
         narrowing.narrow: Kernel(fp8.narrow),
         narrowing.narrow_across: Kernel(fp8.narrow_across),

@@ -75,6 +75,20 @@ def _narrow_row(x, scale, out, width, stride, least: tl.constexpr, highest: tl.c
     tl.store(out + row * width + column, (number * (1 / unit)).to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _add(total, part, size, block: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = at < size
+    sum_ = tl.load(total + at, mask=inside) + tl.load(part + at, mask=inside).to(tl.float32)
+    tl.store(total + at, sum_, mask=inside)
+
+
+def add_(total: Tensor, part: Tensor) -> None:
+    """`stretto.tensor_parallel.fp8.add_`, of contiguous tensors: torch moves mixed dtypes an element at a time."""
+    size = total.numel()
+    _add[(triton.cdiv(size, _BLOCK),)](total, part, size, _BLOCK, num_warps=8)
+
+
 def scale(x: Tensor, *, dtype: torch.dtype) -> Tensor:
     """`stretto.tensor_parallel.fp8.scale`: [n, d] -> [1, 1]."""
     x = x.contiguous()

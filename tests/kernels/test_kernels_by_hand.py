@@ -95,7 +95,7 @@ def test_gradients_are_turned_back_side_by_side(heads: tuple[int, int, int], tur
 
 def test_every_kernel_is_compared() -> None:
     compared = {formulas.swiglu_backward, formulas.swiglu_both, formulas.rms_norm_backward, formulas.rms_norm_both}
-    elsewhere = {fp8.scale, fp8.narrow, fp8.narrow_across, fp8.narrow_both, fp8.narrow_rows}
+    elsewhere = {fp8.add_, fp8.scale, fp8.narrow, fp8.narrow_across, fp8.narrow_both, fp8.narrow_rows}
     assert set(kernels()) == compared | {rope.turn_, rope.turn_back} | elsewhere
 
 

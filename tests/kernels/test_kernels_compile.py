@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="comes with torch for GPUs, and with what d
 pytestmark = pytest.mark.gloo
 
 
-@pytest.mark.parametrize("name", ["swiglu", "rms_norm", "rope", "rope back", "fp8 both", "fp8 rows"])
+@pytest.mark.parametrize("name", ["swiglu", "rms_norm", "rope", "rope back", "fp8 add", "fp8 both", "fp8 rows"])
 def test_they_compile_and_move_sixteen_bytes_at_a_time(name: str) -> None:
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = str(Path(__file__).parents[2])

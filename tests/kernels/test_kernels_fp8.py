@@ -79,3 +79,10 @@ def test_a_large_matrix_has_one_largest_number() -> None:
         x = torch.zeros(300, 1000, device=DEVICE)
         x.view(-1)[place] = -3.0
         equal((kernels()[fp8.scale].run(x, dtype=E5M2),), (fp8.scale(x, dtype=E5M2),))
+
+
+def test_a_part_is_added_to_what_is_there() -> None:
+    total, part = torch.rand(70, 129, device=DEVICE), torch.rand(70, 129, device=DEVICE).bfloat16()
+    wanted = total + part.float()
+    kernels()[fp8.add_].run(total, part)
+    equal((total,), (wanted,))

@@ -188,7 +188,7 @@ def test_weight_gradients_of_microbatches_add_up(recipe: str) -> None:
             one(draw((S, B, IN), f"x{k}").float()).backward(draw((S, B, OUT), f"dy{k}").float())
     for name in ("up", "down"):
         total, wanted = sums.total[getattr(model, name).weight], getattr(single, name).weight.grad
-        compare(name, {name: total}, {name: wanted}, tolerance=1e-6)
+        compare(name, {name: total}, {name: wanted}, tolerance=2**-7 if recipe == "tensorwise" else 1e-6)
 
 
 @pytest.mark.parametrize("recompute", ["light", "block"])

@@ -445,8 +445,8 @@ FP8 = Said(
     Fault(
         "weight gradients of later microbatches not added",
         "tensor_parallel/fp8.py",
-        "product(out=total) if fresh else total.add_(product())",
-        "product(out=total)",
+        "product(total.dtype, out=total) if fresh else self.add_(total, product(torch.bfloat16))",
+        "product(total.dtype, out=total)",
     ),
     Fault(
         "what is made again narrowed by another scale",
