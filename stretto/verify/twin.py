@@ -70,12 +70,15 @@ class _Twin:
 
     @contextmanager
     def session(self, dtype: Literal["fp32", "bf16", "fp64"]) -> Iterator[Session | None]:
-        """It, ready to run, in fp8 where the run is and `dtype` is the run's; None on ranks that it does not need."""
+        """It, ready to run, in fp8 where the run is and `dtype` is the run's; None on ranks that it does not need.
+
+        It computes plainly, operation by operation, whatever kernels make the run fast.
+        """
         world = first_ranks(self.world, self.layout.world)
         if world is None:
             yield None
             return
-        run = self.args.run
+        run = replace(self.args.run, compile=False)
         args = replace(self.args, run=run if dtype == run.dtype else replace(run, dtype=dtype, fp8="none"))
         with build(args, self.layout, world) as session:
             yield session
