@@ -35,7 +35,7 @@ def _largest(x, shares, size, block: tl.constexpr, turns: tl.constexpr):
 def _meaning(shares, scale, count, least: tl.constexpr, highest: tl.constexpr, block: tl.constexpr):
     at = tl.arange(0, block)
     most = tl.max(tl.load(shares + at, mask=at < count, other=0.0), 0)
-    tl.store(scale, tl.maximum(most, least) / highest)
+    tl.store(scale, tl.div_rn(tl.maximum(most, least), highest))
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def _narrow(
     column = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
     inside = (row[:, None] < rows) & (column[None, :] < width)
     number = tl.load(x + row[:, None] * stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    small = (number * (1 / tl.load(scale))).to(plain.dtype.element_ty)
+    small = (number * tl.div_rn(1.0, tl.load(scale))).to(plain.dtype.element_ty)
     if with_plain:
         tl.store(plain + row[:, None] * width + column[None, :], small, mask=inside)
     if with_flipped:
@@ -70,9 +70,9 @@ def _narrow_row(x, scale, out, width, stride, least: tl.constexpr, highest: tl.c
     column = tl.arange(0, block)
     inside = column < width
     number = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-    unit = tl.maximum(tl.max(tl.abs(number), 0), least) / highest
+    unit = tl.div_rn(tl.maximum(tl.max(tl.abs(number), 0), least), highest)
     tl.store(scale + row, unit)
-    tl.store(out + row * width + column, (number * (1 / unit)).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * width + column, (number * tl.div_rn(1.0, unit)).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -101,7 +101,7 @@ def rounded(x: Tensor, dtype: torch.dtype, dim: int | None = None) -> Tensor:
     """x as fp8 leaves it, with a scale for the tensor, or for all that shares a place outside `dim`; in fp64."""
     largest = x.abs().amax() if dim is None else x.abs().amax(dim, keepdim=True)
     unit = largest / torch.finfo(dtype).max
-    return (x / unit).to(dtype).double() * unit.double()
+    return (x * (1 / unit)).to(dtype).double() * unit.double()
 
 
 @both_recipes
@@ -175,7 +175,7 @@ class Sums:
 
     def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         fresh = weight not in self.total
-        write(self.total.setdefault(weight, torch.full_like(weight, torch.nan)), fresh)
+        write(self.total.setdefault(weight, torch.full_like(weight, torch.nan, dtype=torch.float32)), fresh)
 
 
 @both_recipes
