@@ -31,6 +31,13 @@ class DirectGradients:
         """From now on gradients go to the buckets of `home`; `send_full` is called whenever one may be full."""
         self._home, self._send_full = home, send_full
 
+    def early(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        """Let `write(total, fresh)` add what is known in a forward; the backward's `add` then says that it was all.
+
+        Raises RuntimeError when its bucket has left.
+        """
+        self._home[weight].add(weight, write)
+
     def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         """Let `write(total, fresh)` add a gradient of `weight`, or set it where it is the first of the step.
 

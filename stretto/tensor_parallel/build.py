@@ -25,6 +25,9 @@ class Accumulators(Protocol):
     def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         """Call `write(total, fresh)`, which adds a gradient to `total`, or sets it where `fresh`: a new step began."""
 
+    def early(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        """The same in a forward. The backward of that use calls `add` all the same, when nothing is left to add."""
+
 
 Factor = tuple[Tensor, ...]
 """A factor of a matrix product, in whatever form its arithmetic wants it."""

@@ -31,7 +31,9 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, tp: Axis, *, st
 class HeadLoss:
     """sum over tokens of weight * -log softmax(x W^T)[label], for words `start`..`start + rows` on this rank.
 
-    At most `limit` bytes of logits exist at once (one row of tokens at least).
+    At most `limit` bytes of logits exist at once (one row of tokens at least). Accumulators get the weight's gradient in
+    the forward, so that none waits for the backward: that must begin at the loss itself. Where it begins at a multiple
+    of it, the gradient of x is NaN.
     """
 
     def __init__(self, build: Build, start: int, rows: int, limit: int = 2**28) -> None:
@@ -61,36 +63,50 @@ class _HeadLoss(Function):
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if keep else x
-        dw = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if keep else weight
         size = of.chunk(x, weight)
-        for first in range(0, x.shape[0], size):
-            part = slice(first, first + size)
-            rows = x[part].flatten(0, 1)
-            logits = (rows @ weight.t()).view(*x[part].shape[:2], -1)
-            valid = logits[..., : of.rows]  # padding takes no part
-            loss, known = of.of(valid, labels[part])
-            total += (loss.double() * weights[part]).sum()
-            if keep:
-                of.gradient(valid, *known, weights[part].to(loss.dtype))
-                logits[..., of.rows :].zero_()
-                grad = logits.flatten(0, 1)
-                torch.mm(grad, weight, out=dx[part].flatten(0, 1))
-                add_product(dw, first == 0, grad, rows)
+
+        def through(dw: Tensor, fresh: bool) -> None:
+            """All rows, a piece at a time: their loss, and where gradients are kept those, dW added to `dw`."""
+            for first in range(0, x.shape[0], size):
+                part = slice(first, first + size)
+                rows = x[part].flatten(0, 1)
+                logits = (rows @ weight.t()).view(*x[part].shape[:2], -1)
+                valid = logits[..., : of.rows]  # padding takes no part
+                loss, known = of.of(valid, labels[part])
+                total.add_((loss.double() * weights[part]).sum())
+                if keep:
+                    of.gradient(valid, *known, weights[part].to(loss.dtype))
+                    logits[..., of.rows :].zero_()
+                    grad = logits.flatten(0, 1)
+                    torch.mm(grad, weight, out=dx[part].flatten(0, 1))
+                    add_product(dw, fresh and first == 0, grad, rows)
+
+        ctx.param, ctx.accumulators = weight, of.accumulators
+        if keep and of.accumulators is not None:  # no other copy of it waits for the backward
+            of.accumulators.early(weight, through)
+            ctx.save_for_backward(dx)
+            return total
+        dw = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if keep else weight
+        through(dw, True)
         if keep:
             ctx.save_for_backward(dx, dw)
-            ctx.param, ctx.accumulators = weight, of.accumulators
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dw = ctx.saved_tensors
+        dx, *made = ctx.saved_tensors
         into: Accumulators | None = ctx.accumulators
-        dx, scale = dx * scale.to(dx.dtype), scale.to(dw.dtype)
         if into is None:
-            return dx, (dw * scale).to(ctx.param.dtype), None, None, None, None
-        into.add(ctx.param, lambda sum_, fresh: torch.mul(dw, scale, out=sum_) if fresh else sum_.addcmul_(dw, scale))
-        return dx, None, None, None, None, None
+            (dw,) = made
+            return dx * scale.to(dx.dtype), (dw * scale.to(dw.dtype)).to(ctx.param.dtype), None, None, None, None
+        into.add(ctx.param, _added_already)
+        # The weight's gradient is that of the loss itself. Of a multiple it would be wrong, which must not stay unseen.
+        return dx * torch.where(scale == 1, 1.0, torch.nan).to(dx.dtype), None, None, None, None, None
+
+
+def _added_already(total: Tensor, fresh: bool) -> None:
+    """In the forward."""
 
 
 class _CrossEntropy(Function):

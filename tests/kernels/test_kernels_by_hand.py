@@ -1,6 +1,7 @@
 """Kernels written by hand compute their formulas: on a GPU, and anywhere else in Triton's interpreter.
 
-To show up here: a row or a column that is left out, a rest of a row that is not a whole block, what goes past lost.
+Faults to catch: the last rows left out; the gradient of what goes past lost; the end of a row that is not a whole block
+left out; heads that are not turned turned back.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The kernels of fp8 compute their formulas, also on a GPU and in Triton's interpreter.
 
 The interpreter does not round to 8 bits as a GPU does, so there numbers are such that nothing is to be rounded.
-To show up here: a row or a column that is left out or exchanged, a scale of another row, rows that lie apart.
+
+Faults to catch: the scale of another row; rows that lie apart read as if they lay together; the last column left out.
 """
 
 from __future__ import annotations

@@ -158,14 +158,14 @@ VOCABULARY = [
     Fault(
         "the head's gradient overwrites that of the microbatch before",
         "tensor_parallel/cross_entropy.py",
-        "lambda sum_, fresh:",
-        "lambda sum_, _, fresh=True:",
+        "add_product(dw, fresh and first == 0, grad, rows)",
+        "add_product(dw, first == 0, grad, rows)",
     ),
     Fault(
         "the head's gradient is added to that of the step before",
         "tensor_parallel/cross_entropy.py",
-        "lambda sum_, fresh:",
-        "lambda sum_, _, fresh=False:",
+        "add_product(dw, fresh and first == 0, grad, rows)",
+        "add_product(dw, False, grad, rows)",
     ),
 ]
 

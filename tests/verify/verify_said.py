@@ -6,7 +6,7 @@ A docstring lists them after `Faults to catch:`, with semicolons between them; a
 from __future__ import annotations
 
 from verify_fault import Fault, Said
-from verify_said_fast import FAST, MODEL, POINTWISE
+from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -327,14 +327,14 @@ VOCABULARY = Said(
     Fault(
         "a piece of the logits whose gradient of the weight overwrites that of the piece before",
         "tensor_parallel/cross_entropy.py",
-        "add_product(dw, first == 0, grad, rows)",
+        "add_product(dw, fresh and first == 0, grad, rows)",
         "add_product(dw, True, grad, rows)",
     ),
     Fault(
         "a gradient that does not see what follows the loss",
         "tensor_parallel/cross_entropy.py",
-        "        dx, dw = ctx.saved_tensors\n",
-        "        dx, dw = ctx.saved_tensors\n        scale = torch.ones_like(scale)\n",
+        "            (dw,) = made\n",
+        "            (dw,) = made\n            scale = torch.ones_like(scale)\n",
     ),
     Fault(
         "a second derivative that is silently incomplete",
@@ -473,4 +473,7 @@ SAID = (
     POINTWISE,
     FAST,
     FP8,
+    HEAD,
+    KERNELS,
+    KERNELS_FP8,
 )

@@ -180,3 +180,75 @@ FAST = Said(
         "",
     ),
 )
+
+HEAD = Said(
+    "tests/tensor_parallel/test_tensor_parallel_head.py",
+    Fault(
+        "a microbatch whose gradient is lost when two go forward before one goes back",
+        "tensor_parallel/cross_entropy.py",
+        "add_product(dw, fresh and first == 0, grad, rows)",
+        "add_product(dw, first == 0, grad, rows)",
+    ),
+    Fault(
+        "a gradient of the weight that waits for the backward",
+        "tensor_parallel/cross_entropy.py",
+        "            ctx.save_for_backward(dx)\n",
+        "            ctx.save_for_backward(dx, torch.empty_like(weight))\n",
+    ),
+    Fault(
+        "a gradient of a multiple of the loss that is silently wrong",
+        "tensor_parallel/cross_entropy.py",
+        "torch.where(scale == 1, 1.0, torch.nan)",
+        "torch.where(scale == 1, 1.0, scale)",
+    ),
+)
+
+KERNELS = Said(
+    "tests/kernels/test_kernels_by_hand.py",
+    Fault(
+        "the last rows left out",
+        "kernels/rms_norm.py",
+        "for turn in range(turns):",
+        "for turn in range(turns - 1):",
+    ),
+    Fault(
+        "the gradient of what goes past lost",
+        "kernels/rms_norm.py",
+        "out += p.to(tl.float32)",
+        "out += 0.0 * p.to(tl.float32)",
+    ),
+    Fault(
+        "the end of a row that is not a whole block left out",
+        "kernels/swiglu.py",
+        "inside = at < inner\n",
+        "inside = at < inner - inner % block\n",
+    ),
+    Fault(
+        "heads that are not turned turned back",
+        "kernels/rope.py",
+        "still = (head >= turned)[:, None]",
+        "still = (head >= heads)[:, None]",
+    ),
+)
+
+KERNELS_FP8 = Said(
+    "tests/kernels/test_kernels_fp8.py",
+    Fault(
+        "the scale of another row",
+        "kernels/fp8.py",
+        "tl.store(scale + row, unit)",
+        "tl.store(scale, unit)",
+    ),
+    Fault(
+        "rows that lie apart read as if they lay together",
+        "kernels/fp8.py",
+        "number = tl.load(x + row * stride + column,",
+        "number = tl.load(x + row * width + column,",
+    ),
+    Fault(
+        "the last column left out",
+        "kernels/fp8.py",
+        "    inside = column < width\n",
+        "    inside = column < width - 1\n",
+    ),
+)
