@@ -31,9 +31,9 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, tp: Axis, *, st
 class HeadLoss:
     """sum over tokens of weight * -log softmax(x W^T)[label], for words `start`..`start + rows` on this rank.
 
-    At most `limit` bytes of logits exist at once (one row of tokens at least). Accumulators get the weight's gradient in
-    the forward, so that none waits for the backward: that must begin at the loss itself. Where it begins at a multiple
-    of it, the gradient of x is NaN.
+    At most `limit` bytes of logits exist at once (one row of tokens at least). Accumulators get the weight's gradient
+    in the forward, so that none waits for the backward: that must begin at the loss itself. Where it begins at a
+    multiple of it, the gradient of x is NaN.
     """
 
     def __init__(self, build: Build, start: int, rows: int, limit: int = 2**28) -> None:
