@@ -8,12 +8,17 @@ sum over the ranks of what each computes:
 
 Where every rank of an axis holds the *same* loss (tensor parallelism), the pairs are others: see
 `stretto.tensor_parallel.mappings`. The functions with a trailing underscore work in place, carry no gradient and
-return a `Work`: they are for buckets and other storage that the caller owns.
+return a `Work`: they are for buckets and other storage that the caller owns. Those that `begin` carry none either, and
+return at once what is `UnderWay`: who has something else to do does it before taking that. The differentiable ones
+call `meanwhile` while they are under way, forward and backward.
+
+What goes over an axis with a window goes through that where it may; it is the same operation to whoever asks for it.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,17 +26,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from stretto.world import Axis
+from stretto.world import Axis, Rows, UnderWay, Work
 
 # torch 2.13 renamed these two and warns of the names that torch 2.11 has.
 _all_gather_single: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
-
-class Work(Protocol):
-    """A collective on its way. `wait` orders what follows after it (on CUDA: on the stream, not the host)."""
-
-    def wait(self) -> Any: ...
 
 
 class Done:
@@ -40,23 +39,34 @@ class Done:
     def wait(self) -> None:
         """Return at once."""
 
+    def is_completed(self) -> bool:
+        """Yes."""
+        return True
 
-def all_reduce(x: Tensor, axis: Axis) -> Tensor:
+
+Meanwhile = Callable[[], object]
+
+
+def nothing() -> None:
+    """What is done while a collective is under way, by who has nothing else to do."""
+
+
+def all_reduce(x: Tensor, axis: Axis, meanwhile: Meanwhile = nothing) -> Tensor:
     """Sum of `x` over the axis. [*] -> [*]."""
-    return x if axis.size == 1 else _AllReduce.apply(x, axis)  # type: ignore[no-untyped-call]
+    return x if axis.size == 1 else _AllReduce.apply(x, axis, meanwhile)  # type: ignore[no-untyped-call]
 
 
-def all_gather(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
+def all_gather(x: Tensor, axis: Axis, dim: int = 0, meanwhile: Meanwhile = nothing) -> Tensor:
     """Concatenation of every rank's `x` along `dim`, in the order of the axis. [.., n, ..] -> [.., n*size, ..]."""
-    return x if axis.size == 1 else _AllGather.apply(x, axis, dim)  # type: ignore[no-untyped-call]
+    return x if axis.size == 1 else _AllGather.apply(x, axis, dim, meanwhile)  # type: ignore[no-untyped-call]
 
 
-def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
+def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0, meanwhile: Meanwhile = nothing) -> Tensor:
     """This rank's chunk along `dim` of the sum over the axis. [.., n*size, ..] -> [.., n, ..].
 
     Raises ValueError if `dim` does not divide by the size of the axis.
     """
-    return x if axis.size == 1 else _ReduceScatter.apply(x, axis, dim)  # type: ignore[no-untyped-call]
+    return x if axis.size == 1 else _ReduceScatter.apply(x, axis, dim, meanwhile)  # type: ignore[no-untyped-call]
 
 
 def all_to_all(x: Tensor, axis: Axis, split_dim: int, concat_dim: int) -> Tensor:
@@ -96,6 +106,43 @@ def all_reduce_(x: Tensor, axis: Axis) -> Work:
     return work
 
 
+def begin_all_gather(x: Tensor, axis: Axis) -> UnderWay:
+    """`all_gather` along dim 0, begun."""
+    if axis.size == 1:
+        return UnderWay(x)
+    x = x.detach().contiguous()
+    _tell(axis, "all_gather", x)
+    if axis.window is not None and axis.window.takes(x.nbytes):
+        return axis.window.gather(x)
+    out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
+    return UnderWay(out, _all_gather_single(out, x, group=axis.group, async_op=True))
+
+
+def begin_reduce_scatter(x: Tensor, axis: Axis) -> UnderWay:
+    """`reduce_scatter` along dim 0, begun. Raises ValueError if that does not divide by the size of the axis."""
+    if axis.size == 1:
+        return UnderWay(x)
+    n = _divided(x, axis, 0, "reduce_scatter")
+    x = x.detach().contiguous()
+    if axis.window is not None and axis.window.takes(x.nbytes // axis.size):
+        parts = x.chunk(axis.size)
+        return begin_sum_of(lambda to, out: parts[to] if out is None else out.copy_(parts[to]), x, axis)
+    _tell(axis, "reduce_scatter", x)
+    out = x.new_empty((n, *x.shape[1:]))
+    return UnderWay(out, _reduce_scatter_single(out, x, group=axis.group, async_op=True))
+
+
+def begin_sum_of(rows: Rows, like: Tensor, axis: Axis) -> UnderWay:
+    """`begin_reduce_scatter` of a tensor as `like`, of which `rows` gives each rank's part when that can leave.
+
+    Raises ValueError where there is no window: nothing would leave before all is there.
+    """
+    if axis.window is None:
+        raise ValueError(f"{axis} has no window to send a sum through in parts")
+    _tell(axis, "reduce_scatter", like)
+    return axis.window.scatter(rows, like[: _divided(like, axis, 0, "reduce_scatter")])
+
+
 def _tell(axis: Axis, op: str, x: Tensor) -> None:
     """Every collective passes here, right before it is issued."""
     if axis.watch is not None:
@@ -111,47 +158,44 @@ def _divided(x: Tensor, axis: Axis, dim: int, op: str) -> int:
 
 class _AllReduce(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis  # type: ignore[attr-defined]
+    def forward(ctx: Any, x: Tensor, axis: Axis, meanwhile: Meanwhile) -> Tensor:
+        ctx.axis, ctx.meanwhile = axis, meanwhile
         out = x.clone(memory_format=torch.contiguous_format)
-        _tell(axis, "all_reduce", out)
-        dist.all_reduce(out, group=axis.group)
+        work = all_reduce_(out, axis)
+        meanwhile()
+        work.wait()
         return out
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        return all_reduce(dy, ctx.axis), None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        return all_reduce(dy, ctx.axis, ctx.meanwhile), None, None
 
 
 class _AllGather(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim  # type: ignore[attr-defined]
-        x = x.movedim(dim, 0).contiguous()
-        out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
-        _tell(axis, "all_gather", x)
-        _all_gather_single(out, x, group=axis.group)
-        return out.movedim(0, dim)
+    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int, meanwhile: Meanwhile) -> Tensor:
+        ctx.axis, ctx.dim, ctx.meanwhile = axis, dim, meanwhile
+        whole = begin_all_gather(x.movedim(dim, 0), axis)
+        meanwhile()
+        return whole.take().movedim(0, dim)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return reduce_scatter(dy, ctx.axis, ctx.dim), None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return reduce_scatter(dy, ctx.axis, ctx.dim, ctx.meanwhile), None, None, None
 
 
 class _ReduceScatter(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim  # type: ignore[attr-defined]
-        n = _divided(x, axis, dim, "reduce_scatter")
-        x = x.movedim(dim, 0).contiguous()
-        out = x.new_empty((n, *x.shape[1:]))
-        _tell(axis, "reduce_scatter", x)
-        _reduce_scatter_single(out, x, group=axis.group)
-        return out.movedim(0, dim)
+    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int, meanwhile: Meanwhile) -> Tensor:
+        ctx.axis, ctx.dim, ctx.meanwhile = axis, dim, meanwhile
+        _divided(x, axis, dim, "reduce_scatter")
+        part = begin_reduce_scatter(x.movedim(dim, 0), axis)
+        meanwhile()
+        return part.take().movedim(0, dim)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return all_gather(dy, ctx.axis, ctx.dim), None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return all_gather(dy, ctx.axis, ctx.dim, ctx.meanwhile), None, None, None
 
 
 class _AllToAll(Function):

@@ -5,8 +5,9 @@ They are values, passed as arguments; nothing here creates or looks up a process
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +39,48 @@ class World:
         return cls(0, 1, 0, 1, torch.device(device), "none", (0,))
 
 
+class Work(Protocol):
+    """A communication on its way. `wait` orders what follows after it (on CUDA: on the stream, not the host)."""
+
+    def wait(self) -> Any: ...
+
+    def is_completed(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A tensor that is here, or on its way."""
+
+    tensor: Tensor
+    work: Work | None = None
+
+    def take(self) -> Tensor:
+        """The tensor, after which the current stream (the host, under Gloo) has waited."""
+        if self.work is not None:
+            self.work.wait()
+        return self.tensor
+
+
+Rows = Callable[[int, Tensor | None], Tensor]
+"""The part of a sum that goes to the n-th rank of an axis; written into the tensor, where one is given."""
+
+
+class Window(Protocol):
+    """Memory of each rank of an axis that the others read, without help of the processors that compute.
+
+    All ranks call it alike. What it begins passes behind whatever the current stream does next.
+    """
+
+    def takes(self, size: int) -> bool:
+        """Whether a message of which each rank reads `size` bytes of each other one is worth it, and has room."""
+
+    def gather(self, x: Tensor) -> UnderWay:
+        """x [n, ..] of all ranks, in order: [size * n, ..]."""
+
+    def scatter(self, rows: Rows, like: Tensor) -> UnderWay:
+        """The sum over the ranks of this one's `rows`, each [n, ..] as `like`. Others' rows are asked for first."""
+
+
 class Watch(Protocol):
     """Is told of each communication over an axis, on every rank that takes part, right before it is issued."""
 
@@ -51,7 +94,7 @@ class Axis:
 
     `ranks` are ranks of the layout, in order along the axis; `ranks[rank]` is this process. `group` is
     None exactly when the axis has size 1: every collective over such an axis is a no-op. `watch`, if any, hears of
-    all that goes over the group.
+    all that goes over the group. `window`, if there is one, carries what it takes in place of the group.
     """
 
     name: str
@@ -59,6 +102,7 @@ class Axis:
     ranks: tuple[int, ...]
     group: ProcessGroup | None = None
     watch: Watch | None = field(default=None, compare=False, repr=False)
+    window: Window | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:

@@ -128,6 +128,12 @@ def _compile(a: Arguments) -> tuple[Value, str] | None:
     return a.run.device == "cuda", f"device = {a.run.device}"
 
 
+def _tp_comm_overlap(a: Arguments) -> tuple[Value, str] | None:
+    return a.run.device == "cuda" and a.parallel.sequence_parallel, f"device = {a.run.device}, " + (
+        "sequence parallel" if a.parallel.sequence_parallel else "not sequence parallel"
+    )
+
+
 def _kv_heads(a: Arguments) -> tuple[Value, str] | None:
     return a.model.num_kv_heads, "heads"
 
@@ -166,6 +172,12 @@ DERIVATIONS: tuple[Derivation, ...] = (
     Derivation("parallel.dp", (*_SIZES, "run.nproc"), "nproc / (tp*cp*pp)", _dp),
     Derivation("parallel.gpus_per_node", ("run.device", "run.nproc"), "8 (cuda), nproc (cpu)", _gpus_per_node),
     Derivation("run.compile", ("run.device",), "true (cuda), false (cpu)", _compile),
+    Derivation(
+        "parallel.tp_comm_overlap",
+        ("run.device", "parallel.sequence_parallel"),
+        "true (cuda, sequence parallel), else false",
+        _tp_comm_overlap,
+    ),
     Derivation("model.kv_heads", ("model.heads",), "heads", _kv_heads),
     Derivation("model.head_dim", ("model.hidden", "model.heads"), "hidden / heads", _head_dim),
     Derivation(

@@ -116,6 +116,20 @@ def sequence_divides_by_tp(a: Arguments) -> Broken | None:
     return broken and Broken(broken.problem, {**broken.nearby, "parallel.sequence_parallel": (False,)})
 
 
+@rule("parallel.tp_comm_overlap", "parallel.sequence_parallel", "run.device")
+def overlap_has_messages(a: Arguments) -> Broken | None:
+    """Copy engines are those of GPUs, and carry the gathers and scatters of sequence parallelism."""
+    if not a.parallel.tp_comm_overlap or (a.run.device == "cuda" and a.parallel.sequence_parallel):
+        return None
+    off: Nearby = {"parallel.tp_comm_overlap": (False,)}
+    if a.run.device != "cuda":
+        return Broken(f"tp_comm_overlap with device = {a.run.device}: it has no copy engines", off)
+    return Broken(
+        "tp_comm_overlap without sequence_parallel: there are no gathers and scatters",
+        {**off, "parallel.sequence_parallel": (True,)},
+    )
+
+
 @rule("batch.global_batch", "batch.micro_batch", "parallel.dp")
 def batch_divides(a: Arguments) -> Broken | None:
     """Each replica computes the same whole number of microbatches in a step."""
@@ -226,6 +240,7 @@ RULES: tuple[Rule, ...] = (
     kv_heads_fit_tp,
     ffn_divides_by_tp,
     sequence_divides_by_tp,
+    overlap_has_messages,
     batch_divides,
     stage_layers_place_every_layer,
     rate_decays,

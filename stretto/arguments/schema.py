@@ -89,6 +89,12 @@ class ParallelConfig:
         None, "ranks of one node; what reaches across nodes is slow, and is warned of", at_least=1, carried=False
     )
     sequence_parallel: bool = setting(False, "between blocks, cut activations along the sequence over the tp ranks")
+    tp_comm_overlap: bool | None = setting(
+        None,
+        "gathers and scatters of sequence parallelism pass behind matrix products, carried by the copy engines of GPUs "
+        "that reach each other; unset: on GPUs",
+        carried=False,
+    )
     schedule: Literal["1f1b", "gpipe"] = setting("1f1b", "order of forwards and backwards in the pipeline")
     stage_layers: tuple[int, ...] | None = setting(
         None, "layers of each pipeline stage; 0 is allowed; unset: balanced", at_least=0

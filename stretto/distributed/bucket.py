@@ -12,9 +12,9 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from stretto.collectives import Work, all_reduce_
+from stretto.collectives import all_reduce_
 from stretto.params import Declared
-from stretto.world import Axis
+from stretto.world import Axis, Work
 
 ALIGNMENT: Final = 64
 """Elements: every parameter begins at a multiple of 128 bytes at least, as matrix units and vector loads want."""

@@ -45,8 +45,8 @@ class DataParallel:
             self.buckets[stage] = fill_buckets(declared, axis_of, int(bucket_mb * 2**20))
         self._home = {item.param: b for b in self.all_buckets for item in b.items}
         self._unsent: deque[Bucket] = deque()
-        if direct is not None:
-            direct.bind(self._home, self._send_full)
+        self._direct = DirectGradients() if direct is None else direct
+        self._direct.bind(self._home, self._send_full)
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
             for p in self._home
@@ -65,6 +65,7 @@ class DataParallel:
 
     def reduce(self, stage: int) -> None:
         """The next backward of the stage is its last of this step: buckets leave as they fill."""
+        self._direct.meanwhile()  # of an earlier backward: not among the last ones
         for bucket in self.buckets[stage]:
             bucket.arm()
             self._unsent.append(bucket)
@@ -75,6 +76,7 @@ class DataParallel:
         A bucket that did not fill in the last backward, or was never armed, leaves only now: right, but not
         overlapped. Raises RuntimeError naming parameters that got no gradient in the whole step.
         """
+        self._direct.meanwhile()
         missing = [name for bucket in self.all_buckets for name in bucket.missing]
         if missing:
             raise RuntimeError(
@@ -101,6 +103,7 @@ class DataParallel:
     def zero(self) -> None:
         """Begin a step."""
         self._unsent.clear()
+        self._direct.forget()
         for bucket in self.all_buckets:
             bucket.zero()
 

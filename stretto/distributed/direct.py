@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from stretto.distributed.bucket import Bucket
@@ -22,6 +23,7 @@ class DirectGradients:
         self._added: Counter[nn.Parameter] = Counter()
         self._home: Mapping[nn.Parameter, Bucket] = {}
         self._send_full: Callable[[], None] = _nothing
+        self._put_off: tuple[nn.Parameter, Callable[[Tensor, bool], object]] | None = None
 
     def expect(self, weight: nn.Parameter) -> None:
         """One more place uses `weight`."""
@@ -37,6 +39,26 @@ class DirectGradients:
         Raises RuntimeError when its bucket has left.
         """
         self._home[weight].add(weight, write)
+
+    def later(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        """`add`, put off until a message is under way; no longer than until the next, as it holds what it multiplies.
+
+        Each product has one message and one weight gradient in its backward.
+        """
+        self.meanwhile()
+        self._put_off = weight, write
+
+    def meanwhile(self) -> None:
+        """Do what was put off. It is no part of what is going on, of a forward, say."""
+        if self._put_off is not None:
+            job, self._put_off = self._put_off, None
+            with torch.no_grad():
+                self.add(*job)
+
+    def forget(self) -> None:
+        """A step begins; what is left of one that did not come to its end is not for this one."""
+        self._put_off = None
+        self._added.clear()
 
     def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         """Let `write(total, fresh)` add a gradient of `weight`, or set it where it is the first of the step.

@@ -19,7 +19,8 @@ class GroupOptions:
     `timeout` is in seconds; None is that of the state. `backend` is for tensors on the world's device; None is
     that of the world. The others are for NCCL: `high_priority` runs the kernels of the group on a stream of high
     priority; `min_ctas` and `max_ctas` bound the thread blocks, and so the share of the GPU, of one kernel; `cpu`
-    gives the group Gloo beside NCCL, for CPU tensors.
+    gives the group Gloo beside NCCL, for CPU tensors; `window` is a number of bytes: gathers and scatters of which each
+    rank reads no more of another go through copy engines, where the ranks are GPUs of one host that reach each other.
     """
 
     timeout: float | None = None
@@ -28,6 +29,7 @@ class GroupOptions:
     min_ctas: int | None = None
     max_ctas: int | None = None
     cpu: bool = False
+    window: int | None = None
 
     def require_effect(self, name: str, backend: str, device: str) -> None:
         """Raise ValueError unless all that is said here for the axis `name` has an effect.
@@ -37,7 +39,9 @@ class GroupOptions:
         used = self.backend or backend
         if used not in ("nccl", "gloo") or (used == "nccl" and device != "cuda"):
             raise ValueError(f"{name}: backend={used!r} for tensors on {device}; choose 'gloo', or 'nccl' on cuda")
-        idle = [option for option in ("high_priority", "min_ctas", "max_ctas", "cpu") if getattr(self, option)]
+        idle = [
+            option for option in ("high_priority", "min_ctas", "max_ctas", "cpu", "window") if getattr(self, option)
+        ]
         if used != "nccl" and idle:
             raise ValueError(f"{name}: {', '.join(idle)} would have no effect on {used}; leave it out, or use nccl")
 

@@ -14,6 +14,8 @@ from stretto.layout import Layout
 from stretto.parallel_state.agree import agree, meet
 from stretto.parallel_state.create import GroupCost, abort_groups, back_end, create_group, destroy_groups, fake_group
 from stretto.parallel_state.plan import Axes, GroupOptions, PlannedGroup, default_axes, geometric, plan
+from stretto.parallel_state.windows import open_windows
+from stretto.window import PeerWindow
 from stretto.world import Axis, Watch, World
 
 DEFAULT_TIMEOUT = 600.0
@@ -57,9 +59,11 @@ class ParallelState:
         groups: Mapping[PlannedGroup, ProcessGroup],
         costs: Iterable[GroupCost] = (),
         watcher: Watcher | None = None,
+        windows: Mapping[PlannedGroup, PeerWindow] | None = None,
     ) -> None:
         """Made by `build` or `inspect`: `groups` are this rank's, as planned for `axes`."""
         self._watcher = watcher
+        self._windows = dict(windows or {})
         self._layout = layout
         self._world = world
         self._costs = tuple(costs)
@@ -70,7 +74,8 @@ class ParallelState:
             name = "-".join(planned.axes[0])
             watch = None if watcher is None else watcher.group(str(planned), name, planned.ranks)
             for names in planned.axes:
-                self._axes[frozenset(names)] = Axis("-".join(names), place, planned.ranks, group, watch)
+                window = self._windows.get(planned)
+                self._axes[frozenset(names)] = Axis("-".join(names), place, planned.ranks, group, watch, window)
 
     @classmethod
     def build(
@@ -123,10 +128,11 @@ class ParallelState:
                 name, store = f"{each}@{meeting.name}", PrefixStore(f"{each}/", meeting.store)
                 groups[each], cost = create_group(world, each, name, store, seconds)
                 costs.append(cost)
+            windows = open_windows(world, groups, PrefixStore("windows", meeting.store))
         except BaseException:
             abort_groups(list(groups.values()))
             raise
-        return cls(layout, world, declared, groups, costs, watcher)
+        return cls(layout, world, declared, groups, costs, watcher, windows)
 
     @classmethod
     def inspect(cls, layout: Layout, rank: int, *, axes: Iterable[Axes] | None = None) -> Self:
@@ -188,7 +194,7 @@ class ParallelState:
             if self._watcher is not None and self._groups:
                 self._watcher.close()
         except BaseException:
-            abort_groups(self._forget())
+            self._abort()
             raise
         destroy_groups(self._forget())
 
@@ -196,7 +202,14 @@ class ParallelState:
         groups = tuple(self._groups)
         self._axes.clear()
         self._groups.clear()
+        self._windows.clear()
         return groups
+
+    def _abort(self) -> None:
+        """Leave without waiting for anyone."""
+        for window in self._windows.values():
+            window.release()
+        abort_groups(self._forget())
 
     def __enter__(self) -> Self:
         return self
@@ -210,7 +223,7 @@ class ParallelState:
             watcher = self._watcher if self._groups else None
             if watcher is not None:
                 watcher.failed(error)
-            abort_groups(self._forget())
+            self._abort()
             if watcher is not None:
                 watcher.left(error)
 

@@ -10,8 +10,8 @@
 
 from stretto.pipeline_parallel.executor import Executor, LeftoverError, OwnWeights, Weights
 from stretto.pipeline_parallel.later import Later
-from stretto.pipeline_parallel.link import Link, Message
+from stretto.pipeline_parallel.link import Link
 from stretto.pipeline_parallel.meta import TensorMeta
 from stretto.pipeline_parallel.stage import Stage
 
-__all__ = ["Executor", "Later", "LeftoverError", "Link", "Message", "OwnWeights", "Stage", "TensorMeta", "Weights"]
+__all__ = ["Executor", "Later", "LeftoverError", "Link", "OwnWeights", "Stage", "TensorMeta", "Weights"]

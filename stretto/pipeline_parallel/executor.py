@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from stretto.pipeline_parallel.link import Link, Message
+from stretto.pipeline_parallel.link import Link
 from stretto.pipeline_parallel.meta import TensorMeta
 from stretto.pipeline_parallel.stage import Stage
 from stretto.schedule import Action, Op, Schedule
+from stretto.world import UnderWay
 
 
 class Weights(Protocol):
@@ -64,8 +65,8 @@ class Executor:
         # What enters stage s for microbatch mb stands at (s, mb): activations going down the stages, gradients
         # going up, whether they come from another rank or from a stage here, and also while they wait for the
         # message that takes them away.
-        self._activations: dict[tuple[int, int], Message] = {}
-        self._gradients: dict[tuple[int, int], Message] = {}
+        self._activations: dict[tuple[int, int], UnderWay] = {}
+        self._gradients: dict[tuple[int, int], UnderWay] = {}
         self._first_step = True  # in which every message is announced, and the announcement checked
         self._microbatches: Sequence[Any] = ()
         self._loss = torch.zeros((), device=link.device)
@@ -106,7 +107,7 @@ class Executor:
         x = None if a.stage == 0 else self._activations.pop((a.stage, a.mb)).take()
         y = self.stages[a.stage].forward(a.mb, x, self._microbatches[a.mb])
         if a.stage < self._last:
-            self._activations[a.stage + 1, a.mb] = Message(y)
+            self._activations[a.stage + 1, a.mb] = UnderWay(y)
         elif y.dim():
             raise ValueError(f"the last stage must return a scalar loss, not a tensor of shape {list(y.shape)}")
         else:
@@ -123,7 +124,7 @@ class Executor:
 
     def _pass_on(self, a: Action, dx: Tensor | None) -> None:
         if dx is not None:
-            self._gradients[a.stage - 1, a.mb] = Message(dx)
+            self._gradients[a.stage - 1, a.mb] = UnderWay(dx)
 
     def _send_forward(self, a: Action) -> None:
         self._send(a, self._activations.pop((a.stage + 1, a.mb)))
@@ -139,12 +140,12 @@ class Executor:
     def _recv_backward(self, a: Action) -> None:
         self._gradients[a.stage, a.mb] = self._recv(a, self.stages[a.stage].output(a.mb))
 
-    def _send(self, a: Action, message: Message) -> None:
+    def _send(self, a: Action, message: UnderWay) -> None:
         if self._first_step:
             self.link.announce(TensorMeta.of(message.tensor), self.program.peer(a))
         self.link.send(message.tensor, self.program.peer(a))
 
-    def _recv(self, a: Action, meta: TensorMeta) -> Message:
+    def _recv(self, a: Action, meta: TensorMeta) -> UnderWay:
         if self._first_step:
             self.link.expect(meta, self.program.peer(a))
         return self.link.recv(meta, self.program.peer(a))

@@ -1,9 +1,9 @@
-"""Messages between the ranks of a pipeline: posted early, never waited for by the host on a GPU.
+"""UnderWays between the ranks of a pipeline: posted early, never waited for by the host on a GPU.
 
 A send or receive goes out when its action comes up in the program and is waited for where its tensor is
 used. `wait` of a receive is a wait of the current stream under NCCL, and of the host under Gloo.
 
-Messages are matched by order alone: the k-th send from a to b is the k-th receive of b from a. All ranks
+UnderWays are matched by order alone: the k-th send from a to b is the k-th receive of b from a. All ranks
 follow one global order (`stretto.schedule.lower`), in which not even blocking sends deadlock; so each
 message may be issued on its own, without grouping it with one that goes the other way.
 """
@@ -17,10 +17,10 @@ from typing import Final
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup, Work
+from torch.distributed import ProcessGroup
 
 from stretto.pipeline_parallel.meta import MAX_DIM, TensorMeta
-from stretto.world import Axis
+from stretto.world import Axis, UnderWay
 
 # A sender may be this many messages ahead of a receiver before it waits. Enough for the transfer to overlap the
 # computation, and a bound on the memory of tensors under way: Gloo does not tell that a send is over until asked
@@ -29,20 +29,6 @@ AHEAD: Final = 4
 
 
 HEADER: Final = TensorMeta((MAX_DIM + 1,), torch.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A tensor that is here, or on its way."""
-
-    tensor: Tensor
-    work: Work | None = None
-
-    def take(self) -> Tensor:
-        """The tensor, after which the current stream (the host, under Gloo) has waited."""
-        if self.work is not None:
-            self.work.wait()
-        return self.tensor
 
 
 @dataclass
@@ -57,7 +43,7 @@ class Link:
     axis: Axis
     device: torch.device
     upward: Axis | None = None
-    _under_way: dict[int, deque[Message]] = field(default_factory=dict, init=False, repr=False)
+    _under_way: dict[int, deque[UnderWay]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.upward is not None and self.upward.ranks != self.axis.ranks:
@@ -72,13 +58,13 @@ class Link:
             under_way.popleft().take()
         x = x.contiguous()
         group = self._group("send", x, self.axis.rank, to)
-        under_way.append(Message(x, dist.isend(x, group=group, group_dst=to)))
+        under_way.append(UnderWay(x, dist.isend(x, group=group, group_dst=to)))
 
-    def recv(self, meta: TensorMeta, source: int) -> Message:
+    def recv(self, meta: TensorMeta, source: int) -> UnderWay:
         """Post the receive of the next tensor from `source`."""
         x = torch.empty(meta.shape, dtype=meta.dtype, device=self.device)
         work = dist.irecv(x, group=self._group("recv", x, source, self.axis.rank), group_src=source)
-        return Message(x, work)
+        return UnderWay(x, work)
 
     def announce(self, meta: TensorMeta, to: int) -> None:
         """Tell rank `to` what the next tensor is; it must `expect` it."""

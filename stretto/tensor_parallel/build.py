@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from stretto.collectives import Meanwhile, nothing
 from stretto.world import Axis
 
 
@@ -24,6 +25,12 @@ class Accumulators(Protocol):
 
     def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         """Call `write(total, fresh)`, which adds a gradient to `total`, or sets it where `fresh`: a new step began."""
+
+    def later(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        """The same, put off: until a message is under way, at the latest until the end of the step's backwards."""
+
+    def meanwhile(self) -> None:
+        """A message is under way: do what was put off, so that it passes behind that."""
 
     def early(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         """The same in a forward. The backward of that use calls `add` all the same, when nothing is left to add."""
@@ -80,3 +87,8 @@ class Build:
     again: bool = False
     accumulators: Accumulators | None = None
     products: Products | None = None
+
+    @property
+    def meanwhile(self) -> Meanwhile:
+        """What is done while a message of tensor parallelism is under way: weight gradients that were put off."""
+        return nothing if self.accumulators is None or self.tp.size == 1 else self.accumulators.meanwhile

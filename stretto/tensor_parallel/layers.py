@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from stretto.params import Init, ParamSpec, Shard, declare
 from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.linear import linear
-from stretto.tensor_parallel.mappings import leave
 from stretto.tensor_parallel.pointwise import Lazy
 
 M = TypeVar("M", bound=nn.Module)
@@ -58,7 +57,7 @@ class ColumnParallelLinear(nn.Module):
         expect(self.weight, build)
 
     def forward(self, x: Tensor | Lazy) -> Tensor:
-        return linear(x, self.weight, self.bias, self.build, entering=True)
+        return linear(x, self.weight, self.bias, self.build, column=True)
 
 
 class RowParallelLinear(nn.Module):
@@ -84,8 +83,7 @@ class RowParallelLinear(nn.Module):
         expect(self.weight, build)
 
     def forward(self, x: Tensor | Lazy) -> Tensor:
-        y = linear(x, self.weight, None, self.build)
-        y = leave(y, self.build.tp, sequence_parallel=self.build.sequence_parallel)
+        y = linear(x, self.weight, None, self.build, column=False)
         return y if self.bias is None else y + self.bias
 
 

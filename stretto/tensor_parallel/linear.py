@@ -1,12 +1,14 @@
 """The matrix product of the parallel layers, with its three products forward and back under our hand.
 
-Beyond `F.linear` it can make its input itself (`Lazy`), and add the gradient of its weight up where it is wanted
-(`Accumulators`), in the product that computes it.
+Beyond `F.linear` it crosses the border of the tensor-parallel region, can make its input itself (`Lazy`), and adds the
+gradient of its weight up where it is wanted (`Accumulators`), in the product that computes it. A message of the
+backward passes behind such a gradient, that of the product before; one of the forward behind a part of its own product
+(`overlap`).
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -15,26 +17,28 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from stretto.collectives import begin_all_gather
 from stretto.tensor_parallel.build import Build, Factor, Products
 from stretto.tensor_parallel.mappings import enter, leave
+from stretto.tensor_parallel.overlap import gathered, overlaps, scattered
 from stretto.tensor_parallel.pointwise import Lazy, gradients
+from stretto.world import UnderWay
 
 
-def linear(
-    x: Tensor | Lazy, weight: nn.Parameter, bias: Tensor | None, build: Build, *, entering: bool = False
-) -> Tensor:
+def linear(x: Tensor | Lazy, weight: nn.Parameter, bias: Tensor | None, build: Build, *, column: bool) -> Tensor:
     """y = x W^T + b: x [.., d_in], W [d_out, d_in] -> [.., d_out].
 
-    `entering` leads x into the tensor-parallel region first: it is gathered, or its gradient summed.
+    Where `column`, tp cuts W along d_out, and x enters the tensor-parallel region for it; else W is cut along d_in, and
+    y leaves the region (and b is to be added by who knows that there is only one).
     """
     if isinstance(x, Lazy):
-        y, x.past = _Made.apply(x, weight, bias, build, entering, *x.inputs)  # type: ignore[no-untyped-call]
+        y, x.past = _Made.apply(x, weight, bias, build, column, *x.inputs)  # type: ignore[no-untyped-call]
         return cast("Tensor", y)
-    if entering:
-        x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
-    if build.accumulators is None and build.products is None:
-        return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias, build, entering)  # type: ignore[no-any-return, no-untyped-call]
+    if build.accumulators is not None or build.products is not None:
+        return _Linear.apply(x, weight, bias, build, column)  # type: ignore[no-any-return, no-untyped-call]
+    if column:
+        return F.linear(enter(x, build.tp, sequence_parallel=build.sequence_parallel), weight, bias)
+    return leave(F.linear(x, weight, bias), build.tp, sequence_parallel=build.sequence_parallel)
 
 
 class _Linear(Function):
@@ -43,16 +47,16 @@ class _Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, build: Build, column: bool) -> Tensor:
         ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None
-        y, kept = _products(build).forward(x, weight, bias, column=column, keep=True)
+        y, kept = _product(x, weight, bias, build, column=column, keep=True)
         ctx.save_for_backward(weight, *kept)  # the weight for autograd's check that nobody has changed it
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        _, *x = ctx.saved_tensors
-        dx, left = _products(ctx.build).backward(dy, ctx.param, column=ctx.column)
-        dw = _weight_gradient(ctx.param, ctx.build, left, tuple(x))
+        build, (_, *x) = ctx.build, ctx.saved_tensors
+        dx, dy, factor = _input_gradient(dy, ctx.param, build, column=ctx.column)
+        dw = _weight_gradient(ctx.param, build, factor, lambda: tuple(x))
         return dx, dw, _bias_gradient(dy) if ctx.bias else None, None, None
 
 
@@ -61,20 +65,12 @@ class _Made(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, lazy: Lazy, weight: nn.Parameter, bias: Tensor | None, build: Build, entering: bool, *inputs: Tensor
+        ctx: Any, lazy: Lazy, weight: nn.Parameter, bias: Tensor | None, build: Build, column: bool, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.param, ctx.bias, ctx.made_by, ctx.build, ctx.entering = (
-            weight,
-            bias is not None,
-            lazy.made_by,
-            build,
-            entering,
-        )
+        ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None
+        ctx.made_by, ctx.inputs = lazy.made_by, len(inputs)
         x = lazy.made_by.forward(*(x.detach() for x in inputs))
-        if entering:
-            x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
-        y, kept = _products(build).forward(x, weight, bias, column=entering, keep=False)
-        ctx.inputs = len(inputs)
+        y, kept = _product(x, weight, bias, build, column=column, keep=False)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(weight, *inputs, *kept)
         return y, inputs[0].view_as(inputs[0])
@@ -84,15 +80,56 @@ class _Made(Function):
     def backward(ctx: Any, dy: Tensor, past: Tensor | None) -> tuple[Tensor | None, ...]:
         build, (_, *saved) = ctx.build, ctx.saved_tensors
         inputs, kept = saved[: ctx.inputs], tuple(saved[ctx.inputs :])
-        products = _products(build)
-        dx, left = products.backward(dy, ctx.param, column=ctx.entering)
-        if ctx.entering:  # the way out is the backward of the way in
-            dx = leave(dx, build.tp, sequence_parallel=build.sequence_parallel)
+        dx, dy, factor = _input_gradient(dy, ctx.param, build, column=ctx.column)
         x, *rest = gradients(ctx.made_by.both, dx, past, *inputs)
-        if ctx.entering:
-            x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
-        dw = _weight_gradient(ctx.param, build, left, products.again(x, kept))
+        again = begin_all_gather(x, build.tp) if ctx.column and build.sequence_parallel else UnderWay(x)
+        dw = _weight_gradient(ctx.param, build, factor, lambda: _products(build).again(again.take(), kept))
         return None, dw, _bias_gradient(dy) if ctx.bias else None, None, None, *rest
+
+
+def _product(
+    x: Tensor, weight: nn.Parameter, bias: Tensor | None, build: Build, *, column: bool, keep: bool
+) -> tuple[Tensor, Factor]:
+    """y, on its side of the border, and what is kept of x for the weight's gradient."""
+    if (column or bias is None) and overlaps(x, build, column=column, d_out=weight.shape[0]):
+        if column:
+            y, x = gathered(x, weight, bias, build.tp)
+        else:
+            y = scattered(x, weight, build.tp)
+        return y, (x,) if keep else ()
+    x = _entered(x, build) if column else x
+    y, kept = _products(build).forward(x, weight, bias, column=column, keep=keep)
+    return y if column else _left(y, build), kept
+
+
+def _input_gradient(dy: Tensor, weight: nn.Parameter, build: Build, *, column: bool) -> tuple[Tensor, Tensor, Factor]:
+    """dx, the whole dy, and dy as `Products.add` wants it: the way out is the backward of the way in."""
+    dy = dy if column else _entered(dy, build)
+    dx, factor = _products(build).backward(dy, weight, column=column)
+    return _left(dx, build) if column else dx, dy, factor
+
+
+def _weight_gradient(weight: nn.Parameter, build: Build, dy: Factor, x: Callable[[], Factor]) -> Tensor | None:
+    """dW, or None where accumulators get it; x is asked for when it is multiplied."""
+
+    def write(total: Tensor, fresh: bool) -> None:
+        _products(build).add(total, fresh, dy, x())
+
+    if build.accumulators is None:
+        total = torch.empty_like(weight)
+        write(total, True)
+        return total
+    # A rank that is alone has no message to hide: what it puts off would only be held for longer.
+    (build.accumulators.later if build.tp.size > 1 else build.accumulators.add)(weight, write)
+    return None
+
+
+def _entered(x: Tensor, build: Build) -> Tensor:
+    return enter(x, build.tp, sequence_parallel=build.sequence_parallel, meanwhile=build.meanwhile)
+
+
+def _left(x: Tensor, build: Build) -> Tensor:
+    return leave(x, build.tp, sequence_parallel=build.sequence_parallel, meanwhile=build.meanwhile)
 
 
 class _Plain:
@@ -142,16 +179,6 @@ def add_product(total: Tensor, fresh: bool, dy: Tensor, x: Tensor) -> None:
         total.copy_(left @ x)
     else:
         total.add_(left @ x)
-
-
-def _weight_gradient(weight: nn.Parameter, build: Build, dy: Factor, x: Factor) -> Tensor | None:
-    write = partial(_products(build).add, dy=dy, x=x)
-    if build.accumulators is None:
-        total = torch.empty_like(weight)
-        write(total, True)
-        return total
-    build.accumulators.add(weight, write)
-    return None
 
 
 def _bias_gradient(dy: Tensor) -> Tensor:

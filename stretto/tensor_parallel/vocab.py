@@ -54,7 +54,8 @@ class VocabParallelEmbedding(nn.Module):
             x = _only(F.embedding(local, self.weight), mine, self.build.tp)
         else:
             x = _LookUp.apply(self.weight, local, mine, self.build)  # type: ignore[no-untyped-call]
-        return leave(x, self.build.tp, sequence_parallel=self.build.sequence_parallel)
+        at = self.build
+        return leave(x, at.tp, sequence_parallel=at.sequence_parallel, meanwhile=at.meanwhile)
 
 
 class VocabParallelHead(nn.Module):
@@ -85,7 +86,8 @@ class VocabParallelHead(nn.Module):
 
     def loss(self, x: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Sum of weight times cross-entropy in nats, [] in fp64, over x [s(/t), b, h], labels and weights [b, s]."""
-        x = enter(x, self.build.tp, sequence_parallel=self.build.sequence_parallel)
+        at = self.build
+        x = enter(x, at.tp, sequence_parallel=at.sequence_parallel, meanwhile=at.meanwhile)
         return self.measure(x, self.weight, labels.t(), weights.t())
 
 

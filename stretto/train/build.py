@@ -21,9 +21,8 @@ from stretto.schedule import DDP, lower, schedule_for
 from stretto.schedule.generators import forward_only
 from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES
+from stretto.train.dtypes import DTYPES
 from stretto.train.step import Trainer
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stretto.arguments.schema import Arguments
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, default_axes
+from stretto.train.dtypes import DTYPES
 
 
 def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
@@ -18,6 +19,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
     )
     over_gloo = {_wide(layout, axis) for axis in args.groups.gloo}
     urgent = {_wide(layout, axis) for axis in args.nccl.high_priority}
+    window = _window(args)
     options = {}
     for names in default_axes(layout):
         axis = "-".join(names)
@@ -28,10 +30,19 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
             high_priority=wide in urgent,
             min_ctas=fewest.get(wide),
             max_ctas=most.get(wide),
+            window=window if names == ("tp",) and wide and wide not in over_gloo else None,
         )
         if wide and found != GroupOptions():
             options[axis] = found
     return options
+
+
+def _window(args: Arguments) -> int | None:
+    """Bytes of what a tensor-parallel rank reads of another in one message: its part of [s, b, h]."""
+    if not args.parallel.tp_comm_overlap:
+        return None
+    size = args.batch.seq_len * args.batch.micro_batch * args.model.hidden
+    return size * DTYPES[args.run.dtype].itemsize // args.parallel.tp
 
 
 def _wide(layout: Layout, axis: str) -> frozenset[str]:

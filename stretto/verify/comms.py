@@ -13,6 +13,7 @@ from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.traffic import Call, Divergence, Recorder, Volume, divergences, volumes
 from stretto.train.build import build
+from stretto.train.groups import group_options
 from stretto.verify.session import Session, random_batch
 from stretto.verify.textbook import expected, padding
 from stretto.world import World
@@ -57,7 +58,8 @@ def record_step(args: Arguments, layout: Layout, world: World, *, seed: int = 0)
     It is the second step: in the first, stages also announce to each other what they will send.
     """
     recorder = Recorder()
-    with ParallelState.build(layout, world, timeout=args.run.timeout, watcher=recorder) as state:
+    options = group_options(args, layout)
+    with ParallelState.build(layout, world, timeout=args.run.timeout, options=options, watcher=recorder) as state:
         built = build(args, state)
         try:
             session = Session(args, state, built)

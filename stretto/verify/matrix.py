@@ -24,7 +24,10 @@ DTYPES = ("fp64", "fp32", "bf16")
 PAGE = "docs/verified.md"
 
 # What a combination says in words of its own, and what none tells apart: sizes, and where ranks lie.
-_SPOKEN_FOR = ("tp", "sequence_parallel", "pp", "schedule", "dp", "stage_layers", "bucket_mb", "order", "gpus_per_node")
+_SPOKEN_FOR = (
+    *("tp", "sequence_parallel", "tp_comm_overlap", "pp", "schedule", "dp"),
+    *("stage_layers", "bucket_mb", "order", "gpus_per_node"),
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from stretto.arguments.schema import Arguments
 from stretto.models import StagePart, Transformer
 from stretto.params import ParamSpec, collect
 from stretto.tensor_parallel import Build
-from stretto.train.build import DTYPES
+from stretto.train.dtypes import DTYPES
 from stretto.verify.watch import pieces_of
 from stretto.world import Axis
 

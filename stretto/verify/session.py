@@ -27,8 +27,10 @@ from stretto.layout import Layout
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
 from stretto.params import ParamSpec, Slice, slices
-from stretto.train.build import DTYPES, Built
+from stretto.train.build import Built
 from stretto.train.build import build as build_run
+from stretto.train.dtypes import DTYPES
+from stretto.train.groups import group_options
 from stretto.train.loop import valid_tokens
 from stretto.train.step import evaluate
 from stretto.verify.full import gather_full, load_full, unequal_replicas
@@ -164,7 +166,7 @@ def build(args: Arguments, layout: Layout, world: World) -> Iterator[Session]:
     `args.parallel` gives way to the layout; sequence parallelism, schedule and bucket size stay as they are.
     """
     args = in_layout(args, layout)
-    with ParallelState.build(layout, world, timeout=args.run.timeout) as state:
+    with ParallelState.build(layout, world, timeout=args.run.timeout, options=group_options(args, layout)) as state:
         built = build_run(args, state)
         try:
             yield Session(args, state, built)

@@ -16,7 +16,8 @@ from stretto.layout import Layout
 from stretto.models import StagePart, Transformer
 from stretto.params import Declared, Logical, collect
 from stretto.tensor_parallel import Build
-from stretto.train.build import DTYPES, stage_parts
+from stretto.train.build import stage_parts
+from stretto.train.dtypes import DTYPES
 from stretto.world import Axis
 
 Bytes = dict[tuple[str, str], float]
@@ -74,15 +75,14 @@ class _Step:
         """Every layer enters and leaves two parallel regions; the embedding leaves one, the head enters one.
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
-        one and a reduce-scatter in the other. A recomputation crosses the borders of a block once more, on to the
-        last tensor that the backward needs: with dropout its mask, else what the last matrix multiplies. A light one
+        one and a reduce-scatter in the other. A recomputation crosses the borders of a block once more. A light one
         only makes what the norms give once more, for the two matrices that gather it once more.
         """
         layers, mb, how = len(part.layers), self.microbatches, self.args.run.recompute
         one = self.all_reduce("tp", self.activation)
         both = (4 * layers + part.first + part.last) * mb * one
         entered = 0.0 if how == "none" else layers * mb * one
-        left = layers * mb * one * (2 if self.args.model.dropout else 1) if how == "block" else 0.0
+        left = 2 * layers * mb * one if how == "block" else 0.0
         if self.args.parallel.sequence_parallel:
             return {("tp", "all_gather"): both / 2 + entered, ("tp", "reduce_scatter"): (both + left) / 2}
         return {("tp", "all_reduce"): both + left}

@@ -88,7 +88,11 @@ def test_options_for_an_undeclared_axis_are_refused() -> None:
 def refused(world: World) -> list[str]:
     """What a CPU world says to options that it could only ignore, or could not follow."""
     found = []
-    for options in (GroupOptions(max_ctas=4, cpu=True), GroupOptions(backend="nccl"), GroupOptions(backend="mpi")):  # type: ignore[arg-type]
+    for options in (
+        GroupOptions(max_ctas=4, cpu=True, window=8),
+        GroupOptions(backend="nccl"),
+        GroupOptions(backend="mpi"),
+    ):  # type: ignore[arg-type]
         with pytest.raises(ValueError) as error:  # noqa: PT011  # the caller looks at the words
             ParallelState.build(Layout.of(tp=2), world, options={"tp": options})
         found.append(str(error.value))
@@ -97,7 +101,7 @@ def refused(world: World) -> list[str]:
 
 def test_options_without_effect_are_refused(pool: Pool) -> None:
     no_effect, no_nccl, unknown = pool.run(2, refused)[1]
-    assert "tp: max_ctas, cpu would have no effect on gloo; leave it out, or use nccl" in no_effect
+    assert "tp: max_ctas, cpu, window would have no effect on gloo; leave it out, or use nccl" in no_effect
     assert "tp: backend='nccl' for tensors on cpu; choose 'gloo', or 'nccl' on cuda" in no_nccl
     assert "backend='mpi'" in unknown
 

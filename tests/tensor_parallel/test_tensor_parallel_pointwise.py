@@ -101,7 +101,7 @@ def test_a_product_that_makes_its_input_is_the_product_of_it(name: str, direct: 
     dy = torch.randn_like(want)
     wanted = torch.autograd.grad(want, [*args, bias, weight], dy)
     for _ in range(2 if direct else 1):  # a second backward adds
-        y = linear(lazy, weight, bias, build)
+        y = linear(lazy, weight, bias, build, column=True)
         torch.testing.assert_close(y, want, rtol=1e-12, atol=1e-12)
         found = torch.autograd.grad(y, given, dy, allow_unused=direct)
     if direct:
@@ -121,7 +121,7 @@ def test_what_goes_past_is_the_input_and_its_gradient_is_added(name: str, again:
     if again:
         with pytest.raises(RuntimeError, match="when a matrix product has taken"):
             _ = fork.past
-    y = linear(fork.through, weight, None, build)
+    y = linear(fork.through, weight, None, build, column=True)
     assert torch.equal(fork.past, args[0])
     (y.sin().sum() + fork.past.square().sum()).backward()
     want = inputs(vectors)

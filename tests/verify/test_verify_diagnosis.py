@@ -56,7 +56,7 @@ FAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "bias before the sum": lambda: mock.patch.object(RowParallelLinear, "forward", _bias_in_every_part),
     "one rank off by a millionth": lambda: mock.patch.object(block.Block, "forward", _third_layer_louder),
     "no sum on the way back": lambda: mock.patch.object(
-        mappings._CopyTo, "backward", staticmethod(lambda _, dy: (dy, None))
+        mappings._CopyTo, "backward", staticmethod(lambda _, dy: (dy, None, None))
     ),
     "parts not declared": lambda: mock.patch.object(norm, "replicated", _whole_on_each_rank),
     "parts not summed": lambda: mock.patch.object(data_parallel, "sum_partial_gradients"),

@@ -24,37 +24,35 @@ TENSOR_PARALLEL = [
     Fault(
         "the row-parallel bias is added before the sum",
         "tensor_parallel/layers.py",
-        """        y = linear(x, self.weight, None, self.build)
-        y = leave(y, self.build.tp, sequence_parallel=self.build.sequence_parallel)
+        """        y = linear(x, self.weight, None, self.build, column=False)
         return y if self.bias is None else y + self.bias
 """,
-        """        y = linear(x, self.weight, self.bias, self.build)
-        return leave(y, self.build.tp, sequence_parallel=self.build.sequence_parallel)
+        """        return linear(x, self.weight, self.bias, self.build, column=False)
 """,
     ),
     Fault(
         "what enters a parallel region does not sum its gradient",
         "tensor_parallel/mappings.py",
-        "return reduce_from(dy, ctx.tp), None",
-        "return dy, None",
+        "return reduce_from(dy, ctx.tp, ctx.meanwhile), None, None",
+        "return dy, None, None",
     ),
     Fault(
         "what leaves a parallel region sums its gradient again",
         "tensor_parallel/mappings.py",
-        "return copy_to(dy, ctx.tp), None",
-        "return all_reduce(dy, ctx.tp), None",
+        "return copy_to(dy, ctx.tp, ctx.meanwhile), None, None",
+        "return all_reduce(dy, ctx.tp), None, None",
     ),
     Fault(
         "the gather of the sequence is adjoint to a slice, without sum",
         "collectives.py",
-        "return reduce_scatter(dy, ctx.axis, ctx.dim), None, None",
-        "return dy.chunk(ctx.axis.size, ctx.dim)[ctx.axis.rank], None, None",
+        "return reduce_scatter(dy, ctx.axis, ctx.dim, ctx.meanwhile), None, None, None",
+        "return dy.chunk(ctx.axis.size, ctx.dim)[ctx.axis.rank], None, None, None",
     ),
     Fault(
         "the scatter of the sequence averages in its backward",
         "collectives.py",
-        "return all_gather(dy, ctx.axis, ctx.dim), None, None",
-        "return all_gather(dy, ctx.axis, ctx.dim) / ctx.axis.size, None, None",
+        "return all_gather(dy, ctx.axis, ctx.dim, ctx.meanwhile), None, None, None",
+        "return all_gather(dy, ctx.axis, ctx.dim) / ctx.axis.size, None, None, None",
     ),
     Fault(
         "copies of a key/value head keep their own part of its gradient",
@@ -183,18 +181,22 @@ PRODUCTS = [
         "total.addmm_(left, x)",
     ),
     Fault(
-        "the gradient of what is made again is not summed",
+        "the gradient of what enters a product is not summed",
         "tensor_parallel/linear.py",
-        "            dx = leave(dx, build.tp, sequence_parallel=build.sequence_parallel)\n",
-        "            dx = leave(dx, build.tp, sequence_parallel=True) if build.sequence_parallel else dx\n",
+        "return _left(dx, build) if column else dx,",
+        "return _left(dx, build) if column and build.sequence_parallel else dx,",
+    ),
+    Fault(
+        "the gradient of what left a product comes from this rank's part of the sequence alone",
+        "tensor_parallel/linear.py",
+        "dy = dy if column else _entered(dy, build)",
+        "dy = dy if column else torch.cat([dy] * (build.tp.size if build.sequence_parallel else 1))",
     ),
     Fault(
         "what is made again comes from this rank's part of the sequence alone",
         "tensor_parallel/linear.py",
-        """            x = enter(x, build.tp, sequence_parallel=build.sequence_parallel)
-        dw =""",
-        """            x = torch.cat([x] * (build.tp.size if build.sequence_parallel else 1))
-        dw =""",
+        "again = begin_all_gather(x, build.tp) if ctx.column and build.sequence_parallel else UnderWay(x)",
+        "again = UnderWay(torch.cat([x] * (build.tp.size if ctx.column and build.sequence_parallel else 1)))",
     ),
     Fault(
         "a bias gets the mean over the tokens",
