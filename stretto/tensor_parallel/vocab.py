@@ -46,14 +46,17 @@ class VocabParallelEmbedding(nn.Module):
         self.build = build
         self.start, self.rows = _rows(spec, build.tp)
         self.weight = declare_on(self, "weight", spec, build)
+        # A rank that is alone has all rows, and is spared a mask.
+        self.look_up = build.fuse(_look_up) if build.tp.size > 1 else _look_up_all
+        self.only = build.fuse(_only) if build.tp.size > 1 else _all
         expect(self.weight, build)
 
     def forward(self, tokens: Tensor) -> Tensor:
         local, mine = localise(tokens.t(), self.start, self.rows)
         if self.build.accumulators is None:
-            x = _only(F.embedding(local, self.weight), mine, self.build.tp)
+            x = self.look_up(self.weight, local, mine)
         else:
-            x = _LookUp.apply(self.weight, local, mine, self.build)  # type: ignore[no-untyped-call]
+            x = _LookUp.apply(self.weight, local, mine, self)  # type: ignore[no-untyped-call]
         at = self.build
         return leave(x, at.tp, sequence_parallel=at.sequence_parallel, meanwhile=at.meanwhile)
 
@@ -95,10 +98,11 @@ class _LookUp(Function):
     """Rows of the embedding, whose gradients are summed in fp32 or wider."""
 
     @staticmethod
-    def forward(ctx: Any, weight: nn.Parameter, ids: Tensor, mine: Tensor, build: Build) -> Tensor:
-        ctx.param, ctx.build = weight, build
+    def forward(ctx: Any, weight: nn.Parameter, ids: Tensor, mine: Tensor, of: VocabParallelEmbedding) -> Tensor:
+        ctx.param, ctx.of = weight, of
         ctx.save_for_backward(ids, mine)
-        return _only(F.embedding(ids, weight), mine, build.tp)
+        x: Tensor = of.look_up(weight.detach(), ids, mine)
+        return x
 
     @staticmethod
     @once_differentiable
@@ -106,18 +110,33 @@ class _LookUp(Function):
         ids, mine = ctx.saved_tensors
 
         def write(total: Tensor, fresh: bool) -> None:
-            masked = _only(dy, mine, ctx.build.tp).to(total.dtype)
+            masked = ctx.of.only(dy, mine, total.dtype)
             rows = torch.ops.aten.embedding_dense_backward(masked, ids, total.shape[0], -1, False)
             total.copy_(rows) if fresh else total.add_(rows)
 
-        into: Accumulators = ctx.build.accumulators
+        into: Accumulators = ctx.of.build.accumulators
         into.add(ctx.param, write)
         return None, None, None, None
 
 
-def _only(x: Tensor, mine: Tensor, tp: Axis) -> Tensor:
-    """The rows of x [s, b, h] that are this rank's, and zeros; alone it has all, and is spared a pass over memory."""
-    return x * mine.unsqueeze(-1) if tp.size > 1 else x
+def _look_up(weight: Tensor, ids: Tensor, mine: Tensor) -> Tensor:
+    """Rows [s, b, h] of weight [n, h], of those ids that are this rank's, and zeros."""
+    return F.embedding(ids, weight) * mine.unsqueeze(-1)
+
+
+def _look_up_all(weight: Tensor, ids: Tensor, mine: Tensor) -> Tensor:
+    del mine
+    return F.embedding(ids, weight)
+
+
+def _only(x: Tensor, mine: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows of x [s, b, h] that are this rank's, and zeros."""
+    return (x * mine.unsqueeze(-1)).to(dtype)
+
+
+def _all(x: Tensor, mine: Tensor, dtype: torch.dtype) -> Tensor:
+    del mine
+    return x.to(dtype)
 
 
 def _rows(spec: ParamSpec, tp: Axis) -> tuple[int, int]:

@@ -30,7 +30,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
             high_priority=wide in urgent,
             min_ctas=fewest.get(wide),
             max_ctas=most.get(wide),
-            window=window if names == ("tp",) and wide and wide not in over_gloo else None,
+            window=window if wide == {"tp"} and wide not in over_gloo else None,
         )
         if wide and found != GroupOptions():
             options[axis] = found
