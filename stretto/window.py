@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable
+from itertools import product
 from typing import Any, Final
 
 import torch
@@ -89,10 +90,13 @@ class PeerWindow:
         return UnderWay(out, self._end(slot, got, add))
 
     def release(self) -> None:
-        """Let nothing of this rank wait for the others any more: they may be gone."""
-        flags = self._memory[self._flags_at :].view(torch.int32)
-        with torch.cuda.stream(_stream(self.device)):
-            flags.fill_(self._number + 2**30)
+        """Let nothing of this rank wait for the others any more: they may be gone.
+
+        Without a kernel: to load one may take a device that has nothing left to do.
+        """
+        stream = _stream(self.device)
+        for kind, slot, of in product((_READY, _READ), range(SLOTS), range(self.size)):
+            self._call(self._write, self._flag(self.rank, kind, slot, of), stream, self._number + 2**30)
 
     @property
     def _others(self) -> list[int]:
@@ -140,9 +144,13 @@ class PeerWindow:
         place = (kind * SLOTS + slot) * self.size + of
         return int(self._handle.buffer_ptrs[at]) + self._base + self._flags_at + 4 * place
 
-    def _call(self, function: Any, address: int) -> None:
+    def _call(
+        self, function: Any, address: int, stream: torch.cuda.Stream | None = None, number: int | None = None
+    ) -> None:
+        """Let the window's own stream write the number of the message that is being issued, or wait for it."""
+        on, what = stream or self._stream, self._number if number is None else number
         flags = _GREATER_OR_EQUAL if function is self._wait else 0
-        code = function(self._stream.cuda_stream, address, self._number & 0xFFFFFFFF, flags)
+        code = function(on.cuda_stream, address, what & 0xFFFFFFFF, flags)
         if code:
             raise RuntimeError(f"{function.__name__} on {self.device} failed with CUDA error {code}")
 

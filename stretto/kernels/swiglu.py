@@ -1,6 +1,7 @@
 """The adjoint of SwiGLU: what it reads it reads once, although it writes two halves of one tensor.
 
-A compiler makes the halves one after the other, and reads the gradient and the gate for each of them.
+A compiler makes the halves one after the other, and reads the gradient and the gate for each of them. Here each program
+writes where it has read: the largest activation of a block and its gradient never exist together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _BLOCK = 1024
 
 
 @triton.jit  # which reads annotations, and knows no types but its own
-def _kernel(dy, gate_up, out, y, inner, blocks, again: tl.constexpr, block: tl.constexpr):
+def _kernel(dy, gate_up, inner, blocks, again: tl.constexpr, block: tl.constexpr):
     row = (tl.program_id(0) // blocks).to(tl.int64)
     at = tl.program_id(0) % blocks * block + tl.arange(0, block)
     inside = at < inner
@@ -24,26 +25,27 @@ def _kernel(dy, gate_up, out, y, inner, blocks, again: tl.constexpr, block: tl.c
     d = tl.load(dy + row * inner + at, mask=inside, other=0.0).to(tl.float32)
     g = tl.sigmoid(gate)
     silu = gate * g
-    tl.store(out + row * 2 * inner + at, (d * up * g * (1 + gate * (1 - g))).to(out.dtype.element_ty), mask=inside)
-    tl.store(out + row * 2 * inner + inner + at, (d * silu).to(out.dtype.element_ty), mask=inside)
+    d_gate, d_up = d * up * g * (1 + gate * (1 - g)), d * silu
+    tl.store(gate_up + row * 2 * inner + at, d_gate.to(gate_up.dtype.element_ty), mask=inside)
+    tl.store(gate_up + row * 2 * inner + inner + at, d_up.to(gate_up.dtype.element_ty), mask=inside)
     if again:
-        tl.store(y + row * inner + at, (silu * up).to(y.dtype.element_ty), mask=inside)
+        tl.store(dy + row * inner + at, (silu * up).to(dy.dtype.element_ty), mask=inside)
 
 
 def backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
-    """`stretto.tensor_parallel.formulas.swiglu_backward`: dy [.., f], gate_up [.., 2f], contiguous."""
+    """`stretto.tensor_parallel.formulas.swiglu_backward`: dy [.., f], gate_up [.., 2f], which is used up."""
     return (_launch(dy, gate_up, again=False)[1],)
 
 
 def both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
-    """`stretto.tensor_parallel.formulas.swiglu_both`: the output once more, and the gradient."""
+    """`stretto.tensor_parallel.formulas.swiglu_both`: the output once more, and the gradient; both are used up."""
     return _launch(dy, gate_up, again=True)
 
 
 def _launch(dy: Tensor, gate_up: Tensor, *, again: bool) -> tuple[Tensor, Tensor]:
+    """(the output in the place of dy, or dy; the gradient in the place of gate_up)."""
     dy, gate_up, inner = dy.contiguous(), gate_up.contiguous(), dy.shape[-1]
     blocks = triton.cdiv(inner, _BLOCK)
-    out = torch.empty_like(gate_up)
-    y = torch.empty_like(dy) if again else dy
-    _kernel[(blocks * (dy.numel() // inner),)](dy, gate_up, out, y, inner, blocks, again, _BLOCK, num_warps=4)
-    return y, out
+    _kernel[(blocks * (dy.numel() // inner),)](dy, gate_up, inner, blocks, again, _BLOCK, num_warps=4)
+    torch.autograd.graph.increment_version(gate_up)  # whoever saved it as well hears that it is gone
+    return dy, gate_up

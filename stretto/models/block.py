@@ -26,6 +26,7 @@ class FeedForward(nn.Module):
         self.down_proj = RowParallelLinear(inner, config.hidden, build, bias=config.bias, init=out_init)
 
     def forward(self, x: Tensor | Lazy) -> Tensor:
+        # What enters the activation goes nowhere else: its gradient may take its place.
         out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x)))
         return out
 

@@ -63,14 +63,15 @@ class _HeadLoss(Function):
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if keep else x
-        size = of.chunk(x, weight)
+        size = min(of.chunk(x, weight), x.shape[0])
+        memory = torch.empty((size * x.shape[1], weight.shape[0]), dtype=x.dtype, device=x.device)
 
         def through(dw: Tensor, fresh: bool) -> None:
             """All rows, a piece at a time: their loss, and where gradients are kept those, dW added to `dw`."""
             for first in range(0, x.shape[0], size):
                 part = slice(first, first + size)
                 rows = x[part].flatten(0, 1)
-                logits = (rows @ weight.t()).view(*x[part].shape[:2], -1)
+                logits = torch.mm(rows, weight.t(), out=memory[: rows.shape[0]]).view(*x[part].shape[:2], -1)
                 valid = logits[..., : of.rows]  # padding takes no part
                 loss, known = of.of(valid, labels[part])
                 total.add_((loss.double() * weights[part]).sum())

@@ -37,7 +37,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def swiglu_backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
-    """Its adjoint: with g = sigmoid(gate), d silu = g (1 + gate (1 - g))."""
+    """Its adjoint: with g = sigmoid(gate), d silu = g (1 + gate (1 - g)). A kernel may use gate_up up."""
     d = _wide(dy)
     gate, up = _wide(gate_up).chunk(2, -1)
     g = gate.sigmoid()
@@ -46,7 +46,7 @@ def swiglu_backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
 
 
 def swiglu_both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
-    """Itself and its adjoint."""
+    """Itself and its adjoint. A kernel may use up both that it is given."""
     return swiglu(gate_up), *swiglu_backward(dy, gate_up)
 
 

@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="comes with torch for GPUs, and with what d
 from stretto.kernels import by_hand
 from stretto.kernels.by_hand import kernels
 from stretto.models import rope
-from stretto.tensor_parallel import formulas, fp8
+from stretto.tensor_parallel import Pointwise, formulas, fp8
 
 pytestmark = [pytest.mark.gloo, pytest.mark.gpu] if torch.cuda.is_available() else pytest.mark.gloo
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,7 +44,22 @@ def same(found: tuple[Tensor, ...], exact: tuple[Tensor, ...], dtype: torch.dtyp
 @pytest.mark.parametrize("formula", [formulas.swiglu_backward, formulas.swiglu_both])
 def test_swiglu(formula: Callable[..., tuple[Tensor, ...]], inner: int, dtype: torch.dtype) -> None:
     dy, gate_up = drawn(3, 2, inner, dtype=dtype), drawn(3, 2, 2 * inner, dtype=dtype)
-    same(kernels()[formula].run(dy, gate_up), formula(dy.double(), gate_up.double()), dtype)
+    exact = formula(dy.double(), gate_up.double())
+    found = kernels()[formula].run(dy, gate_up)
+    same(found, exact, dtype)
+    assert found[-1].data_ptr() == gate_up.data_ptr()  # no second one of that size
+
+
+def test_what_is_used_up_cannot_be_used_again() -> None:
+    """The gradient lies where the input was: a second backward, or another use of it, must not read that unawares."""
+    gate_up = drawn(2, 8, dtype=torch.float32).requires_grad_()
+    operation = Pointwise(formulas.swiglu, kernels()[formulas.swiglu_backward].run, unfused, again=False)
+    held = gate_up * 1
+    y, other = operation.now(held), held.square()
+    y.sum().backward(retain_graph=True)
+    for again in (y, other):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            again.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
