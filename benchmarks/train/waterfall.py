@@ -26,7 +26,7 @@ ITEMS = (
 
 _PATTERNS = MappingProxyType(
     {
-        "communication": re.compile(r"nccl|nvshmem", re.I),
+        "communication": re.compile(r"nccl|nvshmem|PtoP", re.I),
         "attention": re.compile(r"sdpa|flash|fmha|attention", re.I),
         "product": re.compile(r"gemm|nvjet|cublas|cutlass|xmma|splitk|triton_tem", re.I),
         "optimizer": re.compile(r"adam|multi_tensor_apply", re.I),
@@ -111,18 +111,16 @@ def waterfall(
         step: milliseconds of a step without a profiler.
         product_flops: operations of this rank's products.
         tflops: the best measured rate of a product: what the time of the products is split by.
-        pipeline: whether a rank that waits in a message to or from another stage is in the bubble.
+        pipeline: whether the other ranks are other stages: who waits for them is in the bubble.
     """
-    spans: dict[str, Spans] = {kind: [] for kind in (*_ORDER, "message")}
+    spans: dict[str, Spans] = {kind: [] for kind in _ORDER}
     for kernel, kind in zip(kernels, kinds(kernels), strict=True):
-        if pipeline and kind == "communication" and re.search("sendrecv", kernel.name, re.I):
-            kind = "message"
         span = (max(kernel.start, window[0]), min(kernel.end, window[1]))
         if span[0] < span[1]:
             spans[kind].append(span)
     taken: Spans = []
     exposed: dict[str, float] = {}
-    for kind in (*_ORDER, "message"):
+    for kind in _ORDER:
         union = merge([*taken, *spans[kind]])
         exposed[kind] = length(union) - length(taken)
         taken = union
@@ -132,8 +130,8 @@ def waterfall(
         exposed["product"] - ideal,
         exposed["attention"],
         exposed["elementwise"],
-        exposed["communication"],
-        exposed["message"],
+        0.0 if pipeline else exposed["communication"],
+        exposed["communication"] if pipeline else 0.0,
         exposed["optimizer"],
         window[1] - window[0] - length(taken),
     )
