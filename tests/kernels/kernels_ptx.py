@@ -11,6 +11,7 @@ from stretto.kernels import fp8, rms_norm, rope, swiglu
 KERNELS = {
     "swiglu": (swiglu._kernel, {"again": True, "block": 1024}),
     "rms_norm": (rms_norm._kernel, {"with_past": True, "again": True, "turns": 3, "block": 2048}),
+    "rms_norm weight": (rms_norm._add_up, {"turns": 7, "tall": 64, "wide": 32}),
     "fp8 add": (fp8._add, {"block": 4096}),
     "fp8 scale": (fp8._largest, {"block": 4096, "turns": 8}),
     "fp8 both": (fp8._narrow, {"with_plain": True, "with_flipped": True, "tall": 64, "wide": 128}),
@@ -32,7 +33,14 @@ def main(name: str) -> None:
 
 
 def _type(arg: str) -> str:
-    others = {"eps": "fp32", "shares": "*fp32", "scale": "*fp32", "plain": "*fp8e4nv", "flipped": "*fp8e4nv"}
+    others = {
+        "eps": "fp32",
+        "shares": "*fp32",
+        "programs": "i32",
+        "scale": "*fp32",
+        "plain": "*fp8e4nv",
+        "flipped": "*fp8e4nv",
+    }
     others |= {"total": "*fp32", "part": "*bf16"}
     return "*bf16" if arg in POINTERS else others.get(arg, "i32")
 

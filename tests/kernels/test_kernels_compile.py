@@ -15,10 +15,20 @@ pytestmark = pytest.mark.gloo
 
 @pytest.mark.parametrize("name", ["swiglu", "rms_norm", "rope", "rope back", "fp8 add", "fp8 both", "fp8 rows"])
 def test_they_compile_and_move_sixteen_bytes_at_a_time(name: str) -> None:
-    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, str(Path(__file__).with_name("kernels_ptx.py")), name]
-    ptx = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=120).stdout
+    ptx = compiled(name)
     assert "ld.global.v4" in ptx
     assert "st.global.v4" in ptx
     assert "ld.global.b16" not in ptx
+
+
+def test_sums_of_shares_compile_and_read_sixteen_bytes_at_a_time() -> None:
+    """They write little: a number for each column."""
+    assert "ld.global.v4" in compiled("rms_norm weight")
+
+
+def compiled(name: str) -> str:
+    """The PTX of a kernel for Hopper."""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, str(Path(__file__).with_name("kernels_ptx.py")), name]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=120).stdout
