@@ -47,6 +47,14 @@ def _sequence_parallel(a: Arguments) -> tuple[Value, str] | None:
     return (False, "tp = 1, nothing to cut") if a.parallel.sequence_parallel and a.parallel.tp == 1 else None
 
 
+def _no_overlap(a: Arguments) -> tuple[Value, str] | None:
+    if not a.parallel.tp_comm_overlap:
+        return None
+    if a.run.device == "cpu":
+        return False, "device = cpu has no copy engines"
+    return None if a.parallel.sequence_parallel else (False, "sequence_parallel = false gathers and scatters nothing")
+
+
 def _rope_base(a: Arguments) -> tuple[Value, str] | None:
     default = settings()["model.rope_base"].default
     unused = a.model.position == "learned" and a.model.rope_base != default
@@ -94,6 +102,12 @@ def _min_lr(a: Arguments) -> tuple[Value, str] | None:
 
 CONCESSIONS: tuple[Concession, ...] = (
     Concession("parallel.sequence_parallel", ("parallel.tp",), _sequence_parallel, ineffective=True),
+    Concession(
+        "parallel.tp_comm_overlap",
+        ("parallel.tp", "parallel.sequence_parallel", "run.device"),
+        _no_overlap,
+        ineffective=True,
+    ),
     Concession("model.rope_base", ("model.position",), _rope_base, ineffective=True),
     Concession("optimizer.min_lr", ("optimizer.lr_schedule",), _constant_min_lr, ineffective=True),
     Concession("optimizer.decay_steps", ("optimizer.lr_schedule",), _constant_decay, ineffective=True),

@@ -27,7 +27,7 @@ def layout_of(text: str) -> Layout:
 def in_layout(args: Arguments, layout: Layout) -> Arguments:
     """`args` with the sizes of the layout; what then has no meaning (a split into other stages) is left out."""
     size = {axis: layout.size(axis) for axis in AXES}
-    given = args.parallel.stage_layers
+    given, cut = args.parallel.stage_layers, args.parallel.sequence_parallel and layout.size("tp") > 1
     parallel = replace(
         args.parallel,
         tp=size["tp"],
@@ -36,7 +36,8 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
         pp=size["pp"],
         ep=size["ep"],
         etp=size["etp"],
-        sequence_parallel=args.parallel.sequence_parallel and size["tp"] > 1,
+        sequence_parallel=cut,
+        tp_comm_overlap=args.parallel.tp_comm_overlap if cut else None,
         stage_layers=given if given is not None and len(given) == size["pp"] else None,
     )
     return replace(args, parallel=parallel, run=replace(args.run, nproc=layout.world))

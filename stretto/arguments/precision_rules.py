@@ -20,6 +20,23 @@ def fp8_is_within_bf16(a: Arguments) -> Broken | None:
     )
 
 
+@rule("run.attention", "run.device", "run.dtype", "model.head_dim")
+def flash_takes_what_it_is_given(a: Arguments) -> Broken | None:
+    """FlashAttention 4 runs on GPUs, in bf16, with heads of a multiple of 8 features, 256 at most."""
+    d, wrong = a.model.dim_per_head, []
+    if a.run.attention == "torch":
+        return None
+    if a.run.device != "cuda":
+        wrong.append(f"device = {a.run.device}, must be cuda")
+    if a.run.dtype != "bf16":
+        wrong.append(f"dtype = {a.run.dtype}, must be bf16")
+    if d % 8 or d > 256:
+        wrong.append(f"head_dim = {d}, must be a multiple of 8 up to 256")
+    if not wrong:
+        return None
+    return Broken(f"attention = {a.run.attention} with {'; '.join(wrong)}", {"run.attention": ("torch",)})
+
+
 @rule(
     "run.fp8",
     "model.hidden",

@@ -9,7 +9,7 @@ from stretto.arguments.group_rules import (
     thread_blocks_have_a_range,
 )
 from stretto.arguments.nearby import by_distance, divisors, even_split, multiples
-from stretto.arguments.precision_rules import fp8_is_within_bf16, fp8_sizes_divide
+from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide
 from stretto.arguments.rule import Broken, Nearby, Rule, rule
 from stretto.arguments.schema import Arguments
 
@@ -114,20 +114,6 @@ def sequence_divides_by_tp(a: Arguments) -> Broken | None:
         return None
     broken = _divides("batch.seq_len", a.batch.seq_len, "parallel.tp", a.parallel.tp)
     return broken and Broken(broken.problem, {**broken.nearby, "parallel.sequence_parallel": (False,)})
-
-
-@rule("parallel.tp_comm_overlap", "parallel.sequence_parallel", "run.device")
-def overlap_has_messages(a: Arguments) -> Broken | None:
-    """Copy engines are those of GPUs, and carry the gathers and scatters of sequence parallelism."""
-    if not a.parallel.tp_comm_overlap or (a.run.device == "cuda" and a.parallel.sequence_parallel):
-        return None
-    off: Nearby = {"parallel.tp_comm_overlap": (False,)}
-    if a.run.device != "cuda":
-        return Broken(f"tp_comm_overlap with device = {a.run.device}: it has no copy engines", off)
-    return Broken(
-        "tp_comm_overlap without sequence_parallel: there are no gathers and scatters",
-        {**off, "parallel.sequence_parallel": (True,)},
-    )
 
 
 @rule("batch.global_batch", "batch.micro_batch", "parallel.dp")
@@ -240,13 +226,13 @@ RULES: tuple[Rule, ...] = (
     kv_heads_fit_tp,
     ffn_divides_by_tp,
     sequence_divides_by_tp,
-    overlap_has_messages,
     batch_divides,
     stage_layers_place_every_layer,
     rate_decays,
     warmup_ends_before_decay,
     cooldown_fits,
     evaluation_has_data,
+    flash_takes_what_it_is_given,
     fp8_is_within_bf16,
     fp8_sizes_divide,
 )

@@ -206,6 +206,11 @@ class RunConfig:
         "matrix products of attention and feed-forward in 8-bit numbers, with one scale for a tensor, or one for each "
         "row in forward and input gradient; weights, masters and all else stay what they are",
     )
+    attention: Literal["torch", "flash4"] = setting(
+        "torch",
+        "whose kernels compute attention: torch's, the quickest first that takes the shapes, or those of the package "
+        "flash-attn-4, which must be installed",
+    )
     compile: bool | None = setting(
         None,
         "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",

@@ -16,6 +16,12 @@ from stretto.tensor_parallel import fp8 as narrowing
 Function = Callable[..., Any]
 
 
+_DTYPES = (torch.bfloat16, torch.float32)
+_NARROWED = (torch.bfloat16,)
+"""What is narrowed to fp8. From fp32 Triton 3.6 writes a wrong transposed copy beside the plain one, on an H200; nobody
+asks for it."""
+
+
 def _any_width(width: int) -> bool:
     return width <= 2**16  # a row is held in registers
 
@@ -29,17 +35,18 @@ def _power_of_two(width: int) -> bool:
 
 
 class Kernel(NamedTuple):
-    """`run` takes the arguments of the formula; tensors must have a last dimension that it `fits`."""
+    """`run` takes the arguments of the formula; tensors must have a last dimension that it `fits`, and the first of
+    them one of the `dtypes`."""
 
     run: Function
     fits: Callable[[int], bool] = _any_width
+    dtypes: tuple[torch.dtype, ...] = _DTYPES
 
     def takes(self, given: list[Any]) -> bool:
         """Whether all tensors of a call are where and what the kernel can read; it computes in fp32."""
-        return all(
-            x.is_cuda and x.dtype in (torch.bfloat16, torch.float32) and x.stride(-1) == 1 and self.fits(x.shape[-1])
-            for x in given
-            if isinstance(x, Tensor)
+        tensors = [x for x in given if isinstance(x, Tensor)]
+        return tensors[0].dtype in self.dtypes and all(
+            x.is_cuda and x.dtype in _DTYPES and x.stride(-1) == 1 and self.fits(x.shape[-1]) for x in tensors
         )
 
 
@@ -74,8 +81,8 @@ def kernels() -> Mapping[Function, Kernel]:
         turning.turn_back: Kernel(rope.turn_back, _power_of_two),
         narrowing.add_: Kernel(fp8.add_),
         narrowing.scale: Kernel(fp8.scale),
-        narrowing.narrow: Kernel(fp8.narrow),
-        narrowing.narrow_across: Kernel(fp8.narrow_across),
-        narrowing.narrow_both: Kernel(fp8.narrow_both),
+        narrowing.narrow: Kernel(fp8.narrow, dtypes=_NARROWED),
+        narrowing.narrow_across: Kernel(fp8.narrow_across, dtypes=_NARROWED),
+        narrowing.narrow_both: Kernel(fp8.narrow_both, dtypes=_NARROWED),
         narrowing.narrow_rows: Kernel(fp8.narrow_rows, _row),
     }

@@ -1,5 +1,6 @@
 """One transformer described by its config, whole or in stages."""
 
+from stretto.models.dot_product import attention_by
 from stretto.models.transformer import Microbatch, StagePart, Transformer
 
-__all__ = ["Microbatch", "StagePart", "Transformer"]
+__all__ = ["Microbatch", "StagePart", "Transformer", "attention_by"]

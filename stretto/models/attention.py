@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
-from stretto.models.dot_product import causal_attention
 from stretto.models.norm import HeadNorm
 from stretto.models.parts import Parts
 from stretto.params import Init
@@ -43,13 +42,13 @@ class Attention(nn.Module):
         self.o_proj = RowParallelLinear(config.heads * d, config.hidden, build, bias=config.bias, init=out_init)
         self.q_norm = HeadNorm(d, parts.head_norm, build) if config.qk_norm else None
         self.k_norm = HeadNorm(d, parts.head_norm, build) if config.qk_norm else None
-        self.rotate = parts.rotate
+        self.rotate, self.attend = parts.rotate, parts.attend
 
     def forward(self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         qkv = self.qkv_proj(x)
         s, b = qkv.shape[:2]
         q, k, v = self._heads(qkv.view(s, b, -1, self.dim), rotation)
-        y = causal_attention(*(t.permute(1, 2, 0, 3) for t in (q, k, v)))  # [b, heads, s, d]
+        y = self.attend(*(t.permute(1, 2, 0, 3) for t in (q, k, v)))  # [b, heads, s, d]
         out: Tensor = self.o_proj(y.permute(2, 0, 1, 3).reshape(s, b, -1))
         return out
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,3 +26,19 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     with sdpa_kernel(FASTEST_FIRST, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""As `causal_attention`."""
+
+
+def attention_by(kernels: Literal["torch", "flash4"], *, deterministic: bool = False) -> Attend:
+    """Causal attention by the kernels of that name.
+
+    Raises ModuleNotFoundError, with what to install, where a package is not there.
+    """
+    if kernels == "torch":
+        return causal_attention
+    from stretto.models.flash import flash_attention  # only here, since it asks for an optional package
+
+    return flash_attention(deterministic=deterministic)

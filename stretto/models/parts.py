@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stretto.arguments.schema import ModelConfig
+from stretto.models.dot_product import Attend
 from stretto.models.rope import Rotate
 from stretto.tensor_parallel import Build, Pointwise, formulas
 
@@ -13,16 +14,17 @@ from stretto.tensor_parallel import Build, Pointwise, formulas
 class Parts:
     """The operations that the config names.
 
-    `norm`(x, weight[, bias]), `head_norm`(x, weight), `activation`(gate_up).
+    `norm`(x, weight[, bias]), `head_norm`(x, weight), `activation`(gate_up), `attend`(q, k, v).
     """
 
     norm: Pointwise
     head_norm: Pointwise
     activation: Pointwise
     rotate: Rotate
+    attend: Attend
 
     @classmethod
-    def of(cls, config: ModelConfig, build: Build) -> Parts:
+    def of(cls, config: ModelConfig, build: Build, attend: Attend) -> Parts:
         """One of each for a model, so that each is compiled once."""
         normed = formulas.RMS_NORM if config.norm == "rms" else formulas.LAYER_NORM
         activation = formulas.SWIGLU if config.activation == "swiglu" else formulas.GELU
@@ -31,4 +33,5 @@ class Parts:
             Pointwise.of(formulas.RMS_NORM, build, eps=config.norm_eps),
             Pointwise.of(activation, build),
             Rotate.of(build),
+            attend,
         )

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from stretto.arguments.schema import ModelConfig
 from stretto.batch import Batch
 from stretto.models.block import Block
+from stretto.models.dot_product import Attend, causal_attention
 from stretto.models.norm import norm
 from stretto.models.parts import Parts
 from stretto.models.rope import rotation
@@ -58,14 +59,21 @@ class Transformer(nn.Module):
     x is the activation [s(/t), b, h] from the stage before, None on the first stage; the result is the activation
     for the next stage, or on the last stage the loss []. Names are those of the Hugging Face Llama, with global
     layer numbers. With `recompute` of the activations only what enters each block is kept for the backward, which
-    computes the rest once more: the same bits, for a third more work.
+    computes the rest once more: the same bits, for a third more work. `attend` computes the attention.
     """
 
     def __init__(
-        self, config: ModelConfig, part: StagePart, build: Build, *, seq_len: int, recompute: bool = False
+        self,
+        config: ModelConfig,
+        part: StagePart,
+        build: Build,
+        *,
+        seq_len: int,
+        recompute: bool = False,
+        attend: Attend = causal_attention,
     ) -> None:
         super().__init__()
-        self.model = Trunk(config, part, build, seq_len=seq_len, recompute=recompute)
+        self.model = Trunk(config, part, build, seq_len=seq_len, recompute=recompute, attend=attend)
         if part.last:
             embedding = self.model.embed_tokens if config.tied else None
             name = "model.embed_tokens.weight" if config.tied else ""
@@ -89,7 +97,9 @@ class Transformer(nn.Module):
 class Trunk(nn.Module):
     """Embedding, blocks and final norm, as far as they lie on this stage."""
 
-    def __init__(self, config: ModelConfig, part: StagePart, build: Build, *, seq_len: int, recompute: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, part: StagePart, build: Build, *, seq_len: int, recompute: bool, attend: Attend
+    ) -> None:
         super().__init__()
         self.config, self.last, self.recompute = config, part.last, recompute
         self._rotations: dict[tuple[int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
@@ -97,7 +107,7 @@ class Trunk(nn.Module):
         self.embed_tokens = VocabParallelEmbedding(_vocab(config), build) if part.first else None
         self.embed_positions = Positions(config, build, seq_len) if learned else None
         self.dropout = Dropout(config.dropout, "model.embed_tokens", build) if part.first else None
-        shared = Parts.of(config, build)
+        shared = Parts.of(config, build, attend)
         self.layers = nn.ModuleDict({str(n): Block(config, build, f"model.layers.{n}", shared) for n in part.layers})
         # What leaves the last block is kept: head and loss take it a piece at a time.
         self.norm = norm(config, build, replace(shared.norm, again=False)) if part.last else None

@@ -14,7 +14,7 @@ from stretto.arguments.schema import Arguments
 from stretto.distributed import AdamW, DataParallel, DirectGradients
 from stretto.estimate import stage_layers
 from stretto.kernels import by_hand
-from stretto.models import StagePart, Transformer
+from stretto.models import StagePart, Transformer, attention_by
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, Stage, TensorMeta
 from stretto.schedule import DDP, lower, schedule_for
@@ -67,7 +67,10 @@ def build(args: Arguments, state: ParallelState) -> Built:
     boundary = _boundary(args, place)
     mine = [s for s, rank in enumerate(program.placement) if rank == axis.rank]
     seq_len, again = args.batch.seq_len, args.run.recompute == "block"
-    modules = {s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=again) for s in mine}
+    attend = attention_by(args.run.attention, deterministic=args.run.deterministic)
+    modules = {
+        s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=again, attend=attend) for s in mine
+    }
     stages = {s: Stage(s, module, boundary if s else None) for s, module in modules.items()}
     weights = DataParallel(modules, state, bucket_mb=args.parallel.bucket_mb, direct=direct)
     config = args.optimizer

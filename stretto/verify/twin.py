@@ -78,7 +78,7 @@ class _Twin:
         if world is None:
             yield None
             return
-        run = replace(self.args.run, compile=False)
+        run = replace(self.args.run, compile=False, attention="torch")
         args = replace(self.args, run=run if dtype == run.dtype else replace(run, dtype=dtype, fp8="none"))
         with build(args, self.layout, world) as session:
             yield session

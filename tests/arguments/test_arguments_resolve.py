@@ -11,6 +11,7 @@ import pytest
 from stretto.arguments import ConfigError, Kind, Record, Resolved, Violation, as_toml, from_dict, parse, to_dict
 from stretto.arguments.command_line import flags
 from stretto.arguments.derive import DERIVATIONS
+from stretto.arguments.elsewhere import judged_in
 from stretto.arguments.files import presets
 from stretto.arguments.tree import settings
 from stretto.layout import Layout
@@ -215,3 +216,20 @@ def test_options_of_nccl_give_way_to_a_cpu(tmp_path: Path) -> None:
 
 def test_the_order_is_that_of_the_ranks() -> None:
     assert resolve("--tp 2 --dp 2 --pp 2 --order pp-dp-tp").layout == Layout.of(tp=2, dp=2, pp=2, order="pp-dp-tp")
+
+
+def test_what_hides_messages_goes_with_them() -> None:
+    """As `stretto verify` wants it: the twin of a run on GPUs has nothing to hide, nor has a layout without tp."""
+    run = resolve("--preset tiny --device cuda --tp 2 --sequence-parallel --nproc 2")
+    assert run.args.parallel.tp_comm_overlap
+    for layout, hidden in ((Layout.of(), False), (Layout.of(pp=2), False), (Layout.of(tp=2), True)):
+        moved = judged_in(run.args, layout).args.parallel
+        assert (moved.tp_comm_overlap, moved.sequence_parallel) == (hidden, hidden)
+
+
+@pytest.mark.parametrize("words", ["--tp 1 --nproc 1", "--no-sequence-parallel", "--device cpu"])
+def test_hiding_gives_way_to_what_leaves_nothing_to_hide(words: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[parallel]\ntp = 2\nsequence_parallel = true\ntp_comm_overlap = true\n[run]\ndevice = "cuda"\n')
+    said = parse(["--preset", "tiny", "--config", str(file), "--nproc", "2", *words.split()], env={}, files=True)
+    assert said.args.parallel.tp_comm_overlap is False

@@ -54,10 +54,13 @@ def test_the_three_products_are_those_of_rounded_factors(recipe: str, fuse: obje
         assert there.grad is not None
         found = {"y": y.detach().cpu().double(), "dx": there.grad.cpu().double()}
         for name, want in wanted.items():
-            near(found[name], want)
+            near(found[name], want, 2**-7 if name == "y" else 2**-8)
     near(sums.total[layer.weight].cpu().double(), total)
 
 
-def near(found: Tensor, want: Tensor) -> None:
-    """To rounding in bf16; fp8 itself is ten times further from the exact product."""
-    assert (found - want).norm() <= 2**-8 * want.norm()
+def near(found: Tensor, want: Tensor, limit: float = 2**-8) -> None:
+    """To rounding in bf16; fp8 itself is ten times further from the exact product.
+
+    The forward leaves its sums in the matrix unit, which cuts bits off: rowwise 1.16 times that, on an H200.
+    """
+    assert (found - want).norm() <= limit * want.norm()

@@ -251,6 +251,23 @@ BUCKETS = Said(
     ),
 )
 
+FLASH = Said(
+    "tests/models/test_models_flash.py",
+    Fault(
+        "an output in another order in memory",
+        "models/flash.py",
+        "torch.empty((s, b, heads, d), dtype=q.dtype, device=q.device).transpose(0, 1)",
+        "torch.empty((b, s, heads, d), dtype=q.dtype, device=q.device)",
+    ),
+    Fault("keys and values exchanged", "models/flash.py", "_flash_attn_fwd(q, k, v,", "_flash_attn_fwd(q, v, k,"),
+    Fault(
+        "a backward that is told of another output",
+        "models/flash.py",
+        "q, k, v, y, dy, lse, causal",
+        "q, k, v, 2 * y, dy, lse, causal",
+    ),
+)
+
 DIRECT = Said(
     "tests/distributed/test_distributed_direct.py",
     Fault(
@@ -537,6 +554,7 @@ SAID = (
     BUCKETS,
     DIRECT,
     OVERLAP,
+    FLASH,
     LAYERS,
     VOCABULARY,
     TRAFFIC,

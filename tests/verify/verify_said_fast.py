@@ -27,10 +27,10 @@ MODEL = Said(
     Fault(
         "a scale of 1/sqrt(hidden/heads) where head_dim says otherwise",
         "models/attention.py",
-        "        y = causal_attention(",
+        "        y = self.attend(",
         """        q, k, v = self._heads(qkv.view(s, b, -1, self.dim), rotation)
         q = q * (self.dim * self.heads / self.o_proj.weight.shape[0]) ** 0.5
-        y = causal_attention(""",
+        y = self.attend(""",
     ),
     Fault(
         "the causal mask left out",

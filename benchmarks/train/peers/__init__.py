@@ -49,6 +49,7 @@ PEERS = MappingProxyType(
         "stretto-light": ("benchmarks.train.peers.stretto_peer", "--recompute light"),
         "stretto-block": ("benchmarks.train.peers.stretto_peer", "--recompute block"),
         "stretto-nccl": ("benchmarks.train.peers.stretto_peer", "--no-tp-comm-overlap"),
+        "stretto-flash4": ("benchmarks.train.peers.stretto_peer", "--attention flash4"),
         "stretto-fp8": ("benchmarks.train.peers.stretto_peer", "--fp8 tensorwise"),
         "stretto-fp8-rowwise": ("benchmarks.train.peers.stretto_peer", "--fp8 rowwise"),
         "torch": ("benchmarks.train.peers.torch_peer", ""),
