@@ -12,7 +12,7 @@ for a flag: the stream itself does (`cuStreamWaitValue32`). A slot is used again
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import product
 from typing import Any, Final
 
@@ -28,7 +28,6 @@ LEAST: Final = 2**18
 
 _ALIGNMENT: Final = 512
 _READY, _READ = 0, 1
-_GREATER_OR_EQUAL: Final = 0  # of two numbers that may wrap: CU_STREAM_WAIT_VALUE_GEQ
 
 
 class PeerWindow:
@@ -41,6 +40,7 @@ class PeerWindow:
         import torch.distributed._symmetric_memory as symmetric
 
         self.rank, self.size, self.device = group.rank(), group.size(), device
+        self._others = [(self.rank + n) % self.size for n in range(1, self.size)]  # not all read of the same at once
         self._part = -(-largest // _ALIGNMENT) * _ALIGNMENT
         self._flags_at = SLOTS * (self.size - 1) * self._part
         self._memory = symmetric.empty(
@@ -48,27 +48,30 @@ class PeerWindow:
         ).zero_()
         self._handle = symmetric.rendezvous(self._memory, group.group_name)
         self._handle.barrier()  # nobody's flags are written before they are zero
-        self._base = self._memory.data_ptr() - self._handle.buffer_ptrs[self.rank]
+        within = self._memory.data_ptr() - int(self._handle.buffer_ptrs[self.rank])
+        self._at = [int(pointer) + within for pointer in self._handle.buffer_ptrs]
         self._stream = _stream(device)
+        self._driver = _Driver(self._stream)
         self._free: list[torch.cuda.Event | None] = [None] * SLOTS
+        self._views: dict[tuple[int, int, torch.Size, torch.dtype], Tensor] = {}
         self._number = 0
-        self._write, self._wait = (_driver(f"cuStream{what}Value32_v2") for what in ("Write", "Wait"))
 
     def takes(self, size: int) -> bool:
         """Whether it has room for a message, and is quicker."""
         return LEAST <= size <= self._part
 
     def gather(self, x: Tensor) -> UnderWay:
-        """x [n, ..] of all ranks, in order."""
+        """x [n, ..] of all ranks, in order; contiguous."""
         slot = self._begin()
-        self._view(self.rank, slot, 0, x).copy_(x)
+        self._own(slot, 0, x).copy_(x)
         whole = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
-        parts = whole.chunk(self.size)
-        self._offer(slot, self._others)
+        to, size = whole.data_ptr(), x.nbytes
+        self._follow()
         for peer in self._others:
-            self._fetch(slot, peer, 0, parts[peer])
-        with torch.cuda.stream(self._stream):
-            parts[self.rank].copy_(x)
+            self._offer(slot, peer)
+        for peer in self._others:
+            self._fetch(slot, peer, 0, to + peer * size, size)
+        self._driver.copy(to + self.rank * size, x.data_ptr(), size)
         return UnderWay(whole, self._end(slot, x))
 
     def scatter(self, rows: Rows, like: Tensor) -> UnderWay:
@@ -76,10 +79,11 @@ class PeerWindow:
         slot = self._begin()
         out, *got = (torch.empty(like.shape, dtype=like.dtype, device=self.device) for _ in range(self.size))
         for peer in self._others:
-            rows(peer, self._view(self.rank, slot, self._place(peer, self.rank), like))
-            self._offer(slot, [peer])
+            rows(peer, self._own(slot, self._place(peer, self.rank), like))
+            self._follow()
+            self._offer(slot, peer)
         for peer, into in zip(self._others, got, strict=True):
-            self._fetch(slot, peer, self._place(self.rank, peer), into)
+            self._fetch(slot, peer, self._place(self.rank, peer), into.data_ptr(), like.nbytes)
         own = rows(self.rank, None)
 
         def add() -> None:
@@ -94,23 +98,24 @@ class PeerWindow:
 
         Without a kernel: to load one may take a device that has nothing left to do.
         """
-        stream = _stream(self.device)
+        driver = _Driver(_stream(self.device))
         for kind, slot, of in product((_READY, _READ), range(SLOTS), range(self.size)):
-            self._call(self._write, self._flag(self.rank, kind, slot, of), stream, self._number + 2**30)
-
-    @property
-    def _others(self) -> list[int]:
-        """From the next one on, so that not all read of the same."""
-        return [(self.rank + n) % self.size for n in range(1, self.size)]
+            driver.write(self._flag(self.rank, kind, slot, of), self._number + 2**30)
 
     def _place(self, reader: int, owner: int) -> int:
         """Which part of the owner's slot is the reader's."""
         return (reader - owner) % self.size - 1
 
-    def _view(self, owner: int, slot: int, place: int, like: Tensor) -> Tensor:
-        start = (slot * (self.size - 1) + place) * self._part + self._base
-        found: Tensor = self._handle.get_buffer(owner, like.shape, like.dtype, start // like.itemsize)
-        return found
+    def _start(self, slot: int, place: int) -> int:
+        return (slot * (self.size - 1) + place) * self._part
+
+    def _own(self, slot: int, place: int, like: Tensor) -> Tensor:
+        """A part of this rank's slot, as `like`."""
+        key = slot, place, like.shape, like.dtype
+        if key not in self._views:
+            start = self._start(slot, place)
+            self._views[key] = self._memory[start : start + like.nbytes].view(like.dtype).view(like.shape)
+        return self._views[key]
 
     def _begin(self) -> int:
         """The slot of the next message, when the current stream may write into it."""
@@ -120,39 +125,28 @@ class PeerWindow:
             torch.cuda.current_stream(self.device).wait_event(free)
         return slot
 
-    def _offer(self, slot: int, readers: Iterable[int]) -> None:
-        """What the current stream has done so far is in the slot for them."""
+    def _follow(self) -> None:
+        """What comes is after all that the current stream has been given."""
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        for reader in readers:
-            self._call(self._write, self._flag(reader, _READY, slot, self.rank))
 
-    def _fetch(self, slot: int, owner: int, place: int, into: Tensor) -> None:
-        self._call(self._wait, self._flag(self.rank, _READY, slot, owner))
-        with torch.cuda.stream(self._stream):
-            into.copy_(self._view(owner, slot, place, into))
-        self._call(self._write, self._flag(owner, _READ, slot, self.rank))
+    def _offer(self, slot: int, reader: int) -> None:
+        self._driver.write(self._flag(reader, _READY, slot, self.rank), self._number)
+
+    def _fetch(self, slot: int, owner: int, place: int, to: int, size: int) -> None:
+        self._driver.wait(self._flag(self.rank, _READY, slot, owner), self._number)
+        self._driver.copy(to, self._at[owner] + self._start(slot, place), size)
+        self._driver.write(self._flag(owner, _READ, slot, self.rank), self._number)
 
     def _end(self, slot: int, keep: object, then: Callable[[], None] | None = None) -> _Arrival:
         arrival = _Arrival(self._stream.record_event(), keep, then)
         for reader in self._others:
-            self._call(self._wait, self._flag(self.rank, _READ, slot, reader))
+            self._driver.wait(self._flag(self.rank, _READ, slot, reader), self._number)
         self._free[slot] = self._stream.record_event()
         return arrival
 
     def _flag(self, at: int, kind: int, slot: int, of: int) -> int:
         """Address of one of rank `at`'s flags, that rank `of` writes."""
-        place = (kind * SLOTS + slot) * self.size + of
-        return int(self._handle.buffer_ptrs[at]) + self._base + self._flags_at + 4 * place
-
-    def _call(
-        self, function: Any, address: int, stream: torch.cuda.Stream | None = None, number: int | None = None
-    ) -> None:
-        """Let the window's own stream write the number of the message that is being issued, or wait for it."""
-        on, what = stream or self._stream, self._number if number is None else number
-        flags = _GREATER_OR_EQUAL if function is self._wait else 0
-        code = function(on.cuda_stream, address, what & 0xFFFFFFFF, flags)
-        if code:
-            raise RuntimeError(f"{function.__name__} on {self.device} failed with CUDA error {code}")
+        return self._at[at] + self._flags_at + 4 * ((kind * SLOTS + slot) * self.size + of)
 
 
 class _Arrival:
@@ -173,14 +167,42 @@ class _Arrival:
         return bool(self._event.query())  # type: ignore[no-untyped-call]
 
 
+class _Driver:
+    """What a stream is told by CUDA's driver itself; addresses are those of the device. Raises RuntimeError."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream.cuda_stream
+        library = ctypes.CDLL("libcuda.so.1")
+        number = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint)
+        self._write = _function(library, "cuStreamWriteValue32_v2", *number)
+        self._wait = _function(library, "cuStreamWaitValue32_v2", *number)
+        sizes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p)
+        self._copy = _function(library, "cuMemcpyDtoDAsync_v2", *sizes)
+
+    def write(self, address: int, number: int) -> None:
+        """Write 32 bits when all before is done."""
+        _checked(self._write, self._stream, address, number & 0xFFFFFFFF, 0)
+
+    def wait(self, address: int, number: int) -> None:
+        """Do nothing more until there is at least this number, as numbers that wrap are compared."""
+        _checked(self._wait, self._stream, address, number & 0xFFFFFFFF, 0)
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        """Copy so many bytes."""
+        _checked(self._copy, to, source, size, self._stream)
+
+
+def _function(library: ctypes.CDLL, name: str, *arguments: Any) -> Any:
+    function = getattr(library, name)
+    function.argtypes, function.restype = arguments, ctypes.c_int
+    return function
+
+
+def _checked(function: Any, *arguments: int) -> None:
+    if code := function(*arguments):
+        raise RuntimeError(f"{function.__name__} failed with CUDA error {code}")
+
+
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """One of high priority: its queue on the device is not that of the streams that compute."""
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
-
-
-def _driver(name: str) -> Any:
-    """A function of CUDA's driver: (stream, address, value, flags) -> error code."""
-    function = getattr(ctypes.CDLL("libcuda.so.1"), name)
-    function.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint]
-    function.restype = ctypes.c_int
-    return function
