@@ -11,18 +11,22 @@ from hypothesis import settings
 
 POOL_SIZE = 8
 
+# Whoever asks whether there are GPUs must not begin to use them: processes could not be forked any more.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
 # On a busy machine an example may take any time and still be right.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 _POOL: pytest.StashKey[object] = pytest.StashKey()
+_GPUS: pytest.StashKey[object] = pytest.StashKey()
 _FRESH: pytest.StashKey[object] = pytest.StashKey()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fork what selected tests want to fork from, now, while this process has run nothing yet."""
-    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())} & {"pool", "fresh"}
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())} & {"pool", "gpus", "fresh"}
     if not wanted or session.config.option.collectonly:
         return
     from stretto.testing import Fresh, Pool  # here, so that pure tests do not import torch
@@ -30,6 +34,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if "pool" in wanted:
         session.config.stash[_POOL] = pool = Pool(POOL_SIZE)
         session.config.add_cleanup(pool.close)
+    if "gpus" in wanted:
+        import torch
+
+        if count := torch.cuda.device_count():
+            session.config.stash[_GPUS] = gpus = Pool(count, device="cuda")
+            session.config.add_cleanup(gpus.close)
     if "fresh" in wanted:
         session.config.stash[_FRESH] = fresh = Fresh()
         session.config.add_cleanup(fresh.close)
@@ -39,6 +49,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pool(request: pytest.FixtureRequest) -> object:
     """Eight local workers: `pool.run(n, fn, *args)` runs `fn(world, *args)` as the ranks of a world of n."""
     return request.config.stash[_POOL]
+
+
+@pytest.fixture(scope="session")
+def gpus(request: pytest.FixtureRequest) -> object:
+    """A worker for each GPU, with NCCL beside Gloo, forked before any test has used one."""
+    return request.config.stash[_GPUS]
 
 
 @pytest.fixture(scope="session")

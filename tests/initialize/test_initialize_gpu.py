@@ -103,7 +103,6 @@ def test_deterministic_mode_gives_the_same_bits(fresh: Fresh) -> None:
     assert ended.code == 0, ended.err
 
 
-def test_a_pool_on_gpus() -> None:
-    with Pool(2, device="cuda") as pool:
-        assert pool.run(2, sums, timeout=120) == [(2.0, 2.0, 0), (2.0, 2.0, 1)]
-        assert pool.run(1, sums, timeout=120) == [(1.0, 1.0, 0)]
+def test_a_pool_on_gpus(gpus: Pool) -> None:
+    assert gpus.run(2, sums, timeout=120) == [(2.0, 2.0, 0), (2.0, 2.0, 1)]
+    assert gpus.run(1, sums, timeout=120) == [(1.0, 1.0, 0)]

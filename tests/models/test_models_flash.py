@@ -76,6 +76,7 @@ def test_what_is_around_the_kernels_keeps_values_and_order() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # those of a package that is not ours, about itself
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_kernels_are_as_near_to_the_truth_as_torchs() -> None:
     pytest.importorskip("flash_attn.cute.interface", reason="flash-attn-4 is optional")

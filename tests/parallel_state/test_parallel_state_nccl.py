@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,12 +17,6 @@ from stretto.world import World
 GPUS = torch.cuda.device_count() // 2 * 2
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 2, reason="needs 2 GPUs")]
-
-
-@pytest.fixture(scope="module")
-def gpus() -> Iterator[Pool]:
-    with Pool(GPUS, device="cuda") as pool:
-        yield pool
 
 
 def total(state: ParallelState, *names: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import pipeline_twin as pt
@@ -22,12 +21,6 @@ pytestmark = [
 ]
 
 SCHEDULES = {"gpipe": gpipe, "1f1b": one_f_one_b, "v": pt.v_shape, "loop": partial(pt.looped, rounds=2)}
-
-
-@pytest.fixture(scope="module")
-def gpus() -> Iterator[Pool]:
-    with Pool(2, device="cuda") as pool:
-        yield pool
 
 
 @pytest.mark.parametrize("two_ways", [False, True])

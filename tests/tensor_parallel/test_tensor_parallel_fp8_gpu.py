@@ -16,12 +16,7 @@ from stretto.tensor_parallel import Build, ColumnParallelLinear, unfused
 from stretto.tensor_parallel.fp8 import E4M3, E5M2, RECIPES
 from stretto.train.build import fused
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9), reason="needs a GPU with fp8"
-    ),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 N, IN, OUT = 256, 320, 192
 
@@ -29,6 +24,8 @@ N, IN, OUT = 256, 320, 192
 @pytest.mark.parametrize("fuse", [unfused, fused])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_three_products_are_those_of_rounded_factors(recipe: str, fuse: object) -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs a GPU with fp8")
     sums = Sums()
     products = RECIPES[recipe](ALONE, fuse)
     at = Build(ALONE, False, torch.bfloat16, "cuda", accumulators=sums, products=products)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -27,12 +26,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 2, reason="needs 2 GPUs
 
 ROWS, WIDTH = 96, 4096
 LARGEST = ROWS * WIDTH * 8
-
-
-@pytest.fixture(scope="module")
-def gpus() -> Iterator[Pool]:
-    with Pool(GPUS, device="cuda") as pool:
-        yield pool
 
 
 def build(world: World) -> ParallelState:
