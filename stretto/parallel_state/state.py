@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Protocol, Self
@@ -208,7 +209,8 @@ class ParallelState:
     def _abort(self) -> None:
         """Leave without waiting for anyone."""
         for window in self._windows.values():
-            window.release()
+            with suppress(RuntimeError):  # on a device that has failed nothing waits, and the first error counts
+                window.release()
         abort_groups(self._forget())
 
     def __enter__(self) -> Self:

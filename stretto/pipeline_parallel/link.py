@@ -1,9 +1,9 @@
-"""UnderWays between the ranks of a pipeline: posted early, never waited for by the host on a GPU.
+"""Messages between the ranks of a pipeline: posted early, never waited for by the host on a GPU.
 
 A send or receive goes out when its action comes up in the program and is waited for where its tensor is
 used. `wait` of a receive is a wait of the current stream under NCCL, and of the host under Gloo.
 
-UnderWays are matched by order alone: the k-th send from a to b is the k-th receive of b from a. All ranks
+Messages are matched by order alone: the k-th send from a to b is the k-th receive of b from a. All ranks
 follow one global order (`stretto.schedule.lower`), in which not even blocking sends deadlock; so each
 message may be issued on its own, without grouping it with one that goes the other way.
 """
