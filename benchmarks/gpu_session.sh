@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The training benchmark on one or two GPUs, the most telling runs first, each within eight minutes.
+# The training benchmark on one or two GPUs, the most telling runs first, each within eight minutes; or, on two, whether
+# what makes a run fast there leaves the model as it is: the tests of GPUs, and `verify` over every fast path.
 #
-#     bash benchmarks/gpu_session.sh one|two [DIRECTORY] [SETTINGS OF STRETTO]
+#     bash benchmarks/gpu_session.sh one|two|check [DIRECTORY] [SETTINGS OF STRETTO]
 #     bash benchmarks/gpu_session.sh two out "--bucket-mb 256"
 #
 # Every run saves its JSON after each turn, so a session that is cut leaves what was measured. A run that fails or
 # takes too long is said to, and the next one begins. PYTHON names the interpreter, PEERS adds to the peers.
 set -u
 cd "$(dirname "$0")/.."
-devices=${1:?one or two}
+devices=${1:?one, two or check}
 out=${2:-benchmarks/results/gpu}
 words=${3:-}
 python=${PYTHON:-python3}
@@ -23,7 +24,37 @@ run() {
     echo "== $(date +%T) $name ended with $?"
 }
 
+# Large enough that messages go through copy engines, small enough for minutes.
+sizes="--hidden 256 --heads 4 --kv-heads 2 --ffn 768 --layers 2 --vocab 1000 --seq-len 1024 --micro-batch 2"
+sizes="$sizes --global-batch 4 --device cuda --nproc 2 --tp 1 --pp 1 --no-sequence-parallel"
+
+verify() {
+    local log
+    log="$out/verify$(tr -d ' ' <<<"$*").txt"
+    # shellcheck disable=SC2086  # words
+    timeout --kill-after=10 300 "$python" -m stretto verify $sizes $words "$@" >"$log" 2>&1
+    echo "$* ended with $?: $(grep -E 'EQUAL|DIFFERENT|rror' "$log" | tail -n 1)"
+}
+
 case $devices in
+check)
+    # Of the packages for development it takes pytest, pytest-timeout and hypothesis.
+    "$python" -m pytest -q -m gpu --continue-on-collection-errors >"$out/tests.txt" 2>&1 &
+    for dtype in fp32 bf16; do
+        verify --dtype $dtype --dp 2 &
+        verify --dtype $dtype --pp 2 &
+        verify --dtype $dtype --tp 2 &
+        verify --dtype $dtype --tp 2 --sequence-parallel &
+        verify --dtype $dtype --tp 2 --sequence-parallel --recompute light &
+        wait # the tests, too, before bf16
+    done
+    verify --dtype bf16 --tp 2 --sequence-parallel --fp8 tensorwise &
+    verify --dtype bf16 --tp 2 --sequence-parallel --fp8 rowwise &
+    verify --dtype bf16 --tp 2 --sequence-parallel --attention flash4 &
+    wait
+    tail -n 40 "$out/tests.txt"
+    exit
+    ;;
 one)
     run D1 --shape D1 --peers "$peers"
     run D2 --shape D2 --peers "$peers" --traces "$out"
@@ -40,7 +71,7 @@ two)
     run D4-fsdp --shape D4 --parallel dp --peers stretto,torch-fsdp --ceiling-seconds 0.3
     ;;
 *)
-    echo "one or two, not $devices" >&2
+    echo "one, two or check, not $devices" >&2
     exit 2
     ;;
 esac

@@ -98,8 +98,9 @@ def _waterfalls(peers: Mapping[str, Any]) -> Table:
 def _memory(held: Mapping[str, Any]) -> Table:
     ranks = [(f"{name} {rank}", items) for name, ranks in held.items() for rank, items in enumerate(ranks)]
     table = Table("GiB", *(name for name, _ in ranks), title="memory")
-    for item in ranks[0][1]:
-        table.add_row(item, *(f"{items[item] / GIB:.2f}" for _, items in ranks))
+    longest = max((items for _, items in ranks), key=len)  # peers have most items in common, in this order
+    for item in longest:
+        table.add_row(item, *(f"{items.get(item, 0) / GIB:.2f}" for _, items in ranks))
     return table
 
 

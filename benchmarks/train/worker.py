@@ -72,7 +72,9 @@ class Worker:
 
     def memory(self) -> dict[str, float]:
         """The items of `benchmarks.train.memory`."""
-        return itemised(self._peer)
+        found = itemised(self._peer)
+        self._rest()
+        return found
 
     def waterfall(self, step_ms: float, tflops: float, keep: str) -> dict[str, Any]:
         """Of one step; `keep` is a file for the whole trace, or ""."""
@@ -84,6 +86,8 @@ class Worker:
             kernels, window = trace_step(self._peer.step, self.device, Path(keep) if keep and self.rank == 0 else None)
         except RuntimeError as error:  # no profiler here: the times stand all the same
             return {"problem": str(error)}
+        finally:
+            self._rest()
         found = waterfall(kernels, window, step=step_ms, product_flops=flops, tflops=tflops, pipeline=pp > 1)
         return {"items_ms": found.items, "sum_ms": found.total, "step_ms": step_ms, "holds": found.holds}
 

@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.tensor_parallel.fp8 import E4M3, LEAST
+from stretto.tensor_parallel.fp8 import E4M3, EXPONENT, LEAST, PAST_1_75, power
+
+_EXPONENT, _PAST_1_75, _LEAST = tl.constexpr(EXPONENT), tl.constexpr(PAST_1_75), tl.constexpr(LEAST)
 
 _BLOCK, _TURNS = 4096, 8
 """Elements that a program looks for the largest in: so many at a time, so often."""
@@ -32,10 +34,16 @@ def _largest(x, shares, size, block: tl.constexpr, turns: tl.constexpr):
 
 
 @triton.jit
-def _meaning(shares, scale, count, least: tl.constexpr, highest: tl.constexpr, block: tl.constexpr):
+def _unit(most, power: tl.constexpr):
+    bits = (tl.maximum(most, _LEAST).to(tl.int32, bitcast=True) + _PAST_1_75) & _EXPONENT
+    return tl.where(most < float("inf"), (bits - (power << 23)).to(tl.float32, bitcast=True), most)
+
+
+@triton.jit
+def _meaning(shares, scale, count, power: tl.constexpr, block: tl.constexpr):
     at = tl.arange(0, block)
     most = tl.max(tl.load(shares + at, mask=at < count, other=0.0), 0)
-    tl.store(scale, tl.div_rn(tl.maximum(most, least), highest))
+    tl.store(scale, _unit(most, power))
 
 
 @triton.jit
@@ -65,12 +73,12 @@ def _narrow(
 
 
 @triton.jit
-def _narrow_row(x, scale, out, width, stride, least: tl.constexpr, highest: tl.constexpr, block: tl.constexpr):
+def _narrow_row(x, scale, out, width, stride, power: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     inside = column < width
     number = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-    unit = tl.div_rn(tl.maximum(tl.max(tl.abs(number), 0), least), highest)
+    unit = _unit(tl.max(tl.abs(number), 0), power)
     tl.store(scale + row, unit)
     tl.store(out + row * width + column, (number * tl.div_rn(1.0, unit)).to(out.dtype.element_ty), mask=inside)
 
@@ -97,7 +105,7 @@ def scale(x: Tensor, *, dtype: torch.dtype) -> Tensor:
     out = torch.empty(1, 1, dtype=torch.float32, device=x.device)
     _largest[(programs,)](x, shares, x.numel(), _BLOCK, _TURNS, num_warps=8)
     block = triton.next_power_of_2(programs)
-    _meaning[(1,)](shares, out, programs, LEAST, torch.finfo(dtype).max, block, num_warps=4)
+    _meaning[(1,)](shares, out, programs, power(dtype), block, num_warps=4)
     return out
 
 
@@ -123,7 +131,7 @@ def narrow_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(width)
     warps = min(16, max(4, block // 1024))
-    _narrow_row[(rows,)](x, scale, out, width, x.stride(0), LEAST, torch.finfo(E4M3).max, block, num_warps=warps)
+    _narrow_row[(rows,)](x, scale, out, width, x.stride(0), power(E4M3), block, num_warps=warps)
     return out, scale
 
 

@@ -1,7 +1,10 @@
 """Matrix products of 8-bit numbers (Micikevicius et al., "FP8 formats for deep learning", 2022).
 
-A number is a small one times a scale, which makes the largest of a tensor, or of a row, the largest that the format
-has (now, not as it was some steps ago). Scales stay on the device. Sums are in fp32.
+A number is a small one times a scale, the least power of two that brings the largest of a tensor, or of a row, into the
+format (now, not as it was some steps ago). To divide by it is exact: eagerly, compiled or by hand, cut or whole, x is
+rounded to the same numbers. Other scales differ in their last bit from one way to the next (one divides by 448, one
+multiplies by one over it), and then two of a thousand numbers go to their other neighbour. Scales stay on the device.
+Sums are in fp32.
 
 Matrix units want both factors with the dim that is summed over innermost, so what takes part in two products is
 written twice, as it lies and transposed. Tensors take two passes over memory: one for the scale, one for the copies.
@@ -21,6 +24,7 @@ of one process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +44,9 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 LEAST = 1e-30
 """What is smaller counts as zeros: its scale must stay a normal number in fp32."""
+
+EXPONENT, PAST_1_75 = 0x7F800000, 0x001FFFFF
+"""Of the bits of a number in fp32: its exponent; what, added, takes all above 1.75 times a power of two to the next."""
 
 
 def scale(x: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -94,8 +101,16 @@ def add_(total: Tensor, part: Tensor) -> None:
     total.add_(part)
 
 
+def power(dtype: torch.dtype) -> int:
+    """p of the largest number of a format, 1.75 * 2^p: e4m3 448, e5m2 57344."""
+    return math.frexp(torch.finfo(dtype).max)[1] - 1
+
+
 def _meaning(largest: Tensor, dtype: torch.dtype) -> Tensor:
-    return largest.float().clamp(min=LEAST) / torch.finfo(dtype).max
+    """The least power of two that `largest` is at most 1.75 * 2^p times; what is not finite stays so."""
+    largest = largest.float()
+    exponent = (largest.clamp(min=LEAST).view(torch.int32) + PAST_1_75) & EXPONENT
+    return torch.where(largest.isfinite(), (exponent - (power(dtype) << 23)).view(torch.float32), largest)
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,10 @@ class Fp8:
         if weight not in self._steady:
             self._steady[weight] = self.make(weight.data, column=column)
         return self._steady[weight]
+
+    def held(self) -> list[Tensor]:
+        """What `steady` keeps now."""
+        return [t for w in (self._steady or {}).values() for t in (w.plain, w.across)]
 
     def make(self, weight: Tensor, *, column: bool) -> Weight:
         """W in fp8, made now."""
@@ -240,6 +259,8 @@ def _product(
     """a [m, k] times b [n, k] transposed. `fast` leaves sums longer in the matrix unit, which has some bits less than
     fp32; gradients have no such sums.
     """
+    if a.device.type == "cpu":  # where one scale for a matrix takes oneDNN's reference code, a hundred times as long
+        a_scale, b_scale = a_scale.expand(len(a), 1).contiguous(), b_scale.expand(1, len(b)).contiguous()
     y: Tensor = torch._scaled_mm(a, b.t(), a_scale, b_scale, out_dtype=dtype, use_fast_accum=fast, out=out)
     return y
 

@@ -21,9 +21,9 @@ def test_they_compile_and_move_sixteen_bytes_at_a_time(name: str) -> None:
     assert "ld.global.b16" not in ptx
 
 
-def test_sums_of_shares_compile_and_read_sixteen_bytes_at_a_time() -> None:
-    """They write little: a number for each column."""
-    assert "ld.global.v4" in compiled("rms_norm weight")
+@pytest.mark.parametrize("name", ["rms_norm weight", "fp8 largest", "fp8 scale"])
+def test_what_writes_little_compiles_and_reads_sixteen_bytes_at_a_time(name: str) -> None:
+    assert "ld.global.v4" in compiled(name)
 
 
 def compiled(name: str) -> str:

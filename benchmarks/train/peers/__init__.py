@@ -30,7 +30,10 @@ class Peer(Protocol):
         """
 
     def held(self) -> Mapping[str, list[Tensor]]:
-        """What lives between steps: "weights", "gradients", "optimizer"; weights that are masters are "optimizer"."""
+        """What lives now, between steps or within one: "weights", "gradients", "optimizer", maybe more.
+
+        Weights that are masters are "optimizer".
+        """
 
     def about(self) -> Mapping[str, Any]:
         """What the report says of it: versions and choices."""
