@@ -3,7 +3,7 @@
 Activations are fp32 here, so that what differs is the 8-bit numbers alone and not how bf16 rounds their products.
 Faults to catch: a scale that the ranks of tp do not agree on; gradients of activations in the format of the weights;
 one scale for all rows; a weight that is not narrowed anew after an update; weight gradients of later
-microbatches not added; what is made again narrowed by another scale.
+microbatches not added; what is made again narrowed by another scale; a scale that is no power of two.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tensor_parallel_full import compare, draw, full_grads, mine, set_full
+from tensor_parallel_full import compare, draw, full_grads, mine, set_full, where
 from torch import Tensor, nn
 
 from stretto.arguments import parse
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
-from stretto.params import Init
+from stretto.params import Init, collect
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Pointwise, RowParallelLinear, formulas
 from stretto.tensor_parallel.fp8 import E4M3, E5M2, RECIPES, narrow, narrow_rows, scale
 from stretto.testing import Pool
@@ -32,6 +32,7 @@ from stretto.world import Axis, World
 pytestmark = pytest.mark.gloo
 
 S, B, IN, INNER, OUT = 8, 2, 32, 48, 16
+SIZES = 2 ** torch.linspace(-7, 7, INNER, dtype=torch.float64)
 ALONE = Axis.single("tp")
 WORDS = "--hidden 32 --heads 4 --head-dim 16 --ffn 48 --layers 2 --vocab 61 --seq-len 16 --global-batch 4 "
 WORDS += "--micro-batch 2 --dtype bf16 --tp 1 --pp 1 --nproc 1"
@@ -59,8 +60,20 @@ def place(tp: Axis, recipe: str | None, *, sp: bool = False, again: bool = False
 
 
 def pair(at: Build) -> Pair:
+    """With features between the layers that are small at first and large at last, and count alike in all sums.
+
+    Each rank of tp has some. Scales of its own, which are powers of two as well, would not round them otherwise, but
+    keep more of them: digits below the smallest normal number of the whole.
+    """
     model = Pair(at)
     set_full(model)
+    larger = {"up.weight": SIZES[:, None], "up.bias": SIZES, "down.weight": 1 / SIZES}
+    with torch.no_grad():
+        for item in collect(model):
+            for part in item.logical:
+                if part.name in larger:
+                    factor = larger[part.name].expand(part.spec.shape)
+                    part.view(item.param.data).mul_(factor[where(part.block)])
     return model
 
 
@@ -130,9 +143,9 @@ def test_the_three_products_are_those_of_rounded_factors(recipe: str) -> None:
     at = place(ALONE, recipe)
     layer = ColumnParallelLinear(IN, INNER, at, bias=False, init=Init(std=1.0))
     x, dy = (draw((S, B, n), name).float() for n, name in ((IN, "x"), (INNER, "dy")))
-    x *= torch.linspace(0.1, 9, B)[:, None]  # of tokens some are large
+    x *= 2 ** torch.linspace(-14, 2, B)[:, None]  # tokens and features of all sizes
     w = layer.weight.detach()
-    w.copy_(draw((INNER, IN), "w").float() * torch.linspace(0.1, 5, IN))
+    w.copy_(draw((INNER, IN), "w").float() * 2 ** torch.linspace(-12, 2, IN))
     x.requires_grad_()
     y = layer(x)
     y.backward(dy)
@@ -151,7 +164,10 @@ def test_the_three_products_are_those_of_rounded_factors(recipe: str) -> None:
         }
     assert x.grad is not None
     found = {"y": y.detach().reshape(-1, INNER), "dx": x.grad.reshape(-1, IN), "dw": layer.weight.grad}
-    compare(recipe, found, wanted, tolerance=1e-5)
+    # Each sum beside its own terms, so that small tokens and features count as much as large ones.
+    terms = {"y": flat.abs() @ w.abs().t(), "dx": d.abs() @ w.abs(), "dw": d.abs().t() @ flat.abs()}
+    beside = [{name: each[name] / terms[name] for name in terms} for each in (found, wanted)]
+    compare(recipe, *beside, tolerance=1e-5)
     plain = {"y": flat.double() @ w.double().t(), "dx": d.double() @ w.double(), "dw": d.double().t() @ flat.double()}
     for name, exact in plain.items():
         error = ((found[name] - exact).norm() / exact.norm()).item()
@@ -162,7 +178,7 @@ def test_the_three_products_are_those_of_rounded_factors(recipe: str) -> None:
 @pytest.mark.parametrize("tp", [2, 4])
 @both_recipes
 def test_a_layout_computes_what_one_process_does(pool: Pool, recipe: str, tp: int) -> None:
-    """To rounding in fp32: had a rank its own scales, its numbers would round otherwise, by a hundredth."""
+    """To rounding in fp32."""
     pool.run(tp, _in_layouts, recipe)
 
 

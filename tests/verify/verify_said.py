@@ -542,6 +542,12 @@ FP8 = Said(
         "return kept[0], self.narrow_across(_bare(x), kept[0], dtype=E4M3)",
         "return kept[0], self.narrow_across(_bare(x), 2 * kept[0], dtype=E4M3)",
     ),
+    Fault(
+        "a scale that is no power of two",
+        "tensor_parallel/fp8.py",
+        ".view(torch.int32) + PAST_1_75) & EXPONENT",
+        ".view(torch.int32))",
+    ),
 )
 
 SAID = (
