@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Final, Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from stretto.arguments.schema import Arguments
 from stretto.batch import Batch
+from stretto.initialize.settings import cores
 from stretto.layout import Layout
 from stretto.verify.compare import (
     ROUNDING,
@@ -21,6 +21,7 @@ from stretto.verify.compare import (
     UPDATE_SLACK,
     Comparison,
     Difference,
+    Quantity,
     Trace,
     differences,
     factor,
@@ -43,7 +44,8 @@ def against_twin(
     """Compare a layout with its twin, from the same random weights and batches.
 
     The twin, by default one process, runs on the first ranks of the world while the layout's run lives on all of
-    them; every rank gets the comparison. The initial weights that both draw must be the same bits; then both run from
+    them; every rank gets the comparison. Where it runs more than once, each of its runs of one process is on a rank
+    that would wait else. The initial weights that both draw must be the same bits; then both run from
     others, in which nothing is zero or one. AdamW gets an eps of at least 1e-3: with its usual one the first updates
     are the signs of the gradients, and rounding flips signs. Raises ValueError when the twin has more ranks than the
     world.
@@ -55,7 +57,7 @@ def against_twin(
         tried = trace(session, weights, batches)
         other = _Twin(args, twin, world, weights, batches)
         unequal = dict.fromkeys(name for rank in session.from_all(tried.unequal) for name in rank)
-        return Comparison(session.from_first(_found(other, tried)), tuple(unequal))
+        return Comparison(session.from_first(_found(other, tried, session)), tuple(unequal))
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,23 @@ class _Twin:
     weights: Mapping[str, Tensor]
     batches: Sequence[Batch]
 
+    @property
+    def copies(self) -> int:
+        """How many twins run side by side where there is more than one run to make: on a GPU each, or on a core."""
+        if self.layout.world > 1:
+            return 1
+        free = self.world.size if self.world.device.type == "cuda" else cores()
+        return min(free, self.world.size, 1 + OTHERWISE)
+
     @contextmanager
-    def session(self, dtype: Literal["fp32", "bf16", "fp64"]) -> Iterator[Session | None]:
+    def session(self, dtype: Literal["fp32", "bf16", "fp64"], copies: int = 1) -> Iterator[Session | None]:
         """It, ready to run, in fp8 where the run is and `dtype` is the run's; None on ranks that it does not need.
 
         It computes plainly, operation by operation, whatever kernels make the run fast.
         """
         world = first_ranks(self.world, self.layout.world)
+        if copies > 1 and self.world.rank < copies:
+            world = World.single(self.world.device)
         if world is None:
             yield None
             return
@@ -83,34 +95,49 @@ class _Twin:
         with build(args, self.layout, world) as session:
             yield session
 
+    def trace(self, dtype: Literal["fp32", "bf16", "fp64"], copies: int = 1) -> Trace | None:
+        """One run from the weights, on the ranks of `session`."""
+        with self.session(dtype, copies) as session:
+            return None if session is None else trace(session, self.weights, self.batches)
 
-def _found(twin: _Twin, tried: Trace) -> tuple[Difference, ...]:
-    """What `tried` differs in from its twin, with the limits of its dtype."""
+
+def _found(twin: _Twin, tried: Trace, everyone: Session) -> tuple[Difference, ...]:
+    """What `tried` differs in from its twin, with the limits of its dtype; nothing on ranks without the twin."""
     dtype = twin.args.run.dtype
     step = ROUNDING.get(dtype) if twin.args.run.fp8 == "none" else ROUNDING_FP8
-    with twin.session(dtype) as session:
-        if session is None:
+    if step is None:
+        own = twin.trace(dtype)
+        if own is None:
             return ()
-        own = trace(session, twin.weights, twin.batches)
-        first = initial_differences(own, tried)
-        if step is None:
-            found = differences(own, tried)
-            limits = {q: TOLERANCE[dtype] * (UPDATE_SLACK if q.kind == "update" else 1.0) for q in found}
-        else:
-            exact = _exact(twin)
-            found = differences(exact, tried, ord=2)
-            starts = (nudged(twin.weights, step, seed) for seed in range(OTHERWISE))
-            others = (trace(session, start, twin.batches) for start in starts)
-            usual = [differences(exact, run, ord=2) for run in chain([own], others)]
-            limits = {q: 2 * max(step, *(each[q] for each in usual)) for q in found}
-    all_found = (Difference(q, e, limits.get(q, 0.0)) for q, e in (first | found).items())
+        found = differences(own, tried)
+        limits = {q: TOLERANCE[dtype] * (UPDATE_SLACK if q.kind == "update" else 1.0) for q in found}
+    else:
+        exact = twin.trace("fp64", twin.copies)
+        own, errors = _draws(twin, exact, step)
+        usual = everyone.from_all(errors)
+        if own is None or exact is None:
+            return ()
+        found = differences(exact, tried, ord=2)
+        limits = {q: 2 * max(step, *(each[q] for each in usual if each)) for q in found}
+    all_found = (Difference(q, e, limits.get(q, 0.0)) for q, e in (initial_differences(own, tried) | found).items())
     return tuple(replace(d, factor=factor(own, tried, d.quantity)) if d.exceeds else d for d in all_found)
 
 
-def _exact(twin: _Twin) -> Trace:
-    with twin.session("fp64") as session:
-        assert session is not None
-        return trace(session, twin.weights, twin.batches)
+def _draws(twin: _Twin, exact: Trace | None, step: float) -> tuple[Trace | None, dict[Quantity, float]]:
+    """This rank's share of the twin's runs in the run's dtype, from weights that are `nudged` but for the first.
+
+    The first of them, which on rank 0 is from the weights themselves; and of each quantity the largest error.
+    """
+    first, errors = None, dict[Quantity, float]()
+    with twin.session(twin.args.run.dtype, twin.copies) as session:
+        if session is None or exact is None:
+            return None, {}
+        for k in range(1 + OTHERWISE)[twin.world.rank if twin.copies > 1 else 0 :: twin.copies]:
+            start = nudged(twin.weights, step, k - 1) if k else twin.weights
+            run = trace(session, start, twin.batches)
+            first = first or run
+            errors = {q: max(e, errors.get(q, 0.0)) for q, e in differences(exact, run, ord=2).items()}
+    return first, errors
 
 
 def nudged(weights: Mapping[str, Tensor], step: float, seed: int) -> dict[str, Tensor]:
