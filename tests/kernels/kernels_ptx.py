@@ -1,6 +1,7 @@
-"""Prints the PTX of a kernel for Hopper, compiled here: that needs no GPU. `python kernels_ptx.py swiglu`."""
+"""Writes the PTX of every kernel for Hopper, compiled here: that needs no GPU. `python kernels_ptx.py DIRECTORY`."""
 
 import sys
+from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -24,13 +25,18 @@ POINTERS = {"dy", "gate_up", "out", "y", "x", "weight", "past", "dx", "cos", "si
 ODD = ("blocks", "eps", "heads", "heads_one", "heads_two", "heads_three", "turned", "batch")
 
 
-def main(name: str) -> None:
+def compiled(name: str) -> str:
+    """PTX, or what Triton says against it."""
     kernel, constants = KERNELS[name]
     signature = {n: "constexpr" if n in constants else _type(n) for n in kernel.arg_names}
     # What Triton finds out when a kernel is called: addresses and sizes are multiples of 16.
     known = [n for n, arg in enumerate(kernel.arg_names) if arg not in (*constants, *ODD)]
     source = ASTSource(kernel, signature, constants, {(n,): [["tt.divisibility", 16]] for n in known})
-    print(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"])
+    try:
+        ptx: str = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"]
+    except Exception as error:  # noqa: BLE001  # whatever its compiler raises
+        return f"{type(error).__name__}: {error}"
+    return ptx
 
 
 def _type(arg: str) -> str:
@@ -48,4 +54,5 @@ def _type(arg: str) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for each in KERNELS:
+        (Path(sys.argv[1]) / each).write_text(compiled(each))
