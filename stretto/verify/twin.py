@@ -44,11 +44,10 @@ def against_twin(
     """Compare a layout with its twin, from the same random weights and batches.
 
     The twin, by default one process, runs on the first ranks of the world while the layout's run lives on all of
-    them; every rank gets the comparison. Where it runs more than once, each of its runs of one process is on a rank
-    that would wait else. The initial weights that both draw must be the same bits; then both run from
-    others, in which nothing is zero or one. AdamW gets an eps of at least 1e-3: with its usual one the first updates
-    are the signs of the gradients, and rounding flips signs. Raises ValueError when the twin has more ranks than the
-    world.
+    them; every rank gets the comparison. Further runs of one process go to ranks that would only wait. The initial
+    weights that both draw must be the same bits; then both run from others, in which nothing is zero or one. AdamW gets
+    an eps of at least 1e-3: with its usual one the first updates are the signs of the gradients, and rounding flips
+    signs. Raises ValueError when the twin has more ranks than the world.
     """
     args = replace(args, optimizer=replace(args.optimizer, eps=max(args.optimizer.eps, 1e-3)))
     batches = [random_batch(args, seed + 1 + k) for k in range(steps)]
@@ -84,9 +83,8 @@ class _Twin:
 
         It computes plainly, operation by operation, whatever kernels make the run fast.
         """
-        world = first_ranks(self.world, self.layout.world)
-        if copies > 1 and self.world.rank < copies:
-            world = World.single(self.world.device)
+        own = copies > 1 and self.world.rank < copies
+        world = World.single(self.world.device) if own else first_ranks(self.world, self.layout.world)
         if world is None:
             yield None
             return
@@ -132,11 +130,12 @@ def _draws(twin: _Twin, exact: Trace | None, step: float) -> tuple[Trace | None,
     with twin.session(twin.args.run.dtype, twin.copies) as session:
         if session is None or exact is None:
             return None, {}
-        for k in range(1 + OTHERWISE)[twin.world.rank if twin.copies > 1 else 0 :: twin.copies]:
+        for k in range(twin.world.rank % twin.copies, 1 + OTHERWISE, twin.copies):
             start = nudged(twin.weights, step, k - 1) if k else twin.weights
             run = trace(session, start, twin.batches)
             first = first or run
-            errors = {q: max(e, errors.get(q, 0.0)) for q, e in differences(exact, run, ord=2).items()}
+            # In this order: an error that is no number does not take the place of one that is.
+            errors = {q: max(errors.get(q, 0.0), e) for q, e in differences(exact, run, ord=2).items()}
     return first, errors
 
 
