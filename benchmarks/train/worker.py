@@ -50,7 +50,7 @@ class Worker:
         if self.name != CEILING:
             self.peer = create(self.name)
             self.peer.setup(self.job)
-            self._rest()
+            self.rest()
             if self.job.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()  # initial values are drawn in fp32 and more
         return {
@@ -67,14 +67,11 @@ class Worker:
         loss = losses[-1].item() if losses else None
         losses.clear()
         peak = self._peer.peak_bytes
-        self._rest()
         return {"ms": times, "loss": loss, "peak": peak}
 
     def memory(self) -> dict[str, float]:
         """The items of `benchmarks.train.memory`."""
-        found = itemised(self._peer)
-        self._rest()
-        return found
+        return itemised(self._peer)
 
     def waterfall(self, step_ms: float, tflops: float, keep: str) -> dict[str, Any]:
         """Of one step; `keep` is a file for the whole trace, or ""."""
@@ -86,8 +83,6 @@ class Worker:
             kernels, window = trace_step(self._peer.step, self.device, Path(keep) if keep and self.rank == 0 else None)
         except RuntimeError as error:  # no profiler here: the times stand all the same
             return {"problem": str(error)}
-        finally:
-            self._rest()
         found = waterfall(kernels, window, step=step_ms, product_flops=flops, tflops=tflops, pipeline=pp > 1)
         return {"items_ms": found.items, "sum_ms": found.total, "step_ms": step_ms, "holds": found.holds}
 
@@ -106,8 +101,8 @@ class Worker:
             raise RuntimeError(f"{self.name} was not set up")
         return self.peer
 
-    def _rest(self) -> None:
-        """Between turns a peer holds what it must keep, and no more: the others need the memory."""
+    def rest(self) -> None:
+        """Between requests a peer holds what it must keep, and no more: the others need the memory."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
@@ -120,6 +115,7 @@ def serve(worker: Worker, requests: IO[str], answers: IO[str]) -> None:
         what = request.pop("do")
         try:
             answer = {"ok": getattr(worker, what)(**request)}
+            worker.rest()
         except RefusedError as error:
             answer = {"refused": str(error)}
         except ImportError as error:

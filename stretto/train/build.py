@@ -20,18 +20,19 @@ from stretto.pipeline_parallel import Executor, Link, Stage, TensorMeta
 from stretto.schedule import DDP, lower, schedule_for
 from stretto.schedule.generators import forward_only
 from stretto.tensor_parallel import Build, unfused
-from stretto.tensor_parallel.fp8 import RECIPES
+from stretto.tensor_parallel.fp8 import RECIPES, Fp8
 from stretto.train.dtypes import DTYPES
 from stretto.train.step import Trainer
 
 
 @dataclass(frozen=True)
 class Built:
-    """What `build` makes: modules by stage, the trainer over them, and an executor of forwards alone."""
+    """What `build` makes: modules by stage, the trainer over them, an executor of forwards alone; fp8 where used."""
 
     stages: dict[int, Transformer]
     trainer: Trainer
     evaluator: Executor
+    fp8: Fp8 | None
 
     @property
     def weights(self) -> DataParallel:
@@ -91,7 +92,7 @@ def build(args: Arguments, state: ParallelState) -> Built:
         steady=fp8.steady if fp8 else nullcontext,
     )
     forwards = lower(forward_only(axis.size, microbatches), DDP)
-    return Built(modules, trainer, Executor(forwards, axis.rank, stages, link, weights))
+    return Built(modules, trainer, Executor(forwards, axis.rank, stages, link, weights), fp8)
 
 
 def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:

@@ -15,8 +15,6 @@ from stretto.arguments import ConfigError, parse
 from stretto.initialize import initialize
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
-from stretto.tensor_parallel import Build
-from stretto.tensor_parallel.fp8 import Fp8
 from stretto.train.build import build
 from stretto.train.groups import group_options
 from stretto.train.learning_rate import learning_rate
@@ -98,10 +96,7 @@ class Peer:
         state = [piece.tensor for piece in self.built.optimizer.slices() if piece.name.partition("/")[0] in kinds]
         weights = [bucket.weights for bucket in buckets]
         held = {"weights": weights, "gradients": [bucket.grads for bucket in buckets], "optimizer": state}
-        modules = (module for stage in self.built.stages.values() for module in stage.modules())
-        recipes = {build.products for module in modules if isinstance(build := getattr(module, "build", None), Build)}
-        narrow = [t for recipe in recipes if isinstance(recipe, Fp8) for t in recipe.held()]
-        return held | ({"weights in 8 bits": narrow} if self.args.run.fp8 != "none" else {})
+        return held | ({"weights in 8 bits": self.built.fp8.held()} if self.built.fp8 else {})
 
     def about(self) -> dict[str, Any]:
         return {"words": [*words_of(self.job), *self._more]}
