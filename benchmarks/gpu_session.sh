@@ -32,14 +32,17 @@ verify() {
     local log
     log="$out/verify$(tr -d ' ' <<<"$*").txt"
     # shellcheck disable=SC2086  # words
-    timeout --kill-after=10 300 "$python" -m stretto verify $sizes $words "$@" >"$log" 2>&1
-    echo "$* ended with $?: $(grep -E 'EQUAL|DIFFERENT|rror' "$log" | tail -n 1)"
+    timeout --kill-after=10 300 "$python" -m stretto verify $sizes $words "$@" >"$log" 2>&1 ||
+        echo "$*" >>"$out/failed.txt"
+    echo "$*: $(grep -E 'EQUAL|DIFFERENT|rror' "$log" | tail -n 1)"
 }
 
 case $devices in
 check)
     # Of the packages for development it takes pytest, pytest-timeout and hypothesis.
-    "$python" -m pytest -q -m gpu --continue-on-collection-errors >"$out/tests.txt" 2>&1 &
+    : >"$out/failed.txt"
+    { "$python" -m pytest -q -m gpu --continue-on-collection-errors || echo tests >>"$out/failed.txt"; } \
+        >"$out/tests.txt" 2>&1 &
     for dtype in fp32 bf16; do
         verify --dtype $dtype --dp 2 &
         verify --dtype $dtype --pp 2 &
@@ -53,6 +56,7 @@ check)
     verify --dtype bf16 --tp 2 --sequence-parallel --attention flash4 &
     wait
     tail -n 40 "$out/tests.txt"
+    ! grep --with-filename . "$out/failed.txt"
     exit
     ;;
 one)
