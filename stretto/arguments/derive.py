@@ -159,7 +159,7 @@ def _head_dim(a: Arguments) -> tuple[Value, str] | None:
 
 def _ffn(a: Arguments) -> tuple[Value, str] | None:
     h = a.model.hidden
-    gelu = a.model.activation == "gelu"
+    gelu = a.model.activation != "swiglu"
     return a.model.dim_ffn, f"4*hidden = 4*{h}" if gelu else f"8*hidden/3 = 8*{h}/3, up to a multiple of 64"
 
 

@@ -6,6 +6,7 @@ fail on one rank alone runs inside `together`: all ranks learn of all failures b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 
+from stretto.exchange import all_gather_bytes
 from stretto.world import World
 
 
@@ -55,9 +57,8 @@ class Peers:
         """Every rank's value, on every rank; over the CPU back end where the group has one."""
         if self.alone:
             return [mine]
-        everyone: list[str | None] = [None] * self.size
-        dist.all_gather_object(everyone, mine, group=self.group)
-        return everyone
+        said = all_gather_bytes(json.dumps(mine).encode(), self.size, self.group)
+        return [json.loads(text) for text in said]
 
     def require_same(self, what: str, mine: str) -> None:
         """Raise on every rank unless all ranks say the same."""

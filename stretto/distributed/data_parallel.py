@@ -6,7 +6,7 @@ last backward, and from then on each bucket leaves as its last gradient arrives.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -24,7 +24,8 @@ class DataParallel:
     """The weights of this rank's stages: buckets, and the hooks that fill them.
 
     `stages` maps the number of each stage on this rank to its module; `direct` is what its layers were built with,
-    if they add weight gradients up themselves. Raises ValueError for undeclared parameters.
+    if they add weight gradients up themselves. Raises ValueError for undeclared parameters, and for two copies of one
+    logical tensor, such as a tied embedding, in stages of this rank.
     """
 
     def __init__(
@@ -43,6 +44,12 @@ class DataParallel:
             axis_of = {d.replicas: state.axis(*d.replicas) for d in declared}
             self.declared += declared
             self.buckets[stage] = fill_buckets(declared, axis_of, int(bucket_mb * 2**20))
+        holders = Counter(part.name for d in self.declared for part in d.logical)
+        if twice := [name for name, count in holders.items() if count > 1]:
+            raise ValueError(
+                f"{', '.join(twice)} lies on this rank twice, in stages of their own: nothing adds the gradients of "
+                "its copies; place the stages that share it on different ranks, or in one stage"
+            )
         self._home = {item.param: b for b in self.all_buckets for item in b.items}
         self._unsent: deque[Bucket] = deque()
         self._direct = DirectGradients() if direct is None else direct

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -18,6 +19,11 @@ _PEER_IS_GONE = re.compile(
     r"|(read|write|socket|send|recv).{0,20}error|nccl.*(abort|remote|peer|unhandled)|timed out|timeout",
     re.IGNORECASE,
 )
+
+_CONTROL = re.compile(r"[^\S\n\t ]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+LONGEST = 2**16
+"""Characters of a traceback that travel; its end says most."""
 
 _BACK_END = re.compile(r"gloo|nccl|c10d", re.IGNORECASE)
 
@@ -36,7 +42,8 @@ class Failure:
     finding: bool = False
     """Whether it says what each rank did, which is better to know than how the first one ended."""
     pickled: bytes = b""
-    """The exception itself; empty when it cannot be pickled."""
+    """The exception itself, for the pool of the tests, whose pipes nobody else can write to; empty where it cannot be
+    pickled."""
 
     @property
     def own(self) -> bool:
@@ -55,6 +62,24 @@ class Failure:
         text = "".join(traceback.format_exception(type(error), error, _user_frames(error.__traceback__)))
         return cls(rank, summary, text, is_consequence(error), isinstance(error, CollectiveError), pickled)
 
+    def encode(self) -> bytes:
+        """As JSON, for a store or a file: without the exception itself, which only a pickle could carry."""
+        said = {k: v for k, v in asdict(self).items() if k != "pickled"}
+        return json.dumps(said | {"summary": self.summary[:LONGEST], "text": self.text[-LONGEST:]}).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Failure:
+        """What `encode` wrote. Raises ValueError for anything else; what would steer a terminal is taken out."""
+        try:
+            said = json.loads(data) if len(data) < 16 * LONGEST else None
+        except (ValueError, RecursionError):
+            said = None
+        kinds = {"rank": int, "summary": str, "text": str, "consequence": bool, "finding": bool}
+        if not isinstance(said, dict) or {k: type(v) for k, v in said.items()} != kinds:
+            raise ValueError("a report of a failure that cannot be read")
+        summary, text = (_CONTROL.sub("?", said[each]) for each in ("summary", "text"))
+        return cls(said["rank"], summary, text, said["consequence"], said["finding"])
+
 
 class PeerFailedError(RuntimeError):
     """Another rank failed, and this one could not go on without it; the message ends with its traceback."""
@@ -64,7 +89,8 @@ class PeerFailedError(RuntimeError):
         self.failure = failure
 
     def __str__(self) -> str:
-        return f"rank {self.failure.rank} failed, and this rank cannot go on without it.\n{self.failure.text}"
+        who = f"rank {self.failure.rank}" if self.failure.rank >= 0 else "some rank"
+        return f"{who} failed, and this rank cannot go on without it.\n{self.failure.text}"
 
 
 def is_consequence(error: BaseException) -> bool:

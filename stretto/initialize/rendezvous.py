@@ -5,6 +5,7 @@ Waiting ends in time and with one message that says who is missing, in place of 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -17,11 +18,11 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import TypeVar
 
-from torch.distributed import DistError, DistNetworkError
+from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from stretto.initialize.environment import Launch
-from stretto.initialize.stores import tcp_store
+from stretto.initialize.stores import address_of, listen, serve_on, tcp_store
 
 GRACE_SECONDS = 5.0
 """How much longer the others wait than rank 0, who knows who is missing; how long rank 0 waits for goodbyes."""
@@ -54,8 +55,10 @@ def meet(launch: Launch, *, timeout: float) -> Iterator[Store]:
     Raises `RendezvousError`, on every rank that can be reached, within `timeout` seconds and a few more.
     """
     deadline = time.monotonic() + timeout
-    server = _serve(launch) if launch.rank == 0 and not launch.agent_store else None
-    job = PrefixStore(f"stretto/{launch.attempt}", _join(launch, deadline, timeout))
+    addr, server = launch.master_addr, None
+    if launch.rank == 0 and not launch.agent_store:
+        addr, server = _serve(launch)
+    job = PrefixStore(f"stretto/{launch.attempt}", _join(launch, addr, deadline, timeout))
     visit = _visit(job, launch.rank)
     here = PrefixStore(str(visit), job)
     try:
@@ -70,22 +73,24 @@ def meet(launch: Launch, *, timeout: float) -> Iterator[Store]:
             _until(lambda: job.add("goodbyes", 0) >= launch.size, time.monotonic() + GRACE_SECONDS)
 
 
-def _serve(launch: Launch) -> Store:
+def _serve(launch: Launch) -> tuple[str, Store]:
+    """The server, and the address that it listens at."""
     try:
-        return tcp_store("127.0.0.1", launch.master_port, serve=True)
-    except DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
+        listener = listen(launch.master_addr, launch.master_port, several_hosts=launch.local_size < launch.size)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
             raise
         raise RendezvousError(
             f"rank 0 cannot serve the rendezvous: port {launch.master_port} of {socket.gethostname()} is in use by "
             "another process. Choose another one with MASTER_PORT (torchrun: --master-port), or end that process"
         ) from None
+    addr = address_of(listener)
+    return addr, serve_on(listener)
 
 
-def _join(launch: Launch, deadline: float, timeout: float) -> Store:
+def _join(launch: Launch, addr: str, deadline: float, timeout: float) -> Store:
     """Connect to the server, which may come up later than we do, as may its name."""
-    serving = launch.rank == 0 and not launch.agent_store
-    addr, port = "127.0.0.1" if serving else launch.master_addr, launch.master_port
+    port = launch.master_port
     failure = OSError("not tried")
 
     def answers() -> bool:

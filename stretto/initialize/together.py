@@ -8,7 +8,6 @@ time-out) is ended by a thread that looks into the store now and then.
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator
@@ -59,7 +58,7 @@ def _tell(store: Store, rank: int, size: int, error: Exception) -> None:
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):
         ErrorHandler().record_exception(error)  # torchrun then shows it last, as its root cause
     with suppress(DistError):
-        store.compare_set(KEY, "", pickle.dumps(Failure.of(rank, error)).hex())
+        store.compare_set(KEY, "", Failure.of(rank, error).encode().decode())
         heard = store.add(HEARD, 1)  # ranks that all fail alike need not wait for each other
         deadline = time.monotonic() + LEARN_SECONDS
         while heard < size and time.monotonic() < deadline:
@@ -80,8 +79,11 @@ def _learn(store: Store) -> Failure | None:
 
 
 def _read(store: Store) -> Failure:
-    failure = pickle.loads(bytes.fromhex(store.get(KEY).decode()))
-    assert isinstance(failure, Failure)
+    try:
+        failure = Failure.decode(store.get(KEY))
+    except ValueError as error:  # not from a rank of ours: end all the same, since none could leave its own there
+        what = f"the rendezvous store holds {error}: some program other than the ranks of this job writes to it\n"
+        failure = Failure(-1, what.strip(), what, consequence=False)
     store.add(HEARD, 1)
     return failure
 

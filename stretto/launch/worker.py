@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import faulthandler
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -54,7 +53,7 @@ class Worker:
         self.code, self.ended = os.waitstatus_to_exitcode(status), order
         self.report.seek(0)
         if written := self.report.read():
-            self.failure = pickle.loads(written)
+            self.failure = Failure.decode(written)
         self.report.close()
         return True
 
@@ -137,7 +136,7 @@ def fork(
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
     except BaseException as error:  # noqa: BLE001  # it travels to the parent, who shows it
-        report.write(pickle.dumps(Failure.of(rank, error)))
+        report.write(Failure.of(rank, error).encode())
         report.flush()
     finally:
         with contextlib.suppress(OSError, ValueError):

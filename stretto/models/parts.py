@@ -27,11 +27,10 @@ class Parts:
     def of(cls, config: ModelConfig, build: Build, attend: Attend) -> Parts:
         """One of each for a model, so that each is compiled once."""
         normed = formulas.RMS_NORM if config.norm == "rms" else formulas.LAYER_NORM
-        activation = formulas.SWIGLU if config.activation == "swiglu" else formulas.GELU
         return cls(
             Pointwise.of(normed, build, eps=config.norm_eps),
             Pointwise.of(formulas.RMS_NORM, build, eps=config.norm_eps),
-            Pointwise.of(activation, build),
+            Pointwise.of(formulas.ACTIVATIONS[config.activation], build),
             Rotate.of(build),
             attend,
         )

@@ -50,13 +50,21 @@ class Executor:
     """Runs the actions of pipeline rank `rank` in a lowered program, step after step.
 
     `stages` are this rank's stages by number. Whoever wants no gradients runs a program of forwards under
-    `torch.no_grad()`. Raises ValueError if the stages are not those that the program places here.
+    `torch.no_grad()`. Raises ValueError if the stages are not those that the program places here, or if it splits the
+    backward of one whose layers cannot.
     """
 
     def __init__(self, program: Schedule, rank: int, stages: Mapping[int, Stage], link: Link, weights: Weights) -> None:
         here = {stage for stage, holder in enumerate(program.placement) if holder == rank}
         if set(stages) != here:
             raise ValueError(f"pipeline rank {rank} holds stages {sorted(here)}, but was given {sorted(stages)}")
+        splits = {a.stage for a in program.ranks[rank] if a.op is Op.W}
+        if whole := sorted(s for s in splits if not stages[s].splits):
+            raise ValueError(
+                f"the program computes weight gradients apart, but no layer of stage {', '.join(map(str, whole))} "
+                "leaves any for it: its I would be a whole backward, and its W nothing; give Stage(later=) the queue that its "
+                "layers use, or take a schedule without W, such as 1f1b"
+            )
         self.program = program
         self.rank = rank
         self.stages = stages

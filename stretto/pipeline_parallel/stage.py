@@ -47,6 +47,8 @@ class Stage:
         self.index = index
         self.module = module
         self.boundary = boundary
+        self.splits = later is not None
+        """Whether its layers may leave weight gradients for W."""
         self._later = Later() if later is None else later
         self._kept: dict[int, _Kept] = {}
 

@@ -5,8 +5,9 @@ They say what is computed; who computes it, and in how many passes over memory, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -51,18 +52,33 @@ def swiglu_both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU by its tanh form (Hendrycks and Gimpel, 2016)."""
-    return F.gelu(x, approximate="tanh")
+    """GELU, x times the normal distribution function of x (Hendrycks and Gimpel, 2016, eq. 1), exact."""
+    return F.gelu(x)
 
 
 def gelu_backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
     """Its adjoint."""
-    return (torch.ops.aten.gelu_backward(dy, x, approximate="tanh"),)
+    return (torch.ops.aten.gelu_backward(dy, x, approximate="none"),)
 
 
 def gelu_both(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Itself and its adjoint."""
     return gelu(x), *gelu_backward(dy, x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU approximated by a tanh (Hendrycks and Gimpel, 2016, section 2), as GPT-2 has it."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu_tanh_backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
+    """Its adjoint."""
+    return (torch.ops.aten.gelu_backward(dy, x, approximate="tanh"),)
+
+
+def gelu_tanh_both(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Itself and its adjoint."""
+    return gelu_tanh(x), *gelu_tanh_backward(dy, x)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -136,5 +152,8 @@ def _over_rows(x: Tensor) -> Tensor:
 
 SWIGLU = Formula(swiglu, swiglu_backward, swiglu_both)
 GELU = Formula(gelu, gelu_backward, gelu_both)
+GELU_TANH = Formula(gelu_tanh, gelu_tanh_backward, gelu_tanh_both)
 RMS_NORM = Formula(rms_norm, rms_norm_backward, rms_norm_both)
 LAYER_NORM = Formula(layer_norm, layer_norm_backward, layer_norm_both)
+ACTIVATIONS: Mapping[str, Formula] = MappingProxyType({"swiglu": SWIGLU, "gelu": GELU, "gelu-tanh": GELU_TANH})
+"""By the names of `model.activation`."""

@@ -21,7 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from stretto.initialize.failures import Failure
 from stretto.initialize.group import default_group
 from stretto.initialize.settings import loopback
-from stretto.initialize.stores import TCPStore, tcp_store
+from stretto.initialize.stores import TCPStore, listen, serve_on, tcp_store
 from stretto.world import World
 
 
@@ -60,7 +60,7 @@ def serve(rank: int, connection: Connection, directory: Path, device: str) -> No
 def _rendezvous(rank: int, connection: Connection) -> TCPStore:
     """Rank 0 serves on a port of the system's choice and tells the pool, which tells the others: no race."""
     if rank == 0:
-        store = tcp_store("127.0.0.1", 0, serve=True)
+        store = serve_on(listen("127.0.0.1", 0, several_hosts=False))
         connection.send(store.port)
         return store
     return tcp_store("127.0.0.1", connection.recv())

@@ -23,6 +23,7 @@ from stretto.parallel_state import ParallelState
 from stretto.train.build import Built
 from stretto.train.checkpointing import TrainState
 from stretto.train.learning_rate import learning_rate
+from stretto.train.readback import Readback
 from stretto.train.record import EvalRecord, Listener, StepRecord
 from stretto.train.step import StepResult, evaluate
 
@@ -47,6 +48,8 @@ class Pending:
     tokens: int
     """Seen with this step, over all ranks."""
     result: StepResult
+    figures: Readback
+    """Loss, gradient norm, votes to stop."""
     done_at: float
 
 
@@ -69,49 +72,54 @@ class Loop:
     timeline: Timeline = field(default_factory=Timeline)
     """Gets the phase "first step", which ends when the device is done with it."""
     _clock: float = field(default_factory=time.perf_counter)
+    _pending: Pending | None = None
+    _first: bool = True
+    _stopped: bool = False
 
     def run(self) -> bool:
         """Train to `run.steps`; False if it was stopped before. A checkpoint of the last step is there either way."""
-        stopped = False
-        pending: Pending | None = None
-        first = True
         if self.train_state.step and self._due(self.args.run.eval_every):
             with self.timeline.phase("evaluation"):
                 self.evaluate()
-        while self.train_state.step < self.args.run.steps and not stopped:
-            step, lr, result = self._first_step() if first else self._step()
-            # The step before is read only now, when its numbers have long arrived: the device never waits for the
-            # host. Votes are therefore heard one step late, on every rank at the same step.
-            if pending is not None:
-                stopped = self._report(pending)
-            tokens = self.train_state.feed.consumed * self.args.batch.seq_len
-            pending = Pending(step, lr, tokens, result, time.perf_counter())
-            saving = self._due(self.args.checkpoint.save_every)
-            if first or saving or stopped or self._due(self.args.run.eval_every):
-                first = False
-                stopped = self._report(pending) or stopped
-                pending = None
-                if saving or stopped:
-                    self.listener.saved(step, self.save())
-                if not stopped:
-                    self._evaluate_when_due()
-                self._clock = time.perf_counter()  # what was not training does not count as it
-        return not stopped
+        while self.train_state.step < self.args.run.steps and not self._stopped:
+            self.advance()
+        return not self._stopped
 
-    def _first_step(self) -> tuple[int, float, StepResult]:
+    def advance(self) -> StepResult:
+        """One update, the report of the one before, and what is due after it."""
+        pending = self._first_step() if self._first else self._step()
+        # The step before is read only now: its figures arrived long ago, and the device has this step to work on.
+        # Votes are therefore heard one step late, on every rank at the same step.
+        if self._pending is not None:
+            self._stopped = self._report(self._pending)
+        self._pending = pending
+        saving = self._due(self.args.checkpoint.save_every)
+        if self._first or saving or self._stopped or self._due(self.args.run.eval_every):
+            self._first, self._pending = False, None
+            self._stopped = self._report(pending) or self._stopped
+            if saving or self._stopped:
+                self.listener.saved(pending.step, self.save())
+            if not self._stopped:
+                self._evaluate_when_due()
+            self._clock = time.perf_counter()  # what was not training does not count as it
+        return pending.result
+
+    def _first_step(self) -> Pending:
         """The step that ends the start. It alone is waited for: how long it took is then known, and told at once."""
         with self.timeline.phase("first step"):
-            step, lr, result = self._step()
-            result.votes.item()
-        return step, lr, result
+            pending = self._step()
+            pending.figures.read()
+        return pending
 
-    def _step(self) -> tuple[int, float, StepResult]:
-        """One update: its number, learning rate and result."""
+    def _step(self) -> Pending:
+        """Launch one update; its figures are on their way."""
         step = self.train_state.step + 1
         lr = learning_rate(step, self.args.optimizer)
         result = self.built.trainer.step(self._next_batch(), lr, stop=self.stop())
+        figures = Readback(result.loss, result.grad_norm, result.votes)
         self.train_state.step = step
-        return step, lr, result
+        tokens = self.train_state.feed.consumed * self.args.batch.seq_len
+        return Pending(step, lr, tokens, result, figures, time.perf_counter())
 
     def _due(self, every: int) -> bool:
         """Whether something that is done `every` so many steps, and after the last, is to be done now."""
@@ -125,7 +133,7 @@ class Loop:
     def evaluate(self) -> None:
         """Mean loss over held-out batches, every token weighing the same. Nothing without held-out text."""
         batch = self.args.batch
-        total, count = 0.0, 0.0
+        total = count = torch.zeros((), dtype=torch.float64, device=self.state.world.device)
         for rows in held_out_batches(
             self.held_out,
             seq_len=batch.seq_len,
@@ -136,18 +144,18 @@ class Loop:
             limit=self.args.run.eval_batches,
         ):
             microbatches = self._microbatches(rows)
-            tokens = microbatches[0].count.item()
-            total += evaluate(self.built.evaluator, microbatches, self.state).item() * tokens
-            count += tokens
-        if count:
-            loss = total / count
+            tokens = microbatches[0].count
+            total = total + evaluate(self.built.evaluator, microbatches, self.state) * tokens
+            count = count + tokens
+        summed, tokens_seen = Readback(total, count).read()
+        if tokens_seen:
+            loss = summed / tokens_seen
             bits = bits_per_byte(loss, self.held_out.bytes_per_token)
             self.listener.evaluated(EvalRecord(self.train_state.step, loss, bits))
 
     def _report(self, pending: Pending) -> bool:
         """Tell of a step; whether some rank asked to stop. Raises DivergedError, on all ranks alike."""
-        result = pending.result
-        loss, norm, votes = torch.stack([result.loss, result.grad_norm, result.votes]).tolist()
+        loss, norm, votes = pending.figures.read()
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise DivergedError(pending.step, loss, norm, pending.lr)
         rate = self.args.batch.global_batch * self.args.batch.seq_len / (pending.done_at - self._clock)

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch.distributed as dist
-
 from stretto.arguments.schema import Arguments
+from stretto.exchange import all_gather_bytes
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.traffic import Call, Divergence, Recorder, Volume, divergences, volumes
+from stretto.traffic.call import decode, encode
 from stretto.train.build import build
 from stretto.train.groups import group_options
 from stretto.verify.session import Session, random_batch
@@ -92,8 +92,5 @@ def communication(args: Arguments, layout: Layout, records: Mapping[int, Sequenc
 
 def _gather(calls: list[Call], state: ParallelState) -> dict[int, list[Call]]:
     world = state.axis("tp", "cp", "dp", "pp")
-    if world.size == 1:
-        return {0: calls}
-    everyone: list[list[Call]] | None = [[] for _ in world.ranks] if world.rank == 0 else None
-    dist.gather_object(calls, everyone, group=world.group, group_dst=0)
-    return dict(enumerate(everyone or []))
+    everyone = all_gather_bytes(encode(calls).encode(), world.size, world.group)
+    return {rank: decode(text) for rank, text in enumerate(everyone)} if world.rank == 0 else {}

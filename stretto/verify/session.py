@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from stretto.arguments.elsewhere import in_layout
+from stretto.arguments.elsewhere import in_layout, judged_in
 from stretto.arguments.schema import Arguments
 from stretto.batch import Batch
 from stretto.data.feed import rows_of
+from stretto.exchange import all_gather_json
 from stretto.layout import Layout
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
@@ -37,8 +37,6 @@ from stretto.verify.full import gather_full, load_full, unequal_replicas
 from stretto.verify.watch import Seen, Watch
 from stretto.world import World
 
-T = TypeVar("T")
-
 
 class Session:
     """One model in one layout; made by `build`. All ranks call each method together."""
@@ -51,8 +49,15 @@ class Session:
         self._grads: dict[nn.Parameter, Tensor] = {}
 
     def load_full(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the weights from whole tensors, unpadded; moments become zero. Raises KeyError for missing ones."""
+        """Set the weights from whole tensors, unpadded; moments become zero.
+
+        Raises KeyError for missing ones, and for names that the model does not have: with tied embeddings, say,
+        `lm_head.weight` is none of its parameters.
+        """
         pieces = self._weights()
+        known = {name for rank in self.from_all(sorted(p.name.removeprefix("model/") for p in pieces)) for name in rank}
+        if unknown := sorted(set(tensors) - known):
+            raise KeyError(f"the model has no tensor {', '.join(unknown)}")
         load_full(pieces, {f"model/{name}": tensor for name, tensor in tensors.items()})
         for piece in self._moments():
             piece.tensor.zero_()
@@ -119,6 +124,7 @@ class Session:
 
     def microbatches(self, batch: Batch) -> list[Microbatch]:
         """This rank's share of a global batch."""
+        self._check(batch)
         device = self.state.world.device
         mine = [batch.rows(rows).to(device) for rows in self._rows()]
         count = valid_tokens(mine, self.state)
@@ -129,19 +135,19 @@ class Session:
         axes = [self.state.axis(name) for name in ("tp", "cp", "dp", "pp", "embed")]
         return {axis.name: axis.ranks for axis in axes if axis.size > 1}
 
-    def from_first(self, value: T) -> T:
-        """What rank 0 has, on every rank."""
-        values = [value]
-        if self.world.size > 1:
-            dist.broadcast_object_list(values, group=self.world.group, group_src=0)
-        return values[0]
+    def from_all(self, value: Any) -> list[Any]:
+        """What each rank has, in their order, on every rank: what JSON can say, tuples as lists."""
+        return all_gather_json(value, self.world)
 
-    def from_all(self, value: T) -> list[T]:
-        """What each rank has, in their order, on every rank."""
-        values = [value] * self.world.size
-        if self.world.size > 1:
-            dist.all_gather_object(values, value, group=self.world.group)
-        return values
+    def _check(self, batch: Batch) -> None:
+        """Raise ValueError where a whole global batch does not fit the run: a rank would look up nothing, or wait."""
+        args, vocab = self.args.batch, self.args.model.vocab_size
+        if batch.tokens.shape[0] != args.global_batch:
+            raise ValueError(f"{batch.tokens.shape[0]} rows for a global batch of {args.global_batch}")
+        for name, ids in (("tokens", batch.tokens), ("labels", batch.labels)):
+            low, high = (int(x) for x in ids.aminmax())
+            if low < 0 or high >= vocab:
+                raise ValueError(f"{name} has ids from {low} to {high}, but the vocabulary has 0 to {vocab - 1}")
 
     def _rows(self) -> list[slice]:
         """The rows of a global batch that are this rank's microbatches."""
@@ -163,8 +169,10 @@ class Session:
 def build(args: Arguments, layout: Layout, world: World) -> Iterator[Session]:
     """The model of `args` in `layout` on the ranks of `world`, ready to inspect; gone at the end.
 
-    `args.parallel` gives way to the layout; sequence parallelism, schedule and bucket size stay as they are.
+    `args.parallel` gives way to the layout; sequence parallelism, schedule and bucket size stay as they are. Raises
+    ConfigError where `args` in that layout break a rule.
     """
+    judged_in(args, layout)
     args = in_layout(args, layout)
     with ParallelState.build(layout, world, timeout=args.run.timeout, options=group_options(args, layout)) as state:
         built = build_run(args, state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Final, Literal
 
 import torch
@@ -56,7 +56,8 @@ def against_twin(
         tried = trace(session, weights, batches)
         other = _Twin(args, twin, world, weights, batches)
         unequal = dict.fromkeys(name for rank in session.from_all(tried.unequal) for name in rank)
-        return Comparison(session.from_first(_found(other, tried, session)), tuple(unequal))
+        found = session.from_all([astuple(d) for d in _found(other, tried, session)])[0]
+        return Comparison(tuple(Difference(Quantity(*q), *rest) for q, *rest in found), tuple(unequal))
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _found(twin: _Twin, tried: Trace, everyone: Session) -> tuple[Difference, ..
     else:
         exact = twin.trace("fp64", twin.copies)
         own, errors = _draws(twin, exact, step)
-        usual = everyone.from_all(errors)
+        said = everyone.from_all(list(errors.items()))
+        usual = [{Quantity(*quantity): error for quantity, error in each} for each in said]
         if own is None or exact is None:
             return ()
         found = differences(exact, tried, ord=2)

@@ -19,10 +19,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from stretto.exchange import all_gather_json, all_gather_tensors
 from stretto.models import Microbatch, Transformer
 from stretto.models.block import Block
 from stretto.params import Logical, collect
@@ -93,14 +93,17 @@ class Watch:
 
     def gather(self, world: Axis) -> Seen:
         """What all ranks saw together, on every rank."""
-        own = [(self._stage_of[n], n, x.cpu(), self.gradients[n].cpu()) for n, x in self.outputs.items()]
-        everyone = [own]
-        if world.size > 1:
-            everyone = [own] * world.size
-            dist.all_gather_object(everyone, own, group=world.group)
+        order = [[self._stage_of[name], name] for name in self.outputs]
+        own = {f"x/{n}": x for n, x in self.outputs.items()} | {f"dx/{n}": x for n, x in self.gradients.items()}
+        names, tensors = all_gather_json(order, world), all_gather_tensors(own, world)
+        everyone = [
+            (stage, name, seen[f"x/{name}"], seen[f"dx/{name}"])
+            for listed, seen in zip(names, tensors, strict=True)
+            for stage, name in listed
+        ]
         outputs: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
-        for _, name, x, dx in sorted((each for rank in everyone for each in rank), key=lambda each: each[0]):
+        for _, name, x, dx in sorted(everyone, key=lambda each: each[0]):
             outputs[name] = outputs[name] + x if name in outputs else x
             gradients[name] = gradients[name] + dx if name in gradients else dx
         return Seen(outputs, gradients)

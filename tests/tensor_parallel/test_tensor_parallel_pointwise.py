@@ -47,7 +47,8 @@ def tanh_gelu(x: Tensor) -> Tensor:
 Case = tuple[formulas.Formula, dict[str, float], Callable[..., Tensor], int]
 CASES: dict[str, Case] = {
     "swiglu": (formulas.SWIGLU, {}, gated, 0),
-    "gelu": (formulas.GELU, {}, tanh_gelu, 0),
+    "gelu": (formulas.GELU, {}, F.gelu, 0),
+    "gelu-tanh": (formulas.GELU_TANH, {}, tanh_gelu, 0),
     "rms": (formulas.RMS_NORM, {"eps": EPS}, rms, 1),
     "layer": (formulas.LAYER_NORM, {"eps": EPS}, layer, 2),
 }

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig
+from stretto.distributed import DataParallel
 from stretto.layout import Layout
+from stretto.models import StagePart, Transformer
 from stretto.parallel_state import ParallelState
+from stretto.pipeline_parallel import Executor
+from stretto.schedule import Action, Op, Schedule
+from stretto.tensor_parallel import Build
 from stretto.train.build import build
 
 pytestmark = pytest.mark.gloo
+
+SMALL = Arguments(
+    model=ModelConfig(layers=2, hidden=16, heads=2, vocab=32),
+    parallel=ParallelConfig(pp=1, dp=1),
+    batch=BatchConfig(seq_len=8, micro_batch=1, global_batch=1),
+)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -26,3 +40,25 @@ def test_gradients_go_up_on_a_communicator_of_their_own(rank: int) -> None:
             assert executor.link.upward is not None
             assert executor.link.upward.group not in (None, executor.link.axis.group)
         built.weights.close()
+
+
+def test_a_split_backward_needs_layers_that_leave_something_for_w() -> None:
+    """All gradients would come with I, and W would do nothing, unnoticed: no layer of the model has a queue yet."""
+    with ParallelState.inspect(Layout.of(), 0) as state:
+        built = build(SMALL, state)
+        actions = (Action(0, Op.F, 0), Action(0, Op.I, 0), Action(0, Op.W, 0))
+        executor = built.trainer.executor
+        with pytest.raises(ValueError, match="no layer of stage 0 leaves any for it"):
+            Executor(Schedule((0,), 1, (actions,)), 0, executor.stages, executor.link, built.weights)
+        built.weights.close()
+
+
+def test_two_copies_of_a_tied_embedding_on_one_rank_are_an_error() -> None:
+    """Each would train on its own part of the gradient."""
+    parts = [StagePart(range(1), first=True, last=False), StagePart(range(1, 2), first=False, last=True)]
+    with ParallelState.inspect(Layout.of(), 0) as state:
+        tied = replace(SMALL.model, tied=True)
+        place = Build(state.axis("tp"), False, torch.float32)
+        modules = {s: Transformer(tied, part, place, seq_len=8) for s, part in enumerate(parts)}
+        with pytest.raises(ValueError, match=r"model.embed_tokens.weight lies on this rank twice"):
+            DataParallel(modules, state)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_verify_layouts import arguments
 from torch import Tensor
 
+from stretto.arguments import ConfigError
 from stretto.arguments.schema import Arguments
 from stretto.layout import Layout
 from stretto.params import ParamSpec
@@ -184,3 +187,36 @@ def test_nudged_weights_are_the_same_but_for_what_bf16_cannot_hold() -> None:
     elsewhere = moved["w"].bfloat16() != weights["w"].bfloat16()
     assert 0.02 < elsewhere.double().mean() < 0.12
     assert not torch.equal(moved["w"].bfloat16(), again["w"].bfloat16())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tensors_that_the_model_does_not_have_are_an_error(tied: bool) -> None:
+    """A tied head in silence left out would pass for loaded."""
+    args = arguments(1, 1, 1, variant=TIED if tied else 0)
+    with build(args, Layout.of(), World.single()) as session:
+        weights = random_weights(session, 0)
+        name = "lm_head.weight" if tied else "model.layers.5.mlp.up_proj.weight"
+        with pytest.raises(KeyError, match=f"the model has no tensor {name}"):
+            session.load_full({**weights, name: torch.zeros(1)})
+
+
+def test_a_batch_that_does_not_fit_is_an_error() -> None:
+    """Over tp a token outside the vocabulary would look up zeros; a row too many would be waited for."""
+    args = arguments(1, 1, 1, variant=0)
+    vocab, rows = args.model.vocab_size, args.batch.global_batch
+    with build(args, Layout.of(), World.single()) as session:
+        good = random_batch(args, 1)
+        for field in ("tokens", "labels"):
+            for wrong in (vocab, -1):
+                ids = getattr(good, field).clone()
+                ids[0, 0] = wrong
+                with pytest.raises(ValueError, match=f"{field} has ids from .*vocabulary has 0 to {vocab - 1}"):
+                    session.step(replace(good, **{field: ids}))
+        with pytest.raises(ValueError, match=f"{rows - 1} rows for a global batch of {rows}"):
+            session.step(good.rows(slice(0, rows - 1)))
+
+
+def test_arguments_that_break_a_rule_in_the_layout_are_an_error() -> None:
+    args = arguments(1, 1, 1, variant=0)
+    with pytest.raises(ConfigError, match="cp"), build(args, Layout.of(cp=2), World.single()):
+        pass

@@ -1,11 +1,14 @@
-"""Stretto as its users run it: settings, groups, `build`, the feed, `Trainer.step`."""
+"""Stretto as its users run it: settings, groups, `build`, and the loop of `stretto train` with its listeners."""
 
 from __future__ import annotations
 
 import shlex
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from rich.console import Console
 from torch import Tensor
 
 from benchmarks.train.data import Rows
@@ -13,12 +16,13 @@ from benchmarks.train.peers import RefusedError, peak_of
 from benchmarks.train.shapes import Job
 from stretto.arguments import ConfigError, parse
 from stretto.initialize import initialize
-from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
+from stretto.report.progress import LiveProgress
 from stretto.train.build import build
+from stretto.train.checkpointing import TrainState
 from stretto.train.groups import group_options
-from stretto.train.learning_rate import learning_rate
-from stretto.train.loop import valid_tokens
+from stretto.train.loop import Loop
+from stretto.train.record import Everyone, JsonLines, Listener
 from stretto.world import World
 
 
@@ -79,16 +83,31 @@ class Peer:
         )
         self.built = build(args, self.state)
         self._stack.callback(self.built.weights.close)
-        self.rows = Rows(job, self.state.axis("dp").rank)
-        self.done = 0
+        feed = Rows(job, self.state.axis("dp").rank).feed
+        self.loop = Loop(
+            args,
+            self.state,
+            self.built,
+            TrainState(self.built.optimizer, feed),
+            feed.store,
+            self._listener(),
+            save=Path,
+            stop=bool,
+        )
+
+    def _listener(self) -> Listener:
+        """What a run has on rank 0: the file of metrics, and a line for each step, which nobody sees."""
+        if self.state.world.rank:
+            return Everyone([])
+        files = Path(self._stack.enter_context(TemporaryDirectory()))
+        unseen = Console(file=self._stack.enter_context((files / "progress").open("w")))
+        lines = LiveProgress(unseen, steps=self.args.run.steps, after=0, log_every=self.args.run.log_every)
+        told = Everyone([JsonLines(files / "metrics.jsonl", after=0), lines])
+        self._stack.callback(told.close)
+        return told
 
     def step(self) -> Tensor:
-        batches = [batch.to(self.state.world.device) for batch in self.rows.next()]
-        count = valid_tokens(batches, self.state)
-        self.done += 1
-        lr = learning_rate(self.done, self.args.optimizer)
-        result = self.built.trainer.step([Microbatch(batch, count) for batch in batches], lr)
-        return result.loss / self.job.nproc  # every rank has the whole one
+        return self.loop.advance().loss / self.job.nproc  # every rank has the whole one
 
     def held(self) -> dict[str, list[Tensor]]:
         buckets = self.built.weights.all_buckets
@@ -99,7 +118,8 @@ class Peer:
         return held | ({"weights in 8 bits": self.built.fp8.held()} if self.built.fp8 else {})
 
     def about(self) -> dict[str, Any]:
-        return {"words": [*words_of(self.job), *self._more]}
+        timed = "the training loop: feed, step, metrics.jsonl and a line of progress"
+        return {"words": [*words_of(self.job), *self._more], "timed": timed}
 
     @property
     def peak_bytes(self) -> int:

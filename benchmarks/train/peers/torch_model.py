@@ -66,7 +66,7 @@ class FeedForward(nn.Module):
         elif self.gated:
             y = F.silu(self.gate(x)) * self.up(x)
         else:
-            y = F.gelu(self.up(x), approximate="tanh")
+            y = F.gelu(self.up(x))
         out: Tensor = self.down(y)
         return out
 

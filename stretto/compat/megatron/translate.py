@@ -109,7 +109,10 @@ def _architecture(g: Given) -> Iterator[Setting]:
         norms = {"RMSNorm": "rms", "LayerNorm": "layer"}
         yield "model.norm", _choice(g, "--normalization", norms), "--normalization"
     swiglu = "--swiglu" in g
-    yield "model.activation", "swiglu" if swiglu else "gelu", "--swiglu" if swiglu else "no --swiglu"
+    if "--openai-gelu" in g:
+        yield "model.activation", "gelu-tanh", "--openai-gelu"
+    else:
+        yield "model.activation", "swiglu" if swiglu else "gelu", "--swiglu" if swiglu else "no --swiglu"
     if "--ffn-hidden-size" in g:
         yield "model.ffn", _value(g, "--ffn-hidden-size", "model.ffn"), "--ffn-hidden-size"
     elif swiglu and "--hidden-size" in g:
@@ -236,7 +239,7 @@ def _choice(g: Given, flag: str, known: Mapping[str, str], default: str = "") ->
 _LENGTHS = tuple(f"{name}-{unit}" for name in ("--train", "--lr-decay", "--lr-warmup") for unit in ("iters", "samples"))
 
 COMPUTED: Mapping[Rule, tuple[str, ...]] = {
-    _architecture: ("--normalization", "--swiglu", "--ffn-hidden-size"),
+    _architecture: ("--normalization", "--swiglu", "--openai-gelu", "--ffn-hidden-size"),
     _attention: ("--group-query-attention", "--num-query-groups"),
     _positions: (
         "--position-embedding-type",

@@ -1,0 +1,33 @@
+"""Reading figures of the device without making it wait.
+
+`tensor.tolist()` waits for everything that was launched before it. A `Readback` copies the figures to pinned host
+memory as soon as they are made, and waits for that copy alone: read a step later, they arrived long ago, and the
+device has the next step to work on meanwhile.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Readback:
+    """Some scalars [] of one device, on their way to the host."""
+
+    def __init__(self, *scalars: Tensor) -> None:
+        values = torch.stack([scalar.detach().double() for scalar in scalars])
+        self._event: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+        else:
+            self._values = values
+
+    def read(self) -> list[float]:
+        """The figures; the host waits until the device has made them, and no longer."""
+        if self._event is not None:
+            self._event.synchronize()
+        values: list[float] = self._values.tolist()
+        return values

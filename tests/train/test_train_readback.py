@@ -1,0 +1,111 @@
+"""The training loop never makes the device wait for the host (P30).
+
+Faults to catch: figures of a step read before the next one is launched; a host read (`.item()`, `.tolist()`, `bool()`)
+anywhere else in a step or an evaluation; an evaluation that reads each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from stretto.arguments import parse
+from stretto.data.feed import Feed
+from stretto.data.store import TokenStore, write_store
+from stretto.layout import Layout
+from stretto.testing import Pool
+from stretto.train.checkpointing import TrainState
+from stretto.train.loop import Loop
+from stretto.train.readback import Readback
+from stretto.train.record import Everyone
+from stretto.train.step import Trainer
+from stretto.verify import build
+from stretto.world import World
+
+WORDS = "--hidden 32 --heads 4 --layers 2 --vocab 61 --seq-len 16 --global-batch 4 --micro-batch 2 --steps 50"
+
+
+class HostReads(TorchFunctionMode):
+    """Counts what would make the host wait for a GPU."""
+
+    READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self.READS:
+            self.found.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def loop(world: World, directory: Path, words: str = "") -> Iterator[Loop]:
+    """A loop of one rank that has made its first step."""
+    args = parse(f"{WORDS} --tp 1 --pp 1 --dp 1 --nproc 1 {words}".split()).args
+    path = directory / "text.tokens"
+    with write_store(path, vocab_size=61, eod=0, fingerprint="test") as writer:
+        writer.add(torch.arange(16 * 12).remainder(61).numpy(), 16 * 12)
+    text = TokenStore.open(path)
+    with build(args, Layout.of(), world) as session:
+        state = TrainState(session.built.optimizer, Feed(text, seq_len=16, seed=0))
+        made = Loop(args, session.state, session.built, state, text, Everyone([]), save=Path, stop=bool)
+        made.advance()
+        yield made
+
+
+@pytest.mark.gloo
+def test_figures_are_read_after_the_next_step_is_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    step, read = Trainer.step, Readback.read
+
+    def noted_step(*args: Any, **kwargs: Any) -> Any:
+        told.append("launch")
+        return step(*args, **kwargs)
+
+    def noted_read(self: Readback) -> list[float]:
+        told.append("read")
+        return read(self)
+
+    with loop(World.single(), tmp_path) as made:
+        monkeypatch.setattr(Trainer, "step", noted_step)
+        monkeypatch.setattr(Readback, "read", noted_read)
+        for _ in range(3):
+            made.advance()
+    assert told == ["launch", "launch", "read", "launch", "read"]
+
+
+@pytest.mark.gloo
+def test_nothing_else_is_read_by_the_host(tmp_path: Path) -> None:
+    with loop(World.single(), tmp_path) as made:
+        made.advance()  # first sizes are seen, and numbers drawn, in the steps before
+        with HostReads() as reads:
+            made.advance()
+            assert reads.found == ["tolist"]
+            reads.found.clear()
+            made.evaluate()
+            assert reads.found == ["tolist"]
+
+
+def _without_synchronising(world: World, directory: Path) -> None:
+    with loop(world, directory, "--device cuda --dtype bf16") as made:
+        made.advance()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                made.advance()
+            made.evaluate()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_no_step_waits_for_the_gpu(gpus: Pool, tmp_path: Path) -> None:
+    gpus.run(1, _without_synchronising, tmp_path)
