@@ -2,8 +2,8 @@
 
     launch = detect(os.environ)        # Launch(source='srun', rank=5, size=8, local_rank=1, local_size=4, ...)
 
-Each launcher is one row of `LAUNCHERS`. Where several have left their variables (torchrun under srun, mpirun in
-a SLURM job) the innermost one started this process; what the outer ones say must still fit, or is refused.
+The innermost launcher started this process. RANK and its like are torchrun's, and are also exported by hand: there
+they must repeat what the launcher says, or say what it leaves open.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from stretto.initialize.launchers import SLURM, TORCHRUN, Env, Launcher, first_host, started, tasks_of_nodes
 
-Env = Mapping[str, str]
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MAX_PORT = 65_535
 
 
 class LaunchError(ValueError):
@@ -48,83 +48,39 @@ class Launch:
         return f"{place}, by {self.source}, meeting at {self.master_addr}:{self.master_port}"
 
 
-@dataclass(frozen=True)
-class Launcher:
-    """The names of one launcher's variables."""
-
-    source: str
-    rank: str
-    size: str
-    local_rank: str
-    local_size: str
-    job: tuple[str, ...] = ()
-    """Variables that together name the job: all its processes derive the same port from them."""
-
-    def places(self) -> tuple[str, str, str, str]:
-        """The four variables that say where a process is."""
-        return self.rank, self.size, self.local_rank, self.local_size
-
-
-TORCHRUN = Launcher("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-OPEN_MPI = Launcher(
-    "mpirun (Open MPI)",
-    "OMPI_COMM_WORLD_RANK",
-    "OMPI_COMM_WORLD_SIZE",
-    "OMPI_COMM_WORLD_LOCAL_RANK",
-    "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"),
-)
-MVAPICH = Launcher(
-    "mpirun (MVAPICH2)",
-    "MV2_COMM_WORLD_RANK",
-    "MV2_COMM_WORLD_SIZE",
-    "MV2_COMM_WORLD_LOCAL_RANK",
-    "MV2_COMM_WORLD_LOCAL_SIZE",
-)
-HYDRA = Launcher("mpiexec (MPICH)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ("PMI_JOBID",))
-PALS = Launcher("mpiexec (PALS)", "PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE", ("PALS_APID",))
-SLURM = Launcher(
-    "srun",
-    "SLURM_PROCID",
-    "SLURM_STEP_NUM_TASKS",
-    "SLURM_LOCALID",
-    "SLURM_STEP_TASKS_PER_NODE",
-    ("SLURM_JOB_ID", "SLURM_STEP_ID"),
-)
-
-LAUNCHERS = (TORCHRUN, OPEN_MPI, MVAPICH, HYDRA, PALS, SLURM)
-"""Innermost first: each may have been started by one further down."""
-
-INTERACTIVE_STEP = "4294967290"
-"""SLURM_STEP_ID of the shell that salloc opens (slurm.h: SLURM_INTERACTIVE_STEP): not a rank of anything."""
-
-
 def detect(env: Env, *, parent: int | None = None) -> Launch:
     """This process's place, from its environment variables.
 
     `parent` is the parent's process id: what local processes of an MPI launcher have in common when nothing else
     names their job. Raises `LaunchError` with all problems found.
     """
-    present = [launcher for launcher in LAUNCHERS if _present(launcher, env)]
-    if not present:
+    outer = next(iter(started(env)), None)  # further out, mpirun's variables describe its daemons
+    launcher = _innermost(env, outer)
+    if launcher is None:
         return Launch("python")
     reader = _Reader(env)
-    launch = _place(present[0], reader, os.getppid() if parent is None else parent)
-    for outer in present[1:]:
-        _compare(present[0], outer, launch, reader)
-    if reader.problems:
+    launch = _place(launcher, reader, os.getppid() if parent is None else parent)
+    if launcher is TORCHRUN and outer is not None:
+        _require_an_agent_per_task(outer, reader)
+    elif launch is not None and launcher is not TORCHRUN:
+        _require_repetition(launcher, launch, reader)
+    if launch is None or reader.problems:
         raise LaunchError(reader.problems)
     return launch
 
 
-def _present(launcher: Launcher, env: Env) -> bool:
-    if launcher is SLURM:
-        # A batch script has SLURM_PROCID=0 as well; only what srun starts has the step's number of tasks.
-        return "SLURM_STEP_NUM_TASKS" in env and env.get("SLURM_STEP_ID") != INTERACTIVE_STEP
-    if launcher is PALS or launcher is HYDRA:
-        # Both set PMI_RANK, and so does srun --mpi=pmi2: the local variables tell them apart.
-        return launcher.rank in env and launcher.local_rank in env
-    return launcher.rank in env or launcher.size in env
+def _innermost(env: Env, outer: Launcher | None) -> Launcher | None:
+    """Whose variables say where this process is. By hand a single task may be divided further, whole."""
+    exported = [name in env for name in (TORCHRUN.rank, TORCHRUN.size)]
+    alone = outer is None or (all(exported) and env.get(outer.size, "").strip() == "1")
+    if _has_agent(env) or (any(exported) and alone):
+        return TORCHRUN
+    return outer
+
+
+def _has_agent(env: Env) -> bool:
+    """Whether torchrun, or `stretto train --nproc`, has started this process, and nobody's `export`."""
+    return "TORCHELASTIC_RUN_ID" in env or "STRETTO_LAUNCHER" in env
 
 
 class _Reader:
@@ -134,97 +90,104 @@ class _Reader:
         self.env = env
         self.problems: list[str] = []
 
-    def integer(self, name: str, *, low: int = 0, default: int = 0) -> int:
-        """The integer in a variable that must be there."""
-        text = self.env.get(name)
-        if text is None:
-            self.problems.append(f"{name} is not set")
-        elif not re.fullmatch(r"\s*\d+\s*", text) or int(text) < low:
-            self.problems.append(f"{name}={text!r} is not an integer >= {low}")
-        else:
+    def first(self, *names: str) -> str | None:
+        """The first of these variables that is set."""
+        return next((name for name in names if name in self.env), None)
+
+    def integer(self, *names: str, low: int = 0, high: int = 10**9) -> int | None:
+        """The integer in the first of these variables that is set; None, and noted, when there is none."""
+        name = self.first(*names)
+        if name is None:
+            self.problems.append(f"{names[0]} is not set")
+            return None
+        text = self.env[name]
+        if re.fullmatch(r"\s*\d{1,18}\s*", text) and low <= int(text) <= high:
             return int(text)
-        return default
-
-    def below(self, small: str, a: int, large: str, b: int) -> None:
-        """Note it when a rank is not below its size."""
-        if a >= b:
-            self.problems.append(f"{small}={a} is not below {large}={b}")
+        needs = f"an integer >= {low}" if high == 10**9 else f"from {low} to {high}"
+        self.problems.append(f"{name}={text!r} is not {needs}")
+        return None
 
 
-def _place(launcher: Launcher, reader: _Reader, parent: int) -> Launch:
-    for one, other in ((launcher.rank, launcher.size), (launcher.size, launcher.rank)):
-        if one in reader.env and other not in reader.env:
-            reader.problems.append(f"{one}={reader.env[one]} is set, but {other} is not: set both or neither")
-            return Launch(launcher.source)
-    rank = reader.integer(launcher.rank)
-    size = reader.integer(launcher.size, low=1, default=rank + 1)
-    reader.below(launcher.rank, rank, launcher.size, size)
-    addr = _address(launcher, reader, size)
-    local_rank, local_size = _local_place(launcher, reader, rank, size, addr)
-    reader.below(launcher.local_rank, local_rank, launcher.local_size, local_size)
-    if local_size > size:
-        reader.problems.append(f"{launcher.local_size}={local_size} is above {launcher.size}={size}")
+def _place(launcher: Launcher, reader: _Reader, parent: int) -> Launch | None:
     env = reader.env
+    ranks, sizes = (launcher.rank, TORCHRUN.rank), (launcher.size, TORCHRUN.size)
+    for some, others in ((ranks, sizes), (sizes, ranks)):
+        one = reader.first(*some)
+        if one and not reader.first(*others):
+            reader.problems.append(f"{one}={env[one]} is set, but {others[0]} is not: set both or neither")
+            return None
+    rank, size = reader.integer(*ranks), reader.integer(*sizes, low=1)
+    if rank is not None and size is not None and rank >= size:
+        reader.problems.append(f"{reader.first(*ranks)}={rank} is not below {reader.first(*sizes)}={size}")
+    if size is None:
+        return None
+    addr = _address(launcher, reader, size)
+    local_rank, local_size = _local_place(launcher, reader, rank or 0, size, addr)
     return Launch(
         env.get("STRETTO_LAUNCHER", launcher.source) if launcher is TORCHRUN else launcher.source,
-        rank,
+        rank or 0,
         size,
         local_rank,
         local_size,
         addr,
         _port(launcher, reader, size, parent),
         env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        reader.integer("TORCHELASTIC_RESTART_COUNT") if "TORCHELASTIC_RESTART_COUNT" in env else 0,
+        (reader.integer("TORCHELASTIC_RESTART_COUNT") or 0) if "TORCHELASTIC_RESTART_COUNT" in env else 0,
     )
 
 
 def _local_place(launcher: Launcher, reader: _Reader, rank: int, size: int, addr: str) -> tuple[int, int]:
     """(local rank, ranks on this node)."""
     env = reader.env
-    if launcher is SLURM:
-        local_rank = reader.integer(launcher.local_rank)
-        return local_rank, _tasks_on_node(reader, size, local_rank)
-    if launcher.local_rank not in env and launcher.local_size not in env and (size == 1 or addr in LOOPBACK):
-        return rank, size  # set by hand for processes of this machine alone
-    return (
-        reader.integer(launcher.local_rank),
-        reader.integer(launcher.local_size, low=1, default=size),
-    )
+    ranks, sizes = (launcher.local_rank, TORCHRUN.local_rank), (launcher.local_size, TORCHRUN.local_size)
+    if launcher is TORCHRUN and not reader.first(*ranks, *sizes):
+        # A pod that serves the rendezvous itself may be told that it is at localhost; the other pods are not.
+        first_pod = "KUBERNETES_SERVICE_HOST" in env and rank == 0
+        here = size == 1 or (addr in LOOPBACK and not first_pod)
+        return (rank, size) if here else (0, 1)  # without a word about the host, a host has one process
+    local_rank = reader.integer(*ranks)
+    if launcher is SLURM and SLURM.local_size in env and size > 1:
+        local_size, name = _tasks_on_node(reader, size), "the tasks of this node by SLURM_STEP_TASKS_PER_NODE, "
+    elif (launcher is SLURM or addr in LOOPBACK) and size == 1 and not reader.first(*sizes):
+        local_size, name = 1, ""
+    else:
+        local_size, name = reader.integer(*sizes, low=1), f"{reader.first(*sizes)}="
+        if local_size is not None and local_size > size:
+            reader.problems.append(f"{name}{local_size} is above {reader.first(launcher.size, TORCHRUN.size)}={size}")
+    if local_rank is not None and local_size is not None and local_rank >= local_size and name:
+        reader.problems.append(f"{reader.first(*ranks)}={local_rank} is not below {name}{local_size}")
+    return local_rank or 0, local_size or 1
 
 
-def _tasks_on_node(reader: _Reader, size: int, local_rank: int) -> int:
-    """Tasks of this step on this node, from a list such as "4(x2),3": two nodes with 4 tasks, one with 3."""
-    if size == 1:
-        return 1
-    text = reader.env.get("SLURM_STEP_TASKS_PER_NODE", "")
-    if not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", text):
-        reader.problems.append(f"SLURM_STEP_TASKS_PER_NODE={text!r} is not a list such as '4(x2),3'")
-        return local_rank + 1
-    runs = [(int(n), int(times or 1)) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text)]
+def _tasks_on_node(reader: _Reader, size: int) -> int | None:
+    """Tasks of this step on this node."""
+    text = reader.env[SLURM.local_size]
+    try:
+        runs = tasks_of_nodes(text)
+    except ValueError as error:
+        reader.problems.append(f"{SLURM.local_size}={error}")
+        return None
     if (total := sum(n * times for n, times in runs)) != size:
-        reader.problems.append(f"SLURM_STEP_TASKS_PER_NODE={text} sums to {total}, but SLURM_STEP_NUM_TASKS={size}")
-    node = reader.integer("SLURM_NODEID")
+        said = reader.first(SLURM.size, TORCHRUN.size)
+        reader.problems.append(f"{SLURM.local_size}={text} sums to {total}, but {said}={size}")
+    if (node := reader.integer("SLURM_NODEID")) is None:
+        return None
+    left = node
     for n, times in runs:
-        if node < times:
+        if left < times:
             return n
-        node -= times
-    reader.problems.append(
-        f"SLURM_NODEID={reader.env.get('SLURM_NODEID')} is beyond the nodes of SLURM_STEP_TASKS_PER_NODE={text}"
-    )
-    return local_rank + 1
-
-
-def first_host(nodes: str) -> str:
-    """The first host of a SLURM node list: "gpu-[07-09,12],login" -> "gpu-07"."""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes.strip())
-    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0]) if first else ""
+        left -= times
+    reader.problems.append(f"SLURM_NODEID={node} is beyond the nodes of {SLURM.local_size}={text}")
+    return None
 
 
 def _address(launcher: Launcher, reader: _Reader, size: int) -> str:
     """The host of rank 0."""
     env = reader.env
-    if env.get("MASTER_ADDR"):
-        return env["MASTER_ADDR"]
+    if addr := env.get("MASTER_ADDR", "").strip():
+        if problem := _no_host(addr):
+            reader.problems.append(f"MASTER_ADDR={addr} {problem}")
+        return addr
     if size == 1:
         return "127.0.0.1"
     if launcher is SLURM:
@@ -236,16 +199,27 @@ def _address(launcher: Launcher, reader: _Reader, size: int) -> str:
         return "127.0.0.1"
     else:
         reader.problems.append(
-            f"{launcher.size}={size}, but MASTER_ADDR does not say on which host rank 0 is"
+            f"{reader.first(launcher.size, TORCHRUN.size)}={size}, but MASTER_ADDR does not say on which host rank 0 is"
             + ("" if launcher is TORCHRUN else "; set it, with -x MASTER_ADDR=... or -genv MASTER_ADDR ...")
         )
+    return ""
+
+
+def _no_host(addr: str) -> str:
+    """Why this is neither a name nor an address; empty when it may be one. An IPv6 address has many colons."""
+    with_port = re.fullmatch(r"(?:\w+://)?(?:\[([^]]*)\]|([^:/]*)):(\d+)/?", addr)
+    if with_port:
+        host = with_port[1] or with_port[2]
+        return f"has a port in it: set MASTER_ADDR={host} and MASTER_PORT={with_port[3]}"
+    if addr.count(":") == 1 or re.search(r"[\s/\[\],]", addr):
+        return "is neither a host name nor an address"
     return ""
 
 
 def _port(launcher: Launcher, reader: _Reader, size: int, parent: int) -> int:
     """MASTER_PORT, or a port that all processes of the job derive alike, below the system's ephemeral ones."""
     if reader.env.get("MASTER_PORT"):
-        return reader.integer("MASTER_PORT", low=1)
+        return reader.integer("MASTER_PORT", low=1, high=MAX_PORT) or 0
     if size == 1:
         return 0
     if launcher is TORCHRUN:
@@ -255,26 +229,29 @@ def _port(launcher: Launcher, reader: _Reader, size: int, parent: int) -> int:
     return 10_000 + zlib.crc32(" ".join(job or [str(parent)]).encode()) % 22_000
 
 
-def _compare(inner: Launcher, outer: Launcher, launch: Launch, reader: _Reader) -> None:
-    """Does what an outer launcher says fit the place that the inner one gave?"""
+def _require_an_agent_per_task(outer: Launcher, reader: _Reader) -> None:
+    """An outer launcher starts one torchrun on each node, or one process that starts workers of its own."""
+    if not _has_agent(reader.env):
+        return
+    tasks = reader.integer(outer.size, low=1)
+    agents = reader.integer("GROUP_WORLD_SIZE", low=1)
+    if None not in (tasks, agents) and tasks not in (1, agents):
+        reader.problems.append(
+            f"{outer.source} started {outer.size}={tasks} processes, but torchrun runs on "
+            f"GROUP_WORLD_SIZE={agents} nodes: start one torchrun per node, with --nnodes {tasks}"
+        )
+
+
+def _require_repetition(launcher: Launcher, launch: Launch, reader: _Reader) -> None:
+    """What was exported by hand must repeat what the launcher says."""
     env = reader.env
-    if inner is not TORCHRUN:
-        return  # mpirun starts its daemons with srun, so that the variables of srun describe a daemon
-    tasks = reader.integer(outer.size, low=1, default=1)
-    if "TORCHELASTIC_RUN_ID" in env:  # a real torchrun: the outer launcher starts one on each node
-        agents = reader.integer("GROUP_WORLD_SIZE", low=1, default=1)
-        if tasks not in (1, agents):
+    for name, value, other in (
+        (TORCHRUN.size, launch.size, launcher.size),
+        (TORCHRUN.rank, launch.rank, launcher.rank),
+        (TORCHRUN.local_rank, launch.local_rank, launcher.local_rank),
+        (TORCHRUN.local_size, launch.local_size, launcher.local_size),
+    ):
+        if name in env and other in env and env[name].strip() != str(value):
             reader.problems.append(
-                f"{outer.source} started {outer.size}={tasks} processes, but torchrun runs on "
-                f"GROUP_WORLD_SIZE={agents} nodes: start one torchrun per node, with --nnodes {tasks}"
+                f"{name}={env[name]} contradicts {other}={env[other]} of {launcher.source}: unset one of them"
             )
-    elif tasks > 1:  # RANK and its like were exported by hand, and must repeat what the launcher says
-        for name, value, other in (
-            ("WORLD_SIZE", launch.size, outer.size),
-            ("RANK", launch.rank, outer.rank),
-            ("LOCAL_RANK", launch.local_rank, outer.local_rank),
-        ):
-            if env.get(other, "").strip() != str(value):
-                reader.problems.append(
-                    f"{name}={value} contradicts {other}={env.get(other)} of {outer.source}: unset one of them"
-                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.initialize.environment import Launch, LaunchError, detect, first_host
+from stretto.initialize.environment import Launch, LaunchError, detect
+from stretto.initialize.launchers import first_host
 
 pytestmark = pytest.mark.pure
 
@@ -46,6 +48,7 @@ OPEN_MPI = {
 }
 HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "4"}
 PALS = {"PMI_RANK": "3", "PMI_SIZE": "8", "PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "2", "MASTER_ADDR": "x1"}
+POD = {"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "job-0", "MASTER_PORT": "23456", "KUBERNETES_SERVICE_HOST": "x"}
 BATCH_SCRIPT = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "16"}
 SALLOC_SHELL = SRUN | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}
 
@@ -93,8 +96,17 @@ def where(launch: Launch) -> tuple[str, int, int, int, int, str]:
             {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
             | {"MASTER_ADDR": "a", "MASTER_PORT": "1", "SLURM_STEP_NUM_TASKS": "2"}
             | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"},
-            ("torchrun", 1, 2, 0, 1, "a"),
+            ("srun", 1, 2, 0, 1, "a"),
         ),
+        # what is not exported comes from srun
+        (SRUN | {"WORLD_SIZE": "11", "MASTER_ADDR": "a"}, ("srun", 9, 11, 1, 3, "a")),
+        (SRUN | {"WORLD_SIZE": "11", "RANK": "9", "LOCAL_RANK": "1"}, ("srun", 9, 11, 1, 3, "gpu-007")),
+        # by hand inside of mpirun, whose daemons srun started
+        (SRUN | OPEN_MPI | {"RANK": "1", "WORLD_SIZE": "4"}, ("mpirun (Open MPI)", 1, 4, 1, 4, "127.0.0.1")),
+        # one process in each pod: the usual four variables; the pod of rank 0 may be told localhost
+        (POD, ("torchrun", 2, 4, 0, 1, "job-0")),
+        (POD | {"RANK": "0", "MASTER_ADDR": "localhost"}, ("torchrun", 0, 4, 0, 1, "localhost")),
+        (POD | {"MASTER_ADDR": "fe80::1"}, ("torchrun", 2, 4, 0, 1, "fe80::1")),
         ({"RANK": "0", "WORLD_SIZE": "1"}, ("torchrun", 0, 1, 0, 1, "127.0.0.1")),
     ],
 )
@@ -125,6 +137,15 @@ def without(env: dict[str, str], *names: str) -> dict[str, str]:
         (without(TORCHRUN, "MASTER_ADDR"), ("WORLD_SIZE=8", "MASTER_ADDR")),
         (without(TORCHRUN, "MASTER_PORT"), ("WORLD_SIZE=8", "MASTER_PORT")),
         (TORCHRUN | {"MASTER_PORT": "http"}, ("MASTER_PORT='http'",)),
+        (TORCHRUN | {"MASTER_PORT": "99999"}, ("MASTER_PORT='99999' is not from 1 to 65535",)),
+        (TORCHRUN | {"MASTER_PORT": "0"}, ("MASTER_PORT='0'",)),
+        (TORCHRUN | {"MASTER_ADDR": "10.0.0.1:29500"}, ("MASTER_ADDR=10.0.0.1:29500", "MASTER_ADDR=10.0.0.1 and MAST")),
+        (TORCHRUN | {"MASTER_ADDR": "[::1]:29500"}, ("has a port in it: set MASTER_ADDR=::1",)),
+        (TORCHRUN | {"MASTER_ADDR": "tcp://n1:1"}, ("set MASTER_ADDR=n1 and MASTER_PORT=1",)),
+        (TORCHRUN | {"MASTER_ADDR": "two words"}, ("neither a host name nor an address",)),
+        (SRUN | {"LOCAL_RANK": "0"}, ("LOCAL_RANK=0 contradicts SLURM_LOCALID=1",)),
+        (SRUN | {"LOCAL_WORLD_SIZE": "4"}, ("LOCAL_WORLD_SIZE=4", "SLURM_STEP_TASKS_PER_NODE=4(x2),3")),
+        (without(SRUN, "SLURM_STEP_TASKS_PER_NODE"), ("SLURM_STEP_TASKS_PER_NODE is not set",)),
         (without(TORCHRUN, "LOCAL_RANK"), ("LOCAL_RANK is not set",)),
         # one torchrun per GPU in place of one per node
         (SRUN | TORCHRUN | {"SLURM_STEP_NUM_TASKS": "8"}, ("SLURM_STEP_NUM_TASKS=8", "GROUP_WORLD_SIZE=2")),
@@ -146,6 +167,25 @@ def test_contradictions_are_refused_naming_the_variables(env: dict[str, str], na
         detect(env)
     for name in names:
         assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        SRUN | {"WORLD_SIZE": "8"},
+        SRUN | {"RANK": "0"},
+        POD | {"LOCAL_RANK": "7"},
+        OPEN_MPI | {"WORLD_SIZE": "5"},
+        without(TORCHRUN, "LOCAL_WORLD_SIZE") | {"LOCAL_RANK": "9"},
+    ],
+)
+def test_a_value_that_is_named_is_one_that_a_variable_has(env: dict[str, str]) -> None:
+    """Catches: a default in a message, as if somebody had set it."""
+    with pytest.raises(LaunchError) as caught:
+        detect(env)
+    for name, value in re.findall(r"\b([A-Z][A-Z_]+)='?([^ ',:]*)", str(caught.value)):
+        assert env.get(name, "").startswith(value), str(caught.value)
+        assert name in env, str(caught.value)
 
 
 def test_all_problems_at_once() -> None:
