@@ -18,7 +18,11 @@ from stretto.initialize.group import default_group
 from stretto.initialize.rendezvous import meet
 from stretto.initialize.timeline import Timeline
 from stretto.initialize.together import failing_together
+from stretto.store import last_resort
 from stretto.world import World
+
+SLACK_SECONDS = 15.0
+"""How long after its time-out a back end may take to say that a group was not made."""
 
 
 @contextmanager
@@ -77,10 +81,15 @@ def initialize(
             return
         timeline = timeline or Timeline()
         with timeline.phase("rendezvous"):
-            store = stack.enter_context(meet(launch, timeout=start_timeout))
-        with timeline.phase("groups"):
+            store, server = stack.enter_context(meet(launch, timeout=start_timeout))
+        # The groups, too, are made and left within: a rank may be lost then as well.
+        now = timeline
+        stack.enter_context(
+            failing_together(store, launch.rank, launch.size, phase=lambda: now.current, served_by=server)
+        )
+        hanging = f"rank {launch.rank}: the default group was not made within {timeout + SLACK_SECONDS:g} s, as "
+        with timeline.phase("groups"), last_resort(timeout + SLACK_SECONDS, f"{hanging}{server} is not heard"):
             world = stack.enter_context(_default_group(launch, store, place, timeout))
-        stack.enter_context(failing_together(store, launch.rank, launch.size))
         yield world
 
 

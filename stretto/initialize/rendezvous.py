@@ -8,27 +8,26 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from queue import Empty, Queue
-from threading import Thread
-from typing import TypeVar
 
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from stretto.initialize.environment import Launch
+from stretto.initialize.roll_call import ranges
 from stretto.initialize.stores import address_of, listen, serve_on, tcp_store
+from stretto.store import StoreLostError, TimedStore, absent, combine, in_time, read_json, until
 
 GRACE_SECONDS = 5.0
 """How much longer the others wait than rank 0, who knows who is missing; how long rank 0 waits for goodbyes."""
 
-
-T = TypeVar("T")
+ALL_THERE = "all are there"
 
 
 class RendezvousError(RuntimeError):
@@ -47,30 +46,45 @@ class Hello:
     def __str__(self) -> str:
         return f"host {self.host} pid {self.pid}"
 
+    @classmethod
+    def read(cls, value: bytes) -> Hello:
+        """What a rank wrote. RendezvousError for anything else: whoever reaches the store may write to it."""
+        try:
+            said = read_json(value)
+            rank, size, pid = (int(said[name]) for name in ("rank", "size", "pid"))
+            return cls(rank, size, re.sub(r"[^\w.:-]", "?", str(said["host"])[:256]), pid)
+        except (ValueError, TypeError, KeyError):
+            raise RendezvousError(
+                "the rendezvous store has a greeting that no rank of this job writes: another program uses it"
+            ) from None
+
 
 @contextmanager
-def meet(launch: Launch, *, timeout: float) -> Iterator[Store]:
-    """Yield the store that all ranks of the job share, once all are there and agree.
+def meet(launch: Launch, *, timeout: float) -> Iterator[tuple[Store, str]]:
+    """Yield the store that all ranks of the job share, once all are there and agree, and where it is, in words.
 
     Raises `RendezvousError`, on every rank that can be reached, within `timeout` seconds and a few more.
     """
     deadline = time.monotonic() + timeout
-    addr, server = launch.master_addr, None
+    addr, server_of_store = launch.master_addr, None
     if launch.rank == 0 and not launch.agent_store:
-        addr, server = _serve(launch)
+        addr, server_of_store = _serve(launch)
     job = PrefixStore(f"stretto/{launch.attempt}", _join(launch, addr, deadline, timeout))
-    visit = _visit(job, launch.rank)
+    visit = job.add(f"visits/{launch.rank}", 0)  # how often it was here before, and left: old keys are not for us
     here = PrefixStore(str(visit), job)
     try:
-        _check_in(here, launch, deadline, timeout)
-    except DistError as error:
+        server = _check_in(TimedStore(here), launch, deadline, timeout)
+    except (DistError, StoreLostError) as error:
         raise RendezvousError(f"rank {launch.rank}: the store of rank 0 went away while ranks met: {error}") from None
-    yield here
-    with suppress(DistError):  # the server may have left before us: then there is nothing to tell it
-        job.set(f"left/{launch.rank}/{visit}", "")
-        job.add("goodbyes", 1)
-        if server:
-            _until(lambda: job.add("goodbyes", 0) >= launch.size, time.monotonic() + GRACE_SECONDS)
+    yield here, server
+    with suppress(DistError, StoreLostError):  # the server may have left before us: then there is nothing to tell it
+        own = TimedStore(job)
+        own.add(f"visits/{launch.rank}", 1)
+        last = combine(own.under(f"goodbyes/{visit}"), launch.rank, launch.size, "") is not None
+        if last:
+            own.set(f"goodbye/{visit}", "")
+        elif server_of_store:
+            own.poll(f"goodbye/{visit}", GRACE_SECONDS)
 
 
 def _serve(launch: Launch) -> tuple[str, Store]:
@@ -102,7 +116,7 @@ def _join(launch: Launch, addr: str, deadline: float, timeout: float) -> Store:
             return False
         return True
 
-    if not _until(answers, deadline):
+    if not until(answers, deadline):
         if isinstance(failure, socket.gaierror):
             raise RendezvousError(
                 f"rank {launch.rank}: the name MASTER_ADDR={addr} did not resolve within {timeout:g} s "
@@ -127,7 +141,7 @@ def _connect(addr: str, port: int, deadline: float) -> None:
         return max(0.1, deadline - time.monotonic())
 
     try:
-        found = _in_time(lambda: socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM), left())
+        found = in_time(lambda: socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM), left())
     except TimeoutError:
         raise socket.gaierror(socket.EAI_AGAIN, "the name service does not answer") from None
     failure = OSError("it has no address")
@@ -146,121 +160,77 @@ def _connect(addr: str, port: int, deadline: float) -> None:
 def _client(addr: str, port: int, seconds: float) -> Store | None:
     """A client of the store; None when what listens there is no store: it may accept, and say nothing."""
     try:
-        return _in_time(lambda: tcp_store(addr, port, timeout=seconds), seconds + 1)
+        return in_time(lambda: tcp_store(addr, port, timeout=seconds), seconds + 1)
     except (DistError, TimeoutError):
         return None
 
 
-def _in_time(call: Callable[[], T], seconds: float) -> T:
-    """What a call returns or raises that may take longer than we have; TimeoutError when it does.
+def _check_in(store: TimedStore, launch: Launch, deadline: float, timeout: float) -> str:
+    """Say hello; who comes last, or finds a contradiction, tells all. A rank sends and reads a few small values.
 
-    A name service that is down has time-outs of its own, and a client of the store has none. So a thread waits for it.
+    Rank 0 looks at the time, and says who is missing. Returns where the store is, in words.
     """
-    answer: Queue[tuple[T | None, Exception | None]] = Queue()
-
-    def ask() -> None:
-        try:
-            answer.put((call(), None))
-        except Exception as error:  # noqa: BLE001  # it is raised where it is waited for
-            answer.put((None, error))
-
-    Thread(target=ask, daemon=True).start()
-    try:
-        result, error = answer.get(timeout=seconds)
-    except Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]  # the call has returned it
-
-
-def _visit(job: Store, rank: int) -> int:
-    """How often this rank has met the others on this store before, and left: old keys are not for us."""
-    visit = 0
-    while job.check([f"left/{rank}/{visit}"]):
-        visit += 1
-    return visit
-
-
-def _check_in(store: Store, launch: Launch, deadline: float, timeout: float) -> None:
-    """Say hello; rank 0 waits for all and judges; everyone learns the verdict."""
     me = Hello(launch.rank, launch.size, socket.gethostname(), os.getpid())
-    index = store.add("arrivals", 1) - 1
-    store.set(f"hello/{index}", json.dumps(asdict(me)))
-    if launch.rank == 0:
-        store.set("verdict", json.dumps([launch.size, _judge(store, launch.size, deadline, timeout)]))
-    if not _until(lambda: store.check(["verdict"]), deadline + GRACE_SECONDS):
-        raise RendezvousError(
+    store.add("arrivals", 1)
+    first = store.add(f"came/{launch.rank}", 1) == 1
+    if first:
+        store.set(f"hello/{launch.rank}", json.dumps(asdict(me)))
+
+    def late() -> RendezvousError:
+        return RendezvousError(
             f"rank {launch.rank} of {launch.size}: rank 0 did not arrive within {timeout:g} s; "
             f"{store.add('arrivals', 0)} ranks did"
         )
-    size, problem = json.loads(store.get("verdict"))
+
+    if not store.wait("hello/0", deadline + GRACE_SECONDS - time.monotonic()):
+        raise late()
+    zero = Hello.read(store.get("hello/0"))
+    mine = _contradiction(store, me, zero, first)
+    if mine:
+        store.compare_set("verdict", "", mine)
+    elif combine(store.under("check-in"), launch.rank, launch.size, "") is not None:
+        store.compare_set("verdict", "", ALL_THERE)
+    if launch.rank == 0 and not store.poll("verdict", deadline - time.monotonic()):
+        store.compare_set("verdict", "", _missing(store, launch.size, timeout))
+    if not store.wait("verdict", deadline + GRACE_SECONDS - time.monotonic()):
+        raise late()
+    verdict = store.get("verdict").decode(errors="replace")
     store.add("heard", 1)
-    if size != launch.size:
-        problem = f"rank {launch.rank} was told of {launch.size} ranks in all, but rank 0 of {size}"
-    elif not problem and index >= size:
-        problem = f"{me} came as rank {launch.rank} when all {size} ranks were there already"
-    if problem:
+    problem = mine if mine and verdict == ALL_THERE else verdict
+    if problem != ALL_THERE:
         if launch.rank == 0:  # our end may end the store: let the others hear first, also those still on their way
             coming = launch.size if time.monotonic() < deadline else 0
-            _until(
+            until(
                 lambda: store.add("heard", 0) >= max(store.add("arrivals", 0), coming),
                 time.monotonic() + GRACE_SECONDS,
             )
         raise RendezvousError(problem)
+    if launch.agent_store:
+        return f"{launch.master_addr}, with the launcher of rank 0"
+    return f"host {zero.host}, with rank 0 (pid {zero.pid})"
 
 
-def _judge(store: Store, size: int, deadline: float, timeout: float) -> str:
-    """What is wrong with those that arrived, empty when nothing is; as soon as it can be known."""
-    hellos: list[Hello] = []
+def _contradiction(store: TimedStore, me: Hello, zero: Hello, first: bool) -> str:
+    """What is wrong with this rank, empty when nothing is."""
+    if me.size != zero.size:
+        return f"rank {me.rank} ({me}) was told of {me.size} ranks in all, but rank 0 of {zero.size}"
+    if first:
+        return ""
+    if store.check(["verdict"]) and store.get("verdict").decode(errors="replace") == ALL_THERE:
+        return f"{me} came as rank {me.rank} when all {me.size} ranks were there already"
+    store.wait(f"hello/{me.rank}", GRACE_SECONDS)
+    other = Hello.read(store.get(f"hello/{me.rank}"))
+    return f"two processes came as rank {me.rank}: {other} and {me}. Each needs its own RANK"
 
-    def decided() -> bool:
-        arrived = store.add("arrivals", 0)
-        hellos.extend(Hello(**json.loads(store.get(f"hello/{i}"))) for i in range(len(hellos), arrived))
-        return arrived >= size or bool(disagreement(hellos, size))
 
-    _until(decided, deadline)
-    if problem := disagreement(hellos, size):
-        return problem
-    missing = sorted(set(range(size)) - {h.rank for h in hellos})
-    hosts = Counter(h.host for h in hellos)
+def _missing(store: TimedStore, size: int, timeout: float) -> str:
+    """Who has not arrived, and where the others are."""
+    missing = absent(store.under("check-in"), size)
+    gone = set(missing)
+    there = [Hello.read(said) for said in store.multi_get([f"hello/{r}" for r in range(size) if r not in gone])]
+    hosts = Counter(h.host for h in there)
+    where = ", ".join(f"{n} on {host}" for host, n in sorted(hosts.items())[:64])
+    more = f", .. ({len(hosts)} hosts in all)" if len(hosts) > 64 else ""
     return (
-        f"{len(hellos)} of {size} ranks arrived within {timeout:g} s; missing: {_ranges(missing)}. Arrived: "
-        + ", ".join(f"{n} on {host}" for host, n in sorted(hosts.items()))
-        if missing
-        else ""
+        f"{len(there)} of {size} ranks arrived within {timeout:g} s; missing: {ranges(missing)}. Arrived: {where}{more}"
     )
-
-
-def disagreement(hellos: list[Hello], size: int) -> str:
-    """The first contradiction among those that arrived, or an empty string."""
-    seen: dict[int, Hello] = {}
-    for hello in hellos:
-        if hello.size != size:
-            return f"rank {hello.rank} ({hello}) was told of {hello.size} ranks in all, but rank 0 of {size}"
-        if other := seen.get(hello.rank):
-            return f"two processes came as rank {hello.rank}: {other} and {hello}. Each needs its own RANK"
-        seen[hello.rank] = hello
-    return ""
-
-
-def _ranges(ranks: list[int]) -> str:
-    """Ranks in a row as one: [0, 1, 2, 5] -> "0-2, 5"."""
-    runs: list[list[int]] = []
-    for rank in ranks:
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    return ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in runs)
-
-
-def _until(done: Callable[[], bool], deadline: float) -> bool:
-    """Poll, at first quickly, then sparingly, as rank 0 answers thousands; whether it was done in time."""
-    pause = 0.01
-    while not done():
-        if (left := deadline - time.monotonic()) <= 0:
-            return False
-        time.sleep(min(pause, left))
-        pause = min(pause * 1.5, 0.5)
-    return True

@@ -16,7 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
+from stretto.store import TimedStore, combine, read_json
 from stretto.world import World
+
+SAMPLES = 64
+"""Seconds of a phase that are kept of any number of ranks: the median of no more is exact."""
+
+GATHER_SECONDS = 600.0
+"""How long rank 0 waits for the others' phases."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class Timeline:
         self._clock = clock
         self._began = self._end = clock() if began is None else began
         self.seconds: dict[str, float] = {}
+        self.current = ""
+        """What this rank is doing, in words, should it fail."""
 
     @property
     def total(self) -> float:
@@ -63,36 +72,61 @@ class Timeline:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the time of the body to a phase. Where a device works asynchronously, synchronize in the body."""
-        began = self._clock()
+        began, self.current = self._clock(), f"in the phase {name!r}"
         self.seconds.setdefault(name, 0.0)
         try:
             yield
         finally:
-            self._end = self._clock()
+            self._end, self.current = self._clock(), f"after the phase {name!r}"
             self.seconds[name] += self._end - began
 
     def gather(self, world: World, *, key: str = "timeline") -> list[Phase] | None:
         """The phases over all ranks, on rank 0; None on the others, which do not wait.
 
-        One small value per rank goes through the world's store. `key` is used once in the life of a world.
+        The values are joined in the world's store by whoever comes last: a few small messages per rank. `key` is
+        used once in the life of a world.
         """
+        own = of_rank(world.rank, self.seconds)
         if world.store is None:
-            return slowest([self.seconds])
-        world.store.set(f"{key}/{world.rank}", json.dumps(self.seconds))
-        if world.rank != 0:
+            return phases_of(own)
+        store = TimedStore(world.store).under(key)
+        if (whole := combine(store, world.rank, world.size, json.dumps(own), _merged)) is not None:
+            store.set("whole", whole)
+        if world.rank != 0 or not store.wait("whole", GATHER_SECONDS):
             return None
-        return slowest([json.loads(world.store.get(f"{key}/{rank}")) for rank in range(world.size)])
+        return phases_of(read_json(store.get("whole")))
 
 
-def slowest(ranks: list[dict[str, float]]) -> list[Phase]:
+Summary = dict[str, tuple[float, int, list[float]]]
+"""By phase: the most seconds, on which rank, and samples of all ranks' seconds."""
+
+
+def of_rank(rank: int, seconds: dict[str, float]) -> Summary:
+    """The phases of one rank."""
+    return {name: (taken, rank, [taken]) for name, taken in seconds.items()}
+
+
+def merge(parts: list[Summary]) -> Summary:
+    """Those of several sets of ranks together: no larger, however many ranks there are. Nothing where a phase lacks."""
+    whole = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        there = [part[name] for part in parts if name in part]
+        lacking = [0.0 for part in parts if name not in part for _ in next(iter(part.values()), (0, 0, [0]))[2]]
+        samples = sorted([*lacking, *(each for _, _, some in there for each in some)])
+        if len(samples) > SAMPLES:
+            samples = [samples[(2 * n + 1) * len(samples) // (2 * SAMPLES)] for n in range(SAMPLES)]
+        worst, rank, _ = max(there, key=lambda each: (each[0], -each[1]))
+        whole[name] = (worst, rank, samples)
+    return whole
+
+
+def _merged(values: list[bytes]) -> str:
+    return json.dumps(merge([read_json(value) for value in values]))
+
+
+def phases_of(whole: Summary) -> list[Phase]:
     """Each phase that any rank has, with the rank that took longest."""
-    names = dict.fromkeys(name for seconds in ranks for name in seconds)
-    phases = []
-    for name in names:
-        taken = [seconds.get(name, 0.0) for seconds in ranks]
-        worst = max(range(len(taken)), key=taken.__getitem__)
-        phases.append(Phase(name, taken[worst], worst, median(taken)))
-    return phases
+    return [Phase(name, worst, rank, median(samples)) for name, (worst, rank, samples) in whole.items()]
 
 
 def line(phases: list[Phase], total: float) -> str:

@@ -1,16 +1,16 @@
-"""When one rank fails, all end soon, and each shows that rank's traceback last, whatever launched them.
+"""When one rank fails, all end soon, and each shows the same cause last, whatever launched them.
 
-The failing rank leaves its traceback in the store. A rank whose collective then breaks reads it there and raises it
-in place of "connection closed". A rank that is stuck in a collective that does not break (NCCL waits for its
-time-out) is ended by a thread that looks into the store now and then.
+Every rank has a thread that waits in the store for the next event, on a connection of its own: nobody polls. The rank
+that fails publishes its traceback. A rank that has only lost a peer first calls the roll: who does not answer is the
+cause, and is named on every rank. A rank that is stuck in a collective (NCCL waits for its time-out) is ended by its
+thread. A rank that the store does not answer ends as well, and says which host it does not hear.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
 
@@ -18,85 +18,171 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-from stretto.initialize.failures import Failure, PeerFailedError, is_consequence
-
-LOOK_SECONDS = 1.0
-"""How often each rank looks for another's failure: one small request to the store."""
+from stretto.initialize.failures import Failure, PeerFailedError, PeersSilentError, is_consequence
+from stretto.initialize.roll_call import ANSWER_SECONDS, answer, event, heard, introduce, leave, silent
+from stretto.store import LostError, TimedStore, combine
+from stretto.traffic import CollectiveError
 
 LEAVE_SECONDS = 5.0
 """How long a rank may take to leave by itself once another has failed; P15 allows 15 s for everything."""
 
 LEARN_SECONDS = 2.0
-"""How long a rank that lost a peer waits to hear why."""
+"""How long a rank that lost a peer waits to hear why; how long who serves the store waits for the others to hear."""
 
-KEY, HEARD = "failure", "failure/heard"
+END_SECONDS = 10.0
+"""How long rank 0 waits at the end of a run for ranks that do not come there."""
+
+REQUEST_SECONDS = 5.0
+"""Of a request to the store when a run has failed."""
+
+FOREVER = 365 * 86_400.0
+
+FIRST = "event/0"
+"""Where the first event is published: all ranks wait for it."""
 
 
 @contextmanager
-def failing_together(store: Store, rank: int, size: int) -> Iterator[None]:
+def failing_together(
+    store: Store, rank: int, size: int, *, phase: Callable[[], str] = lambda: "", served_by: str = "rank 0"
+) -> Iterator[None]:
     """Within, this rank's exceptions end the others, and theirs end this one.
 
-    Raises `PeerFailedError` in place of an exception that only says that a peer is gone, when it is known why.
+    `phase` says what this rank is doing; `served_by` is where the store is, for who cannot reach it any more.
+    Raises `PeerFailedError` in place of an exception that only says that a peer is gone, when it is known why, and
+    `PeersSilentError` where this rank found out who it is.
     """
-    left = Event()
-    looking = store.clone()  # type: ignore[attr-defined]  # a connection of its own: nobody's long wait blocks it
-    Thread(target=_watch, args=(looking, left), name="stretto-watch", daemon=True).start()
+    ours = _Ours(TimedStore(store, REQUEST_SECONDS), rank, size, phase, served_by)
+    introduce(ours.store, rank)
+    watching = Thread(target=_watch, args=(ours, store), name="stretto-watch", daemon=True)
+    watching.start()
     try:
         yield
+        with suppress(DistError, LostError):  # the store may have left before us: then there is nothing to tell it
+            ours.end()
     except Exception as error:
-        cause = _learn(store) if is_consequence(error) else None
-        if cause is not None:
-            raise PeerFailedError(cause) from None
-        _tell(store, rank, size, error)
-        raise
-    finally:
-        left.set()
-
-
-def _tell(store: Store, rank: int, size: int, error: Exception) -> None:
-    """Leave the failure for the others, and give them time to read it: our end may end the store."""
-    if os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        ErrorHandler().record_exception(error)  # torchrun then shows it last, as its root cause
-    with suppress(DistError):
-        store.compare_set(KEY, "", Failure.of(rank, error).encode().decode())
-        heard = store.add(HEARD, 1)  # ranks that all fail alike need not wait for each other
-        deadline = time.monotonic() + LEARN_SECONDS
-        while heard < size and time.monotonic() < deadline:
-            time.sleep(0.05)
-            heard = store.add(HEARD, 0)
-
-
-def _learn(store: Store) -> Failure | None:
-    """The failure that another rank has left, or soon leaves."""
-    deadline = time.monotonic() + LEARN_SECONDS
-    with suppress(DistError):
-        while not store.check([KEY]):
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(0.05)
-        return _read(store)
-    return None
-
-
-def _read(store: Store) -> Failure:
-    try:
-        failure = Failure.decode(store.get(KEY))
-    except ValueError as error:  # not from a rank of ours: end all the same, since none could leave its own there
-        what = f"the rendezvous store holds {error}: some program other than the ranks of this job writes to it\n"
-        failure = Failure(-1, what.strip(), what, consequence=False)
-    store.add(HEARD, 1)
-    return failure
-
-
-def _watch(store: Store, left: Event) -> None:
-    while not left.wait(LOOK_SECONDS):
         try:
-            if not store.check([KEY]) or left.is_set():
-                continue
-            failure = _read(store)
-        except DistError:
-            return  # the store ended with rank 0: that broke what this rank waits for, or its launcher ends it
-        if not left.wait(LEAVE_SECONDS):
-            sys.stderr.write(f"\n{PeerFailedError(failure)}")
-            sys.stderr.flush()
-            os._exit(1)
+            told = ours.conclude(error)
+        except (DistError, LostError):  # of the store, which says no more of anybody
+            told = ours.without_store(error)
+        if os.environ.get("TORCHELASTIC_ERROR_FILE") and not isinstance(told, PeerFailedError):
+            ErrorHandler().record_exception(told)  # torchrun then shows it last, as its root cause
+        if told is error:
+            raise
+        raise told from None
+    finally:
+        ours.left.set()
+    watching.join(LEAVE_SECONDS)
+
+
+class _Ours:
+    """What one rank knows of the run's end."""
+
+    def __init__(self, store: TimedStore, rank: int, size: int, phase: Callable[[], str], served_by: str) -> None:
+        self.store, self.rank, self.size, self.phase, self.served_by = store, rank, size, phase, served_by
+        self.left, self.told = Event(), Event()
+        self.cause: Failure | None = None
+        """What the watching thread has heard, once `told` is set."""
+
+    def publish(self, value: str) -> int:
+        """The next event, for all ranks; its number."""
+        number = self.store.add("events", 1) - 1
+        self.store.set(f"event/{number}", value)
+        return number
+
+    def roll_call(self) -> PeersSilentError | None:
+        """Who does not answer."""
+        number = self.store.add("rolls", 1)
+        self.publish(event("roll", number))
+        found = silent(self.store, number, self.size)
+        return PeersSilentError(found.ranks, str(found), self.phase()) if found else None
+
+    def conclude(self, error: Exception) -> Exception:
+        """What this rank ends with: `error`, or the cause that it is a consequence of; the others are told."""
+        lost = is_consequence(error) or (isinstance(error, CollectiveError) and bool(error.silent))
+        if lost and self.told.wait(LEARN_SECONDS / 2):
+            return self._heard()
+        # Who has a table asks in any case: whether it stands depends on the answer.
+        if lost and (isinstance(error, CollectiveError) or self._first("finder")):
+            found = self.roll_call()
+            if found is None and is_consequence(error) and self.told.wait(2 * LEARN_SECONDS):
+                return self._heard()  # another rank knows where the ranks part ways
+            error = found or error
+        elif lost and self.told.wait(ANSWER_SECONDS + 2 * LEARN_SECONDS):
+            return self._heard()
+        if self._first("teller"):
+            self.publish(Failure.of(self.rank, error, self.phase()).encode().decode())
+        elif self.told.wait(LEARN_SECONDS) and is_consequence(error):
+            return self._heard()
+        self._linger()
+        return error
+
+    def _first(self, key: str) -> bool:
+        """Whether no rank was here before."""
+        return self.store.compare_set(key, "", str(self.rank)) == str(self.rank).encode()
+
+    def _heard(self) -> Exception:
+        assert self.cause is not None
+        self._linger()
+        return PeerFailedError(self.cause, self.phase())
+
+    def _linger(self) -> None:
+        """Rank 0 may serve the store, which ends with it: let the others hear first."""
+        if self.rank == 0:
+            self.store.poll("heard/all", LEARN_SECONDS)
+
+    def without_store(self, error: Exception) -> Exception:
+        """The store does not answer. A failure of our own is told all the same; else what we do not hear."""
+        if self.told.is_set() and self.cause is not None:
+            return PeerFailedError(self.cause, self.phase())
+        if not is_consequence(error) and not isinstance(error, CollectiveError):
+            return error
+        text = (
+            f"the rendezvous store, on {self.served_by}, does not answer rank {self.rank}: that "
+            f"host is not reached or its process is stopped or dead ({type(error).__name__} before that)"
+        )
+        return PeersSilentError((0,), text, self.phase())
+
+    def end(self) -> None:
+        """The run is over for this rank. Rank 0 waits for the others; PeersSilentError when one is gone."""
+        if combine(self.store.under("ends"), self.rank, self.size, "") is not None:
+            self.publish(event("over", 0))
+        leave(self.store, self.rank)
+        if self.rank == 0 and not self.told.wait(END_SECONDS) and (lost := self.roll_call()):
+            raise lost
+
+
+def _watch(ours: _Ours, store: Store) -> None:
+    """Answer roll calls, and end this process when another rank has failed and this one does not end by itself."""
+    try:
+        line = TimedStore(store.clone(), ours.store.seconds)  # type: ignore[attr-defined]  # nobody's wait blocks it
+        number = 0
+        while line.wait(f"event/{number}", FOREVER):
+            value = line.get(f"event/{number}")
+            number += 1
+            said = _read(value)
+            if isinstance(said, Failure):
+                ours.cause = said
+                ours.told.set()
+                if combine(line.under("heard"), ours.rank, ours.size, "") is not None:
+                    line.set("heard/all", "")
+                break
+            kind, call = said
+            if kind == "over":
+                ours.told.set()
+                return
+            answer(line, call, ours.rank, ours.size)
+    except (DistError, LostError):
+        pass  # the store ended with who served it, or is not reached: whoever waits for a peer finds out in its time
+    if ours.cause is not None and not ours.left.wait(LEAVE_SECONDS):
+        sys.stderr.write(f"\n{PeerFailedError(ours.cause)}")
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _read(value: bytes) -> Failure | tuple[str, int]:
+    """An event. What is none is not from a rank of ours: end all the same, since no rank could publish its own."""
+    try:
+        return heard(value) or Failure.decode(value)
+    except ValueError as error:
+        what = f"the rendezvous store holds {error}: some program other than the ranks of this job writes to it\n"
+        return Failure(-1, what.strip(), what, consequence=False)

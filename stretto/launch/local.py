@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
@@ -96,6 +97,7 @@ def _wait(workers: list[Worker], grace: float) -> None:
     """Until all have ended; after a first failure the others are made to."""
     running = list(workers)
     failed_at: float | None = None
+    halted_at: float | None = None
     steps = [(TERM_AT * grace, signal.SIGTERM), (KILL_AT * grace, signal.SIGKILL)]
     while running:
         for worker in list(running):
@@ -107,6 +109,13 @@ def _wait(workers: list[Worker], grace: float) -> None:
             number = steps.pop(0)[1]
             for worker in running:
                 worker.send(number)
+        # Nobody who waits for these is left to say so.
+        halted = len(running) < len(workers) and failed_at is None and all(worker.at_a_halt for worker in running)
+        halted_at = (halted_at or time.monotonic()) if running and halted else None
+        if halted_at is not None and time.monotonic() > halted_at + grace:
+            for worker in running:
+                worker.halted = True
+                worker.send(signal.SIGKILL)
         time.sleep(POLL_SECONDS)
 
 
@@ -122,8 +131,23 @@ def _conclude(workers: list[Worker]) -> int:
             endings.setdefault(worker.ending(), []).append(str(worker.rank))
         for ending, ranks in endings.items():
             print(f"rank {', '.join(ranks)}: {ending}", file=sys.stderr)
-        how = f"failed:\n{cause.failure.text}" if cause.failure else f"{cause.ending()}\n"
-        print(f"\nRank {cause.rank} of {len(workers)} {how}", end="", file=sys.stderr, flush=True)
+        tables = [w.failure for w in failed[1:] if w.failure is not None and w.failure.finding]
+        for failure in [t for t in tables if not t.silent and not t.consequence][
+            :1
+        ]:  # the check's, which shows where each rank was
+            print(f"\n{failure.text}", end="", file=sys.stderr)
+        print(f"\n{_cause(cause, failed, len(workers))}", end="", file=sys.stderr, flush=True)
     # What others saw of a rank that was killed explains more, but the exit code is that rank's.
     code = next((w.code for w in failed if w.killed), cause.code) or 0
     return 128 - code if code < 0 else code
+
+
+def _cause(cause: Worker, failed: list[Worker], size: int) -> str:
+    """The first cause, in words; of a rank that could say nothing itself, with what the others were doing."""
+    if cause.failure is not None and not cause.killed and not cause.halted:
+        return (
+            cause.failure.text if cause.failure.silent else f"Rank {cause.rank} of {size} failed:\n{cause.failure.text}"
+        )
+    phases = Counter(w.failure.phase for w in failed if w.failure is not None and w.failure.phase)
+    where = f", while the others were {phases.most_common(1)[0][0]}" if phases else ""
+    return f"Rank {cause.rank} of {size} {cause.ending()}{where}\n"

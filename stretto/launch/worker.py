@@ -18,6 +18,7 @@ from typing import IO
 
 from stretto.initialize.failures import Failure
 from stretto.initialize.stop import Stopped
+from stretto.traffic.alive import state
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that the parent passes on to its workers."""
@@ -38,6 +39,8 @@ class Worker:
     sent: int = 0
     """The last signal that it got from us."""
     failure: Failure | None = None
+    halted: bool = False
+    """Whether it was found stopped (SIGSTOP) when all others had ended, and was therefore ended."""
 
     def send(self, number: int) -> None:
         """Send a signal, if it still runs: the process is not reaped yet, so its number is still its own."""
@@ -58,6 +61,11 @@ class Worker:
         return True
 
     @property
+    def at_a_halt(self) -> bool:
+        """Whether it is stopped, as by SIGSTOP: it neither runs nor ends."""
+        return state(f"{socket.gethostname()}/{self.pid}") == "stopped"
+
+    @property
     def stopped(self) -> bool:
         """Whether it ended as the signal that we passed on to it asked."""
         return self.sent > 0 and self.code in (-self.sent, 128 + self.sent)
@@ -71,12 +79,12 @@ class Worker:
     def severity(self) -> tuple[int, int]:
         """The smallest is the cause: what a rank did by itself, before what follows from another's end."""
         code = self.code or 0
-        if self.failure is not None and self.failure.own:
-            level = -2
+        if self.killed or self.halted or (self.failure is not None and self.failure.own):
+            level = -2  # nobody's table of calls explains it better
         elif self.failure is not None and self.failure.finding:
             level = -1
         elif code < 0:
-            level = 4 if -code == self.sent else 1 if -code == signal.SIGABRT else 0
+            level = 4 if -code == self.sent else 1
         elif self.failure is None:
             level = 2
         else:
@@ -86,9 +94,12 @@ class Worker:
     def ending(self) -> str:
         """How it ended, in words."""
         code = self.code or 0
+        if self.halted:
+            return "was stopped (SIGSTOP) and did not go on when all others had ended; its launcher ended it"
         if self.failure is not None:
-            kind = self.failure.summary.partition(":")[0]
-            return f"then lost a peer ({kind})" if self.failure.consequence else self.failure.summary
+            kind = "it did not answer" if self.failure.silent else self.failure.summary.partition(":")[0]
+            lost = self.failure.consequence or self.failure.finding
+            return f"then lost a peer ({kind})" if lost else self.failure.summary
         if code >= 0:
             return f"ended with exit code {code}"
         name = signal.Signals(-code).name

@@ -6,64 +6,71 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
 
-from torch.distributed import DistStoreError, PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
+from stretto.store import LostError, TimedStore, absent, combine
 from stretto.world import World
 
-AGREE = "agree"
+AGREE, ABSENT = "agree", "absent: "
+
+GRACE_SECONDS = 5.0
+"""How much longer the others wait than rank 0, who knows who is missing."""
 
 
-def agree(store: Store, world: World, text: str, timeout: float) -> None:
+class AbsentError(LostError):
+    """Some ranks did not come to build the groups."""
+
+
+def agree(store: TimedStore, world: World, text: str, timeout: float) -> None:
     """Return when every rank of the world has published the same `text`; `timeout` is in seconds.
 
-    One message per rank and one reader: the rank that arrives last compares the digests and publishes the
-    verdict, so the cost to the store grows with the world and not with its square.
+    A few messages for each rank, of which none grows with the world: the rank that comes last knows by one counter
+    whether all say the same, and publishes the verdict, for which all wait. Rank 0 looks at the time.
 
     Raises:
         RuntimeError: on all ranks alike, the texts differ, with the ranks that say each; or some ranks did
-            not arrive within `timeout`, with their numbers.
+            not arrive within `timeout`, with their numbers (`AbsentError`).
     """
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    store.set(f"text/{digest}", text)
+    if store.add(f"said/{digest}", 1) == 1:
+        store.set(f"text/{digest}", text)
     store.set(f"digest/{world.rank}", digest)
-    if store.add("arrived", 1) == world.size:
-        _publish(store, _compare(store, world.size))
-    try:
-        store.wait(["verdict"], timedelta(seconds=timeout))
-    except DistStoreError:
+    if combine(store.under("here"), world.rank, world.size, "") is not None:
+        _publish(store, AGREE if store.add(f"said/{digest}", 0) == world.size else _differences(store, world.size))
+    if world.rank == 0 and not store.poll("verdict", timeout):
         _publish(store, _absent(store, world.size, timeout))
-    verdict = store.get("verdict").decode()
+    if not store.wait("verdict", timeout + GRACE_SECONDS):
+        raise AbsentError(f"rank 0 of {world.size} did not come to build the process groups within {timeout:g} s")
+    verdict = store.get("verdict").decode(errors="replace")
+    if verdict.startswith(ABSENT):
+        raise AbsentError(verdict.removeprefix(ABSENT))
     if verdict != AGREE:
         raise RuntimeError(verdict)
 
 
-def _publish(store: Store, verdict: str) -> None:
+def _publish(store: TimedStore, verdict: str) -> None:
     """Only the first verdict counts, so that one who comes too late does not go on alone."""
     store.compare_set("verdict", "", verdict)
 
 
-def _compare(store: Store, size: int) -> str:
+def _differences(store: TimedStore, size: int) -> str:
     digests = store.multi_get([f"digest/{rank}" for rank in range(size)])
     by_digest: dict[bytes, list[int]] = defaultdict(list)
     for rank, digest in enumerate(digests):
         by_digest[digest].append(rank)
-    if len(by_digest) == 1:
-        return AGREE
     # The common list first: the others are what to look at.
-    said = sorted(by_digest.items(), key=lambda item: -len(item[1]))
+    said = sorted(by_digest.items(), key=lambda item: -len(item[1]))[:8]
     lines = [f"  {_ranks(ranks)}: {store.get(f'text/{digest.decode()}').decode()}" for digest, ranks in said]
     return "\n".join(
         ["the ranks do not agree on the groups to create:", *lines, "start all ranks with one configuration"]
     )
 
 
-def _absent(store: Store, size: int, timeout: float) -> str:
-    absent = [rank for rank in range(size) if not store.check([f"digest/{rank}"])]
+def _absent(store: TimedStore, size: int, timeout: float) -> str:
     return (
-        f"{_ranks(absent)} of {size} did not come to build the process groups within {timeout:g} s; look at their "
-        f"output, or allow more time with timeout="
+        f"{ABSENT}{_ranks(absent(store.under('here'), size))} of {size} did not come to build the process groups "
+        f"within {timeout:g} s; look at their output, or allow more time with timeout="
     )
 
 

@@ -16,6 +16,7 @@ from stretto.parallel_state.agree import agree, meet
 from stretto.parallel_state.create import GroupCost, abort_groups, back_end, create_group, destroy_groups, fake_group
 from stretto.parallel_state.plan import Axes, GroupOptions, PlannedGroup, default_axes, geometric, plan
 from stretto.parallel_state.windows import open_windows
+from stretto.store import TimedStore, last_resort
 from stretto.window import PeerWindow
 from stretto.world import Axis, Watch, World
 
@@ -24,6 +25,10 @@ DEFAULT_TIMEOUT = 600.0
 
 MEET_TIMEOUT = 60.0
 """Seconds, at most, that ranks wait for each other before they create groups."""
+
+
+SLACK_SECONDS = 15.0
+"""How long after its time-out a back end may take to say that a group was not made."""
 
 
 class Watcher(Protocol):
@@ -118,16 +123,18 @@ class ParallelState:
         for names, said in chosen.items():
             said.require_effect("-".join(sorted(names)), back_end(world), world.device.type)
         meeting = meet(world)
-        agree(meeting.store, world, _text(layout, world, declared, chosen, limit), min(limit, MEET_TIMEOUT))
+        agree(TimedStore(meeting.store), world, _text(layout, world, declared, chosen, limit), min(limit, MEET_TIMEOUT))
         groups: dict[PlannedGroup, ProcessGroup] = {}
         costs = []
         if watcher is not None:
             watcher.attach(world, PrefixStore("watch", meeting.store))
         try:
             for each in planned:
-                seconds = timedelta(seconds=each.options.timeout or limit)
+                seconds = each.options.timeout or limit
                 name, store = f"{each}@{meeting.name}", PrefixStore(f"{each}/", meeting.store)
-                groups[each], cost = create_group(world, each, name, store, seconds)
+                hanging = f"rank {world.rank}: the group {each} was not made, and the back end does not come back"
+                with last_resort(seconds + SLACK_SECONDS, hanging):
+                    groups[each], cost = create_group(world, each, name, store, timedelta(seconds=seconds))
                 costs.append(cost)
             windows = open_windows(world, groups, PrefixStore("windows", meeting.store))
         except BaseException:

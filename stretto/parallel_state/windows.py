@@ -10,8 +10,12 @@ import torch
 from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
 
 from stretto.parallel_state.plan import PlannedGroup
+from stretto.store import LostError, TimedStore
 from stretto.window import PeerWindow
 from stretto.world import World
+
+WAIT_SECONDS = 60.0
+"""For the other ranks of a group, which have just made it together."""
 
 
 def open_windows(
@@ -42,8 +46,12 @@ def _within_reach(world: World, planned: PlannedGroup, store: Store) -> bool:
 
 def _exchange(store: Store, key: str, rank: int, ranks: tuple[int, ...], said: str) -> list[str]:
     """What each of the ranks says."""
-    store.set(f"{key}/{rank}", said)
-    return [store.get(f"{key}/{each}").decode() for each in ranks]
+    timed = TimedStore(store)
+    timed.set(f"{key}/{rank}", said)
+    for each in ranks:
+        if not timed.wait(f"{key}/{each}", WAIT_SECONDS):
+            raise LostError(f"rank {each} did not say on which host it is within {WAIT_SECONDS:g} s")
+    return [said.decode(errors="replace") for said in timed.multi_get([f"{key}/{each}" for each in ranks])]
 
 
 def _host() -> str:

@@ -13,8 +13,9 @@ from traceback import walk_tb
 from typing import NoReturn
 
 from torch import Tensor
-from torch.distributed import DistStoreError, Store  # type: ignore[attr-defined]
+from torch.distributed import DistError, Store  # type: ignore[attr-defined]
 
+from stretto.store import LostError, TimedStore
 from stretto.traffic.alive import me, state
 from stretto.traffic.call import Call, caller, decode, encode, passes_on, site
 from stretto.traffic.compare import odd
@@ -33,8 +34,12 @@ class CollectiveError(Exception):
     """The ranks do not communicate alike; the message is a table of what each was about to do.
 
     Raised on the one rank that found it. Not a RuntimeError, so that its text, which may have any path of the user's
-    in it, is never taken for a message of a communication back end.
+    in it, is never taken for a message of a communication back end. `silent` are ranks of which nothing is known.
     """
+
+    def __init__(self, text: str, silent: tuple[int, ...] = ()) -> None:
+        super().__init__(text)
+        self.silent = silent
 
 
 class PeerStoppedError(RuntimeError):
@@ -54,8 +59,8 @@ class Checker(Recorder):
 
     def attach(self, world: World, store: Store) -> None:
         """Remember where the ranks meet."""
-        self._world, self._store = world, store
-        store.set(f"process/{world.rank}", me())
+        self._world, self._store = world, TimedStore(store)
+        self._store.set(f"process/{world.rank}", me())
 
     def take(self, axis: str, channel: str, ranks: tuple[int, ...], op: str, x: Tensor) -> None:
         """Record, and wait for the others of `ranks`, for at most `timeout` seconds.
@@ -80,7 +85,7 @@ class Checker(Recorder):
             if self._claim():
                 what = f"rank {self._world.rank} raised {type(error).__name__}{where}, while the others were last seen"
                 error.add_note(self._world_table(what, {self._world.rank: "raised"}))
-        except DistStoreError:
+        except (DistError, LostError):
             return  # the store went first: there is nobody to tell
 
     def _meet(self, call: Call) -> None:
@@ -124,14 +129,39 @@ class Checker(Recorder):
             pause = min(2 * pause, LOOK_SECONDS / 4)
 
     def _absent(self, call: Call, key: str, what: str) -> NoReturn:
-        """Some rank did not come: say who, and what it did last."""
+        """Some rank did not come: say who, and what it did last.
+
+        A rank that waits for another in a meeting of its own keeps us waiting, but is not the cause: those that it
+        waits for are looked at in its place, and so on. Where all wait in a circle, all of them are shown.
+        """
         missing = self._missing(call, key)
+        cause, seen, ahead = [], set(call.ranks) - set(missing), list(missing)
+        last: dict[int, Call | None] = {}
+        while ahead:
+            rank = ahead.pop()
+            if rank in seen:
+                continue
+            seen.add(rank)
+            its = last[rank] = self._last(rank)
+            behind = self._waits_for(its)
+            ahead += behind
+            if not behind:
+                cause.append(rank)
         calls = {
             rank: self._last(rank) if rank in missing else decode(self._store.get(f"{key}/{place}"))[0]
             for place, rank in enumerate(call.ranks)
         }
-        notes = {rank: f"{(self._state(rank) or 'missing').upper()} since its last call" for rank in missing}
-        self._fail(f"call {call.number} of {call.channel} {what}", calls, notes)
+        guilty = cause or missing
+        notes = {rank: f"{(self._state(rank) or 'missing').upper()} since its last call" for rank in guilty}
+        notes |= {rank: "waits for others" for rank in last if rank not in notes}
+        self._fail(f"call {call.number} of {call.channel} {what}", {**last, **calls}, notes)
+
+    def _waits_for(self, call: Call | None) -> list[int]:
+        """Who has not come to the meeting in which a rank is; nobody, if it has left it."""
+        key = "" if call is None else f"{call.channel}/{call.number}"
+        if call is None or self._store.check([f"{key}/go"]):
+            return []
+        return self._missing(call, key)
 
     def _missing(self, call: Call, key: str) -> list[int]:
         return [rank for place, rank in enumerate(call.ranks) if not self._store.check([f"{key}/{place}"])]

@@ -8,6 +8,9 @@ from pathlib import Path
 import stretto
 from stretto.traffic.call import Call
 
+MOST = 64
+"""Ranks that a table shows."""
+
 HEAD = ("rank", "group", "call", "op", "shape", "dtype", "call site", "")
 
 
@@ -18,11 +21,20 @@ def table(
     others: Mapping[int, Call | None],
 ) -> str:
     """`what` happened, then a line for each rank of `calls`, and below them the last calls of the `others`."""
+    calls, more = _bounded(calls, notes)
+    others, more_others = _bounded(others, notes)
     rows = [_row(rank, call, notes.get(rank, "")) for rank, call in sorted(calls.items())]
     rows += [_row(rank, call, "last seen here") for rank, call in sorted(others.items())]
     widths = [max(len(row[n]) for row in (HEAD, *rows)) for n in range(len(HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (HEAD, *rows)]
+    lines += [f".. and {more + more_others} ranks more"] * (more + more_others > 0)
     return "\n".join([what, *(f"  {line.rstrip()}" for line in lines)])
+
+
+def _bounded(calls: Mapping[int, Call | None], notes: Mapping[int, str]) -> tuple[dict[int, Call | None], int]:
+    """So many calls as can be read, those with a note first; and how many are left out."""
+    ranks = sorted(calls, key=lambda rank: (rank not in notes, rank))
+    return {rank: calls[rank] for rank in ranks[:MOST]}, max(0, len(ranks) - MOST)
 
 
 def _row(rank: int, call: Call | None, note: str) -> tuple[str, ...]:

@@ -114,6 +114,7 @@ class Loop:
     def _step(self) -> Pending:
         """Launch one update; its figures are on their way."""
         step = self.train_state.step + 1
+        self.timeline.current = f"in step {step}"
         lr = learning_rate(step, self.args.optimizer)
         result = self.built.trainer.step(self._next_batch(), lr, stop=self.stop())
         figures = Readback(result.loss, result.grad_norm, result.votes)

@@ -21,7 +21,7 @@ import pytest
 import stretto
 from stretto.initialize.failures import Failure
 from stretto.initialize.stores import address_of, listen, serve_on, tcp_store
-from stretto.initialize.together import KEY
+from stretto.initialize.together import FIRST
 
 pytestmark = pytest.mark.gloo
 
@@ -63,7 +63,7 @@ def test_a_stranger_who_writes_to_the_store_runs_nothing(written: str, tmp_path:
     assert victim.stdout is not None
     assert victim.stdout.readline() == "ready\n"
     begun = time.monotonic()
-    tcp_store("127.0.0.1", server.port).set(f"0/{KEY}", value)
+    tcp_store("127.0.0.1", server.port).set(f"0/{FIRST}", value)
     _, errors = victim.communicate(timeout=25)
     assert victim.returncode == 1
     assert time.monotonic() - begun < 15

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from stretto.initialize import RendezvousError, initialize
 from stretto.initialize.environment import Launch
-from stretto.initialize.rendezvous import Hello, _connect, _ranges, disagreement, meet
+from stretto.initialize.rendezvous import _connect, meet
+from stretto.initialize.roll_call import ranges
 from stretto.testing import Fresh, Pool
 from stretto.world import World
 
@@ -114,13 +115,8 @@ def test_something_else_that_listens_on_the_port() -> None:
 
 
 def test_ranks_in_a_row_are_written_as_one() -> None:
-    assert _ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
-    assert _ranges([]) == ""
-
-
-def test_disagreements() -> None:
-    assert disagreement([Hello(0, 2, "a", 1), Hello(1, 2, "b", 1)], 2) == ""
-    assert "rank 1 (host b pid 7) was told of 3" in disagreement([Hello(1, 3, "b", 7)], 2)
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert ranges([]) == ""
 
 
 def leave(device: str) -> int:

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from stretto.initialize.clock import process_began
-from stretto.initialize.timeline import Phase, Timeline, line, slowest
+from stretto.initialize.timeline import Phase, Timeline, line, merge, of_rank, phases_of
 from stretto.testing import Pool
 from stretto.world import World
 
 
 @pytest.mark.pure
 def test_the_slowest_rank_of_each_phase() -> None:
-    phases = slowest([{"model": 1.0, "data": 0.5}, {"model": 4.0, "data": 0.25}, {"model": 1.0, "load": 2.0}])
+    ranks = [{"model": 1.0, "data": 0.5}, {"model": 4.0, "data": 0.25}, {"model": 1.0, "load": 2.0}]
+    phases = phases_of(merge([of_rank(rank, seconds) for rank, seconds in enumerate(ranks)]))
     assert phases == [Phase("model", 4.0, 1, 1.0), Phase("data", 0.5, 0, 0.25), Phase("load", 2.0, 2, 0.0)]
     assert line(phases[:1], 4.5) == "start-up 4.5 s: model 4.0 s on rank 1, median 1.0 s"
 

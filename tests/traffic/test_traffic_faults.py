@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,12 +62,33 @@ def test_a_right_program_is_let_through(fresh: Fresh) -> None:
     assert (ended.code, ended.err) == (0, "")
 
 
-def test_without_the_check_a_run_that_hangs_ends_with_what_each_rank_did_last(fresh: Fresh) -> None:
+def test_without_the_check_a_stopped_rank_is_named_alone(fresh: Fresh) -> None:
+    """Catches: a table of those who wait for it, and the traceback of one of them."""
     ended = fresh.run(programs.main, programs.stopped, False)
+    assert ended.code == 1
+    assert re.match(r"rank 2 does not answer: its process \(pid \d+ on .*\) is stopped", ended.err.splitlines()[-1])
+    assert "Traceback" not in ended.err
+    assert "call site" not in ended.err
+
+
+def test_without_the_check_a_killed_rank_is_named_once_last_and_alone(fresh: Fresh) -> None:
+    """Catches: a table that blames who lives, below or above it."""
+    ended = fresh.run(programs.main, programs.dead, False)
+    assert ended.code == 128 + signal.SIGKILL
+    assert ended.err.splitlines()[-1].startswith("Rank 2 of 4 was ended by SIGKILL")
+    assert "Traceback" not in ended.err
+    assert "call site" not in ended.err
+
+
+def test_the_check_follows_who_waits_for_whom(fresh: Fresh) -> None:
+    """Rank 2 is stopped; rank 0 waits for rank 1, which waits for rank 3, which waits for it, and is late to none.
+
+    Catches: an accusation of whoever the first rank whose time is up waits for.
+    """
+    ended = fresh.run(programs.main, programs.stopped_in_a_chain, True, (2, 2))
     assert ended.code != 0
-    assert ended.err.count("call site") == 1, ended.err
-    assert re.findall(r"^ +(\d+) .*NO ANSWER", ended.err, re.MULTILINE) == ["2"], ended.err
-    assert ended.err.count(f"traffic_faults.py:{line_of(programs.stopped, 'all_gather')}") >= 3, ended.err
+    assert [int(r) for r in re.findall(r"^ +(\d+) .*STOPPED", ended.err, re.MULTILINE)] == [2], ended.err
+    assert "MISSING" not in ended.err
 
 
 def test_without_the_check_a_run_that_lost_a_call_ends_with_who_lacks_it(fresh: Fresh) -> None:

@@ -91,6 +91,23 @@ def stopped(axis: Axis) -> None:
     all_gather(torch.ones(8), axis)
 
 
+def stopped_in_a_chain(state: ParallelState) -> None:
+    """tp groups 0-1 and 2-3, dp groups 0-2 and 1-3: rank 3 waits for 2 over tp, 1 for 3 over dp, 0 for 1 over tp."""
+    tp, dp = state.axis("tp"), state.axis("dp")
+    x = torch.ones(8)
+    all_reduce(x, tp)
+    rank = state.world.rank
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if rank in (2, 3):
+        all_reduce(x, tp)
+    else:
+        time.sleep(0.3 if rank == 1 else 0)
+    if rank in (1, 3):
+        all_reduce(x, dp)
+    all_reduce(x, tp)
+
+
 def busy(axis: Axis) -> None:
     all_reduce(torch.ones(8), axis)  # guilty
     while axis.rank == 2:
@@ -116,8 +133,10 @@ def wrong_message(axis: Axis) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    program: Callable[[Axis], None]
+    program: Callable[[Axis], None] | Callable[[ParallelState], None]
     checked: bool
+    sizes: tuple[int, int] = (1, 4)
+    """tp and dp; a program of several axes gets the state."""
 
     def __call__(self) -> int:
         with initialize(device="cpu", timeout=30.0) as world:
@@ -125,11 +144,12 @@ class Work:
         return 0
 
     def run(self, world: World) -> None:
+        tp, dp = self.sizes
         watcher = Checker(TIMEOUT) if self.checked else LastCalls(is_consequence)
         timeout = 30.0 if self.checked else TIMEOUT
-        with ParallelState.build(Layout.of(dp=4), world, timeout=timeout, watcher=watcher) as state:
-            self.program(state.axis("dp"))
+        with ParallelState.build(Layout.of(tp=tp, dp=dp), world, timeout=timeout, watcher=watcher) as state:
+            self.program(state.axis("dp") if tp == 1 else state)  # type: ignore[arg-type]
 
 
-def main(program: Callable[[Axis], None], checked: bool) -> int:
-    return run_local(4, Work(program, checked))
+def main(program: Callable[[Axis], None], checked: bool, sizes: tuple[int, int] = (1, 4)) -> int:
+    return run_local(4, Work(program, checked, sizes))
