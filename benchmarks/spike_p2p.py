@@ -108,7 +108,7 @@ def pipeline(design: Design, m: int, rows: int, width: int, depth: int) -> tuple
     """(seconds a step, seconds a microbatch takes to compute on one rank: forward and backward)."""
     dtype = torch.bfloat16 if CUDA else torch.float32
     stage = Stage(RANK, Layers(width, depth, dtype), TensorMeta((rows, width), dtype) if RANK else None)
-    link = Link(Axis("pp", RANK, (0, 1), design.down), DEVICE, Axis("up", RANK, (0, 1), design.up))
+    link = Link(Axis("pp", RANK, (0, 1), design.down), DEVICE, {(1, 0): Axis("up", RANK, (0, 1), design.up)})
     executor = Executor(lower(one_f_one_b(2, m)), RANK, {RANK: stage}, link, OwnWeights())
     x = torch.randn(rows, width, dtype=dtype, device=DEVICE)
 

@@ -71,6 +71,9 @@ class Failure:
             pickled = b""
         if isinstance(error, PeersSilentError):
             return cls(error.ranks[0], str(error), f"{error}\n", False, True, True, phase, pickled)
+        if isinstance(error, PeerFailedError):  # which is worth as much as what it repeats, and no traceback
+            cause = error.failure
+            return cls(cause.rank, summary, cause.text, True, False, cause.silent, phase, pickled)
         consequence = is_consequence(error)
         if finding := isinstance(error, CollectiveError):
             consequence = bool(error.silent)  # a table without them says who waits, and not for whom

@@ -125,7 +125,7 @@ def _conclude(workers: list[Worker]) -> int:
     if not failed:
         return 0
     cause = failed[0]
-    if not all(w.stopped for w in failed) and (cause.failure or len({w.code for w in workers}) > 1):
+    if not all(w.stopped and not w.halted for w in failed) and (cause.failure or len({w.code for w in workers}) > 1):
         endings: dict[str, list[str]] = {}
         for worker in sorted(failed[1:], key=lambda w: w.rank):
             endings.setdefault(worker.ending(), []).append(str(worker.rank))
@@ -144,10 +144,9 @@ def _conclude(workers: list[Worker]) -> int:
 
 def _cause(cause: Worker, failed: list[Worker], size: int) -> str:
     """The first cause, in words; of a rank that could say nothing itself, with what the others were doing."""
-    if cause.failure is not None and not cause.killed and not cause.halted:
-        return (
-            cause.failure.text if cause.failure.silent else f"Rank {cause.rank} of {size} failed:\n{cause.failure.text}"
-        )
+    told = cause.failure
+    if told is not None and not cause.killed and not cause.halted:
+        return told.text if told.silent else f"Rank {told.rank} of {size} failed:\n{told.text}"
     phases = Counter(w.failure.phase for w in failed if w.failure is not None and w.failure.phase)
     where = f", while the others were {phases.most_common(1)[0][0]}" if phases else ""
     return f"Rank {cause.rank} of {size} {cause.ending()}{where}\n"

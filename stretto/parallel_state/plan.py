@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,8 @@ from typing import Literal
 from stretto.layout import Layout
 
 Axes = tuple[str, ...]
-"""Axes together, as `("dp", "cp")`. `("pp:up",)` is the axis pp on the channel `up`, a communicator of its own."""
+"""Axes together, as `("dp", "cp")`. `("pp:0>1",)` is the messages from place 0 of the axis pp to place 1: a group of
+these two ranks, on a channel of its own where they go to an earlier place."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,14 @@ class PlannedGroup:
 def default_axes(layout: Layout) -> tuple[Axes, ...]:
     """The axes and combinations that a training step asks for; levels and experts where there are any.
 
-    Messages to earlier stages have the channel `up`: NCCL works off what is on one communicator in order, so a
-    gradient would wait behind an activation whose sender is late. Messages to later stages may share theirs with
-    the collectives over the same ranks, which all come when the last of these has long been used.
+    Each two neighbours of a pipeline have two communicators, see `neighbours`.
     """
     levels = tuple((axis,) for axis in layout.dense.levels if "." in axis)
     dense: tuple[Axes, ...] = (
         ("tp",),
         ("dp",),
         ("pp",),
-        ("pp:up",),
+        *neighbours(layout.size("pp")),
         ("cp",),
         *levels,
         ("dp", "cp"),
@@ -107,13 +107,36 @@ def plan(
     go through `axes` in the same order, the groups of one entry are disjoint, and whether an entry repeats an
     earlier set of ranks is the same for all ranks in that set.
     """
-    users: dict[tuple[tuple[int, ...], GroupOptions, frozenset[str]], list[Axes]] = {}
+    users: dict[tuple[tuple[int, ...], GroupOptions, str], list[Axes]] = {}
     for names in axes:
-        ranks = layout.group(rank, *geometric(names))
+        ranks = members(layout, rank, names)
         if len(ranks) > 1:
             chosen = (options or {}).get(frozenset(names), GroupOptions())
-            users.setdefault((ranks, chosen, _channels(names)), []).append(names)
+            users.setdefault((ranks, chosen, _channel(names)), []).append(names)
     return tuple(PlannedGroup(tuple(names), ranks, chosen) for (ranks, chosen, _), names in users.items())
+
+
+def neighbours(size: int, *, ring: bool = False) -> tuple[Axes, ...]:
+    """The axes that carry the messages between neighbours of a pipeline of `size` ranks, each pair's each direction.
+
+    NCCL works off what is on one communicator in order, so what one rank sends would wait for what its neighbour on the
+    other side has not sent yet, and a gradient behind an activation whose sender is late. Messages to a later place may
+    share their group with collectives over the same two ranks, which come when the last of these has long been used.
+    With `ring` the last and the first are neighbours too, as where each rank has several stages in turn.
+    """
+    pairs = [(i, i + 1) for i in range(size - 1)] + [(size - 1, 0)] * (ring and size > 2)
+    return tuple((f"pp:{a}>{b}",) for i, j in pairs for a, b in ((i, j), (j, i)))
+
+
+def members(layout: Layout, rank: int, names: Axes) -> tuple[int, ...]:
+    """The ranks that `rank` shares these axes with, ascending; itself alone where a pair is of others."""
+    ranks = layout.group(rank, *geometric(names))
+    if (ends := _pair(names)) is None:
+        return ranks
+    if max(ends) >= len(ranks) or ends[0] == ends[1]:
+        raise ValueError(f"{names[0]} names places of an axis of {len(ranks)} ranks, two different ones from 0 on")
+    pair = tuple(sorted(ranks[place] for place in ends))
+    return pair if rank in pair else (rank,)
 
 
 def geometric(names: Axes) -> Axes:
@@ -121,5 +144,14 @@ def geometric(names: Axes) -> Axes:
     return tuple(name.partition(":")[0] for name in names)
 
 
-def _channels(names: Axes) -> frozenset[str]:
-    return frozenset(channel for name in names if (channel := name.partition(":")[2]))
+def _pair(names: Axes) -> tuple[int, int] | None:
+    """The places between which messages go, for one axis with such a channel."""
+    found = re.fullmatch(r"[^:]+:(\d+)>(\d+)", names[0]) if len(names) == 1 else None
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _channel(names: Axes) -> str:
+    """What keeps groups of the same ranks apart."""
+    if (ends := _pair(names)) is not None:
+        return "up" if ends[1] < ends[0] else ""
+    return " ".join(sorted({channel for name in names if (channel := name.partition(":")[2])}))

@@ -101,7 +101,8 @@ class ParallelState:
             world: where this process is; a world of one rank needs no process group and no store.
             timeout: seconds that a collective of these groups may take; None: 600.
             axes: the axes and combinations that `axis` will be asked for; None: `default_axes(layout)`. After a
-                colon an axis may name a channel, as in `("pp:up",)`: it shares no group with other channels.
+                colon an axis may name a channel, as in `("pp:late",)`: it shares no group with other channels; or the
+                messages between two places, as in `("pp:0>1",)`: a group of these two.
             options: for the groups of some axes, as `{"tp": ..., "dp-cp": ...}`.
             watcher: is told of each communication over the groups right before it is issued.
 

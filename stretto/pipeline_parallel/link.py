@@ -11,8 +11,9 @@ message may be issued on its own, without grouping it with one that goes the oth
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 import torch
 import torch.distributed as dist
@@ -35,19 +36,28 @@ HEADER: Final = TensorMeta((MAX_DIM + 1,), torch.int64)
 class Link:
     """Sends and receives between this rank and the others of a pipeline axis.
 
-    Ranks are those of the axis. `upward`, an axis of the same ranks with a communicator of its own, carries
-    the messages to lower ranks: with NCCL, which works off the messages between two ranks one by one, the two
-    directions then do not wait for each other. By default both directions share `axis`.
+    Ranks are those of the axis. `pairs`, by (source, destination), are axes of these two ranks alone, each with a
+    communicator of its own: NCCL works off what is on one communicator in order, so that neighbours and directions
+    would wait for each other. What has none goes over `axis`.
     """
 
     axis: Axis
     device: torch.device
-    upward: Axis | None = None
+    pairs: Mapping[tuple[int, int], Axis] = field(default_factory=dict)
     _under_way: dict[int, deque[UnderWay]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.upward is not None and self.upward.ranks != self.axis.ranks:
-            raise ValueError(f"upward={self.upward} must join the ranks of {self.axis} in the same order")
+        for (source, to), pair in self.pairs.items():
+            if sorted(pair.ranks) != sorted((self.axis.ranks[source], self.axis.ranks[to])):
+                raise ValueError(f"{pair} must join the ranks {source} and {to} of {self.axis}")
+
+    @classmethod
+    def between(cls, axis: Axis, device: torch.device, find: Callable[[str], Axis], *, ring: bool = False) -> Self:
+        """With a communicator for each neighbour and direction: `find` gives the axis of a name such as `pp:0>1`."""
+        here, size = axis.rank, axis.size
+        near = {(here + step) % size for step in (-1, 1) if ring or 0 <= here + step < size} - {here}
+        ends = [pair for other in sorted(near) for pair in ((here, other), (other, here))]
+        return cls(axis, device, {(a, b): find(f"{axis.name}:{a}>{b}") for a, b in ends})
 
     def send(self, x: Tensor, to: int) -> None:
         """Begin to send `x`; it must not be changed any more."""
@@ -57,13 +67,14 @@ class Link:
         if len(under_way) == AHEAD:
             under_way.popleft().take()
         x = x.contiguous()
-        group = self._group("send", x, self.axis.rank, to)
-        under_way.append(UnderWay(x, dist.isend(x, group=group, group_dst=to)))
+        group, place = self._group("send", x, self.axis.rank, to)
+        under_way.append(UnderWay(x, dist.isend(x, group=group, group_dst=place)))
 
     def recv(self, meta: TensorMeta, source: int) -> UnderWay:
         """Post the receive of the next tensor from `source`."""
         x = torch.empty(meta.shape, dtype=meta.dtype, device=self.device)
-        work = dist.irecv(x, group=self._group("recv", x, source, self.axis.rank), group_src=source)
+        group, place = self._group("recv", x, source, self.axis.rank)
+        work = dist.irecv(x, group=group, group_src=place)
         return UnderWay(x, work)
 
     def announce(self, meta: TensorMeta, to: int) -> None:
@@ -89,11 +100,12 @@ class Link:
             while under_way:
                 under_way.popleft().take()
 
-    def _group(self, op: str, x: Tensor, source: int, to: int) -> ProcessGroup:
-        """The communicator of a message that is about to be issued."""
-        axis = self.upward if self.upward is not None and to < source else self.axis
+    def _group(self, op: str, x: Tensor, source: int, to: int) -> tuple[ProcessGroup, int]:
+        """The communicator of a message that is about to be issued, and the place of the other rank in it."""
+        axis = self.pairs.get((source, to), self.axis)
         if axis.group is None:
             raise ValueError(f"a message from rank {source} to rank {to} over {axis}, which has one rank only")
+        ends = axis.ranks.index(self.axis.ranks[source]), axis.ranks.index(self.axis.ranks[to])
         if axis.watch is not None:
-            axis.watch(axis, op, x, (source, to))
-        return axis.group
+            axis.watch(axis, op, x, ends)
+        return axis.group, ends[op == "send"]

@@ -83,7 +83,7 @@ def build(args: Arguments, state: ParallelState) -> Built:
         fuse=partial(fused, dynamic=True) if args.run.compile else None,
     )
     optimizer.initialize(args.run.seed)
-    link = Link(axis, state.world.device, upward=state.axis("pp:up"))
+    link = Link.between(axis, state.world.device, state.axis)
     trainer = Trainer(
         Executor(program, axis.rank, stages, link, weights),
         weights,

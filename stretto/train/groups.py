@@ -46,6 +46,6 @@ def _window(args: Arguments) -> int | None:
 
 
 def _wide(layout: Layout, axis: str) -> frozenset[str]:
-    """The axes of more than one rank in a combination such as dp-cp; a channel, as in pp:up, is one of its axis."""
+    """The axes of more than one rank in a combination such as dp-cp; a channel, as in pp:0>1, is one of its axis."""
     names = [name.partition(":")[0] for name in axis.split("-")]
     return frozenset(name for name in names if layout.size(name) > 1)

@@ -111,7 +111,8 @@ class _Step:
         cut = self.layout.size("tp") if self.args.parallel.sequence_parallel else 1
         size = self.microbatches * self.activation / cut
         last = stage == self.layout.size("pp") - 1
-        return {("pp", "send"): 0.0 if last else size, ("pp:up", "send"): size if stage else 0.0}
+        down = {} if last else {(f"pp:{stage}>{stage + 1}", "send"): size}
+        return {**down, **({(f"pp:{stage}>{stage - 1}", "send"): size} if stage else {})}
 
     def gradients(self, part: StagePart, tp_rank: int) -> Bytes:
         """Every gradient once over the replicas; those of which several ranks hold parts once more over these."""

@@ -47,7 +47,7 @@ def test_a_run_says_what_runs_and_what_came_of_it(cube: tuple[Path, str], corpus
         assert (before.count(once), after.count(once)) == (1, 1)
     assert f"{corpus.name}: 60 documents" in before
     assert f"step 4, {out}/checkpoints/step-00000004" in before
-    for shown in ("groups  ", "pp:up[0,4]"):
+    for shown in ("groups  ", "pp:1>0[0,4]"):
         assert shown in before
     (start,) = (line for line in before.splitlines() if line.startswith("start-up "))
     assert after.count("start-up") == 0

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,21 +43,24 @@ def enter(host: str) -> None:
             raise OSError(ctypes.get_errno(), f"setns {host}")
 
 
-def task(host: str, env: dict[str, str], die: bool) -> None:
+def task(host: str, env: dict[str, str], what: str) -> None:
     """One rank: its sum, or what it failed with, and after how many seconds, as a line of JSON."""
     enter(host)
     os.environ["GLOO_SOCKET_IFNAME"] = "eth0"
     began = time.monotonic()
     said = ""
     try:
-        with initialize(env=env, start_timeout=3, timeout=60, threads=1) as world:
+        with initialize(env=env, start_timeout=3, timeout=5 if what == "link cut" else 60, threads=1) as world:
             x = torch.ones(1)
             dist.all_reduce(x)
             said = f"sum {x.item():.0f}"
-            if die and world.rank == 5:
+            if what == "killed rank" and world.rank == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if die:
+            if what == "killed rank":
                 dist.barrier()
+            while what == "link cut":
+                dist.all_reduce(x)
+                time.sleep(0.1)
     except Exception as error:  # noqa: BLE001  # what it is, the test says
         said = f"{type(error).__name__}: {error}"
     line = json.dumps([int(env["SLURM_PROCID"]), said, time.monotonic() - began])
@@ -84,8 +88,11 @@ def main(hosts: Sequence[str], what: str) -> int:
         if child := os.fork():
             children.append(child)
         else:
-            task(hosts[rank // PER_HOST], env, what == "killed rank")
+            task(hosts[rank // PER_HOST], env, what)
             os._exit(0)
+    if what == "link cut":
+        time.sleep(4)
+        subprocess.run(["ip", "-n", hosts[0], "link", "set", "eth0", "down"], check=True)
     for child in children:
         os.waitpid(child, 0)
     if squatter:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import sys
 
 import launch_programs as ranks
 import pytest
+import stop_programs as stops
 
 from stretto.testing import Ended, Fresh
 
@@ -66,6 +68,22 @@ def test_a_rank_that_is_killed_is_named(fresh: Fresh) -> None:
     assert ended.code == 128 + signal.SIGKILL
     assert "Rank 1 of 3 was ended by SIGKILL" in ended.err.splitlines()[-1]
     assert ended.seconds < 15
+
+
+@pytest.mark.parametrize(
+    ("where", "victim"),
+    [("default group", 2), ("groups", 2), ("groups", 0), ("after the last save", 2), ("after all", 0)],
+)
+def test_a_rank_that_is_stopped_is_named_alone_in_every_phase(fresh: Fresh, where: str, victim: int) -> None:
+    """Catches: a raw error of the store, an accusation of who waits, and a command that never ends."""
+    ended = fresh.run(stops.main, where, victim, env=ENV)
+    assert ended.code in (1, 128 + signal.SIGKILL)
+    said = ended.err.splitlines()
+    named = rf"rank {victim} does not answer: its process \(pid \d+ on .*\) is stopped|Rank {victim} of 4 was stopped"
+    assert re.match(named, said[-1]), ended.err
+    assert "Traceback" not in ended.err
+    assert sum(" does not answer" in line or " was stopped" in line for line in said) == 1, ended.err
+    assert ended.seconds < 20
 
 
 def test_the_same_exit_code_of_all_is_the_exit_code_without_a_word(fresh: Fresh) -> None:

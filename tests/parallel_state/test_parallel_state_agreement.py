@@ -116,7 +116,7 @@ def test_every_group_has_a_name_and_a_price(pool: Pool) -> None:
     assert pool.run(4, priced)[1] == [
         ("tp[0-1]", 2, True),
         ("pp[1,3]", 2, True),
-        ("pp:up[1,3]", 2, True),
+        ("pp:1>0[1,3]", 2, True),
         ("tp-pp[0-3]", 4, True),
     ]
 
@@ -135,7 +135,7 @@ def flight_recording(world: World) -> set[str]:
 
 
 def test_flight_recordings_name_a_group_after_its_axis_and_ranks(pool: Pool) -> None:
-    assert {"tp[2-3]", "pp[1,3]", "pp:up[1,3]", "tp-pp[0-3]"} <= pool.run(4, flight_recording)[3]
+    assert {"tp[2-3]", "pp[1,3]", "pp:1>0[1,3]", "tp-pp[0-3]"} <= pool.run(4, flight_recording)[3]
 
 
 def own_timeouts(world: World) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
-from stretto.parallel_state.plan import geometric
+from stretto.parallel_state.plan import members
 from stretto.testing import Pool
 from stretto.world import World
 
@@ -46,5 +46,5 @@ def test_sixty_four_ranks_hear_exactly_each_other(crowd: Pool, sizes: dict[str, 
         slowest = max(slowest, seconds)
         assert len(heard) > 10
         for name, ranks in heard:
-            assert ranks == list(layout.group(rank, *geometric(tuple(name.split("-"))))), (rank, name)
+            assert ranks == list(members(layout, rank, tuple(name.split("-")))), (rank, name)
     print(f"64 ranks built {len(heard)} axes each in {slowest:.1f} s")

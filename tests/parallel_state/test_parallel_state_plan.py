@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, default_axes, plan
+from stretto.parallel_state.plan import neighbours
 
 pytestmark = pytest.mark.gloo  # no processes, but the room imports torch
 
@@ -48,8 +49,9 @@ def test_no_order_of_arrival_can_deadlock(layout: Layout, random: st.DrawFn) -> 
 def test_a_rank_is_in_few_groups_each_set_of_ranks_once(layout: Layout, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, layout.world - 1))
     planned = plan(layout, rank, default_axes(layout))
-    assert len(planned) <= 20
-    assert len({each.ranks for each in planned if ":" not in str(each)}) == len(planned) - (layout.size("pp") > 1)
+    assert len(planned) <= 22
+    plain = [each.ranks for each in planned if ":" not in str(each)]
+    assert len(set(plain)) == len(plain)
     assert all(len(each.ranks) > 1 and rank in each.ranks for each in planned)
 
 
@@ -66,7 +68,7 @@ def test_reads_like_a_list() -> None:
         "tp[4-5]",
         "dp[5,7]",
         "pp[1,5]",
-        "pp:up[1,5]",
+        "pp:1>0[1,5]",
         "tp-pp[0,1,4,5]",
         "pp-dp-cp[1,3,5,7]",
         "tp-cp-dp-pp[0-7]",
@@ -78,8 +80,31 @@ def test_a_channel_shares_its_group_with_no_other() -> None:
     """Else a gradient on its way up would wait behind what the collectives of the same ranks wait for."""
     (down, up) = plan(Layout.of(pp=2), 0, default_axes(Layout.of(pp=2)))
     assert down.ranks == up.ranks == (0, 1)
-    assert up.axes == (("pp:up",),)
-    assert {("pp",), ("embed",), ("tp", "pp")} < set(down.axes)
+    assert up.axes == (("pp:1>0",),)
+    assert {("pp",), ("pp:0>1",), ("embed",), ("tp", "pp")} < set(down.axes)
+
+
+@pytest.mark.parametrize("pp", [2, 3, 4, 8])
+def test_neighbours_of_a_pipeline_have_a_group_for_each_direction(pp: int) -> None:
+    """Of two ranks, and as few as there are neighbours. Catches: one group of all, on which a rank's message to one
+    neighbour waits for that from the other."""
+    layout = Layout.of(tp=2, pp=pp)
+    for rank in range(layout.world):
+        planned = plan(layout, rank, default_axes(layout))
+        carries = {name: each for each in planned for (name, *_) in each.axes if ">" in name}
+        place = layout.coords(rank)["pp"]
+        near = [other for other in (place - 1, place + 1) if 0 <= other < pp]
+        assert set(carries) == {f"pp:{a}>{b}" for other in near for a, b in ((place, other), (other, place))}
+        for name, group in carries.items():
+            ends = sorted(int(end) for end in name.removeprefix("pp:").split(">"))
+            assert group.ranks == tuple(layout.group(rank, "pp")[end] for end in ends)
+        assert len({id(group) for group in carries.values()}) == len(carries)
+    assert len(neighbours(pp, ring=True)) == (2 * pp if pp > 2 else 2)
+
+
+def test_places_that_are_not_there_are_an_error() -> None:
+    with pytest.raises(ValueError, match="pp:1>2 names places of an axis of 2 ranks"):
+        plan(Layout.of(pp=2), 0, (("pp:1>2",),))
 
 
 def test_other_options_make_another_group() -> None:

@@ -100,6 +100,20 @@ def pp_axis(world: World, name: str = "pp") -> Axis:
     return Axis(name, world.rank, ranks, dist.new_group(list(world.ranks)) if world.size > 1 else None)
 
 
+def pairs(world: World) -> dict[tuple[int, int], Axis]:
+    """A communicator for each two neighbours of the ring and each direction: all ranks make all of them."""
+    ring = [(i, (i + 1) % world.size) for i in range(world.size)]
+    groups = {
+        (a, b): dist.new_group([world.ranks[a], world.ranks[b]])
+        for a, b in dict.fromkeys(pair for i, j in ring for pair in ((i, j), (j, i)))
+    }
+    return {
+        ends: Axis(f"pp:{ends[0]}>{ends[1]}", sorted(ends).index(world.rank), tuple(sorted(ends)), group)
+        for ends, group in groups.items()
+        if world.rank in ends
+    }
+
+
 def run_step(
     world: World,
     model: Model,
@@ -109,7 +123,7 @@ def run_step(
     weights: Weights | None = None,
 ) -> Outcome:
     axis = pp_axis(world)
-    link = Link(axis, world.device, pp_axis(world, "pp upward") if two_ways else None)
+    link = Link(axis, world.device, pairs(world) if two_ways else {})
     stages = {s: model.stage(s) for s, rank in enumerate(program.placement) if rank == world.rank}
     executor = Executor(program, world.rank, stages, link, weights or OwnWeights())
     batch = model.microbatches(program.num_microbatches)

@@ -248,8 +248,8 @@ def test_an_announcement_says_all(shape: list[int], dtype: torch.dtype) -> None:
 
 
 def test_link_refuses_another_set_of_ranks() -> None:
-    with pytest.raises(ValueError, match=r"upward=up\[0, 2\] must join the ranks of pp\[0, 1\]"):
-        Link(Axis("pp", 0, (0, 1)), torch.device("cpu"), Axis("up", 0, (0, 2)))
+    with pytest.raises(ValueError, match=r"up\[0, 2\] must join the ranks 1 and 0 of pp\[0, 1\]"):
+        Link(Axis("pp", 0, (0, 1)), torch.device("cpu"), {(1, 0): Axis("up", 0, (0, 2))})
 
 
 class Drained(Link):

@@ -53,7 +53,7 @@ def _large(world: World, m: int, two_ways: bool) -> tuple[float, float]:
     """Messages of 256 MiB, which NCCL cannot buffer: every send really waits for its receive."""
     shape = (8192, 8192)
     axis = pt.pp_axis(world)
-    link = Link(axis, world.device, pt.pp_axis(world, "upward") if two_ways else None)
+    link = Link(axis, world.device, pt.pairs(world) if two_ways else {})
     boundary = TensorMeta(shape, torch.float32) if world.rank else None
     stage = Stage(world.rank, Scale(world.rank == 0, world.rank == 1, shape).to(world.device), boundary)
     executor = Executor(lower(one_f_one_b(2, m)), world.rank, {world.rank: stage}, link, OwnWeights())

@@ -22,6 +22,7 @@ class Sent:
     """A send that completes when it is told to, or is waited for."""
 
     group: Any
+    place: int = 0
     completed: bool = False
     waited: bool = False
 
@@ -36,8 +37,8 @@ class Sent:
 class Wire:
     works: list[Sent] = field(default_factory=list)
 
-    def post(self, _: torch.Tensor, group: Any, **__: int) -> Sent:
-        self.works.append(Sent(group))
+    def post(self, _: torch.Tensor, group: Any, **ends: int) -> Sent:
+        self.works.append(Sent(group, *ends.values()))
         return self.works[-1]
 
 
@@ -49,10 +50,15 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     return wire
 
 
-def link(rank: int, two_ways: bool = False) -> Link:
-    ranks = (0, 1, 2)
-    down, up = (Axis(name, rank, ranks, name) for name in ("down", "up"))  # type: ignore[arg-type]
-    return Link(down, torch.device("cpu"), up if two_ways else None)
+def link(rank: int, pairs: bool = False) -> Link:
+    """Of three ranks; each communicator is known by its name."""
+
+    def find(name: str) -> Axis:
+        ranks = tuple(sorted(int(place) for place in name.removeprefix("pp:").split(">")))
+        return Axis(name, ranks.index(rank), ranks, name)  # type: ignore[arg-type]
+
+    axis = Axis("pp", rank, (0, 1, 2), "pp")  # type: ignore[arg-type]
+    return Link.between(axis, torch.device("cpu"), find) if pairs else Link(axis, torch.device("cpu"))
 
 
 def test_sends_run_ahead_by_so_many_and_no_more(wire: Wire) -> None:
@@ -80,14 +86,22 @@ def test_drain_waits_for_all(wire: Wire) -> None:
     assert all(w.waited for w in wire.works)
 
 
-@pytest.mark.parametrize(("two_ways", "expected"), [(False, ["down"] * 4), (True, ["down", "up", "down", "up"])])
-def test_each_way_has_its_communicator(wire: Wire, two_ways: bool, expected: list[str]) -> None:
-    middle, meta = link(1, two_ways), TensorMeta((1,), torch.float32)
+@pytest.mark.parametrize(
+    ("pairs", "expected", "places"),
+    [(False, ["pp"] * 4, [2, 0, 0, 2]), (True, ["pp:1>2", "pp:1>0", "pp:0>1", "pp:2>1"], [1, 0, 0, 1])],
+)
+def test_each_neighbour_and_direction_has_its_communicator(
+    wire: Wire, pairs: bool, expected: list[str], places: list[int]
+) -> None:
+    """Catches: one communicator of all, on which what goes to one neighbour waits for the other; a place of the whole
+    axis where that in the pair is meant."""
+    middle, meta = link(1, pairs), TensorMeta((1,), torch.float32)
     middle.send(torch.zeros(1), to=2)
     middle.send(torch.zeros(1), to=0)
     middle.recv(meta, source=0)
     middle.recv(meta, source=2)
     assert [w.group for w in wire.works] == expected
+    assert [w.place for w in wire.works] == places
 
 
 def test_a_message_over_one_rank_is_an_error() -> None:

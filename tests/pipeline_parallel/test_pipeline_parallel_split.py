@@ -226,7 +226,7 @@ class Dawdles(nn.Module):
 
 
 def _any_step(world: World, model: Model, schedule: Schedule, two_ways: bool) -> pt.Outcome:
-    link = Link(pt.pp_axis(world), world.device, pt.pp_axis(world, "upward") if two_ways else None)
+    link = Link(pt.pp_axis(world), world.device, pt.pairs(world) if two_ways else {})
     here = [s for s, rank in enumerate(schedule.placement) if rank == world.rank]
     stages = {s: split_stage(model, s, aware=s % 2 == 0) for s in here}
     parts = {s: stage.module for s, stage in stages.items()}

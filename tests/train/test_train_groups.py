@@ -25,7 +25,7 @@ def options(words: str) -> dict[str, GroupOptions]:
 
 
 def test_the_axes_to_name_are_those_that_have_groups() -> None:
-    """A channel, as in pp:up, has the options of its axis."""
+    """A channel, as in pp:0>1, has the options of its axis."""
     assert set(get_args(AxisName)) == {"-".join(a) for a in default_axes(Layout.of()) if ":" not in a[0]}
 
 
@@ -40,7 +40,7 @@ def test_dp_is_also_the_groups_that_gradients_are_reduced_over() -> None:
 
 def test_an_option_of_the_pipeline_is_that_of_both_directions() -> None:
     said = options("--pp 2 --dp 2 --layers 4 --device cuda --high-priority pp --max-ctas pp=4,dp=8 --min-ctas dp=2")
-    assert said["pp"] == said["pp:up"] == GroupOptions(high_priority=True, max_ctas=4)
+    assert said["pp"] == said["pp:0>1"] == said["pp:1>0"] == GroupOptions(high_priority=True, max_ctas=4)
     assert said["dp"] == said["dp-cp"] == GroupOptions(min_ctas=2, max_ctas=8)
 
 
