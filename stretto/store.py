@@ -54,6 +54,11 @@ class TimedStore:
         self.store, self.seconds = store, seconds
         self._line = line or _Line()
 
+    @classmethod
+    def over(cls, store: Store | TimedStore) -> TimedStore:
+        """This store with deadlines, if it has none yet."""
+        return store if isinstance(store, TimedStore) else cls(store)
+
     def under(self, prefix: str) -> TimedStore:
         """A part of it, over the same connection."""
         return TimedStore(PrefixStore(prefix, self.store), self.seconds, self._line)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 
-from stretto.exchange import all_gather_bytes
+from stretto.exchange import all_gather_bytes, all_same
 from stretto.world import World
 
 
@@ -54,10 +54,14 @@ class Peers:
         return self.size == 1
 
     def gather(self, mine: str | None) -> list[str | None]:
-        """Every rank's value, on every rank; over the CPU back end where the group has one."""
-        if self.alone:
-            return [mine]
-        said = all_gather_bytes(json.dumps(mine).encode(), self.size, self.group)
+        """Every rank's value, on every rank; over the CPU back end where the group has one.
+
+        Mostly all have the same, and then no more than that is asked.
+        """
+        data = json.dumps(mine).encode()
+        if all_same(data, self.size, self.group):
+            return [mine] * self.size
+        said = all_gather_bytes(data, self.size, self.group)
         return [json.loads(text) for text in said]
 
     def require_same(self, what: str, mine: str) -> None:

@@ -73,18 +73,21 @@ def meet(launch: Launch, *, timeout: float) -> Iterator[tuple[Store, str]]:
     visit = job.add(f"visits/{launch.rank}", 0)  # how often it was here before, and left: old keys are not for us
     here = PrefixStore(str(visit), job)
     try:
-        server = _check_in(TimedStore(here), launch, deadline, timeout)
+        server = check_in(TimedStore(here), launch, deadline, timeout)
     except (DistError, StoreLostError) as error:
         raise RendezvousError(f"rank {launch.rank}: the store of rank 0 went away while ranks met: {error}") from None
     yield here, server
     with suppress(DistError, StoreLostError):  # the server may have left before us: then there is nothing to tell it
-        own = TimedStore(job)
-        own.add(f"visits/{launch.rank}", 1)
-        last = combine(own.under(f"goodbyes/{visit}"), launch.rank, launch.size, "") is not None
-        if last:
-            own.set(f"goodbye/{visit}", "")
-        elif server_of_store:
-            own.poll(f"goodbye/{visit}", GRACE_SECONDS)
+        goodbye(TimedStore(job), launch.rank, launch.size, visit, serves=server_of_store is not None)
+
+
+def goodbye(store: TimedStore, rank: int, size: int, visit: int, *, serves: bool) -> None:
+    """Leave in good order; who serves the store waits a moment for the others to do so."""
+    store.add(f"visits/{rank}", 1)
+    if combine(store.under(f"goodbyes/{visit}"), rank, size, "") is not None:
+        store.set(f"goodbye/{visit}", "")
+    elif serves:
+        store.poll(f"goodbye/{visit}", GRACE_SECONDS)
 
 
 def _serve(launch: Launch) -> tuple[str, Store]:
@@ -165,7 +168,7 @@ def _client(addr: str, port: int, seconds: float) -> Store | None:
         return None
 
 
-def _check_in(store: TimedStore, launch: Launch, deadline: float, timeout: float) -> str:
+def check_in(store: TimedStore, launch: Launch, deadline: float, timeout: float) -> str:
     """Say hello; who comes last, or finds a contradiction, tells all. A rank sends and reads a few small values.
 
     Rank 0 looks at the time, and says who is missing. Returns where the store is, in words.

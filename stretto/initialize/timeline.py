@@ -89,7 +89,7 @@ class Timeline:
         own = of_rank(world.rank, self.seconds)
         if world.store is None:
             return phases_of(own)
-        store = TimedStore(world.store).under(key)
+        store = TimedStore.over(world.store).under(key)
         if (whole := combine(store, world.rank, world.size, json.dumps(own), _merged)) is not None:
             store.set("whole", whole)
         if world.rank != 0 or not store.wait("whole", GATHER_SECONDS):

@@ -51,7 +51,7 @@ def failing_together(
     Raises `PeerFailedError` in place of an exception that only says that a peer is gone, when it is known why, and
     `PeersSilentError` where this rank found out who it is.
     """
-    ours = _Ours(TimedStore(store, REQUEST_SECONDS), rank, size, phase, served_by)
+    ours = Ours(TimedStore(store, REQUEST_SECONDS), rank, size, phase, served_by)
     introduce(ours.store, rank)
     watching = Thread(target=_watch, args=(ours, store), name="stretto-watch", daemon=True)
     watching.start()
@@ -74,7 +74,7 @@ def failing_together(
     watching.join(LEAVE_SECONDS)
 
 
-class _Ours:
+class Ours:
     """What one rank knows of the run's end."""
 
     def __init__(self, store: TimedStore, rank: int, size: int, phase: Callable[[], str], served_by: str) -> None:
@@ -151,15 +151,14 @@ class _Ours:
             raise lost
 
 
-def _watch(ours: _Ours, store: Store) -> None:
+def _watch(ours: Ours, store: Store) -> None:
     """Answer roll calls, and end this process when another rank has failed and this one does not end by itself."""
     try:
         line = TimedStore(store.clone(), ours.store.seconds)  # type: ignore[attr-defined]  # nobody's wait blocks it
         number = 0
-        while line.wait(f"event/{number}", FOREVER):
-            value = line.get(f"event/{number}")
+        while True:
+            said = _read(next_event(line, number))
             number += 1
-            said = _read(value)
             if isinstance(said, Failure):
                 ours.cause = said
                 ours.told.set()
@@ -177,6 +176,12 @@ def _watch(ours: _Ours, store: Store) -> None:
         sys.stderr.write(f"\n{PeerFailedError(ours.cause)}")
         sys.stderr.flush()
         os._exit(1)
+
+
+def next_event(store: TimedStore, number: int) -> bytes:
+    """The event of that number, once there is one."""
+    store.wait(f"event/{number}", FOREVER)
+    return store.get(f"event/{number}")
 
 
 def _read(value: bytes) -> Failure | tuple[str, int]:

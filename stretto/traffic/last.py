@@ -43,7 +43,7 @@ class LastCalls(Recorder):
 
     def attach(self, world: World, store: Store) -> None:
         """Remember where the ranks meet."""
-        self._world, self._store = world, TimedStore(store)
+        self._world, self._store = world, TimedStore.over(store)
 
     def close(self) -> None:
         """Leave this rank's last calls for others, who may fail because it lacks one."""

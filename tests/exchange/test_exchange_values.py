@@ -49,3 +49,13 @@ def test_one_rank_needs_no_group() -> None:
     axis = Axis.single("dp")
     assert all_gather_json({"a": [1]}, axis) == [{"a": [1]}]
     assert torch.equal(all_gather_tensors({"x": torch.ones(2)}, axis)[0]["x"], torch.ones(2))
+
+
+def _same(world: World, values: list[bytes]) -> bool:
+    return all_same(values[world.rank], world.size, None)
+
+
+@pytest.mark.parametrize(("values", "same"), [([b"a"] * 3, True), ([b"a", b"a", b"b"], False), ([b""] * 3, True)])
+def test_all_ranks_know_whether_all_have_the_same(pool: Pool, values: list[bytes], same: bool) -> None:
+    """Catches: a rank that compares itself with one other only."""
+    assert pool.run(3, _same, values) == [same] * 3

@@ -102,7 +102,7 @@ def pp_axis(world: World, name: str = "pp") -> Axis:
 
 def pairs(world: World) -> dict[tuple[int, int], Axis]:
     """A communicator for each two neighbours of the ring and each direction: all ranks make all of them."""
-    ring = [(i, (i + 1) % world.size) for i in range(world.size)]
+    ring = [(i, (i + 1) % world.size) for i in range(world.size) if world.size > 1]
     groups = {
         (a, b): dist.new_group([world.ranks[a], world.ranks[b]])
         for a, b in dict.fromkeys(pair for i, j in ring for pair in ((i, j), (j, i)))
