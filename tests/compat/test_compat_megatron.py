@@ -58,6 +58,12 @@ def test_what_a_script_leaves_unsaid_is_megatrons_default() -> None:
     assert values(SMALL.replace("--hidden-dropout 0", ""))["model.dropout"] == 0.1
 
 
+def test_the_forms_of_gelu_are_told_apart() -> None:
+    """Catches --openai-gelu trained with the exact form."""
+    assert values(SMALL + " --openai-gelu")["model.activation"] == "gelu-tanh"
+    assert values(SMALL + " --swiglu")["model.activation"] == "swiglu"
+
+
 def test_the_published_gpt3_175b_needs_dropout_of_attention_fp16_and_a_ramp() -> None:
     """The flags of examples/gpt3/train_gpt3_175b_distributed.sh of NVIDIA/Megatron-LM."""
     flags = """
