@@ -37,7 +37,9 @@ class ModelConfig:
     norm_eps: float = setting(1e-5, "added to the variance in a norm", above=0)
     position: Literal["rope", "learned"] = setting("rope", "rotary or learned absolute positions")
     rope_base: float = setting(10_000.0, "base of the rotary wavelengths", above=1)
-    activation: Literal["swiglu", "gelu"] = setting("swiglu", "non-linearity of the feed-forward block")
+    activation: Literal["swiglu", "gelu", "gelu-tanh"] = setting(
+        "swiglu", "non-linearity of the feed-forward block; gelu is the exact one, gelu-tanh that of GPT-2"
+    )
     bias: bool = setting(False, "biases in all linear layers")
     qkv_bias: bool = setting(False, "biases in the query, key and value projections alone")
     tied: bool = setting(False, "one matrix serves as embedding and as output head")
@@ -62,7 +64,7 @@ class ModelConfig:
         """Inner size of the feed-forward block: `ffn`, or 4h (GELU) / the next multiple of 64 of 8h/3 (SwiGLU)."""
         if self.ffn is not None:
             return self.ffn
-        return 4 * self.hidden if self.activation == "gelu" else -(-(8 * self.hidden) // (3 * 64)) * 64
+        return -(-(8 * self.hidden) // (3 * 64)) * 64 if self.activation == "swiglu" else 4 * self.hidden
 
     @property
     def vocab_size(self) -> int:

@@ -52,7 +52,7 @@ def test_a_script_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_what_a_script_leaves_unsaid_is_megatrons_default() -> None:
     said = values(SMALL)
-    assert (said["model.norm"], said["model.position"], said["model.activation"]) == ("layer", "learned", "gelu")
+    assert (said["model.norm"], said["model.position"], said["model.activation"]) == ("layer", "learned", "gelu-tanh")
     assert (said["model.bias"], said["model.tied"], said["optimizer.beta2"]) == (True, True, 0.999)
     assert (said["optimizer.lr_schedule"], said["optimizer.min_lr"]) == ("linear", 0.0)
     assert values(SMALL.replace("--hidden-dropout 0", ""))["model.dropout"] == 0.1
@@ -108,6 +108,22 @@ def test_experts_are_refused_until_they_are_there() -> None:
 def test_flags_that_take_more_than_copying(flags: str, said: dict[str, object]) -> None:
     assert said.items() <= values(f"{SMALL} {flags}").items()
     assert not refused(f"{SMALL} {flags}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "form"),
+    [
+        ("", "gelu-tanh"),  # fused with a bias
+        ("--no-bias-gelu-fusion", "gelu"),
+        ("--disable-bias-linear", "gelu"),  # nothing to fuse with
+        ("--openai-gelu", "gelu-tanh"),
+        ("--openai-gelu --no-bias-gelu-fusion", "gelu-tanh"),
+        ("--swiglu --no-bias-gelu-fusion", "swiglu"),
+    ],
+)
+def test_gelu_is_the_form_that_megatron_computes(flags: str, form: str) -> None:
+    """Fault to catch: the exact form for the default, which fuses the bias in the tanh form."""
+    assert values(f"{SMALL} {flags}")["model.activation"] == form
 
 
 def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -> None:

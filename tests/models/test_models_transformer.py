@@ -37,7 +37,7 @@ PLAIN = ModelConfig(layers=2, hidden=12, heads=4, kv_heads=4, head_dim=6, ffn=10
 SWITCHES: dict[str, tuple[Any, ...]] = {
     "norm": ("rms", "layer"),
     "position": ("rope", "learned"),
-    "activation": ("swiglu", "gelu"),
+    "activation": ("swiglu", "gelu", "gelu-tanh"),
     "kv_heads": (4, 2, 1),
     "bias": (False, True),
     "qkv_bias": (False, True),
@@ -274,6 +274,8 @@ def forward(c: ModelConfig, w: dict[str, Tensor], at: str, x: Tensor) -> Tensor:
     if c.activation == "swiglu":
         gate = linear(w, f"{at}gate_proj", x)
         return linear(w, f"{at}down_proj", gate / (1 + torch.exp(-gate)) * up)
+    if c.activation == "gelu":
+        return linear(w, f"{at}down_proj", 0.5 * up * (1 + torch.erf(up / math.sqrt(2))))
     inner = math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)
     return linear(w, f"{at}down_proj", 0.5 * up * (1 + torch.tanh(inner)))
 

@@ -10,6 +10,7 @@ narrow.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -47,7 +48,8 @@ def tanh_gelu(x: Tensor) -> Tensor:
 Case = tuple[formulas.Formula, dict[str, float], Callable[..., Tensor], int]
 CASES: dict[str, Case] = {
     "swiglu": (formulas.SWIGLU, {}, gated, 0),
-    "gelu": (formulas.GELU, {}, tanh_gelu, 0),
+    "gelu": (formulas.GELU, {}, F.gelu, 0),
+    "gelu-tanh": (formulas.GELU_TANH, {}, tanh_gelu, 0),
     "rms": (formulas.RMS_NORM, {"eps": EPS}, rms, 1),
     "layer": (formulas.LAYER_NORM, {"eps": EPS}, layer, 2),
 }
@@ -68,6 +70,22 @@ def test_the_adjoint_is_torchs(name: str) -> None:
     dy = torch.randn_like(want)
     for found, wanted in zip(torch.autograd.grad(y, args, dy), torch.autograd.grad(want, args, dy), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("formula", "golden"),
+    [
+        # x Phi(x), by Python's math.erf.
+        (formulas.GELU, lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2),
+        # x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2
+        (formulas.GELU_TANH, lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2),
+    ],
+)
+def test_each_form_of_gelu_is_its_equation(formula: formulas.Formula, golden: Callable[[float], float]) -> None:
+    """Fault to catch: one form under the other's name. They are up to 4.7e-4 apart."""
+    points = [-4.0, -2.3, -0.7, 0.0, 0.3, 1.9, 2.7]
+    y = formula.forward(torch.tensor(points, dtype=torch.float64))
+    assert y.tolist() == pytest.approx([golden(x) for x in points], abs=1e-14)
 
 
 class Sum:

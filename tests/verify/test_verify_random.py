@@ -41,7 +41,7 @@ def runs(draw: Any) -> Arguments:
         vocab=draw(st.integers(2, 70)),
         norm=draw(st.sampled_from(["rms", "layer"])),
         position=draw(st.sampled_from(["rope", "learned"])),
-        activation=draw(st.sampled_from(["swiglu", "gelu"])),
+        activation=draw(st.sampled_from(["swiglu", "gelu", "gelu-tanh"])),
         bias=draw(st.booleans()),
         qkv_bias=draw(st.booleans()),
         tied=draw(st.booleans()),

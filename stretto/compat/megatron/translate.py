@@ -109,12 +109,24 @@ def _architecture(g: Given) -> Iterator[Setting]:
         norms = {"RMSNorm": "rms", "LayerNorm": "layer"}
         yield "model.norm", _choice(g, "--normalization", norms), "--normalization"
     swiglu = "--swiglu" in g
-    yield "model.activation", "swiglu" if swiglu else "gelu", "--swiglu" if swiglu else "no --swiglu"
+    yield "model.activation", *_activation(g)
     if "--ffn-hidden-size" in g:
         yield "model.ffn", _value(g, "--ffn-hidden-size", "model.ffn"), "--ffn-hidden-size"
     elif swiglu and "--hidden-size" in g:
         # Megatron-LM rounds 8h/3 down to a multiple of 64, Stretto's own default rounds up.
         yield "model.ffn", int(4 * _number(g, "--hidden-size") * 2 / 3 / 64) * 64, "--hidden-size with --swiglu"
+
+
+def _activation(g: Given) -> tuple[str, str]:
+    """Megatron-LM's GELU is exact by itself; what it fuses with a bias, by default, is the tanh form."""
+    if "--swiglu" in g:
+        return "swiglu", "--swiglu"
+    if "--openai-gelu" in g:
+        return "gelu-tanh", "--openai-gelu"
+    for flag in ("--no-bias-gelu-fusion", "--disable-bias-linear"):
+        if flag in g:
+            return "gelu", f"no --swiglu; {flag}"
+    return "gelu-tanh", "no --swiglu; GELU fused with a bias"
 
 
 def _attention(g: Given) -> Iterator[Setting]:
@@ -236,7 +248,7 @@ def _choice(g: Given, flag: str, known: Mapping[str, str], default: str = "") ->
 _LENGTHS = tuple(f"{name}-{unit}" for name in ("--train", "--lr-decay", "--lr-warmup") for unit in ("iters", "samples"))
 
 COMPUTED: Mapping[Rule, tuple[str, ...]] = {
-    _architecture: ("--normalization", "--swiglu", "--ffn-hidden-size"),
+    _architecture: ("--normalization", "--swiglu", "--openai-gelu", "--no-bias-gelu-fusion", "--ffn-hidden-size"),
     _attention: ("--group-query-attention", "--num-query-groups"),
     _positions: (
         "--position-embedding-type",
