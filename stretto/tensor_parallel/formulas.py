@@ -66,7 +66,7 @@ def gelu_both(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU with Phi approximated by tanh (the same paper, section 2), as GPT-2 has it; up to 5e-4 from the exact one."""
+    """GELU with Phi approximated by tanh (as above, section 2), as GPT-2 has it; up to 5e-4 from the exact one."""
     return F.gelu(x, approximate="tanh")
 
 
