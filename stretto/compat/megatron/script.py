@@ -36,6 +36,10 @@ _LAUNCHERS = re.compile(r"(torch\.distributed\.(run|launch)|torchrun|deepspeed.*
 _WAY = "name the command that trains, or leave the other out of the script"
 
 
+def _whole(text: str) -> bool:
+    return re.fullmatch(r"[1-9][0-9]{0,8}", text) is not None
+
+
 def _open(word: str, before: str) -> bool:
     """Whether a word of a launcher could be any option."""
     return bool(marks(word)) and not word.strip(marks(word)) and not before.startswith("-")
@@ -67,10 +71,10 @@ class Program:
         said = {f.lstrip("-").replace("_", "-"): v for f, v in _pairs(self.launcher)}
         if per_node := said.get("nproc-per-node"):
             nodes = said.get("nnodes", "1")
-            return int(per_node) * int(nodes) if per_node.isdigit() and nodes.isdigit() else None
+            return int(per_node) * int(nodes) if _whole(per_node) and _whole(nodes) else None
         if any(PurePosixPath(word).name in ("srun", "mpirun", "mpiexec") for word in self.launcher):
             ranks = next((said[f] for f in ("ntasks", "np", "n") if f in said), "")
-            return int(ranks) if ranks.isdigit() else None
+            return int(ranks) if _whole(ranks) else None
         return None
 
 

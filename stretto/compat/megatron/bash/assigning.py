@@ -53,13 +53,12 @@ class Assigning(Parameters):
         for index, word in items:
             if index is not None:
                 key = self.value(index) if keyed else self.computed(self.value(index), a.line)
-                entries[key] = self.value(word)
+                entries[key] = self._named(self.value(word), a.name)
                 following = int(key) + 1 if not keyed and not marks(key) else following
                 continue
             for field in self.fields([word]):
-                entries[str(following)] = field
+                entries[str(following)] = self._named(field, a.name)
                 following += 1
-        entries = {k: self._named(v, a.name) for k, v in entries.items()}
         self.state.set(a.name, entries if keyed else _ordered(entries))
 
     def _nothing(self, a: Assignment) -> None:

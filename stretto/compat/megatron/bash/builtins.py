@@ -73,7 +73,7 @@ def _set(shell: Shell, arguments: list[str], _command: Simple) -> None:
 
 
 def _shift(shell: Shell, arguments: list[str], _command: Simple) -> None:
-    n = int(arguments[1]) if len(arguments) > 1 and arguments[1].isdigit() else 1
+    n = int(arguments[1]) if len(arguments) > 1 and re.fullmatch(r"[0-9]{1,9}", arguments[1]) else 1
     if marks("".join(shell.state.arguments[:n])) and len(shell.state.arguments) == 1:
         return
     shell.state.status = n <= len(shell.state.arguments)
@@ -83,7 +83,7 @@ def _shift(shell: Shell, arguments: list[str], _command: Simple) -> None:
 
 
 def _leave(shell: Shell, arguments: list[str], command: Simple) -> None:
-    number = int(arguments[1]) if len(arguments) > 1 and arguments[1].isdigit() else 1
+    number = int(arguments[1]) if len(arguments) > 1 and re.fullmatch(r"[0-9]{1,9}", arguments[1]) else 1
     if arguments[0] in ("exit", "return") and len(arguments) > 1:
         shell.state.status = arguments[1] == "0"
     if arguments[0] == "exit":

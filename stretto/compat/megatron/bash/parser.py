@@ -183,6 +183,8 @@ class Parser(SimpleCommands):
             self.blanks()
             while self.peek() not in ("\n", ";", ""):
                 words.append(self.word())
+                if not words[-1].parts:
+                    raise self.fail(f"{self.peek(12)!r} is not expected in the words of a loop")
                 self.blanks()
         if self.peek() == ";":
             self.at += 1

@@ -23,11 +23,27 @@ def compiled(pattern: str, *, shortest: bool = False) -> re.Pattern[str]:
         elif c == "\\" and at < len(pattern):
             out, at = out + re.escape(pattern[at]), at + 1
         elif c == "[" and (found := re.compile(r"\[([!^]?)(\]?(?:\[:\w+:\]|[^\]])*)\]").match(pattern, at - 1)):
-            body = re.sub(r"\[:(\w+):\]", lambda m: CLASSES.get(m[1], ""), re.sub(r"([\\\[])(?!:)", r"\\\1", found[2]))
-            out, at = f"{out}[{'^' if found[1] else ''}{body}]", found.end()
+            out, at = f"{out}{_set(found[2], others=bool(found[1]))}", found.end()
         else:
             out += re.escape(c)
     return re.compile(out, re.DOTALL)
+
+
+def _set(body: str, *, others: bool) -> str:
+    """What stands in brackets: letters, ranges and classes, each on its own."""
+    found: list[str] = []
+    for m in re.finditer(r"\[:(\w+):\]|\\?(.)(?:-\\?(.))?", body, re.DOTALL):
+        name, first, last = m.groups()
+        if name is not None:
+            found.append(CLASSES.get(name, ""))
+        elif last is None:
+            found.append(re.escape(first))
+        elif first <= last:  # a range that runs backwards has no letters
+            found.append(f"{re.escape(first)}-{re.escape(last)}")
+    inner = "".join(found)
+    if not inner:
+        return "." if others else "(?!)"
+    return f"[{'^' if others else ''}{inner}]"
 
 
 CLASSES = {"digit": "0-9", "alpha": "a-zA-Z", "alnum": "a-zA-Z0-9", "space": r"\s", "upper": "A-Z", "lower": "a-z"}

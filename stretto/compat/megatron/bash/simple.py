@@ -8,7 +8,7 @@ from stretto.compat.megatron.bash.syntax import Assignment, BashError, Literal, 
 from stretto.compat.megatron.bash.words import Reader
 
 _BLANKS = re.compile(r"(?:[ \t]|\\\r?\n)+")
-_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(?:\[((?:[^\]\"'$]|\"[^\"]*\"|'[^']*'|\$\{?\w+\}?)*)\])?(\+?)=")
+_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(?:\[((?>[^\]\"'$]|\"[^\"]*\"|'[^']*'|\$\{?\w+\}?)*+)\])?(\+?)=")
 _REDIRECT = re.compile(r"(?:\d+|\{\w+\})?(<<<|<<-?|<>|<&|>&|>>|>\||&>>|&>|<(?!\()|>(?!\())")
 _DECLARING = frozenset({"declare", "typeset", "local", "readonly", "export"})
 

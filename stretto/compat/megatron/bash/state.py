@@ -10,7 +10,7 @@ from pathlib import Path
 from stretto.compat.megatron.bash.syntax import BashError, Command
 from stretto.compat.megatron.bash.unknown import Unknown, Unknowns, marks
 
-_STEPS = 200_000
+_STEPS = 100_000
 _LENGTH = 10**6
 
 Array = dict[str, str]
@@ -58,12 +58,14 @@ class Shared:
     """Scripts that it starts and that are not here; each with its line."""
     ended: list[int] = field(default_factory=list)
     steps: int = 0
+    line: int = 1
 
-    def step(self, line: int) -> None:
-        """Count a command; a script that does not end is given up."""
-        self.steps += 1
+    def step(self, line: int, letters: int = 0) -> None:
+        """Count a command, or a value by its length; a script that does not end is given up."""
+        self.steps += 1 + letters // 100
+        self.line = line or self.line
         if self.steps > _STEPS:
-            raise BashError(line, f"more than {_STEPS} commands: does a loop end?")
+            raise BashError(self.line, f"more than {_STEPS} commands: does a loop end?")
 
     def mark(self, text: str, line: int, why: str, name: str = "") -> str:
         """The mark of something unknown."""
@@ -112,7 +114,8 @@ class State:
         """Set a variable. What the user has said of it stays, where the script's own value is not known."""
         text = value if isinstance(value, str) else "".join(value.values())
         if len(text) > _LENGTH:
-            raise BashError(0, f"${name} grows beyond {_LENGTH} letters")
+            raise BashError(self.shared.line, f"${name} grows beyond {_LENGTH} letters")
+        self.shared.step(0, len(text) + (0 if isinstance(value, str) else 10 * len(value)))
         if name in self.shared.given and marks(text):
             return
         old = self.variables.get(name)
