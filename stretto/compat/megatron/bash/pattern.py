@@ -77,4 +77,6 @@ def replaced(text: str, pattern: str, by: str, how: str) -> str:
     if how == "/%":
         start = next((n for n in range(len(text) + 1) if p.fullmatch(text, n)), None)
         return text if start is None else text[:start] + by
+    if not text:
+        return by if pattern and p.fullmatch(text) else text
     return p.sub(lambda m: by if m[0] else "", text, count=0 if how == "//" else 1) if pattern else text
