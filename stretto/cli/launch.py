@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -83,7 +84,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...], Path | None
 
 def _check(train: tuple[str, ...], ranks: int) -> None:
     """Refuse a run here that would only be refused on the cluster, hours later."""
-    parse(list(train), world_size=ranks, translate=layer)
+    parse(list(train), world_size=ranks, translate=partial(layer, processes=ranks))
 
 
 def _deliver(text: str, out: Path | None, submit: list[str] | None) -> int:

@@ -48,8 +48,9 @@ def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) ->
         found.extend(newest(out, launch, required=required))
         return found[0].record if found else None
 
+    translate = partial(layer, tell=launch.rank == 0, processes=world)
     try:
-        resolved = parse(argv, world_size=world, checkpoint=resumed, translate=partial(layer, tell=launch.rank == 0))
+        resolved = parse(argv, world_size=world, checkpoint=resumed, translate=translate)
         for each in found:
             each.require_steps_ahead(resolved)
     except ConfigError as error:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         own, rest = take([word for word in argv if word != "--comms"])
         world = None if alone else launch.size
-        translate = partial(layer, tell=launch.rank == 0)
+        translate = partial(layer, tell=launch.rank == 0, processes=world)
         resolved = parse(rest, world_size=world, files=False, command="stretto verify", translate=translate)
         resolved = _with_vocabulary(resolved)
         work = _recorded(own, resolved) if "--comms" in argv else _work(own, resolved)

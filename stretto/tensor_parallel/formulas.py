@@ -52,13 +52,13 @@ def swiglu_both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU, x times the normal distribution function of x (Hendrycks and Gimpel, 2016, eq. 1), exact."""
+    """x Phi(x), with the normal distribution function by erf (Hendrycks and Gimpel, 2016)."""
     return F.gelu(x)
 
 
 def gelu_backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
-    """Its adjoint."""
-    return (torch.ops.aten.gelu_backward(dy, x, approximate="none"),)
+    """Its adjoint: dy (Phi(x) + x phi(x))."""
+    return (torch.ops.aten.gelu_backward(dy, x),)
 
 
 def gelu_both(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ def gelu_both(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU approximated by a tanh (Hendrycks and Gimpel, 2016, section 2), as GPT-2 has it."""
+    """GELU with Phi approximated by tanh (as above, section 2), as GPT-2 has it; up to 5e-4 from the exact one."""
     return F.gelu(x, approximate="tanh")
 
 
