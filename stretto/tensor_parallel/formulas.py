@@ -5,9 +5,8 @@ They say what is computed; who computes it, and in how many passes over memory, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -155,5 +154,3 @@ GELU = Formula(gelu, gelu_backward, gelu_both)
 GELU_TANH = Formula(gelu_tanh, gelu_tanh_backward, gelu_tanh_both)
 RMS_NORM = Formula(rms_norm, rms_norm_backward, rms_norm_both)
 LAYER_NORM = Formula(layer_norm, layer_norm_backward, layer_norm_both)
-ACTIVATIONS: Mapping[str, Formula] = MappingProxyType({"swiglu": SWIGLU, "gelu": GELU, "gelu-tanh": GELU_TANH})
-"""By the names of `model.activation`."""
