@@ -5,6 +5,7 @@ It takes the words of `stretto train`, so that the same presets, files and flags
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from stretto.arguments import ConfigError, DataConfig, parse
+from stretto.arguments import ConfigError, DataConfig
+from stretto.arguments.help import help_text
+from stretto.cli.settings import FALLBACK, parse_or_demo
 from stretto.data.baselines import baselines
 from stretto.data.corpus import Corpus
 from stretto.data.errors import DataError
@@ -27,6 +30,14 @@ usage: stretto data build [options]      tokenize a corpus into the cache, so th
 
 The options are those of `stretto train`; --data, --tokenizer, --held-out and --cache matter."""
 
+HELP = """\
+{usage}
+
+What names the text is read as `stretto train` reads it, and all of its other settings are understood, so that the
+words of a run may stand here as they are; `stretto train --help` lists them.
+
+"""
+
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto data ...`; 0, or 2 when the configuration, the corpus or the cache cannot be used."""
@@ -35,8 +46,13 @@ def main(argv: Sequence[str]) -> int:
         asked = verb in ("-h", "--help")
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else USAGE_ERROR
+    if {"-h", "--help"} & set(rest):
+        print(HELP.format(usage=USAGE.splitlines()[0 if verb == "build" else 1].replace("      ", "usage:", 1)), end="")
+        width = shutil.get_terminal_size((100, 24)).columns
+        print(help_text(f"stretto data {verb}", width, fallback=FALLBACK, only=("data",)), end="")
+        return 0
     try:
-        config = parse(rest, command=f"stretto data {verb}").args.data
+        config = parse_or_demo(rest).args.data
         _run(config, Console(soft_wrap=True), inspect=verb == "inspect")
     except (ConfigError, DataError) as error:
         print(f"stretto data: {error}", file=sys.stderr)

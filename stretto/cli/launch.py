@@ -10,9 +10,10 @@ from pathlib import Path
 
 import tyro
 
-from stretto.arguments import ConfigError, parse
+from stretto.arguments import ConfigError
 from stretto.arguments.command_line import MEGATRON
 from stretto.cli.megatron import layer
+from stretto.cli.settings import parse_or_demo
 from stretto.launch.kubernetes import KubernetesJob
 from stretto.launch.slurm import SlurmJob
 
@@ -83,7 +84,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...], Path | None
 
 def _check(train: tuple[str, ...], ranks: int) -> None:
     """Refuse a run here that would only be refused on the cluster, hours later."""
-    parse(list(train), world_size=ranks, translate=layer)
+    parse_or_demo(list(train), world_size=ranks, translate=layer)
 
 
 def _deliver(text: str, out: Path | None, submit: list[str] | None) -> int:
