@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -24,17 +25,22 @@ from stretto.data.tokenizer import load_tokenizer
 
 USAGE_ERROR = 2
 
-USAGE = """\
-usage: stretto data build [options]      tokenize a corpus into the cache, so that all ranks of a run find it there
-       stretto data inspect [options]    the same; then check every token, and measure what a model must beat
+VERBS: Final = {
+    "build": "tokenize a corpus into the cache, so that all ranks of a run find it there",
+    "inspect": "the same; then check every token, and measure what a model must beat",
+}
+
+USAGE: Final = f"""\
+usage: stretto data build [options]      {VERBS["build"]}
+       stretto data inspect [options]    {VERBS["inspect"]}
 
 The options are those of `stretto train`; --data, --tokenizer, --held-out and --cache matter."""
 
-HELP = """\
-{usage}
+HELP: Final = """\
+stretto data {verb}: {what}
 
-What names the text is read as `stretto train` reads it, and all of its other settings are understood, so that the
-words of a run may stand here as they are; `stretto train --help` lists them.
+The words of a run may stand here as they are: the other settings of `stretto train`, which its --help lists, are
+understood and have no effect.
 
 """
 
@@ -42,12 +48,12 @@ words of a run may stand here as they are; `stretto train --help` lists them.
 def main(argv: Sequence[str]) -> int:
     """Run `stretto data ...`; 0, or 2 when the configuration, the corpus or the cache cannot be used."""
     verb, *rest = argv or ("",)
-    if verb not in ("build", "inspect"):
+    if verb not in VERBS:
         asked = verb in ("-h", "--help")
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else USAGE_ERROR
     if {"-h", "--help"} & set(rest):
-        print(HELP.format(usage=USAGE.splitlines()[0 if verb == "build" else 1].replace("      ", "usage:", 1)), end="")
+        print(HELP.format(verb=verb, what=VERBS[verb]), end="")
         width = shutil.get_terminal_size((100, 24)).columns
         print(help_text(f"stretto data {verb}", width, fallback=FALLBACK, only=("data",)), end="")
         return 0

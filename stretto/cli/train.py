@@ -50,7 +50,9 @@ def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) ->
         return found[0].record if found else None
 
     try:
-        resolved = parse_or_demo(argv, world_size=world, checkpoint=resumed, translate=partial(layer, tell=launch.rank == 0))
+        resolved = parse_or_demo(
+            argv, world_size=world, checkpoint=resumed, translate=partial(layer, tell=launch.rank == 0)
+        )
         for each in found:
             each.require_steps_ahead(resolved)
     except ConfigError as error:
