@@ -1,7 +1,7 @@
 """Texts and tensors between ranks arrive as they were sent, in the order of the ranks.
 
-Faults to catch: a shorter text that keeps the padding of a longer one; an empty one that is lost; a dtype that changes
-on the way; ranks out of order.
+Faults to catch: a shorter text that keeps the padding of a longer one; a dtype that changes on the way; ranks out of
+order.
 """
 
 from __future__ import annotations

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import pytest
 
+import stretto
 from stretto.initialize.failures import Failure
 from stretto.initialize.stores import address_of, listen, serve_on, tcp_store
 from stretto.initialize.together import KEY
 
 pytestmark = pytest.mark.gloo
 
-STRETTO = Path(__file__).parents[2] / "stretto"
+STRETTO = Path(stretto.__file__).parent
 
 
 class Touch:

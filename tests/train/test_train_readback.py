@@ -1,7 +1,7 @@
 """The training loop never makes the device wait for the host (P30).
 
-Faults to catch: figures of a step read before the next one is launched; a host read (`.item()`, `.tolist()`, `bool()`)
-anywhere else in a step or an evaluation; an evaluation that reads each batch.
+Faults to catch: figures of a step that are read before the next one is launched; a host read anywhere else in a step;
+an evaluation that reads each batch.
 """
 
 from __future__ import annotations
@@ -107,5 +107,6 @@ def _without_synchronising(world: World, directory: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_no_step_waits_for_the_gpu(gpus: Pool, tmp_path: Path) -> None:
     gpus.run(1, _without_synchronising, tmp_path)

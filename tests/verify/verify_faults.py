@@ -273,8 +273,8 @@ LOSS = [
     Fault(
         "an evaluation is the mean of its batches' means",
         "train/loop.py",
-        "tokens = microbatches[0].count.item()",
-        "tokens = 1.0",
+        "tokens = microbatches[0].count\n",
+        "tokens = torch.ones_like(microbatches[0].count)\n",
     ),
     Fault(
         "every tensor-parallel rank adds its loss",

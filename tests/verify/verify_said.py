@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from verify_fault import Fault, Said
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
+from verify_said_loop import ATTACK, EXCHANGE, READBACK
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -573,4 +574,7 @@ SAID = (
     HEAD,
     KERNELS,
     KERNELS_FP8,
+    READBACK,
+    ATTACK,
+    EXCHANGE,
 )

@@ -1,0 +1,83 @@
+"""As `verify_said`: the training loop that never waits, and what strangers may send."""
+
+from __future__ import annotations
+
+from verify_fault import Fault, Said
+
+READBACK = Said(
+    "tests/train/test_train_readback.py",
+    Fault(
+        "figures of a step that are read before the next one is launched",
+        "train/loop.py",
+        "pending = self._first_step() if self._first else self._step()",
+        "pending = self._first_step()",
+    ),
+    Fault(
+        "a host read anywhere else in a step",
+        "train/loop.py",
+        "        figures = Readback(",
+        "        result.loss.item()\n        figures = Readback(",
+    ),
+    Fault(
+        "an evaluation that reads each batch",
+        "train/loop.py",
+        "tokens = microbatches[0].count\n",
+        "tokens = microbatches[0].count.item()\n",
+    ),
+)
+
+ATTACK = Said(
+    "tests/initialize/test_initialize_attack.py",
+    Fault(
+        "a report of a failure that is unpickled",
+        "initialize/together.py",
+        "Failure.decode(store.get(KEY))",
+        '__import__("pickle").loads(store.get(KEY))',
+    ),
+    Fault(
+        "a watching thread that ends in silence at a value it cannot read",
+        "initialize/together.py",
+        "except ValueError as error:",
+        "except KeyError as error:",
+    ),
+    Fault(
+        "a store that listens on all addresses though a loopback address was asked for",
+        "initialize/stores.py",
+        "where in found:",
+        "where in found[:0]:",
+    ),
+    Fault(
+        "control sequences that reach the terminal",
+        "initialize/failures.py",
+        '(_CONTROL.sub("?", said[each]) for each in',
+        "(said[each] for each in",
+    ),
+    Fault(
+        "objects between ranks by pickle",
+        "exchange.py",
+        "dist.all_gather(lengths, length, group=group)",
+        "dist.all_gather_object(lengths, length, group=group)",
+    ),
+)
+
+EXCHANGE = Said(
+    "tests/exchange/test_exchange_values.py",
+    Fault(
+        "a shorter text that keeps the padding of a longer one",
+        "exchange.py",
+        "all_[:n].cpu()",
+        "all_.cpu()",
+    ),
+    Fault(
+        "a dtype that changes on the way",
+        "exchange.py",
+        ".cpu().contiguous()",
+        ".cpu().float().contiguous()",
+    ),
+    Fault(
+        "ranks out of order",
+        "exchange.py",
+        "in zip(gathered, sizes, strict=True)",
+        "in zip(gathered[::-1], sizes[::-1], strict=True)",
+    ),
+)
