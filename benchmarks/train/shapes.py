@@ -22,7 +22,7 @@ class Shape:
     kv_heads: int
     ffn: int
     vocab: int
-    activation: Literal["swiglu", "gelu"]
+    activation: Literal["swiglu", "gelu", "gelu-tanh"]
     seq_len: int
     micro_batch: int
     """Sequences that one rank computes at a time."""

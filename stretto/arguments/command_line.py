@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from stretto.arguments.errors import Violation
 from stretto.arguments.layers import Layer, not_a_value, unknown
+from stretto.arguments.peers import flag_of
 from stretto.arguments.setting import Setting, Value
 from stretto.arguments.sources import COMMAND_LINE
 from stretto.arguments.tree import settings
@@ -122,6 +123,8 @@ def _no_flag(flag: str) -> Violation:
     if not flag.startswith("-"):
         return Violation("command_line", (), f"{flag!r} stands alone: settings are given as --name value")
     also = {f"--{s.also.replace('_', '-')}": s.flag for s in settings().values() if s.also}
+    if (elsewhere := flag_of(flag.lstrip("-"), flags())) is not None:
+        return Violation("unknown_flag", (), f"{flag} is no flag{elsewhere}")
     known = {flag: flag for flag in (*flags(), *SOURCE_FLAGS, "--help")} | also
     near = nearest(flag, tuple(known))
     guess = f"; did you mean {known[near]}?" if near else "; --help lists all flags"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
 from stretto.arguments.errors import Violation, as_text
 from stretto.arguments.judge import Finding, Judgement, Key, Said, judge
 from stretto.arguments.rule import Nearby
+from stretto.arguments.sensible import is_sensible
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import COMMAND_LINE
 from stretto.arguments.tree import get, settings
 from stretto.arguments.values import from_data
 
 Change = Mapping[str, Value]
+Accept = Callable[[Change], bool]
 
 _MOST = 3
 """Ways out to offer: more would not be read."""
@@ -39,11 +41,26 @@ def cures(
 ) -> tuple[Change, ...]:
     """The nearest changes that cure `key`, of as few fields as possible; for each set of fields one.
 
-    A candidate may break another rule; then that rule's own candidates are tried on top of it, breadth first.
+    Among sensible values first, among all where those cure nothing.
     """
+    node = said.get("parallel.gpus_per_node")
+
+    def sensible(change: Change) -> bool:
+        return is_sensible(change, found.args, node.value if node else None)
+
+    def search(accept: Accept) -> tuple[Change, ...]:
+        return _search(said, wrong, found, key, nearby, accept)
+
+    return search(sensible) or search(lambda _: True)
+
+
+def _search(
+    said: Mapping[str, Said], wrong: Mapping[str, Value], found: Judgement, key: Key, nearby: Nearby, accept: Accept
+) -> tuple[Change, ...]:
+    """A candidate may break another rule; then that rule's own candidates are tried on top of it, breadth first."""
     before = {f.key for f in found.findings}
     good: dict[frozenset[str], Change] = {}
-    queue = deque(_steps({}, nearby, said))
+    queue = deque(_steps({}, nearby, said, accept))
     for change in islice(_drain(queue), _PATIENCE):
         enough = len(good) == _MOST or any(len(fields) < len(change) for fields in good)
         if enough or len(change) > _DEPTH:
@@ -56,7 +73,7 @@ def cures(
         if not trouble:
             good[frozenset(change)] = change
         else:
-            queue.extend(_steps(change, _hardest(trouble).nearby, said))
+            queue.extend(_steps(change, _hardest(trouble).nearby, said, accept))
     return tuple(good.values())
 
 
@@ -70,14 +87,13 @@ def _drain(queue: deque[Change]) -> Iterator[Change]:
         yield queue.popleft()
 
 
-def _steps(change: Change, nearby: Nearby, said: Mapping[str, Said]) -> Iterator[Change]:
-    """The change with one more field changed; facts of the surroundings stay."""
+def _steps(change: Change, nearby: Nearby, said: Mapping[str, Said], accept: Accept) -> Iterator[Change]:
+    """The change with one more field changed, where that is accepted; facts of the surroundings stay."""
     for path, candidates in nearby.items():
         if path in change or (path in said and said[path].source.pinned):
             continue
-        for value in candidates[: _WIDTH if not change else 4]:
-            if _is_legal(path, value):
-                yield {**change, path: value}
+        steps = ({**change, path: value} for value in candidates if _is_legal(path, value))
+        yield from islice(filter(accept, steps), _WIDTH if not change else 4)
 
 
 def _is_legal(path: str, value: Value) -> bool:

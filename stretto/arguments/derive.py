@@ -159,8 +159,8 @@ def _head_dim(a: Arguments) -> tuple[Value, str] | None:
 
 def _ffn(a: Arguments) -> tuple[Value, str] | None:
     h = a.model.hidden
-    gelu = a.model.activation != "swiglu"
-    return a.model.dim_ffn, f"4*hidden = 4*{h}" if gelu else f"8*hidden/3 = 8*{h}/3, up to a multiple of 64"
+    gated = a.model.activation == "swiglu"
+    return a.model.dim_ffn, f"8*hidden/3 = 8*{h}/3, up to a multiple of 64" if gated else f"4*hidden = 4*{h}"
 
 
 def _vocab(a: Arguments) -> tuple[Value, str] | None:
@@ -197,7 +197,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
     Derivation(
         "model.ffn",
         ("model.hidden", "model.activation"),
-        "4*hidden (gelu), 8*hidden/3 up to a multiple of 64 (swiglu)",
+        "4*hidden (gelu, gelu-tanh), 8*hidden/3 up to a multiple of 64 (swiglu)",
         _ffn,
     ),
     Derivation("model.vocab", ("data.tokenizer",), "the tokenizer's", _vocab),

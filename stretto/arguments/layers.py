@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from stretto.arguments.errors import Violation
+from stretto.arguments.peers import flag_of
 from stretto.arguments.setting import Setting, Value
 from stretto.arguments.sources import Source
 from stretto.arguments.tree import sections, settings
@@ -52,6 +54,8 @@ def unknown(path: str, source: Source) -> Violation:
 
 def _guess(section: str, name: str) -> str:
     every = {word: s.path for s in settings().values() for word in (s.also, s.name) if word}
+    if (name or section) not in every and (elsewhere := _elsewhere(name or section)) is not None:
+        return elsewhere
     if section not in sections():
         meant = every.get(section) if not name else None
         near = meant or nearest(section, tuple(sections()))
@@ -64,6 +68,13 @@ def _guess(section: str, name: str) -> str:
     meant = every.get(name) or here.get(nearest(name, tuple(here)) or "")
     names = ", ".join(s.name for s in settings().values() if s.section == section)
     return f"; did you mean {meant}?" if meant else f"; {section} has {names}"
+
+
+def _elsewhere(name: str) -> str | None:
+    """What other programs call a setting, with its path in place of its flag."""
+    paths = {s.flag: s.path for s in settings().values()}
+    said = flag_of(name, paths)
+    return said and re.sub(r"--[a-z0-9-]+(?=[ ?])", lambda flag: paths.get(flag[0], flag[0]), said)
 
 
 def not_a_value(s: Setting, problem: str, source: Source) -> Violation:

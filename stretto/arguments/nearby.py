@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import isqrt
+from math import isqrt, lcm
 
 _LIMIT = 4096
 """How far to search: settings are this large at most, and numbers that are mistyped can be of any size."""
@@ -13,6 +13,16 @@ def multiples(value: int, of: int) -> tuple[int, ...]:
     """Positive multiples of `of` around `value`."""
     below = value // of * of
     return by_distance(value, (below - of, below, below + of, below + 2 * of))
+
+
+def granule(value: int) -> int:
+    """What the size of a matrix or of a sequence should be a multiple of: fast kernels work on tiles of so many."""
+    return 64 if value >= 64 else 8
+
+
+def sizes(value: int, of: int) -> tuple[int, ...]:
+    """Positive multiples of `of` around `value`, and those among them that are round."""
+    return by_distance(value, (*multiples(value, of), *multiples(value, lcm(of, granule(value)))))
 
 
 def divisors(n: int, near: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stretto.arguments.nearby import divisors, multiples
+from stretto.arguments.nearby import divisors, multiples, sizes
 from stretto.arguments.rule import Broken, Nearby, rule
 from stretto.arguments.schema import Arguments
 
@@ -52,20 +52,20 @@ def fp8_sizes_divide(a: Arguments) -> Broken | None:
     """Products in fp8 have sizes that are multiples of 16 on each tensor-parallel rank, tokens among them."""
     m, b, tp, d = a.model, a.batch, a.parallel.tp, a.model.dim_per_head
     heads, kv_heads = m.heads // tp, max(1, m.num_kv_heads // tp)
-    by_head: Nearby = {"model.head_dim": multiples(d, _ROW), "parallel.tp": divisors(m.heads, tp)}
-    by_ffn: Nearby = {"model.ffn": multiples(m.dim_ffn, _ROW * tp), "parallel.tp": divisors(m.dim_ffn, tp)}
-    sizes: list[tuple[int, str, Nearby]] = [
-        (m.hidden, f"hidden = {m.hidden}", {"model.hidden": multiples(m.hidden, _ROW)}),
+    by_head: Nearby = {"model.head_dim": sizes(d, _ROW), "parallel.tp": divisors(m.heads, tp)}
+    by_ffn: Nearby = {"model.ffn": sizes(m.dim_ffn, _ROW * tp), "parallel.tp": divisors(m.dim_ffn, tp)}
+    products: list[tuple[int, str, Nearby]] = [
+        (m.hidden, f"hidden = {m.hidden}", {"model.hidden": sizes(m.hidden, _ROW)}),
         (heads * d, f"heads/tp * head_dim = {heads}*{d}", by_head),
         ((heads + 2 * kv_heads) * d, f"(heads + 2*kv_heads)/tp * head_dim = ({heads}+2*{kv_heads})*{d}", by_head),
         (m.dim_ffn // tp, f"ffn/tp = {m.dim_ffn}/{tp}", by_ffn),
         (
             b.seq_len * b.micro_batch,
             f"seq_len*micro_batch = {b.seq_len}*{b.micro_batch}",
-            {"batch.seq_len": multiples(b.seq_len, _ROW), "batch.micro_batch": multiples(b.micro_batch, _ROW)},
+            {"batch.seq_len": sizes(b.seq_len, _ROW), "batch.micro_batch": multiples(b.micro_batch, _ROW)},
         ),
     ]
-    wrong = [(said, near) for size, said, near in sizes if size % _ROW]
+    wrong = [(said, near) for size, said, near in products if size % _ROW]
     if a.run.fp8 == "none" or not wrong:
         return None
     nearby: Nearby = {}

@@ -28,7 +28,8 @@ Made by `python -m stretto.arguments.reference docs/reference`; do not edit.
 
 A setting has a path, `parallel.tp`: its section and name in a file. Its flag is the name: `--tp`. The stronger source
 wins: command line > `WORLD_SIZE` of a launcher (for `run.nproc`) > file > checkpoint > preset > default. Where neither
-preset nor file is named, the preset `demo` is taken. A switch is turned off with `--no-NAME`; `auto` asks for the
+preset nor file is named, the commands start from the preset `demo` and say so; `stretto.arguments.parse` starts from
+the defaults. A switch is turned off with `--no-NAME`; `auto` asks for the
 derived value. `arguments.schema.json` beside this page describes settings files to editors.
 """
 _CONCESSIONS = """

@@ -23,9 +23,6 @@ from stretto.arguments.tree import settings
 from stretto.arguments.values import from_text
 from stretto.layout import Layout
 
-FIRST_PRESET = "demo"
-"""What a run is made of where neither a preset nor a file nor a checkpoint is named."""
-
 WORLD_SIZE = "WORLD_SIZE"
 """How torchrun, and stretto itself, tell a worker the number of processes of the run."""
 
@@ -35,11 +32,13 @@ class Resolved:
     """A valid configuration: every derivable value filled in, and where each value comes from.
 
     `sources` has an entry for every setting, by its dotted path. `layout` is `args.parallel` as geometry.
+    `fallback` is the preset that the run starts from because the words named neither preset nor file, if it does.
     """
 
     args: Arguments
     sources: Mapping[str, Source]
     layout: Layout
+    fallback: str | None = None
 
     def record(self) -> Record:
         """Plain data for a checkpoint: `parse(..., checkpoint=...)` goes on from it."""
@@ -55,13 +54,14 @@ def parse(
     translate: Callable[[Sequence[str]], Layer] | None = None,
     files: bool = True,
     command: str = "stretto train",
+    fallback: str | None = None,
 ) -> Resolved:
     """The run that a command line asks for.
 
     `--help` prints the settings and exits.
 
     Stronger sources override weaker ones: command line > WORLD_SIZE (which sets run.nproc alone) > file >
-    checkpoint > preset > default.
+    checkpoint > preset > default. No preset is taken that nobody named: the run starts from the defaults.
 
     Args:
         argv: the words after the command, as in `["--tp", "2"]`.
@@ -72,28 +72,29 @@ def parse(
         translate: what the words after `--megatron` stand for; without it they are refused.
         files: whether to look that data and tokenizer exist on this machine.
         command: what the help says before the settings.
+        fallback: the preset to start from where `argv` names neither preset nor file and there is no checkpoint to
+            go on from.
 
     Raises:
         ConfigError: with everything that is wrong.
         SystemExit: after `--help`.
     """
     if {"-h", "--help"} & set(argv):
-        print(help_text(command, shutil.get_terminal_size((100, 24)).columns), end="")
+        print(help_text(command, shutil.get_terminal_size((100, 24)).columns, fallback=fallback), end="")
         raise SystemExit(0)
     line = read_command_line(argv)
     files_named = [*map(read_config, line.configs), *_foreign(line, translate)]
     record = _found(checkpoint, (*files_named, line.layer)) if callable(checkpoint) else checkpoint
-    names = line.presets
-    if not names and not files_named and record is None:
-        names = (FIRST_PRESET,)
+    if line.presets or files_named or record is not None:
+        fallback = None
     layers = [
-        *map(read_preset, names),
+        *map(read_preset, (fallback,) if fallback else line.presets),
         *([read_layer(record.carried(), Source(Kind.CHECKPOINT, record.name))] if record else []),
         *files_named,
         _surroundings(world_size, os.environ if env is None else env),
         line.layer,
     ]
-    return resolve(layers, files=files)
+    return replace(resolve(layers, files=files), fallback=fallback)
 
 
 def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:

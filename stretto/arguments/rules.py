@@ -8,7 +8,7 @@ from stretto.arguments.group_rules import (
     order_has_every_axis,
     thread_blocks_have_a_range,
 )
-from stretto.arguments.nearby import by_distance, divisors, even_split, multiples
+from stretto.arguments.nearby import by_distance, divisors, even_split, multiples, sizes
 from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide
 from stretto.arguments.rule import Broken, Nearby, Rule, rule
 from stretto.arguments.schema import Arguments
@@ -19,9 +19,10 @@ def _divides(path: str, value: int, by_path: str, by: int) -> Broken | None:
     if value % by == 0:
         return None
     name, by_name = path.rpartition(".")[2], by_path.rpartition(".")[2]
+    around = multiples if name in ("heads", "kv_heads") else sizes
     return Broken(
         f"{name} % {by_name} = {value} % {by} = {value % by}, must be 0",
-        {path: multiples(value, by), by_path: divisors(value, by)},
+        {path: around(value, by), by_path: divisors(value, by)},
     )
 
 
@@ -70,7 +71,7 @@ def rotary_pairs(a: Arguments) -> Broken | None:
     if d is None or a.model.position != "rope" or d % 2 == 0:
         return None
     heads = divisors(a.model.hidden, a.model.heads)
-    nearby: Nearby = {"model.head_dim": multiples(d, 2), "model.heads": heads, "model.position": ("learned",)}
+    nearby: Nearby = {"model.head_dim": sizes(d, 2), "model.heads": heads, "model.position": ("learned",)}
     return Broken(f"head_dim % 2 = {d} % 2 = 1, must be 0 for rotary positions", nearby)
 
 

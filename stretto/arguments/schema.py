@@ -38,7 +38,7 @@ class ModelConfig:
     position: Literal["rope", "learned"] = setting("rope", "rotary or learned absolute positions")
     rope_base: float = setting(10_000.0, "base of the rotary wavelengths", above=1)
     activation: Literal["swiglu", "gelu", "gelu-tanh"] = setting(
-        "swiglu", "non-linearity of the feed-forward block; gelu is exact, gelu-tanh is GPT-2's approximation"
+        "swiglu", "non-linearity of the feed-forward block; gelu is the exact one, gelu-tanh that of GPT-2"
     )
     bias: bool = setting(False, "biases in all linear layers")
     qkv_bias: bool = setting(False, "biases in the query, key and value projections alone")

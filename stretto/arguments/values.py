@@ -6,18 +6,13 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from types import MappingProxyType
-from typing import Final, TypeGuard, cast
+from typing import TypeGuard, cast
 
+from stretto.arguments.peers import choice_of
 from stretto.arguments.setting import Setting, Value
 
 AUTO = "auto"
 """How a file or a flag asks for the derived value, where something weaker set one."""
-
-_ALSO: Final = MappingProxyType(
-    {"gpu": "cuda", "float64": "fp64", "double": "fp64", "float32": "fp32", "float": "fp32", "rotary": "rope"}
-)
-"""What a choice is called elsewhere, where that looks like another choice, or like none."""
 
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -53,9 +48,7 @@ def from_data(setting: Setting, raw: object) -> Value:
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that is called this elsewhere, or else looks most like it, if any does."""
-    if (also := _ALSO.get(word.lower())) in known:
-        return also
+    """The known word that looks most like it, if any does."""
     return next(iter(get_close_matches(word, known, n=1)), None)
 
 
@@ -77,7 +70,8 @@ def repaired(setting: Setting, raw: object) -> Value:
             str(raw).lower(), setting.default
         )
     if setting.choices and setting.kind is str and isinstance(raw, str):
-        return nearest(raw, setting.choices) or setting.default
+        peer = choice_of(setting.name, raw)
+        return (peer.ours if peer else nearest(raw, setting.choices)) or setting.default
     return setting.default
 
 
@@ -145,7 +139,15 @@ def _check_names(setting: Setting, names: Sequence[str]) -> None:
 
 def _check_choice(setting: Setting, name: str) -> None:
     if name not in setting.choices:
-        raise ValueError(f"{name!r} is none of {', '.join(setting.choices)}{did_you_mean(name, setting.choices)}")
+        raise ValueError(f"{name!r} is none of {', '.join(setting.choices)}{_meant(setting, name)}")
+
+
+def _meant(setting: Setting, word: str) -> str:
+    """How the refusal of a choice goes on."""
+    peer = choice_of(setting.name, word)
+    if peer is None:
+        return did_you_mean(word, setting.choices)
+    return f"; {peer.feature}: not available yet" if peer.feature else f"; did you mean {peer.ours}?"
 
 
 def _is_int(x: object) -> TypeGuard[int]:

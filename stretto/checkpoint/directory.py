@@ -70,6 +70,8 @@ def prune(directory: str | Path, keep: int) -> tuple[Path, ...]:
     steps: list[int] = []
     removed = []
     for path in _newest_first(Path(directory)):
+        if path.is_symlink():  # what it points to lies elsewhere, and is not ours to remove
+            continue
         step, finished = _step(path), (path / MARKER).exists()
         if finished and _whole(path) and step not in steps and len(steps) < keep:
             steps.append(step)

@@ -51,6 +51,10 @@ class SafeReader(FileSystemReader):
             raise CheckpointError(f"{file} cannot be read ({reason}): load an earlier checkpoint") from error
         if not isinstance(metadata, Metadata):
             raise CheckpointError(f"{file} holds a {type(metadata).__name__}, not the metadata of a checkpoint")
+        for info in (metadata.storage_data or {}).values():
+            name = info.relative_path
+            if not isinstance(name, str) or name == ".." or Path(name).name != name:
+                raise CheckpointError(f"{file} names the file {name!r}, which does not lie beside it: {WAY_OUT}")
         return metadata
 
     def files(self) -> set[str]:

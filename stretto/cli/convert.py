@@ -1,17 +1,20 @@
 """The settings of a Megatron-LM launch script, as a settings file.
 
     stretto convert args run_megatron.sh --out run.toml
+    stretto convert args run_megatron.sh --set NNODES=2 CHECKPOINTS LOGS    # what it would be started with
     stretto convert args < run_megatron.sh
 
-What changes nothing here, and what is left to say by hand, goes to standard error. Flags for what is not available
-are refused.
+The script is read as bash would read it, and nothing in it is run: of its environment only what --set says is known.
+What changes nothing here, and what is left to say by hand, goes to standard error. Flags for what is not available,
+and what cannot be filled in without running the script, are errors.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stretto.arguments.errors import ConfigError, Violation
@@ -19,9 +22,14 @@ from stretto.arguments.resolve import resolve
 from stretto.arguments.show import entry
 from stretto.arguments.tree import sections, settings
 from stretto.cli.megatron import as_layer, print_notes
-from stretto.compat.megatron import Translation, translate, words_of
+from stretto.compat.megatron import Script, Translation, script_of, translate
 
 USAGE_ERROR = 2
+_LARGEST = 2**20
+
+
+class _WordError(Exception):
+    """Something wrong with the command itself."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,36 +37,46 @@ def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser("stretto convert", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["args"], help="what to convert: args, the flags of a Megatron-LM script")
     parser.add_argument("script", nargs="?", type=Path, help="the script; left out: standard input")
+    parser.add_argument("arguments", nargs="*", help="what the script would be started with; flags after --")
     parser.add_argument("--out", type=Path, help="the file to write; left out: standard output")
-    parser.add_argument("--partial", action="store_true", help="convert the rest where a flag is refused")
-    said = parser.parse_args(argv)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a variable of its environment"
+    )
+    parser.add_argument("--partial", action="store_true", help="convert the rest where a flag is rejected")
+    own, rest = _cut(argv)
+    said = parser.parse_intermixed_args(own)
     try:
-        text = sys.stdin.read() if said.script is None else said.script.read_text(encoding="utf-8")
-    except OSError as error:
-        print(f"stretto convert: cannot read {said.script}: {error.strerror}", file=sys.stderr)
+        script = script_of(
+            _text(said.script),
+            name=None if said.script is None else str(said.script),
+            arguments=[*said.arguments, *rest],
+            given=_given(said.set),
+        )
+        return convert(script, said.out, partial=said.partial)
+    except _WordError as error:
+        print(f"stretto convert: {error}", file=sys.stderr)
         return USAGE_ERROR
-    return convert(text, said.out, partial=said.partial)
 
 
-def convert(text: str, out: Path | None, *, partial: bool) -> int:
-    """Write the settings that a script's flags stand for; 0, or 2 when some are refused."""
-    t = translate(words_of(text))
-    print_notes(t)
-    problems = _violations(t)
+def convert(script: Script, out: Path | None, *, partial: bool) -> int:
+    """Write the settings that a script's flags stand for; 0, or 2 when some are rejected."""
+    for note in script.notes:
+        print(f"note: {note}", file=sys.stderr)
+    t = translate(script.flags, processes=script.processes)
+    if script.flags:
+        print_notes(t)
+    problems = _violations(t, script)
     if problems:
         print(f"stretto convert: {ConfigError(problems)}", file=sys.stderr)
-    if problems and not partial:
+    if problems and not (partial and script.flags):
         return USAGE_ERROR
-    if out is None:
-        print(as_file(t), end="")
-    else:
-        out.write_text(as_file(t), encoding="utf-8")
+    _write(as_file(t), out)
     return USAGE_ERROR if problems else 0
 
 
 def as_file(t: Translation) -> str:
     """The settings as TOML, each with the flag that it comes from."""
-    lines = ["# From the flags of a Megatron-LM script."]
+    lines = ["# From the flags of a Megatron-LM script.", *(f"# {note}" for note in t.notes)]
     for section in sections():
         said = [(s, *t.values[path]) for path, s in settings().items() if s.section == section and path in t.values]
         if said:
@@ -66,10 +84,57 @@ def as_file(t: Translation) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _violations(t: Translation) -> tuple[Violation, ...]:
-    """The refused flags, and what the rules have against the rest: as many processes as needed, no file looked for."""
+def _cut(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:at]), list(argv[at + 1 :])
+
+
+def _text(path: Path | None) -> str:
+    """The script, which need not be valid UTF-8: what is not cannot be a flag."""
     try:
-        resolve([as_layer(t)])
+        if path is not None and path.exists() and not path.is_file():
+            raise _WordError(f"{path} is not a file")
+        text = sys.stdin.read(_LARGEST + 1) if path is None else _limited(path)
+    except (OSError, ValueError) as error:
+        raise _WordError(
+            f"cannot read {path or 'standard input'}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    if len(text) > _LARGEST:
+        raise _WordError(f"{path or 'standard input'} is larger than {_LARGEST} letters: no launch script")
+    return text
+
+
+def _limited(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(_LARGEST + 1)
+
+
+def _given(words: Sequence[str]) -> Mapping[str, str]:
+    for word in words:
+        if not re.match(r"[A-Za-z_]\w*=", word):
+            raise _WordError(f"--set {word}: say NAME=VALUE")
+    return dict(word.split("=", 1) for word in words)
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        print(text, end="")
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _WordError(f"cannot write {out}: {error.strerror}") from error
+
+
+def _violations(t: Translation, script: Script) -> tuple[Violation, ...]:
+    """What the script leaves open, the rejected flags, and what the rules have against the rest.
+
+    As many processes as needed, no file looked for.
+    """
+    if not script.flags:
+        return script.problems
+    try:
+        resolve([as_layer(t, script.problems)])
     except ConfigError as error:
         return error.violations
     return ()

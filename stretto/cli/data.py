@@ -5,14 +5,18 @@ It takes the words of `stretto train`, so that the same presets, files and flags
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
-from stretto.arguments import ConfigError, DataConfig, parse
+from stretto.arguments import ConfigError, DataConfig
+from stretto.arguments.help import help_text
+from stretto.cli.settings import FALLBACK, parse_or_demo
 from stretto.data.baselines import baselines
 from stretto.data.corpus import Corpus
 from stretto.data.errors import DataError
@@ -21,22 +25,40 @@ from stretto.data.tokenizer import load_tokenizer
 
 USAGE_ERROR = 2
 
-USAGE = """\
-usage: stretto data build [options]      tokenize a corpus into the cache, so that all ranks of a run find it there
-       stretto data inspect [options]    the same; then check every token, and measure what a model must beat
+VERBS: Final = {
+    "build": "tokenize a corpus into the cache, so that all ranks of a run find it there",
+    "inspect": "the same; then check every token, and measure what a model must beat",
+}
+
+USAGE: Final = f"""\
+usage: stretto data build [options]      {VERBS["build"]}
+       stretto data inspect [options]    {VERBS["inspect"]}
 
 The options are those of `stretto train`; --data, --tokenizer, --held-out and --cache matter."""
+
+HELP: Final = """\
+stretto data {verb}: {what}
+
+The words of a run may stand here as they are: the other settings of `stretto train`, which its --help lists, are
+understood and have no effect.
+
+"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto data ...`; 0, or 2 when the configuration, the corpus or the cache cannot be used."""
     verb, *rest = argv or ("",)
-    if verb not in ("build", "inspect"):
+    if verb not in VERBS:
         asked = verb in ("-h", "--help")
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else USAGE_ERROR
+    if {"-h", "--help"} & set(rest):
+        print(HELP.format(verb=verb, what=VERBS[verb]), end="")
+        width = shutil.get_terminal_size((100, 24)).columns
+        print(help_text(f"stretto data {verb}", width, fallback=FALLBACK, only=("data",)), end="")
+        return 0
     try:
-        config = parse(rest, command=f"stretto data {verb}").args.data
+        config = parse_or_demo(rest).args.data
         _run(config, Console(soft_wrap=True), inspect=verb == "inspect")
     except (ConfigError, DataError) as error:
         print(f"stretto data: {error}", file=sys.stderr)

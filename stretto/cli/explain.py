@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stretto.arguments import Arguments, ConfigError, Resolved, parse, table
+from stretto.arguments import Arguments, ConfigError, Resolved, table
 from stretto.cli.megatron import layer
+from stretto.cli.settings import origin, parse_or_demo
 from stretto.data.errors import DataError
 from stretto.data.tokenizer import load_tokenizer
 from stretto.estimate import count_parameters, stage_layers
@@ -34,12 +35,15 @@ def main(argv: Sequence[str]) -> int:
     words = [word.replace("--world-size", "--nproc", 1) for word in words]
     try:
         resolved = _with_vocabulary(
-            parse(words, translate=layer, files=False, command="stretto explain [FILE] [--world-size N]")
+            parse_or_demo(words, translate=layer, files=False, command="stretto explain [FILE] [--world-size N]")
         )
     except (ConfigError, DataError) as error:
         print(f"stretto explain: {error}", file=sys.stderr)
         return USAGE_ERROR
-    show(resolved, Console())
+    console = Console()
+    if (preset := origin(resolved)) is not None:
+        console.print(Text.assemble(("preset ", "bold"), preset))
+    show(resolved, console)
     return 0
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 import tyro
 
-from stretto.arguments import ConfigError, parse
+from stretto.arguments import ConfigError
 from stretto.arguments.command_line import MEGATRON
 from stretto.cli.megatron import layer
+from stretto.cli.settings import parse_or_demo
 from stretto.launch.kubernetes import KubernetesJob
 from stretto.launch.slurm import SlurmJob
 
@@ -25,6 +28,30 @@ usage: stretto launch local N [options of stretto train]
 
 `local` trains with N processes of this machine. `slurm` and `k8s` write a batch script or a JobSet manifest for the
 run to standard output or to a file, with --submit also hand it to sbatch or kubectl, and take --help."""
+
+
+_Out = Annotated[Path | None, tyro.conf.arg(help="file to write; without it, standard output", metavar="FILE")]
+
+
+@dataclass(frozen=True)
+class Slurm(SlurmJob):
+    """Write a batch script for SLURM."""
+
+    out: _Out = None
+    submit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also hand it to sbatch."""
+
+
+@dataclass(frozen=True)
+class Kubernetes(KubernetesJob):
+    """Write a JobSet manifest (jobset.sigs.k8s.io) for Kubernetes."""
+
+    out: _Out = None
+    submit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also hand it to kubectl."""
+
+
+J = TypeVar("J", Slurm, Kubernetes)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,38 +79,29 @@ def _local(argv: Sequence[str]) -> int:
 
 
 def _slurm(argv: Sequence[str]) -> int:
-    words, train, out, submit = _split(argv)
-    job = replace(tyro.cli(SlurmJob, args=words, prog="stretto launch slurm"), train=train)
-    _check(job.train, job.ranks)
-    return _deliver(job.script(), out, ["sbatch"] if submit else None)
+    job = _read(Slurm, argv, "stretto launch slurm")
+    return _deliver(job.script(), job.out, ["sbatch"] if job.submit else None)
 
 
 def _k8s(argv: Sequence[str]) -> int:
-    words, train, out, submit = _split(argv)
-    job = replace(tyro.cli(KubernetesJob, args=words, prog="stretto launch k8s"), train=train)
-    _check(job.train, job.ranks)
-    return _deliver(job.manifest(), out, ["kubectl", "apply", "-f", "-"] if submit else None)
+    job = _read(Kubernetes, argv, "stretto launch k8s")
+    return _deliver(job.manifest(), job.out, ["kubectl", "apply", "-f", "-"] if job.submit else None)
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...], Path | None, bool]:
-    """(options of the job, options of the run, file to write, whether to submit)."""
+def _read(kind: type[J], argv: Sequence[str], command: str) -> J:
+    """The job of the words before `--`, which trains with those behind it. Raises ConfigError where it could not."""
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
-    words, train = words[:at], tuple(words[at + 1 :])
-    submit = "--submit" in words
-    out: Path | None = None
-    if "--out" in words:
-        where = words.index("--out")
-        if where + 1 == len(words):
-            raise ValueError("--out: which file?")
-        out = Path(words[where + 1])
-        del words[where : where + 2]
-    return [word for word in words if word != "--submit"], train, out, submit
+    about = f"{kind.__doc__} The options of `stretto train` follow after --, as in {command} --nodes 2 -- --tp 8."
+    job = tyro.cli(kind, args=words[:at], prog=command, description=about)
+    job = replace(job, train=tuple(words[at + 1 :]))
+    _check(job.train, job.ranks)
+    return job
 
 
 def _check(train: tuple[str, ...], ranks: int) -> None:
     """Refuse a run here that would only be refused on the cluster, hours later."""
-    parse(list(train), world_size=ranks, translate=layer)
+    parse_or_demo(list(train), world_size=ranks, translate=partial(layer, processes=ranks))
 
 
 def _deliver(text: str, out: Path | None, submit: list[str] | None) -> int:

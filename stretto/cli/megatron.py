@@ -5,23 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from stretto.arguments.errors import Violation
 from stretto.arguments.layers import Layer
 from stretto.arguments.sources import Kind, Source
 from stretto.compat.megatron import Translation, flags_of, translate
 
 
-def layer(words: Sequence[str], *, tell: bool = True) -> Layer:
+def layer(words: Sequence[str], *, tell: bool = True, processes: int | None = None) -> Layer:
     """The settings that flags stand for, as a file of them would say it; `tell`: what changes nothing or is left."""
-    t = translate(flags_of(words))
+    flags, wrong = flags_of(words)
+    t = translate(flags, processes=processes)
     if tell:
         print_notes(t)
-    return as_layer(t)
+    return as_layer(t, wrong)
 
 
-def as_layer(t: Translation) -> Layer:
-    """Values and refusals of a translation."""
+def as_layer(t: Translation, before: Sequence[Violation] = ()) -> Layer:
+    """Values and refusals of a translation; `before`: what was wrong with the words themselves."""
     values = {path: value for path, (value, _) in t.values.items()}
-    return Layer(Source(Kind.FILE, "of Megatron-LM's flags"), values, t.refused)
+    return Layer(Source(Kind.FILE, "of Megatron-LM's flags"), values, (*before, *t.refused))
 
 
 def print_notes(t: Translation) -> None:
@@ -29,3 +31,5 @@ def print_notes(t: Translation) -> None:
     for title, flags in (("changes nothing here", t.moot), ("to be said by hand", t.by_hand)):
         for flag, reason in flags.items():
             print(f"{title}: {flag}: {reason}", file=sys.stderr)
+    for note in t.notes:
+        print(f"note: {note}", file=sys.stderr)

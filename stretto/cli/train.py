@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stretto.arguments import ConfigError, Record, parse
+from stretto.arguments import ConfigError, Record
 from stretto.cli.megatron import layer
 from stretto.cli.refusal import refuse
+from stretto.cli.settings import parse_or_demo
 from stretto.initialize.clock import process_began
 from stretto.initialize.environment import Launch, LaunchError, detect
 from stretto.initialize.stop import StopFlag, Stopped
@@ -48,8 +49,9 @@ def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) ->
         found.extend(newest(out, launch, required=required))
         return found[0].record if found else None
 
+    translate = partial(layer, tell=launch.rank == 0, processes=world)
     try:
-        resolved = parse(argv, world_size=world, checkpoint=resumed, translate=partial(layer, tell=launch.rank == 0))
+        resolved = parse_or_demo(argv, world_size=world, checkpoint=resumed, translate=translate)
         for each in found:
             each.require_steps_ahead(resolved)
     except ConfigError as error:

@@ -20,6 +20,7 @@ from rich.markup import escape
 from stretto.arguments import ConfigError, Resolved, Violation
 from stretto.checkpoint import latest_complete
 from stretto.cli.refusal import refuse
+from stretto.cli.settings import origin
 from stretto.data.baselines import baselines
 from stretto.initialize import Launch, RendezvousError, initialize
 from stretto.initialize.environment import detect
@@ -154,7 +155,7 @@ class Work:
         args = self.resolved.args
         paths = Paths.of(args)
         aside = stack.enter_context(occupied(self.resolved, resume=self.resume is not None))
-        about = header(args, self.text, resume=self.resume, after=after, aside=aside)
+        about = header(args, self.text, resume=self.resume, after=after, aside=aside, preset=origin(self.resolved))
         here = f", {world.local_size} on this host" if world.local_size < world.size else ""
         about.add_row("ranks", f"{world.size}{here}, started by {escape(world.source)}")
         about.add_row(*escape(costs_line(costs)).split(" ", 1))

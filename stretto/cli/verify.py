@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from stretto.arguments import ConfigError, Resolved, parse
+from stretto.arguments import ConfigError, Resolved
 from stretto.arguments.elsewhere import AXES, judged_in, layout_of
 from stretto.arguments.errors import Violation, as_text
 from stretto.arguments.tree import get
 from stretto.cli.megatron import layer
 from stretto.cli.refusal import refuse
+from stretto.cli.settings import origin, parse_or_demo
 from stretto.data.errors import DataError
 from stretto.initialize.environment import LaunchError, detect
 from stretto.layout import Layout
@@ -45,12 +46,14 @@ def main(argv: Sequence[str]) -> int:
     try:
         own, rest = take([word for word in argv if word != "--comms"])
         world = None if alone else launch.size
-        translate = partial(layer, tell=launch.rank == 0)
-        resolved = parse(rest, world_size=world, files=False, command="stretto verify", translate=translate)
+        translate = partial(layer, tell=launch.rank == 0, processes=world)
+        resolved = parse_or_demo(rest, world_size=world, files=False, command="stretto verify", translate=translate)
         resolved = _with_vocabulary(resolved)
         work = _recorded(own, resolved) if "--comms" in argv else _work(own, resolved)
     except (ConfigError, DataError, ValueError) as error:
         return refuse(error, launch, command="stretto verify")
+    if launch.rank == 0 and (preset := origin(resolved)) is not None:
+        print(f"preset {preset}", flush=True)
     from stretto.launch.local import run_local
 
     nproc = resolved.args.run.nproc or 1

@@ -27,7 +27,7 @@ _PEER_IS_GONE = re.compile(
 _CONTROL = re.compile(r"[^\S\n\t ]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 LONGEST = 2**16
-"""Characters of a traceback that travel; its end says most."""
+"""Characters of each text that travel, at most 12 bytes each in JSON; the end of a traceback says most."""
 
 _BACK_END = re.compile(r"gloo|nccl|c10d", re.IGNORECASE)
 
@@ -91,7 +91,7 @@ class Failure:
     def decode(cls, data: bytes) -> Failure:
         """What `encode` wrote. Raises ValueError for anything else; what would steer a terminal is taken out."""
         try:
-            said = json.loads(data) if len(data) < 16 * LONGEST else None
+            said = json.loads(data) if len(data) < 32 * LONGEST else None
         except (ValueError, RecursionError):
             said = None
         kinds = {"rank": int, "summary": str, "text": str, "consequence": bool, "finding": bool}

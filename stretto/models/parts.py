@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from stretto.arguments.schema import ModelConfig
 from stretto.models.dot_product import Attend
 from stretto.models.rope import Rotate
 from stretto.tensor_parallel import Build, Pointwise, formulas
+
+_ACTIVATIONS: Final[Mapping[str, formulas.Formula]] = MappingProxyType(
+    {"swiglu": formulas.SWIGLU, "gelu": formulas.GELU, "gelu-tanh": formulas.GELU_TANH}
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Parts:
         return cls(
             Pointwise.of(normed, build, eps=config.norm_eps),
             Pointwise.of(formulas.RMS_NORM, build, eps=config.norm_eps),
-            Pointwise.of(formulas.ACTIVATIONS[config.activation], build),
+            Pointwise.of(_ACTIVATIONS[config.activation], build),
             Rotate.of(build),
             attend,
         )

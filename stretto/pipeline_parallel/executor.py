@@ -13,6 +13,7 @@ from stretto.pipeline_parallel.link import Link
 from stretto.pipeline_parallel.meta import TensorMeta
 from stretto.pipeline_parallel.stage import Stage
 from stretto.schedule import Action, Op, Schedule
+from stretto.schedule.actions import WEIGHTS
 from stretto.world import UnderWay
 
 
@@ -184,5 +185,5 @@ class _Noted:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is not None:
             a = self.action
-            of = f" of microbatch {a.mb}" if a.mb >= 0 else ""
+            of = "" if a.op in WEIGHTS else f" of microbatch {a.mb}"
             error.add_note(f"in {a}: {a.op}{of} in stage {a.stage}, on pipeline rank {self.rank}")

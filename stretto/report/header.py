@@ -14,11 +14,18 @@ from stretto.train.run import Text
 from stretto.verify.matrix import untested
 
 
-def header(args: Arguments, text: Text, *, resume: Path | None, after: int, aside: Path | None) -> Table:
-    """Layout, model, data, batch and where the results go; `after`: the step that `resume`, a checkpoint, is of."""
+def header(
+    args: Arguments, text: Text, *, resume: Path | None, after: int, aside: Path | None, preset: str | None = None
+) -> Table:
+    """Layout, model, data, batch and where the results go; `after`: the step that `resume`, a checkpoint, is of.
+
+    `preset` says which preset was taken where the user named none.
+    """
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
+    if preset is not None:
+        table.add_row("preset", preset)
     table.add_row("layout", layout_line(args))
     if (warning := untested(args)) is not None:
         table.add_row("[yellow]warning[/]", warning)

@@ -6,19 +6,21 @@
     print(draw(s))                        # the order as text
     print(gantt(simulate(s)))             # against time
 
-`ir` has the language and `requires`, the one rule of what must come before what; a new schedule is one more
+`actions` and `ir` have the language, `requires` the one rule of what must come before what; a new schedule is one more
 function in `generators`.
 """
 
+from stretto.schedule.actions import Action, Op
 from stretto.schedule.check import check
 from stretto.schedule.check_lowered import check_lowered
 from stretto.schedule.draw import draw, gantt
 from stretto.schedule.generators import GENERATORS, gpipe, one_f_one_b, schedule_for
-from stretto.schedule.ir import Action, Op, Schedule, ScheduleError, requires
+from stretto.schedule.ir import Order, Schedule, ScheduleError
 from stretto.schedule.lower import lower
 from stretto.schedule.partition import partition
+from stretto.schedule.requires import requires
 from stretto.schedule.sharding import DDP, FSDP, ZERO1, ZERO2, Sharding
-from stretto.schedule.simulate import Cost, DeadlockError, Span, bubble, makespan, peak_live, simulate
+from stretto.schedule.simulate import Cost, DeadlockError, Span, Timeline, bubble, makespan, peak_live, simulate
 
 __all__ = [
     "DDP",
@@ -30,10 +32,12 @@ __all__ = [
     "Cost",
     "DeadlockError",
     "Op",
+    "Order",
     "Schedule",
     "ScheduleError",
     "Sharding",
     "Span",
+    "Timeline",
     "bubble",
     "check",
     "check_lowered",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from stretto.schedule.ir import COMPUTE, WEIGHTS, Action, Op, Schedule, ScheduleError
+import numpy as np
+
+from stretto.schedule.actions import COMPUTE, NUMBER, Action, Op, encode
+from stretto.schedule.ir import Schedule, ScheduleError, Table
 from stretto.schedule.simulate import simulate
 
 
@@ -46,32 +48,49 @@ def placement_violations(s: Schedule) -> list[str]:
 
 def address_violations(s: Schedule, allowed: Sequence[Op]) -> Iterator[str]:
     """Is each action of a kind, stage and microbatch that there is, on its own rank, and said once?"""
-    for rank, order in enumerate(s.ranks):
-        for a in order:
-            if a.op not in allowed:
-                yield f"{a} on rank {rank}: only a lowered program has {a.op}"
-            if not 0 <= a.stage < s.num_stages:
-                yield f"{a} on rank {rank}: there is no stage {a.stage} of {s.num_stages}"
-            elif s.placement[a.stage] != rank:
-                yield f"{a} on rank {rank}: stage {a.stage} lies on rank {s.placement[a.stage]}"
-            if a.op not in WEIGHTS and not 0 <= a.mb < s.num_microbatches:
-                yield f"{a} on rank {rank}: there is no microbatch {a.mb} of {s.num_microbatches}"
-    for a, times in Counter(a for order in s.ranks for a in order).items():
-        if times > 1:
-            yield f"{a} is there {times} times"
+    t, last = s.table, max(s.num_stages - 1, 0)
+    unknown = ~np.isin(t.op, [NUMBER[op] for op in allowed])
+    homeless = t.stage >= s.num_stages
+    astray = ~homeless & (np.asarray(s.placement)[np.minimum(t.stage, last)] != t.rank)
+    beyond = (t.op < NUMBER[Op.UNSHARD]) & (t.mb >= s.num_microbatches)
+    for i in np.flatnonzero(unknown | homeless | astray | beyond).tolist():
+        a, rank = Action.of_code(int(t.codes[i])), int(t.rank[i])
+        if unknown[i]:
+            yield f"{a} on rank {rank}: only a lowered program has {a.op}"
+        if homeless[i]:
+            yield f"{a} on rank {rank}: there is no stage {a.stage} of {s.num_stages}"
+        if astray[i]:
+            yield f"{a} on rank {rank}: stage {a.stage} lies on rank {s.placement[a.stage]}"
+        if beyond[i]:
+            yield f"{a} on rank {rank}: there is no microbatch {a.mb} of {s.num_microbatches}"
+    codes, first, times = np.unique(t.codes, return_index=True, return_counts=True)
+    again = np.flatnonzero(times > 1)
+    for k in again[np.argsort(first[again])].tolist():
+        yield f"{Action.of_code(int(codes[k]))} is there {times[k]} times"
 
 
 def completeness_violations(s: Schedule) -> Iterator[str]:
     """Does each microbatch go forward and back through each stage, the backward whole or in two halves?"""
-    for stage in range(s.num_stages):
-        for mb in range(s.num_microbatches):
-            f, b, i, w = (Action(stage, op, mb) for op in (Op.F, Op.B, Op.I, Op.W))
-            if f not in s.actions:
-                yield f"{f} is missing"
-            halves = [half for half in (i, w) if half in s.actions]
-            if b in s.actions and halves:
-                yield f"{b} is a whole backward, but there is {' and '.join(map(str, halves))} as well"
-            elif b not in s.actions and not halves:
-                yield f"{b} is missing (or {i} and {w})"
-            elif b not in s.actions and len(halves) == 1:
-                yield f"{w if halves == [i] else i} is missing, the other half of {halves[0]}"
+    if s.num_stages * s.num_microbatches > s.num_actions:
+        yield f"{s.num_actions} actions cannot take {s.num_microbatches} microbatches through {s.num_stages} stages"
+        return
+    stage, mb = (column.ravel() for column in np.indices((s.num_stages, s.num_microbatches)))
+    f, b, i, w = (s.table.find(encode(stage, NUMBER[op], mb)) >= 0 for op in (Op.F, Op.B, Op.I, Op.W))
+    complete = f & np.where(b, ~i & ~w, i & w)
+    for k in np.flatnonzero(~complete).tolist():
+        yield from _incomplete(int(stage[k]), int(mb[k]), s.table)
+
+
+def _incomplete(stage: int, mb: int, table: Table) -> Iterator[str]:
+    actions = [Action(stage, op, mb) for op in (Op.F, Op.B, Op.I, Op.W)]
+    f, b, i, w = actions
+    there = dict(zip(actions, table.find(np.array([a.code for a in actions])) >= 0, strict=True))
+    if not there[f]:
+        yield f"{f} is missing"
+    halves = [half for half in (i, w) if there[half]]
+    if there[b] and halves:
+        yield f"{b} is a whole backward, but there is {' and '.join(map(str, halves))} as well"
+    elif not there[b] and not halves:
+        yield f"{b} is missing (or {i} and {w})"
+    elif not there[b] and len(halves) == 1:
+        yield f"{w if halves == [i] else i} is missing, the other half of {halves[0]}"

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+import numpy as np
+
+from stretto.schedule.actions import RECV_B, RECV_F, RECVS, SEND_B, SEND_F, SENDS, Action, Op
 from stretto.schedule.check import (
     address_violations,
     completeness_violations,
     placement_violations,
     refuse,
 )
-from stretto.schedule.ir import RECVS, SENDS, Action, Op, Schedule, requires
+from stretto.schedule.ir import Schedule
+from stretto.schedule.requires import needs
 from stretto.schedule.sharding import DDP, Sharding
 from stretto.schedule.simulate import DeadlockError, simulate
 
@@ -56,17 +60,43 @@ def _message_violations(s: Schedule) -> Iterator[str]:
 def _weight_violations(s: Schedule, sharding: Sharding) -> Iterator[str]:
     """Do the verbs of the weights stand where the executor relies on them?"""
     for stage in range(s.num_stages):
-        order = [a for a in s.ranks[s.placement[stage]] if a.stage == stage]
-        unshard, reshard, reduce = (Action(stage, op) for op in (Op.UNSHARD, Op.RESHARD, Op.REDUCE))
-        if order[:1] != [unshard]:
-            yield f"{unshard} must come before all else of stage {stage}"
-        if sharding.params and order[-1:] != [reshard]:
-            yield f"{reshard} must come after all else of stage {stage}"
-        if not sharding.params and reshard in order:
-            yield f"{reshard} is there, but the parameters are not sharded"
-        gradients = [at for at, a in enumerate(order) if a.op in (Op.B, Op.W)]
-        if gradients and order[max(gradients[-1] - 1, 0)] != reduce:
-            yield f"{reduce} must come directly before {order[gradients[-1]]}, the stage's last weight gradient"
+        yield from _visit_violations(stage, [a for a in s.ranks[s.placement[stage]] if a.stage == stage], sharding)
+        yield from _reduce_violations(stage, [a for a in s.ranks[s.placement[stage]] if a.stage == stage], sharding)
+
+
+def _visit_violations(stage: int, order: list[Action], sharding: Sharding) -> Iterator[str]:
+    """Do UNSHARD and RESHARD take turns, in the order of their visits, around each F, B and I?"""
+    whole, visit = False, 0
+    for a in order:
+        if a.op is Op.UNSHARD:
+            if whole or a.mb != visit:
+                yield f"{a} is there, but {'visit' if whole else 'the next visit is'} {visit}{' is not over' * whole}"
+            whole, visit = True, a.mb
+        elif a.op is Op.RESHARD:
+            if not sharding.params:
+                yield f"{a} is there, but the parameters are not sharded"
+            if not whole or a.mb != visit:
+                yield f"{a} is there, but {Action(stage, Op.UNSHARD, a.mb)} is not the last before it"
+            whole, visit = False, a.mb + 1
+        elif a.op in (Op.F, Op.B, Op.I) and not whole:
+            yield f"{Action(stage, Op.UNSHARD, visit)} must come before {a}"
+            return
+    if sharding.params and whole:
+        yield f"{Action(stage, Op.RESHARD, visit)} must come after all uses of stage {stage}"
+
+
+def _reduce_violations(stage: int, order: list[Action], sharding: Sharding) -> Iterator[str]:
+    """Does REDUCE stand directly before the last weight gradient of the stage, or before each?"""
+    gradients = [at for at, a in enumerate(order) if a.op in (Op.B, Op.W)]
+    expected = gradients if sharding.reduce_each else gradients[-1:]
+    for count, at in enumerate(expected):
+        reduce = Action(stage, Op.REDUCE, count)
+        if order[max(at - 1, 0)] != reduce:
+            which = "a" if sharding.reduce_each else "the stage's last"
+            yield f"{reduce} must come directly before {order[at]}, {which} weight gradient"
+    there = sum(a.op is Op.REDUCE for a in order)
+    if there > len(expected):
+        yield f"stage {stage} has {there} REDUCEs, but {len(expected)} are asked for"
 
 
 def _pairing_violations(s: Schedule) -> Iterator[str]:
@@ -87,38 +117,39 @@ def _pairing_violations(s: Schedule) -> Iterator[str]:
 
 
 def _play_rendezvous(s: Schedule) -> None:
-    """Play the program with sends and receives that each block until the partner is reached as well."""
-    position = [0] * s.num_ranks
-    done: set[Action] = set()
+    """Play the program with sends and receives that each block until the partner is reached as well.
 
-    def head(rank: int) -> Action | None:
-        order = s.ranks[rank]
-        return order[position[rank]] if position[rank] < len(order) else None
-
-    def finish(rank: int, a: Action) -> None:
-        done.add(a)
-        position[rank] += 1
-
-    def advance(rank: int, a: Action) -> bool:
-        if a.op in RECVS:  # its sender takes both along
-            return False
-        if a.op in SENDS:
-            receive = _receive_of(a)
-            if head(s.peer(a)) != receive:
-                return False
-            finish(s.peer(a), receive)
-        elif any(need not in done for need in requires(a, s)):
-            return False
-        finish(rank, a)
-        return True
-
-    moved = True
-    while moved:
-        moved = False
-        for rank in range(s.num_ranks):
-            while (a := head(rank)) is not None and advance(rank, a):
-                moved = True
-    stuck = [a for rank in range(s.num_ranks) if (a := head(rank)) is not None]
+    It was simulated before this: what a rank requires of itself stands before it.
+    """
+    t = s.table
+    found = [t.find(row) for row in needs(t.codes, np.arange(len(t)), t)]
+    sends, receives = np.isin(t.op, (SEND_F, SEND_B)), np.isin(t.op, (RECV_F, RECV_B))
+    # A receive and what uses it both name their send, if this is lowered; the partner of each message is a position.
+    partner = np.full(len(t), -1)
+    users = np.flatnonzero(found[3] >= 0)
+    partner[found[2][users]], partner[found[3][users]] = found[3][users], found[2][users]
+    source = np.where(found[3] >= 0, -1, found[2])  # its receive, earlier in the list, has waited
+    kind = np.where(sends, 1, np.where(receives, 2, 0)).tolist()
+    pair, waits, home = partner.tolist(), source.tolist(), t.rank.tolist()
+    at, last = t.first[:-1].tolist(), t.first[1:].tolist()
+    waiting: dict[int, list[int]] = {}
+    ready = list(range(s.num_ranks))
+    while ready:
+        rank = ready.pop()
+        while (i := at[rank]) < last[rank]:
+            if kind[i]:
+                other = home[pair[i]]
+                if at[other] != pair[i]:  # the partner comes back for both
+                    break
+                at[other] += 1
+                ready.append(other)
+            elif waits[i] >= 0 and at[home[waits[i]]] <= waits[i]:
+                waiting.setdefault(home[waits[i]], []).append(rank)
+                break
+            at[rank] += 1
+            if rank in waiting:
+                ready += waiting.pop(rank)
+    stuck = [Action.of_code(int(t.codes[i])) for i, end in zip(at, last, strict=True) if i < end]
     if stuck:
         raise DeadlockError(stuck, f"deadlock if sends block until received, at {' '.join(map(str, stuck))}")
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Final
 
-from stretto.schedule.ir import COMPUTE, Op, Schedule
+from stretto.schedule.actions import COMPUTE, Op
+from stretto.schedule.ir import Schedule
 from stretto.schedule.simulate import Span, bubble, makespan, peak_live
 
 _INK: Final = MappingProxyType(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from stretto.schedule.ir import Action, Op, Schedule
+from stretto.schedule.actions import Action, Op
+from stretto.schedule.ir import Schedule
 
 
 def gpipe(p: int, m: int) -> Schedule:

@@ -1,82 +1,67 @@
-"""The schedule language: what a rank may do, and what must have happened before it may.
-
-A pipeline cuts the model into *stages*, placed on *ranks*; a batch is cut into *microbatches*. One word of
-the language, an `Action`, says that a stage does one thing with one microbatch: `2F0` is the forward of
-microbatch 0 through stage 2. A `Schedule` is one list of actions per rank and nothing else: no times, no
-modules, no tensors. It can be printed, compared, drawn, simulated and executed.
-"""
+"""A schedule: one list of actions per rank, kept as integers in arrays and read as `Action`s."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
+from typing import overload
 
+import numpy as np
 
-class Op(StrEnum):
-    """The verbs. Computation and messages name a microbatch; the three verbs of the weights name none."""
-
-    F = "F"
-    """Forward: waits for the input of the stage, keeps what the backward needs."""
-    B = "B"
-    """Whole backward: waits for the gradient of the output; gives both gradients below at once."""
-    I = "I"  # noqa: E741 (the established name of this op)
-    """Backward for the input alone: all that the stage below waits for."""
-    W = "W"
-    """Backward for the weights alone: may run any time after the I of its microbatch; frees activations."""
-    SEND_F = "SEND_F"
-    """Begin to send the stage's output to the rank of the next stage; does not wait for delivery."""
-    RECV_F = "RECV_F"
-    """Post the receive of the stage's input; the F that uses it is what waits."""
-    SEND_B = "SEND_B"
-    """Begin to send the gradient of the stage's input to the rank of the previous stage."""
-    RECV_B = "RECV_B"
-    """Post the receive of the gradient of the stage's output; the B or I that uses it is what waits."""
-    UNSHARD = "UNSHARD"
-    """Begin to make the stage's parameters whole, or do nothing if they are; its first F is what waits."""
-    RESHARD = "RESHARD"
-    """Let go of the stage's whole parameters; only each rank's own shard stays."""
-    REDUCE = "REDUCE"
-    """The next weight gradient of this stage is the step's last: reduce each bucket as soon as it is full."""
-
-
-COMPUTE = (Op.F, Op.B, Op.I, Op.W)
-SENDS = (Op.SEND_F, Op.SEND_B)
-RECVS = (Op.RECV_F, Op.RECV_B)
-WEIGHTS = (Op.UNSHARD, Op.RESHARD, Op.REDUCE)
-
-_ACTION = re.compile(r"(\d+)([A-Z_]+)(\d*)")
+from stretto.schedule.actions import NUMBER, Action, Ints, Op, mbs_of, ops_of, stages_of
 
 
 class ScheduleError(ValueError):
     """A schedule or program that cannot be run; the message lists every reason found."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Action:
-    """One thing that one stage does. `mb` is the microbatch, -1 where the verb has none."""
+class Order(Sequence[Action]):
+    """The actions of one rank, in order: a sequence of `Action`s over an array of their codes."""
 
-    stage: int
-    op: Op
-    mb: int = -1
+    __slots__ = ("codes",)
+
+    codes: Ints
+
+    def __init__(self, actions: Iterable[Action] | Ints) -> None:
+        if isinstance(actions, np.ndarray):
+            codes = actions.astype(np.int64)  # a copy: nobody else may write to it
+        elif isinstance(actions, Order):
+            codes = actions.codes
+        else:
+            codes = np.array([action.code for action in actions], np.int64)
+        codes.flags.writeable = False
+        self.codes = codes
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, at: int) -> Action: ...
+    @overload
+    def __getitem__(self, at: slice) -> Order: ...
+    def __getitem__(self, at: int | slice) -> Action | Order:
+        return Order(self.codes[at]) if isinstance(at, slice) else Action.of_code(int(self.codes[at]))
+
+    def __iter__(self) -> Iterator[Action]:
+        return map(Action.of_code, self.codes.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Order):
+            return np.array_equal(self.codes, other.codes)
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(self.codes.tobytes())
 
     def __str__(self) -> str:
-        return f"{self.stage}{self.op}{self.mb if self.mb >= 0 else ''}"
+        return " ".join(map(str, self))
 
-    @classmethod
-    def parse(cls, text: str) -> Action:
-        """The action that prints as `text`, such as `2F0` or `1REDUCE`; `ValueError` for any other text."""
-        match = _ACTION.fullmatch(text)
-        if match is None or match[2] not in Op.__members__ or (Op(match[2]) in WEIGHTS) != (match[3] == ""):
-            raise ValueError(
-                f"{text!r} is not an action: expected stage, op and microbatch such as 2F0 or 1SEND_B3, "
-                f"or stage and op such as 0REDUCE; the ops are {' '.join(Op)}"
-            )
-        return cls(int(match[1]), Op(match[2]), int(match[3] or -1))
+    def __repr__(self) -> str:
+        return f"Order({str(self)!r})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Schedule:
     """What every rank of a pipeline does in one step, in order.
 
@@ -86,7 +71,15 @@ class Schedule:
 
     placement: tuple[int, ...]
     num_microbatches: int
-    ranks: tuple[tuple[Action, ...], ...]
+    ranks: tuple[Order, ...]
+
+    def __init__(
+        self, placement: Sequence[int], num_microbatches: int, ranks: Sequence[Sequence[Action] | Ints]
+    ) -> None:
+        object.__setattr__(self, "placement", tuple(placement))
+        object.__setattr__(self, "num_microbatches", num_microbatches)
+        orders = (order if isinstance(order, Order) else Order(order) for order in ranks)
+        object.__setattr__(self, "ranks", tuple(orders))
 
     @property
     def num_stages(self) -> int:
@@ -98,9 +91,19 @@ class Schedule:
         """Ranks of the pipeline."""
         return len(self.ranks)
 
+    @property
+    def num_actions(self) -> int:
+        """Actions of all ranks together."""
+        return sum(map(len, self.ranks))
+
+    @cached_property
+    def table(self) -> Table:
+        """All actions as columns."""
+        return Table(self)
+
     @cached_property
     def actions(self) -> frozenset[Action]:
-        """Every action of every rank."""
+        """Every action of every rank. For readers and tests: passes over large schedules take the `table`."""
         return frozenset(action for rank in self.ranks for action in rank)
 
     def crosses(self, stage: int, other: int) -> bool:
@@ -113,7 +116,7 @@ class Schedule:
         return self.placement[message.stage + (1 if up else -1)]
 
     def __str__(self) -> str:
-        return "\n".join(" ".join(map(str, rank)) for rank in self.ranks)
+        return "\n".join(map(str, self.ranks))
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
@@ -122,56 +125,66 @@ class Schedule:
         Where each stage lies and how many microbatches there are is read off the actions. Raises
         `ScheduleError` when a stage shows up on two ranks, or on none.
         """
-        ranks = tuple(tuple(map(Action.parse, line.split())) for line in text.strip().splitlines())
-        homes: dict[int, set[int]] = {}
-        for rank, actions in enumerate(ranks):
-            for action in actions:
-                homes.setdefault(action.stage, set()).add(rank)
-        for stage in range(max(homes, default=0) + 1):
-            if len(homes.get(stage, ())) != 1:
-                found = ", ".join(map(str, sorted(homes.get(stage, ())))) or "none"
-                raise ScheduleError(f"stage {stage} must lie on one rank, found on: {found}")
-        microbatches = 1 + max(action.mb for actions in ranks for action in actions)
-        placement = tuple(min(homes[stage]) for stage in range(len(homes)))
-        return cls(placement, microbatches, ranks)
+        return cls.of_ranks([[Action.parse(word) for word in line.split()] for line in text.strip().splitlines()])
+
+    @classmethod
+    def of_ranks(cls, ranks: Sequence[Sequence[Action] | Ints]) -> Schedule:
+        """The schedule of these lists, one for each rank; the rest is read off them as in `parse`."""
+        orders = [Order(rank) for rank in ranks]
+        found = [np.unique(stages_of(order.codes)) for order in orders]
+        known = np.unique(np.concatenate([*found, np.zeros(1, np.int64)]))
+        missing = np.setdiff1d(np.arange(min(int(known[-1]), len(known)) + 1), known)
+        placement = dict.fromkeys(known.tolist(), -1)
+        for stage in [*placement, *missing.tolist()]:
+            homes = [rank for rank, stages in enumerate(found) if stage in stages]
+            if len(homes) != 1:
+                where = ", ".join(map(str, homes)) or "none"
+                raise ScheduleError(f"stage {stage} must lie on one rank, found on: {where}")
+            placement[stage] = homes[0]
+        codes = np.concatenate([order.codes for order in orders])
+        mbs = mbs_of(codes[ops_of(codes) < NUMBER[Op.UNSHARD]])
+        return cls([placement[stage] for stage in sorted(placement)], int(mbs.max(initial=-1)) + 1, orders)
 
 
-def input_gradient(s: Schedule, stage: int, mb: int) -> Action:
-    """The action that yields the gradient of the stage's input: I where this backward is split, else B."""
-    split = Action(stage, Op.I, mb)
-    return split if split in s.actions else Action(stage, Op.B, mb)
+class Table:
+    """All actions of a schedule as columns: the lists of its ranks, end to end. A *position* is a row.
 
-
-def requires(a: Action, s: Schedule) -> list[Action]:
-    """The actions that must have finished before `a` may run. The only statement of this rule.
-
-    It covers schedules as generated, where an activation simply is on the next rank, and lowered programs,
-    where it must have been sent and a receive must have been posted.
+    codes, rank, stage, op, mb: [n]; rank r has the positions `first[r]` up to, not including, `first[r + 1]`.
     """
-    match a.op:
-        case Op.F:
-            source = [] if a.stage == 0 else _arrival(a, Action(a.stage - 1, Op.F, a.mb), s)
-            return [*_if_present(Action(a.stage, Op.UNSHARD), s), *source]
-        case Op.B | Op.I:
-            last = a.stage == s.num_stages - 1
-            source = [] if last else _arrival(a, input_gradient(s, a.stage + 1, a.mb), s)
-            return [Action(a.stage, Op.F, a.mb), *source]
-        case Op.W:
-            return [Action(a.stage, Op.I, a.mb)]
-        case Op.SEND_F:
-            return [Action(a.stage, Op.F, a.mb)]
-        case Op.SEND_B:
-            return [input_gradient(s, a.stage, a.mb)]
-        case Op.RECV_F | Op.RECV_B | Op.UNSHARD | Op.RESHARD | Op.REDUCE:
-            return []
 
+    def __init__(self, s: Schedule) -> None:
+        lengths = [len(order) for order in s.ranks]
+        self.codes: Ints = np.concatenate([*(order.codes for order in s.ranks), np.zeros(0, np.int64)])
+        self.rank: Ints = np.repeat(np.arange(len(lengths)), lengths)
+        self.first: Ints = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self.stage, self.op, self.mb = stages_of(self.codes), ops_of(self.codes), mbs_of(self.codes)
+        self.stages = s.num_stages
+        # Visits may outnumber microbatches, but no kind of action has more numbers than there are actions.
+        highest = int(self.mb.max(initial=0))
+        self._width = max(s.num_microbatches, highest + 1 if highest <= len(self.codes) else 0, 1)
+        self._places: dict[int, Ints] = {}
 
-def _arrival(a: Action, producer: Action, s: Schedule) -> list[Action]:
-    """What brings the producer's result to `a`: the producer alone, or its message once there is one."""
-    way = "F" if a.op is Op.F else "B"
-    posted = Action(a.stage, Op(f"RECV_{way}"), a.mb)
-    return [Action(producer.stage, Op(f"SEND_{way}"), a.mb), posted] if posted in s.actions else [producer]
+    def __len__(self) -> int:
+        return len(self.codes)
 
+    def places(self, op: int) -> Ints:
+        """The position of each action of this op, by stage * width + microbatch; -1 where there is none.
 
-def _if_present(a: Action, s: Schedule) -> list[Action]:
-    return [a] if a in s.actions else []
+        Of an action that is there several times, the last.
+        """
+        if op not in self._places:
+            here = np.flatnonzero((self.op == op) & (self.stage < self.stages) & (self.mb < self._width))
+            table = np.full(self.stages * self._width, -1, np.int64)
+            table[self.stage[here] * self._width + self.mb[here]] = here
+            self._places[op] = table
+        return self._places[op]
+
+    def find(self, codes: Ints) -> Ints:
+        """The position of each of these actions; -1 of one that is not there, or of a code below 0."""
+        stage, op, mb = stages_of(codes), ops_of(codes), mbs_of(codes)
+        inside = (codes >= 0) & (stage < self.stages) & (mb < self._width)
+        found = np.full(len(codes), -1, np.int64)
+        for kind in np.flatnonzero(np.bincount(op[inside], minlength=16)).tolist():
+            rows = np.flatnonzero(inside & (op == kind))
+            found[rows] = self.places(kind)[stage[rows] * self._width + mb[rows]]
+        return found

@@ -11,67 +11,44 @@ before any action still running then, so the receive is posted early and the tra
 
 from __future__ import annotations
 
-from stretto.schedule.ir import Action, Op, Schedule
+import numpy as np
+
+from stretto.schedule.actions import RECV_B, RECV_F, SEND_B, SEND_F, B, F, I, Ints, encode
+from stretto.schedule.ir import Schedule
 from stretto.schedule.sharding import DDP, Sharding
 from stretto.schedule.simulate import Cost, simulate
+from stretto.schedule.weights import with_weights
 
 
 def lower(s: Schedule, sharding: Sharding = DDP, cost: Cost | None = None) -> Schedule:
     """The program of a schedule: the same computation, with messages, UNSHARD, REDUCE and RESHARD.
 
-    For each stage, UNSHARD is the first word (before its first receive is posted, so that a gather of
-    parameters overlaps the wait for input), REDUCE stands directly before the last B or W, and RESHARD,
-    if parameters are sharded, is the last word. Each is said once: whole parameters stay for the step.
-    `cost` decides the order of the messages. Raises `DeadlockError` if the schedule has one.
+    Where the verbs of the weights stand follows from `sharding`: see `with_weights`. `cost` decides the order of
+    the messages. Raises `DeadlockError` if the schedule has one.
     """
-    return _with_weights(_with_messages(s, cost), sharding)
+    return with_weights(_with_messages(s, cost), sharding)
 
 
 def _with_messages(s: Schedule, cost: Cost | None) -> Schedule:
-    out: list[list[Action]] = [[] for _ in s.ranks]
-    # The sort is stable and simulate yields an order that can happen: ties, even of actions that take no
-    # time, keep a producer before its consumer.
-    for span in sorted(simulate(s, cost), key=lambda x: x.end):
-        a = span.action
-        out[span.rank].append(a)
-        to = _consumer(a, s)
-        if to is not None and s.crosses(a.stage, to):
-            way = "F" if a.op is Op.F else "B"
-            out[span.rank].append(Action(a.stage, Op(f"SEND_{way}"), a.mb))
-            out[s.placement[to]].append(Action(to, Op(f"RECV_{way}"), a.mb))
-    return Schedule(s.placement, s.num_microbatches, tuple(map(tuple, out)))
+    played, t = simulate(s, cost), s.table
+    # The sort is stable and a timeline's order can happen: ties, even of actions that take no time, keep a
+    # producer before its consumer.
+    order = played.order[np.argsort(played.end[played.order], kind="stable")]
+    place = np.empty(len(t), np.int64)
+    place[order] = np.arange(len(t))
+    codes, ranks, keys = [t.codes], [t.rank], [3 * place]
+    home = np.asarray(s.placement)
+    for ops, step, send, receive in (((F,), 1, SEND_F, RECV_F), ((B, I), -1, SEND_B, RECV_B)):
+        to = np.clip(t.stage + step, 0, s.num_stages - 1)
+        rows = np.flatnonzero(np.isin(t.op, ops) & (home[to] != t.rank))  # at the ends `to` is the stage itself
+        codes += [encode(t.stage[rows], send, t.mb[rows]), encode(to[rows], receive, t.mb[rows])]
+        ranks += [t.rank[rows], home[to[rows]]]
+        keys += [3 * place[rows] + 1, 3 * place[rows] + 2]
+    return rebuilt(s, np.concatenate(codes), np.concatenate(ranks), np.concatenate(keys))
 
 
-def _consumer(a: Action, s: Schedule) -> int | None:
-    """The stage that waits for the result of this action, if any does."""
-    match a.op:
-        case Op.F if a.stage + 1 < s.num_stages:
-            return a.stage + 1
-        case Op.B | Op.I if a.stage > 0:
-            return a.stage - 1
-        case _:
-            return None
-
-
-def _with_weights(s: Schedule, sharding: Sharding) -> Schedule:
-    def rank(order: tuple[Action, ...]) -> tuple[Action, ...]:
-        first: dict[int, Action] = {}
-        last: dict[int, Action] = {}
-        last_gradient: dict[int, Action] = {}
-        for a in order:
-            first.setdefault(a.stage, a)
-            last[a.stage] = a
-            if a.op in (Op.B, Op.W):
-                last_gradient[a.stage] = a
-        out: list[Action] = []
-        for a in order:
-            if a is first[a.stage]:
-                out.append(Action(a.stage, Op.UNSHARD))
-            if a is last_gradient.get(a.stage):
-                out.append(Action(a.stage, Op.REDUCE))
-            out.append(a)
-            if sharding.params and a is last[a.stage]:
-                out.append(Action(a.stage, Op.RESHARD))
-        return tuple(out)
-
-    return Schedule(s.placement, s.num_microbatches, tuple(map(rank, s.ranks)))
+def rebuilt(s: Schedule, codes: Ints, ranks: Ints, keys: Ints) -> Schedule:
+    """The schedule with these actions on these ranks, each rank's in ascending order of their keys."""
+    codes = codes[np.lexsort((keys, ranks))]
+    ends = np.cumsum(np.bincount(ranks, minlength=s.num_ranks))[:-1]
+    return Schedule(s.placement, s.num_microbatches, np.split(codes, ends))

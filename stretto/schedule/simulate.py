@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
 
-from stretto.schedule.ir import Action, Op, Schedule, ScheduleError, requires
+import numpy as np
+from numpy.typing import NDArray
+
+from stretto.schedule.actions import Action, B, F, I, Ints, Op, W
+from stretto.schedule.ir import Schedule, ScheduleError, Table
+from stretto.schedule.requires import needs
+
+Times = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +45,14 @@ class Cost:
 
     def time(self, a: Action) -> float:
         """How long the action keeps its rank busy: messages and the verbs of the weights do not."""
-        scale = self.stages[a.stage] if self.stages else 1.0
-        match a.op:
-            case Op.F:
-                return scale * self.forward
-            case Op.B:
-                return scale * self.backward
-            case Op.I:
-                return scale * self.input_gradient
-            case Op.W:
-                return scale * self.weight_gradient
-            case _:
-                return 0.0
+        return float(self.times(np.array([a.stage]), np.array([list(Op).index(a.op)]))[0])
+
+    def times(self, stage: Ints, op: Ints) -> Times:
+        """The same for columns of actions."""
+        by_op = np.zeros(len(Op))
+        by_op[[F, B, I, W]] = self.forward, self.backward, self.input_gradient, self.weight_gradient
+        scale = np.asarray(self.stages, float)[stage] if self.stages else 1.0
+        return np.asarray(by_op[op] * scale, float)
 
 
 class DeadlockError(ScheduleError):
@@ -58,53 +63,115 @@ class DeadlockError(ScheduleError):
         self.blocked = tuple(blocked)
 
 
-def simulate(s: Schedule, cost: Cost | None = None) -> list[Span]:
+class Timeline(Sequence[Span]):
+    """When every action runs; as a sequence, spans in an order in which they could happen one after another."""
+
+    def __init__(self, table: Table, start: Times, end: Times, order: Ints) -> None:
+        self.table, self.start, self.end, self.order = table, start, end, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @cached_property
+    def _spans(self) -> list[Span]:
+        t, at = self.table, self.order
+        columns = (t.rank[at].tolist(), t.codes[at].tolist(), self.start[at].tolist(), self.end[at].tolist())
+        return [Span(rank, Action.of_code(code), a, b) for rank, code, a, b in zip(*columns, strict=True)]
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._spans)
+
+    @overload
+    def __getitem__(self, at: int) -> Span: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Span]: ...
+    def __getitem__(self, at: int | slice) -> Span | list[Span]:
+        return self._spans[at]
+
+
+def simulate(s: Schedule, cost: Cost | None = None) -> Timeline:
     """When every action runs if each rank does its list in order, each action as early as `requires` lets it.
 
-    The spans come in an order in which they could happen one after another. Raises `DeadlockError`, naming
-    for every rank that is stuck its next action and what that waits for.
+    One pass over the actions. Raises `DeadlockError`, naming for every rank that is stuck its next action and what
+    that waits for.
     """
     cost = cost or Cost()
-    finished: dict[Action, Span] = {}
-    clock = [0.0] * s.num_ranks
-    position = [0] * s.num_ranks
+    table = s.table
+    found = needs(table.codes, np.arange(len(table)), table)
+    places = np.stack([table.find(row) for row in found])
+    position = np.arange(len(table))
+    # What a rank requires of itself must stand before it in its list; what comes from elsewhere takes time.
+    here = (places >= 0) & (table.rank[places] == table.rank)
+    never = ((found >= 0) & (places < 0)) | (here & (places >= position))
+    waits = np.where((found[2] >= 0) & ~here[2], places[2], -1)
+    waits[never.any(axis=0)] = len(table)
+    start, end, order = _play(table, waits, cost)
+    if len(order) < len(table):
+        _raise_deadlock(table, found, places, order)
+    return Timeline(table, np.asarray(start), np.asarray(end), np.asarray(order, np.int64))
 
-    def advance(rank: int, a: Action) -> bool:
-        needs = requires(a, s)
-        if any(need not in finished for need in needs):
-            return False
-        sources = [finished[need] for need in needs]
-        arrivals = [source.end + (cost.hop if source.rank != rank else 0.0) for source in sources]
-        start = max([clock[rank], *arrivals])
-        clock[rank] = start + cost.time(a)
-        finished[a] = Span(rank, a, start, clock[rank])
-        return True
 
-    moved = True
-    while moved:
-        moved = False
-        for rank, order in enumerate(s.ranks):
-            while position[rank] < len(order) and advance(rank, order[position[rank]]):
-                position[rank] += 1
-                moved = True
-    stuck = [order[at] for order, at in zip(s.ranks, position, strict=True) if at < len(order)]
-    if stuck:
-        waits = ((a, [need for need in requires(a, s) if need not in finished]) for a in stuck)
-        raise DeadlockError(
-            stuck, "deadlock: " + "; ".join(f"{a} waits for {' '.join(map(str, needs))}" for a, needs in waits)
-        )
-    return list(finished.values())
+def _play(table: Table, waits: Ints, cost: Cost) -> tuple[list[float], list[float], list[int]]:
+    """Starts, ends, and the order in which actions ended, until no rank can go on. Position n never happens."""
+    source, time = waits.tolist(), cost.times(table.stage, table.op).tolist()
+    start, end = [0.0] * len(table), [-1.0] * (len(table) + 1)
+    at, last = table.first[:-1].tolist(), table.first[1:].tolist()
+    clock = [0.0] * len(at)
+    waiting: dict[int, list[int]] = {}
+    order: list[int] = []
+    ready = list(range(len(at)))[::-1]
+    hop, append = cost.hop, order.append
+    while ready:
+        rank = ready.pop()
+        now, i = clock[rank], at[rank]
+        while i < last[rank]:
+            n = source[i]
+            if n >= 0:
+                arrival = end[n]
+                if arrival < 0:
+                    waiting.setdefault(n, []).append(rank)
+                    break
+                now = max(now, arrival + hop)
+            start[i] = now
+            now += time[i]
+            end[i] = now
+            append(i)
+            if i in waiting:
+                ready += waiting.pop(i)
+            i += 1
+        clock[rank], at[rank] = now, i
+    return start, end[:-1], order
+
+
+def _raise_deadlock(table: Table, found: Ints, places: Ints, order: list[int]) -> None:
+    done = np.zeros(len(table) + 1, bool)  # the last stands for what is not there
+    done[order] = True
+    heads = [first + int(done[first:last].sum()) for first, last in zip(table.first, table.first[1:], strict=False)]
+    stuck = [int(i) for i, last in zip(heads, table.first[1:], strict=True) if i < last]
+    blocked = [Action.of_code(int(table.codes[i])) for i in stuck]
+    lacks = (
+        [
+            Action.of_code(code)
+            for code, at in zip(found[:, i].tolist(), places[:, i], strict=True)
+            if code >= 0 and not done[at]
+        ]
+        for i in stuck
+    )
+    text = "; ".join(f"{a} waits for {' '.join(map(str, needs))}" for a, needs in zip(blocked, lacks, strict=True))
+    raise DeadlockError(blocked, f"deadlock: {text}")
 
 
 def makespan(spans: Sequence[Span]) -> float:
     """When the last action ends."""
-    return max(span.end for span in spans)
+    return float(spans.end.max()) if isinstance(spans, Timeline) else max(span.end for span in spans)
 
 
 def bubble(spans: Sequence[Span]) -> float:
     """The part of all ranks' time that they idle, until the last action of any ends: 0 to 1."""
-    ranks = 1 + max(span.rank for span in spans)
-    busy = sum(span.end - span.start for span in spans)
+    if isinstance(spans, Timeline):
+        ranks, busy = len(spans.table.first) - 1, float((spans.end - spans.start).sum())
+    else:
+        ranks, busy = 1 + max(span.rank for span in spans), sum(span.end - span.start for span in spans)
     return 1 - busy / (ranks * makespan(spans))
 
 

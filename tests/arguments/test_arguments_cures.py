@@ -9,7 +9,7 @@ from hypothesis import Phase, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from stretto.arguments import ConfigError, Violation
+from stretto.arguments import ConfigError, Violation, parse
 from stretto.arguments.cure import explain
 from stretto.arguments.judge import Said, judge
 from stretto.arguments.rules import RULES
@@ -84,6 +84,23 @@ def test_what_passes_the_rules_fits_together(said: dict[str, Said]) -> None:
     assert p.tp * (m.dim_ffn // p.tp) == m.dim_ffn
     assert p.dp * b.micro_batch * (b.global_batch // (p.dp * b.micro_batch)) == b.global_batch
     assert get(found.args, "optimizer.decay_steps") is not None
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--nproc 1000 --tp 8 --pp 3 --heads 8", "--heads 7", "--hidden 100", "--ffn 333", "--tp 5 --nproc 10", "--tp 16"],
+)
+def test_suggested_sizes_are_those_that_people_choose(words: str) -> None:
+    """Catches: all candidates searched at once, which suggests --pp 5 for 4 layers, --hidden 196 and --ffn 334."""
+    with pytest.raises(ConfigError) as caught:
+        parse(["--preset", "demo", "--layers", "4", *words.split()], env={})
+    fixes = [fix for v in caught.value.violations for fix in v.fixes]
+    assert fixes
+    for fix in fixes:
+        number = {path: value for path, value in fix.items() if isinstance(value, int)}
+        assert all(number.get(path, 0) % 64 == 0 for path in ("model.hidden", "model.ffn", "batch.seq_len"))
+        assert number.get("parallel.pp", 1) <= number.get("model.layers", 4)
+        assert number.get("parallel.tp", 1) <= 8
 
 
 def changed(said: dict[str, Said], fix: Mapping[str, Value]) -> dict[str, Said]:

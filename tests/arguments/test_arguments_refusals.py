@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from stretto.arguments import ConfigError, parse
+from stretto.arguments import ConfigError
+from stretto.cli.settings import parse_or_demo
 
 pytestmark = pytest.mark.pure
 
@@ -41,7 +42,7 @@ class Case:
         if self.file and name:
             Path(name).write_text(self.file)
         try:
-            parse(words[2:], env=env)
+            parse_or_demo(words[2:], env=env)
         except ConfigError as error:
             return str(error)
         return "accepted"

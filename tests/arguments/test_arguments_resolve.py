@@ -13,14 +13,15 @@ from stretto.arguments.command_line import flags
 from stretto.arguments.derive import DERIVATIONS
 from stretto.arguments.elsewhere import judged_in
 from stretto.arguments.files import presets
-from stretto.arguments.tree import settings
+from stretto.arguments.tree import get, settings
+from stretto.cli.settings import parse_or_demo
 from stretto.layout import Layout
 
 pytestmark = pytest.mark.pure
 
 
 def resolve(words: str = "", **known: object) -> Resolved:
-    return parse(words.split(), env={}, **known)  # type: ignore[arg-type]
+    return parse_or_demo(words.split(), env={}, **known)  # type: ignore[arg-type]
 
 
 def refusals(words: str, **known: object) -> tuple[Violation, ...]:
@@ -40,6 +41,29 @@ def test_without_a_word_the_demo_runs_on_eight_ranks() -> None:
     assert demo.args.parallel.sequence_parallel
     assert str(demo.sources["parallel.tp"]) == "preset demo"
     assert str(demo.sources["parallel.dp"]) == "derived: nproc / (tp*cp*pp) = 8 / (2*1*2)"
+
+
+@pytest.mark.parametrize("words", ["", "--heads 4"])
+def test_the_library_starts_from_the_defaults_that_help_prints(words: str) -> None:
+    """Catches: the demo taken in `parse`, 6 layers where `--help` says 4."""
+    r = parse(words.split(), env={})
+    said = {"model.heads"} if words else set()
+    assert r.fallback is None
+    assert {path for path, source in r.sources.items() if source.kind not in (Kind.DEFAULT, Kind.DERIVED)} == said
+    given = {path: s.default for path, s in settings().items() if s.default is not None and path not in said}
+    assert {path: get(r.args, path) for path in given} == given
+
+
+def test_a_command_falls_back_on_the_demo_only_where_nothing_else_is_named(tmp_path: Path) -> None:
+    """Catches: a fallback that is applied, or told of, beneath a preset, a file or a checkpoint."""
+    file = tmp_path / "run.toml"
+    file.write_text("[model]\nlayers = 2\n")
+    assert resolve("--tp 1 --pp 4 --steps 300").fallback == "demo"
+    assert resolve("--tp 1 --pp 4 --steps 300").args.model.layers == 6
+    for words in ("--preset tiny", f"--config {file}"):
+        assert resolve(words).fallback is None
+    again = resolve("", checkpoint=resolve("--preset tiny").record())
+    assert (again.fallback, again.args.model.layers) == (None, resolve("--preset tiny").args.model.layers)
 
 
 def test_flags_are_unique_over_all_sections() -> None:
@@ -88,10 +112,10 @@ def test_every_preset_is_valid(preset: str) -> None:
 
 
 def test_the_launcher_decides_how_many_processes_there_are() -> None:
-    r = parse([], env={"WORLD_SIZE": "4"})
+    r = parse_or_demo([], env={"WORLD_SIZE": "4"})
     assert (r.layout.world, r.args.parallel.dp, r.args.run.nproc) == (4, 1, 4)
     assert str(r.sources["run.nproc"]) == "environment WORLD_SIZE"
-    assert parse([], env={"WORLD_SIZE": "4"}, world_size=16).layout.size("dp") == 4
+    assert parse_or_demo([], env={"WORLD_SIZE": "4"}, world_size=16).layout.size("dp") == 4
     with pytest.raises(ConfigError, match=r"--nproc 8, but environment WORLD_SIZE says that 4 processes run"):
         parse(["--nproc", "8"], env={"WORLD_SIZE": "4"})
 

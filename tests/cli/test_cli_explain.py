@@ -92,3 +92,17 @@ def test_help_is_there_at_once() -> None:
     subprocess.run([sys.executable, "-m", "stretto", "train", "--help"], check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_the_preset_that_nobody_named_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: the demo taken in silence."""
+    said = "preset demo, as neither --preset nor --config is given"
+    assert main(["--tp", "1", "--pp", "4"]) == 0
+    assert said in capsys.readouterr().out
+    assert main(["--preset", "tiny"]) == 0
+    assert said not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    helped = capsys.readouterr().out
+    assert "starts from the preset demo" in helped
+    assert "[default 4; demo: 6]" in helped

@@ -46,7 +46,7 @@ P=(
     --sequence-parallel
     "--split '99,1,0'"
     --vocab-size 128256
-    --tokenizer-type HuggingFaceTokenizer --tokenizer-model $TOKENIZER
+    --tokenizer-type HuggingFaceTokenizer --tokenizer-model ${TOKENIZER:-tokenizers/llama3}
     --save "$CKPT" --load "$CKPT"
 )
-torchrun ${DISTRIBUTED_ARGS[@]} pretrain_gpt.py ${MODEL_ARGS[@]} ${TRAINING_ARGS[@]}
+torchrun ${DISTRIBUTED_ARGS[@]} pretrain_gpt.py ${MODEL_ARGS[@]} ${TRAINING_ARGS[@]} ${P[@]}

@@ -19,11 +19,14 @@ from stretto.compat.megatron.reference import PAGE, page
 pytestmark = pytest.mark.pure
 
 SCRIPT = Path(__file__).parent / "llama.sh"
-SMALL = "--num-layers 2 --hidden-size 256 --num-attention-heads 4 --attention-dropout 0 --hidden-dropout 0"
+SMALL = (
+    "--num-layers 2 --hidden-size 256 --num-attention-heads 4 --seq-length 64 --micro-batch-size 2 "
+    "--attention-dropout 0 --hidden-dropout 0"
+)
 
 
 def translated(flags: str) -> Translation:
-    return translate(words_of(flags))
+    return translate(words_of(flags), processes=8)
 
 
 def values(flags: str) -> dict[str, object]:
@@ -46,16 +49,22 @@ def test_a_script_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (run.args.run.steps, o.decay_steps, o.warmup_steps) == (1953125 // 128, 1949218 // 128, 3906 // 128)
     assert (run.args.data.held_out, run.args.checkpoint.out) == (0.01, "checkpoints/llama3_8b")
     said = capsys.readouterr().err
-    assert "changes nothing here: --nproc-per-node: belongs to the launcher" in said
+    assert "changes nothing here: --use-mcore-models: chooses among implementations" in said
     assert "to be said by hand: --tokenizer-model: name a tokenizer.json with --tokenizer" in said
 
 
 def test_what_a_script_leaves_unsaid_is_megatrons_default() -> None:
     said = values(SMALL)
-    assert (said["model.norm"], said["model.position"], said["model.activation"]) == ("layer", "learned", "gelu")
+    assert (said["model.norm"], said["model.position"], said["model.activation"]) == ("layer", "learned", "gelu-tanh")
     assert (said["model.bias"], said["model.tied"], said["optimizer.beta2"]) == (True, True, 0.999)
     assert (said["optimizer.lr_schedule"], said["optimizer.min_lr"]) == ("linear", 0.0)
     assert values(SMALL.replace("--hidden-dropout 0", ""))["model.dropout"] == 0.1
+
+
+def test_the_forms_of_gelu_are_told_apart() -> None:
+    """Catches --openai-gelu trained with the exact form."""
+    assert values(SMALL + " --openai-gelu")["model.activation"] == "gelu-tanh"
+    assert values(SMALL + " --swiglu")["model.activation"] == "swiglu"
 
 
 def test_the_published_gpt3_175b_needs_dropout_of_attention_fp16_and_a_ramp() -> None:
@@ -100,6 +109,12 @@ def test_experts_are_refused_until_they_are_there() -> None:
             "--bf16 --fp8-format hybrid --fp8-recipe tensorwise --fp8-amax-history-len 1024",
             {"run.fp8": "tensorwise", "run.dtype": "bf16"},
         ),
+        ("--recompute-granularity selective", {"run.recompute": "light"}),
+        ("--recompute-activations --recompute-modules core_attn", {"run.recompute": "light"}),
+        ("--split 949/50/1", {"data.held_out": 0.051}),
+        ("--split '99,1,0'", {"data.held_out": 0.01}),
+        ("--split 100,0,0 --eval-iters 0", {"data.held_out": 0.0, "run.eval_every": 0}),
+        ("--tensor-model-parallel-size 2 --context-parallel-size 2", {"batch.global_batch": 4}),  # 2 * 8 / (2*2)
         ("--deterministic-mode", {"run.deterministic": True}),
         ("--use-tp-pp-dp-mapping", {"parallel.order": "tp-cp-ep-pp-dp"}),
         ("--high-priority-stream-groups tp dp_cp", {"nccl.high_priority": ("tp", "dp-cp")}),
@@ -108,6 +123,22 @@ def test_experts_are_refused_until_they_are_there() -> None:
 def test_flags_that_take_more_than_copying(flags: str, said: dict[str, object]) -> None:
     assert said.items() <= values(f"{SMALL} {flags}").items()
     assert not refused(f"{SMALL} {flags}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "form"),
+    [
+        ("", "gelu-tanh"),  # fused with a bias
+        ("--no-bias-gelu-fusion", "gelu"),
+        ("--disable-bias-linear", "gelu"),  # nothing to fuse with
+        ("--openai-gelu", "gelu-tanh"),
+        ("--openai-gelu --no-bias-gelu-fusion", "gelu-tanh"),
+        ("--swiglu --no-bias-gelu-fusion", "swiglu"),
+    ],
+)
+def test_gelu_is_the_form_that_megatron_computes(flags: str, form: str) -> None:
+    """Fault to catch: the exact form for the default, which fuses the bias in the tanh form."""
+    assert values(f"{SMALL} {flags}")["model.activation"] == form
 
 
 def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -> None:
@@ -129,7 +160,11 @@ def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -
         ("--optimizer sgd", "--optimizer: 'sgd' is not available; there is adam"),
         ("--rotary-percent 0.5", "--rotary-percent: all dimensions of a head are turned"),
         ("--attention-dropout 0.1", "attention weights are not dropped: say --attention-dropout 0"),
-        ("--recompute-granularity selective", "'selective' is not available; there is full"),
+        ("--recompute-granularity some", "'some' is not available; there is full, selective"),
+        ("--split 0,0,0", "--split: '0,0,0' leaves nothing to train on"),
+        ("--split valid", "--split: 'valid' is not one to three numbers"),
+        ("--bf16 yes", "--bf16: takes no value, got yes"),
+        ("--train-iters nan", "--train-iters: nan is no finite number"),
         ("--train-samples 10", "--train-samples: needs --global-batch-size"),
         ("--lr-decay-style WSD --lr-wsd-decay-iters 7", "'exponential' is not available; there is linear"),
         ("--normalization DyT", "--normalization: 'DyT' is not available; there is RMSNorm, LayerNorm"),
@@ -138,6 +173,24 @@ def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -
 def test_what_cannot_be_had_is_refused(flags: str, problem: str) -> None:
     (found,) = translated(f"{SMALL} {flags}").refused
     assert problem in str(found)
+
+
+def test_megatrons_learning_rate_is_said_to_be_a_step_behind() -> None:
+    assert "update u takes the rate of step u-1" in " ".join(translated(SMALL).notes)
+
+
+def test_what_megatron_demands_is_demanded() -> None:
+    """Fault to catch: a default of ours in the place of what the script has forgotten."""
+    assert refused("--num-layers 2 --attention-dropout 0") == [
+        "--hidden-size",
+        "--num-attention-heads",
+        "--seq-length",
+        "--micro-batch-size",
+    ]
+    assert "needs dp: say --global-batch-size 2 times dp" in str(translate(words_of(SMALL)).refused[0])
+    assert "3 processes / (tp*pp*cp = 2*1*1) is not whole" in str(
+        translate(words_of(f"{SMALL} --tensor-model-parallel-size 2"), processes=3).refused[0]
+    )
 
 
 def test_every_flag_has_one_meaning() -> None:

@@ -62,3 +62,12 @@ def test_without_a_verb_the_usage_is_said(words: list[str], code: int, capsys: p
     assert main(words) == code
     said = capsys.readouterr()
     assert "stretto data build" in (said.err if code else said.out)
+
+
+def test_help_has_the_options_that_matter_here(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: all settings of a run, of which four matter."""
+    assert main(["build", "--help"]) == 0
+    helped = capsys.readouterr().out
+    for word in ("stretto data build: tokenize", "--data TEXT", "--tokenizer", "--held-out", "--cache", "--preset"):
+        assert word in helped
+    assert "--tp" not in helped.replace("--set parallel.tp", "")

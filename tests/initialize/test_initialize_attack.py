@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import stretto
-from stretto.initialize.failures import Failure
+from stretto.initialize.failures import LONGEST, Failure
 from stretto.initialize.stores import address_of, listen, serve_on, tcp_store
 from stretto.initialize.together import FIRST
 
@@ -81,8 +81,14 @@ def test_what_a_rank_reports_comes_back_without_control_characters() -> None:
     assert "and another\ttab" in again.text
 
 
+def test_the_longest_report_of_the_widest_characters_is_still_one() -> None:
+    wide = "\N{GRINNING FACE}" * LONGEST
+    again = Failure.decode(Failure(0, wide, wide, consequence=False).encode())
+    assert (again.summary, again.text) == (wide, wide)
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff\xfe", b"[]", b"{}", json.dumps({"rank": True}).encode(), b"9" * 2**21, b'{"rank":' * 10_000]
+    "data", [b"", b"\xff\xfe", b"[]", b"{}", json.dumps({"rank": True}).encode(), b"9" * 2**22, b'{"rank":' * 10_000]
 )
 def test_what_is_no_report_is_an_error(data: bytes) -> None:
     with pytest.raises(ValueError, match="cannot be read"):

@@ -150,7 +150,6 @@ def test_pods_start_their_node_of_the_job(tmp_path: Path, restarts: str, resumes
         (["nowhere"], "usage:"),
         (["local"], "how many processes?"),
         (["slurm", "--nodes", "2", "--gpus-per-node", "4", "--", "--tp", "3"], "nproc % (tp*cp*pp) = 8 %"),
-        (["slurm", "--out"], "which file?"),
     ],
 )
 def test_refusals(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
@@ -182,3 +181,14 @@ def test_writes_to_a_file_and_submits(
     assert main(["slurm", "--name", "mine", "--out", str(out), "--submit", "--", "--tp", "2"]) == 0
     assert "--job-name=mine" in out.read_text()
     assert capfd.readouterr().out == "#!/bin/bash\n#SBATCH --job-name=mine\n"
+
+
+@pytest.mark.parametrize("where", ["slurm", "k8s"])
+def test_help_has_all_options_of_its_own(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: --submit and --out read beside the options that --help is made of."""
+    with pytest.raises(SystemExit) as ended:
+        main([where, "--help"])
+    assert ended.value.code == 0
+    helped = capsys.readouterr().out
+    for word in ("--nodes", "--out FILE", "--submit", "-- --tp 8"):
+        assert word in helped

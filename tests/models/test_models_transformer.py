@@ -274,10 +274,10 @@ def forward(c: ModelConfig, w: dict[str, Tensor], at: str, x: Tensor) -> Tensor:
     if c.activation == "swiglu":
         gate = linear(w, f"{at}gate_proj", x)
         return linear(w, f"{at}down_proj", gate / (1 + torch.exp(-gate)) * up)
-    inner = torch.erf(up / math.sqrt(2))
-    if c.activation == "gelu-tanh":
-        inner = torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3))
-    return linear(w, f"{at}down_proj", 0.5 * up * (1 + inner))
+    if c.activation == "gelu":
+        return linear(w, f"{at}down_proj", 0.5 * up * (1 + torch.erf(up / math.sqrt(2))))
+    inner = math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)
+    return linear(w, f"{at}down_proj", 0.5 * up * (1 + torch.tanh(inner)))
 
 
 def normed(c: ModelConfig, w: dict[str, Tensor], at: str, x: Tensor) -> Tensor:

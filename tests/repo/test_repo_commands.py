@@ -7,8 +7,8 @@ import shlex
 
 import pytest
 
-from stretto.arguments import parse
 from stretto.cli import COMMANDS
+from stretto.cli.settings import parse_or_demo
 
 pytestmark = pytest.mark.pure
 
@@ -24,7 +24,7 @@ def test_every_training_command_in_the_documents_is_valid(texts):
     """Catches a renamed flag, and an example whose numbers do not fit one another."""
     for command, *words in _commands(texts):
         if command == "train":
-            parse([word for word in words if word != "--help"], env={}, files=False)
+            parse_or_demo([word for word in words if word != "--help"], env={}, files=False)
 
 
 def _commands(texts: dict[str, str]) -> list[list[str]]:

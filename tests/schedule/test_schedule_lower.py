@@ -1,6 +1,7 @@
 """Programs: where the messages and the verbs of the weights stand, and that no order of arrival can deadlock."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,8 @@ from stretto.schedule import (
     gpipe,
     lower,
     one_f_one_b,
+    requires,
+    simulate,
 )
 
 pytestmark = pytest.mark.pure
@@ -48,16 +51,52 @@ def test_the_computation_stays_as_it_was(s: Schedule, sharding: Sharding) -> Non
     assert replace(program, ranks=kept) == s
 
 
-@given(VALID)
-def test_the_verbs_of_the_weights_stand_where_the_executor_relies_on_them(s: Schedule) -> None:
-    for order in lower(s, FSDP).ranks:
+@given(VALID, st.none() | st.integers(0, 6), st.integers(0, 4), st.booleans())
+def test_the_verbs_of_the_weights_stand_where_the_executor_relies_on_them(
+    s: Schedule, keep: int | None, ahead: int, reduce_each: bool
+) -> None:
+    """Catches a RESHARD one computation late, a visit that is never opened, a REDUCE after its gradient."""
+    sharding = Sharding(True, True, True, keep=keep, ahead=ahead, reduce_each=reduce_each)
+    program = lower(s, sharding)
+    check_lowered(program, sharding)
+    for order in program.ranks:
+        computes = [a for a in order if a.op in COMPUTE]
         for stage in {a.stage for a in order}:
-            own = [str(a.op) for a in order if a.stage == stage]
-            assert own[0] == "UNSHARD"
-            assert own[-1] == "RESHARD"
-            last = max(at for at, a in enumerate(order) if a.stage == stage and a.op in (Op.B, Op.W))
-            assert order[last - 1] == Action(stage, Op.REDUCE)
-            assert [own.count(op) for op in ("UNSHARD", "REDUCE", "RESHARD")] == [1, 1, 1]
+            whole, held, visits = False, [], 0
+            for at, a in enumerate(order):
+                if a == Action(stage, Op.UNSHARD, visits):
+                    whole = True
+                elif a == Action(stage, Op.RESHARD, visits):
+                    assert order[at - 1].stage == stage
+                    assert order[at - 1].op in COMPUTE
+                    whole, visits = False, visits + 1
+                elif a.stage == stage and a.op in (Op.F, Op.B, Op.I):
+                    assert whole
+                    held.append((computes.index(a), visits))
+            assert not whole
+            for (i, before), (j, after) in pairwise(held):
+                assert (after > before) == (keep is not None and j - i - 1 > keep)
+            own = [a for a in order if a.stage == stage]
+            reduced = [own[at + 1] for at, a in enumerate(own) if a.op is Op.REDUCE]
+            gradients = [a for a in own if a.op in (Op.B, Op.W)]
+            assert reduced == (gradients if reduce_each else gradients[-1:])
+
+
+def test_gathers_are_staggered_and_repeated_before_the_backward() -> None:
+    layers = Schedule.parse("0F0 1F0 2F0 2B0 1B0 0B0")  # three blocks on one rank
+    assert str(lower(layers, Sharding(True, True, True, keep=0))) == (
+        "0UNSHARD0 1UNSHARD0 0F0 0RESHARD0 2UNSHARD0 1F0 1RESHARD0 2F0 1UNSHARD1 2REDUCE0 2B0 2RESHARD0 "
+        "0UNSHARD1 1REDUCE0 1B0 1RESHARD1 0REDUCE0 0B0 0RESHARD1"
+    )
+
+
+def test_a_backward_requires_the_parameters_of_its_visit() -> None:
+    program = lower(Schedule.parse("0F0 1F0 1B0 0B0"), Sharding(True, True, True, keep=0))
+    assert requires(Action.parse("0F0"), program)[0] == Action.parse("0UNSHARD0")
+    assert requires(Action.parse("0B0"), program)[0] == Action.parse("0UNSHARD1")
+    late = Schedule.parse("0UNSHARD0 0F0 0RESHARD0 0REDUCE0 0B0 0UNSHARD1 0RESHARD1")
+    with pytest.raises(DeadlockError, match="0B0 waits for 0UNSHARD1"):
+        simulate(late)
 
 
 @pytest.mark.parametrize("sharding", [DDP, ZERO1, ZERO2])
@@ -68,22 +107,22 @@ def test_whole_parameters_are_not_let_go(sharding: Sharding) -> None:
 
 def test_reads_like_a_score() -> None:
     assert str(lower(one_f_one_b(2, 2), FSDP)).splitlines() == [
-        "0UNSHARD 0F0 0SEND_F0 0F1 0SEND_F1 0RECV_B0 0B0 0RECV_B1 0REDUCE 0B1 0RESHARD",
-        "1UNSHARD 1RECV_F0 1RECV_F1 1F0 1B0 1SEND_B0 1F1 1REDUCE 1B1 1SEND_B1 1RESHARD",
+        "0UNSHARD0 0F0 0SEND_F0 0F1 0SEND_F1 0RECV_B0 0B0 0RECV_B1 0REDUCE0 0B1 0RESHARD0",
+        "1UNSHARD0 1RECV_F0 1RECV_F1 1F0 1B0 1SEND_B0 1F1 1REDUCE0 1B1 1RESHARD0 1SEND_B1",
     ]
-    assert str(lower(gpipe(1, 2))) == "0UNSHARD 0F0 0F1 0B0 0REDUCE 0B1"
+    assert str(lower(gpipe(1, 2))) == "0UNSHARD0 0F0 0F1 0B0 0REDUCE0 0B1"
 
 
 def test_neighbouring_stages_on_one_rank_need_no_message() -> None:
     v_shape = Schedule.parse("0F0 3F0 3B0 0B0\n1F0 2F0 2B0 1B0")
     assert str(lower(v_shape)).splitlines() == [
-        "0UNSHARD 0F0 0SEND_F0 3UNSHARD 3RECV_F0 3F0 3REDUCE 3B0 3SEND_B0 0RECV_B0 0REDUCE 0B0",
-        "1UNSHARD 1RECV_F0 1F0 2UNSHARD 2F0 2SEND_F0 2RECV_B0 2REDUCE 2B0 1REDUCE 1B0 1SEND_B0",
+        "0UNSHARD0 3UNSHARD0 0F0 0SEND_F0 3RECV_F0 3F0 3REDUCE0 3B0 3SEND_B0 0RECV_B0 0REDUCE0 0B0",
+        "1UNSHARD0 2UNSHARD0 1RECV_F0 1F0 2F0 2SEND_F0 2RECV_B0 2REDUCE0 2B0 1REDUCE0 1B0 1SEND_B0",
     ]
 
 
 def test_reduce_precedes_the_last_weight_gradient_also_when_split() -> None:
-    assert str(lower(Schedule.parse("0F0 0I0 0F1 0I1 0W0 0W1"))).endswith("0W0 0REDUCE 0W1")
+    assert str(lower(Schedule.parse("0F0 0I0 0F1 0I1 0W0 0W1"))).endswith("0W0 0REDUCE0 0W1")
 
 
 def test_a_receive_is_posted_before_what_still_runs_when_its_sender_is_done() -> None:
@@ -149,13 +188,13 @@ def test_messages_swapped_on_one_side_are_refused(s: Schedule, data: st.DataObje
 @pytest.mark.parametrize(
     ("program", "sharding", "message"),
     [
-        ("0F0 0UNSHARD 0REDUCE 0B0", DDP, "0UNSHARD must come before all else of stage 0"),
-        ("0UNSHARD 0REDUCE 0F0 0B0", DDP, "0REDUCE must come directly before 0B0, the stage's last weight gradient"),
-        ("0UNSHARD 0F0 0I0 0REDUCE 0F1 0I1 0W0 0W1", DDP, "0REDUCE must come directly before 0W1"),
-        ("0UNSHARD 0F0 0RESHARD 0REDUCE 0B0", FSDP, "0RESHARD must come after all else of stage 0"),
-        ("0UNSHARD 0F0 0REDUCE 0B0 0RESHARD", ZERO1, "0RESHARD is there, but the parameters are not sharded"),
-        ("0UNSHARD 0F0 0SEND_F0 0REDUCE 0B0", DDP, "0SEND_F0 is a message that nothing needs"),
-        ("0UNSHARD 0REDUCE 0B0 0F0", DDP, "deadlock: 0B0 waits for 0F0"),
+        ("0F0 0UNSHARD0 0REDUCE0 0B0", DDP, "0UNSHARD0 must come before 0F0"),
+        ("0UNSHARD0 0REDUCE0 0F0 0B0", DDP, "0REDUCE0 must come directly before 0B0, the stage's last weight gradient"),
+        ("0UNSHARD0 0F0 0I0 0REDUCE0 0F1 0I1 0W0 0W1", DDP, "0REDUCE0 must come directly before 0W1"),
+        ("0UNSHARD0 0F0 0RESHARD0 0REDUCE0 0B0", FSDP, "0UNSHARD1 must come before 0B0"),
+        ("0UNSHARD0 0F0 0REDUCE0 0B0 0RESHARD0", ZERO1, "0RESHARD0 is there, but the parameters are not sharded"),
+        ("0UNSHARD0 0F0 0SEND_F0 0REDUCE0 0B0", DDP, "0SEND_F0 is a message that nothing needs"),
+        ("0UNSHARD0 0REDUCE0 0B0 0F0", DDP, "deadlock: 0B0 waits for 0F0"),
     ],
 )
 def test_a_verb_out_of_place_is_refused(program: str, sharding: Sharding, message: str) -> None:

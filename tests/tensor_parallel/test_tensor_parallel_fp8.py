@@ -34,7 +34,9 @@ pytestmark = pytest.mark.gloo
 S, B, IN, INNER, OUT = 8, 2, 32, 48, 16
 SIZES = 2 ** torch.linspace(-7, 7, INNER, dtype=torch.float64)
 ALONE = Axis.single("tp")
-WORDS = "--hidden 32 --heads 4 --head-dim 16 --ffn 48 --layers 2 --vocab 61 --seq-len 16 --global-batch 4 "
+WORDS = (
+    "--preset demo --hidden 32 --heads 4 --head-dim 16 --ffn 48 --layers 2 --vocab 61 --seq-len 16 --global-batch 4 "
+)
 WORDS += "--micro-batch 2 --dtype bf16 --tp 1 --pp 1 --nproc 1"
 
 both_recipes = pytest.mark.parametrize("recipe", RECIPES)

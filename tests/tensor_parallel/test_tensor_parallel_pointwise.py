@@ -10,6 +10,7 @@ narrow.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -69,6 +70,22 @@ def test_the_adjoint_is_torchs(name: str) -> None:
     dy = torch.randn_like(want)
     for found, wanted in zip(torch.autograd.grad(y, args, dy), torch.autograd.grad(want, args, dy), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("formula", "golden"),
+    [
+        # x Phi(x), by Python's math.erf.
+        (formulas.GELU, lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2),
+        # x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2
+        (formulas.GELU_TANH, lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2),
+    ],
+)
+def test_each_form_of_gelu_is_its_equation(formula: formulas.Formula, golden: Callable[[float], float]) -> None:
+    """Fault to catch: one form under the other's name. They are up to 4.7e-4 apart."""
+    points = [-4.0, -2.3, -0.7, 0.0, 0.3, 1.9, 2.7]
+    y = formula.forward(torch.tensor(points, dtype=torch.float64))
+    assert y.tolist() == pytest.approx([golden(x) for x in points], abs=1e-14)
 
 
 class Sum:

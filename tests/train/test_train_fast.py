@@ -20,7 +20,8 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-WORDS = "--hidden 32 --heads 4 --kv-heads 2 --layers 2 --vocab 61 --seq-len 16 --global-batch 4 --micro-batch 2"
+WORDS = "--preset demo --hidden 32 --heads 4 --kv-heads 2 --layers 2 --vocab 61 --seq-len 16"
+WORDS += " --global-batch 4 --micro-batch 2"
 ALONE = f"{WORDS} --tp 1 --pp 1 --nproc 1 --dtype fp64"
 OTHER = "--activation gelu --norm layer --bias --qk-norm"
 

@@ -59,7 +59,9 @@ def test_a_step_sends_what_the_textbook_says(pool: Pool, number: int, sizes: tup
 @pytest.mark.parametrize("recompute", ["none", "light", "block"])
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
 def test_scales_of_fp8_are_agreed_on_as_often_as_the_textbook_says(pool: Pool, recipe: str, recompute: str) -> None:
-    sizes = "--layers 3 --hidden 32 --heads 4 --head-dim 16 --ffn 32 --vocab 53 --seq-len 16 --global-batch 4"
+    sizes = (
+        "--preset demo --layers 3 --hidden 32 --heads 4 --head-dim 16 --ffn 32 --vocab 53 --seq-len 16 --global-batch 4"
+    )
     layout = "--micro-batch 2 --tp 2 --pp 2 --nproc 4 --sequence-parallel"
     args = parse(f"{sizes} {layout} --dtype bf16 --fp8 {recipe} --recompute {recompute}".split(), env={}).args
     found = communication(args, *record(pool, args))

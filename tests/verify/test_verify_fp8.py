@@ -25,7 +25,7 @@ OTHER = "--kv-heads 1 --bias --norm layer --activation gelu --tied --qk-norm --p
 
 def verdict(world: World, words: str, wrong: str = "") -> list[str]:
     """The quantities that differ; `wrong` names a product that is twice too large where tp has more than one rank."""
-    args = parse(f"{SIZES} --dtype bf16 --nproc 2 --tp 2 --pp 1 {words}".split(), env={}).args
+    args = parse(f"--preset demo {SIZES} --dtype bf16 --nproc 2 --tp 2 --pp 1 {words}".split(), env={}).args
     with pytest.MonkeyPatch.context() as patch:
         recipe = RECIPES[args.run.fp8]
         add, back, make = recipe.add, recipe.backward, recipe.make

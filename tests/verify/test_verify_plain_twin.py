@@ -17,7 +17,8 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-WORDS = "--hidden 16 --heads 2 --layers 1 --vocab 31 --seq-len 8 --global-batch 2 --micro-batch 1 --dtype fp64"
+WORDS = "--preset demo --hidden 16 --heads 2 --layers 1 --vocab 31 --seq-len 8"
+WORDS += " --global-batch 2 --micro-batch 1 --dtype fp64"
 ALONE = "--tp 1 --pp 1 --nproc 1 --compile"
 
 

@@ -6,6 +6,7 @@ A docstring lists them after `Faults to catch:`, with semicolons between them; a
 from __future__ import annotations
 
 from verify_fault import Fault, Said
+from verify_said_bash import BASH, SCRIPTS
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 
@@ -577,4 +578,6 @@ SAID = (
     READBACK,
     ATTACK,
     EXCHANGE,
+    BASH,
+    SCRIPTS,
 )

@@ -70,7 +70,7 @@ POINTWISE = Said(
         "an adjoint of the other form of GELU",
         "tensor_parallel/formulas.py",
         'gelu_backward(dy, x, approximate="tanh")',
-        'gelu_backward(dy, x, approximate="none")',
+        "gelu_backward(dy, x)",
     ),
     Fault(
         "an adjoint of RMSNorm that takes the mean square for a constant",

@@ -50,6 +50,7 @@ class FeedForward(nn.Module):
     def __init__(self, shape: Shape, *, packed: bool) -> None:
         super().__init__()
         h, f = shape.hidden, shape.ffn
+        self.approximate = "tanh" if shape.activation == "gelu-tanh" else "none"
         self.gated, self.packed = shape.activation == "swiglu", packed and shape.activation == "swiglu"
         if self.packed:
             self.gate_up = nn.Linear(h, 2 * f, bias=False)
@@ -66,7 +67,7 @@ class FeedForward(nn.Module):
         elif self.gated:
             y = F.silu(self.gate(x)) * self.up(x)
         else:
-            y = F.gelu(self.up(x))
+            y = F.gelu(self.up(x), approximate=self.approximate)
         out: Tensor = self.down(y)
         return out
 

@@ -18,6 +18,7 @@ DEFAULTS: Final[Mapping[str, Value]] = MappingProxyType(
         "optimizer.warmup_steps": 0,
         "optimizer.weight_decay": 0.01,
         "optimizer.beta2": 0.999,
+        "data.held_out": 0.031,
         "run.device": "cuda",
         "run.log_every": 100,
         "run.eval_every": 1000,
@@ -25,6 +26,21 @@ DEFAULTS: Final[Mapping[str, Value]] = MappingProxyType(
     }
 )
 """What a script that does not say otherwise gets from Megatron-LM, where Stretto's default is another."""
+
+REQUIRED: Final = ("--num-layers", "--hidden-size", "--num-attention-heads", "--seq-length", "--micro-batch-size")
+"""Flags without which Megatron-LM does not start."""
+
+UNSAID: Final[Mapping[str, str]] = MappingProxyType({"--lr": "optimizer.lr", "--train-iters": "run.steps"})
+"""Flags that Megatron-LM cannot train without, and the settings of ours that count where they are missing."""
+
+LEARNING_RATE: Final = (
+    "Megatron-LM's learning rate is one step behind: its update u takes the rate of step u-1, so the first takes that "
+    "of step 0, which is 0 where there is a warm-up; here update u takes the rate of step u"
+)
+RECOMPUTE: Final = (
+    "Megatron-LM's selective recomputation is that of attention; here attention never keeps its weights, and "
+    "--recompute light computes norms and activation functions again, to the same bits"
+)
 
 SAME: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -54,7 +70,6 @@ SAME: Final[Mapping[str, str]] = MappingProxyType(
         "--seed": "run.seed",
         "--log-interval": "run.log_every",
         "--eval-interval": "run.eval_every",
-        "--eval-iters": "run.eval_batches",
         "--save": "checkpoint.out",
         "--save-interval": "checkpoint.save_every",
     }
@@ -86,7 +101,7 @@ MOOT: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port"), _LAUNCHER),
         **dict.fromkeys(("--distributed-backend", "--local-rank", "--rdzv-backend", "--rdzv-endpoint"), _LAUNCHER),
         **dict.fromkeys(("--transformer-impl", "--use-mcore-models", "--attention-backend"), _KERNELS),
-        **dict.fromkeys(("--use-flash-attn", "--no-masked-softmax-fusion", "--no-bias-gelu-fusion"), _KERNELS),
+        **dict.fromkeys(("--use-flash-attn", "--no-masked-softmax-fusion"), _KERNELS),
         **dict.fromkeys(("--no-bias-swiglu-fusion", "--no-bias-dropout-fusion", "--no-rope-fusion"), _KERNELS),
         **dict.fromkeys(("--no-gradient-accumulation-fusion", "--cross-entropy-loss-fusion"), _KERNELS),
         **dict.fromkeys(("--no-persist-layer-norm", "--bias-swiglu-fusion", "--use-legacy-models"), _KERNELS),
@@ -98,6 +113,7 @@ MOOT: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("--overlap-grad-reduce", "--tp-comm-overlap", "--calculate-per-token-loss"), _ALWAYS),
         **dict.fromkeys(("--accumulate-allreduce-grads-in-fp32", "--use-checkpoint-opt_param-scheduler"), _ALWAYS),
         **dict.fromkeys(("--recompute-method", "--recompute-num-layers"), _BLOCKS),
+        "--recompute-modules": "--recompute chooses what is computed again: norms and activation functions, or blocks",
         **dict.fromkeys(("--fp8-amax-history-len", "--fp8-amax-compute-algo", "--fp8-interval"), _SCALED_NOW),
         "--fp8-margin": _SCALED_NOW,
         "--max-position-embeddings": "positions reach as far as seq_len",
@@ -129,7 +145,6 @@ BY_HAND: Final[Mapping[str, str]] = MappingProxyType(
 """Flags that name files, and what to say instead."""
 
 _EXPERTS = "there are no expert layers yet"
-_MEMORY = "say --recompute-granularity full: every block is computed again, or nothing is"
 _SHARDED = "optimizer state is not sharded yet"
 _ALL_LAYERS = "with fp8 the matrices of all layers are in it"
 
@@ -139,7 +154,6 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("--moe-router-load-balancing-type", "--moe-aux-loss-coeff"), _EXPERTS),
         **dict.fromkeys(("--moe-token-dispatcher-type", "--moe-ffn-hidden-size"), _EXPERTS),
         **dict.fromkeys(("--moe-expert-capacity-factor", "--moe-permute-fusion"), _EXPERTS),
-        **dict.fromkeys(("--recompute-activations", "--recompute-modules"), _MEMORY),
         **dict.fromkeys(("--use-distributed-optimizer", "--overlap-param-gather"), _SHARDED),
         **dict.fromkeys(("--first-last-layers-bf16", "--num-layers-at-start-in-bf16"), _ALL_LAYERS),
         "--num-layers-at-end-in-bf16": _ALL_LAYERS,

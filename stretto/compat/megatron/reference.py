@@ -10,8 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stretto.arguments.errors import as_text
-from stretto.compat.megatron.flags import BY_HAND, DEFAULTS, MISSING, MOOT, SAME, SWITCHES
-from stretto.compat.megatron.translate import COMPUTED
+from stretto.compat.megatron.flags import (
+    BY_HAND,
+    DEFAULTS,
+    LEARNING_RATE,
+    MISSING,
+    MOOT,
+    RECOMPUTE,
+    REQUIRED,
+    SAME,
+    SWITCHES,
+)
+from stretto.compat.megatron.rules import COMPUTED
 
 PAGE = "megatron.md"
 
@@ -20,7 +30,8 @@ _INTRODUCTION = """\
 
 Made by `python -m stretto.compat.megatron.reference docs/reference`; do not edit.
 
-`stretto convert args run.sh --out run.toml` reads the flags in a launch script and writes the settings of the same run;
+`stretto convert args run.sh --out run.toml` reads the flags that a launch script trains with and writes the settings of
+the same run ([how](../arguments.md#from-megatron-lm));
 `stretto train --config run.toml` then trains it. `stretto train --megatron FLAGS...` does both at once; settings of
 Stretto's own, as in `--nproc 8`, go before `--megatron` and are stronger. Flags that are in none of these
 tables are refused.
@@ -41,6 +52,8 @@ def _page() -> Iterator[str]:
     yield from ("", "## Translated with some arithmetic", "", ", ".join(f"`{flag}`" for flag in read))
     yield from ("", "## What a script leaves unsaid", "", "| setting | Megatron-LM's default |", "| --- | --- |")
     yield from (f"| `{path}` | {as_text(value)} |" for path, value in DEFAULTS.items())
+    yield from ("", "## What Megatron-LM demands", "", ", ".join(f"`{flag}`" for flag in REQUIRED))
+    yield from ("", "## What comes near and is not the same", "", f"- {LEARNING_RATE}.", f"- {RECOMPUTE}.")
     for title, flags in (("Changes nothing here", MOOT), ("To be said by hand", BY_HAND), ("Refused", MISSING)):
         yield from ("", f"## {title}", "", "| flag | reason |", "| --- | --- |")
         yield from (f"| `{flag}` | {reason} |" for flag, reason in flags.items())

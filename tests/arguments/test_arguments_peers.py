@@ -1,0 +1,63 @@
+"""What other programs call a thing leads to ours, or to the word that there is none."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from stretto.arguments import ConfigError, parse
+from stretto.arguments.command_line import flags
+from stretto.arguments.peers import CHOICES, FLAGS
+from stretto.arguments.tree import settings
+
+pytestmark = pytest.mark.pure
+
+
+def refusal(words: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(words.split(), env={}, files=False)
+    return caught.value.violations[0].problem
+
+
+@pytest.mark.parametrize(
+    ("words", "ends"),
+    [
+        ("--tensor-model-parallel-size 2", "did you mean --tp?"),
+        ("--pipeline-parallel-degree 2", "did you mean --pp?"),
+        ("--context-parallel-size 2", "did you mean --cp?"),
+        ("--bf16", "did you mean --dtype bf16?"),
+        ("--num_layers 2", "did you mean --layers?"),
+        ("--fsdp", "fully sharded data parallelism (FSDP): not available yet"),
+        ("--num-experts 8", "mixture of experts: not available yet"),
+        ("--cp-comm-type p2p", "a choice of how context parallelism communicates: not available yet"),
+        ("--set parallel.tensor_model_parallel_size=2", "did you mean parallel.tp?"),
+        ("--set moe.num_experts=2", "mixture of experts: not available yet"),
+    ],
+)
+def test_a_flag_of_another_program_leads_on(words: str, ends: str) -> None:
+    """Catches: the table not read, where --fsdp leads to --fp8 and --num-experts to --help by their looks."""
+    assert refusal(words).endswith(ends)
+
+
+def test_fp16_is_not_fp32_by_its_looks() -> None:
+    """Catches: the table not read, where fp16 leads to fp32."""
+    with pytest.raises(ConfigError) as caught:
+        parse(["--dtype", "fp16"], env={})
+    (violation,) = caught.value.violations
+    assert "not available yet" in violation.problem
+    assert violation.fixes == ({"run.dtype": "bf16"},)
+
+
+def test_every_row_leads_somewhere_and_none_denies_a_setting_of_ours() -> None:
+    """Catches: a row of a renamed setting, and `not available yet` of a feature that has become available."""
+    ours = {flag.removeprefix("--") for flag in flags()}
+    for row in FLAGS:
+        assert row.feature or (row.ours is not None and row.ours.split()[0] in flags()), row
+        if row.ours is None:
+            assert not [name for name in ours if re.fullmatch(row.names, name)], row
+    named = {s.name: s.choices for s in settings().values()}
+    for choice in CHOICES:
+        assert choice.feature or choice.ours, choice
+        assert choice.ours is None or choice.ours in named[choice.setting], choice
+        assert not [word for word in named[choice.setting] if re.fullmatch(choice.names, word)], choice
