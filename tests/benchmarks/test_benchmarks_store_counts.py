@@ -9,8 +9,8 @@ from statistics import mean
 
 import pytest
 
-from benchmarks.store_counts import end, start
 from benchmarks.store_counts import counts as counts_of
+from benchmarks.store_counts import end, start
 
 pytestmark = pytest.mark.gloo  # no processes, but the program imports torch
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stretto.exchange import all_gather_bytes, all_gather_json, all_gather_tensors
+from stretto.exchange import all_gather_bytes, all_gather_json, all_gather_tensors, all_same
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool

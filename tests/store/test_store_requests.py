@@ -50,7 +50,7 @@ def test_the_absent_are_named_and_nobody_else(size: int, data: st.DataObject) ->
 class Deaf:
     """A store behind a link that is cut."""
 
-    def get(self, key: str) -> bytes:
+    def get(self, *_: object) -> bytes:
         time.sleep(5)
         return b""
 
@@ -60,10 +60,10 @@ class Deaf:
 def test_a_store_that_does_not_answer_is_lost_in_time_and_stays_so() -> None:
     store = TimedStore(Deaf(), seconds=0.2)  # type: ignore[arg-type]
     began = time.monotonic()
-    with pytest.raises(StoreLostError, match="did not answer within 0.2 s"):
+    with pytest.raises(StoreLostError, match=r"did not answer within 0\.2 s"):
         store.get("key")
     with pytest.raises(StoreLostError, match="any more"):
-        store.under("part").check(["key"])
+        store.check(["key"])
     assert time.monotonic() - began < 2
 
 
@@ -88,5 +88,5 @@ def test_a_call_that_takes_too_long_is_left_behind() -> None:
 
 @pytest.mark.parametrize("value", [b"", b"\xff", b"{", b"[" * 100_000, b'"' + b"x" * 2**20 + b'"'])
 def test_what_is_no_json_of_a_rank_is_an_error(value: bytes) -> None:
-    with pytest.raises(ValueError, match="no JSON|more than any rank writes"):
+    with pytest.raises(ValueError, match=r"no JSON|more than any rank writes"):
         read_json(value)
