@@ -25,7 +25,7 @@ from benchmarks.train.flops import attention_flops
 from benchmarks.train.measure import sustained
 from benchmarks.train.shapes import SHAPES, Shape
 from stretto.models.dot_product import Attend, attention_by
-from stretto.tensor_parallel.linear import add_product
+from stretto.tensor_parallel.linear import accumulate_matmul
 
 DEVICE = torch.device("cuda")
 KERNELS = ("torch", "flash4")
@@ -52,7 +52,7 @@ class Layer:
         for (x, dy, w), total in zip(self.factors, self.sums, strict=True):
             torch.mm(x, w.t())
             torch.mm(dy, w)
-            add_product(total, False, dy, x)
+            accumulate_matmul(total, False, dy, x)
 
     def forward(self, attend: Attend) -> Tensor:
         return attend(*self.qkv)

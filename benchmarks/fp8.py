@@ -1,4 +1,4 @@
-"""What products of 8-bit numbers would save of a step, and what making the numbers costs. Needs a GPU; a minute.
+"""What products of FP8 would save of a step, and what making the numbers costs. Needs a GPU; a minute.
 
     python -m benchmarks.fp8                    # shape D2, held against a bf16 step of 771 ms
     python -m benchmarks.fp8 --shape D1 --step 297 --out fp8.json
@@ -60,10 +60,10 @@ def products(n: int, d_in: int, d_out: int, bench: Bench) -> Times:
         "add fp32 to fp32": bench.ms(lambda: total.add_(wide)),
     }
     one = torch.ones(1, 1, device=bench.device)
-    x8, x8_t = fp8.narrow_both(x, one, dtype=E4M3)
-    w8, w8_t = fp8.narrow_both(w, one, dtype=E4M3)
+    x8, x8_t = fp8.quantize_both(x, one, dtype=E4M3)
+    w8, w8_t = fp8.quantize_both(w, one, dtype=E4M3)
     for kind in ("tensor", "row"):
-        dy8, dy8_t = fp8.narrow_both(dy, one, dtype=E5M2 if kind == "tensor" else E4M3)
+        dy8, dy8_t = fp8.quantize_both(dy, one, dtype=E5M2 if kind == "tensor" else E4M3)
 
         rows = {
             size: one if kind == "tensor" else torch.ones(size, 1, device=bench.device) for size in (n, d_in, d_out)
@@ -86,24 +86,24 @@ def passes(n: int, d: int, bench: Bench) -> Times:
     """The passes over one matrix [n, d] that make fp8 copies of it."""
     x = bench.random(n, d)
     scale = fp8.scale(x, dtype=E4M3)
-    functions = (fp8.scale, fp8.narrow, fp8.narrow_across, fp8.narrow_both, fp8.narrow_rows)
+    functions = (fp8.scale, fp8.narrow, fp8.quantize_transposed, fp8.quantize_both, fp8.quantize_rows)
     compiled = {f: torch.compile(f, dynamic=False) for f in functions}
     triton = partial(kernels.copies, x, scale, E4M3)
     times = {
         "scale": bench.ms(lambda: compiled[fp8.scale](x, dtype=E4M3)),
         "scale, Triton": bench.ms(lambda: kernels.scale(x, dtype=E4M3)),
         "narrow": bench.ms(lambda: compiled[fp8.narrow](x, scale, dtype=E4M3)),
-        "narrow across": bench.ms(lambda: compiled[fp8.narrow_across](x, scale, dtype=E4M3)),
-        "narrow both": bench.ms(lambda: compiled[fp8.narrow_both](x, scale, dtype=E4M3)),
-        "narrow rows": bench.ms(lambda: compiled[fp8.narrow_rows](x)),
+        "narrow across": bench.ms(lambda: compiled[fp8.quantize_transposed](x, scale, dtype=E4M3)),
+        "narrow both": bench.ms(lambda: compiled[fp8.quantize_both](x, scale, dtype=E4M3)),
+        "narrow rows": bench.ms(lambda: compiled[fp8.quantize_rows](x)),
         "narrow, Triton": bench.ms(partial(triton, plain=True, turned=False)),
         "narrow across, Triton": bench.ms(partial(triton, plain=False, turned=True)),
-        "narrow rows, Triton": bench.ms(lambda: kernels.narrow_rows(x)),
+        "narrow rows, Triton": bench.ms(lambda: kernels.quantize_rows(x)),
     }
     for tile, warps in (((64, 64), 4), ((64, 128), 4), ((128, 64), 4), ((128, 128), 8)):
         run = partial(triton, plain=True, turned=True, tile=tile, warps=warps)
         times[f"narrow both, Triton {tile[0]}x{tile[1]}"] = bench.ms(run)
-    wanted = fp8.narrow_both(x, scale, dtype=E4M3)
+    wanted = fp8.quantize_both(x, scale, dtype=E4M3)
     for mine, want in zip(triton(plain=True, turned=True), wanted, strict=True):
         off = (mine.float() != want.float()).float().mean().item()
         print(f"    the Triton copy differs from torch's in {off:.1e} of its elements")

@@ -48,7 +48,7 @@ check)
         verify --dtype $dtype --pp 2 &
         verify --dtype $dtype --tp 2 &
         verify --dtype $dtype --tp 2 --sequence-parallel &
-        verify --dtype $dtype --tp 2 --sequence-parallel --recompute light &
+        verify --dtype $dtype --tp 2 --sequence-parallel --recompute selective &
         wait # the tests, too, before bf16
     done
     verify --dtype bf16 --tp 2 --sequence-parallel --fp8 tensorwise &

@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.train.shapes import SHAPES
-from stretto.collectives import begin_all_gather, begin_reduce_scatter
+from stretto.collectives import all_gather_async, reduce_scatter_async
 from stretto.initialize import initialize
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, ParallelState
-from stretto.tensor_parallel.linear import add_product
+from stretto.tensor_parallel.linear import accumulate_matmul
 from stretto.tensor_parallel.overlap import gathered, scattered
 from stretto.world import Axis, World
 
@@ -53,16 +53,16 @@ def drawn(*shape: int) -> Tensor:
 def behind(product: Callable[[], object], begin: Callable[[Tensor, Axis], object], x: Tensor, axis: Axis) -> None:
     message = begin(x, axis)
     product()
-    message.take()  # type: ignore[attr-defined]
+    message.wait()  # type: ignore[attr-defined]
 
 
 def measure(world: World, tp: Axis) -> None:
     tokens, h = SHAPE.micro_batch * SHAPE.seq_len, SHAPE.hidden
     part, whole = drawn(tokens // tp.size, 1, h), drawn(tokens, 1, h)
-    ways = {"copy engines": tp, "NCCL": replace(tp, window=None)}
+    ways = {"copy engines": tp, "NCCL": replace(tp, peer_buffer=None)}
     for way, axis in ways.items():
-        timed(f"gather, {way}", lambda axis=axis: begin_all_gather(part, axis).take(), world)  # type: ignore[misc]
-        timed(f"scatter, {way}", lambda axis=axis: begin_reduce_scatter(whole, axis).take(), world)  # type: ignore[misc]
+        timed(f"gather, {way}", lambda axis=axis: all_gather_async(part, axis).wait(), world)  # type: ignore[misc]
+        timed(f"scatter, {way}", lambda axis=axis: reduce_scatter_async(whole, axis).wait(), world)  # type: ignore[misc]
     for name in ("qkv", "ffn in"):
         d_out = SHAPE.matrices[name][1] // tp.size
         w, dy, total = drawn(d_out, h), drawn(tokens, d_out), torch.zeros(d_out, h, device="cuda")
@@ -71,18 +71,18 @@ def measure(world: World, tp: Axis) -> None:
         timed(f"{name}, gathered behind a half of it", lambda: gathered(part, w, None, tp), world)  # noqa: B023
         timed(
             f"{name}, gathered by NCCL first",
-            lambda: torch.mm(begin_all_gather(part, ways["NCCL"]).take().view(tokens, h), w.t()),  # noqa: B023
+            lambda: torch.mm(all_gather_async(part, ways["NCCL"]).wait().view(tokens, h), w.t()),  # noqa: B023
             world,
         )
 
         def gradient(total: Tensor = total, dy: Tensor = dy, flat: Tensor = flat) -> None:
-            add_product(total, False, dy, flat)
+            accumulate_matmul(total, False, dy, flat)
 
         timed(f"{name}, weight gradient alone", gradient, world)
         for way, axis in ways.items():
             timed(
                 f"{name}, a scatter behind it, {way}",
-                lambda axis=axis, g=gradient: behind(g, begin_reduce_scatter, whole, axis),  # type: ignore[misc]
+                lambda axis=axis, g=gradient: behind(g, reduce_scatter_async, whole, axis),  # type: ignore[misc]
                 world,
             )
     for name in ("attention out", "ffn out"):
@@ -92,10 +92,10 @@ def measure(world: World, tp: Axis) -> None:
         timed(f"{name}, scattered behind a half of it", lambda: scattered(x, w, tp), world)  # noqa: B023
         timed(
             f"{name}, scattered by NCCL after it",
-            lambda: begin_reduce_scatter(
+            lambda: reduce_scatter_async(
                 torch.mm(x.view(tokens, d_in), w.t()).view(tokens, 1, h),  # noqa: B023
                 ways["NCCL"],
-            ).take(),
+            ).wait(),
             world,
         )
 
@@ -104,7 +104,7 @@ def main() -> None:
     with initialize(device="cuda") as world:
         size = SHAPE.micro_batch * SHAPE.seq_len * SHAPE.hidden * 2 // world.size
         layout, along_tp = Layout.of(tp=world.size), ("tp", "tp-pp", "tp-cp-dp-pp")
-        options = dict.fromkeys(along_tp, GroupOptions(window=size))
+        options = dict.fromkeys(along_tp, GroupOptions(peer_buffer=size))
         with ParallelState.build(layout, world, timeout=60, options=options) as state:
             measure(world, state.axis("tp"))
 

@@ -15,7 +15,7 @@ from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, Optimi
 from stretto.layout import Layout
 from stretto.testing import Pool
 from stretto.verify import ROUNDING, Trace, build, differences, random_batch, random_weights, trace
-from stretto.verify.twin import OTHERWISE, first_ranks, nudged
+from stretto.verify.reference import OTHERWISE, first_ranks, perturbed
 from stretto.world import World
 
 STEP = ROUNDING["bf16"]
@@ -73,7 +73,7 @@ def measure(world: World, args: Arguments) -> Errors:
             return []
 
         def one(dtype: Literal["bf16", "fp64"], draw: int | None = None) -> Trace:
-            start = weights if draw is None else nudged(weights, STEP, draw)
+            start = weights if draw is None else perturbed(weights, STEP, draw)
             with build(replace(args, run=replace(args.run, dtype=dtype)), Layout.of(), alone) as process:
                 return trace(process, start, batches)
 

@@ -92,7 +92,7 @@ def exchange(design: Design, size: int) -> float:
 
 
 class Layers(nn.Module):
-    """Square matrix products; the last stage ends in a scalar."""
+    """Square GEMMs; the last stage ends in a scalar."""
 
     def __init__(self, width: int, depth: int, dtype: torch.dtype) -> None:
         super().__init__()

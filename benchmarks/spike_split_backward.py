@@ -27,7 +27,7 @@ from torch.distributed.pipelining import _backward as torch_split
 
 HEADS = 4
 
-Later = list[partial[None]]
+DeferredGradients = list[partial[None]]
 
 
 @dataclass
@@ -41,15 +41,15 @@ class Halves:
 
 class QueuedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, later: Later) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, deferred: DeferredGradients) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.later = later
+        ctx.deferred = deferred
         return x @ w.mT
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         x, w = ctx.saved_tensors
-        ctx.later.append(partial(weight_gradient, x, w, dy))
+        ctx.deferred.append(partial(weight_gradient, x, w, dy))
         return dy @ w, None, None
 
 
@@ -59,10 +59,10 @@ def weight_gradient(x: Tensor, w: Tensor, dy: Tensor) -> None:
 
 
 class Linear(nn.Linear):
-    later: Later | None = None
+    deferred: DeferredGradients | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.later is None else QueuedLinear.apply(x, self.weight, self.later)
+        return super().forward(x) if self.deferred is None else QueuedLinear.apply(x, self.weight, self.deferred)
 
 
 class Block(nn.Module):
@@ -161,7 +161,9 @@ def cut(_: nn.Module, x: Tensor, y: Tensor, dy: Tensor) -> Halves:
 
 def queue(model: nn.Module, x: Tensor, y: Tensor, dy: Tensor) -> Halves:
     edge = get_gradient_edge(y)
-    later: Later = next(m.later for m in model.modules() if isinstance(m, Linear) and m.later is not None)
+    deferred: DeferredGradients = next(
+        m.deferred for m in model.modules() if isinstance(m, Linear) and m.deferred is not None
+    )
 
     def i() -> Tensor:
         torch.autograd.backward(edge, dy)
@@ -169,10 +171,10 @@ def queue(model: nn.Module, x: Tensor, y: Tensor, dy: Tensor) -> Halves:
         return x.grad
 
     def w() -> None:
-        while later:
-            later.pop(0)()
+        while deferred:
+            deferred.pop(0)()
 
-    return Halves(i, w, lambda: [t for job in later for t in (job.args[0], job.args[2])])
+    return Halves(i, w, lambda: [t for job in deferred for t in (job.args[0], job.args[2])])
 
 
 def whole(_: nn.Module, x: Tensor, y: Tensor, dy: Tensor) -> Halves:
@@ -219,12 +221,12 @@ class Packed:
         self.held.add(self.x, -1)
 
 
-def build(depth: int, width: int, dtype: torch.dtype, later: Later | None) -> nn.Sequential:
+def build(depth: int, width: int, dtype: torch.dtype, deferred: DeferredGradients | None) -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(*(Block(width) for _ in range(depth))).to(dtype)
     for module in model.modules():
         if isinstance(module, Linear):
-            module.later = later
+            module.deferred = deferred
     return model
 
 
@@ -236,8 +238,8 @@ class Result:
 
 
 def run(way: str, depth: int, width: int, rows: int, dtype: torch.dtype, backend: str = "") -> Result:
-    later: Later | None = [] if way == "queue" else None
-    model = build(depth, width, dtype, later)
+    deferred: DeferredGradients | None = [] if way == "queue" else None
+    model = build(depth, width, dtype, deferred)
     call = torch.compile(model, backend=backend) if backend else model
     generator = torch.Generator().manual_seed(1)
     x0, dy = (torch.randn(rows, width, generator=generator, dtype=dtype) for _ in range(2))

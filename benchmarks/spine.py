@@ -41,7 +41,7 @@ from stretto.train.build import build
 from stretto.train.learning_rate import learning_rate
 from stretto.train.loop import valid_tokens
 from stretto.train.run import Text
-from stretto.verify import against_twin
+from stretto.verify import against_reference
 from stretto.world import World
 
 KINDS = ("loss", "gradient norm", "gradient", "update")
@@ -79,7 +79,7 @@ def proofs(world: World, small: bool) -> list[dict[str, Any]]:
             run = RunConfig(dtype=dtype, device="cpu" if world.device.type == "cpu" else "cuda")
             args = Arguments(model=model, parallel=parallel, batch=batch, run=run)
             begin = time.perf_counter()
-            found = against_twin(args, layout_of(parallel), world)
+            found = against_reference(args, layout_of(parallel), world)
             worst = {
                 kind: max(
                     ((d.error, d.limit) for d in found.differences if d.name.split(" ", 2)[2].startswith(kind)),

@@ -1,4 +1,4 @@
-"""Seconds from a command to its help, to its refusal of a wrong setting, and to the end of eight ranks' first step.
+"""Seconds from a command to its help, to its rejection of a wrong setting, and to the end of eight ranks' first step.
 
     python -m benchmarks.start_up [--nproc 8] [--repeat 3]
 
@@ -80,7 +80,7 @@ def main() -> None:
         measured: dict[str, tuple[float | None, Callable[[], tuple[float, str]]]] = {
             "stretto --help": (0.5, lambda: whole([*STRETTO, "--help"])),
             "stretto train --help": (0.5, lambda: whole([*STRETTO, "train", "--help"])),
-            "stretto train --tp 3 (refused)": (0.5, lambda: whole([*STRETTO, "train", "--tp", "3"], code=2)),
+            "stretto train --tp 3 (rejected)": (0.5, lambda: whole([*STRETTO, "train", "--tp", "3"], code=2)),
             "import torch": (None, lambda: whole([sys.executable, "-c", "import torch"])),
             f"{nproc} ranks, forked": (None, lambda: whole([sys.executable, str(forked), nproc])),
             f"{nproc} ranks, torchrun": (None, lambda: whole([*torchrun, str(started)])),

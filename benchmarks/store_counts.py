@@ -17,14 +17,14 @@ from typing import Any, cast
 
 import torch
 
+from stretto.collective_trace import LastCalls
 from stretto.initialize.environment import Launch
+from stretto.initialize.failure_watch import Ours, next_event
 from stretto.initialize.rendezvous import check_in, goodbye
 from stretto.initialize.roll_call import introduce
-from stretto.initialize.timeline import Timeline
-from stretto.initialize.together import Ours, next_event
-from stretto.parallel_state.agree import agree
+from stretto.initialize.timeline import StartTimeline
+from stretto.parallel_state.same_plan import check_same_plan
 from stretto.store import TimedStore
-from stretto.traffic import LastCalls
 from stretto.world import Axis, World
 
 SIZES = (64, 1024, 16_384)
@@ -111,8 +111,8 @@ def start(store: TimedStore, rank: int, size: int) -> None:
     check_in(store, launch, time.monotonic() + 60, 60.0)
     introduce(store, rank)
     world = _world(store, rank, size)
-    agree(store.under("groups"), world, "tp8-cp1-dp128-pp16 on gloo, 600 s, groups " + "tp dp pp " * 20, 60.0)
-    timeline = Timeline()
+    check_same_plan(store.under("groups"), world, "tp8-cp1-dp128-pp16 on gloo, 600 s, groups " + "tp dp pp " * 20, 60.0)
+    timeline = StartTimeline()
     timeline.seconds = dict.fromkeys(("imports", "data", "rendezvous", "groups", "model", "first step"), 0.001 * rank)
     timeline.gather(world)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from stretto.layout import Layout
 from stretto.testing import Pool
-from stretto.verify import Comparison, against_twin
+from stretto.verify import Comparison, against_reference
 from stretto.verify.compare import ROUNDING, TOLERANCE
 from stretto.verify.matrix import DTYPES, VERIFIED, Combination, example, options_of, used_up
-from stretto.verify.twin import OTHERWISE
+from stretto.verify.reference import OTHERWISE
 from stretto.world import World
 
 Measure = Callable[[Combination], str]
@@ -39,7 +39,7 @@ of the same tensor on one process in bf16, the largest of {1 + OTHERWISE} runs t
 rounding step of {ROUNDING["bf16"]:g}; and a figure is the largest share of what is allowed.
 
 All of it runs on CPU, over Gloo; the errors on GPUs are in `benchmarks/results`. The tests compare again what is
-neither dropped nor computed again, in every dtype, and in fp64 light recomputation, and dropout with recomputation of
+neither dropped nor computed again, in every dtype, and in fp64 selective recomputation, and dropout with recomputation of
 blocks; the rest is measured for this page alone. `stretto train` warns of a combination that is not here, and `stretto
 verify` compares any.
 
@@ -62,7 +62,7 @@ def verify(world: World, of: Combination, options: bool) -> Comparison:
     """Compare one combination with one process."""
     args = example(of, options=options)
     p = args.parallel
-    return against_twin(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world)
+    return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world)
 
 
 def ranks_of(of: Combination) -> int:

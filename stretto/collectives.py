@@ -9,8 +9,8 @@ sum over the ranks of what each computes:
 Where every rank of an axis holds the *same* loss (tensor parallelism), the pairs are others: see
 `stretto.tensor_parallel.mappings`. The functions with a trailing underscore work in place, carry no gradient and
 return a `Work`: they are for buckets and other storage that the caller owns. Those that `begin` carry none either, and
-return at once what is `UnderWay`: who has something else to do does it before taking that. The differentiable ones
-call `meanwhile` while they are under way, forward and backward.
+return at once what is `AsyncTensor`: who has something else to do does it before taking that. The differentiable ones
+call `overlap_with` while they are under way, forward and backward.
 
 What goes over an axis with a window goes through that where it may; it is the same operation to whoever asks for it.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from stretto.world import Axis, Rows, UnderWay, Work
+from stretto.world import AsyncTensor, Axis, Rows, Work
 
 # torch 2.13 renamed these two and warns of the names that torch 2.11 has.
 _all_gather_single: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -44,29 +44,29 @@ class Done:
         return True
 
 
-Meanwhile = Callable[[], object]
+OverlapWith = Callable[[], object]
 
 
 def nothing() -> None:
     """What is done while a collective is under way, by who has nothing else to do."""
 
 
-def all_reduce(x: Tensor, axis: Axis, meanwhile: Meanwhile = nothing) -> Tensor:
+def all_reduce(x: Tensor, axis: Axis, overlap_with: OverlapWith = nothing) -> Tensor:
     """Sum of `x` over the axis. [*] -> [*]."""
-    return x if axis.size == 1 else _AllReduce.apply(x, axis, meanwhile)  # type: ignore[no-untyped-call]
+    return x if axis.size == 1 else _AllReduce.apply(x, axis, overlap_with)  # type: ignore[no-untyped-call]
 
 
-def all_gather(x: Tensor, axis: Axis, dim: int = 0, meanwhile: Meanwhile = nothing) -> Tensor:
+def all_gather(x: Tensor, axis: Axis, dim: int = 0, overlap_with: OverlapWith = nothing) -> Tensor:
     """Concatenation of every rank's `x` along `dim`, in the order of the axis. [.., n, ..] -> [.., n*size, ..]."""
-    return x if axis.size == 1 else _AllGather.apply(x, axis, dim, meanwhile)  # type: ignore[no-untyped-call]
+    return x if axis.size == 1 else _AllGather.apply(x, axis, dim, overlap_with)  # type: ignore[no-untyped-call]
 
 
-def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0, meanwhile: Meanwhile = nothing) -> Tensor:
+def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0, overlap_with: OverlapWith = nothing) -> Tensor:
     """This rank's chunk along `dim` of the sum over the axis. [.., n*size, ..] -> [.., n, ..].
 
     Raises ValueError if `dim` does not divide by the size of the axis.
     """
-    return x if axis.size == 1 else _ReduceScatter.apply(x, axis, dim, meanwhile)  # type: ignore[no-untyped-call]
+    return x if axis.size == 1 else _ReduceScatter.apply(x, axis, dim, overlap_with)  # type: ignore[no-untyped-call]
 
 
 def all_to_all(x: Tensor, axis: Axis, split_dim: int, concat_dim: int) -> Tensor:
@@ -77,12 +77,12 @@ def all_to_all(x: Tensor, axis: Axis, split_dim: int, concat_dim: int) -> Tensor
     return x if axis.size == 1 else _AllToAll.apply(x, axis, split_dim, concat_dim)  # type: ignore[no-untyped-call]
 
 
-def max_reduce(x: Tensor, axis: Axis) -> Tensor:
+def all_reduce_max(x: Tensor, axis: Axis) -> Tensor:
     """Elementwise maximum over the axis; carries no gradient (the softmax's shift has none)."""
     if axis.size == 1:
         return x.detach()
     out = x.detach().clone(memory_format=torch.contiguous_format)
-    _tell(axis, "max_reduce", out)
+    _tell(axis, "all_reduce_max", out)
     dist.all_reduce(out, dist.ReduceOp.MAX, group=axis.group)
     return out
 
@@ -106,47 +106,47 @@ def all_reduce_(x: Tensor, axis: Axis) -> Work:
     return work
 
 
-def begin_all_gather(x: Tensor, axis: Axis) -> UnderWay:
+def all_gather_async(x: Tensor, axis: Axis) -> AsyncTensor:
     """`all_gather` along dim 0, begun."""
     if axis.size == 1:
-        return UnderWay(x)
+        return AsyncTensor(x)
     x = x.detach().contiguous()
     _tell(axis, "all_gather", x)
-    if axis.window is not None and axis.window.takes(x.nbytes):
-        return axis.window.gather(x)
+    if axis.peer_buffer is not None and axis.peer_buffer.takes(x.nbytes):
+        return axis.peer_buffer.gather(x)
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
-    return UnderWay(out, _all_gather_single(out, x, group=axis.group, async_op=True))
+    return AsyncTensor(out, _all_gather_single(out, x, group=axis.group, async_op=True))
 
 
-def begin_reduce_scatter(x: Tensor, axis: Axis) -> UnderWay:
+def reduce_scatter_async(x: Tensor, axis: Axis) -> AsyncTensor:
     """`reduce_scatter` along dim 0, begun. Raises ValueError if that does not divide by the size of the axis."""
     if axis.size == 1:
-        return UnderWay(x)
+        return AsyncTensor(x)
     n = _divided(x, axis, 0, "reduce_scatter")
     x = x.detach().contiguous()
-    if axis.window is not None and axis.window.takes(x.nbytes // axis.size):
+    if axis.peer_buffer is not None and axis.peer_buffer.takes(x.nbytes // axis.size):
         parts = x.chunk(axis.size)
-        return begin_sum_of(lambda to, out: parts[to] if out is None else out.copy_(parts[to]), x, axis)
+        return reduce_scatter_rows_async(lambda to, out: parts[to] if out is None else out.copy_(parts[to]), x, axis)
     _tell(axis, "reduce_scatter", x)
     out = x.new_empty((n, *x.shape[1:]))
-    return UnderWay(out, _reduce_scatter_single(out, x, group=axis.group, async_op=True))
+    return AsyncTensor(out, _reduce_scatter_single(out, x, group=axis.group, async_op=True))
 
 
-def begin_sum_of(rows: Rows, like: Tensor, axis: Axis) -> UnderWay:
-    """`begin_reduce_scatter` of a tensor as `like`, of which `rows` gives each rank's part when that can leave.
+def reduce_scatter_rows_async(rows: Rows, like: Tensor, axis: Axis) -> AsyncTensor:
+    """`reduce_scatter_async` of a tensor as `like`, of which `rows` gives each rank's part when that can leave.
 
     Raises ValueError where there is no window: nothing would leave before all is there.
     """
-    if axis.window is None:
+    if axis.peer_buffer is None:
         raise ValueError(f"{axis} has no window to send a sum through in parts")
     _tell(axis, "reduce_scatter", like)
-    return axis.window.scatter(rows, like[: _divided(like, axis, 0, "reduce_scatter")])
+    return axis.peer_buffer.scatter(rows, like[: _divided(like, axis, 0, "reduce_scatter")])
 
 
 def _tell(axis: Axis, op: str, x: Tensor) -> None:
     """Every collective passes here, right before it is issued."""
-    if axis.watch is not None:
-        axis.watch(axis, op, x)
+    if axis.observer is not None:
+        axis.observer(axis, op, x)
 
 
 def _divided(x: Tensor, axis: Axis, dim: int, op: str) -> int:
@@ -158,44 +158,44 @@ def _divided(x: Tensor, axis: Axis, dim: int, op: str) -> int:
 
 class _AllReduce(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, meanwhile: Meanwhile) -> Tensor:
-        ctx.axis, ctx.meanwhile = axis, meanwhile
+    def forward(ctx: Any, x: Tensor, axis: Axis, overlap_with: OverlapWith) -> Tensor:
+        ctx.axis, ctx.overlap_with = axis, overlap_with
         out = x.clone(memory_format=torch.contiguous_format)
         work = all_reduce_(out, axis)
-        meanwhile()
+        overlap_with()
         work.wait()
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return all_reduce(dy, ctx.axis, ctx.meanwhile), None, None
+        return all_reduce(dy, ctx.axis, ctx.overlap_with), None, None
 
 
 class _AllGather(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int, meanwhile: Meanwhile) -> Tensor:
-        ctx.axis, ctx.dim, ctx.meanwhile = axis, dim, meanwhile
-        whole = begin_all_gather(x.movedim(dim, 0), axis)
-        meanwhile()
-        return whole.take().movedim(0, dim)
+    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int, overlap_with: OverlapWith) -> Tensor:
+        ctx.axis, ctx.dim, ctx.overlap_with = axis, dim, overlap_with
+        whole = all_gather_async(x.movedim(dim, 0), axis)
+        overlap_with()
+        return whole.wait().movedim(0, dim)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return reduce_scatter(dy, ctx.axis, ctx.dim, ctx.meanwhile), None, None, None
+        return reduce_scatter(dy, ctx.axis, ctx.dim, ctx.overlap_with), None, None, None
 
 
 class _ReduceScatter(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int, meanwhile: Meanwhile) -> Tensor:
-        ctx.axis, ctx.dim, ctx.meanwhile = axis, dim, meanwhile
+    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int, overlap_with: OverlapWith) -> Tensor:
+        ctx.axis, ctx.dim, ctx.overlap_with = axis, dim, overlap_with
         _divided(x, axis, dim, "reduce_scatter")
-        part = begin_reduce_scatter(x.movedim(dim, 0), axis)
-        meanwhile()
-        return part.take().movedim(0, dim)
+        part = reduce_scatter_async(x.movedim(dim, 0), axis)
+        overlap_with()
+        return part.wait().movedim(0, dim)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return all_gather(dy, ctx.axis, ctx.dim, ctx.meanwhile), None, None, None
+        return all_gather(dy, ctx.axis, ctx.dim, ctx.overlap_with), None, None, None
 
 
 class _AllToAll(Function):

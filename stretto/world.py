@@ -48,13 +48,13 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class UnderWay:
+class AsyncTensor:
     """A tensor that is here, or on its way."""
 
     tensor: Tensor
     work: Work | None = None
 
-    def take(self) -> Tensor:
+    def wait(self) -> Tensor:
         """The tensor, after which the current stream (the host, under Gloo) has waited."""
         if self.work is not None:
             self.work.wait()
@@ -65,7 +65,7 @@ Rows = Callable[[int, Tensor | None], Tensor]
 """The part of a sum that goes to the n-th rank of an axis; written into the tensor, where one is given."""
 
 
-class Window(Protocol):
+class PeerBuffer(Protocol):
     """Memory of each rank of an axis that the others read, without help of the processors that compute.
 
     All ranks call it alike. What it begins passes behind whatever the current stream does next.
@@ -74,14 +74,14 @@ class Window(Protocol):
     def takes(self, size: int) -> bool:
         """Whether a message of which each rank reads `size` bytes of each other one is worth it, and has room."""
 
-    def gather(self, x: Tensor) -> UnderWay:
+    def gather(self, x: Tensor) -> AsyncTensor:
         """x [n, ..] of all ranks, in order: [size * n, ..]."""
 
-    def scatter(self, rows: Rows, like: Tensor) -> UnderWay:
+    def scatter(self, rows: Rows, like: Tensor) -> AsyncTensor:
         """The sum over the ranks of this one's `rows`, each [n, ..] as `like`. Others' rows are asked for first."""
 
 
-class Watch(Protocol):
+class Observer(Protocol):
     """Is told of each communication over an axis, on every rank that takes part, right before it is issued."""
 
     def __call__(self, axis: Axis, op: str, x: Tensor, ends: tuple[int, int] | None = None) -> None:
@@ -93,16 +93,16 @@ class Axis:
     """One communicator as this rank sees it.
 
     `ranks` are ranks of the layout, in order along the axis; `ranks[rank]` is this process. `group` is
-    None exactly when the axis has size 1: every collective over such an axis is a no-op. `watch`, if any, hears of
-    all that goes over the group. `window`, if there is one, carries what it takes in place of the group.
+    None exactly when the axis has size 1: every collective over such an axis is a no-op. `observer`, if any, hears of
+    all that goes over the group. `peer_buffer`, if there is one, carries what it takes in place of the group.
     """
 
     name: str
     rank: int
     ranks: tuple[int, ...]
     group: ProcessGroup | None = None
-    watch: Watch | None = field(default=None, compare=False, repr=False)
-    window: Window | None = field(default=None, compare=False, repr=False)
+    observer: Observer | None = field(default=None, compare=False, repr=False)
+    peer_buffer: PeerBuffer | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:

@@ -1,6 +1,6 @@
 """What no step can be quicker than on this device: the same products, attention and bytes at their measured rates.
 
-Products and attention run for long enough that the clocks settle where the power limit holds them. Communication is
+Gemms and attention run for long enough that the clocks settle where the power limit holds them. Communication is
 taken as hidden, so over several devices only the bubble of a pipeline is added.
 """
 
@@ -29,7 +29,7 @@ def measure(job: Job, device: torch.device, say: Callable[[str], None], *, secon
     products: list[dict[str, Any]] = []
     total_flops = 0.0
     for name, (d_in, d_out, times) in shape.matrices.items():
-        ms = _products(shape.micro_batch * shape.seq_len, d_in, d_out, dtype, device, seconds)
+        ms = _gemms(shape.micro_batch * shape.seq_len, d_in, d_out, dtype, device, seconds)
         flops = 2.0 * shape.micro_batch * shape.seq_len * d_in * d_out
         row: dict[str, Any] = {"matrix": name, "shape": [d_in, d_out], "times": times, "ms": ms}
         row["tflops"] = {which: flops / t * 1e-9 for which, t in ms.items()}
@@ -83,9 +83,7 @@ def bubble(items: dict[str, float], head: float, job: Job) -> float:
     return m * (other + p * head / m) + (p - 1) * other - work
 
 
-def _products(
-    tokens: int, d_in: int, d_out: int, dtype: torch.dtype, device: torch.device, s: float
-) -> dict[str, float]:
+def _gemms(tokens: int, d_in: int, d_out: int, dtype: torch.dtype, device: torch.device, s: float) -> dict[str, float]:
     """Milliseconds of y = x W^T, of dx = dy W, and of dW = dy^T x, on random values."""
     x, dy = (torch.randn(tokens, n, dtype=dtype, device=device) for n in (d_in, d_out))
     w = torch.randn(d_out, d_in, dtype=dtype, device=device)

@@ -26,7 +26,7 @@ CEILING = "ceiling"
 
 
 class GoneError(RuntimeError):
-    """A peer refused, failed, or took too long; the message says which and why."""
+    """A peer rejected, failed, or took too long; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Team:
     def _gone(self, rank: int, answer: dict[str, str]) -> None:
         self.end()
         how, why = next(iter(answer.items()))
-        raise GoneError(f"{self.name} {how}: {why}" + ("" if how == "refused" else f"; see {self.logs[rank]}"))
+        raise GoneError(f"{self.name} {how}: {why}" + ("" if how == "rejected" else f"; see {self.logs[rank]}"))
 
     def end(self) -> None:
         """Kill what still runs."""

@@ -22,7 +22,7 @@ from benchmarks.train import ceiling
 from benchmarks.train.flops import product_flops
 from benchmarks.train.measure import step_times
 from benchmarks.train.memory import itemised
-from benchmarks.train.peers import Peer, RefusedError, create
+from benchmarks.train.peers import Peer, RunRejectedError, create
 from benchmarks.train.shapes import SHAPES, Job
 from benchmarks.train.trace import trace_step
 from benchmarks.train.waterfall import waterfall
@@ -45,7 +45,9 @@ class Worker:
         self.device = torch.device(self.job.device, self.rank) if self.job.device == "cuda" else torch.device("cpu")
         if self.job.device == "cuda":
             if torch.cuda.device_count() < self.job.nproc:
-                raise RefusedError(f"torch sees {torch.cuda.device_count()} CUDA devices, {self.job.nproc} are needed")
+                raise RunRejectedError(
+                    f"torch sees {torch.cuda.device_count()} CUDA devices, {self.job.nproc} are needed"
+                )
             torch.cuda.set_device(self.device)
         if self.name != CEILING:
             self.peer = create(self.name)
@@ -116,10 +118,10 @@ def serve(worker: Worker, requests: IO[str], answers: IO[str]) -> None:
         try:
             answer = {"ok": getattr(worker, what)(**request)}
             worker.rest()
-        except RefusedError as error:
-            answer = {"refused": str(error)}
+        except RunRejectedError as error:
+            answer = {"rejected": str(error)}
         except ImportError as error:
-            answer = {"refused": f"{error} ({error.name} is not installed here, or lacks what this peer needs)"}
+            answer = {"rejected": f"{error} ({error.name} is not installed here, or lacks what this peer needs)"}
         except Exception as error:  # noqa: BLE001  # a peer's own failure, of any kind, must not end the run
             traceback.print_exc()
             answer = {"failed": f"{type(error).__name__}: {error}"}

@@ -23,7 +23,7 @@ from stretto.arguments.schema import (
     RunConfig,
 )
 from stretto.arguments.show import as_toml, table
-from stretto.arguments.sources import Kind, Source
+from stretto.arguments.sources import Source, SourceKind
 from stretto.arguments.strict import from_dict
 from stretto.arguments.tree import to_dict
 
@@ -33,7 +33,6 @@ __all__ = [
     "CheckpointConfig",
     "ConfigError",
     "DataConfig",
-    "Kind",
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
@@ -41,6 +40,7 @@ __all__ = [
     "Resolved",
     "RunConfig",
     "Source",
+    "SourceKind",
     "Violation",
     "as_toml",
     "check_paths",

@@ -1,6 +1,6 @@
 """Values that follow from others: derived where nothing was said, or given way to something stronger.
 
-Both tables are read in order, by `judge.py`. Each entry states its equation with the numbers, which
+Both tables are read in order, by `validate.py`. Each entry states its equation with the numbers, which
 becomes the source of the value.
 """
 
@@ -29,7 +29,7 @@ class Derivation:
 
 
 @dataclass(frozen=True)
-class Concession:
+class Override:
     """A setting that gives way where a stronger source sets one of `to` to something it does not go with.
 
     `--tp 1` over a preset with sequence parallelism means: without. Where the setting is said by a source
@@ -100,25 +100,25 @@ def _min_lr(a: Arguments) -> tuple[Value, str] | None:
     return float(f"{o.lr / 10:g}"), f"lr / 10 = {o.lr:g} / 10"
 
 
-CONCESSIONS: tuple[Concession, ...] = (
-    Concession("parallel.sequence_parallel", ("parallel.tp",), _sequence_parallel, ineffective=True),
-    Concession(
+OVERRIDES: tuple[Override, ...] = (
+    Override("parallel.sequence_parallel", ("parallel.tp",), _sequence_parallel, ineffective=True),
+    Override(
         "parallel.tp_comm_overlap",
         ("parallel.tp", "parallel.sequence_parallel", "run.device"),
         _no_overlap,
         ineffective=True,
     ),
-    Concession("model.rope_base", ("model.position",), _rope_base, ineffective=True),
-    Concession("optimizer.min_lr", ("optimizer.lr_schedule",), _constant_min_lr, ineffective=True),
-    Concession("optimizer.decay_steps", ("optimizer.lr_schedule",), _constant_decay, ineffective=True),
-    Concession("optimizer.cooldown_steps", ("optimizer.lr_schedule",), _cooldown_without_wsd, ineffective=True),
+    Override("model.rope_base", ("model.position",), _rope_base, ineffective=True),
+    Override("optimizer.min_lr", ("optimizer.lr_schedule",), _constant_min_lr, ineffective=True),
+    Override("optimizer.decay_steps", ("optimizer.lr_schedule",), _constant_decay, ineffective=True),
+    Override("optimizer.cooldown_steps", ("optimizer.lr_schedule",), _cooldown_without_wsd, ineffective=True),
     *(
-        Concession(path, ("run.device",), partial(_nccl, path=path), ineffective=True)
+        Override(path, ("run.device",), partial(_nccl, path=path), ineffective=True)
         for path in ("groups.gloo", "nccl.high_priority", "nccl.min_ctas", "nccl.max_ctas")
     ),
-    Concession("run.nproc", ("parallel.dp",), _nproc_of_dp),
-    Concession("optimizer.warmup_steps", ("run.steps", "optimizer.decay_steps"), _warmup),
-    Concession("optimizer.min_lr", ("optimizer.lr",), _min_lr),
+    Override("run.nproc", ("parallel.dp",), _nproc_of_dp),
+    Override("optimizer.warmup_steps", ("run.steps", "optimizer.decay_steps"), _warmup),
+    Override("optimizer.min_lr", ("optimizer.lr",), _min_lr),
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from stretto.arguments.layers import Layer
 from stretto.arguments.resolve import Resolved, resolve
 from stretto.arguments.schema import Arguments
-from stretto.arguments.sources import Kind, Source
+from stretto.arguments.sources import Source, SourceKind
 from stretto.arguments.tree import get, settings
 from stretto.layout import Layout
 
@@ -43,8 +43,8 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
     return replace(args, parallel=parallel, run=replace(args.run, nproc=layout.world))
 
 
-def judged_in(args: Arguments, layout: Layout) -> Resolved:
+def validated_in(args: Arguments, layout: Layout) -> Resolved:
     """`args` in the layout, held against all rules. Raises ConfigError with everything that is wrong."""
     moved = in_layout(args, layout)
     values = {path: get(moved, path) for path in settings()}
-    return resolve([Layer(Source(Kind.COMMAND_LINE), {path: v for path, v in values.items() if v is not None})])
+    return resolve([Layer(Source(SourceKind.COMMAND_LINE), {path: v for path, v in values.items() if v is not None})])

@@ -13,7 +13,7 @@ class Violation:
     """One thing that is wrong.
 
     `rule` names it, `fields` are the dotted paths it is about, `problem` is the equation with its numbers,
-    `given` says each field's value and where it came from, `fixes` are changes that each cure it without
+    `given` says each field's value and where it came from, `fixes` are changes that each fix it without
     breaking another rule, and `hint` is a way out in words.
     """
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from stretto.arguments.errors import Violation
 from stretto.arguments.layers import Layer, read_layer
-from stretto.arguments.sources import Kind, Source
+from stretto.arguments.sources import Source, SourceKind
 from stretto.arguments.values import did_you_mean
 
 _PRESETS = files("stretto.arguments") / "presets"
@@ -29,7 +29,7 @@ def preset_text(name: str) -> str:
 
 def read_preset(name: str) -> Layer:
     """The settings of a preset."""
-    source = Source(Kind.PRESET, name)
+    source = Source(SourceKind.PRESET, name)
     if name not in presets():
         guess = did_you_mean(name, presets()) or f"; there are {', '.join(presets())}"
         return Layer(source, {}, (Violation("preset", (), f"there is no preset {name!r}{guess}"),))
@@ -38,7 +38,7 @@ def read_preset(name: str) -> Layer:
 
 def read_config(name: str) -> Layer:
     """The settings of a TOML or YAML file."""
-    path, source = Path(name), Source(Kind.FILE, name)
+    path, source = Path(name), Source(SourceKind.FILE, name)
     readers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".yaml": _load_yaml, ".yml": _load_yaml}
     if path.suffix not in readers:
         return _unreadable(source, f"its name must end in {', '.join(readers)}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import cast
 
-from stretto.arguments.rule import Broken, rule
+from stretto.arguments.rule import RuleViolation, rule
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get
@@ -14,13 +14,13 @@ from stretto.layout import DEFAULT_ORDER, Layout
 
 
 @rule("parallel.order", "parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp")
-def order_has_every_axis(a: Arguments) -> Broken | None:
+def order_has_every_axis(a: Arguments) -> RuleViolation | None:
     """The order names each axis of more than one rank once, and no other word."""
     p = a.parallel
     try:
         Layout.of(tp=p.tp, cp=p.cp, pp=p.pp, dp=p.dp or 1, order=p.order)
     except ValueError as error:
-        return Broken("; ".join(str(error).splitlines()), {"parallel.order": (DEFAULT_ORDER,)})
+        return RuleViolation("; ".join(str(error).splitlines()), {"parallel.order": (DEFAULT_ORDER,)})
     return None
 
 
@@ -28,7 +28,7 @@ _PER_AXIS = ("groups.timeouts", "groups.gloo", "nccl.high_priority", "nccl.min_c
 
 
 @rule(*_PER_AXIS, "parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp")
-def groups_have_peers(a: Arguments) -> Broken | None:
+def groups_have_peers(a: Arguments) -> RuleViolation | None:
     """What is said of the groups of an axis has no effect where the axis has one rank."""
     alone: set[str] = set()
     nearby: dict[str, Sequence[Value]] = {}
@@ -40,7 +40,9 @@ def groups_have_peers(a: Arguments) -> Broken | None:
             nearby[path] = (cast(Value, tuple(kept)),)
     if not alone:
         return None
-    return Broken(f"{', '.join(f'{axis} = {_size(a, axis)}' for axis in sorted(alone))}: there are no groups", nearby)
+    return RuleViolation(
+        f"{', '.join(f'{axis} = {_size(a, axis)}' for axis in sorted(alone))}: there are no groups", nearby
+    )
 
 
 def _size(a: Arguments, axis: str) -> int:
@@ -51,18 +53,18 @@ def _size(a: Arguments, axis: str) -> int:
 
 
 @rule("groups.gloo", "nccl.high_priority", "nccl.min_ctas", "nccl.max_ctas")
-def gloo_is_not_nccl(a: Arguments) -> Broken | None:
+def gloo_is_not_nccl(a: Arguments) -> RuleViolation | None:
     """What is said of NCCL has no effect on the groups of an axis that run over Gloo."""
     said = {*a.nccl.high_priority, *dict(a.nccl.min_ctas), *dict(a.nccl.max_ctas)}
     both = said & set(a.groups.gloo)
     if not both:
         return None
     kept = tuple(axis for axis in a.groups.gloo if axis not in both)
-    return Broken(f"{', '.join(sorted(both))}: options of NCCL have no effect on Gloo", {"groups.gloo": (kept,)})
+    return RuleViolation(f"{', '.join(sorted(both))}: options of NCCL have no effect on Gloo", {"groups.gloo": (kept,)})
 
 
 @rule("nccl.min_ctas", "nccl.max_ctas")
-def thread_blocks_have_a_range(a: Arguments) -> Broken | None:
+def thread_blocks_have_a_range(a: Arguments) -> RuleViolation | None:
     """A group has at least as many thread blocks at most as at least."""
     most = dict(a.nccl.max_ctas)
     wrong = {axis: least for axis, least in a.nccl.min_ctas if least > most.get(axis, least)}
@@ -70,4 +72,4 @@ def thread_blocks_have_a_range(a: Arguments) -> Broken | None:
         return None
     raised = tuple((axis, wrong.get(axis, limit)) for axis, limit in a.nccl.max_ctas)
     said = ", ".join(f"{axis}: min_ctas = {least}, must be <= max_ctas = {most[axis]}" for axis, least in wrong.items())
-    return Broken(said, {"nccl.max_ctas": (raised,)})
+    return RuleViolation(said, {"nccl.max_ctas": (raised,)})

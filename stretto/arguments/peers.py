@@ -129,7 +129,7 @@ CHOICES: tuple[PeerChoice, ...] = (
 
 
 def flag_of(name: str, flags: Container[str]) -> str | None:
-    """How the refusal of a flag goes on that other programs have, by its name without dashes before it."""
+    """How the rejection of a flag goes on that other programs have, by its name without dashes before it."""
     for peer in FLAGS:
         if re.fullmatch(peer.names, name.lower().replace("_", "-")):
             if peer.ours is not None and peer.ours.split()[0] in flags:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from stretto.arguments.nearby import divisors, multiples, sizes
-from stretto.arguments.rule import Broken, Nearby, rule
+from stretto.arguments.rule import Nearby, RuleViolation, rule
 from stretto.arguments.schema import Arguments
 
 _ROW = 16
-"""Matrix units take 8-bit numbers in rows of a multiple of so many."""
+"""Matrix units take FP8 in rows of a multiple of so many."""
 
 
 @rule("run.fp8", "run.dtype")
-def fp8_is_within_bf16(a: Arguments) -> Broken | None:
-    """Products in fp8 take and give bf16."""
+def fp8_is_within_bf16(a: Arguments) -> RuleViolation | None:
+    """Gemms in fp8 take and give bf16."""
     if a.run.fp8 == "none" or a.run.dtype == "bf16":
         return None
-    return Broken(
+    return RuleViolation(
         f"fp8 = {a.run.fp8} with dtype = {a.run.dtype}, must be bf16", {"run.dtype": ("bf16",), "run.fp8": ("none",)}
     )
 
 
 @rule("run.attention", "run.device", "run.dtype", "model.head_dim")
-def flash_takes_what_it_is_given(a: Arguments) -> Broken | None:
+def flash_takes_what_it_is_given(a: Arguments) -> RuleViolation | None:
     """FlashAttention 4 runs on GPUs, in bf16, with heads of a multiple of 8 features, 256 at most."""
     d, wrong = a.model.dim_per_head, []
     if a.run.attention == "torch":
@@ -34,7 +34,7 @@ def flash_takes_what_it_is_given(a: Arguments) -> Broken | None:
         wrong.append(f"head_dim = {d}, must be a multiple of 8 up to 256")
     if not wrong:
         return None
-    return Broken(f"attention = {a.run.attention} with {'; '.join(wrong)}", {"run.attention": ("torch",)})
+    return RuleViolation(f"attention = {a.run.attention} with {'; '.join(wrong)}", {"run.attention": ("torch",)})
 
 
 @rule(
@@ -48,8 +48,8 @@ def flash_takes_what_it_is_given(a: Arguments) -> Broken | None:
     "batch.seq_len",
     "batch.micro_batch",
 )
-def fp8_sizes_divide(a: Arguments) -> Broken | None:
-    """Products in fp8 have sizes that are multiples of 16 on each tensor-parallel rank, tokens among them."""
+def fp8_sizes_divide(a: Arguments) -> RuleViolation | None:
+    """Gemms in fp8 have sizes that are multiples of 16 on each tensor-parallel rank, tokens among them."""
     m, b, tp, d = a.model, a.batch, a.parallel.tp, a.model.dim_per_head
     heads, kv_heads = m.heads // tp, max(1, m.num_kv_heads // tp)
     by_head: Nearby = {"model.head_dim": sizes(d, _ROW), "parallel.tp": divisors(m.heads, tp)}
@@ -72,4 +72,4 @@ def fp8_sizes_divide(a: Arguments) -> Broken | None:
     for _, near in wrong:
         nearby |= near
     problem = ", ".join(said for said, _ in wrong)
-    return Broken(f"{problem}: must be a multiple of {_ROW} for fp8", {**nearby, "run.fp8": ("none",)})
+    return RuleViolation(f"{problem}: must be a multiple of {_ROW} for fp8", {**nearby, "run.fp8": ("none",)})

@@ -8,7 +8,7 @@ from typing import Any
 
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Setting
-from stretto.arguments.sources import Kind, Source
+from stretto.arguments.sources import Source, SourceKind
 from stretto.arguments.tree import settings, to_dict
 
 
@@ -17,7 +17,7 @@ def follows(s: Setting, source: Source) -> bool:
 
     A value that gave way to others does not: it is a choice that was made once.
     """
-    return s.default is None and source.kind in (Kind.DERIVED, Kind.ENVIRONMENT)
+    return s.default is None and source.kind in (SourceKind.DERIVED, SourceKind.ENVIRONMENT)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.arguments.command_line import SOURCE_FLAGS
-from stretto.arguments.derive import CONCESSIONS, DERIVATIONS
+from stretto.arguments.derive import DERIVATIONS, OVERRIDES
 from stretto.arguments.files import preset_text, presets
 from stretto.arguments.help import default
 from stretto.arguments.rules import RULES
@@ -36,7 +36,7 @@ _CONCESSIONS = """
 ## Settings that give way
 
 Where a stronger source sets the second so that the first does not go with it, the first is adjusted, and the resolved
-configuration says so. Set by a source of the same strength, it is refused.
+configuration says so. Set by a source of the same strength, it is rejected.
 """
 _RULES = """
 ## Rules
@@ -119,7 +119,7 @@ def _page() -> Iterator[str]:
     yield from ("", "## Derived values", "", "What nobody sets follows from the rest.", "")
     yield from _table(("setting", "equation"), ((_code(d.path), d.meaning) for d in DERIVATIONS))
     yield _CONCESSIONS
-    yield from _table(("setting", "gives way to"), ((_code(c.path), _code(*c.to)) for c in CONCESSIONS))
+    yield from _table(("setting", "gives way to"), ((_code(c.path), _code(*c.to)) for c in OVERRIDES))
     yield _RULES
     yield from _table(("rule", "settings", "meaning"), ((_code(r.name), _code(*r.fields), r.meaning) for r in RULES))
     yield from ("", "## Presets", "")

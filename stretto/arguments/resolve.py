@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stretto.arguments.command_line import MEGATRON, CommandLine, read_command_line
-from stretto.arguments.cure import cures, explain
 from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.files import read_config, read_preset
 from stretto.arguments.help import help_text
-from stretto.arguments.judge import Judgement, Said, judge
 from stretto.arguments.layers import Layer, not_a_value, read_layer
 from stretto.arguments.paths import check_paths
 from stretto.arguments.record import Record
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
-from stretto.arguments.sources import COMMAND_LINE, Kind, Source
+from stretto.arguments.sources import COMMAND_LINE, Source, SourceKind
+from stretto.arguments.suggest import explain, suggested_fixes
 from stretto.arguments.tree import settings
+from stretto.arguments.validate import Said, Validation, validate
 from stretto.arguments.values import from_text
 from stretto.layout import Layout
 
@@ -69,7 +69,7 @@ def parse(
         env: the environment; None means os.environ.
         checkpoint: the record of the run to go on from; or how to find it in the directory of a run, called
             where `checkpoint.resume` (then with True: there must be one) or `auto_resume` is asked for.
-        translate: what the words after `--megatron` stand for; without it they are refused.
+        translate: what the words after `--megatron` stand for; without it they are rejected.
         files: whether to look that data and tokenizer exist on this machine.
         command: what the help says before the settings.
         fallback: the preset to start from where `argv` names neither preset nor file and there is no checkpoint to
@@ -89,7 +89,7 @@ def parse(
         fallback = None
     layers = [
         *map(read_preset, (fallback,) if fallback else line.presets),
-        *([read_layer(record.carried(), Source(Kind.CHECKPOINT, record.name))] if record else []),
+        *([read_layer(record.carried(), Source(SourceKind.CHECKPOINT, record.name))] if record else []),
         *files_named,
         _surroundings(world_size, os.environ if env is None else env),
         line.layer,
@@ -108,7 +108,7 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
             wrong.pop(path, None)
         wrong.update(layer.wrong)
 
-    found = judge(said, wrong)
+    found = validate(said, wrong)
     for layer in layers:
         violations += (_with_cure(v, said, wrong, found) for v in layer.violations)
     violations += explain(said, wrong, found)
@@ -127,10 +127,10 @@ def _foreign(line: CommandLine, translate: Callable[[Sequence[str]], Layer] | No
     if line.foreign is None:
         return []
     if translate is None:
-        refusal = Violation(
+        rejection = Violation(
             "command_line", (), f"{MEGATRON} is not taken here: `stretto convert args` makes a file of it"
         )
-        return [Layer(COMMAND_LINE, {}, (refusal,))]
+        return [Layer(COMMAND_LINE, {}, (rejection,))]
     return [translate(line.foreign)]
 
 
@@ -146,8 +146,8 @@ def _surroundings(world_size: int | None, env: Mapping[str, str]) -> Layer:
     """The number of processes, where a launcher has already started them."""
     s = settings()["run.nproc"]
     if world_size is not None:
-        return Layer(Source(Kind.ENVIRONMENT, "launcher"), {s.path: world_size})
-    source = Source(Kind.ENVIRONMENT, WORLD_SIZE)
+        return Layer(Source(SourceKind.ENVIRONMENT, "launcher"), {s.path: world_size})
+    source = Source(SourceKind.ENVIRONMENT, WORLD_SIZE)
     if WORLD_SIZE not in env:
         return Layer(source, {})
     try:
@@ -160,8 +160,8 @@ def _surroundings(world_size: int | None, env: Mapping[str, str]) -> Layer:
 def _contradictions(layers: Sequence[Layer]) -> list[Violation]:
     """A number of processes on the command line that is not the one that a launcher has started."""
     path = "run.nproc"
-    started = [layer for layer in layers if layer.source.kind is Kind.ENVIRONMENT and path in layer.values]
-    asked = [layer for layer in layers if layer.source.kind is Kind.COMMAND_LINE and path in layer.values]
+    started = [layer for layer in layers if layer.source.kind is SourceKind.ENVIRONMENT and path in layer.values]
+    asked = [layer for layer in layers if layer.source.kind is SourceKind.COMMAND_LINE and path in layer.values]
     if not started or not asked or started[0].values[path] == asked[0].values[path]:
         return []
     world, nproc = started[0].values[path], asked[0].values[path]
@@ -169,12 +169,14 @@ def _contradictions(layers: Sequence[Layer]) -> list[Violation]:
     return [Violation("nproc_is_world", (path,), problem, fixes=({path: world},), hint="or leave --nproc out")]
 
 
-def _with_cure(v: Violation, said: Mapping[str, Said], wrong: Mapping[str, Value], found: Judgement) -> Violation:
-    """A refused value with a legal one that goes with the rest."""
+def _with_cure(v: Violation, said: Mapping[str, Said], wrong: Mapping[str, Value], found: Validation) -> Violation:
+    """A rejected value with a legal one that goes with the rest."""
     path = v.fields[0] if v.fields else ""
     if v.rule != "value" or path not in wrong:
         return v
     s = settings()[path]
     near = [wrong[path], s.default, *((2**n for n in range(16)) if s.kind is int else ())]
-    fixes = cures(said, wrong, found, (v.rule, v.fields), {path: [value for value in near if value is not None]})
+    fixes = suggested_fixes(
+        said, wrong, found, (v.rule, v.fields), {path: [value for value in near if value is not None]}
+    )
     return replace(v, fixes=fixes, hint=f"{'or ' if fixes else ''}leave {path} out" if s.optional else "")

@@ -1,7 +1,7 @@
-"""`rule` makes a rule of a function; `Broken` is what it finds.
+"""`rule` makes a rule of a function; `RuleViolation` is what it finds.
 
 A rule looks at complete arguments (types and ranges already right, derived values filled in) and returns
-None, or `Broken`: the equation with its numbers, and candidates for each field that could cure it. Its name
+None, or `RuleViolation`: the equation with its numbers, and candidates for each field that could fix it. Its name
 is the function's name, its meaning the docstring.
 """
 
@@ -18,14 +18,14 @@ Nearby = dict[str, Sequence[Value]]
 
 
 @dataclass(frozen=True)
-class Broken:
-    """How a rule is broken, and what could cure it."""
+class RuleViolation:
+    """How a rule is broken, and what could fix it."""
 
     problem: str
     nearby: Nearby
 
 
-Check = Callable[[Arguments], Broken | None]
+Check = Callable[[Arguments], RuleViolation | None]
 
 
 @dataclass(frozen=True)

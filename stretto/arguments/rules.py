@@ -10,34 +10,34 @@ from stretto.arguments.group_rules import (
 )
 from stretto.arguments.nearby import by_distance, divisors, even_split, multiples, sizes
 from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide
-from stretto.arguments.rule import Broken, Nearby, Rule, rule
+from stretto.arguments.rule import Nearby, Rule, RuleViolation, rule
 from stretto.arguments.schema import Arguments
 
 
-def _divides(path: str, value: int, by_path: str, by: int) -> Broken | None:
+def _divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | None:
     """`value` must be a multiple of `by`."""
     if value % by == 0:
         return None
     name, by_name = path.rpartition(".")[2], by_path.rpartition(".")[2]
     around = multiples if name in ("heads", "kv_heads") else sizes
-    return Broken(
+    return RuleViolation(
         f"{name} % {by_name} = {value} % {by} = {value % by}, must be 0",
         {path: around(value, by), by_path: divisors(value, by)},
     )
 
 
 @rule("parallel.cp", "parallel.ep", "parallel.etp")
-def axis_is_available(a: Arguments) -> Broken | None:
+def axis_is_available(a: Arguments) -> RuleViolation | None:
     """Context and expert parallelism have their axes, and no layers that use them yet."""
     large = {name: size for name in ("cp", "ep", "etp") if (size := getattr(a.parallel, name)) > 1}
     if not large:
         return None
     said = ", ".join(f"{name} = {size}" for name, size in large.items())
-    return Broken(f"{said}: not available yet, must be 1", {f"parallel.{name}": (1,) for name in large})
+    return RuleViolation(f"{said}: not available yet, must be 1", {f"parallel.{name}": (1,) for name in large})
 
 
 @rule("run.nproc", "parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp")
-def layout_fits_world(a: Arguments) -> Broken | None:
+def layout_fits_world(a: Arguments) -> RuleViolation | None:
     """The axes of parallelism use every process exactly once."""
     p, world = a.parallel, a.run.nproc or 1
     model, nearby = p.tp * p.cp * p.pp, Nearby()
@@ -53,11 +53,11 @@ def layout_fits_world(a: Arguments) -> Broken | None:
     for name in ("tp", "pp"):
         size = getattr(p, name)
         nearby[f"parallel.{name}"] = divisors(world, size)
-    return Broken(problem, nearby)
+    return RuleViolation(problem, nearby)
 
 
 @rule("model.hidden", "model.heads", "model.head_dim")
-def hidden_divides_into_heads(a: Arguments) -> Broken | None:
+def hidden_divides_into_heads(a: Arguments) -> RuleViolation | None:
     """Unless head_dim is given, the heads share the hidden size equally."""
     if a.model.head_dim is not None:
         return None
@@ -65,35 +65,35 @@ def hidden_divides_into_heads(a: Arguments) -> Broken | None:
 
 
 @rule("model.head_dim", "model.hidden", "model.heads", "model.position")
-def rotary_pairs(a: Arguments) -> Broken | None:
+def rotary_pairs(a: Arguments) -> RuleViolation | None:
     """Rotary positions turn the dimensions of a head in pairs."""
     d = a.model.head_dim
     if d is None or a.model.position != "rope" or d % 2 == 0:
         return None
     heads = divisors(a.model.hidden, a.model.heads)
     nearby: Nearby = {"model.head_dim": sizes(d, 2), "model.heads": heads, "model.position": ("learned",)}
-    return Broken(f"head_dim % 2 = {d} % 2 = 1, must be 0 for rotary positions", nearby)
+    return RuleViolation(f"head_dim % 2 = {d} % 2 = 1, must be 0 for rotary positions", nearby)
 
 
 @rule("model.heads", "model.kv_heads")
-def kv_heads_divide_heads(a: Arguments) -> Broken | None:
+def kv_heads_divide_heads(a: Arguments) -> RuleViolation | None:
     """Each key/value head serves the same number of query heads."""
     return _divides("model.heads", a.model.heads, "model.kv_heads", a.model.num_kv_heads)
 
 
 @rule("model.heads", "parallel.tp")
-def heads_divide_by_tp(a: Arguments) -> Broken | None:
+def heads_divide_by_tp(a: Arguments) -> RuleViolation | None:
     """Each tensor-parallel rank computes the same number of query heads."""
     return _divides("model.heads", a.model.heads, "parallel.tp", a.parallel.tp)
 
 
 @rule("model.kv_heads", "parallel.tp")
-def kv_heads_fit_tp(a: Arguments) -> Broken | None:
+def kv_heads_fit_tp(a: Arguments) -> RuleViolation | None:
     """Key/value heads are split evenly over the tensor-parallel ranks, or each is held by as many of them."""
     kv, tp = a.model.num_kv_heads, a.parallel.tp
     if kv % tp == 0 or tp % kv == 0:
         return None
-    return Broken(
+    return RuleViolation(
         f"kv_heads = {kv}, tp = {tp}: one must be a multiple of the other",
         {
             "model.kv_heads": by_distance(kv, (*multiples(kv, tp), *divisors(tp, kv))),
@@ -103,22 +103,22 @@ def kv_heads_fit_tp(a: Arguments) -> Broken | None:
 
 
 @rule("model.ffn", "parallel.tp")
-def ffn_divides_by_tp(a: Arguments) -> Broken | None:
+def ffn_divides_by_tp(a: Arguments) -> RuleViolation | None:
     """Each tensor-parallel rank holds the same share of the feed-forward block."""
     return _divides("model.ffn", a.model.dim_ffn, "parallel.tp", a.parallel.tp)
 
 
 @rule("batch.seq_len", "parallel.tp", "parallel.sequence_parallel")
-def sequence_divides_by_tp(a: Arguments) -> Broken | None:
+def sequence_divides_by_tp(a: Arguments) -> RuleViolation | None:
     """Under sequence parallelism each tensor-parallel rank holds an equal piece of the sequence."""
     if not a.parallel.sequence_parallel:
         return None
-    broken = _divides("batch.seq_len", a.batch.seq_len, "parallel.tp", a.parallel.tp)
-    return broken and Broken(broken.problem, {**broken.nearby, "parallel.sequence_parallel": (False,)})
+    violation = _divides("batch.seq_len", a.batch.seq_len, "parallel.tp", a.parallel.tp)
+    return violation and RuleViolation(violation.problem, {**violation.nearby, "parallel.sequence_parallel": (False,)})
 
 
 @rule("batch.global_batch", "batch.micro_batch", "parallel.dp")
-def batch_divides(a: Arguments) -> Broken | None:
+def batch_divides(a: Arguments) -> RuleViolation | None:
     """Each replica computes the same whole number of microbatches in a step."""
     b, dp = a.batch, a.parallel.dp
     if dp is None:
@@ -129,7 +129,7 @@ def batch_divides(a: Arguments) -> Broken | None:
     nearby: Nearby = {"batch.global_batch": multiples(b.global_batch, share)}
     if b.global_batch % dp == 0:
         nearby["batch.micro_batch"] = divisors(b.global_batch // dp, b.micro_batch)
-    return Broken(
+    return RuleViolation(
         f"global_batch % (micro_batch*dp) = {b.global_batch} % ({b.micro_batch}*{dp}) = {b.global_batch % share}, "
         "must be 0",
         nearby,
@@ -137,7 +137,7 @@ def batch_divides(a: Arguments) -> Broken | None:
 
 
 @rule("parallel.stage_layers", "parallel.pp", "model.layers")
-def stage_layers_place_every_layer(a: Arguments) -> Broken | None:
+def stage_layers_place_every_layer(a: Arguments) -> RuleViolation | None:
     """An explicit split names every pipeline stage and places every layer once."""
     counts, pp, layers = a.parallel.stage_layers, a.parallel.pp, a.model.layers
     if counts is None:
@@ -154,28 +154,28 @@ def stage_layers_place_every_layer(a: Arguments) -> Broken | None:
         "model.layers": (sum(counts),),
         "parallel.pp": (len(counts),),
     }
-    return Broken("; ".join(wrong), nearby)
+    return RuleViolation("; ".join(wrong), nearby)
 
 
 @rule("optimizer.min_lr", "optimizer.lr", "optimizer.lr_schedule")
-def rate_decays(a: Arguments) -> Broken | None:
+def rate_decays(a: Arguments) -> RuleViolation | None:
     """The learning rate does not decay to more than its peak."""
     o = a.optimizer
     if o.lr_schedule == "constant" or o.min_lr <= o.lr:
         return None
-    return Broken(
+    return RuleViolation(
         f"min_lr = {o.min_lr:g}, must be <= lr = {o.lr:g}",
         {"optimizer.min_lr": (float(f"{o.lr / 10:g}"),), "optimizer.lr": (o.min_lr,)},
     )
 
 
 @rule("optimizer.warmup_steps", "optimizer.decay_steps", "run.steps")
-def warmup_ends_before_decay(a: Arguments) -> Broken | None:
+def warmup_ends_before_decay(a: Arguments) -> RuleViolation | None:
     """The warm-up is over before the decay is."""
     warmup, end = a.optimizer.warmup_steps, a.optimizer.decay_steps or a.run.steps
     if warmup < end:
         return None
-    return Broken(
+    return RuleViolation(
         f"warmup_steps = {warmup}, must be < decay_steps = {end}",
         {
             "optimizer.warmup_steps": tuple(dict.fromkeys((end // 10, 0))),
@@ -186,12 +186,12 @@ def warmup_ends_before_decay(a: Arguments) -> Broken | None:
 
 
 @rule("optimizer.cooldown_steps", "optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.lr_schedule")
-def cooldown_fits(a: Arguments) -> Broken | None:
+def cooldown_fits(a: Arguments) -> RuleViolation | None:
     """Warm-up and cooldown of the wsd schedule do not overlap."""
     o, end = a.optimizer, a.optimizer.decay_steps or a.run.steps
     if o.lr_schedule != "wsd" or o.cooldown_steps is None or o.warmup_steps + o.cooldown_steps <= end:
         return None
-    return Broken(
+    return RuleViolation(
         f"warmup_steps + cooldown_steps = {o.warmup_steps} + {o.cooldown_steps} = "
         f"{o.warmup_steps + o.cooldown_steps}, must be <= decay_steps = {end}",
         {
@@ -203,11 +203,11 @@ def cooldown_fits(a: Arguments) -> Broken | None:
 
 
 @rule("data.held_out", "run.eval_every")
-def evaluation_has_data(a: Arguments) -> Broken | None:
+def evaluation_has_data(a: Arguments) -> RuleViolation | None:
     """Evaluation needs held-out text."""
     if a.run.eval_every == 0 or a.data.held_out > 0:
         return None
-    return Broken(
+    return RuleViolation(
         f"eval_every = {a.run.eval_every} with held_out = 0: no text to evaluate on",
         {"data.held_out": (0.05,), "run.eval_every": (0,)},
     )

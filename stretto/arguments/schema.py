@@ -93,7 +93,7 @@ class ParallelConfig:
     sequence_parallel: bool = setting(False, "between blocks, cut activations along the sequence over the tp ranks")
     tp_comm_overlap: bool | None = setting(
         None,
-        "gathers and scatters of sequence parallelism pass behind matrix products, carried by the copy engines of GPUs "
+        "gathers and scatters of sequence parallelism pass behind GEMMs, carried by the copy engines of GPUs "
         "that reach each other; unset: on GPUs",
         carried=False,
     )
@@ -205,7 +205,7 @@ class RunConfig:
     )
     fp8: Literal["none", "tensorwise", "rowwise"] = setting(
         "none",
-        "matrix products of attention and feed-forward in 8-bit numbers, with one scale for a tensor, or one for each "
+        "GEMMs of attention and feed-forward in FP8, with one scale for a tensor, or one for each "
         "row in forward and input gradient; weights, masters and all else stay what they are",
     )
     attention: Literal["torch", "flash4"] = setting(

@@ -9,7 +9,7 @@ import tomli_w
 from stretto.arguments.errors import as_text
 from stretto.arguments.record import follows
 from stretto.arguments.setting import Value
-from stretto.arguments.sources import Kind
+from stretto.arguments.sources import SourceKind
 from stretto.arguments.tree import get, sections, settings
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def table(resolved: Resolved) -> Table:
         t.add_column(name, overflow="fold")
     for path in settings():
         source = resolved.sources[path]
-        if source.kind is not Kind.DEFAULT:
+        if source.kind is not SourceKind.DEFAULT:
             t.add_row(path, as_text(get(resolved.args, path)), str(source))
     return t
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 
-class Kind(IntEnum):
+class SourceKind(IntEnum):
     """Places that can set a value; the larger overrides the smaller."""
 
     DEFAULT = 0
@@ -23,20 +23,20 @@ class Kind(IntEnum):
 class Source:
     """A place and its name: a preset, a path, a variable, or the equation of a derived value."""
 
-    kind: Kind
+    kind: SourceKind
     name: str = ""
 
     @property
     def pinned(self) -> bool:
         """Whether a value from here is a fact of the surroundings, which no setting changes."""
-        return self.kind is Kind.ENVIRONMENT
+        return self.kind is SourceKind.ENVIRONMENT
 
     def __str__(self) -> str:
         said = self.kind.name.lower().replace("_", " ")
-        if self.kind is Kind.DERIVED:
+        if self.kind is SourceKind.DERIVED:
             return f"{said}: {self.name}"
         return f"{said} {self.name}".rstrip()
 
 
-DEFAULT = Source(Kind.DEFAULT)
-COMMAND_LINE = Source(Kind.COMMAND_LINE)
+DEFAULT = Source(SourceKind.DEFAULT)
+COMMAND_LINE = Source(SourceKind.COMMAND_LINE)

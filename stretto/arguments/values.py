@@ -59,7 +59,7 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 def repaired(setting: Setting, raw: object) -> Value:
-    """The legal value nearest to what was meant, for the hint that goes with a refusal."""
+    """The legal value nearest to what was meant, for the hint that goes with a rejection."""
     if setting.kind in (int, float) and isinstance(raw, (int, float, str)) and not isinstance(raw, bool):
         try:
             return _clamped(setting, float(raw))
@@ -143,7 +143,7 @@ def _check_choice(setting: Setting, name: str) -> None:
 
 
 def _meant(setting: Setting, word: str) -> str:
-    """How the refusal of a choice goes on."""
+    """How the rejection of a choice goes on."""
     peer = choice_of(setting.name, word)
     if peer is None:
         return did_you_mean(word, setting.choices)

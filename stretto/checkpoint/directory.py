@@ -12,8 +12,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.checkpoint.agree import CheckpointError
 from stretto.checkpoint.marker import MARKER, inspect, sync_directory
+from stretto.checkpoint.peers import CheckpointError
 
 _NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
 

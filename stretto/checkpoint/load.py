@@ -9,8 +9,8 @@ from typing import Any
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import state_dict_loader
 
-from stretto.checkpoint.agree import Peers
 from stretto.checkpoint.marker import inspect, read_extra
+from stretto.checkpoint.peers import Peers
 from stretto.checkpoint.planner import SliceLoadPlanner
 from stretto.checkpoint.reader import SafeReader
 from stretto.checkpoint.save import quiet_when_alone
@@ -44,10 +44,10 @@ def load(
     path = Path(path)
     peers.require_same("checkpoints to load", str(path))
     doing = f"loading {path}"
-    with peers.together(doing):
+    with peers.on_all_ranks(doing):
         if peers.rank == 0:  # one rank looks at all files, for all: the others would look at the same
             inspect(path)
-    with peers.together(doing):
+    with peers.on_all_ranks(doing):
         extra = read_extra(path)
     with peers.reported(doing), quiet_when_alone():
         state_dict_loader.load(

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stretto.checkpoint.agree import CheckpointError
+from stretto.checkpoint.peers import CheckpointError
 
 FORMAT = 1
 MARKER = "COMPLETE"

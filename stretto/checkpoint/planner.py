@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from stretto.checkpoint.agree import CheckpointError
+from stretto.checkpoint.peers import CheckpointError
 from stretto.checkpoint.tiling import tiling_errors
 from stretto.params import Slice
 
@@ -120,7 +120,7 @@ class SliceLoadPlanner(LoadPlanner):
         return LoadPlan([], planner_data=(asked, self._differences()))
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
-        """Refuse, with everything that differs on any rank, or let all ranks read."""
+        """Reject, with everything that differs on any rank, or let all ranks read."""
         asked, lines = 0, set()
         for plan in global_plan:
             asked |= plan.planner_data[0]

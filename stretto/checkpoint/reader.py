@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from stretto.checkpoint.agree import CheckpointError
 from stretto.checkpoint.marker import METADATA, WAY_OUT
+from stretto.checkpoint.peers import CheckpointError
 from stretto.checkpoint.writer import CHECKSUMS
 
 _METADATA_TYPES = (

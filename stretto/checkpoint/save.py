@@ -12,9 +12,9 @@ from typing import Any
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import state_dict_saver
 
-from stretto.checkpoint.agree import CheckpointError, Peers
 from stretto.checkpoint.directory import abandon, prepare, settle, step_path
 from stretto.checkpoint.marker import EXTRA, complete, write_atomically
+from stretto.checkpoint.peers import CheckpointError, Peers
 from stretto.checkpoint.planner import SliceSavePlanner
 from stretto.checkpoint.reader import SafeReader
 from stretto.checkpoint.writer import CheckedWriter
@@ -48,14 +48,14 @@ def save(
     path = step_path(Path(directory), step)
     peers.require_same("directories to save in", str(path))
     doing = f"saving step {step} to {path}"
-    with peers.together(doing):
+    with peers.on_all_ranks(doing):
         document = json.dumps(dict(extra), indent=1).encode() if peers.rank == 0 else b""
-    with peers.together(doing):
+    with peers.on_all_ranks(doing):
         if peers.rank == 0:
             prepare(path)
     try:
         _write(path, slices, peers, doing)
-        with peers.together(doing):
+        with peers.on_all_ranks(doing):
             if peers.rank == 0:
                 write_atomically(path / EXTRA, document)
                 complete(path, step, peers.size, SafeReader(path).files())
@@ -63,7 +63,7 @@ def save(
         if peers.rank == 0:  # all ranks have stopped writing: the failure was agreed on
             abandon(path)
         raise
-    with peers.together(f"{path} is complete; removing the one of the same step that it replaces"):
+    with peers.on_all_ranks(f"{path} is complete; removing the one of the same step that it replaces"):
         if peers.rank == 0:
             settle(path)
     return path

@@ -8,7 +8,7 @@ from stretto.arguments import Resolved
 
 
 @dataclass(frozen=True)
-class Work:
+class Task:
     """What each worker does."""
 
     resolved: Resolved

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from stretto.arguments import ConfigError, DataConfig
 from stretto.arguments.help import help_text
-from stretto.cli.settings import FALLBACK, parse_or_demo
+from stretto.cli.words import FALLBACK, parse_or_demo
 from stretto.data.baselines import baselines
 from stretto.data.corpus import Corpus
 from stretto.data.errors import DataError

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from stretto.arguments import Arguments, ConfigError, Resolved, table
 from stretto.cli.megatron import layer
-from stretto.cli.settings import origin, parse_or_demo
+from stretto.cli.words import origin, parse_or_demo
 from stretto.data.errors import DataError
 from stretto.data.tokenizer import load_tokenizer
 from stretto.estimate import count_parameters, stage_layers

@@ -15,7 +15,7 @@ import tyro
 from stretto.arguments import ConfigError
 from stretto.arguments.command_line import MEGATRON
 from stretto.cli.megatron import layer
-from stretto.cli.settings import parse_or_demo
+from stretto.cli.words import parse_or_demo
 from stretto.launch.kubernetes import KubernetesJob
 from stretto.launch.slurm import SlurmJob
 
@@ -100,7 +100,7 @@ def _read(kind: type[J], argv: Sequence[str], command: str) -> J:
 
 
 def _check(train: tuple[str, ...], ranks: int) -> None:
-    """Refuse a run here that would only be refused on the cluster, hours later."""
+    """Reject a run here that would only be rejected on the cluster, hours later."""
     parse_or_demo(list(train), world_size=ranks, translate=partial(layer, processes=ranks))
 
 

@@ -90,7 +90,7 @@ def _run(command: Command, console: Console) -> None:
         shape=command.shape,
     )
     if command.rank is not None:
-        layout.coords(command.rank)  # refuse a rank outside before anything is printed
+        layout.coords(command.rank)  # reject a rank outside before anything is printed
     show(console, layout, topology, command.rank)
     for warning in warnings(layout, topology):
         console.print(f"\n[yellow]warning:[/yellow] {warning}", highlight=False)

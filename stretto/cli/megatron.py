@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from stretto.arguments.errors import Violation
 from stretto.arguments.layers import Layer
-from stretto.arguments.sources import Kind, Source
+from stretto.arguments.sources import Source, SourceKind
 from stretto.compat.megatron import Translation, flags_of, translate
 
 
@@ -21,14 +21,14 @@ def layer(words: Sequence[str], *, tell: bool = True, processes: int | None = No
 
 
 def as_layer(t: Translation, before: Sequence[Violation] = ()) -> Layer:
-    """Values and refusals of a translation; `before`: what was wrong with the words themselves."""
+    """Values and rejections of a translation; `before`: what was wrong with the words themselves."""
     values = {path: value for path, (value, _) in t.values.items()}
-    return Layer(Source(Kind.FILE, "of Megatron-LM's flags"), values, (*before, *t.refused))
+    return Layer(Source(SourceKind.FILE, "of Megatron-LM's flags"), values, (*before, *t.rejected))
 
 
 def print_notes(t: Translation) -> None:
     """Say which flags change nothing here, and which are to be said in other words, on standard error."""
-    for title, flags in (("changes nothing here", t.moot), ("to be said by hand", t.by_hand)):
+    for title, flags in (("changes nothing here", t.moot), ("to be said by hand", t.hand_written)):
         for flag, reason in flags.items():
             print(f"{title}: {flag}: {reason}", file=sys.stderr)
     for note in t.notes:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from stretto.arguments import ConfigError, Record
 from stretto.cli.megatron import layer
-from stretto.cli.refusal import refuse
-from stretto.cli.settings import parse_or_demo
+from stretto.cli.usage_error import reject
+from stretto.cli.words import parse_or_demo
 from stretto.initialize.clock import process_began
 from stretto.initialize.environment import Launch, LaunchError, detect
 from stretto.initialize.stop import StopFlag, Stopped
@@ -55,7 +55,7 @@ def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) ->
         for each in found:
             each.require_steps_ahead(resolved)
     except ConfigError as error:
-        return refuse(error, launch)
+        return reject(error, launch)
     from stretto.cli.training import run  # only now: what is wrong with the arguments is said before torch loads
 
     return run(resolved, launch, found[0].path if found else None, stop, began)

@@ -19,15 +19,15 @@ from rich.markup import escape
 
 from stretto.arguments import ConfigError, Resolved, Violation
 from stretto.checkpoint import latest_complete
-from stretto.cli.refusal import refuse
-from stretto.cli.settings import origin
+from stretto.cli.usage_error import reject
+from stretto.cli.words import origin
 from stretto.data.baselines import baselines
 from stretto.initialize import Launch, RendezvousError, initialize
 from stretto.initialize.environment import detect
 from stretto.initialize.group import largest
 from stretto.initialize.logs import logging_as
 from stretto.initialize.stop import StopFlag
-from stretto.initialize.timeline import Timeline
+from stretto.initialize.timeline import StartTimeline
 from stretto.launch.local import run_local
 from stretto.layout import Topology, warnings
 from stretto.parallel_state import GroupCost, costs_line
@@ -35,7 +35,7 @@ from stretto.report.header import header
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
 from stretto.report.summary import sample_panel, summary
-from stretto.train.agree import USAGE_ERRORS
+from stretto.train.consensus import USAGE_ERRORS
 from stretto.train.directory import Paths, occupied
 from stretto.train.loop import DivergedError
 from stretto.train.record import Everyone, JsonLines, Listener, TensorBoard
@@ -49,7 +49,7 @@ def run(resolved: Resolved, launch: Launch, resume: Path | None, stop: StopFlag,
 
     `stop` takes the signals of this process already; `began` is when the command did, by `time.monotonic`.
     """
-    timeline = Timeline(began=began)
+    timeline = StartTimeline(began=began)
     timeline.until_now("imports")
     alone = launch.source == "python"
     stop.limit = resolved.args.run.exit_duration
@@ -59,8 +59,8 @@ def run(resolved: Resolved, launch: Launch, resume: Path | None, stop: StopFlag,
             text = Text.open(resolved.args)
         resolved = with_vocabulary(resolved, text.tokenizer)
     except USAGE_ERRORS as error:
-        return refuse(error, launch)
-    work = Work(resolved, text, resume, stop, timeline)
+        return reject(error, launch)
+    work = Task(resolved, text, resume, stop, timeline)
     nproc = resolved.args.run.nproc or 1
     if not alone or nproc == 1:
         return work()
@@ -70,14 +70,14 @@ def run(resolved: Resolved, launch: Launch, resume: Path | None, stop: StopFlag,
 
 
 @dataclass(frozen=True)
-class Work:
+class Task:
     """What each worker does: train, and on rank 0 tell of it."""
 
     resolved: Resolved
     text: Text
     resume: Path | None
     stop: StopFlag
-    timeline: Timeline
+    timeline: StartTimeline
     """Of the process that started this worker, until then."""
 
     def __call__(self) -> int:
@@ -89,7 +89,7 @@ class Work:
                 with self._initialized() as world:
                     ended = self._train(world)
             except RendezvousError as error:
-                return refuse(error, launch, code=1)
+                return reject(error, launch, code=1)
             except Exception:
                 log.debug("this rank failed", exc_info=True)  # whoever ends it shows it on the console
                 raise
@@ -173,10 +173,10 @@ class Work:
         console = Console()
         if not outcome.finished:
             same = self.resume or self.resolved.args.checkpoint.auto_resume
-            again = "the same command" if same else "the same command and --resume"
+            recompute = "the same command" if same else "the same command and --resume"
             steps = self.resolved.args.run.steps
             asks = f"; exit code {code} asks for that" if code else ""
-            console.print(f"stopped at step {outcome.step} of {steps}; go on with {again}{asks}", highlight=False)
+            console.print(f"stopped at step {outcome.step} of {steps}; go on with {recompute}{asks}", highlight=False)
             return
         args = self.resolved.args
         checkpoint = latest_complete(Paths.of(args).checkpoints).path

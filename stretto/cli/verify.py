@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from stretto.arguments import ConfigError, Resolved
-from stretto.arguments.elsewhere import AXES, judged_in, layout_of
+from stretto.arguments.elsewhere import AXES, layout_of, validated_in
 from stretto.arguments.errors import Violation, as_text
 from stretto.arguments.tree import get
 from stretto.cli.megatron import layer
-from stretto.cli.refusal import refuse
-from stretto.cli.settings import origin, parse_or_demo
+from stretto.cli.usage_error import reject
+from stretto.cli.words import origin, parse_or_demo
 from stretto.data.errors import DataError
 from stretto.initialize.environment import LaunchError, detect
 from stretto.layout import Layout
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         resolved = _with_vocabulary(resolved)
         work = _recorded(own, resolved) if "--comms" in argv else _work(own, resolved)
     except (ConfigError, DataError, ValueError) as error:
-        return refuse(error, launch, command="stretto verify")
+        return reject(error, launch, command="stretto verify")
     if launch.rank == 0 and (preset := origin(resolved)) is not None:
         print(f"preset {preset}", flush=True)
     from stretto.launch.local import run_local
@@ -81,34 +81,34 @@ def take(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 def _recorded(own: Mapping[str, str], resolved: Resolved) -> Callable[[], int]:
     """A step whose communications are recorded. Raises ValueError for options that would have no effect."""
-    from stretto.cli.comms import Work as Recorded
+    from stretto.cli.comms import Task as Recorded
 
     if own:
         raise ValueError(f"{', '.join(own)}: no effect with --comms, which compares with no other run")
     return Recorded(resolved)
 
 
-def _work(own: Mapping[str, str], resolved: Resolved) -> Work:
+def _work(own: Mapping[str, str], resolved: Resolved) -> Task:
     """Both layouts, judged. Raises ConfigError or ValueError for one that cannot be."""
-    updates, twin = own.get("--updates", "2"), layout_of(own.get("--against", ""))
+    updates, reference = own.get("--updates", "2"), layout_of(own.get("--against", ""))
     if not updates.isdecimal() or int(updates) < 1:
         raise ValueError(f"--updates {updates}: how many steps? At least 1")
-    if twin.world > resolved.layout.world:
+    if reference.world > resolved.layout.world:
         raise ValueError(
-            f"--against {own['--against']} has {twin.world} ranks, the run {resolved.layout.world}: exchange the two, "
+            f"--against {own['--against']} has {reference.world} ranks, the run {resolved.layout.world}: exchange the two, "
             "or compare with a layout of no more ranks"
         )
     try:
-        judged_in(resolved.args, twin)
+        validated_in(resolved.args, reference)
     except ConfigError as error:
         name = f"--against {own.get('--against', 'one process')}"
-        raise ConfigError([_of_reference(v, resolved, twin, name) for v in error.violations]) from None
-    return Work(resolved, twin, int(updates), Path(own["--json"]) if "--json" in own else None)
+        raise ConfigError([_of_reference(v, resolved, reference, name) for v in error.violations]) from None
+    return Task(resolved, reference, int(updates), Path(own["--json"]) if "--json" in own else None)
 
 
-def _of_reference(v: Violation, resolved: Resolved, twin: Layout, name: str) -> Violation:
+def _of_reference(v: Violation, resolved: Resolved, reference: Layout, name: str) -> Violation:
     """What is wrong with the reference: its sizes are its own, all else is as in the run."""
-    sizes = {f"parallel.{axis}": twin.size(axis) for axis in AXES} | {"run.nproc": twin.world}
+    sizes = {f"parallel.{axis}": reference.size(axis) for axis in AXES} | {"run.nproc": reference.world}
     given = tuple(
         f"{path} = {sizes[path]} ({name})"
         if path in sizes
@@ -130,11 +130,11 @@ def _with_vocabulary(resolved: Resolved) -> Resolved:
 
 
 @dataclass(frozen=True)
-class Work:
+class Task:
     """What each worker does."""
 
     resolved: Resolved
-    twin: Layout
+    reference: Layout
     updates: int
     json: Path | None
 
@@ -144,13 +144,13 @@ class Work:
 
         from stretto.initialize import initialize
         from stretto.report.comparison import as_data, comparison
-        from stretto.verify import against_twin
+        from stretto.verify import against_reference
 
         args, layout = self.resolved.args, self.resolved.layout
         with initialize(device=args.run.device, timeout=args.run.timeout) as world:
-            found = against_twin(args, layout, world, twin=self.twin, steps=self.updates)
+            found = against_reference(args, layout, world, reference=self.reference, steps=self.updates)
         if world.rank == 0:
-            Console(highlight=False).print(comparison(found, args, self.twin))
+            Console(highlight=False).print(comparison(found, args, self.reference))
             if self.json is not None:
-                self.json.write_text(json.dumps(as_data(found, args, self.twin), indent=1) + "\n")
+                self.json.write_text(json.dumps(as_data(found, args, self.reference), indent=1) + "\n")
         return 0 if found.equal else 1

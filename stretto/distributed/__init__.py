@@ -2,8 +2,8 @@
 
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.data_parallel import DataParallel
-from stretto.distributed.direct import DirectGradients
+from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.norm import clip_factor, grad_norm
 from stretto.distributed.optimizer import AdamW
 
-__all__ = ["AdamW", "Bucket", "DataParallel", "DirectGradients", "clip_factor", "grad_norm"]
+__all__ = ["AdamW", "Bucket", "DataParallel", "MainGradients", "clip_factor", "grad_norm"]

@@ -51,7 +51,7 @@ class Bucket:
         return flat[start:end].view(param.shape)
 
     def add(self, param: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        """Let `write(total, fresh)` add a gradient of `param`, or set it where it is the first of the step.
+        """Let `write(total, first_microbatch)` add a gradient of `param`, or set it where it is the first of the step.
 
         Raises RuntimeError when the bucket has left: the gradient would be lost to the other ranks.
         """

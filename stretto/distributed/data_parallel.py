@@ -14,7 +14,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from stretto.distributed.bucket import Bucket, fill_buckets
-from stretto.distributed.direct import DirectGradients
+from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.partial import sum_partial_gradients
 from stretto.parallel_state import ParallelState
 from stretto.params import Declared, collect
@@ -34,7 +34,7 @@ class DataParallel:
         state: ParallelState,
         *,
         bucket_mb: float = 25.0,
-        direct: DirectGradients | None = None,
+        direct: MainGradients | None = None,
     ) -> None:
         self.state = state
         self.declared: tuple[Declared, ...] = ()
@@ -52,8 +52,8 @@ class DataParallel:
             )
         self._home = {item.param: b for b in self.all_buckets for item in b.items}
         self._unsent: deque[Bucket] = deque()
-        self._direct = DirectGradients() if direct is None else direct
-        self._direct.bind(self._home, self._send_full)
+        self._main_gradients = MainGradients() if direct is None else direct
+        self._main_gradients.bind(self._home, self._send_full)
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
             for p in self._home
@@ -72,7 +72,7 @@ class DataParallel:
 
     def reduce(self, stage: int) -> None:
         """The next backward of the stage is its last of this step: buckets leave as they fill."""
-        self._direct.meanwhile()  # of an earlier backward: not among the last ones
+        self._main_gradients.flush()  # of an earlier backward: not among the last ones
         for bucket in self.buckets[stage]:
             bucket.arm()
             self._unsent.append(bucket)
@@ -83,7 +83,7 @@ class DataParallel:
         A bucket that did not fill in the last backward, or was never armed, leaves only now: right, but not
         overlapped. Raises RuntimeError naming parameters that got no gradient in the whole step.
         """
-        self._direct.meanwhile()
+        self._main_gradients.flush()
         missing = [name for bucket in self.all_buckets for name in bucket.missing]
         if missing:
             raise RuntimeError(
@@ -110,7 +110,7 @@ class DataParallel:
     def zero(self) -> None:
         """Begin a step."""
         self._unsent.clear()
-        self._direct.forget()
+        self._main_gradients.forget()
         for bucket in self.all_buckets:
             bucket.zero()
 
@@ -129,7 +129,7 @@ class DataParallel:
         if grad is None:  # autograd ran the hook, but the layer put its gradient off, or added it up itself
             return
         bucket = self._home[param]
-        bucket.add(param, lambda total, fresh: total.copy_(grad) if fresh else total.add_(grad))
+        bucket.add(param, lambda total, first_microbatch: total.copy_(grad) if first_microbatch else total.add_(grad))
         param.grad = None
         bucket.arrived(param)
         self._send_full()

@@ -57,8 +57,8 @@ class AdamW:
                 one = torch.ones((), dtype=master.dtype, device=master.device)
                 keep = 1 - lr * (self.weight_decay if bucket.weight_decay else 0.0)
                 numbers += [(one * number).to(one) for number in (factor, keep, *corrections)]
-            narrow = bucket.weights if bucket.weights is not master else None
-            self._update(master, narrow, bucket.grads, first, second, *numbers, self.betas, self.eps)
+            rounded = bucket.weights if bucket.weights is not master else None
+            self._update(master, rounded, bucket.grads, first, second, *numbers, self.betas, self.eps)
 
     def slices(self) -> list[Slice]:
         """This rank's slices of the masters, under `model/`, and of the moments, under `exp_avg/` and `exp_avg_sq/`."""
@@ -96,7 +96,7 @@ class AdamW:
 
 def _update(
     master: Tensor,
-    narrow: Tensor | None,
+    rounded: Tensor | None,
     grad: Tensor,
     first: Tensor,
     second: Tensor,
@@ -108,10 +108,10 @@ def _update(
     eps: float,
 ) -> None:
     """One AdamW step in place on vectors [n]: `keep` is 1 - lr * decay, `rate` lr / (1 - beta1^t), `correction`
-    1 - beta2^t. `narrow` gets the rounded master."""
+    1 - beta2^t. `rounded` gets the rounded master."""
     grad = grad * scale
     first.lerp_(grad, 1 - betas[0])
     second.lerp_(grad * grad, 1 - betas[1])
     master.mul_(keep).sub_(rate * first / ((second / correction).sqrt() + eps))
-    if narrow is not None:
-        narrow.copy_(master)
+    if rounded is not None:
+        rounded.copy_(master)

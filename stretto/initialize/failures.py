@@ -12,8 +12,8 @@ from types import TracebackType
 
 import torch.distributed as dist
 
+from stretto.collective_trace import CollectiveError, PeerStoppedError
 from stretto.store import LostError
-from stretto.traffic import CollectiveError, PeerStoppedError
 
 _BACK_ENDS_OWN = re.compile(r"gloo/\S*\.(cc|h):\d+\]|^(NCCL|ProcessGroup(NCCL|Gloo)|\[Rank \d+\])|ncclRemoteError|c10d")
 """How the messages of back ends read that come as a plain RuntimeError: a message of anybody else may have any word."""

@@ -14,10 +14,10 @@ from torch.distributed.distributed_c10d import Store
 
 from stretto.initialize import settings
 from stretto.initialize.environment import Launch, detect
+from stretto.initialize.failure_watch import failing_with_peers
 from stretto.initialize.group import default_group
-from stretto.initialize.rendezvous import meet
-from stretto.initialize.timeline import Timeline
-from stretto.initialize.together import failing_together
+from stretto.initialize.rendezvous import rendezvous
+from stretto.initialize.timeline import StartTimeline
 from stretto.store import last_resort
 from stretto.world import World
 
@@ -35,7 +35,7 @@ def initialize(
     seed: int | None = None,
     deterministic: bool = False,
     tf32: bool = False,
-    timeline: Timeline | None = None,
+    timeline: StartTimeline | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[World]:
     """Yield the `World` of this job, with the default process group made; leave it at the end.
@@ -47,7 +47,7 @@ def initialize(
         threads: of one CPU operation; by default this node's cores shared by its ranks, or OMP_NUM_THREADS.
         seed: for the global generators of Python, NumPy and torch.
         deterministic: allow only kernels that give the same bits each time.
-        tf32: whether fp32 matrix products may round their factors to TF32.
+        tf32: whether fp32 GEMMs may round their factors to TF32.
         timeline: gets the phases "rendezvous" and "groups".
         env: read in place of `os.environ`.
 
@@ -79,13 +79,13 @@ def initialize(
         if launch.size == 1:
             yield replace(World.single(place), source=launch.source)
             return
-        timeline = timeline or Timeline()
+        timeline = timeline or StartTimeline()
         with timeline.phase("rendezvous"):
-            store, server = stack.enter_context(meet(launch, timeout=start_timeout))
+            store, server = stack.enter_context(rendezvous(launch, timeout=start_timeout))
         # The groups, too, are made and left within: a rank may be lost then as well.
         now = timeline
         stack.enter_context(
-            failing_together(store, launch.rank, launch.size, phase=lambda: now.current, served_by=server)
+            failing_with_peers(store, launch.rank, launch.size, phase=lambda: now.current, served_by=server)
         )
         hanging = f"rank {launch.rank}: the default group was not made within {timeout + SLACK_SECONDS:g} s, as "
         with timeline.phase("groups"), last_resort(timeout + SLACK_SECONDS, f"{hanging}{server} is not heard"):

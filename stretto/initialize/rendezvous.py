@@ -60,7 +60,7 @@ class Hello:
 
 
 @contextmanager
-def meet(launch: Launch, *, timeout: float) -> Iterator[tuple[Store, str]]:
+def rendezvous(launch: Launch, *, timeout: float) -> Iterator[tuple[Store, str]]:
     """Yield the store that all ranks of the job share, once all are there and agree, and where it is, in words.
 
     Raises `RendezvousError`, on every rank that can be reached, within `timeout` seconds and a few more.

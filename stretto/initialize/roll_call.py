@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from stretto.collective_trace.alive import me, state
 from stretto.store import TimedStore, absent, combine, read_json
-from stretto.traffic.alive import me, state
 
 ANSWER_SECONDS = 5.0
 """How long a rank may take to answer. Its main thread need not: any part of it that runs will do."""

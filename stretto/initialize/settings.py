@@ -88,7 +88,7 @@ def determinism() -> Iterator[None]:
 
 @contextmanager
 def matmul_precision(*, tf32: bool) -> Iterator[None]:
-    """Whether an fp32 matrix product may round its factors to TF32, which has 10 bits of mantissa in place of 23.
+    """Whether an fp32 GEMM may round its factors to TF32, which has 10 bits of mantissa in place of 23.
 
     Tensor cores multiply those; sums stay fp32. Only GPUs that have TF32 (Ampere and later) do anything else.
     """

@@ -43,7 +43,7 @@ class Phase:
         return f"{self.name} {self.seconds:.1f} s{late}"
 
 
-class Timeline:
+class StartTimeline:
     """The phases of this rank, in the order in which they first began; a phase may be entered again.
 
     `began`: when the start began, by `clock`; by default now. What a process knows its forked children know, too.

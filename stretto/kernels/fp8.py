@@ -109,23 +109,23 @@ def scale(x: Tensor, *, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def narrow(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """`stretto.tensor_parallel.fp8.narrow`, by one scale: [n, d] -> [n, d]."""
+def quantize(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """`stretto.tensor_parallel.fp8.quantize`, by one scale: [n, d] -> [n, d]."""
     return copies(x, scale, dtype, turned=False)[0]
 
 
-def narrow_across(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """`stretto.tensor_parallel.fp8.narrow_across`, by one scale: [n, d] -> [d, n]."""
+def quantize_transposed(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """`stretto.tensor_parallel.fp8.quantize_transposed`, by one scale: [n, d] -> [d, n]."""
     return copies(x, scale, dtype, plain=False)[1]
 
 
-def narrow_both(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`stretto.tensor_parallel.fp8.narrow_both`, by one scale: [n, d] -> [n, d] and [d, n]."""
+def quantize_both(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`stretto.tensor_parallel.fp8.quantize_both`, by one scale: [n, d] -> [n, d] and [d, n]."""
     return copies(x, scale, dtype)
 
 
-def narrow_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`stretto.tensor_parallel.fp8.narrow_rows`: [n, d] -> [n, d], and scales [n, 1]."""
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`stretto.tensor_parallel.fp8.quantize_rows`: [n, d] -> [n, d], and scales [n, 1]."""
     rows, width = x.shape
     out = torch.empty(rows, width, dtype=E4M3, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)

@@ -25,15 +25,15 @@ def _kernel(
     dy,
     x,
     weight,
-    past,
+    dresidual,
     dx,
     y,
     shares,
     rows,
     width,
     eps,
-    with_past: tl.constexpr,
-    again: tl.constexpr,
+    with_dresidual: tl.constexpr,
+    recompute: tl.constexpr,
     turns: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -45,7 +45,7 @@ def _kernel(
     at = tl.program_id(0).to(tl.int64) * width + column
     x_ahead = tl.load(x + at, mask=inside, other=0.0)
     d_ahead = tl.load(dy + at, mask=inside, other=0.0)
-    p_ahead = tl.load(past + at, mask=inside, other=0.0) if with_past else x_ahead
+    p_ahead = tl.load(dresidual + at, mask=inside, other=0.0) if with_dresidual else x_ahead
     for turn in range(turns):
         here, here_inside = at, inside
         wide, d, p = x_ahead.to(tl.float32), d_ahead.to(tl.float32), p_ahead
@@ -55,16 +55,16 @@ def _kernel(
         at = row.to(tl.int64) * width + column
         x_ahead = tl.load(x + at, mask=inside, other=0.0)
         d_ahead = tl.load(dy + at, mask=inside, other=0.0)
-        p_ahead = tl.load(past + at, mask=inside, other=0.0) if with_past else x_ahead
+        p_ahead = tl.load(dresidual + at, mask=inside, other=0.0) if with_dresidual else x_ahead
         dn = d * w
         squares, products = tl.sum(wide * wide, 0), tl.sum(dn * wide, 0)
         scale = tl.rsqrt(squares / width + eps)
         n = wide * scale
         out = (dn - n * (products * scale / width)) * scale
-        if with_past:
+        if with_dresidual:
             out += p.to(tl.float32)
         tl.store(dx + here, out.to(dx.dtype.element_ty), mask=here_inside)
-        if again:
+        if recompute:
             tl.store(y + here, (n * w).to(y.dtype.element_ty), mask=here_inside)
         share += d * n
     tl.store(shares + tl.program_id(0) * width + column, share, mask=within)
@@ -83,23 +83,30 @@ def _add_up(shares, out, programs, width, turns: tl.constexpr, tall: tl.constexp
     tl.store(out + column, tl.sum(total, 0).to(out.dtype.element_ty), mask=column < width)
 
 
-def backward(dy: Tensor, x: Tensor, weight: Tensor, *, eps: float, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, *, eps: float, dresidual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`stretto.tensor_parallel.formulas.rms_norm_backward`: dy, x, past [.., h], weight [h], contiguous."""
-    _, dx, dw = _launch(dy, x, weight, past, eps, again=False)
+    _, dx, dw = _launch(dy, x, weight, dresidual, eps, recompute=False)
     return dx, dw
 
 
 def both(
-    dy: Tensor, x: Tensor, weight: Tensor, *, eps: float, past: Tensor | None = None
+    dy: Tensor, x: Tensor, weight: Tensor, *, eps: float, dresidual: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`stretto.tensor_parallel.formulas.rms_norm_both`: the output once more, and the gradients."""
-    return _launch(dy, x, weight, past, eps, again=True)
+    return _launch(dy, x, weight, dresidual, eps, recompute=True)
 
 
 def _launch(
-    dy: Tensor, x: Tensor, weight: Tensor, past: Tensor | None, eps: float, *, again: bool
+    dy: Tensor, x: Tensor, weight: Tensor, dresidual: Tensor | None, eps: float, *, recompute: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dy, x, past, width = dy.contiguous(), x.contiguous(), past if past is None else past.contiguous(), x.shape[-1]
+    dy, x, dresidual, width = (
+        dy.contiguous(),
+        x.contiguous(),
+        dresidual if dresidual is None else dresidual.contiguous(),
+        x.shape[-1],
+    )
     rows = x.numel() // width
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
     programs = min(rows, _PROGRAMS * processors)
@@ -107,11 +114,25 @@ def _launch(
     block = triton.next_power_of_2(width)
     warps = min(max(block // 512, 1), 16)
     dx = torch.empty_like(x)
-    y = torch.empty_like(x) if again else x
+    y = torch.empty_like(x) if recompute else x
     shares = torch.empty((programs, width), dtype=torch.float32, device=x.device)
-    given = x if past is None else past
+    given = x if dresidual is None else dresidual
     _kernel[(programs,)](
-        dy, x, weight, given, dx, y, shares, rows, width, eps, past is not None, again, turns, block, num_warps=warps
+        dy,
+        x,
+        weight,
+        given,
+        dx,
+        y,
+        shares,
+        rows,
+        width,
+        eps,
+        dresidual is not None,
+        recompute,
+        turns,
+        block,
+        num_warps=warps,
     )
     dw = torch.empty_like(weight)
     turns = triton.cdiv(programs, _TALL)

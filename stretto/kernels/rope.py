@@ -51,7 +51,7 @@ def _back(
     heads_one,
     heads_two,
     heads_three,
-    turned,
+    rotated,
     blocks,
     batch,
     one_s,
@@ -75,7 +75,7 @@ def _back(
     more = _part(two, head, heads_one, heads_two, s, b, pair, two_s, two_b, two_h, half)
     rest = _part(three, head, heads_one + heads_two, heads_three, s, b, pair, three_s, three_b, three_h, half)
     low, high = low + more[0] + rest[0], high + more[1] + rest[1]
-    still = (head >= turned)[:, None]
+    still = (head >= rotated)[:, None]
     c = tl.where(still, 1.0, tl.load(cos + s * 2 * half + pair).to(tl.float32)[None, :])
     z = tl.where(still, 0.0, tl.load(sin + s * 2 * half + pair).to(tl.float32)[None, :])
     at = out + (token.to(tl.int64) * heads + head[:, None]) * 2 * half + pair[None, :]
@@ -84,17 +84,17 @@ def _back(
     tl.store(at + half, (high * c - low * z).to(out.dtype.element_ty), mask=inside)
 
 
-def turn_(x: Tensor, cos: Tensor, sin: Tensor, turned: int) -> None:
-    """`stretto.models.rope.turn_`."""
+def apply_rotary_(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
+    """`stretto.models.rope.apply_rotary_`."""
     length, batch, _, dim = x.shape
-    blocks = triton.cdiv(turned, _HEADS)
+    blocks = triton.cdiv(rotated, _HEADS)
     _turn[(length * batch * blocks,)](
-        x, cos, sin, turned, blocks, batch, *x.stride()[:3], dim // 2, _HEADS, num_warps=4
+        x, cos, sin, rotated, blocks, batch, *x.stride()[:3], dim // 2, _HEADS, num_warps=4
     )
 
 
-def turn_back(cos: Tensor, sin: Tensor, turned: int, *gradients: Tensor) -> Tensor:
-    """`stretto.models.rope.turn_back`, of three parts at most."""
+def apply_rotary_backward(cos: Tensor, sin: Tensor, rotated: int, *gradients: Tensor) -> Tensor:
+    """`stretto.models.rope.apply_rotary_backward`, of three parts at most."""
     first = gradients[0]
     length, batch, _, dim = first.shape
     heads = [part.shape[2] for part in gradients]
@@ -105,6 +105,6 @@ def turn_back(cos: Tensor, sin: Tensor, turned: int, *gradients: Tensor) -> Tens
     strides = [stride for part in parts for stride in part.stride()[:3]]
     sizes = [*heads, 0, 0][:3]
     _back[(length * batch * blocks,)](
-        out, cos, sin, *parts, *sizes, sum(heads[:turned]), blocks, batch, *strides, dim // 2, _HEADS, num_warps=4
+        out, cos, sin, *parts, *sizes, sum(heads[:rotated]), blocks, batch, *strides, dim // 2, _HEADS, num_warps=4
     )
     return out

@@ -16,7 +16,7 @@ _BLOCK = 1024
 
 
 @triton.jit  # which reads annotations, and knows no types but its own
-def _kernel(dy, gate_up, inner, blocks, again: tl.constexpr, block: tl.constexpr):
+def _kernel(dy, gate_up, inner, blocks, recompute: tl.constexpr, block: tl.constexpr):
     row = (tl.program_id(0) // blocks).to(tl.int64)
     at = tl.program_id(0) % blocks * block + tl.arange(0, block)
     inside = at < inner
@@ -28,24 +28,24 @@ def _kernel(dy, gate_up, inner, blocks, again: tl.constexpr, block: tl.constexpr
     d_gate, d_up = d * up * g * (1 + gate * (1 - g)), d * silu
     tl.store(gate_up + row * 2 * inner + at, d_gate.to(gate_up.dtype.element_ty), mask=inside)
     tl.store(gate_up + row * 2 * inner + inner + at, d_up.to(gate_up.dtype.element_ty), mask=inside)
-    if again:
+    if recompute:
         tl.store(dy + row * inner + at, (silu * up).to(dy.dtype.element_ty), mask=inside)
 
 
 def backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
     """`stretto.tensor_parallel.formulas.swiglu_backward`: dy [.., f], gate_up [.., 2f], which is used up."""
-    return (_launch(dy, gate_up, again=False)[1],)
+    return (_launch(dy, gate_up, recompute=False)[1],)
 
 
 def both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """`stretto.tensor_parallel.formulas.swiglu_both`: the output once more, and the gradient; both are used up."""
-    return _launch(dy, gate_up, again=True)
+    return _launch(dy, gate_up, recompute=True)
 
 
-def _launch(dy: Tensor, gate_up: Tensor, *, again: bool) -> tuple[Tensor, Tensor]:
+def _launch(dy: Tensor, gate_up: Tensor, *, recompute: bool) -> tuple[Tensor, Tensor]:
     """(the output in the place of dy, or dy; the gradient in the place of gate_up)."""
     dy, gate_up, inner = dy.contiguous(), gate_up.contiguous(), dy.shape[-1]
     blocks = triton.cdiv(inner, _BLOCK)
-    _kernel[(blocks * (dy.numel() // inner),)](dy, gate_up, inner, blocks, again, _BLOCK, num_warps=4)
+    _kernel[(blocks * (dy.numel() // inner),)](dy, gate_up, inner, blocks, recompute, _BLOCK, num_warps=4)
     torch.autograd.graph.increment_version(gate_up)  # whoever saved it as well hears that it is gone
     return dy, gate_up

@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO
 
+from stretto.collective_trace.alive import state
 from stretto.initialize.failures import Failure
 from stretto.initialize.stop import Stopped
-from stretto.traffic.alive import state
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that the parent passes on to its workers."""

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
+from stretto.models.block_ops import BlockOps
 from stretto.models.norm import HeadNorm
-from stretto.models.parts import Parts
 from stretto.params import Init
-from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Part, RowParallelLinear
+from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Projection, RowParallelLinear
 
 
 class Attention(nn.Module):
@@ -19,7 +19,7 @@ class Attention(nn.Module):
     With fewer key/value heads than ranks, consecutive ranks hold the same head and each has a part of its gradient.
     """
 
-    def __init__(self, config: ModelConfig, build: Build, parts: Parts, *, out_init: Init) -> None:
+    def __init__(self, config: ModelConfig, build: Build, parts: BlockOps, *, out_init: Init) -> None:
         super().__init__()
         tp, d = build.tp, config.dim_per_head
         if config.heads % tp.size or max(config.num_kv_heads, tp.size) % min(config.num_kv_heads, tp.size):
@@ -34,7 +34,11 @@ class Attention(nn.Module):
         kv = config.num_kv_heads * d
         self.qkv_proj = ColumnParallelLinear(
             config.hidden,
-            [Part("q_proj", config.heads * d), Part("k_proj", kv, copies), Part("v_proj", kv, copies)],
+            [
+                Projection("q_proj", config.heads * d),
+                Projection("k_proj", kv, copies),
+                Projection("v_proj", kv, copies),
+            ],
             build,
             bias=config.bias or config.qkv_bias,
             init=Init(std=config.init_std),

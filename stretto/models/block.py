@@ -6,19 +6,29 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.models.attention import Attention
+from stretto.models.block_ops import BlockOps
 from stretto.models.norm import norm
-from stretto.models.parts import Parts
 from stretto.params import Init
-from stretto.tensor_parallel import Build, ColumnParallelLinear, Dropout, Fork, Lazy, Part, RowParallelLinear
+from stretto.tensor_parallel import (
+    Build,
+    ColumnParallelLinear,
+    Dropout,
+    Lazy,
+    Projection,
+    RowParallelLinear,
+    WithResidual,
+)
 
 
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer, "GLU variants improve Transformer", 2020) or GELU: [s(/t), b, h] -> [s(/t), b, h]."""
 
-    def __init__(self, config: ModelConfig, build: Build, parts: Parts, *, out_init: Init) -> None:
+    def __init__(self, config: ModelConfig, build: Build, parts: BlockOps, *, out_init: Init) -> None:
         super().__init__()
         inner, gated = config.dim_ffn, config.activation == "swiglu"
-        held = [Part("gate_proj", inner), Part("up_proj", inner)] if gated else [Part("up_proj", inner)]
+        held = (
+            [Projection("gate_proj", inner), Projection("up_proj", inner)] if gated else [Projection("up_proj", inner)]
+        )
         self.activation = parts.activation
         self.gate_up_proj = ColumnParallelLinear(
             config.hidden, held, build, bias=config.bias, init=Init(std=config.init_std)
@@ -37,7 +47,7 @@ class Block(nn.Module):
     Dropout is on what adds to the residual, as in GPT-2; `samples` [b] are the rows' numbers in the run.
     """
 
-    def __init__(self, config: ModelConfig, build: Build, name: str, parts: Parts) -> None:
+    def __init__(self, config: ModelConfig, build: Build, name: str, parts: BlockOps) -> None:
         super().__init__()
         # Radford et al. (GPT-2, 2019): what adds to the residual starts smaller by 1/sqrt(number of additions).
         out_init = Init(std=config.init_std / (2 * config.layers) ** 0.5)
@@ -49,9 +59,9 @@ class Block(nn.Module):
         self.mlp_dropout = Dropout(config.dropout, f"{name}.mlp", build)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, samples: Tensor | None = None) -> Tensor:
-        normed: Fork = self.input_layernorm(x)
-        added = self.attn_dropout(self.self_attn(normed.through, rotation), samples)
-        normed = self.post_attention_layernorm(normed.past + added)
-        added = self.mlp_dropout(self.mlp(normed.through), samples)
-        out: Tensor = normed.past + added
+        normed: WithResidual = self.input_layernorm(x)
+        added = self.attn_dropout(self.self_attn(normed.output, rotation), samples)
+        normed = self.post_attention_layernorm(normed.residual + added)
+        added = self.mlp_dropout(self.mlp(normed.output), samples)
+        out: Tensor = normed.residual + added
         return out

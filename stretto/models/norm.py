@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.params import Init, ParamSpec
-from stretto.tensor_parallel import Build, Fork, Pointwise, declare_on, replicated
+from stretto.tensor_parallel import Build, Pointwise, WithResidual, declare_on, replicated
 
 ONES, ZEROS = Init(mean=1.0), Init()
 
@@ -14,7 +14,7 @@ ONES, ZEROS = Init(mean=1.0), Init()
 class Norm(nn.Module):
     """RMSNorm or LayerNorm over the last dimension, as `op` says, and a way past it: [s(/t), b, h] -> twice the same.
 
-    Whoever needs no way past takes `through` alone.
+    Whoever needs no way past takes `output` alone.
     """
 
     def __init__(self, hidden: int, op: Pointwise, build: Build, *, bias: bool) -> None:
@@ -24,8 +24,8 @@ class Norm(nn.Module):
         self.weight = declare_on(self, "weight", ones, build)
         self.bias = declare_on(self, "bias", zeros, build) if bias else None
 
-    def forward(self, x: Tensor) -> Fork:
-        return self.op.fork(x, *self.parameters(recurse=False))
+    def forward(self, x: Tensor) -> WithResidual:
+        return self.op.with_residual(x, *self.parameters(recurse=False))
 
 
 class HeadNorm(nn.Module):

@@ -37,14 +37,14 @@ class Rotate:
     @classmethod
     def of(cls, build: Build) -> Rotate:
         """As `build` wants it computed."""
-        return cls(build.fuse(turn_), build.fuse(turn_back))
+        return cls(build.fuse(apply_rotary_), build.fuse(apply_rotary_backward))
 
-    def __call__(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], *turned: int, rest: int = 0) -> tuple[Tensor, ...]:
-        """Cut x [s, b, heads, d] into `turned` heads, and a `rest` that is left as it is and comes last.
+    def __call__(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], *rotated: int, rest: int = 0) -> tuple[Tensor, ...]:
+        """Cut x [s, b, heads, d] into `rotated` heads, and a `rest` that is left as it is and comes last.
 
         x is used up: the heads are turned where they lie, so that they do not lie there twice until the backward.
         """
-        return _Rotate.apply(self, x, *cos_sin, turned, rest)  # type: ignore[no-any-return, no-untyped-call]
+        return _Rotate.apply(self, x, *cos_sin, rotated, rest)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Rotate(Function):
@@ -52,7 +52,7 @@ class _Rotate(Function):
     def forward(
         ctx: Any, op: Rotate, x: Tensor, cos: Tensor, sin: Tensor, sizes: tuple[int, ...], rest: int
     ) -> tuple[Tensor, ...]:
-        ctx.op, ctx.turned = op, len(sizes)
+        ctx.op, ctx.rotated = op, len(sizes)
         ctx.save_for_backward(cos, sin)
         op.forward(x.detach(), cos, sin, sum(sizes))
         return tuple(x.split_with_sizes([*sizes, rest] if rest else sizes, dim=2))
@@ -60,21 +60,21 @@ class _Rotate(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return None, ctx.op.backward(*ctx.saved_tensors, ctx.turned, *gradients), None, None, None, None
+        return None, ctx.op.backward(*ctx.saved_tensors, ctx.rotated, *gradients), None, None, None, None
 
 
-def turn_(x: Tensor, cos: Tensor, sin: Tensor, turned: int) -> None:
-    """The first `turned` heads of x [s, b, heads, d] turned in place by the angle of their position."""
-    heads = x[:, :, :turned]
-    heads.copy_(_turned(heads, cos, sin))
+def apply_rotary_(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
+    """The first `rotated` heads of x [s, b, heads, d] turned in place by the angle of their position."""
+    heads = x[:, :, :rotated]
+    heads.copy_(_rotated(heads, cos, sin))
 
 
-def turn_back(cos: Tensor, sin: Tensor, turned: int, *gradients: Tensor) -> Tensor:
-    """The adjoint of a cut into parts of which the first `turned` are turned: [s, b, all heads, d]."""
-    back = [_turned(dy, cos, -sin) for dy in gradients[:turned]]
-    return torch.cat([*back, *gradients[turned:]], dim=2)
+def apply_rotary_backward(cos: Tensor, sin: Tensor, rotated: int, *gradients: Tensor) -> Tensor:
+    """The adjoint of a cut into parts of which the first `rotated` are turned: [s, b, all heads, d]."""
+    back = [_rotated(dy, cos, -sin) for dy in gradients[:rotated]]
+    return torch.cat([*back, *gradients[rotated:]], dim=2)
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     low, high = x.chunk(2, -1)
     return x * cos + torch.cat([-high, low], -1) * sin

@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from stretto.arguments.schema import ModelConfig
 from stretto.batch import Batch
 from stretto.models.block import Block
+from stretto.models.block_ops import BlockOps
 from stretto.models.dot_product import Attend, causal_attention
 from stretto.models.norm import norm
-from stretto.models.parts import Parts
 from stretto.models.rope import rotation
 from stretto.params import Init, ParamSpec
 from stretto.tensor_parallel import (
@@ -40,7 +40,7 @@ class Microbatch:
 
 
 @dataclass(frozen=True)
-class StagePart:
+class StageSpec:
     """What of the model lies on a stage: global numbers of its layers, and whether it is an end."""
 
     layers: range
@@ -48,7 +48,7 @@ class StagePart:
     last: bool
 
     @classmethod
-    def whole(cls, config: ModelConfig) -> StagePart:
+    def whole(cls, config: ModelConfig) -> StageSpec:
         """All of it."""
         return cls(range(config.layers), first=True, last=True)
 
@@ -65,7 +65,7 @@ class Transformer(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        part: StagePart,
+        part: StageSpec,
         build: Build,
         *,
         seq_len: int,
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
         attend: Attend = causal_attention,
     ) -> None:
         super().__init__()
-        self.model = Trunk(config, part, build, seq_len=seq_len, recompute=recompute, attend=attend)
+        self.model = Backbone(config, part, build, seq_len=seq_len, recompute=recompute, attend=attend)
         if part.last:
             embedding = self.model.embed_tokens if config.tied else None
             name = "model.embed_tokens.weight" if config.tied else ""
@@ -94,11 +94,11 @@ class Transformer(nn.Module):
         return logits
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Embedding, blocks and final norm, as far as they lie on this stage."""
 
     def __init__(
-        self, config: ModelConfig, part: StagePart, build: Build, *, seq_len: int, recompute: bool, attend: Attend
+        self, config: ModelConfig, part: StageSpec, build: Build, *, seq_len: int, recompute: bool, attend: Attend
     ) -> None:
         super().__init__()
         self.config, self.last, self.recompute = config, part.last, recompute
@@ -107,10 +107,10 @@ class Trunk(nn.Module):
         self.embed_tokens = VocabParallelEmbedding(_vocab(config), build) if part.first else None
         self.embed_positions = Positions(config, build, seq_len) if learned else None
         self.dropout = Dropout(config.dropout, "model.embed_tokens", build) if part.first else None
-        shared = Parts.of(config, build, attend)
+        shared = BlockOps.of(config, build, attend)
         self.layers = nn.ModuleDict({str(n): Block(config, build, f"model.layers.{n}", shared) for n in part.layers})
         # What leaves the last block is kept: head and loss take it a piece at a time.
-        self.norm = norm(config, build, replace(shared.norm, again=False)) if part.last else None
+        self.norm = norm(config, build, replace(shared.norm, recompute=False)) if part.last else None
 
     def forward(self, x: Tensor | None, tokens: Tensor, samples: Tensor | None = None) -> Tensor:
         if self.embed_tokens is not None:
@@ -129,7 +129,7 @@ class Trunk(nn.Module):
                 x = block(x, turn, samples)
         if self.norm is None:
             return x
-        normed: Tensor = self.norm(x).through
+        normed: Tensor = self.norm(x).output
         return normed
 
     def _rotation(self, seq_len: int, like: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -21,7 +21,7 @@ class GroupOptions:
     `timeout` is in seconds; None is that of the state. `backend` is for tensors on the world's device; None is
     that of the world. The others are for NCCL: `high_priority` runs the kernels of the group on a stream of high
     priority; `min_ctas` and `max_ctas` bound the thread blocks, and so the share of the GPU, of one kernel; `cpu`
-    gives the group Gloo beside NCCL, for CPU tensors; `window` is a number of bytes: gathers and scatters of which each
+    gives the group Gloo beside NCCL, for CPU tensors; `peer_buffer` is a number of bytes: gathers and scatters of which each
     rank reads no more of another go through copy engines, where the ranks are GPUs of one host that reach each other.
     """
 
@@ -31,7 +31,7 @@ class GroupOptions:
     min_ctas: int | None = None
     max_ctas: int | None = None
     cpu: bool = False
-    window: int | None = None
+    peer_buffer: int | None = None
 
     def require_effect(self, name: str, backend: str, device: str) -> None:
         """Raise ValueError unless all that is said here for the axis `name` has an effect.

@@ -12,13 +12,13 @@ import torch
 from torch.distributed import PrefixStore, ProcessGroup, Store  # type: ignore[attr-defined]
 
 from stretto.layout import Layout
-from stretto.parallel_state.agree import agree, meet
 from stretto.parallel_state.create import GroupCost, abort_groups, back_end, create_group, destroy_groups, fake_group
+from stretto.parallel_state.peer_buffers import open_peer_buffers
 from stretto.parallel_state.plan import Axes, GroupOptions, PlannedGroup, default_axes, geometric, plan
-from stretto.parallel_state.windows import open_windows
+from stretto.parallel_state.same_plan import build_store, check_same_plan
+from stretto.peer_buffer import CopyEngineBuffer
 from stretto.store import TimedStore, last_resort
-from stretto.window import PeerWindow
-from stretto.world import Axis, Watch, World
+from stretto.world import Axis, Observer, World
 
 DEFAULT_TIMEOUT = 600.0
 """Seconds that a collective may take."""
@@ -31,13 +31,13 @@ SLACK_SECONDS = 15.0
 """How long after its time-out a back end may take to say that a group was not made."""
 
 
-class Watcher(Protocol):
-    """Hears of all that this rank communicates over the groups of a state: see `stretto.traffic`."""
+class Tracer(Protocol):
+    """Hears of all that this rank communicates over the groups of a state: see `stretto.collective_trace`."""
 
     def attach(self, world: World, store: Store) -> None:
         """The groups are about to be created; `store`, shared by all ranks, is for the watchers alone."""
 
-    def group(self, name: str, axis: str, ranks: tuple[int, ...]) -> Watch:
+    def group(self, name: str, axis: str, ranks: tuple[int, ...]) -> Observer:
         """What the axes over one group will carry; `axis` is the first of them, `ranks` are those of the layout."""
 
     def close(self) -> None:
@@ -64,12 +64,12 @@ class ParallelState:
         axes: Iterable[Axes],
         groups: Mapping[PlannedGroup, ProcessGroup],
         costs: Iterable[GroupCost] = (),
-        watcher: Watcher | None = None,
-        windows: Mapping[PlannedGroup, PeerWindow] | None = None,
+        tracer: Tracer | None = None,
+        peer_buffers: Mapping[PlannedGroup, CopyEngineBuffer] | None = None,
     ) -> None:
         """Made by `build` or `inspect`: `groups` are this rank's, as planned for `axes`."""
-        self._watcher = watcher
-        self._windows = dict(windows or {})
+        self._tracer = tracer
+        self._peer_buffers = dict(peer_buffers or {})
         self._layout = layout
         self._world = world
         self._costs = tuple(costs)
@@ -78,10 +78,10 @@ class ParallelState:
         for planned, group in groups.items():
             place = planned.ranks.index(world.rank)
             name = "-".join(planned.axes[0])
-            watch = None if watcher is None else watcher.group(str(planned), name, planned.ranks)
+            observer = None if tracer is None else tracer.group(str(planned), name, planned.ranks)
             for names in planned.axes:
-                window = self._windows.get(planned)
-                self._axes[frozenset(names)] = Axis("-".join(names), place, planned.ranks, group, watch, window)
+                peer_buffer = self._peer_buffers.get(planned)
+                self._axes[frozenset(names)] = Axis("-".join(names), place, planned.ranks, group, observer, peer_buffer)
 
     @classmethod
     def build(
@@ -92,7 +92,7 @@ class ParallelState:
         timeout: float | None = None,
         axes: Iterable[Axes] | None = None,
         options: Mapping[str, GroupOptions] | None = None,
-        watcher: Watcher | None = None,
+        tracer: Tracer | None = None,
     ) -> Self:
         """Create this rank's groups. All ranks of the world call this together, with the same arguments.
 
@@ -104,7 +104,7 @@ class ParallelState:
                 colon an axis may name a channel, as in `("pp:late",)`: it shares no group with other channels; or the
                 messages between two places, as in `("pp:0>1",)`: a group of these two.
             options: for the groups of some axes, as `{"tp": ..., "dp-cp": ...}`.
-            watcher: is told of each communication over the groups right before it is issued.
+            tracer: is told of each communication over the groups right before it is issued.
 
         Raises:
             ValueError: the layout does not fit the world, or an axis is unknown or has options but no group, or
@@ -123,25 +123,27 @@ class ParallelState:
             return cls(layout, world, declared, {})
         for names, said in chosen.items():
             said.require_effect("-".join(sorted(names)), back_end(world), world.device.type)
-        meeting = meet(world)
-        agree(TimedStore(meeting.store), world, _text(layout, world, declared, chosen, limit), min(limit, MEET_TIMEOUT))
+        shared = build_store(world)
+        check_same_plan(
+            TimedStore(shared.store), world, _text(layout, world, declared, chosen, limit), min(limit, MEET_TIMEOUT)
+        )
         groups: dict[PlannedGroup, ProcessGroup] = {}
         costs = []
-        if watcher is not None:
-            watcher.attach(world, PrefixStore("watch", meeting.store))
+        if tracer is not None:
+            tracer.attach(world, PrefixStore("watch", shared.store))
         try:
             for each in planned:
                 seconds = each.options.timeout or limit
-                name, store = f"{each}@{meeting.name}", PrefixStore(f"{each}/", meeting.store)
+                name, store = f"{each}@{shared.name}", PrefixStore(f"{each}/", shared.store)
                 hanging = f"rank {world.rank}: the group {each} was not made, and the back end does not come back"
                 with last_resort(seconds + SLACK_SECONDS, hanging):
                     groups[each], cost = create_group(world, each, name, store, timedelta(seconds=seconds))
                 costs.append(cost)
-            windows = open_windows(world, groups, PrefixStore("windows", meeting.store))
+            peer_buffers = open_peer_buffers(world, groups, PrefixStore("windows", shared.store))
         except BaseException:
             abort_groups(list(groups.values()))
             raise
-        return cls(layout, world, declared, groups, costs, watcher, windows)
+        return cls(layout, world, declared, groups, costs, tracer, peer_buffers)
 
     @classmethod
     def inspect(cls, layout: Layout, rank: int, *, axes: Iterable[Axes] | None = None) -> Self:
@@ -200,8 +202,8 @@ class ParallelState:
     def close(self) -> None:
         """Destroy the groups. Safe to call twice; axes handed out before are dead afterwards."""
         try:
-            if self._watcher is not None and self._groups:
-                self._watcher.close()
+            if self._tracer is not None and self._groups:
+                self._tracer.close()
         except BaseException:
             self._abort()
             raise
@@ -211,14 +213,14 @@ class ParallelState:
         groups = tuple(self._groups)
         self._axes.clear()
         self._groups.clear()
-        self._windows.clear()
+        self._peer_buffers.clear()
         return groups
 
     def _abort(self) -> None:
         """Leave without waiting for anyone."""
-        for window in self._windows.values():
+        for peer_buffer in self._peer_buffers.values():
             with suppress(RuntimeError):  # on a device that has failed nothing waits, and the first error counts
-                window.release()
+                peer_buffer.release()
         abort_groups(self._forget())
 
     def __enter__(self) -> Self:
@@ -230,12 +232,12 @@ class ParallelState:
         if error is None:
             self.close()
         else:
-            watcher = self._watcher if self._groups else None
-            if watcher is not None:
-                watcher.failed(error)
+            tracer = self._tracer if self._groups else None
+            if tracer is not None:
+                tracer.failed(error)
             self._abort()
-            if watcher is not None:
-                watcher.left(error)
+            if tracer is not None:
+                tracer.left(error)
 
 
 def _declare(

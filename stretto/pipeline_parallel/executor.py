@@ -14,7 +14,7 @@ from stretto.pipeline_parallel.meta import TensorMeta
 from stretto.pipeline_parallel.stage import Stage
 from stretto.schedule import Action, Op, Schedule
 from stretto.schedule.actions import WEIGHTS
-from stretto.world import UnderWay
+from stretto.world import AsyncTensor
 
 
 class Weights(Protocol):
@@ -74,8 +74,8 @@ class Executor:
         # What enters stage s for microbatch mb stands at (s, mb): activations going down the stages, gradients
         # going up, whether they come from another rank or from a stage here, and also while they wait for the
         # message that takes them away.
-        self._activations: dict[tuple[int, int], UnderWay] = {}
-        self._gradients: dict[tuple[int, int], UnderWay] = {}
+        self._activations: dict[tuple[int, int], AsyncTensor] = {}
+        self._gradients: dict[tuple[int, int], AsyncTensor] = {}
         self._first_step = True  # in which every message is announced, and the announcement checked
         self._microbatches: Sequence[Any] = ()
         self._loss = torch.zeros((), device=link.device)
@@ -113,10 +113,10 @@ class Executor:
         return self._loss
 
     def _forward(self, a: Action) -> None:
-        x = None if a.stage == 0 else self._activations.pop((a.stage, a.mb)).take()
+        x = None if a.stage == 0 else self._activations.pop((a.stage, a.mb)).wait()
         y = self.stages[a.stage].forward(a.mb, x, self._microbatches[a.mb])
         if a.stage < self._last:
-            self._activations[a.stage + 1, a.mb] = UnderWay(y)
+            self._activations[a.stage + 1, a.mb] = AsyncTensor(y)
         elif y.dim():
             raise ValueError(f"the last stage must return a scalar loss, not a tensor of shape {list(y.shape)}")
         else:
@@ -129,11 +129,11 @@ class Executor:
         self._pass_on(a, self.stages[a.stage].backward_input(a.mb, self._take_gradient(a)))
 
     def _take_gradient(self, a: Action) -> Tensor | None:
-        return None if a.stage == self._last else self._gradients.pop((a.stage, a.mb)).take()
+        return None if a.stage == self._last else self._gradients.pop((a.stage, a.mb)).wait()
 
     def _pass_on(self, a: Action, dx: Tensor | None) -> None:
         if dx is not None:
-            self._gradients[a.stage - 1, a.mb] = UnderWay(dx)
+            self._gradients[a.stage - 1, a.mb] = AsyncTensor(dx)
 
     def _send_forward(self, a: Action) -> None:
         self._send(a, self._activations.pop((a.stage + 1, a.mb)))
@@ -149,12 +149,12 @@ class Executor:
     def _recv_backward(self, a: Action) -> None:
         self._gradients[a.stage, a.mb] = self._recv(a, self.stages[a.stage].output(a.mb))
 
-    def _send(self, a: Action, message: UnderWay) -> None:
+    def _send(self, a: Action, message: AsyncTensor) -> None:
         if self._first_step:
             self.link.announce(TensorMeta.of(message.tensor), self.program.peer(a))
         self.link.send(message.tensor, self.program.peer(a))
 
-    def _recv(self, a: Action, meta: TensorMeta) -> UnderWay:
+    def _recv(self, a: Action, meta: TensorMeta) -> AsyncTensor:
         if self._first_step:
             self.link.expect(meta, self.program.peer(a))
         return self.link.recv(meta, self.program.peer(a))

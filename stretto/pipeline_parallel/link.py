@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from stretto.pipeline_parallel.meta import MAX_DIM, TensorMeta
-from stretto.world import Axis, UnderWay
+from stretto.world import AsyncTensor, Axis
 
 # A sender may be this many messages ahead of a receiver before it waits. Enough for the transfer to overlap the
 # computation, and a bound on the memory of tensors under way: Gloo does not tell that a send is over until asked
@@ -44,7 +44,7 @@ class Link:
     axis: Axis
     device: torch.device
     pairs: Mapping[tuple[int, int], Axis] = field(default_factory=dict)
-    _under_way: dict[int, deque[UnderWay]] = field(default_factory=dict, init=False, repr=False)
+    _under_way: dict[int, deque[AsyncTensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for (source, to), pair in self.pairs.items():
@@ -65,17 +65,17 @@ class Link:
         while under_way and under_way[0].work is not None and under_way[0].work.is_completed():
             under_way.popleft()
         if len(under_way) == AHEAD:
-            under_way.popleft().take()
+            under_way.popleft().wait()
         x = x.contiguous()
         group, place = self._group("send", x, self.axis.rank, to)
-        under_way.append(UnderWay(x, dist.isend(x, group=group, group_dst=place)))
+        under_way.append(AsyncTensor(x, dist.isend(x, group=group, group_dst=place)))
 
-    def recv(self, meta: TensorMeta, source: int) -> UnderWay:
+    def recv(self, meta: TensorMeta, source: int) -> AsyncTensor:
         """Post the receive of the next tensor from `source`."""
         x = torch.empty(meta.shape, dtype=meta.dtype, device=self.device)
         group, place = self._group("recv", x, source, self.axis.rank)
         work = dist.irecv(x, group=group, group_src=place)
-        return UnderWay(x, work)
+        return AsyncTensor(x, work)
 
     def announce(self, meta: TensorMeta, to: int) -> None:
         """Tell rank `to` what the next tensor is; it must `expect` it."""
@@ -87,7 +87,7 @@ class Link:
         Back ends do not check: a tensor of another size ends the process under Gloo, or fills a part of the buffer,
         and under NCCL it hangs.
         """
-        coming = TensorMeta.decode(self.recv(HEADER, source).take().tolist())
+        coming = TensorMeta.decode(self.recv(HEADER, source).wait().tolist())
         if coming != meta:
             raise ValueError(
                 f"rank {source} of {self.axis} sends {coming} to rank {self.axis.rank}, which expects {meta}: "
@@ -98,7 +98,7 @@ class Link:
         """Wait for all sends (the current stream, or under Gloo the host, waits)."""
         for under_way in self._under_way.values():
             while under_way:
-                under_way.popleft().take()
+                under_way.popleft().wait()
 
     def _group(self, op: str, x: Tensor, source: int, to: int) -> tuple[ProcessGroup, int]:
         """The communicator of a message that is about to be issued, and the place of the other rank in it."""
@@ -106,6 +106,6 @@ class Link:
         if axis.group is None:
             raise ValueError(f"a message from rank {source} to rank {to} over {axis}, which has one rank only")
         ends = axis.ranks.index(self.axis.ranks[source]), axis.ranks.index(self.axis.ranks[to])
-        if axis.watch is not None:
-            axis.watch(axis, op, x, ends)
+        if axis.observer is not None:
+            axis.observer(axis, op, x, ends)
         return axis.group, ends[op == "send"]

@@ -36,22 +36,22 @@ _NAME = 34
 """Letters of a name that fit beside three columns in a line of 80: enough for thousands of layers, or for its end."""
 
 
-def comparison(found: Comparison, args: Arguments, twin: Layout) -> Group:
+def comparison(found: Comparison, args: Arguments, reference: Layout) -> Group:
     """The largest error of each kind, the worst parameters, where to look, and the verdict; fits 80 columns."""
-    parts: list[RenderableType] = [_heading(found, args, twin), Text(), _kinds(found), Text(), _parameters(found)]
+    parts: list[RenderableType] = [_heading(found, args, reference), Text(), _kinds(found), Text(), _parameters(found)]
     for paragraph in where_to_look(found, args, places(args)):
         parts += [Text(), Padding(Text(paragraph), (0, 2))]
-    return Group(*parts, Text(), _verdict(found, twin))
+    return Group(*parts, Text(), _verdict(found, reference))
 
 
-def as_data(found: Comparison, args: Arguments, twin: Layout) -> dict[str, Any]:
+def as_data(found: Comparison, args: Arguments, reference: Layout) -> dict[str, Any]:
     """The same for programs, with every difference. An error or limit that is no finite number is null."""
     return {
         "equal": found.equal,
         "layout": _sizes(args),
         "sequence_parallel": args.parallel.sequence_parallel,
         "schedule": args.parallel.schedule,
-        "against": {axis: twin.size(axis) for axis in AXES},
+        "against": {axis: reference.size(axis) for axis in AXES},
         "dtype": args.run.dtype,
         "device": args.run.device,
         "first_forward": _first(found, "activation"),
@@ -65,7 +65,7 @@ def as_data(found: Comparison, args: Arguments, twin: Layout) -> dict[str, Any]:
     }
 
 
-def _heading(found: Comparison, args: Arguments, twin: Layout) -> Table:
+def _heading(found: Comparison, args: Arguments, reference: Layout) -> Table:
     p, r, b = args.parallel, args.run, args.batch
     steps = max((d.quantity.step for d in found.differences), default=0)
     rows = Table.grid(padding=(0, 2))
@@ -73,7 +73,7 @@ def _heading(found: Comparison, args: Arguments, twin: Layout) -> Table:
     how = f"{r.dtype} on {r.device}" + f", fp8 {r.fp8}" * (r.fp8 != "none")
     how += f", recompute {r.recompute}" * (r.recompute != "none")
     rows.add_row(Text(" layout", "dim"), f"{_named(_sizes(args))}{also}, {how}")
-    rows.add_row(Text(" against", "dim"), _named({axis: twin.size(axis) for axis in AXES}))
+    rows.add_row(Text(" against", "dim"), _named({axis: reference.size(axis) for axis in AXES}))
     rows.add_row(Text(" over", "dim"), f"{steps} updates of {b.global_batch} x {b.seq_len} tokens, some of them masked")
     return rows
 
@@ -116,11 +116,12 @@ def _parameters(found: Comparison) -> Table:
     return table
 
 
-def _verdict(found: Comparison, twin: Layout) -> Text:
+def _verdict(found: Comparison, reference: Layout) -> Text:
     if found.equal:
         return Text(" EQUAL: the layout does not change the model", "bold green")
     return Text(
-        f" DIFFERENT: this layout gives not what {'one process' if twin.world == 1 else twin} gives", "bold red"
+        f" DIFFERENT: this layout gives not what {'one process' if reference.world == 1 else reference} gives",
+        "bold red",
     )
 
 

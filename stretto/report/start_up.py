@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from stretto.initialize.timeline import Timeline, line
+from stretto.initialize.timeline import StartTimeline, line
 from stretto.train.record import EvalRecord, StepRecord
 from stretto.world import World
 
@@ -17,7 +17,7 @@ class StartUp:
     Each rank logs its own phases; rank 0 hears those of all and gives the line to `say`, others tell rank 0 alone.
     """
 
-    def __init__(self, timeline: Timeline, world: World, say: Callable[[str], None]) -> None:
+    def __init__(self, timeline: StartTimeline, world: World, say: Callable[[str], None]) -> None:
         self._timeline, self._world, self._say = timeline, world, say
         self._told = False
 

@@ -17,12 +17,12 @@ def check(s: Schedule) -> None:
     Lists all of: actions repeated, on the wrong rank, of no stage or microbatch there is, missing, a backward
     both whole and split; or else the actions at which ranks would wait for ever (`DeadlockError`).
     """
-    refuse(placement_violations(s))
-    refuse([*address_violations(s, COMPUTE), *completeness_violations(s)])
+    reject(placement_violations(s))
+    reject([*address_violations(s, COMPUTE), *completeness_violations(s)])
     simulate(s)
 
 
-def refuse(violations: Sequence[str]) -> None:
+def reject(violations: Sequence[str]) -> None:
     """Raise `ScheduleError` with all of these, if there are any."""
     if violations:
         heading = [f"{len(violations)} violations:"] if len(violations) > 1 else []
@@ -64,8 +64,8 @@ def address_violations(s: Schedule, allowed: Sequence[Op]) -> Iterator[str]:
         if beyond[i]:
             yield f"{a} on rank {rank}: there is no microbatch {a.mb} of {s.num_microbatches}"
     codes, first, times = np.unique(t.codes, return_index=True, return_counts=True)
-    again = np.flatnonzero(times > 1)
-    for k in again[np.argsort(first[again])].tolist():
+    recompute = np.flatnonzero(times > 1)
+    for k in recompute[np.argsort(first[recompute])].tolist():
         yield f"{Action.of_code(int(codes[k]))} is there {times[k]} times"
 
 

@@ -12,7 +12,7 @@ from stretto.schedule.check import (
     address_violations,
     completeness_violations,
     placement_violations,
-    refuse,
+    reject,
 )
 from stretto.schedule.ir import Schedule
 from stretto.schedule.requires import needs
@@ -28,8 +28,8 @@ def check_lowered(s: Schedule, sharding: Sharding = DDP) -> None:
     not even if each send blocked until its receive is reached and the other way round; and UNSHARD, REDUCE
     and RESHARD stand where `lower` says they do.
     """
-    refuse(placement_violations(s))
-    refuse(
+    reject(placement_violations(s))
+    reject(
         [
             *address_violations(s, tuple(Op)),
             *completeness_violations(s),
@@ -37,7 +37,7 @@ def check_lowered(s: Schedule, sharding: Sharding = DDP) -> None:
             *_weight_violations(s, sharding),
         ]
     )
-    refuse(list(_pairing_violations(s)))
+    reject(list(_pairing_violations(s)))
     simulate(s)
     _play_rendezvous(s)
 

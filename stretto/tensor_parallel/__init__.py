@@ -6,7 +6,7 @@ from stretto.tensor_parallel.cross_entropy import HeadLoss, vocab_parallel_cross
 from stretto.tensor_parallel.dropout import Dropout
 from stretto.tensor_parallel.layers import (
     ColumnParallelLinear,
-    Part,
+    Projection,
     RowParallelLinear,
     declare_norm,
     declare_on,
@@ -20,7 +20,7 @@ from stretto.tensor_parallel.mappings import (
     reduce_from,
     scatter_sequence,
 )
-from stretto.tensor_parallel.pointwise import Fork, Lazy, Pointwise
+from stretto.tensor_parallel.pointwise import Lazy, Pointwise, WithResidual
 from stretto.tensor_parallel.vocab import (
     VocabParallelEmbedding,
     VocabParallelHead,
@@ -32,14 +32,14 @@ __all__ = [
     "Build",
     "ColumnParallelLinear",
     "Dropout",
-    "Fork",
     "HeadLoss",
     "Lazy",
-    "Part",
     "Pointwise",
+    "Projection",
     "RowParallelLinear",
     "VocabParallelEmbedding",
     "VocabParallelHead",
+    "WithResidual",
     "copy_to",
     "declare_norm",
     "declare_on",

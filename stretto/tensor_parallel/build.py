@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stretto.collectives import Meanwhile, nothing
+from stretto.collectives import OverlapWith, nothing
 from stretto.world import Axis
 
 
 class Accumulators(Protocol):
     """Where layers add weight gradients up themselves, in fp32 or wider, instead of handing them to autograd.
 
-    A matrix product can add to what is there as it writes; through autograd the product is written in the dtype of
+    A GEMM can add to what is there as it writes; through autograd the product is written in the dtype of
     the weight, read, and added in a second pass over memory that also rounds it.
     """
 
@@ -24,23 +24,23 @@ class Accumulators(Protocol):
         """One more place uses `weight`: each backward of it calls `add` once."""
 
     def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        """Call `write(total, fresh)`, which adds a gradient to `total`, or sets it where `fresh`: a new step began."""
+        """Call `write(total, first_microbatch)`, which adds a gradient to `total`, or sets it where `first_microbatch`: a new step began."""
 
-    def later(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        """The same, put off: until a message is under way, at the latest until the end of the step's backwards."""
+    def defer(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        """The same, deferred: until a message is under way, at the latest until the end of the step's backwards."""
 
-    def meanwhile(self) -> None:
-        """A message is under way: do what was put off, so that it passes behind that."""
+    def flush(self) -> None:
+        """A message is under way: do what was deferred, so that it passes behind that."""
 
-    def early(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+    def add_in_forward(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         """The same in a forward. The backward of that use calls `add` all the same, when nothing is left to add."""
 
 
 Factor = tuple[Tensor, ...]
-"""A factor of a matrix product, in whatever form its arithmetic wants it."""
+"""A factor of a GEMM, in whatever form its arithmetic wants it."""
 
 
-class Products(Protocol):
+class Gemms(Protocol):
     """The three products of a weight W [d_out, d_in] with x [.., d_in] and with dy [.., d_out].
 
     `column` says that tp cuts the rows of W, so that each of its ranks has all of x and a part of dy; else it is the
@@ -50,16 +50,16 @@ class Products(Protocol):
     def forward(
         self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool
     ) -> tuple[Tensor, Factor]:
-        """y = x W^T + b, and x as `add` wants it; unless it is to be kept, only what `again` needs besides x."""
+        """y = x W^T + b, and x as `add` wants it; unless it is to be kept, only what `recompute` needs besides x."""
 
-    def again(self, x: Tensor, kept: Factor) -> Factor:
+    def recompute(self, x: Tensor, kept: Factor) -> Factor:
         """x as `add` wants it, from the same x once more."""
 
     def backward(self, dy: Tensor, weight: nn.Parameter, *, column: bool) -> tuple[Tensor, Factor]:
         """dx = dy W, and dy as `add` wants it."""
 
-    def add(self, total: Tensor, fresh: bool, dy: Factor, x: Factor) -> None:
-        """total [d_out, d_in] += dy^T x, or = where `fresh`."""
+    def add(self, total: Tensor, first_microbatch: bool, dy: Factor, x: Factor) -> None:
+        """total [d_out, d_in] += dy^T x, or = where `first_microbatch`."""
 
 
 def unfused(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,9 +73,9 @@ class Build:
 
     Under `sequence_parallel` what lies outside the column -> row pairs works on this rank's part of the sequence.
     `seed` is that of the dropout masks. `fuse` makes one kernel of a function of several elementwise operations
-    (`torch.compile`, or nothing). With `again` the cheap operations in front of a matrix product are not kept for the
+    (`torch.compile`, or nothing). With `recompute` the cheap operations in front of a GEMM are not kept for the
     backward but done once more in it. Weight gradients go to `accumulators`, or where there are none to autograd.
-    `products` compute the products of the blocks' matrices, where it is not in `dtype`.
+    `gemms` compute the products of the blocks' matrices, where it is not in `dtype`.
     """
 
     tp: Axis
@@ -84,11 +84,11 @@ class Build:
     device: torch.device | str = "cpu"
     seed: int = 0
     fuse: Callable[[Callable[..., Any]], Callable[..., Any]] = unfused
-    again: bool = False
+    recompute: bool = False
     accumulators: Accumulators | None = None
-    products: Products | None = None
+    gemms: Gemms | None = None
 
     @property
-    def meanwhile(self) -> Meanwhile:
-        """What is done while a message of tensor parallelism is under way: weight gradients that were put off."""
-        return nothing if self.accumulators is None or self.tp.size == 1 else self.accumulators.meanwhile
+    def overlap_with(self) -> OverlapWith:
+        """What is done while a message of tensor parallelism is under way: weight gradients that were deferred."""
+        return nothing if self.accumulators is None or self.tp.size == 1 else self.accumulators.flush

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from stretto.collectives import all_reduce, max_reduce
+from stretto.collectives import all_reduce, all_reduce_max
 from stretto.tensor_parallel.build import Accumulators, Build, unfused
-from stretto.tensor_parallel.linear import add_product
+from stretto.tensor_parallel.linear import accumulate_matmul
 from stretto.world import Axis
 
 
@@ -66,7 +66,7 @@ class _HeadLoss(Function):
         size = min(of.chunk(x, weight), x.shape[0])
         memory = torch.empty((size * x.shape[1], weight.shape[0]), dtype=x.dtype, device=x.device)
 
-        def through(dw: Tensor, fresh: bool) -> None:
+        def through(dw: Tensor, first_microbatch: bool) -> None:
             """All rows, a piece at a time: their loss, and where gradients are kept those, dW added to `dw`."""
             for first in range(0, x.shape[0], size):
                 part = slice(first, first + size)
@@ -80,11 +80,11 @@ class _HeadLoss(Function):
                     logits[..., of.rows :].zero_()
                     grad = logits.flatten(0, 1)
                     torch.mm(grad, weight, out=dx[part].flatten(0, 1))
-                    add_product(dw, fresh and first == 0, grad, rows)
+                    accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)
 
         ctx.param, ctx.accumulators = weight, of.accumulators
         if keep and of.accumulators is not None:  # no other copy of it waits for the backward
-            of.accumulators.early(weight, through)
+            of.accumulators.add_in_forward(weight, through)
             ctx.save_for_backward(dx)
             return total
         dw = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if keep else weight
@@ -106,7 +106,7 @@ class _HeadLoss(Function):
         return dx * torch.where(scale == 1, 1.0, torch.nan).to(dx.dtype), None, None, None, None, None
 
 
-def _added_already(total: Tensor, fresh: bool) -> None:
+def _added_already(total: Tensor, first_microbatch: bool) -> None:
     """In the forward."""
 
 
@@ -129,7 +129,7 @@ def _losses(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     local, mine = localise(labels, start, rows)
     top, exps, label = statistics(logits, local, mine)
-    highest = max_reduce(top, tp)
+    highest = all_reduce_max(top, tp)
     # A rank without words has minus infinity for its highest logit and adds nothing.
     exps, label = all_reduce(torch.stack([exps * (top - highest).exp(), label - highest * mine]), tp)
     return exps.log() - label, (local, mine, highest, exps)

@@ -1,4 +1,4 @@
-"""Cheap operations in front of matrix products, each as plain arithmetic beside its adjoint.
+"""Cheap operations in front of GEMMs, each as plain arithmetic beside its adjoint.
 
 They say what is computed; who computes it, and in how many passes over memory, is another matter (`Build.fuse`).
 """
@@ -17,7 +17,7 @@ Forward = Callable[..., Tensor]
 Backward = Callable[..., tuple[Tensor, ...]]
 """gradient of the output, then the inputs -> gradient of each input.
 
-With `past`, the gradient that the first input gets from elsewhere, that is added before anything is rounded.
+With `dresidual`, the gradient that the first input gets from elsewhere, that is added before anything is rounded.
 """
 
 
@@ -88,21 +88,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, eps: float, past: Tensor | None = None
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, dresidual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Its adjoint: with n = x / rms, dx = (dn - n mean(dn n)) / rms."""
     d, wide = _wide(dy), _wide(x)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     n, dn = wide * scale, d * weight
     dx = (dn - n * (dn * n).mean(-1, keepdim=True)) * scale
-    return _joined(dx, past).to(x.dtype), _over_rows(d * n).to(weight.dtype)
+    return _joined(dx, dresidual).to(x.dtype), _over_rows(d * n).to(weight.dtype)
 
 
 def rms_norm_both(
-    dy: Tensor, x: Tensor, weight: Tensor, eps: float, past: Tensor | None = None
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, dresidual: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Itself and its adjoint."""
-    return rms_norm(x, weight, eps), *rms_norm_backward(dy, x, weight, eps, past)
+    return rms_norm(x, weight, eps), *rms_norm_backward(dy, x, weight, eps, dresidual)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -112,25 +112,25 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def layer_norm_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, past: Tensor | None = None
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dresidual: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Its adjoint: dx = (dn - mean(dn) - n mean(dn n)) / std."""
     d = _wide(dy)
     n, scale = _normalised(x, eps)
     dn = d * weight
     dx = (dn - dn.mean(-1, keepdim=True) - n * (dn * n).mean(-1, keepdim=True)) * scale
-    return _joined(dx, past).to(x.dtype), _over_rows(d * n).to(weight.dtype), _over_rows(d).to(bias.dtype)
+    return _joined(dx, dresidual).to(x.dtype), _over_rows(d * n).to(weight.dtype), _over_rows(d).to(bias.dtype)
 
 
 def layer_norm_both(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, past: Tensor | None = None
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dresidual: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Itself and its adjoint."""
-    return layer_norm(x, weight, bias, eps), *layer_norm_backward(dy, x, weight, bias, eps, past)
+    return layer_norm(x, weight, bias, eps), *layer_norm_backward(dy, x, weight, bias, eps, dresidual)
 
 
-def _joined(dx: Tensor, past: Tensor | None) -> Tensor:
-    return dx if past is None else dx + past
+def _joined(dx: Tensor, dresidual: Tensor | None) -> Tensor:
+    return dx if dresidual is None else dx + dresidual
 
 
 def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Matrix products of 8-bit numbers (Micikevicius et al., "FP8 formats for deep learning", 2022).
+"""GEMMs of FP8 (Micikevicius et al., "FP8 formats for deep learning", 2022).
 
 A number is a small one times a scale, the least power of two that brings the largest of a tensor, or of a row, into the
 format (now, not as it was some steps ago). To divide by it is exact: eagerly, compiled or by hand, cut or whole, x is
@@ -35,9 +35,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stretto.collectives import max_reduce
+from stretto.collectives import all_reduce_max
 from stretto.tensor_parallel.build import Factor, unfused
-from stretto.tensor_parallel.linear import add_product, rows
+from stretto.tensor_parallel.linear import accumulate_matmul, rows
 from stretto.world import Axis
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -64,36 +64,36 @@ def column_scale(x: Tensor) -> Tensor:
     return _meaning(x.abs().amax(0, keepdim=True), E4M3)
 
 
-def narrow(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
     """x [n, d] in units of its scale, rounded to `dtype`."""
     return (x.float() * (1 / scale)).to(dtype)
 
 
-def narrow_across(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+def quantize_transposed(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
     """The same as [d, n]: where tokens are summed over, they must lie next to each other."""
-    return narrow(x, scale, dtype=dtype).t().contiguous()
+    return quantize(x, scale, dtype=dtype).t().contiguous()
 
 
-def narrow_both(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantize_both(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """[n, d] and [d, n]."""
-    small = narrow(x, scale, dtype=dtype)
+    small = quantize(x, scale, dtype=dtype)
     return small, small.t().contiguous()
 
 
-def narrow_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Each row of x [n, d] in units of its own scale, in e4m3, and the scales [n, 1]: one pass, a row at a time."""
     scale = row_scale(x)
-    return narrow(x, scale, dtype=E4M3), scale
+    return quantize(x, scale, dtype=E4M3), scale
 
 
-def narrow_cut_rows(x: Tensor, scale: Tensor) -> Tensor:
+def quantize_cut_rows(x: Tensor, scale: Tensor) -> Tensor:
     """The same where the scales had to be agreed on."""
-    return narrow(x, scale, dtype=E4M3)
+    return quantize(x, scale, dtype=E4M3)
 
 
-def narrow_columns(x: Tensor, scale: Tensor) -> Tensor:
+def quantize_columns(x: Tensor, scale: Tensor) -> Tensor:
     """Each column of x [n, d] in units of its own scale, as [d, n] in e4m3."""
-    return narrow_across(x, scale, dtype=E4M3)
+    return quantize_transposed(x, scale, dtype=E4M3)
 
 
 def add_(total: Tensor, part: Tensor) -> None:
@@ -124,19 +124,23 @@ class Weight:
 
 
 class Fp8:
-    """What both recipes share: the axis that tensors are cut along, the passes, and weights narrowed once a step."""
+    """What both recipes share: the axis that tensors are cut along, the passes, and weights quantized once a step."""
 
     def __init__(self, tp: Axis, fuse: Callable[[Callable[..., Any]], Callable[..., Any]] = unfused) -> None:
         self.tp = tp
         self.scale, self.row_scale, self.column_scale = fuse(scale), fuse(row_scale), fuse(column_scale)
-        self.narrow, self.narrow_across, self.narrow_both = fuse(narrow), fuse(narrow_across), fuse(narrow_both)
-        self.narrow_rows, self.add_ = fuse(narrow_rows), fuse(add_)
-        self.narrow_cut_rows, self.narrow_columns = fuse(narrow_cut_rows), fuse(narrow_columns)
+        self.quantize, self.quantize_transposed, self.quantize_both = (
+            fuse(quantize),
+            fuse(quantize_transposed),
+            fuse(quantize_both),
+        )
+        self.quantize_rows, self.add_ = fuse(quantize_rows), fuse(add_)
+        self.quantize_cut_rows, self.quantize_columns = fuse(quantize_cut_rows), fuse(quantize_columns)
         self._steady: dict[nn.Parameter, Weight] | None = None
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        """Weights do not change in here: each is narrowed once, and not whenever it is used."""
+        """Weights do not change in here: each is quantized once, and not whenever it is used."""
         self._steady = {}
         try:
             yield
@@ -161,7 +165,7 @@ class Fp8:
 
     def agreed(self, scale: Tensor, *, cut: bool) -> Tensor:
         """The scale of the whole tensor; `cut` says that each rank of tp has seen a part."""
-        return max_reduce(scale, self.tp) if cut else scale
+        return all_reduce_max(scale, self.tp) if cut else scale
 
 
 class Tensorwise(Fp8):
@@ -170,7 +174,7 @@ class Tensorwise(Fp8):
     def make(self, weight: Tensor, *, column: bool) -> Weight:
         del column  # either way each rank has a part
         scale = self.agreed(self.scale(weight, dtype=E4M3), cut=True)
-        plain, across = self.narrow_both(weight, scale, dtype=E4M3)
+        plain, across = self.quantize_both(weight, scale, dtype=E4M3)
         return Weight(plain, scale, across, scale)
 
     def forward(
@@ -180,26 +184,26 @@ class Tensorwise(Fp8):
         scale = self.agreed(self.scale(flat, dtype=E4M3), cut=not column)
         w = self.weight(weight, column=column)
         if keep:
-            plain, across = self.narrow_both(flat, scale, dtype=E4M3)
+            plain, across = self.quantize_both(flat, scale, dtype=E4M3)
             kept: Factor = (scale, across)
         else:
-            plain, kept = self.narrow(flat, scale, dtype=E4M3), (scale,)
-        return _shaped(_product(plain, w.plain, scale, w.plain_scale, x.dtype, fast=True), x, bias), kept
+            plain, kept = self.quantize(flat, scale, dtype=E4M3), (scale,)
+        return _shaped(_matmul(plain, w.plain, scale, w.plain_scale, x.dtype, fast=True), x, bias), kept
 
-    def again(self, x: Tensor, kept: Factor) -> Factor:
-        return kept[0], self.narrow_across(_bare(x), kept[0], dtype=E4M3)
+    def recompute(self, x: Tensor, kept: Factor) -> Factor:
+        return kept[0], self.quantize_transposed(_bare(x), kept[0], dtype=E4M3)
 
     def backward(self, dy: Tensor, weight: nn.Parameter, *, column: bool) -> tuple[Tensor, Factor]:
         flat = _bare(dy)
         scale = self.agreed(self.scale(flat, dtype=E5M2), cut=column)
-        plain, across = self.narrow_both(flat, scale, dtype=E5M2)
+        plain, across = self.quantize_both(flat, scale, dtype=E5M2)
         w = self.weight(weight, column=column)
-        return _shaped(_product(plain, w.across, scale, w.across_scale, dy.dtype), dy), (scale, across)
+        return _shaped(_matmul(plain, w.across, scale, w.across_scale, dy.dtype), dy), (scale, across)
 
-    def add(self, total: Tensor, fresh: bool, dy: Factor, x: Factor) -> None:
-        product = partial(_product, dy[1], x[1], dy[0], x[0])
+    def add(self, total: Tensor, first_microbatch: bool, dy: Factor, x: Factor) -> None:
+        product = partial(_matmul, dy[1], x[1], dy[0], x[0])
         # Rounding to bf16 is a sixteenth of that of the factors, and half of what there is to write and to read.
-        product(total.dtype, out=total) if fresh else self.add_(total, product(torch.bfloat16))
+        product(total.dtype, out=total) if first_microbatch else self.add_(total, product(torch.bfloat16))
 
 
 class Rowwise(Fp8):
@@ -208,14 +212,14 @@ class Rowwise(Fp8):
     def make(self, weight: Tensor, *, column: bool) -> Weight:
         plain, by_row = self.rows(weight, cut=not column)
         by_column = self.agreed(self.column_scale(weight), cut=column)
-        return Weight(plain, by_row.t(), self.narrow_columns(weight, by_column), by_column)
+        return Weight(plain, by_row.t(), self.quantize_columns(weight, by_column), by_column)
 
     def rows(self, x: Tensor, *, cut: bool) -> tuple[Tensor, Tensor]:
         """Each row of x [n, d] in units of its scale, and the scales; `cut` says that tp has parts of the rows."""
         if cut and self.tp.size > 1:
             scale = self.agreed(self.row_scale(x), cut=True)
-            return self.narrow_cut_rows(x, scale), scale
-        plain, scale = self.narrow_rows(x)
+            return self.quantize_cut_rows(x, scale), scale
+        plain, scale = self.quantize_rows(x)
         return plain, scale
 
     def forward(
@@ -223,21 +227,21 @@ class Rowwise(Fp8):
     ) -> tuple[Tensor, Factor]:
         plain, scale = self.rows(_bare(x), cut=not column)
         w = self.weight(weight, column=column)
-        y = _product(plain, w.plain, scale, w.plain_scale, x.dtype, fast=True)
+        y = _matmul(plain, w.plain, scale, w.plain_scale, x.dtype, fast=True)
         return _shaped(y, x, bias), (x,) if keep else ()
 
-    def again(self, x: Tensor, kept: Factor) -> Factor:
+    def recompute(self, x: Tensor, kept: Factor) -> Factor:
         del kept
         return (x,)
 
     def backward(self, dy: Tensor, weight: nn.Parameter, *, column: bool) -> tuple[Tensor, Factor]:
         plain, scale = self.rows(_bare(dy), cut=column)
         w = self.weight(weight, column=column)
-        dx = _product(plain, w.across, scale, w.across_scale, dy.dtype)
+        dx = _matmul(plain, w.across, scale, w.across_scale, dy.dtype)
         return _shaped(dx, dy), (dy,)
 
-    def add(self, total: Tensor, fresh: bool, dy: Factor, x: Factor) -> None:
-        add_product(total, fresh, rows(dy[0]), rows(x[0]))
+    def add(self, total: Tensor, first_microbatch: bool, dy: Factor, x: Factor) -> None:
+        accumulate_matmul(total, first_microbatch, rows(dy[0]), rows(x[0]))
 
 
 RECIPES: Mapping[str, type[Tensorwise] | type[Rowwise]] = MappingProxyType(
@@ -246,7 +250,7 @@ RECIPES: Mapping[str, type[Tensorwise] | type[Rowwise]] = MappingProxyType(
 """By the word of the setting."""
 
 
-def _product(
+def _matmul(
     a: Tensor,
     b: Tensor,
     a_scale: Tensor,

@@ -21,7 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Part:
+class Projection:
     """One of several matrices that are stored and multiplied as one.
 
     `copies` consecutive ranks hold the same rows: key and value heads when there are fewer of them than ranks.
@@ -41,7 +41,7 @@ class ColumnParallelLinear(nn.Module):
     def __init__(
         self,
         d_in: int,
-        parts: int | Sequence[Part],
+        parts: int | Sequence[Projection],
         build: Build,
         *,
         bias: bool,
@@ -49,7 +49,7 @@ class ColumnParallelLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.build = build
-        parts = [Part("", parts)] if isinstance(parts, int) else parts
+        parts = [Projection("", parts)] if isinstance(parts, int) else parts
         weights = [_cut_rows(p, (p.d_out, d_in), init, weight_decay=True) for p in parts]
         biases = [_cut_rows(p, (p.d_out,), Init(), weight_decay=False) for p in parts]
         self.weight = declare_on(self, "weight", weights, build)
@@ -114,7 +114,7 @@ def declare_norm(norm: M, *, sequence_parallel: bool) -> M:
     return norm
 
 
-def _cut_rows(part: Part, shape: tuple[int, ...], init: Init, *, weight_decay: bool) -> ParamSpec:
+def _cut_rows(part: Projection, shape: tuple[int, ...], init: Init, *, weight_decay: bool) -> ParamSpec:
     return ParamSpec(
         shape,
         init,

@@ -1,4 +1,4 @@
-"""The matrix product of the parallel layers, with its three products forward and back under our hand.
+"""The GEMM of the parallel layers, with its three products forward and back under our hand.
 
 Beyond `F.linear` it crosses the border of the tensor-parallel region, can make its input itself (`Lazy`), and adds the
 gradient of its weight up where it is wanted (`Accumulators`), in the product that computes it. A message of the
@@ -17,12 +17,12 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from stretto.collectives import begin_all_gather
-from stretto.tensor_parallel.build import Build, Factor, Products
+from stretto.collectives import all_gather_async
+from stretto.tensor_parallel.build import Build, Factor, Gemms
 from stretto.tensor_parallel.mappings import enter, leave
 from stretto.tensor_parallel.overlap import gathered, overlaps, scattered
 from stretto.tensor_parallel.pointwise import Lazy, gradients
-from stretto.world import UnderWay
+from stretto.world import AsyncTensor
 
 
 def linear(x: Tensor | Lazy, weight: nn.Parameter, bias: Tensor | None, build: Build, *, column: bool) -> Tensor:
@@ -32,9 +32,9 @@ def linear(x: Tensor | Lazy, weight: nn.Parameter, bias: Tensor | None, build: B
     y leaves the region (and b is to be added by who knows that there is only one).
     """
     if isinstance(x, Lazy):
-        y, x.past = _Made.apply(x, weight, bias, build, column, *x.inputs)  # type: ignore[no-untyped-call]
+        y, x.residual = _Made.apply(x, weight, bias, build, column, *x.inputs)  # type: ignore[no-untyped-call]
         return cast("Tensor", y)
-    if build.accumulators is not None or build.products is not None:
+    if build.accumulators is not None or build.gemms is not None:
         return _Linear.apply(x, weight, bias, build, column)  # type: ignore[no-any-return, no-untyped-call]
     if column:
         return F.linear(enter(x, build.tp, sequence_parallel=build.sequence_parallel), weight, bias)
@@ -47,7 +47,7 @@ class _Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, build: Build, column: bool) -> Tensor:
         ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None
-        y, kept = _product(x, weight, bias, build, column=column, keep=True)
+        y, kept = _matmul(x, weight, bias, build, column=column, keep=True)
         ctx.save_for_backward(weight, *kept)  # the weight for autograd's check that nobody has changed it
         return y
 
@@ -70,24 +70,24 @@ class _Made(Function):
         ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None
         ctx.made_by, ctx.inputs = lazy.made_by, len(inputs)
         x = lazy.made_by.forward(*(x.detach() for x in inputs))
-        y, kept = _product(x, weight, bias, build, column=column, keep=False)
+        y, kept = _matmul(x, weight, bias, build, column=column, keep=False)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(weight, *inputs, *kept)
         return y, inputs[0].view_as(inputs[0])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, past: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, dresidual: Tensor | None) -> tuple[Tensor | None, ...]:
         build, (_, *saved) = ctx.build, ctx.saved_tensors
         inputs, kept = saved[: ctx.inputs], tuple(saved[ctx.inputs :])
         dx, dy, factor = _input_gradient(dy, ctx.param, build, column=ctx.column)
-        x, *rest = gradients(ctx.made_by.both, dx, past, *inputs)
-        again = begin_all_gather(x, build.tp) if ctx.column and build.sequence_parallel else UnderWay(x)
-        dw = _weight_gradient(ctx.param, build, factor, lambda: _products(build).again(again.take(), kept))
+        x, *rest = gradients(ctx.made_by.both, dx, dresidual, *inputs)
+        recomputed = all_gather_async(x, build.tp) if ctx.column and build.sequence_parallel else AsyncTensor(x)
+        dw = _weight_gradient(ctx.param, build, factor, lambda: _gemms(build).recompute(recomputed.wait(), kept))
         return None, dw, _bias_gradient(dy) if ctx.bias else None, None, None, *rest
 
 
-def _product(
+def _matmul(
     x: Tensor, weight: nn.Parameter, bias: Tensor | None, build: Build, *, column: bool, keep: bool
 ) -> tuple[Tensor, Factor]:
     """y, on its side of the border, and what is kept of x for the weight's gradient."""
@@ -98,38 +98,38 @@ def _product(
             y = scattered(x, weight, build.tp)
         return y, (x,) if keep else ()
     x = _entered(x, build) if column else x
-    y, kept = _products(build).forward(x, weight, bias, column=column, keep=keep)
+    y, kept = _gemms(build).forward(x, weight, bias, column=column, keep=keep)
     return y if column else _left(y, build), kept
 
 
 def _input_gradient(dy: Tensor, weight: nn.Parameter, build: Build, *, column: bool) -> tuple[Tensor, Tensor, Factor]:
-    """dx, the whole dy, and dy as `Products.add` wants it: the way out is the backward of the way in."""
+    """dx, the whole dy, and dy as `Gemms.add` wants it: the way out is the backward of the way in."""
     dy = dy if column else _entered(dy, build)
-    dx, factor = _products(build).backward(dy, weight, column=column)
+    dx, factor = _gemms(build).backward(dy, weight, column=column)
     return _left(dx, build) if column else dx, dy, factor
 
 
 def _weight_gradient(weight: nn.Parameter, build: Build, dy: Factor, x: Callable[[], Factor]) -> Tensor | None:
     """dW, or None where accumulators get it; x is asked for when it is multiplied."""
 
-    def write(total: Tensor, fresh: bool) -> None:
-        _products(build).add(total, fresh, dy, x())
+    def write(total: Tensor, first_microbatch: bool) -> None:
+        _gemms(build).add(total, first_microbatch, dy, x())
 
     if build.accumulators is None:
         total = torch.empty_like(weight)
         write(total, True)
         return total
-    # A rank that is alone has no message to hide: what it puts off would only be held for longer.
-    (build.accumulators.later if build.tp.size > 1 else build.accumulators.add)(weight, write)
+    # A rank that is alone has no message to hide: what it defers would only be held for longer.
+    (build.accumulators.defer if build.tp.size > 1 else build.accumulators.add)(weight, write)
     return None
 
 
 def _entered(x: Tensor, build: Build) -> Tensor:
-    return enter(x, build.tp, sequence_parallel=build.sequence_parallel, meanwhile=build.meanwhile)
+    return enter(x, build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)
 
 
 def _left(x: Tensor, build: Build) -> Tensor:
-    return leave(x, build.tp, sequence_parallel=build.sequence_parallel, meanwhile=build.meanwhile)
+    return leave(x, build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)
 
 
 class _Plain:
@@ -141,7 +141,7 @@ class _Plain:
         del column
         return F.linear(x, weight, bias), (x,) if keep else ()
 
-    def again(self, x: Tensor, kept: Factor) -> Factor:
+    def recompute(self, x: Tensor, kept: Factor) -> Factor:
         del kept
         return (x,)
 
@@ -149,15 +149,15 @@ class _Plain:
         del column
         return dy @ weight, (dy,)
 
-    def add(self, total: Tensor, fresh: bool, dy: Factor, x: Factor) -> None:
-        add_product(total, fresh, rows(dy[0]), rows(x[0]))
+    def add(self, total: Tensor, first_microbatch: bool, dy: Factor, x: Factor) -> None:
+        accumulate_matmul(total, first_microbatch, rows(dy[0]), rows(x[0]))
 
 
 _PLAIN = _Plain()
 
 
-def _products(build: Build) -> Products:
-    return build.products or _PLAIN
+def _gemms(build: Build) -> Gemms:
+    return build.gemms or _PLAIN
 
 
 def rows(x: Tensor) -> Tensor:
@@ -165,17 +165,17 @@ def rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def add_product(total: Tensor, fresh: bool, dy: Tensor, x: Tensor) -> None:
+def accumulate_matmul(total: Tensor, first_microbatch: bool, dy: Tensor, x: Tensor) -> None:
     """total [d_out, d_in] (+)= dy^T x of dy [n, d_out], x [n, d_in]; on a GPU in one product with fp32 sums."""
     left = dy.t()
     if total.dtype == dy.dtype:
-        torch.mm(left, x, out=total) if fresh else total.addmm_(left, x)
+        torch.mm(left, x, out=total) if first_microbatch else total.addmm_(left, x)
     elif total.is_cuda:
-        if fresh:
+        if first_microbatch:
             torch.ops.aten.mm.dtype_out(left, x, total.dtype, out=total)
         else:
             torch.ops.aten.addmm.dtype_out(total, left, x, total.dtype, out=total)
-    elif fresh:
+    elif first_microbatch:
         total.copy_(left @ x)
     else:
         total.add_(left @ x)

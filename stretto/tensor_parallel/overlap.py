@@ -1,4 +1,4 @@
-"""Products of the forward whose messages pass behind a part of them, where a window carries the messages.
+"""Gemms of the forward whose messages pass behind a part of them, where a window carries the messages.
 
 A product that gathers begins with the rows that this rank has; one that scatters begins with those of the other ranks.
 Each row is what it would be: only the order is another.
@@ -10,29 +10,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stretto.collectives import begin_all_gather, begin_sum_of
+from stretto.collectives import all_gather_async, reduce_scatter_rows_async
 from stretto.tensor_parallel.build import Build
 from stretto.world import Axis
 
 
 def overlaps(x: Tensor, build: Build, *, column: bool, d_out: int) -> bool:
     """Whether the message of a product of x [s(/t), b, d_in] goes through a window, and the product is a plain one."""
-    window = build.tp.window
-    if window is None or build.products is not None or not build.sequence_parallel:
+    peer_buffer = build.tp.peer_buffer
+    if peer_buffer is None or build.gemms is not None or not build.sequence_parallel:
         return False
     if column:
-        return window.takes(x.nbytes)
-    return x.shape[0] % build.tp.size == 0 and window.takes(x[..., 0].nbytes * d_out // build.tp.size)
+        return peer_buffer.takes(x.nbytes)
+    return x.shape[0] % build.tp.size == 0 and peer_buffer.takes(x[..., 0].nbytes * d_out // build.tp.size)
 
 
 def gathered(x: Tensor, weight: Tensor, bias: Tensor | None, tp: Axis) -> tuple[Tensor, Tensor]:
     """y [s, b, d_out] = x W^T + b of all ranks' x [s/t, b, d_in], and all x [s, b, d_in]."""
     n = x.shape[0]
-    coming = begin_all_gather(x, tp)
+    coming = all_gather_async(x, tp)
     y = x.new_empty((tp.size * n, *x.shape[1:-1], weight.shape[0]))
     begin, end = tp.rank * n, (tp.rank + 1) * n
     _multiply(x, weight, bias, y[begin:end])
-    whole = coming.take()
+    whole = coming.wait()
     for rows in (slice(0, begin), slice(end, None)):
         if y[rows].numel():
             _multiply(whole[rows], weight, bias, y[rows])
@@ -49,7 +49,7 @@ def scattered(x: Tensor, weight: Tensor, tp: Axis) -> Tensor:
         return _multiply(parts[to], weight, None, out)
 
     like = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device="meta")
-    return begin_sum_of(rows, like, tp).take()
+    return reduce_scatter_rows_async(rows, like, tp).wait()
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Cheap operations in front of a matrix product: little work on much memory, each beside its adjoint.
+"""Cheap operations in front of a GEMM: little work on much memory, each beside its adjoint.
 
 A GPU spends on them what it takes to read and write, so each is one kernel (`Build.fuse`), and what they make need not
-be kept for the backward: doing them once more costs one write, which the matrix product's backward reads anyway
+be kept for the backward: doing them once more costs one write, which the GEMM's backward reads anyway
 (Korthikanti et al., "Reducing activation recomputation", 2022, do the same with attention).
 """
 
@@ -27,7 +27,7 @@ class Pointwise:
     forward: Forward
     backward: Backward
     both: Callable[..., tuple[Tensor, ...]]
-    again: bool
+    recompute: bool
 
     @classmethod
     def of(cls, formula: Formula, build: Build, **bound: float) -> Pointwise:
@@ -36,22 +36,22 @@ class Pointwise:
         def fused(function: Callable[..., Any]) -> Callable[..., Any]:
             return build.fuse(partial(function, **bound) if bound else function)
 
-        return cls(fused(formula.forward), fused(formula.backward), fused(formula.both), build.again)
+        return cls(fused(formula.forward), fused(formula.backward), fused(formula.both), build.recompute)
 
     def __call__(self, *inputs: Tensor) -> Tensor | Lazy:
         """The output, or where it is not to be kept, how to make it."""
-        return Lazy(self, inputs) if self.again else self.now(*inputs)
+        return Lazy(self, inputs) if self.recompute else self.now(*inputs)
 
     def now(self, *inputs: Tensor) -> Tensor:
         """The output as a tensor, whoever takes it."""
         return self._kept(*inputs)[0]
 
-    def fork(self, *inputs: Tensor) -> Fork:
+    def with_residual(self, *inputs: Tensor) -> WithResidual:
         """The output, and the first input for what goes past the operation, as the residual of a block does.
 
-        The gradient of the input, from both ways, is made in one pass. The operation must take `past`.
+        The gradient of the input, from both ways, is made in one pass. The operation must take `residual`.
         """
-        return Fork(Lazy(self, inputs)) if self.again else Fork(*self._kept(*inputs))
+        return WithResidual(Lazy(self, inputs)) if self.recompute else WithResidual(*self._kept(*inputs))
 
     def _kept(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         return _Apply.apply(self, *inputs)  # type: ignore[no-any-return, no-untyped-call]
@@ -59,33 +59,35 @@ class Pointwise:
 
 @dataclass
 class Lazy:
-    """An output that is not made yet. The matrix product that takes it makes it, forward and backward."""
+    """An output that is not made yet. The GEMM that takes it makes it, forward and backward."""
 
     made_by: Pointwise
     inputs: tuple[Tensor, ...]
-    past: Tensor | None = None
+    residual: Tensor | None = None
     """The first input, when the product was taken: what goes past has its gradient added by that product."""
 
 
 @dataclass(frozen=True)
-class Fork:
+class WithResidual:
     """Two ways of an input: through an operation, and past it."""
 
-    through: Tensor | Lazy
-    _past: Tensor | None = None
+    output: Tensor | Lazy
+    _residual: Tensor | None = None
 
     @property
-    def past(self) -> Tensor:
-        """The input itself. Raises RuntimeError while nothing has taken a `through` that is not made yet."""
-        past = self.through.past if isinstance(self.through, Lazy) else self._past
-        if past is None:
-            raise RuntimeError("what goes past a lazy operation is known when a matrix product has taken its output")
-        return past
+    def residual(self) -> Tensor:
+        """The input itself. Raises RuntimeError while nothing has taken a `output` that is not made yet."""
+        residual = self.output.residual if isinstance(self.output, Lazy) else self._residual
+        if residual is None:
+            raise RuntimeError("what goes past a lazy operation is known when a GEMM has taken its output")
+        return residual
 
 
-def gradients(backward: Callable[..., tuple[Tensor, ...]], dy: Tensor, past: Tensor | None, *inputs: Tensor) -> Any:
-    """What `backward` or `both` of an operation gives, with the gradient from `past` it where there is one."""
-    return backward(dy, *inputs) if past is None else backward(dy, *inputs, past=past)
+def gradients(
+    backward: Callable[..., tuple[Tensor, ...]], dy: Tensor, dresidual: Tensor | None, *inputs: Tensor
+) -> Any:
+    """What `backward` or `both` of an operation gives, with the gradient from `residual` it where there is one."""
+    return backward(dy, *inputs) if dresidual is None else backward(dy, *inputs, dresidual=dresidual)
 
 
 class _Apply(Function):
@@ -99,7 +101,7 @@ class _Apply(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, past: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dresidual: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:  # nobody used the output
-            return None, past, *[None] * (len(ctx.saved_tensors) - 1)
-        return None, *gradients(ctx.op.backward, dy, past, *ctx.saved_tensors)
+            return None, dresidual, *[None] * (len(ctx.saved_tensors) - 1)
+        return None, *gradients(ctx.op.backward, dy, dresidual, *ctx.saved_tensors)

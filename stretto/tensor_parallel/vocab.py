@@ -58,7 +58,7 @@ class VocabParallelEmbedding(nn.Module):
         else:
             x = _LookUp.apply(self.weight, local, mine, self)  # type: ignore[no-untyped-call]
         at = self.build
-        return leave(x, at.tp, sequence_parallel=at.sequence_parallel, meanwhile=at.meanwhile)
+        return leave(x, at.tp, sequence_parallel=at.sequence_parallel, overlap_with=at.overlap_with)
 
 
 class VocabParallelHead(nn.Module):
@@ -90,7 +90,7 @@ class VocabParallelHead(nn.Module):
     def loss(self, x: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Sum of weight times cross-entropy in nats, [] in fp64, over x [s(/t), b, h], labels and weights [b, s]."""
         at = self.build
-        x = enter(x, at.tp, sequence_parallel=at.sequence_parallel, meanwhile=at.meanwhile)
+        x = enter(x, at.tp, sequence_parallel=at.sequence_parallel, overlap_with=at.overlap_with)
         return self.measure(x, self.weight, labels.t(), weights.t())
 
 
@@ -109,10 +109,10 @@ class _LookUp(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[None, None, None, None]:
         ids, mine = ctx.saved_tensors
 
-        def write(total: Tensor, fresh: bool) -> None:
+        def write(total: Tensor, first_microbatch: bool) -> None:
             masked = ctx.of.only(dy, mine, total.dtype)
             rows = torch.ops.aten.embedding_dense_backward(masked, ids, total.shape[0], -1, False)
-            total.copy_(rows) if fresh else total.add_(rows)
+            total.copy_(rows) if first_microbatch else total.add_(rows)
 
         into: Accumulators = ctx.of.build.accumulators
         into.add(ctx.param, write)

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from stretto.initialize.failures import Failure
 from stretto.testing.forkserver import ForkServer
-from stretto.testing.worker import Call, serve, stack_file
+from stretto.testing.worker import Request, serve, stack_file
 
 GRACE_SECONDS = 0.5
 """After a first failure: how long others may still show that they are its cause, or finish."""
@@ -90,7 +90,7 @@ class Pool:
         if not 1 <= n <= self.size:
             raise ValueError(f"n={n} ranks asked of a pool of {self.size}: 1 <= n <= {self.size}")
         filters = list(warnings.filters)
-        request = pickle.dumps(Call(self._calls, n, timeout, filters, fn, args))
+        request = pickle.dumps(Request(self._calls, n, timeout, filters, fn, args))
         try:
             workers = self._start()[:n]
             self._calls += 1

@@ -26,7 +26,7 @@ from stretto.world import World
 
 
 @dataclass(frozen=True)
-class Call:
+class Request:
     """One call of the pool, as it travels to each of its ranks."""
 
     number: int
@@ -76,7 +76,7 @@ def _receive(connection: Connection) -> bytes | None:
 def _answer(request: bytes, rank: int, connection: Connection, store: Store, device: torch.device) -> None:
     answered = False
     try:
-        call: Call = pickle.loads(request)
+        call: Request = pickle.loads(request)
         with warnings.catch_warnings(), _world(call, rank, store, device) as world:
             warnings.filters = call.filters  # those of the caller: pytest's "error" holds here too
             connection.send_bytes(pickle.dumps((True, call.fn(world, *call.args))))
@@ -89,7 +89,7 @@ def _answer(request: bytes, rank: int, connection: Connection, store: Store, dev
         connection.send_bytes(pickle.dumps((False, Failure.of(rank, error))))
 
 
-def _world(call: Call, rank: int, store: Store, device: torch.device) -> AbstractContextManager[World]:
+def _world(call: Request, rank: int, store: Store, device: torch.device) -> AbstractContextManager[World]:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(call.size), LOCAL_RANK=str(rank))
     mine = PrefixStore(f"call{call.number}", store)
     patience = timedelta(seconds=call.timeout + 60)  # the pool's own time ends first, and shows the stacks

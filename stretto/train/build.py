@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from stretto.arguments.schema import Arguments
-from stretto.distributed import AdamW, DataParallel, DirectGradients
+from stretto.distributed import AdamW, DataParallel, MainGradients
 from stretto.estimate import stage_layers
-from stretto.kernels import by_hand
-from stretto.models import StagePart, Transformer, attention_by
+from stretto.kernels import hand_written
+from stretto.models import StageSpec, Transformer, attention_by
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, Stage, TensorMeta
 from stretto.schedule import DDP, lower, schedule_for
@@ -48,10 +48,10 @@ class Built:
 def build(args: Arguments, state: ParallelState) -> Built:
     """Build this rank's part of the run, with initial weights drawn from `run.seed`."""
     layout, axis = state.layout, state.axis("pp")
-    parts = stage_parts(args)
+    parts = stage_specs(args)
     microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
     program = lower(schedule_for(args.parallel.schedule, axis.size, microbatches), DDP)
-    direct, fuse, tp = DirectGradients(), fused if args.run.compile else unfused, state.axis("tp")
+    direct, fuse, tp = MainGradients(), fused if args.run.compile else unfused, state.axis("tp")
     passes = partial(fused, dynamic=True) if args.run.compile else unfused
     fp8 = None if args.run.fp8 == "none" else RECIPES[args.run.fp8](tp, passes)
     place = Build(
@@ -61,16 +61,16 @@ def build(args: Arguments, state: ParallelState) -> Built:
         state.world.device,
         args.run.seed,
         fuse=fuse,
-        again=args.run.recompute == "light",
+        recompute=args.run.recompute == "light",
         accumulators=direct,
-        products=fp8,
+        gemms=fp8,
     )
     boundary = _boundary(args, place)
     mine = [s for s, rank in enumerate(program.placement) if rank == axis.rank]
-    seq_len, again = args.batch.seq_len, args.run.recompute == "block"
+    seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
     attend = attention_by(args.run.attention, deterministic=args.run.deterministic)
     modules = {
-        s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=again, attend=attend) for s in mine
+        s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=recompute, attend=attend) for s in mine
     }
     stages = {s: Stage(s, module, boundary if s else None) for s, module in modules.items()}
     weights = DataParallel(modules, state, bucket_mb=args.parallel.bucket_mb, direct=direct)
@@ -102,13 +102,13 @@ def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Calla
     GPU a kernel written by hand goes first.
     """
     compiled = torch.compile(function, dynamic=dynamic)
-    return by_hand(function, compiled) if torch.cuda.is_available() else compiled
+    return hand_written(function, compiled) if torch.cuda.is_available() else compiled
 
 
-def stage_parts(args: Arguments) -> list[StagePart]:
+def stage_specs(args: Arguments) -> list[StageSpec]:
     """What of the model each stage holds."""
     layers = stage_layers(args)
-    return [StagePart(held, first=s == 0, last=s == len(layers) - 1) for s, held in enumerate(layers)]
+    return [StageSpec(held, first=s == 0, last=s == len(layers) - 1) for s, held in enumerate(layers)]
 
 
 def _boundary(args: Arguments, place: Build) -> TensorMeta:

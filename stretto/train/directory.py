@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.arguments import Arguments, Resolved, as_toml
-from stretto.train.agree import RefusedError
+from stretto.train.consensus import RunRejectedError
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Paths:
 def occupied(resolved: Resolved, *, resume: bool) -> Iterator[Path | None]:
     """Within, the directory is this run's alone. Yields where it moved the earlier run that it found there, if any.
 
-    Raises RefusedError, with nothing changed, when another run writes there or what lies there is no run's.
+    Raises RunRejectedError, with nothing changed, when another run writes there or what lies there is no run's.
     """
     paths = Paths.of(resolved.args)
     aside = None
@@ -74,12 +74,12 @@ def occupied(resolved: Resolved, *, resume: bool) -> Iterator[Path | None]:
 
 def _require_movable(paths: Paths) -> None:
     if not paths.resolved.exists():
-        raise RefusedError(
+        raise RunRejectedError(
             f"--out {paths.root} has files and is not the directory of a run (there is no {paths.resolved.name}): name "
             "one that is empty or not there yet"
         )
     if Path.cwd().is_relative_to(paths.root.resolve()):
-        raise RefusedError(
+        raise RunRejectedError(
             f"--out {paths.root} holds an earlier run and cannot move aside, as this command was started in it: "
             "name another directory, or start elsewhere"
         )
@@ -94,7 +94,7 @@ def _locked(paths: Paths) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise RefusedError(
+            raise RunRejectedError(
                 f"{holder} is training in {paths.root} now: wait for it, or name another directory with --out"
             ) from None
         except OSError:  # a file system without locks: then nobody looks after two runs that share a directory

@@ -19,7 +19,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
     )
     over_gloo = {_wide(layout, axis) for axis in args.groups.gloo}
     urgent = {_wide(layout, axis) for axis in args.nccl.high_priority}
-    window = _window(args)
+    peer_buffer = _peer_buffer_size(args)
     options = {}
     for names in default_axes(layout):
         axis = "-".join(names)
@@ -30,14 +30,14 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
             high_priority=wide in urgent,
             min_ctas=fewest.get(wide),
             max_ctas=most.get(wide),
-            window=window if wide == {"tp"} and wide not in over_gloo else None,
+            peer_buffer=peer_buffer if wide == {"tp"} and wide not in over_gloo else None,
         )
         if wide and found != GroupOptions():
             options[axis] = found
     return options
 
 
-def _window(args: Arguments) -> int | None:
+def _peer_buffer_size(args: Arguments) -> int | None:
     """Bytes of what a tensor-parallel rank reads of another in one message: its part of [s, b, h]."""
     if not args.parallel.tp_comm_overlap:
         return None

@@ -17,7 +17,7 @@ from stretto.collectives import all_reduce
 from stretto.data.baselines import bits_per_byte
 from stretto.data.evaluation import held_out_batches
 from stretto.data.store import TokenStore
-from stretto.initialize.timeline import Timeline
+from stretto.initialize.timeline import StartTimeline
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
 from stretto.train.build import Built
@@ -69,7 +69,7 @@ class Loop:
     listener: Listener
     save: Callable[[], Path]
     stop: Callable[[], bool]
-    timeline: Timeline = field(default_factory=Timeline)
+    timeline: StartTimeline = field(default_factory=StartTimeline)
     """Gets the phase "first step", which ends when the device is done with it."""
     _clock: float = field(default_factory=time.perf_counter)
     _pending: Pending | None = None

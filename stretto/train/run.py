@@ -10,18 +10,18 @@ from pathlib import Path
 
 from stretto.arguments import Arguments, ConfigError, Resolved, Violation
 from stretto.checkpoint import load
+from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls
 from stretto.data.corpus import Corpus
 from stretto.data.feed import Feed
 from stretto.data.prepare import Splits, prepare
 from stretto.data.tokenizer import Tokenizer, load_tokenizer
 from stretto.initialize.failures import is_consequence
-from stretto.initialize.timeline import Timeline
+from stretto.initialize.timeline import StartTimeline
 from stretto.layout import Layout
 from stretto.parallel_state import GroupCost, ParallelState
-from stretto.traffic import CHECK_SECONDS, Checker, LastCalls
-from stretto.train.agree import require_same_text, together
 from stretto.train.build import Built, build
 from stretto.train.checkpointing import TrainState
+from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
 from stretto.train.groups import group_options
 from stretto.train.loop import Loop
@@ -76,12 +76,12 @@ def train(
     *,
     resume: Path | None,
     stop: Callable[[], bool],
-    timeline: Timeline,
+    timeline: StartTimeline,
 ) -> Outcome:
     """Run `resolved` on this rank of `world`.
 
     Args:
-        begin: called when nothing is left that could refuse the run, and before anything is written, with the step
+        begin: called when nothing is left that could reject the run, and before anything is written, with the step
             from which it goes on and what each of this rank's groups took; makes what is told of the run.
         resume: the checkpoint to go on from.
         stop: whether this rank wants the run to end; all ranks then save and leave after the same step.
@@ -89,19 +89,19 @@ def train(
             "first step".
 
     Raises:
-        RefusedError, CheckpointError, DataError: on all ranks alike; nothing has been written.
+        RunRejectedError, CheckpointError, DataError: on all ranks alike; nothing has been written.
         DivergedError: on all ranks alike.
     """
     args = resolved.args
     options = group_options(args, resolved.layout)
     with timeline.phase("groups"):
         check = args.run.check_collectives
-        watcher = Checker(min(args.run.timeout, CHECK_SECONDS)) if check else LastCalls(is_consequence)
-        state = ParallelState.build(resolved.layout, world, timeout=args.run.timeout, options=options, watcher=watcher)
+        tracer = Checker(min(args.run.timeout, CHECK_SECONDS)) if check else LastCalls(is_consequence)
+        state = ParallelState.build(resolved.layout, world, timeout=args.run.timeout, options=options, tracer=tracer)
     with state:
         with timeline.phase("data"):
             require_same_text(state, text.splits)
-            feed = together(state, lambda: Feed(text.splits.train, seq_len=args.batch.seq_len, seed=args.run.seed))
+            feed = on_all_ranks(state, lambda: Feed(text.splits.train, seq_len=args.batch.seq_len, seed=args.run.seed))
         with timeline.phase("model"):
             built = build(args, state)
         train_state = TrainState(built.optimizer, feed)
@@ -115,7 +115,7 @@ def train(
             with timeline.phase("output"):  # not the wait for the others, which their slow phases make
                 return begin(train_state.step, state.costs)
 
-        told = together(state, begun)
+        told = on_all_ranks(state, begun)
         try:
             loop = Loop(args, state, built, train_state, text.splits.held_out, told, save, stop, timeline)
             since = time.perf_counter()

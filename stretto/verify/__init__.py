@@ -1,12 +1,12 @@
-"""The proof that the layout does not change the model: inspection of a run, and its comparison with a twin."""
+"""The proof that the layout does not change the model: inspection of a run, and its comparison with a reference."""
 
+from stretto.verify.activations import Seen
 from stretto.verify.compare import ROUNDING, TOLERANCE, Comparison, Difference, Quantity, Trace, differences, trace
 from stretto.verify.diagnosis import where_to_look
 from stretto.verify.full import gather_full, load_full
 from stretto.verify.places import Place, places
+from stretto.verify.reference import ONE_PROCESS, against_reference
 from stretto.verify.session import Session, build, random_batch, random_weights
-from stretto.verify.twin import ONE_PROCESS, against_twin
-from stretto.verify.watch import Seen
 
 __all__ = [
     "ONE_PROCESS",
@@ -19,7 +19,7 @@ __all__ = [
     "Seen",
     "Session",
     "Trace",
-    "against_twin",
+    "against_reference",
     "build",
     "differences",
     "gather_full",

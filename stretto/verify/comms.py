@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
+from stretto.collective_trace import CollectiveCall, Divergence, Recorder, Volume, divergences, volumes
+from stretto.collective_trace.call import decode, encode
 from stretto.exchange import all_gather_bytes
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
-from stretto.traffic import Call, Divergence, Recorder, Volume, divergences, volumes
-from stretto.traffic.call import decode, encode
 from stretto.train.build import build
 from stretto.train.groups import group_options
 from stretto.verify.session import Session, random_batch
@@ -52,14 +52,14 @@ class Communication:
         return not self.divergences and not any(sent.off for sent in self.sent)
 
 
-def record_step(args: Arguments, layout: Layout, world: World, *, seed: int = 0) -> dict[int, list[Call]]:
+def record_step(args: Arguments, layout: Layout, world: World, *, seed: int = 0) -> dict[int, list[CollectiveCall]]:
     """The calls of one optimizer step from random tokens, by rank; empty on all ranks but 0. `args` fit the layout.
 
     It is the second step: in the first, stages also announce to each other what they will send.
     """
     recorder = Recorder()
     options = group_options(args, layout)
-    with ParallelState.build(layout, world, timeout=args.run.timeout, options=options, watcher=recorder) as state:
+    with ParallelState.build(layout, world, timeout=args.run.timeout, options=options, tracer=recorder) as state:
         built = build(args, state)
         try:
             session = Session(args, state, built)
@@ -71,7 +71,7 @@ def record_step(args: Arguments, layout: Layout, world: World, *, seed: int = 0)
         return _gather(recorder.calls, state)
 
 
-def communication(args: Arguments, layout: Layout, records: Mapping[int, Sequence[Call]]) -> Communication:
+def communication(args: Arguments, layout: Layout, records: Mapping[int, Sequence[CollectiveCall]]) -> Communication:
     """Judge the records of all ranks. Raises NotImplementedError where there is no textbook, see `expected`."""
     measured = {rank: volumes(calls) for rank, calls in records.items()}
     textbook = {rank: expected(args, layout, rank) for rank in records}
@@ -90,7 +90,7 @@ def communication(args: Arguments, layout: Layout, records: Mapping[int, Sequenc
     return Communication(sum(map(len, records.values())), tuple(sent), divergences(records))
 
 
-def _gather(calls: list[Call], state: ParallelState) -> dict[int, list[Call]]:
+def _gather(calls: list[CollectiveCall], state: ParallelState) -> dict[int, list[CollectiveCall]]:
     world = state.axis("tp", "cp", "dp", "pp")
     everyone = all_gather_bytes(encode(calls).encode(), world.size, world.group)
     return {rank: decode(text) for rank, text in enumerate(everyone)} if world.rank == 0 else {}

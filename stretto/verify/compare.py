@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stretto.batch import Batch
+from stretto.verify.activations import Seen
 from stretto.verify.session import Session, weights_in
-from stretto.verify.watch import Seen
 
 TOLERANCE = {"fp64": 1e-10, "fp32": 3e-5}
 """Largest error of a tensor, relative to its largest element. In fp32 reordered sums give up to 5e-6 and real defects
@@ -133,7 +133,7 @@ def trace(session: Session, weights: Mapping[str, Tensor], batches: Sequence[Bat
     norms, evaluations, grads, params = [], [], [], []
     unequal: list[str] = []
     for batch in batches:
-        loss, norm = session.step(batch, watch=not losses)
+        loss, norm = session.step(batch, observe=not losses)
         losses.append(loss)
         norms.append(norm)
         grads.append(session.full_grads())

@@ -17,7 +17,7 @@ from stretto.verify.compare import ROUNDING, Comparison
 TENSOR = ("-", "tp", "tp + sequence parallel")
 PIPELINE = ("-", "1f1b", "gpipe")
 DATA = ("-", "dp")
-RECOMPUTE = {"none": "", "light": "light recomputation", "block": "recomputation of blocks"}
+RECOMPUTE = {"none": "", "light": "selective recomputation", "block": "recomputation of blocks"}
 ACTIVATIONS = tuple(" + ".join(filter(None, each)) or "-" for each in product(("", "dropout"), RECOMPUTE.values()))
 DTYPES = ("fp64", "fp32", "bf16")
 
@@ -55,8 +55,8 @@ def combination(args: Arguments) -> Combination:
     """What resolved arguments use. A setting that is new to the layout counts until it is spoken for."""
     p, r = args.parallel, args.run
     tensor = TENSOR[1 + p.sequence_parallel] if p.tp > 1 else "-"
-    again = RECOMPUTE.get(r.recompute, "")
-    activations = " + ".join(filter(None, ("dropout" if args.model.dropout else "", again))) or "-"
+    recompute = RECOMPUTE.get(r.recompute, "")
+    activations = " + ".join(filter(None, ("dropout" if args.model.dropout else "", recompute))) or "-"
     other = tuple(
         f"{f.name}={getattr(p, f.name)}"
         for f in fields(ParallelConfig)
@@ -122,11 +122,11 @@ def example(of: Combination, *, options: bool) -> Arguments:
         bucket_mb=0.005,
     )
     batch = BatchConfig(seq_len=8, micro_batch=1, global_batch=4 * dp)
-    again = next(how for how, words in reversed(RECOMPUTE.items()) if words in of.activations)
+    recompute = next(how for how, words in reversed(RECOMPUTE.items()) if words in of.activations)
     return Arguments(
         model=model,
         parallel=parallel,
         batch=batch,
         optimizer=OptimizerConfig(lr=1e-2, clip_grad=0.5),
-        run=RunConfig(dtype=of.dtype, timeout=30.0, recompute=again),  # type: ignore[arg-type]
+        run=RunConfig(dtype=of.dtype, timeout=30.0, recompute=recompute),  # type: ignore[arg-type]
     )

@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from stretto.arguments.schema import Arguments
-from stretto.models import StagePart, Transformer
+from stretto.models import StageSpec, Transformer
 from stretto.params import ParamSpec, collect
 from stretto.tensor_parallel import Build
 from stretto.train.dtypes import DTYPES
-from stretto.verify.watch import pieces_of
+from stretto.verify.activations import pieces_of
 from stretto.world import Axis
 
 
@@ -47,7 +47,7 @@ def places(args: Arguments) -> dict[str, Place]:
     parallel = args.parallel
     tp = Axis("tp", 0, tuple(range(parallel.tp)))
     build = Build(tp, parallel.sequence_parallel, DTYPES[args.run.dtype], "meta")
-    model = Transformer(args.model, StagePart.whole(args.model), build, seq_len=args.batch.seq_len)
+    model = Transformer(args.model, StageSpec.whole(args.model), build, seq_len=args.batch.seq_len)
     kinds = {path: type(module) for path, module in model.named_modules()}
     paths = {module: path for path, module in model.named_modules()}
     found = {p.name: Place(paths[module], type(module)) for module, pieces in pieces_of(model) for p in pieces}

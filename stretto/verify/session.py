@@ -6,7 +6,7 @@
         grads = session.full_grads()                 # after reduction, before clipping
 
 Works for any layout in any world, also for several at once in one process; with the layout of one rank and
-`World.single()` it is the twin that others are compared with.
+`World.single()` it is the reference that others are compared with.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stretto.arguments.elsewhere import in_layout, judged_in
+from stretto.arguments.elsewhere import in_layout, validated_in
 from stretto.arguments.schema import Arguments
 from stretto.batch import Batch
 from stretto.data.feed import rows_of
@@ -33,8 +33,8 @@ from stretto.train.dtypes import DTYPES
 from stretto.train.groups import group_options
 from stretto.train.loop import valid_tokens
 from stretto.train.step import evaluate
+from stretto.verify.activations import ActivationObserver, Seen
 from stretto.verify.full import gather_full, load_full, unequal_replicas
-from stretto.verify.watch import Seen, Watch
 from stretto.world import World
 
 
@@ -99,18 +99,18 @@ class Session:
         rounded = {f"param/{n}": t.to(self.dtype) for n, t in weights_in(full).items()}
         return unequal_replicas([*self.built.optimizer.slices(), *params], {**full, **rounded})
 
-    def step(self, batch: Batch, *, watch: bool = False) -> tuple[float, float]:
+    def step(self, batch: Batch, *, observe: bool = False) -> tuple[float, float]:
         """One update from a whole global batch [global_batch, s]: its loss and gradient norm, on every rank.
 
-        With `watch`, `seen` has afterwards what passed through each module.
+        With `observe`, `seen` has afterwards what passed through each module.
         """
         trainer, microbatches = self.built.trainer, self.microbatches(batch)
-        if watch:
+        if observe:
             mine = list(zip(microbatches, self._rows(), strict=True))
             shape = (batch.tokens.shape[0], batch.tokens.shape[1])
-            with Watch(self.built.stages, self.state.axis("tp"), mine, shape) as watched:
+            with ActivationObserver(self.built.stages, self.state.axis("tp"), mine, shape) as observer:
                 loss = trainer.gradients(microbatches)
-            self.seen = watched.gather(self.world)
+            self.seen = observer.gather(self.world)
         else:
             loss = trainer.gradients(microbatches)
         weights = self.built.weights
@@ -172,7 +172,7 @@ def build(args: Arguments, layout: Layout, world: World) -> Iterator[Session]:
     `args.parallel` gives way to the layout; sequence parallelism, schedule and bucket size stay as they are. Raises
     ConfigError where `args` in that layout break a rule.
     """
-    judged_in(args, layout)
+    validated_in(args, layout)
     args = in_layout(args, layout)
     with ParallelState.build(layout, world, timeout=args.run.timeout, options=group_options(args, layout)) as state:
         built = build_run(args, state)

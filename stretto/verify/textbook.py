@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
 from stretto.layout import Layout
-from stretto.models import StagePart, Transformer
+from stretto.models import StageSpec, Transformer
 from stretto.params import Declared, Logical, collect
 from stretto.tensor_parallel import Build
-from stretto.train.build import stage_parts
+from stretto.train.build import stage_specs
 from stretto.train.dtypes import DTYPES
 from stretto.world import Axis
 
@@ -35,7 +35,7 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     if layout.size("cp") > 1 or layout.has_experts:
         raise NotImplementedError(f"{layout}: no textbook volumes for context and expert parallelism yet")
     at, step = layout.coords(rank), _Step(args, layout)
-    part = stage_parts(args)[at["pp"]]
+    part = stage_specs(args)[at["pp"]]
     found: Bytes = {}
     terms = (step.borders(part), step.scales(part), step.loss(part), step.messages(at["pp"]))
     for term in (*terms, step.gradients(part, at["tp"])):
@@ -71,7 +71,7 @@ class _Step:
         """Bytes of a number in the loss and in gradients, fp32 or wider."""
         return max(4, DTYPES[self.args.run.dtype].itemsize)
 
-    def borders(self, part: StagePart) -> Bytes:
+    def borders(self, part: StageSpec) -> Bytes:
         """Every layer enters and leaves two parallel regions; the embedding leaves one, the head enters one.
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
@@ -87,8 +87,8 @@ class _Step:
             return {("tp", "all_gather"): both / 2 + entered, ("tp", "reduce_scatter"): (both + left) / 2}
         return {("tp", "all_reduce"): both + left}
 
-    def scales(self, part: StagePart) -> Bytes:
-        """Of what tp cuts, the ranks agree on the scales of 8-bit numbers, by their maximum, in fp32.
+    def scales(self, part: StageSpec) -> Bytes:
+        """Of what tp cuts, the ranks agree on the scales of FP8, by their maximum, in fp32.
 
         Once in a step for each of a layer's four matrices, and for each microbatch for two inputs and for two
         gradients of outputs; for the inputs once more where the block is computed again. Rowwise there is a scale for
@@ -96,15 +96,15 @@ class _Step:
         """
         if self.args.run.fp8 == "none":
             return {}
-        rowwise, again = self.args.run.fp8 == "rowwise", self.args.run.recompute == "block"
+        rowwise, recompute = self.args.run.fp8 == "rowwise", self.args.run.recompute == "block"
         weights = 4 * (self.args.model.hidden if rowwise else 1)
-        others = (6 if again else 4) * self.microbatches * (self.tokens if rowwise else 1)
-        return {("tp", "max_reduce"): len(part.layers) * self.all_reduce("tp", 4 * (weights + others))}
+        others = (6 if recompute else 4) * self.microbatches * (self.tokens if rowwise else 1)
+        return {("tp", "all_reduce_max"): len(part.layers) * self.all_reduce("tp", 4 * (weights + others))}
 
-    def loss(self, part: StagePart) -> Bytes:
+    def loss(self, part: StageSpec) -> Bytes:
         """Of each token the maximum of the logits, the sum of exponentials, and the label's logit."""
         one = self.all_reduce("tp", self.tokens * self.wide) * self.microbatches * part.last
-        return {("tp", "max_reduce"): one, ("tp", "all_reduce"): 2 * one}
+        return {("tp", "all_reduce_max"): one, ("tp", "all_reduce"): 2 * one}
 
     def messages(self, stage: int) -> Bytes:
         """Each microbatch's activation to the next stage, and its gradient to the one before."""
@@ -114,7 +114,7 @@ class _Step:
         down = {} if last else {(f"pp:{stage}>{stage + 1}", "send"): size}
         return {**down, **({(f"pp:{stage}>{stage - 1}", "send"): size} if stage else {})}
 
-    def gradients(self, part: StagePart, tp_rank: int) -> Bytes:
+    def gradients(self, part: StageSpec, tp_rank: int) -> Bytes:
         """Every gradient once over the replicas; those of which several ranks hold parts once more over these."""
         declared = self.declared(part, tp_rank)
         numbers = {"dp-cp": sum(item.param.numel() for item in declared)}
@@ -123,7 +123,7 @@ class _Step:
             numbers[axis] = sum(_spread(each, axis) for each in parts)
         return {(axis, "all_reduce"): self.all_reduce(axis, n * self.wide) for axis, n in numbers.items()}
 
-    def declared(self, part: StagePart, tp_rank: int) -> tuple[Declared, ...]:
+    def declared(self, part: StageSpec, tp_rank: int) -> tuple[Declared, ...]:
         """The parameters that a rank stores; nothing is allocated."""
         tp = Axis("tp", tp_rank, tuple(range(self.layout.size("tp"))))
         place = Build(tp, self.args.parallel.sequence_parallel, DTYPES[self.args.run.dtype], "meta")
@@ -140,7 +140,7 @@ class _Step:
 def padding(args: Arguments, layout: Layout, rank: int) -> float:
     """Bytes that `rank` may send beyond the textbook: flat gradients begin each parameter at an aligned element."""
     step, at = _Step(args, layout), layout.coords(rank)
-    parameters = len(step.declared(stage_parts(args)[at["pp"]], at["tp"]))
+    parameters = len(step.declared(stage_specs(args)[at["pp"]], at["tp"]))
     return step.all_reduce("dp-cp", parameters * (ALIGNED - 1) * step.wide)
 
 

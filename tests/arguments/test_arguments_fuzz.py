@@ -15,7 +15,7 @@ from stretto.arguments import ConfigError, as_toml, from_dict, parse, resolve, t
 from stretto.arguments.command_line import SOURCE_FLAGS, flags
 from stretto.arguments.files import read_config
 from stretto.arguments.layers import Layer, read_layer
-from stretto.arguments.sources import COMMAND_LINE, Kind, Source
+from stretto.arguments.sources import COMMAND_LINE, Source, SourceKind
 from stretto.arguments.tree import sections, settings
 
 pytestmark = pytest.mark.pure
@@ -48,7 +48,7 @@ def test_any_table_is_answered(tree: dict[str, object]) -> None:
         args = from_dict(tree)
         assert from_dict(to_dict(args)) == args
     with suppress(ConfigError):
-        resolve([read_layer(tree, Source(Kind.FILE, "x.toml"))])
+        resolve([read_layer(tree, Source(SourceKind.FILE, "x.toml"))])
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode), st.sampled_from(["toml", "yaml"]))
@@ -74,8 +74,8 @@ def test_any_text_survives_the_resolved_file(data: str, out: str, layers: list[i
     except ConfigError:  # no layer at all
         assert sum(layers) == 0
         return
-    again = resolve([read_layer(tomllib.loads(as_toml(first)), Source(Kind.FILE, "resolved.toml"))])
-    assert again.args == first.args
+    recompute = resolve([read_layer(tomllib.loads(as_toml(first)), Source(SourceKind.FILE, "resolved.toml"))])
+    assert recompute.args == first.args
 
 
 @pytest.mark.parametrize("path", [path for path, s in settings().items() if s.kind in (int, float)])

@@ -14,7 +14,7 @@ from stretto.arguments.tree import settings
 pytestmark = pytest.mark.pure
 
 
-def refusal(words: str) -> str:
+def rejection(words: str) -> str:
     with pytest.raises(ConfigError) as caught:
         parse(words.split(), env={}, files=False)
     return caught.value.violations[0].problem
@@ -37,7 +37,7 @@ def refusal(words: str) -> str:
 )
 def test_a_flag_of_another_program_leads_on(words: str, ends: str) -> None:
     """Catches: the table not read, where --fsdp leads to --fp8 and --num-experts to --help by their looks."""
-    assert refusal(words).endswith(ends)
+    assert rejection(words).endswith(ends)
 
 
 def test_fp16_is_not_fp32_by_its_looks() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from stretto.arguments import ConfigError, Kind, Record, Resolved, Violation, as_toml, from_dict, parse, to_dict
+from stretto.arguments import ConfigError, Record, Resolved, SourceKind, Violation, as_toml, from_dict, parse, to_dict
 from stretto.arguments.command_line import flags
 from stretto.arguments.derive import DERIVATIONS
-from stretto.arguments.elsewhere import judged_in
+from stretto.arguments.elsewhere import validated_in
 from stretto.arguments.files import presets
 from stretto.arguments.tree import get, settings
-from stretto.cli.settings import parse_or_demo
+from stretto.cli.words import parse_or_demo
 from stretto.layout import Layout
 
 pytestmark = pytest.mark.pure
@@ -24,7 +24,7 @@ def resolve(words: str = "", **known: object) -> Resolved:
     return parse_or_demo(words.split(), env={}, **known)  # type: ignore[arg-type]
 
 
-def refusals(words: str, **known: object) -> tuple[Violation, ...]:
+def rejections(words: str, **known: object) -> tuple[Violation, ...]:
     with pytest.raises(ConfigError) as caught:
         resolve(words, **known)
     return caught.value.violations
@@ -49,7 +49,9 @@ def test_the_library_starts_from_the_defaults_that_help_prints(words: str) -> No
     r = parse(words.split(), env={})
     said = {"model.heads"} if words else set()
     assert r.fallback is None
-    assert {path for path, source in r.sources.items() if source.kind not in (Kind.DEFAULT, Kind.DERIVED)} == said
+    assert {
+        path for path, source in r.sources.items() if source.kind not in (SourceKind.DEFAULT, SourceKind.DERIVED)
+    } == said
     given = {path: s.default for path, s in settings().items() if s.default is not None and path not in said}
     assert {path: get(r.args, path) for path in given} == given
 
@@ -62,8 +64,8 @@ def test_a_command_falls_back_on_the_demo_only_where_nothing_else_is_named(tmp_p
     assert resolve("--tp 1 --pp 4 --steps 300").args.model.layers == 6
     for words in ("--preset tiny", f"--config {file}"):
         assert resolve(words).fallback is None
-    again = resolve("", checkpoint=resolve("--preset tiny").record())
-    assert (again.fallback, again.args.model.layers) == (None, resolve("--preset tiny").args.model.layers)
+    recompute = resolve("", checkpoint=resolve("--preset tiny").record())
+    assert (recompute.fallback, recompute.args.model.layers) == (None, resolve("--preset tiny").args.model.layers)
 
 
 def test_flags_are_unique_over_all_sections() -> None:
@@ -76,9 +78,9 @@ def test_flags_are_unique_over_all_sections() -> None:
 )
 def test_what_a_choice_is_called_elsewhere_is_understood_and_refused(word: str, meant: str) -> None:
     """Catches: `gpu` taken for `cpu`, which it looks like."""
-    (refusal,) = refusals(f"--preset tiny {word}")
-    assert refusal.problem.endswith(f"; did you mean {meant}?")
-    assert [*refusal.fixes[0].values()] == [meant]
+    (rejection,) = rejections(f"--preset tiny {word}")
+    assert rejection.problem.endswith(f"; did you mean {meant}?")
+    assert [*rejection.fixes[0].values()] == [meant]
 
 
 def test_stronger_sources_win(tmp_path: Path) -> None:
@@ -88,8 +90,8 @@ def test_stronger_sources_win(tmp_path: Path) -> None:
     b = r.args.batch
     assert (b.seq_len, b.micro_batch, b.global_batch) == (64, 4, 8)
     kinds = [r.sources[f"batch.{n}"].kind for n in ("seq_len", "micro_batch", "global_batch")]
-    assert kinds == [Kind.FILE, Kind.COMMAND_LINE, Kind.PRESET]
-    assert r.sources["run.seed"].kind is Kind.DEFAULT
+    assert kinds == [SourceKind.FILE, SourceKind.COMMAND_LINE, SourceKind.PRESET]
+    assert r.sources["run.seed"].kind is SourceKind.DEFAULT
 
 
 def test_set_and_equals_say_the_same_as_a_flag() -> None:
@@ -131,7 +133,7 @@ def test_a_preset_gives_way_and_a_flag_does_not() -> None:
     assert not quiet.args.parallel.sequence_parallel
     assert str(quiet.sources["parallel.sequence_parallel"]) == "derived: tp = 1, nothing to cut"
     assert resolve("--preset llama3-8b --position learned").args.model.rope_base == 10_000
-    (loud,) = refusals("--tp 1 --sequence-parallel")
+    (loud,) = rejections("--tp 1 --sequence-parallel")
     assert loud.rule == "has_effect"
     assert loud.fixes[0] == {"parallel.sequence_parallel": False}
 
@@ -152,18 +154,18 @@ def test_yaml_numbers_are_numbers_and_words_are_words(tmp_path: Path) -> None:
     r = resolve(f"--config {file}")
     assert (r.args.optimizer.lr, r.args.checkpoint.out, r.args.parallel.stage_layers) == (1e-3, "no", (1, 2))
     file.write_text("model: {layers: 3}\nmodel: {layers: 4}\n")
-    (twice,) = refusals(f"--config {file}")
+    (twice,) = rejections(f"--config {file}")
     assert "the key 'model' stands twice" in twice.problem
 
 
 def test_a_checkpoint_stands_between_preset_and_file() -> None:
     first = resolve("--preset tiny --seed 7 --tp 2 --out elsewhere")
     record = Record.from_dict(first.record().as_dict(), "step 4")
-    again = resolve("--steps 9", checkpoint=record)
-    assert (again.args.run.seed, again.args.model.ffn, again.args.run.steps) == (7, 48, 9)
-    assert str(again.sources["run.seed"]) == "checkpoint step 4"
-    assert again.args.optimizer.decay_steps == 9, "derived values are derived again"
-    assert again.args.checkpoint.out == "runs/latest", "where a run writes is not taken from a checkpoint"
+    recompute = resolve("--steps 9", checkpoint=record)
+    assert (recompute.args.run.seed, recompute.args.model.ffn, recompute.args.run.steps) == (7, 48, 9)
+    assert str(recompute.sources["run.seed"]) == "checkpoint step 4"
+    assert recompute.args.optimizer.decay_steps == 9, "derived values are derived again"
+    assert recompute.args.checkpoint.out == "runs/latest", "where a run writes is not taken from a checkpoint"
     assert resolve("--dp 2", checkpoint=record).layout == Layout.of(tp=2, dp=2)
 
 
@@ -178,9 +180,9 @@ def test_a_checkpoint_is_looked_for_only_to_resume_and_before_anything_is_judged
 
     assert resolve("", checkpoint=find).args.model.heads == 6
     assert asked == []
-    again = resolve("--resume --out there --tp 4", checkpoint=find)
+    recompute = resolve("--resume --out there --tp 4", checkpoint=find)
     assert asked == [("there", True)]
-    assert (again.args.model.heads, again.layout) == (8, Layout.of(tp=4))
+    assert (recompute.args.model.heads, recompute.layout) == (8, Layout.of(tp=4))
     assert resolve("--resume", checkpoint=find).args.run.nproc == 4, "as many processes as before"
     assert resolve("--auto-resume --out there", checkpoint=find).args.model.heads == 8
     assert asked[-1] == ("there", False)
@@ -209,7 +211,7 @@ def test_plain_data_round_trip_is_strict() -> None:
 
 
 def test_a_tokenizer_may_be_a_file_or_the_directory_that_has_it(tmp_path: Path) -> None:
-    (tokenizer,) = refusals(f"--tokenizer {tmp_path}")
+    (tokenizer,) = rejections(f"--tokenizer {tmp_path}")
     assert tokenizer.problem == f"there is no file {tmp_path}/tokenizer.json"
     (tmp_path / "tokenizer.json").write_text("{}")
     assert resolve(f"--tokenizer {tmp_path}").args.model.vocab is None, "known once the tokenizer is read"
@@ -243,11 +245,11 @@ def test_the_order_is_that_of_the_ranks() -> None:
 
 
 def test_what_hides_messages_goes_with_them() -> None:
-    """As `stretto verify` wants it: the twin of a run on GPUs has nothing to hide, nor has a layout without tp."""
+    """As `stretto verify` wants it: the reference of a run on GPUs has nothing to hide, nor has a layout without tp."""
     run = resolve("--preset tiny --device cuda --tp 2 --sequence-parallel --nproc 2")
     assert run.args.parallel.tp_comm_overlap
     for layout, hidden in ((Layout.of(), False), (Layout.of(pp=2), False), (Layout.of(tp=2), True)):
-        moved = judged_in(run.args, layout).args.parallel
+        moved = validated_in(run.args, layout).args.parallel
         assert (moved.tp_comm_overlap, moved.sequence_parallel) == (hidden, hidden)
 
 

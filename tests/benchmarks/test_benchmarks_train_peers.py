@@ -55,7 +55,7 @@ def test_the_command_measures_and_saves(tmp_path, capsys):
     code = main([*words.split(), "--ceiling-seconds", "0.001", "--out", str(out)])
     found = json.loads(out.read_text())
     assert code == 1, capsys.readouterr().out
-    assert "nobody refused: unknown peer" in found["peers"]["nobody"]["gone"]
+    assert "nobody rejected: unknown peer" in found["peers"]["nobody"]["gone"]
     assert found["command"].startswith("python -m benchmarks.train --shape D0")
     for name in ("stretto", "torch"):
         peer = found["peers"][name]

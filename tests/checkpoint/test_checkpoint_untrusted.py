@@ -21,7 +21,7 @@ def saved(directory: Path, step: int) -> Path:
 
 
 def test_prune_leaves_the_target_of_a_link_whole(tmp_path: Path) -> None:
-    """Catches: the marker removed inside the target, then rmtree that refuses the link."""
+    """Catches: the marker removed inside the target, then rmtree that rejects the link."""
     target = saved(tmp_path / "other", 1)
     new = saved(tmp_path / "own", 2)
     (tmp_path / "own" / target.name).symlink_to(target)

@@ -65,7 +65,7 @@ def test_explain_and_launch_take_them_too(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_verify_takes_them_too_after_its_own_words(capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused for what they say, not for being there."""
+    """Rejected for what they say, not for being there."""
     assert verify.main(["--updates", "1", "--tp", "3", "--megatron", *SMALL, "--num-layer", "3"]) == 2
     heard = capsys.readouterr().err
     assert "megatron: --num-layer: is not known; did you mean --num-layers?" in heard

@@ -25,7 +25,7 @@ def out(fresh: Fresh, options: list[str], tmp_path_factory: pytest.TempPathFacto
 
 
 def test_any_layout_goes_on_without_the_preset_being_named(fresh: Fresh, out: Path) -> None:
-    """The demo's 6 heads would refuse --tp 4; the 4 heads of the checkpoint take it. Steps are those still to do."""
+    """The demo's 6 heads would reject --tp 4; the 4 heads of the checkpoint take it. Steps are those still to do."""
     for steps, layout in ((4, "--tp 4 --nproc 4"), (6, "--tp 1 --nproc 1"), (8, "--pp 2 --tp 1 --nproc 2")):
         words = ["train", "--resume", "--out", str(out), "--steps", str(steps), *layout.split()]
         ended = fresh.run(main, words, env=ENV)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import stretto
-from stretto.cli import COMMANDS, main, refusal
+from stretto.cli import COMMANDS, main, rejection
 from stretto.initialize.environment import Launch
 
 pytestmark = pytest.mark.pure
@@ -78,7 +78,7 @@ def test_rank_0_may_speak_first(
 ) -> None:
     """Catches: a rank whose early end has the launcher end rank 0 before it has spoken, or that names itself twice."""
     waited: list[float] = []
-    monkeypatch.setattr(refusal.time, "sleep", waited.append)
-    assert refusal.refuse("rank 2: no", Launch("torchrun", rank, 6, local_rank, 2)) == 2
+    monkeypatch.setattr(rejection.time, "sleep", waited.append)
+    assert rejection.reject("rank 2: no", Launch("torchrun", rank, 6, local_rank, 2)) == 2
     assert bool(waited) == waits
     assert capsys.readouterr().err.strip() == said

@@ -1,6 +1,6 @@
 """P25: a collective changes nothing it is given, takes any strides, and is differentiated by its transpose.
 
-Each law is held against tensors gathered by torch itself.
+Each invariant is held against tensors gathered by torch itself.
 Faults to catch: a sum left out of a forward; a sum left out of a backward; a gather along the wrong dimension;
 all_to_all turned the wrong way round in its backward; a sum that changes its input; a backward of detached tensors.
 """
@@ -17,7 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stretto.collectives import all_gather, all_reduce, all_reduce_, all_to_all, broadcast, max_reduce, reduce_scatter
+from stretto.collectives import (
+    all_gather,
+    all_reduce,
+    all_reduce_,
+    all_reduce_max,
+    all_to_all,
+    broadcast,
+    reduce_scatter,
+)
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
@@ -65,7 +73,7 @@ def test_a_collective_is_what_gathered_inputs_give_and_its_backward_is_its_trans
 
 
 def test_every_operation_in_every_stride_and_dimension(pool: Pool) -> None:
-    """The fixed part of the law above, so that no run of the tests leaves an operation out."""
+    """The fixed part of the invariant above, so that no run of the tests leaves an operation out."""
     dims = [(0, 0), (0, 1), (1, 2), (2, 0), (-1, 0)]
     pool.run(3, _hold_laws, [Case(op, (2, 1, 3), d, s, 7) for op in OPS for d in dims for s in STRIDES])
 
@@ -75,7 +83,7 @@ def test_over_one_rank_everything_is_its_input_itself() -> None:
     axis, x = Axis.single("tp"), torch.randn(3, 4, requires_grad=True)
     for out in (all_reduce(x, axis), all_gather(x, axis, 1), reduce_scatter(x, axis, 1), all_to_all(x, axis, 0, 1)):
         assert out is x
-    for out in (max_reduce(x, axis), broadcast(x, axis)):
+    for out in (all_reduce_max(x, axis), broadcast(x, axis)):
         assert torch.equal(out, x)
         assert not out.requires_grad
     before = x.detach().clone()
@@ -92,7 +100,7 @@ def test_what_carries_no_gradient(pool: Pool) -> None:
 
 
 def test_a_dimension_that_does_not_divide_is_refused_with_its_numbers(pool: Pool) -> None:
-    """Catches a remainder that is dropped in silence. All ranks refuse before anything is sent."""
+    """Catches a remainder that is dropped in silence. All ranks reject before anything is sent."""
     for messages in pool.run(2, _refusals):
         for message in messages:
             assert "tp[0, 1]" in message
@@ -146,8 +154,8 @@ def _hold(case: Case, axis: Axis) -> None:
 
     # The backward is linear in y, so its own transpose is the forward again.
     z = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    (again,) = torch.autograd.grad(back, y, z)
-    torch.testing.assert_close(again, _reference(case, _everyone(z, axis), axis), rtol=0, atol=1e-12)
+    (recompute,) = torch.autograd.grad(back, y, z)
+    torch.testing.assert_close(recompute, _reference(case, _everyone(z, axis), axis), rtol=0, atol=1e-12)
 
 
 def _apply(case: Case, x: Tensor, axis: Axis) -> Tensor:
@@ -209,7 +217,7 @@ def _without_gradient(world: World) -> tuple[Tensor, Tensor, Tensor, list[Tensor
         x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(world.rank)).t()
         x.requires_grad_()
         everyone = _everyone(x.detach(), axis)
-        maximum, first = max_reduce(x, axis), broadcast(x, axis, src=1)
+        maximum, first = all_reduce_max(x, axis), broadcast(x, axis, src=1)
         assert not maximum.requires_grad
         assert not first.requires_grad
         assert torch.equal(x, everyone[world.rank])

@@ -1,4 +1,4 @@
-"""Launch scripts for Megatron-LM become settings files, or are refused with the flags that cannot be had."""
+"""Launch scripts for Megatron-LM become settings files, or are rejected with the flags that cannot be had."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def values(flags: str) -> dict[str, object]:
     return {path: value for path, (value, _) in translated(flags).values.items()}
 
 
-def refused(flags: str) -> list[str]:
-    return [v.problem.partition(":")[0] for v in translated(flags).refused]
+def rejected(flags: str) -> list[str]:
+    return [v.problem.partition(":")[0] for v in translated(flags).rejected]
 
 
 def test_a_script_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,7 @@ def test_the_published_gpt3_175b_needs_dropout_of_attention_fp16_and_a_ramp() ->
     --tensor-model-parallel-size 8 --pipeline-model-parallel-size 16
     --split 949,50,1 --log-interval 100 --save-interval 10000 --eval-interval 1000 --eval-iters 10
     """
-    assert refused(flags) == ["--rampup-batch-size", "--fp16", "--attention-dropout"]
+    assert rejected(flags) == ["--rampup-batch-size", "--fp16", "--attention-dropout"]
     said = values(flags)
     assert (said["optimizer.warmup_steps"], said["optimizer.decay_steps"], said["data.held_out"]) == (
         430,
@@ -88,7 +88,7 @@ def test_the_published_gpt3_175b_needs_dropout_of_attention_fp16_and_a_ramp() ->
 
 def test_experts_are_refused_until_they_are_there() -> None:
     moe = "--num-experts 8 --moe-router-topk 2 --use-distributed-optimizer --overlap-param-gather"
-    assert refused(f"{SMALL} {moe}") == [flag for flag in moe.split() if flag.startswith("--")]
+    assert rejected(f"{SMALL} {moe}") == [flag for flag in moe.split() if flag.startswith("--")]
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_experts_are_refused_until_they_are_there() -> None:
             "--bf16 --fp8-format hybrid --fp8-recipe tensorwise --fp8-amax-history-len 1024",
             {"run.fp8": "tensorwise", "run.dtype": "bf16"},
         ),
-        ("--recompute-granularity selective", {"run.recompute": "light"}),
-        ("--recompute-activations --recompute-modules core_attn", {"run.recompute": "light"}),
+        ("--recompute-granularity selective", {"run.recompute": "selective"}),
+        ("--recompute-activations --recompute-modules core_attn", {"run.recompute": "selective"}),
         ("--split 949/50/1", {"data.held_out": 0.051}),
         ("--split '99,1,0'", {"data.held_out": 0.01}),
         ("--split 100,0,0 --eval-iters 0", {"data.held_out": 0.0, "run.eval_every": 0}),
@@ -122,7 +122,7 @@ def test_experts_are_refused_until_they_are_there() -> None:
 )
 def test_flags_that_take_more_than_copying(flags: str, said: dict[str, object]) -> None:
     assert said.items() <= values(f"{SMALL} {flags}").items()
-    assert not refused(f"{SMALL} {flags}")
+    assert not rejected(f"{SMALL} {flags}")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -
     ],
 )
 def test_what_cannot_be_had_is_refused(flags: str, problem: str) -> None:
-    (found,) = translated(f"{SMALL} {flags}").refused
+    (found,) = translated(f"{SMALL} {flags}").rejected
     assert problem in str(found)
 
 
@@ -181,15 +181,15 @@ def test_megatrons_learning_rate_is_said_to_be_a_step_behind() -> None:
 
 def test_what_megatron_demands_is_demanded() -> None:
     """Fault to catch: a default of ours in the place of what the script has forgotten."""
-    assert refused("--num-layers 2 --attention-dropout 0") == [
+    assert rejected("--num-layers 2 --attention-dropout 0") == [
         "--hidden-size",
         "--num-attention-heads",
         "--seq-length",
         "--micro-batch-size",
     ]
-    assert "needs dp: say --global-batch-size 2 times dp" in str(translate(words_of(SMALL)).refused[0])
+    assert "needs dp: say --global-batch-size 2 times dp" in str(translate(words_of(SMALL)).rejected[0])
     assert "3 processes / (tp*pp*cp = 2*1*1) is not whole" in str(
-        translate(words_of(f"{SMALL} --tensor-model-parallel-size 2"), processes=3).refused[0]
+        translate(words_of(f"{SMALL} --tensor-model-parallel-size 2"), processes=3).rejected[0]
     )
 
 

@@ -1,4 +1,4 @@
-"""The flags of published launch scripts: what goes over, and exactly what is refused.
+"""The flags of published launch scripts: what goes over, and exactly what is rejected.
 
 Flags and values are those of examples/gpt3/train_gpt3_175b_distributed.sh, examples/llama/train_llama3_8b_h100_fp8.sh
 and examples/mixtral/train_mixtral_8x7b_distributed.sh of NVIDIA/Megatron-LM. Llama-3 70B has no script there: these are
@@ -89,7 +89,7 @@ class Published:
     flags: str
     parameters: int
     """Of the dense model that goes over."""
-    refused: set[str] = field(default_factory=set)
+    rejected: set[str] = field(default_factory=set)
     more: str = ""
     """What the user says for it to be a run here."""
 
@@ -120,14 +120,14 @@ SCRIPTS = {
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_exactly_what_is_missing_is_refused(name: str) -> None:
     script = SCRIPTS[name]
-    refused = translate(words_of(script.flags)).refused
-    assert {v.problem.partition(":")[0] for v in refused} == script.refused
+    rejected = translate(words_of(script.flags)).rejected
+    assert {v.problem.partition(":")[0] for v in rejected} == script.rejected
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_what_is_left_is_the_published_model(name: str) -> None:
     script = SCRIPTS[name]
-    words = [w for flag in words_of(script.flags) if flag[0] not in script.refused for w in flag]
+    words = [w for flag in words_of(script.flags) if flag[0] not in script.rejected for w in flag]
     words += "" if "--attention-dropout" in words else ["--attention-dropout", "0", "--hidden-dropout", "0"]
     run = parse([*script.more.split(), "--megatron", *words], env={}, translate=layer, files=False)
     assert count_parameters(run.args.model, run.args.batch.seq_len).total == script.parameters

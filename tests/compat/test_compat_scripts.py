@@ -31,7 +31,7 @@ CONVERTED: dict[tuple[str, str], dict[str, object]] = {
         "ffn": 14336, "kv_heads": 8, "rope_base": 1e6, "fp8": "tensorwise", "held_out": 0.01, "vocab": 128256,
     },
     ("pai_qwen.sh", PAI): {
-        "layers": 28, "ffn": 18944, "kv_heads": 4, "tp": 4, "sequence_parallel": True, "recompute": "light",
+        "layers": 28, "ffn": 18944, "kv_heads": 4, "tp": 4, "sequence_parallel": True, "recompute": "selective",
         "steps": 15, "out": "out/pretrain-qwen-7B-lr-1e-5-bs-1",
     },
     ("pai_qwen.sh", PAI.replace("7B", "72B")): {"layers": 80, "hidden": 8192, "kv_heads": 8},

@@ -99,8 +99,8 @@ def test_masters_keep_what_bf16_would_lose(pool: Pool) -> None:
 
 def test_a_bucket_leaves_in_the_middle_of_the_last_backward(pool: Pool) -> None:
     """Observed in each backward: which buckets were sent by the time the gradient reaches the first layer."""
-    for early, last, end in pool.run(2, _watch_the_sending):
-        assert early == []
+    for add_in_forward, last, end in pool.run(2, _watch_the_sending):
+        assert add_in_forward == []
         assert last == ["2.bias", "2.weight", "1.bias", "1.weight"]
         assert end == ["2.bias", "2.weight", "1.bias", "1.weight", "0.bias", "0.weight", "scale"]
 
@@ -154,17 +154,17 @@ def test_a_gradient_that_comes_too_late_is_an_error() -> None:
 def test_weight_gradients_that_are_put_off() -> None:
     """Autograd runs a parameter's hooks in the I already, with nothing there; the bucket waits for the W."""
     with ParallelState.build(Layout.of(), World.single()) as state:
-        net, later = nn.Module(), Later()
+        net, defer = nn.Module(), Later()
         weight = declare(net, "weight", ParamSpec((3, 2), Init()), dtype=torch.float64)
         weight.data.copy_(torch.arange(6).view(3, 2))
         with DataParallel({0: net}, state) as weights:
             x = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
-            y = _PutOff.apply(x, weight, later).sum()
+            y = _PutOff.apply(x, weight, defer).sum()
             weights.reduce(0)
-            with later.collect(0):
+            with defer.collect(0):
                 y.backward()
             assert not weights.buckets[0][0].sent
-            later.run(0)
+            defer.run(0)
             assert weights.buckets[0][0].sent
             weights.finish()
             assert torch.equal(weights.grad(weight), torch.tensor([[1.0, 2.0]] * 3, dtype=torch.float64))
@@ -307,12 +307,12 @@ def _scalars(*names: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 class _PutOff(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, later: Later) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, defer: Later) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.later = later
+        ctx.defer = defer
         return x @ weight.t()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        return dy @ weight, ctx.later.add(weight, lambda: dy.t() @ x), None
+        return dy @ weight, ctx.defer.add(weight, lambda: dy.t() @ x), None

@@ -18,7 +18,7 @@ from stretto.arguments.schema import ModelConfig
 from stretto.distributed import DataParallel, clip_factor, grad_norm
 from stretto.distributed.partial import sum_partial_gradients
 from stretto.layout import Layout
-from stretto.models import StagePart, Transformer
+from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.params import Init, Logical, ParamSpec, collect, declare
 from stretto.random import normal_
@@ -128,7 +128,7 @@ def _stage(layout: Layout, config: ModelConfig, state: ParallelState, dtype: tor
     per = -(-config.layers // pp)
     held = range(min(rank * per, config.layers), min((rank + 1) * per, config.layers))
     build = Build(state.axis("tp"), layout.size("tp") > 1, dtype)
-    return Transformer(config, StagePart(held, first=rank == 0, last=rank == pp - 1), build, seq_len=4)
+    return Transformer(config, StageSpec(held, first=rank == 0, last=rank == pp - 1), build, seq_len=4)
 
 
 def _plain(config: ModelConfig) -> dict[str, nn.Parameter]:

@@ -42,10 +42,10 @@ def losses(world: World, layout: Layout) -> list[float]:
 )
 def test_a_model_of_ones_own_equals_one_process_in_any_layout(pool: Pool, layout: Layout) -> None:
     """Losses of six steps, each of which depends on all updates before it, to the rounding of fp64."""
-    twin = pool.run(1, losses, Layout.of())[0]
-    assert len(set(twin)) == 6
+    reference = pool.run(1, losses, Layout.of())[0]
+    assert len(set(reference)) == 6
     for got in pool.run(layout.world, losses, layout):
-        assert got == pytest.approx(twin, rel=1e-12)
+        assert got == pytest.approx(reference, rel=1e-12)
 
 
 def test_it_is_short() -> None:

@@ -82,7 +82,7 @@ def main(hosts: Sequence[str], what: str) -> int:
         env = step(rank)
         if what == "wrong world size" and rank >= PER_HOST:
             env |= {"SLURM_STEP_NUM_TASKS": "12", "SLURM_STEP_TASKS_PER_NODE": "4(x3)"}
-            time.sleep(1.0 * (rank == 7))  # it comes when rank 0 has refused the others, and is to hear it, too
+            time.sleep(1.0 * (rank == 7))  # it comes when rank 0 has rejected the others, and is to hear it, too
         if what == "no such name":
             env["MASTER_ADDR"] = "no-such-host.invalid"
         if child := os.fork():

@@ -9,11 +9,11 @@ import pytest
 import torch.distributed as dist
 
 from stretto.checkpoint import CheckpointError
+from stretto.collective_trace import CollectiveError, PeerStoppedError
+from stretto.collective_trace.alive import me
 from stretto.initialize.failures import Failure, PeerFailedError, PeersSilentError, is_consequence
 from stretto.initialize.roll_call import Silent, ranges
 from stretto.store import StoreLostError
-from stretto.traffic import CollectiveError, PeerStoppedError
-from stretto.traffic.alive import me
 
 pytestmark = pytest.mark.gloo  # no processes, but errors of torch
 
@@ -68,8 +68,8 @@ def test_the_silent_rank_is_the_one_that_is_told_of_wherever_it_is_repeated() ->
     first = Failure.decode(Failure.of(0, silent).encode())
     assert (first.rank, first.silent, first.phase) == (2, True, "in step 7")
     assert first.text == "2 ranks do not answer (noticed in step 7)\n"
-    again = Failure.of(1, PeerFailedError(first, "in step 8"))
-    assert (again.rank, again.text, again.consequence, again.silent) == (2, first.text, True, True)
+    recompute = Failure.of(1, PeerFailedError(first, "in step 8"))
+    assert (recompute.rank, recompute.text, recompute.consequence, recompute.silent) == (2, first.text, True, True)
     assert str(PeerFailedError(first)) == first.text
 
 

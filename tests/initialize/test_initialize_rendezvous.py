@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from stretto.initialize import RendezvousError, initialize
 from stretto.initialize.environment import Launch
-from stretto.initialize.rendezvous import _connect, meet
+from stretto.initialize.rendezvous import _connect, rendezvous
 from stretto.initialize.roll_call import ranges
 from stretto.testing import Fresh, Pool
 from stretto.world import World
@@ -25,7 +25,7 @@ def message(launch: Launch, timeout: float) -> tuple[str, float]:
     """What a rank says that meets with this launch: nothing when it met."""
     began = time.monotonic()
     try:
-        with meet(launch, timeout=timeout):
+        with rendezvous(launch, timeout=timeout):
             return "", time.monotonic() - began
     except RendezvousError as error:
         return str(error), time.monotonic() - began
@@ -97,11 +97,11 @@ def test_a_server_is_reached_by_the_address_at_which_it_answers(monkeypatch: pyt
     """`localhost` often has ::1 before 127.0.0.1. Catches: only the first, or the last, address that is tried."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         good = (socket.AF_INET, socket.SOCK_STREAM, 0, "", server.getsockname())
-        refused = (*good[:4], ("127.0.0.1", 1))
-        for found in ([refused, good], [good, refused]):
+        rejected = (*good[:4], ("127.0.0.1", 1))
+        for found in ([rejected, good], [good, rejected]):
             monkeypatch.setattr(socket, "getaddrinfo", lambda *_, found=found, **__: found)
             _connect("both", 1, time.monotonic() + 1)
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [refused])
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [rejected])
         with pytest.raises(ConnectionRefusedError):
             _connect("none", 1, time.monotonic() + 1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stretto.initialize.clock import process_began
-from stretto.initialize.timeline import Phase, Timeline, line, merge, of_rank, phases_of
+from stretto.initialize.timeline import Phase, StartTimeline, line, merge, of_rank, phases_of
 from stretto.testing import Pool
 from stretto.world import World
 
@@ -27,7 +27,7 @@ def test_the_slowest_rank_of_each_phase() -> None:
 @pytest.mark.pure
 def test_a_phase_adds_up_also_when_it_fails() -> None:
     now = [0.0]
-    timeline = Timeline(clock=lambda: now[0])
+    timeline = StartTimeline(clock=lambda: now[0])
     with timeline.phase("a"):
         now[0] += 2
     with contextlib.suppress(ValueError), timeline.phase("a"):
@@ -40,7 +40,7 @@ def test_a_phase_adds_up_also_when_it_fails() -> None:
 def test_the_total_is_from_the_command_to_the_end_of_the_last_phase() -> None:
     """Catches: a start that is counted from the worker on; phases added up, without what lies between them."""
     now = [100.0]
-    timeline = Timeline(clock=lambda: now[0], began=90.0)
+    timeline = StartTimeline(clock=lambda: now[0], began=90.0)
     timeline.until_now("imports")
     now[0] += 2
     with timeline.phase("first step"):
@@ -71,7 +71,7 @@ def test_a_process_whose_beginning_is_hidden_begins_now(monkeypatch: pytest.Monk
 
 
 def late(world: World, slow: int) -> list[Phase] | None:
-    timeline = Timeline()
+    timeline = StartTimeline()
     with timeline.phase("data"):
         time.sleep(0.3 if world.rank == slow else 0.0)
     return timeline.gather(world)

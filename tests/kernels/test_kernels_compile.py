@@ -1,4 +1,4 @@
-"""Kernels compile for Hopper: the interpreter takes what the compiler refuses."""
+"""Kernels compile for Hopper: the interpreter takes what the compiler rejects."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
-from stretto.kernels.by_hand import kernels
+from stretto.kernels.hand_written import kernels
 from stretto.tensor_parallel import fp8
 from stretto.tensor_parallel.fp8 import E4M3, E5M2
 
@@ -62,9 +62,9 @@ def test_one_scale_and_the_copies(rows: int, width: int, small: torch.dtype) -> 
     apart = torch.cat([x, x], 1)[:, :width]
     scale = fp8.scale(x, dtype=small)
     for each in (x, apart, -x):
-        for formula in (fp8.narrow, fp8.narrow_across):
+        for formula in (fp8.quantize, fp8.quantize_transposed):
             equal((kernels()[formula].run(each, scale, dtype=small),), (formula(each, scale, dtype=small),))
-        equal(kernels()[fp8.narrow_both].run(each, scale, dtype=small), fp8.narrow_both(each, scale, dtype=small))
+        equal(kernels()[fp8.quantize_both].run(each, scale, dtype=small), fp8.quantize_both(each, scale, dtype=small))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -72,13 +72,13 @@ def test_one_scale_and_the_copies(rows: int, width: int, small: torch.dtype) -> 
 def test_a_scale_for_each_row(rows: int, width: int, dtype: torch.dtype) -> None:
     x = drawn(rows, width, dtype, E4M3) * 2.0 ** torch.arange(rows, device=DEVICE).remainder(9)[:, None].to(dtype)
     for each in (x, torch.cat([x, x], 1)[:, :width]):
-        equal(kernels()[fp8.narrow_rows].run(each), fp8.narrow_rows(each))
+        equal(kernels()[fp8.quantize_rows].run(each), fp8.quantize_rows(each))
 
 
 def test_nothing_has_a_scale() -> None:
     nothing = torch.zeros(16, 32, device=DEVICE)
     equal((kernels()[fp8.scale].run(nothing, dtype=E4M3),), (fp8.scale(nothing, dtype=E4M3),))
-    equal(kernels()[fp8.narrow_rows].run(nothing), fp8.narrow_rows(nothing))
+    equal(kernels()[fp8.quantize_rows].run(nothing), fp8.quantize_rows(nothing))
 
 
 def test_a_large_matrix_has_one_largest_number() -> None:
@@ -99,6 +99,6 @@ def test_a_part_is_added_to_what_is_there() -> None:
 def test_from_fp32_the_compiler_narrows() -> None:
     """On a GPU the transposed copy by our kernel was wrong."""
     wide, scale = torch.randn(16, 16, device=DEVICE), torch.ones(1, 1, device=DEVICE)
-    for formula in (fp8.narrow, fp8.narrow_across, fp8.narrow_both):
+    for formula in (fp8.quantize, fp8.quantize_transposed, fp8.quantize_both):
         assert not kernels()[formula].takes([wide, scale])
         assert kernels()[formula].takes([wide.bfloat16(), scale]) == (DEVICE == "cuda")

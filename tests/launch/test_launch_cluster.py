@@ -60,7 +60,7 @@ def not_of_the_schema(given: Any, known: Any, path: str = "") -> Iterator[str]:
 
 
 def judged(manifest: dict[str, Any]) -> list[str]:
-    """What a JobSet's schema has against a manifest. A wrong type is refused by pydantic, with ValueError."""
+    """What a JobSet's schema has against a manifest. A wrong type is rejected by pydantic, with ValueError."""
     known = JobsetV1alpha2JobSet.from_dict(manifest)
     assert known is not None
     return list(not_of_the_schema(manifest, known.to_dict()))

@@ -14,7 +14,7 @@ ORDERS = ["-".join(order) for order in permutations(("tp", "cp", "ep", "dp", "pp
 
 @st.composite
 def layouts(draw: st.DrawFn, most: int = 64) -> Layout:
-    """Any layout of up to `most` ranks that is not refused, with levels, experts and virtual stages."""
+    """Any layout of up to `most` ranks that is not rejected, with levels, experts and virtual stages."""
     sizes: dict[str, Size] = {}
     left = most
     for axis in draw(st.permutations(("tp", "cp", "dp", "pp"))):

@@ -1,4 +1,4 @@
-"""What is refused, and what the refusal says."""
+"""What is rejected, and what the rejection says."""
 
 from __future__ import annotations
 

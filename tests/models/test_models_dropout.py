@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from stretto.arguments.schema import ModelConfig
 from stretto.batch import Batch
-from stretto.models import Microbatch, StagePart, Transformer
+from stretto.models import Microbatch, StageSpec, Transformer
 from stretto.random import bits, chance, dropped, stream_key
 from stretto.tensor_parallel import Build, Dropout
 from stretto.world import Axis
@@ -138,8 +138,8 @@ def test_the_places_are_those_of_gpt2() -> None:
     assert trunk.embed_positions is not None
     x = drop(trunk.embed_positions(trunk.embed_tokens(batch.tokens)), "model.embed_tokens")
     for n, block in trunk.layers.items():
-        x = x + drop(block.self_attn(block.input_layernorm(x).through, None), f"model.layers.{n}.self_attn")
-        x = x + drop(block.mlp(block.post_attention_layernorm(x).through), f"model.layers.{n}.mlp")
+        x = x + drop(block.self_attn(block.input_layernorm(x).output, None), f"model.layers.{n}.self_attn")
+        x = x + drop(block.mlp(block.post_attention_layernorm(x).output), f"model.layers.{n}.mlp")
     logits = F.linear(F.rms_norm(x, (CONFIG.hidden,), eps=CONFIG.norm_eps), model.lm_head.weight[: CONFIG.vocab])
     loss = F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), batch.labels.flatten(), reduction="sum")
     torch.testing.assert_close(model(None, microbatch), loss / microbatch.count, rtol=1e-12, atol=0)
@@ -148,15 +148,15 @@ def test_the_places_are_those_of_gpt2() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputation_changes_no_bit_and_keeps_less(dropout: float) -> None:
     config = replace(CONFIG, dropout=dropout)
-    plain, again = _model(config), _model(config, recompute=True)
-    kept = [_kept(model) for model in (plain, again)]
+    plain, recompute = _model(config), _model(config, recompute=True)
+    kept = [_kept(model) for model in (plain, recompute)]
     assert kept[1] < kept[0] / 2
-    for a, b in zip(_gradients(plain, [_microbatch()]), _gradients(again, [_microbatch()]), strict=True):
+    for a, b in zip(_gradients(plain, [_microbatch()]), _gradients(recompute, [_microbatch()]), strict=True):
         assert torch.equal(a, b)
 
 
 def _model(config: ModelConfig = CONFIG, *, recompute: bool = False) -> Transformer:
-    model = Transformer(config, StagePart.whole(config), BUILD, seq_len=SEQ, recompute=recompute)
+    model = Transformer(config, StageSpec.whole(config), BUILD, seq_len=SEQ, recompute=recompute)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, param in model.named_parameters():

@@ -23,7 +23,7 @@ from torch import Tensor
 from stretto.arguments.schema import ModelConfig
 from stretto.batch import Batch
 from stretto.estimate import count_parameters
-from stretto.models import Microbatch, StagePart, Transformer
+from stretto.models import Microbatch, StageSpec, Transformer
 from stretto.models.rope import rotation
 from stretto.params import collect
 from stretto.tensor_parallel import Build
@@ -66,7 +66,7 @@ def test_stages_one_behind_the_other_are_the_whole(cuts: tuple[int, ...], tied: 
     config = replace(PLAIN, layers=3, tied=tied, position="learned", bias=True)
     edges = (0, *cuts, config.layers)
     held = [range(a, b) for a, b in pairwise(edges)]
-    parts = [StagePart(r, first=i == 0, last=i == len(held) - 1) for i, r in enumerate(held)]
+    parts = [StageSpec(r, first=i == 0, last=i == len(held) - 1) for i, r in enumerate(held)]
     stages = [Transformer(config, part, BUILD, seq_len=SEQ) for part in parts]
     for stage in stages:
         set_weights(stage)
@@ -86,7 +86,7 @@ def test_stages_one_behind_the_other_are_the_whole(cuts: tuple[int, ...], tied: 
 def test_parameters_are_counted_exactly(name: str) -> None:
     for value in SWITCHES[name]:
         config = replace(_fitting(PLAIN, name, value), **{name: value})
-        model = Transformer(config, StagePart.whole(config), BUILD, seq_len=SEQ)
+        model = Transformer(config, StageSpec.whole(config), BUILD, seq_len=SEQ)
         logical = [part for item in collect(model) for part in item.logical]
         count = count_parameters(config, SEQ)
         assert count.total == sum(math.prod(part.spec.shape) for part in logical)
@@ -100,7 +100,7 @@ def test_parameters_are_counted_exactly(name: str) -> None:
 
 def test_names_are_those_of_hugging_face_with_global_numbers() -> None:
     config = replace(PLAIN, layers=8, qk_norm=True)
-    stage = Transformer(config, StagePart(range(6, 8), first=False, last=True), BUILD, seq_len=SEQ)
+    stage = Transformer(config, StageSpec(range(6, 8), first=False, last=True), BUILD, seq_len=SEQ)
     names = [part.name for item in collect(stage) for part in item.logical]
     layer = [
         "input_layernorm.weight",
@@ -123,7 +123,7 @@ def test_names_are_those_of_hugging_face_with_global_numbers() -> None:
 
 
 def test_the_future_does_not_reach_the_past() -> None:
-    model = Transformer(PLAIN, StagePart.whole(PLAIN), BUILD, seq_len=SEQ)
+    model = Transformer(PLAIN, StageSpec.whole(PLAIN), BUILD, seq_len=SEQ)
     set_weights(model)
     tokens = microbatch().batch.tokens
     other = tokens.clone()
@@ -136,7 +136,7 @@ def test_logits_of_a_prefix_are_a_prefix_of_the_logits() -> None:
     """What a sample is drawn from: shorter sequences than the model was built for, with either kind of position."""
     for position in ("rope", "learned"):
         config = replace(PLAIN, position=position)
-        model = Transformer(config, StagePart.whole(config), BUILD, seq_len=SEQ)
+        model = Transformer(config, StageSpec.whole(config), BUILD, seq_len=SEQ)
         set_weights(model)
         tokens = microbatch().batch.tokens
         torch.testing.assert_close(model.logits(tokens[:, :3]), model.logits(tokens)[:3], rtol=0, atol=1e-13)
@@ -144,13 +144,13 @@ def test_logits_of_a_prefix_are_a_prefix_of_the_logits() -> None:
 
 def test_more_tokens_than_learned_positions_are_refused() -> None:
     config = replace(PLAIN, position="learned")
-    model = Transformer(config, StagePart.whole(config), BUILD, seq_len=1)
+    model = Transformer(config, StageSpec.whole(config), BUILD, seq_len=1)
     with pytest.raises(ValueError, match="6 tokens, but positions were learned for 1"):
         model.logits(microbatch().batch.tokens)
 
 
 def test_a_middle_stage_without_an_activation_is_an_error() -> None:
-    stage = Transformer(PLAIN, StagePart(range(1), first=False, last=False), BUILD, seq_len=SEQ)
+    stage = Transformer(PLAIN, StageSpec(range(1), first=False, last=False), BUILD, seq_len=SEQ)
     with pytest.raises(ValueError, match="must be called with an activation"):
         stage(None, microbatch())
 
@@ -164,7 +164,7 @@ def test_positions_beyond_the_precision_of_fp32() -> None:
 
 
 def hold(config: ModelConfig) -> None:
-    model = Transformer(config, StagePart.whole(config), BUILD, seq_len=SEQ)
+    model = Transformer(config, StageSpec.whole(config), BUILD, seq_len=SEQ)
     set_weights(model)
     loss = model(None, microbatch())
     loss.backward()
@@ -248,7 +248,7 @@ def attention(c: ModelConfig, w: dict[str, Tensor], at: str, x: Tensor) -> Tenso
         if c.qk_norm:
             qh, kh = (rms(t, w[f"{at}self_attn.{n}_norm.weight"], c.norm_eps) for t, n in ((qh, "q"), (kh, "k")))
         if c.position == "rope":
-            qh, kh = turned(qh, c.rope_base), turned(kh, c.rope_base)
+            qh, kh = rotated(qh, c.rope_base), rotated(kh, c.rope_base)
         rows = []
         for i in range(len(x)):
             scores = torch.exp(torch.stack([qh[i] @ kh[j] / math.sqrt(d) for j in range(i + 1)]))
@@ -257,7 +257,7 @@ def attention(c: ModelConfig, w: dict[str, Tensor], at: str, x: Tensor) -> Tenso
     return linear(w, f"{at}self_attn.o_proj", torch.cat(heads, 1))
 
 
-def turned(x: Tensor, base: float) -> Tensor:
+def rotated(x: Tensor, base: float) -> Tensor:
     """Element i and i + d/2 are a point in the plane, turned by position / base^(2i/d)."""
     d = x.shape[1]
     out = []

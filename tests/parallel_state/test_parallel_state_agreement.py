@@ -85,11 +85,11 @@ def test_options_for_an_undeclared_axis_are_refused() -> None:
         ParallelState.build(Layout.of(), World.single(), options={"tp-dp": GroupOptions()})
 
 
-def refused(world: World) -> list[str]:
+def rejected(world: World) -> list[str]:
     """What a CPU world says to options that it could only ignore, or could not follow."""
     found = []
     for options in (
-        GroupOptions(max_ctas=4, cpu=True, window=8),
+        GroupOptions(max_ctas=4, cpu=True, peer_buffer=8),
         GroupOptions(backend="nccl"),
         GroupOptions(backend="mpi"),
     ):  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def refused(world: World) -> list[str]:
 
 
 def test_options_without_effect_are_refused(pool: Pool) -> None:
-    no_effect, no_nccl, unknown = pool.run(2, refused)[1]
+    no_effect, no_nccl, unknown = pool.run(2, rejected)[1]
     assert "tp: max_ctas, cpu, window would have no effect on gloo; leave it out, or use nccl" in no_effect
     assert "tp: backend='nccl' for tensors on cpu; choose 'gloo', or 'nccl' on cuda" in no_nccl
     assert "backend='mpi'" in unknown

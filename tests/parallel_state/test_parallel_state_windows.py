@@ -15,7 +15,7 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-TWO = PlannedGroup((("tp",),), (0, 1), GroupOptions(window=1))
+TWO = PlannedGroup((("tp",),), (0, 1), GroupOptions(peer_buffer=1))
 ME = replace(World.single(), size=2, device=torch.device("cuda", 0))
 
 
@@ -34,4 +34,4 @@ def test_a_window_is_between_gpus_of_one_host_that_reach_each_other(peer: str, a
 
 
 def test_a_group_without_a_window_is_not_asked_about() -> None:
-    assert windows.open_windows(ME, {replace(TWO, options=GroupOptions()): mock.Mock()}, HashStore()) == {}
+    assert windows.open_peer_buffers(ME, {replace(TWO, options=GroupOptions()): mock.Mock()}, HashStore()) == {}

@@ -1,16 +1,16 @@
-"""What the executor refuses, names and records; one process, no messages."""
+"""What the executor rejects, names and records; one process, no messages."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
 
-import pipeline_twin as pt
+import pipeline_reference as pt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline_twin import Model
+from pipeline_reference import Model
 from torch import nn
 
 from stretto.pipeline_parallel import Executor, LeftoverError, Link, OwnWeights, Stage, TensorMeta
@@ -44,7 +44,7 @@ def test_all_stages_on_one_rank() -> None:
     e = executor(lower(on_one_rank(3)))
     loss = e.step(MODEL.microbatches(3))
     got = pt.Outcome(loss, pt.gradients({s: stage.module for s, stage in e.stages.items()}))
-    pt.assert_equal_to_twin([got], pt.twin(MODEL, 3), last_rank=0)
+    pt.assert_equal_to_twin([got], pt.reference(MODEL, 3), last_rank=0)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_frozen_stage_passes_gradients_on() -> None:
     e = executor(lower(on_one_rank(2)))
     e.stages[1].module.requires_grad_(False)
     e.step(MODEL.microbatches(2))
-    expected = pt.twin(MODEL, 2)
+    expected = pt.reference(MODEL, 2)
     for name, p in e.stages[0].module.named_parameters():
         assert p.grad is not None
         assert pt.close(p.grad, expected.gradients[f"0.{name}"], 1e-12)
@@ -139,7 +139,7 @@ def test_a_frozen_first_stage_needs_no_gradient() -> None:
     e = executor(lower(on_one_rank(2)))
     e.stages[0].module.requires_grad_(False)
     e.step(MODEL.microbatches(2))
-    expected = pt.twin(MODEL, 2)
+    expected = pt.reference(MODEL, 2)
     for name, p in e.stages[1].module.named_parameters():
         assert p.grad is not None
         assert pt.close(p.grad, expected.gradients[f"1.{name}"], 1e-12)

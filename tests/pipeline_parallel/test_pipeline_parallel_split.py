@@ -8,15 +8,15 @@ from functools import partial
 from random import Random
 from typing import Any
 
-import pipeline_twin as pt
+import pipeline_reference as pt
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipeline_twin import Model
+from pipeline_reference import Model
 from torch import Tensor, nn
 
-from stretto.pipeline_parallel import Executor, Later, LeftoverError, Link, OwnWeights, Stage, TensorMeta
+from stretto.pipeline_parallel import DeferredGradients, Executor, LeftoverError, Link, OwnWeights, Stage, TensorMeta
 from stretto.schedule import Action, Op, Schedule, check, lower, requires
 from stretto.testing import Pool
 from stretto.world import Axis, World
@@ -28,15 +28,15 @@ class PutOff(torch.autograd.Function):
     """y = x w^T, as a layer would write it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, later: Later) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, deferred: DeferredGradients) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.later = later
+        ctx.deferred = deferred
         return x @ w.mT
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, w = ctx.saved_tensors
-        return dy @ w, ctx.later.add(w, partial(outer, dy, x)), None
+        return dy @ w, ctx.deferred.add(w, partial(outer, dy, x)), None
 
 
 def outer(dy: Tensor, x: Tensor) -> Tensor:
@@ -44,24 +44,24 @@ def outer(dy: Tensor, x: Tensor) -> Tensor:
 
 
 class Linear(nn.Module):
-    def __init__(self, inner: nn.Linear, later: Later) -> None:
+    def __init__(self, inner: nn.Linear, deferred: DeferredGradients) -> None:
         super().__init__()
-        self.weight, self.bias, self.later = inner.weight, inner.bias, later
+        self.weight, self.bias, self.deferred = inner.weight, inner.bias, deferred
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = PutOff.apply(x, self.weight, self.later) + self.bias
+        y: Tensor = PutOff.apply(x, self.weight, self.deferred) + self.bias
         return y
 
 
 def split_stage(model: Model, stage: int, aware: bool) -> Stage:
     """A stage of the model; if `aware`, its linears leave their weight gradients with a Later."""
-    whole, later = model.stage(stage), Later()
+    whole, deferred = model.stage(stage), DeferredGradients()
     if aware:
         layers = whole.module.layers
         for n, layer in enumerate(layers):
             if isinstance(layer, nn.Linear):
-                layers[n] = Linear(layer, later)
-    return Stage(stage, whole.module, whole.boundary, later)
+                layers[n] = Linear(layer, deferred)
+    return Stage(stage, whole.module, whole.boundary, deferred)
 
 
 def zb_h1(p: int, m: int) -> Schedule:
@@ -97,13 +97,13 @@ def _split_step(world: World, model: Model, m: int, aware: bool) -> pt.Outcome:
 def test_zero_bubble_equals_one_process(pool: Pool, p: int, m: int, aware: bool) -> None:
     model = Model(tuple((3 + s % 3, 2, 3 + (s + 1) % 3) for s in range(p)))
     outcomes = pool.run(p, _split_step, model, m, aware)
-    pt.assert_equal_to_twin(outcomes, pt.twin(model, m), last_rank=p - 1)
+    pt.assert_equal_to_twin(outcomes, pt.reference(model, m), last_rank=p - 1)
 
 
 def prepared(dtype: torch.dtype = torch.float64) -> tuple[Stage, Linear, Tensor, Tensor]:
-    later = Later()
-    layer = Linear(nn.Linear(4, 4, dtype=dtype), later)
-    stage = Stage(1, lambda_module(lambda x, _: torch.tanh(layer(x))), TensorMeta((2, 4), dtype), later)
+    deferred = DeferredGradients()
+    layer = Linear(nn.Linear(4, 4, dtype=dtype), deferred)
+    stage = Stage(1, lambda_module(lambda x, _: torch.tanh(layer(x))), TensorMeta((2, 4), dtype), deferred)
     return stage, layer, torch.randn(2, 4, dtype=dtype), torch.randn(2, 4, dtype=dtype)
 
 
@@ -119,7 +119,7 @@ def test_the_input_gradient_comes_before_the_weight_gradient() -> None:
     dx = stage.backward_input(0, dy)
     assert dx is not None
     assert layer.weight.grad is None
-    assert layer.bias.grad is not None, "it was not put off"
+    assert layer.bias.grad is not None, "it was not deferred"
     assert stage.kept == (0,)
     stage.backward_weight(0)
     assert stage.kept == ()
@@ -153,8 +153,8 @@ def test_hooks_of_the_weight_run_with_the_weight_gradient() -> None:
 
 
 def test_the_graph_is_gone_after_the_input_gradient() -> None:
-    later = Later()
-    layer = Linear(nn.Linear(4, 4), later)
+    deferred = DeferredGradients()
+    layer = Linear(nn.Linear(4, 4), deferred)
     seen: list[weakref.ref[Any]] = []
 
     def forward(x: Tensor, _: object) -> Tensor:
@@ -162,7 +162,7 @@ def test_the_graph_is_gone_after_the_input_gradient() -> None:
         seen.append(weakref.ref(y.untyped_storage()))
         return y * 2
 
-    stage = Stage(1, lambda_module(forward), TensorMeta((2, 4), torch.float32), later)
+    stage = Stage(1, lambda_module(forward), TensorMeta((2, 4), torch.float32), deferred)
     stage.forward(0, torch.randn(2, 4), None)
     assert seen[0]() is not None
     stage.backward_input(0, torch.randn(2, 4))
@@ -170,10 +170,10 @@ def test_the_graph_is_gone_after_the_input_gradient() -> None:
 
 
 def test_a_weight_that_is_a_view() -> None:
-    later = Later()
+    deferred = DeferredGradients()
     whole = nn.Parameter(torch.randn(8, 4, dtype=torch.float64))
-    module = lambda_module(lambda x, _: PutOff.apply(x, whole[2:6], later))
-    stage = Stage(1, module, TensorMeta((2, 4), torch.float64), later)
+    module = lambda_module(lambda x, _: PutOff.apply(x, whole[2:6], deferred))
+    stage = Stage(1, module, TensorMeta((2, 4), torch.float64), deferred)
     x, dy = torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
     stage.forward(0, x, None)
     stage.backward_input(0, dy)
@@ -256,4 +256,4 @@ def test_any_order_that_can_be_run_is_right(
     schedule = any_schedule(random, placement, ranks, m)
     model = Model(tuple((3 + s % 2, 2, 3 + (s + 1) % 2) for s in range(stages)))
     outcomes = pool.run(ranks, _any_step, model, schedule, two_ways)
-    pt.assert_equal_to_twin(outcomes, pt.twin(model, m), last_rank=placement[-1])
+    pt.assert_equal_to_twin(outcomes, pt.reference(model, m), last_rank=placement[-1])

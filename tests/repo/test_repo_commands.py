@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from stretto.cli import COMMANDS
-from stretto.cli.settings import parse_or_demo
+from stretto.cli.words import parse_or_demo
 
 pytestmark = pytest.mark.pure
 

@@ -81,7 +81,7 @@ def test_the_plan_imports_without_torch():
 
 @pytest.mark.gloo
 def test_every_module_imports_with_the_base_install_alone(pyproject):
-    """Every module, in one process that refuses the development tools and the usual optional accelerators.
+    """Every module, in one process that rejects the development tools and the usual optional accelerators.
 
     Kernels need Triton; the room that has them does not, nor what chooses one.
     """
@@ -91,7 +91,7 @@ def test_every_module_imports_with_the_base_install_alone(pyproject):
         import importlib, pkgutil, sys, stretto
         sys.modules.update(dict.fromkeys({missing}))
         for module in pkgutil.walk_packages(stretto.__path__, "stretto."):
-            kernel = module.name.startswith("stretto.kernels.") and not module.name.endswith("by_hand")
+            kernel = module.name.startswith("stretto.kernels.") and not module.name.endswith("hand_written")
             if not kernel and not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
     """)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stretto.initialize.timeline import Timeline
+from stretto.initialize.timeline import StartTimeline
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
 from stretto.report.summary import curve, printable, sample_panel
@@ -74,7 +74,7 @@ def test_log_every_thins_the_lines() -> None:
 
 def test_the_start_is_told_once_with_its_first_step() -> None:
     now, said = [5.0], []
-    timeline = Timeline(clock=lambda: now[0], began=1.0)
+    timeline = StartTimeline(clock=lambda: now[0], began=1.0)
     timeline.until_now("imports")
     start = StartUp(timeline, World.single(), said.append)
     with timeline.phase("first step"):

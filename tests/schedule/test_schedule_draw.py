@@ -1,4 +1,4 @@
-"""Pictures: exact ones to look at, and laws for sizes nobody looks at."""
+"""Pictures: exact ones to look at, and invariants for sizes nobody looks at."""
 
 import doctest
 import re

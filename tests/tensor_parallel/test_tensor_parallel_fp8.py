@@ -1,9 +1,9 @@
-"""Products in fp8: the ones that are meant, as exact as the format allows, the same in every layout.
+"""Gemms in fp8: the ones that are meant, as exact as the format allows, the same in every layout.
 
-Activations are fp32 here, so that what differs is the 8-bit numbers alone and not how bf16 rounds their products.
+Activations are fp32 here, so that what differs is the FP8 alone and not how bf16 rounds their products.
 Faults to catch: a scale that the ranks of tp do not agree on; gradients of activations in the format of the weights;
-one scale for all rows; a weight that is not narrowed anew after an update; weight gradients of later
-microbatches not added; what is made again narrowed by another scale; a scale that is no power of two.
+one scale for all rows; a weight that is not quantized anew after an update; weight gradients of later
+microbatches not added; what is made again quantized by another scale; a scale that is no power of two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.params import Init, collect
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Pointwise, RowParallelLinear, formulas
-from stretto.tensor_parallel.fp8 import E4M3, E5M2, RECIPES, narrow, narrow_rows, scale
+from stretto.tensor_parallel.fp8 import E4M3, E5M2, RECIPES, quantize, quantize_rows, scale
 from stretto.testing import Pool
 from stretto.verify import build, random_batch, random_weights
 from stretto.world import Axis, World
@@ -56,9 +56,9 @@ class Pair(nn.Module):
         return out
 
 
-def place(tp: Axis, recipe: str | None, *, sp: bool = False, again: bool = False) -> Build:
-    products = RECIPES[recipe](tp) if recipe else None
-    return Build(tp, sp, torch.float32, again=again, products=products)
+def place(tp: Axis, recipe: str | None, *, sp: bool = False, recompute: bool = False) -> Build:
+    gemms = RECIPES[recipe](tp) if recipe else None
+    return Build(tp, sp, torch.float32, recompute=recompute, gemms=gemms)
 
 
 def pair(at: Build) -> Pair:
@@ -102,18 +102,18 @@ def test_a_scale_is_the_least_power_of_two_that_brings_the_largest_into_the_form
         (found,) = (unit := scale(x, dtype=dtype)).view(-1).tolist()
         assert math.frexp(found)[0] == 0.5
         assert torch.finfo(dtype).max / 2 < most / found <= torch.finfo(dtype).max
-        assert torch.equal(narrow(x, unit, dtype=dtype).float(), (x / found).to(dtype).float())
+        assert torch.equal(quantize(x, unit, dtype=dtype).float(), (x / found).to(dtype).float())
 
 
 def test_numbers_are_rounded_as_the_format_says() -> None:
     x = draw((40, 30), "x").float() * 1e-3
     for dtype, step in ((E4M3, 2**-4), (E5M2, 2**-3)):
         unit = scale(x, dtype=dtype)
-        small = narrow(x, unit, dtype=dtype)
+        small = quantize(x, unit, dtype=dtype)
         # Half a unit in the last place; below the smallest normal number they stay as far apart.
         room = step * x.abs().clamp(min=(torch.finfo(dtype).smallest_normal * unit).item())
         assert ((small.float() * unit - x).abs() <= room).all()
-    small, units = narrow_rows(x)
+    small, units = quantize_rows(x)
     assert units.shape == (40, 1)
     most = small.float().abs().amax(1)
     assert (most > torch.finfo(E4M3).max / 2 - 16).all()  # which rounding takes from it
@@ -125,11 +125,11 @@ def test_nothing_stays_nothing_and_what_is_no_number_none() -> None:
         (torch.zeros(4, 4), torch.zeros(4, 4)),
         (torch.full((4, 4), torch.nan), torch.full((4, 4), torch.nan)),
     ):
-        assert torch.equal(narrow(x, scale(x, dtype=E4M3), dtype=E4M3).float().nan_to_num(7.0), same.nan_to_num(7.0))
-        assert torch.equal(narrow_rows(x)[0].float().nan_to_num(7.0), same.nan_to_num(7.0))
+        assert torch.equal(quantize(x, scale(x, dtype=E4M3), dtype=E4M3).float().nan_to_num(7.0), same.nan_to_num(7.0))
+        assert torch.equal(quantize_rows(x)[0].float().nan_to_num(7.0), same.nan_to_num(7.0))
     x = torch.ones(4, 4)
     x[2, 1] = torch.inf
-    assert not narrow(x, scale(x, dtype=E4M3), dtype=E4M3).float()[2, 1].isfinite()
+    assert not quantize(x, scale(x, dtype=E4M3), dtype=E4M3).float()[2, 1].isfinite()
 
 
 def rounded(x: Tensor, dtype: torch.dtype, dim: int | None = None) -> Tensor:
@@ -188,17 +188,17 @@ def _in_layouts(world: World, recipe: str) -> None:
     with ParallelState.build(Layout.of(tp=world.size), world) as state:
         tp = state.axis("tp")
         wanted, weights = ran(place(ALONE, recipe))
-        for sp, again in product((False, True), repeat=2):
-            found, grads = ran(place(tp, recipe, sp=sp, again=again))
+        for sp, recompute in product((False, True), repeat=2):
+            found, grads = ran(place(tp, recipe, sp=sp, recompute=recompute))
             whole = {"y": mine(wanted["y"], tp, sp), "dx": mine(wanted["dx"], tp, sp)}
-            compare(f"sp={sp} again={again}", found, whole, tolerance=1e-5)
-            compare(f"sp={sp} again={again}", grads, weights, tolerance=1e-5)
+            compare(f"sp={sp} again={recompute}", found, whole, tolerance=1e-5)
+            compare(f"sp={sp} again={recompute}", grads, weights, tolerance=1e-5)
 
 
 @both_recipes
 def test_what_is_made_again_is_narrowed_to_the_same_bits(recipe: str) -> None:
-    kept, again = (ran(place(ALONE, recipe, again=again)) for again in (False, True))
-    for one, other in zip(kept, again, strict=True):
+    kept, recompute = (ran(place(ALONE, recipe, recompute=recompute)) for recompute in (False, True))
+    for one, other in zip(kept, recompute, strict=True):
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
@@ -212,14 +212,14 @@ class Sums:
         pass
 
     def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        fresh = weight not in self.total
-        write(self.total.setdefault(weight, torch.full_like(weight, torch.nan, dtype=torch.float32)), fresh)
+        first_microbatch = weight not in self.total
+        write(self.total.setdefault(weight, torch.full_like(weight, torch.nan, dtype=torch.float32)), first_microbatch)
 
 
 @both_recipes
 def test_weight_gradients_of_microbatches_add_up(recipe: str) -> None:
     sums = Sums()
-    at = Build(ALONE, False, torch.float32, accumulators=sums, products=RECIPES[recipe](ALONE))
+    at = Build(ALONE, False, torch.float32, accumulators=sums, gemms=RECIPES[recipe](ALONE))
     model, single = pair(at), pair(place(ALONE, recipe))
     for k in range(3):
         for one in (model, single):
@@ -232,8 +232,8 @@ def test_weight_gradients_of_microbatches_add_up(recipe: str) -> None:
 @pytest.mark.parametrize("recompute", ["light", "block"])
 @both_recipes
 def test_recomputation_keeps_every_bit_of_a_step(recipe: str, recompute: str) -> None:
-    kept, again = (_trained(f"--fp8 {recipe} --recompute {how}") for how in ("none", recompute))
-    assert [name for name in kept if not torch.equal(kept[name], again[name])] == []
+    kept, recompute = (_trained(f"--fp8 {recipe} --recompute {how}") for how in ("none", recompute))
+    assert [name for name in kept if not torch.equal(kept[name], recompute[name])] == []
 
 
 def _trained(words: str) -> dict[str, Tensor]:

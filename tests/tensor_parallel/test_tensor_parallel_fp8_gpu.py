@@ -1,4 +1,4 @@
-"""Products in fp8 on a GPU: its matrix units, and the kernels that make their factors, give what rounded factors do.
+"""Gemms in fp8 on a GPU: its matrix units, and the kernels that make their factors, give what rounded factors do.
 
 To show up here: an order of factors, a scale or an output that cuBLAS reads otherwise than the CPU does; numbers that
 the compiler rounds otherwise than torch.
@@ -19,12 +19,12 @@ from stretto.tensor_parallel.fp8 import (
     E5M2,
     RECIPES,
     column_scale,
-    narrow,
-    narrow_across,
-    narrow_both,
-    narrow_columns,
-    narrow_cut_rows,
-    narrow_rows,
+    quantize,
+    quantize_both,
+    quantize_columns,
+    quantize_cut_rows,
+    quantize_rows,
+    quantize_transposed,
     row_scale,
     scale,
 )
@@ -41,8 +41,8 @@ def test_the_three_products_are_those_of_rounded_factors(recipe: str, fuse: obje
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("needs a GPU with fp8")
     sums = Sums()
-    products = RECIPES[recipe](ALONE, fuse)
-    at = Build(ALONE, False, torch.bfloat16, "cuda", accumulators=sums, products=products)
+    gemms = RECIPES[recipe](ALONE, fuse)
+    at = Build(ALONE, False, torch.bfloat16, "cuda", accumulators=sums, gemms=gemms)
     layer = ColumnParallelLinear(IN, OUT, at, bias=False, init=Init(std=1.0))
     w = draw((OUT, IN), "w").bfloat16()
     layer.weight.data.copy_(w)
@@ -75,7 +75,7 @@ def test_every_way_to_narrow_gives_the_same_numbers(dtype: torch.dtype) -> None:
     round otherwise than one process."""
     x = draw((N, IN), "x").to(dtype)
     rows, columns = row_scale(x), column_scale(x)
-    scales = ((row_scale,), (column_scale,), (narrow_rows,), (narrow_cut_rows, rows), (narrow_columns, columns))
+    scales = ((row_scale,), (column_scale,), (quantize_rows,), (quantize_cut_rows, rows), (quantize_columns, columns))
     for formula, *more in scales:
         there = [x.cuda(), *(each.cuda() for each in more)]
         want = formula(x, *more)
@@ -85,9 +85,9 @@ def test_every_way_to_narrow_gives_the_same_numbers(dtype: torch.dtype) -> None:
         one = scale(x, dtype=small)
         for fuse in (unfused, fused):
             same(fuse(scale)(x.cuda(), dtype=small), one)
-            for formula in (narrow, narrow_across, narrow_both):
+            for formula in (quantize, quantize_transposed, quantize_both):
                 same(fuse(formula)(x.cuda(), one.cuda(), dtype=small), formula(x, one, dtype=small))
-    assert torch.equal(narrow_rows(x)[0].float(), narrow_cut_rows(x, rows).float())
+    assert torch.equal(quantize_rows(x)[0].float(), quantize_cut_rows(x, rows).float())
 
 
 def same(found: Tensor | tuple[Tensor, ...], wanted: Tensor | tuple[Tensor, ...]) -> None:

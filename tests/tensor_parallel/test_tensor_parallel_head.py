@@ -35,7 +35,7 @@ class Sums:
         assert weight not in self.totals
         self.asked.append("expect")
 
-    def early(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+    def add_in_forward(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         self.asked.append("early")
         self._write(weight, write)
 
@@ -44,9 +44,9 @@ class Sums:
         self._write(weight, write)
 
     def _write(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        fresh = weight not in self.totals
+        first_microbatch = weight not in self.totals
         total = self.totals.setdefault(weight, torch.full_like(weight, torch.nan, requires_grad=False))
-        write(total, fresh)
+        write(total, first_microbatch)
 
 
 def head(build: Build) -> VocabParallelHead:

@@ -22,7 +22,7 @@ from stretto.params import Init, ParamSpec
 from stretto.tensor_parallel import (
     Build,
     ColumnParallelLinear,
-    Part,
+    Projection,
     RowParallelLinear,
     copy_to,
     declare_norm,
@@ -47,7 +47,9 @@ class Pair(nn.Module):
     def __init__(self, inner: int, bias: bool, build: Build) -> None:
         super().__init__()
         self.norm = declare_norm(nn.LayerNorm(IN, dtype=build.dtype), sequence_parallel=build.sequence_parallel)
-        self.up = ColumnParallelLinear(IN, [Part("gate", inner), Part("value", inner)], build, bias=bias, init=INIT)
+        self.up = ColumnParallelLinear(
+            IN, [Projection("gate", inner), Projection("value", inner)], build, bias=bias, init=INIT
+        )
         self.down = RowParallelLinear(inner, OUT, build, bias=bias, init=INIT)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +121,9 @@ class Grouped(nn.Module):
     def __init__(self, build: Build) -> None:
         super().__init__()
         copies = max(1, build.tp.size // 2)
-        self.qk = ColumnParallelLinear(IN, [Part("q", 8), Part("k", 2, copies)], build, bias=True, init=INIT)
+        self.qk = ColumnParallelLinear(
+            IN, [Projection("q", 8), Projection("k", 2, copies)], build, bias=True, init=INIT
+        )
         self.out = RowParallelLinear(8, OUT, build, bias=False, init=INIT)
         self.queries = 8 // build.tp.size
 
@@ -162,10 +166,10 @@ def _borders(world: World) -> None:
             upper = mine(dy, tp, sp).clone().requires_grad_()
             y = leave(enter(local, tp) * (world.rank + 1), tp)
             (dx,) = torch.autograd.grad(y, local, upper, create_graph=True)
-            (again,) = torch.autograd.grad(dx, upper, mine(x, tp, sp))
+            (recompute,) = torch.autograd.grad(dx, upper, mine(x, tp, sp))
             compare(f"sp={sp}", {"y": y.detach()}, {"y": total * mine(x, tp, sp)})
             compare(f"sp={sp}", {"dx": dx.detach()}, {"dx": total * mine(dy, tp, sp)})
-            compare(f"sp={sp}", {"again": again}, {"again": total * mine(x, tp, sp)})
+            compare(f"sp={sp}", {"again": recompute}, {"again": total * mine(x, tp, sp)})
         one = Axis.single("tp")
         for border in (copy_to, reduce_from, gather_sequence, scatter_sequence):
             assert border(x, one) is x

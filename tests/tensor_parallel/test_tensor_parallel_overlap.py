@@ -1,10 +1,10 @@
 """Messages that pass behind products: these stay what they are, and there is one to do while a message is on its way.
 
 Here a window is a mailbox over Gloo, which has the order of one over copy engines and none of its speed; that one is
-tested in `tests/window`.
+tested in `tests/peer_buffer`.
 
 Faults to catch: rows of another rank multiplied in place of this one's; a first part of a product that waits for the
-message; a weight gradient that is not put off; a message of the backward that nothing passes behind; what is gathered
+message; a weight gradient that is not deferred; a message of the backward that nothing passes behind; what is gathered
 again waited for at once.
 """
 
@@ -19,13 +19,13 @@ import torch
 from tensor_parallel_full import compare, draw, mine, set_full
 from torch import Tensor, nn
 
-from stretto.collectives import begin_all_gather, begin_reduce_scatter, begin_sum_of
+from stretto.collectives import all_gather_async, reduce_scatter_async, reduce_scatter_rows_async
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.params import Init, collect
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Pointwise, RowParallelLinear, formulas
 from stretto.testing import Pool
-from stretto.world import Axis, Rows, UnderWay, Work, World
+from stretto.world import AsyncTensor, Axis, Rows, Work, World
 
 pytestmark = pytest.mark.gloo
 
@@ -49,7 +49,7 @@ class Arrival:
 
 
 class Mailbox:
-    """A `Window` over the group of an axis; rows are asked for in the order in which they could leave."""
+    """A `PeerBuffer` over the group of an axis; rows are asked for in the order in which they could leave."""
 
     def __init__(self, axis: Axis, log: list[str], least: int = 0) -> None:
         self.axis, self.log, self.least = axis, log, least
@@ -57,12 +57,12 @@ class Mailbox:
     def takes(self, size: int) -> bool:
         return size >= self.least
 
-    def gather(self, x: Tensor) -> UnderWay:
+    def gather(self, x: Tensor) -> AsyncTensor:
         self.log.append("begin gather")
-        coming = begin_all_gather(x, self.axis)
-        return UnderWay(coming.tensor, Arrival(coming.work, self.log, "gather"))
+        coming = all_gather_async(x, self.axis)
+        return AsyncTensor(coming.tensor, Arrival(coming.work, self.log, "gather"))
 
-    def scatter(self, rows: Rows, like: Tensor) -> UnderWay:
+    def scatter(self, rows: Rows, like: Tensor) -> AsyncTensor:
         parts: dict[int, Tensor] = {}
         for n in range(1, self.axis.size):
             to = (self.axis.rank + n) % self.axis.size
@@ -72,33 +72,33 @@ class Mailbox:
             parts[to] = out
         self.log.append("begin scatter")
         parts[self.axis.rank] = rows(self.axis.rank, None)
-        coming = begin_reduce_scatter(torch.cat([parts[r] for r in range(self.axis.size)]), self.axis)
-        return UnderWay(coming.tensor, Arrival(coming.work, self.log, "scatter"))
+        coming = reduce_scatter_async(torch.cat([parts[r] for r in range(self.axis.size)]), self.axis)
+        return AsyncTensor(coming.tensor, Arrival(coming.work, self.log, "scatter"))
 
 
 class Sums:
-    """Accumulators that put off as `DirectGradients` do, and note what they add."""
+    """Accumulators that deferred as `MainGradients` do, and note what they add."""
 
     def __init__(self, log: list[str]) -> None:
         self.log, self.totals = log, dict[nn.Parameter, Tensor]()
         self.names: dict[nn.Parameter, str] = {}
-        self.put_off: list[tuple[nn.Parameter, Callable[[Tensor, bool], object]]] = []
+        self.deferred: list[tuple[nn.Parameter, Callable[[Tensor, bool], object]]] = []
 
     def expect(self, weight: nn.Parameter) -> None:
         self.names[weight] = f"dW{len(self.names)}"
 
     def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         self.log.append(self.names[weight])
-        fresh = weight not in self.totals
-        write(self.totals.setdefault(weight, torch.full_like(weight, torch.nan, requires_grad=False)), fresh)
+        first_microbatch = weight not in self.totals
+        write(self.totals.setdefault(weight, torch.full_like(weight, torch.nan, requires_grad=False)), first_microbatch)
 
-    def later(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        self.meanwhile()
-        self.put_off.append((weight, write))
+    def defer(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        self.overlap_with()
+        self.deferred.append((weight, write))
 
-    def meanwhile(self) -> None:
-        if self.put_off:
-            self.add(*self.put_off.pop())
+    def overlap_with(self) -> None:
+        if self.deferred:
+            self.add(*self.deferred.pop())
 
 
 class Block(nn.Module):
@@ -144,7 +144,7 @@ def trained(build: Build, layers: int = 2, times: int = 1) -> tuple[Tensor, Tens
         y = made(x)
         y.backward(mine(draw((S, B, H), "dy"), build.tp, build.sequence_parallel))
     if sums is not None:
-        sums.meanwhile()
+        sums.overlap_with()
     assert x.grad is not None
     return y.detach(), x.grad, gradients(made, sums)
 
@@ -157,15 +157,15 @@ def test_behind_each_other_or_not_the_numbers_are_the_same(pool: Pool, tp: int) 
 
 def _same_numbers(world: World) -> None:
     with ParallelState.build(Layout.of(tp=world.size), world) as state:
-        for again in (False, True):
+        for recompute in (False, True):
             for times in (1, 3):
-                plain = Build(state.axis("tp"), True, torch.float64, again=again)
+                plain = Build(state.axis("tp"), True, torch.float64, recompute=recompute)
                 y, dx, grads = trained(plain, times=times)
                 for least in (0, 10**9):  # by the window, and past it
                     log: list[str] = []
-                    axis = replace(plain.tp, window=Mailbox(plain.tp, log, least))
+                    axis = replace(plain.tp, peer_buffer=Mailbox(plain.tp, log, least))
                     found = trained(replace(plain, tp=axis, accumulators=Sums(log)), times=times)
-                    what = f"again={again} times={times} least={least}"
+                    what = f"again={recompute} times={times} least={least}"
                     compare(what, {"y": found[0], "dx": found[1]}, {"y": y, "dx": dx})
                     compare(what, found[2], grads)
                     assert any("begin" in event for event in log) == (least == 0)
@@ -191,7 +191,7 @@ def _events(world: World) -> list[str]:
     with ParallelState.build(Layout.of(tp=world.size), world) as state:
         log: list[str] = []
         tp = state.axis("tp")
-        axis = replace(tp, window=Mailbox(tp, log))
+        axis = replace(tp, peer_buffer=Mailbox(tp, log))
         with _Noted(log):
             trained(Build(axis, True, torch.float64, accumulators=Sums(log)))
         return log
@@ -217,18 +217,22 @@ def test_what_is_made_again_is_gathered_behind_what_comes_next(pool: Pool) -> No
     """It is taken where it is multiplied: after another gradient and the next message have begun."""
     for log in pool.run(2, _events_again):
         backward = log[log.index("dW3") :]
-        again = backward.index("begin gather")
-        assert backward[again : again + 4] == ["begin gather", "begin gather", "dW2", "take gather"]
+        recompute = backward.index("begin gather")
+        assert backward[recompute : recompute + 4] == ["begin gather", "begin gather", "dW2", "take gather"]
 
 
 def _events_again(world: World) -> list[str]:
     with ParallelState.build(Layout.of(tp=world.size), world) as state:
         log: list[str] = []
         tp = state.axis("tp")
-        trained(Build(replace(tp, window=Mailbox(tp, log)), True, torch.float64, again=True, accumulators=Sums(log)))
+        trained(
+            Build(
+                replace(tp, peer_buffer=Mailbox(tp, log)), True, torch.float64, recompute=True, accumulators=Sums(log)
+            )
+        )
         return log
 
 
 def test_a_sum_in_parts_needs_a_window() -> None:
     with pytest.raises(ValueError, match="no window"):
-        begin_sum_of(lambda _, __: torch.ones(1), torch.ones(2), Axis("tp", 0, (0, 1)))
+        reduce_scatter_rows_async(lambda _, __: torch.ones(1), torch.ones(2), Axis("tp", 0, (0, 1)))

@@ -1,4 +1,4 @@
-"""Operations in front of a matrix product: their adjoints, and a product that makes its input itself.
+"""Operations in front of a GEMM: their adjoints, and a product that makes its input itself.
 
 Faults to catch: an adjoint of SwiGLU without the slope of its sigmoid; an adjoint of the other form of GELU; an adjoint
 of RMSNorm that takes the mean square for a constant; an adjoint of LayerNorm that takes the mean for a constant; a
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stretto.tensor_parallel import Build, Lazy, Pointwise, formulas
-from stretto.tensor_parallel.linear import add_product, linear
+from stretto.tensor_parallel.linear import accumulate_matmul, linear
 from stretto.world import Axis
 
 pytestmark = pytest.mark.gloo
@@ -92,7 +92,7 @@ class Sum:
     """Accumulators for one weight."""
 
     def __init__(self, weight: nn.Parameter) -> None:
-        self.weight, self.fresh = weight, True
+        self.weight, self.first_microbatch = weight, True
         self.total = torch.full_like(weight, torch.nan, requires_grad=False)
 
     def expect(self, weight: nn.Parameter) -> None:
@@ -100,8 +100,8 @@ class Sum:
 
     def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         assert weight is self.weight
-        write(self.total, self.fresh)
-        self.fresh = False
+        write(self.total, self.first_microbatch)
+        self.first_microbatch = False
 
 
 @pytest.mark.parametrize("direct", [False, True])
@@ -111,7 +111,7 @@ def test_a_product_that_makes_its_input_is_the_product_of_it(name: str, direct: 
     args, width = inputs(vectors), 4 if name == "swiglu" else 8
     weight, bias = nn.Parameter(torch.randn(3, width).double()), nn.Parameter(torch.randn(3).double())
     sums = Sum(weight)
-    build = replace(BUILD, again=True, accumulators=sums if direct else None)
+    build = replace(BUILD, recompute=True, accumulators=sums if direct else None)
     lazy = Pointwise.of(formula, build, **bound)(*args)
     assert isinstance(lazy, Lazy)
     given = [*args, bias] if direct else [*args, bias, weight]
@@ -130,18 +130,18 @@ def test_a_product_that_makes_its_input_is_the_product_of_it(name: str, direct: 
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("name", ["rms", "layer"])
-def test_what_goes_past_is_the_input_and_its_gradient_is_added(name: str, again: bool) -> None:
+def test_what_goes_past_is_the_input_and_its_gradient_is_added(name: str, recompute: bool) -> None:
     formula, bound, plain, vectors = CASES[name]
     args = inputs(vectors)
-    build = replace(BUILD, again=again)
+    build = replace(BUILD, recompute=recompute)
     weight = nn.Parameter(torch.randn(3, 8).double())
-    fork = Pointwise.of(formula, build, **bound).fork(*args)
-    if again:
-        with pytest.raises(RuntimeError, match="when a matrix product has taken"):
-            _ = fork.past
-    y = linear(fork.through, weight, None, build, column=True)
-    assert torch.equal(fork.past, args[0])
-    (y.sin().sum() + fork.past.square().sum()).backward()
+    with_residual = Pointwise.of(formula, build, **bound).with_residual(*args)
+    if recompute:
+        with pytest.raises(RuntimeError, match="when a GEMM has taken"):
+            _ = with_residual.dresidual
+    y = linear(with_residual.output, weight, None, build, column=True)
+    assert torch.equal(with_residual.dresidual, args[0])
+    (y.sin().sum() + with_residual.dresidual.square().sum()).backward()
     want = inputs(vectors)
     (F.linear(plain(*want), weight).sin().sum() + want[0].square().sum()).backward()
     for one, other in zip(args, want, strict=True):
@@ -152,8 +152,8 @@ def test_what_goes_past_is_the_input_and_its_gradient_is_added(name: str, again:
 def test_one_way_of_a_fork_may_be_left(way: str) -> None:
     formula, bound, plain, vectors = CASES["rms"]
     args = inputs(vectors)
-    fork = Pointwise.of(formula, BUILD, **bound).fork(*args)
-    taken = getattr(fork, way)
+    with_residual = Pointwise.of(formula, BUILD, **bound).with_residual(*args)
+    taken = getattr(with_residual, way)
     (taken * taken).sum().backward()
     want = inputs(vectors)
     (plain(*want) if way == "through" else want[0]).square().sum().backward()
@@ -164,5 +164,5 @@ def test_one_way_of_a_fork_may_be_left(way: str) -> None:
 def test_narrow_products_are_added_up_wide() -> None:
     """256 + 1 in bf16 stays 256."""
     total = torch.full((1, 1), 256.0)
-    add_product(total, False, torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(1, 1, dtype=torch.bfloat16))
+    accumulate_matmul(total, False, torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(1, 1, dtype=torch.bfloat16))
     assert total.item() == 257.0

@@ -10,7 +10,7 @@ import torch
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig
 from stretto.distributed import DataParallel
 from stretto.layout import Layout
-from stretto.models import StagePart, Transformer
+from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor
 from stretto.schedule import Action, Op, Schedule
@@ -56,7 +56,7 @@ def test_a_split_backward_needs_layers_that_leave_something_for_w() -> None:
 
 def test_two_copies_of_a_tied_embedding_on_one_rank_are_an_error() -> None:
     """Each would train on its own part of the gradient."""
-    parts = [StagePart(range(1), first=True, last=False), StagePart(range(1, 2), first=False, last=True)]
+    parts = [StageSpec(range(1), first=True, last=False), StageSpec(range(1, 2), first=False, last=True)]
     with ParallelState.inspect(Layout.of(), 0) as state:
         tied = replace(SMALL.model, tied=True)
         place = Build(state.axis("tp"), False, torch.float32)

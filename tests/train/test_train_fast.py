@@ -1,4 +1,4 @@
-"""What makes a step fast or small leaves it what it is: fused operations, light recomputation, direct gradients.
+"""What makes a step fast or small leaves it what it is: fused operations, selective recomputation, direct gradients.
 
 Faults to catch: an activation that is made again in less precision; a fused update that is written into a copy; an
 update that is compiled anew in later steps; a bucket that does not hear of what has arrived; a bucket that leaves with
@@ -40,19 +40,19 @@ def trained(words: str, steps: int = 2) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("more", ["", OTHER])
 def test_light_recomputation_keeps_every_bit(more: str) -> None:
-    kept, again = trained(f"{ALONE} {more}"), trained(f"{ALONE} {more} --recompute light")
-    assert [name for name in kept if not torch.equal(kept[name], again[name])] == []
+    kept, recompute = trained(f"{ALONE} {more}"), trained(f"{ALONE} {more} --recompute selective")
+    assert [name for name in kept if not torch.equal(kept[name], recompute[name])] == []
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
 def test_fused_operations_are_the_same_and_compiled_once() -> None:
-    plain, fused = trained(ALONE, 1), trained(f"{ALONE} --recompute light --compile", 1)
+    plain, fused = trained(ALONE, 1), trained(f"{ALONE} --recompute selective --compile", 1)
     for name, tensor in plain.items():
         torch.testing.assert_close(fused[name], tensor, rtol=1e-10, atol=1e-11, msg=name)
-    trained(f"{ALONE} --recompute light --compile", 3)
+    trained(f"{ALONE} --recompute selective --compile", 3)
 
 
-@pytest.mark.parametrize("more", ["", "--recompute light", "--no-tied"])
+@pytest.mark.parametrize("more", ["", "--recompute selective", "--no-tied"])
 def test_buckets_leave_within_the_last_backward(more: str) -> None:
     """A tied embedding has two gradients: the first alone must not send its bucket, nor must it wait for more."""
     args = parse(f"{ALONE} {more} --bucket-mb 0.001".split()).args

@@ -48,7 +48,7 @@ def test_gathers_of_tensor_parallelism_have_a_window_on_gpus() -> None:
     """As large as what a rank reads of another: its part of the sequence."""
     words = "--tp 2 --dp 2 --device cuda --dtype bf16 --seq-len 64 --micro-batch 2 --hidden 96"
     size = 64 // 2 * 2 * 96 * 2
-    assert options(f"{words} --sequence-parallel") == dict.fromkeys(("tp", "tp-pp"), GroupOptions(window=size))
+    assert options(f"{words} --sequence-parallel") == dict.fromkeys(("tp", "tp-pp"), GroupOptions(peer_buffer=size))
     for without in ("", "--sequence-parallel --no-tp-comm-overlap"):
         assert options(f"{words} {without}") == {}
     assert options(f"{words} --sequence-parallel --gloo tp")["tp"] == GroupOptions(backend="gloo")

@@ -1,4 +1,4 @@
-"""The learning rate against recorded figures, and by its laws.
+"""The learning rate against recorded figures, and by its invariants.
 
 Faults to catch: a warm-up that counts from 0; a decay that starts at 0 instead of after the warm-up; a cooldown that
 begins one update early; a floor that is not reached; a floor that is passed; half a cosine.

@@ -13,10 +13,10 @@ from test_verify_layouts import arguments
 
 from stretto.arguments import parse
 from stretto.arguments.schema import Arguments
+from stretto.collective_trace import Call
 from stretto.layout import Layout
 from stretto.report.communication import communication_table
 from stretto.testing import Pool
-from stretto.traffic import Call
 from stretto.verify.comms import Communication, communication, record_step
 from stretto.world import World
 

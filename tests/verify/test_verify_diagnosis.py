@@ -29,7 +29,7 @@ from stretto.report.comparison import as_data, comparison
 from stretto.tensor_parallel import RowParallelLinear, mappings
 from stretto.testing import Pool
 from stretto.train import step
-from stretto.verify import Comparison, against_twin, places, where_to_look
+from stretto.verify import Comparison, against_reference, places, where_to_look
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -79,7 +79,7 @@ def _twice(measure: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _compare(world: World, args: Arguments, fault: str) -> Comparison:
     p = args.parallel
     with FAULTS[fault]():
-        return against_twin(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world)
+        return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world)
 
 
 def found_with(pool: Pool, fault: str, sizes: tuple[int, int, int], variant: int) -> tuple[Comparison, str]:
@@ -177,15 +177,15 @@ def test_the_table_fits_eighty_columns_and_the_file_has_everything(pool: Pool) -
     assert len(data["differences"]) == len(found.differences)
 
 
-def _compare_layouts(world: World, args: Arguments, twin: Layout) -> Comparison:
+def _compare_layouts(world: World, args: Arguments, reference: Layout) -> Comparison:
     p = args.parallel
-    return against_twin(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, twin=twin)
+    return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, reference=reference)
 
 
-@pytest.mark.parametrize("twin", [Layout.of(pp=2), Layout.of(tp=2, pp=2)], ids=str)
-def test_any_layout_can_be_the_reference_in_the_same_world(pool: Pool, twin: Layout) -> None:
+@pytest.mark.parametrize("reference", [Layout.of(pp=2), Layout.of(tp=2, pp=2)], ids=str)
+def test_any_layout_can_be_the_reference_in_the_same_world(pool: Pool, reference: Layout) -> None:
     """P8: it runs on the first ranks of the world while the other layout lives on all of them."""
-    for found in pool.run(4, _compare_layouts, arguments(2, 1, 2, variant=SEQUENCE_PARALLEL + 16), twin):
+    for found in pool.run(4, _compare_layouts, arguments(2, 1, 2, variant=SEQUENCE_PARALLEL + 16), reference):
         assert found.equal, [d.name for d in found.failures[:4]]
 
 

@@ -56,7 +56,7 @@ def test_every_layout_drops_slices_of_the_whole_mask(pool: Pool, sizes: dict[str
 
 @EVERY
 def test_dropout_trains_as_in_one_process(pool: Pool, sizes: dict[str, int]) -> None:
-    """Loss, gradients and updates of two steps to 1e-10; with recomputation, of which the twin has none to fear."""
+    """Loss, gradients and updates of two steps to 1e-10; with recomputation, of which the reference has none to fear."""
     assert set(pool.run(ranks(arguments(**sizes)), differs, arguments(**sizes))) == {""}
 
 
@@ -71,10 +71,10 @@ def test_the_size_of_the_microbatch_does_not_matter(pool: Pool, sizes: dict[str,
 @EVERY
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_recomputation_changes_no_bit_in_any_layout(pool: Pool, sizes: dict[str, int], dropout: float) -> None:
-    """Neither of loss, norm and gradients, nor of what `watch` sees of activations on the way."""
+    """Neither of loss, norm and gradients, nor of what `observe` sees of activations on the way."""
     args = arguments(**sizes, dropout=dropout)
-    again = replace(args, run=replace(args.run, recompute="block"))
-    kept, computed = (pool.run(ranks(args), gradients, each) for each in (args, again))
+    recompute = replace(args, run=replace(args.run, recompute="block"))
+    kept, computed = (pool.run(ranks(args), gradients, each) for each in (args, recompute))
     for a, b in zip(kept, computed, strict=True):
         assert a.keys() == b.keys()
         assert not [name for name in a if not torch.equal(a[name], b[name])]
@@ -105,7 +105,7 @@ def gradients(world: World, args: Arguments) -> dict[str, Tensor]:
     """Loss, norm and gradients of a step, and projections of activations and their gradients."""
     with build(args, layout(args), world) as session:
         session.load_full(random_weights(session, 0))
-        loss, norm = session.step(random_batch(args, 1), watch=True)
+        loss, norm = session.step(random_batch(args, 1), observe=True)
         numbers = {"loss": loss, "norm": norm}
         passed = {f"output of {n}": x for n, x in session.seen.outputs.items()}
         passed |= {f"gradient of {n}": x for n, x in session.seen.gradients.items()}

@@ -12,7 +12,7 @@ from stretto.arguments import parse
 from stretto.layout import Layout
 from stretto.tensor_parallel.fp8 import RECIPES
 from stretto.testing import Pool
-from stretto.verify import against_twin
+from stretto.verify import against_reference
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -35,8 +35,8 @@ def verdict(world: World, words: str, wrong: str = "") -> list[str]:
             return make(self, weight, column=column)
 
         def added_twice(self, total, fresh, dy, x):
-            for again in range(self.tp.size):
-                add(self, total, fresh and not again, dy, x)
+            for recompute in range(self.tp.size):
+                add(self, total, fresh and not recompute, dy, x)
 
         def doubled(self, dy, weight, *, column):
             dx, left = back(self, dy, weight, column=column)
@@ -47,11 +47,11 @@ def verdict(world: World, words: str, wrong: str = "") -> list[str]:
             patch.setattr(recipe, "add", added_twice)
         elif wrong:
             patch.setattr(recipe, "backward", doubled)
-        found = against_twin(args, Layout.of(tp=2), world)
+        found = against_reference(args, Layout.of(tp=2), world)
     return [*found.unequal, *(d.quantity.kind for d in found.failures)]
 
 
-@pytest.mark.parametrize("more", ["", "--sequence-parallel --recompute light", f"{OTHER} --sequence-parallel"])
+@pytest.mark.parametrize("more", ["", "--sequence-parallel --recompute selective", f"{OTHER} --sequence-parallel"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_layout_in_fp8_is_one_process_in_fp8(pool: Pool, recipe: str, more: str) -> None:
     assert pool.run(2, verdict, f"--fp8 {recipe} {more}") == [[], []]

@@ -14,7 +14,7 @@ import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not i
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
 from stretto.layout import Layout
 from stretto.testing import Pool
-from stretto.verify import Comparison, against_twin
+from stretto.verify import Comparison, against_reference
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -58,7 +58,7 @@ def arguments(tp: int, pp: int, dp: int, *, variant: int, dtype: str = "fp64") -
 
 def _prove(world: World, args: Arguments) -> Comparison:
     p = args.parallel
-    return against_twin(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world)
+    return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world)
 
 
 def prove(pool: Pool, args: Arguments) -> None:

@@ -17,7 +17,7 @@ from stretto.arguments.schema import Arguments, ParallelConfig, RunConfig
 from stretto.layout import Layout
 from stretto.report.header import header
 from stretto.testing import Pool
-from stretto.verify import against_twin
+from stretto.verify import against_reference
 from stretto.verify.matrix import (
     ACTIVATIONS,
     DATA,
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.gloo
 Row = tuple[str, str, str, str]
 
 ROWS = list(dict.fromkeys((c.tensor, c.pipeline, c.data, c.activations) for c in VERIFIED))
-COMPARED = [row for row in ROWS if row[3] in ("-", "light recomputation", "dropout + recomputation of blocks")]
+COMPARED = [row for row in ROWS if row[3] in ("-", "selective recomputation", "dropout + recomputation of blocks")]
 
 
 @pytest.mark.parametrize("row", COMPARED, ids=" x ".join)
@@ -97,7 +97,7 @@ def measure(world: World, row: Row) -> dict[tuple[str, bool], float]:
         for options in options_of(Combination(*row, dtype)):
             args = example(Combination(*row, dtype), options=options)
             p = args.parallel
-            result = against_twin(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, steps=1)
+            result = against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, steps=1)
             found[dtype, options] = used_up(result)
     return found
 

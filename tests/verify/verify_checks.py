@@ -18,13 +18,13 @@ from stretto.batch import Batch
 from stretto.data.feed import Feed
 from stretto.data.store import TokenStore, write_store
 from stretto.layout import Layout
-from stretto.models import StagePart, Transformer
+from stretto.models import StageSpec, Transformer
 from stretto.params import Slice, collect, slices
 from stretto.tensor_parallel import Build
 from stretto.train.checkpointing import TrainState
 from stretto.train.loop import Loop
 from stretto.train.record import EvalRecord, Everyone
-from stretto.verify import Comparison, against_twin, build, gather_full, load_full, random_batch, random_weights
+from stretto.verify import Comparison, against_reference, build, gather_full, load_full, random_batch, random_weights
 from stretto.world import Axis, World
 
 
@@ -45,7 +45,7 @@ def small(
     sp: bool = False,
     dtype: str = "fp64",
     rows: int = 0,
-    again: str = "none",
+    recompute: str = "none",
     **model: object,
 ) -> Arguments:
     """A small model with awkward sizes, in microbatches of one row; `rows` of them, or 4 for each replica."""
@@ -55,14 +55,14 @@ def small(
         parallel=ParallelConfig(tp=tp, pp=pp, dp=dp, sequence_parallel=sp, bucket_mb=0.005),
         batch=BatchConfig(seq_len=8, micro_batch=1, global_batch=rows or 4 * dp),
         optimizer=OptimizerConfig(lr=1e-2, eps=1e-4, clip_grad=0.5, weight_decay=0.2),
-        run=RunConfig(dtype=dtype, timeout=20.0, recompute=again),
+        run=RunConfig(dtype=dtype, timeout=20.0, recompute=recompute),
     )
 
 
 def compare(world: World, args: Arguments) -> Comparison:
     """The layout of `args` against one process."""
     p = args.parallel
-    return against_twin(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1, order=p.order), world)
+    return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1, order=p.order), world)
 
 
 def first_wrong(found: Comparison) -> str:
@@ -172,8 +172,8 @@ CHECKS = (
     ),
     Check("pp=2, dp=2, tied", 4, _against(pp=2, dp=2, tied=True)),
     Check("tp=2, dp=2, sequence parallel, dropout", 4, _against(tp=2, dp=2, sp=True, dropout=0.2)),
-    Check("tp=2, light recomputation", 2, _against(tp=2, again="light", norm="layer", bias=True)),
-    Check("tp=2, sequence parallel, light recomputation", 2, _against(tp=2, sp=True, again="light")),
+    Check("tp=2, selective recomputation", 2, _against(tp=2, recompute="selective", norm="layer", bias=True)),
+    Check("tp=2, sequence parallel, selective recomputation", 2, _against(tp=2, sp=True, recompute="selective")),
     Check("dp=2 in bf16", 2, _against(dp=2, dtype="bf16")),
     Check("initial weights", 4, initial_weights),
     Check("held-out text", 4, held_out_loss),
@@ -183,7 +183,7 @@ CHECKS = (
 def _whole_model(args: Arguments, weights: Mapping[str, Tensor]) -> Transformer:
     """The model as a plain module in fp64, with `weights`; padding is zero."""
     alone = Build(Axis("tp", 0, (0,)), False, torch.float64)
-    model = Transformer(args.model, StagePart.whole(args.model), alone, seq_len=args.batch.seq_len)
+    model = Transformer(args.model, StageSpec.whole(args.model), alone, seq_len=args.batch.seq_len)
     with torch.no_grad():
         for param in model.parameters():
             param.zero_()

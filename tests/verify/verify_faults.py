@@ -33,25 +33,25 @@ TENSOR_PARALLEL = [
     Fault(
         "what enters a parallel region does not sum its gradient",
         "tensor_parallel/mappings.py",
-        "return reduce_from(dy, ctx.tp, ctx.meanwhile), None, None",
+        "return reduce_from(dy, ctx.tp, ctx.overlap_with), None, None",
         "return dy, None, None",
     ),
     Fault(
         "what leaves a parallel region sums its gradient again",
         "tensor_parallel/mappings.py",
-        "return copy_to(dy, ctx.tp, ctx.meanwhile), None, None",
+        "return copy_to(dy, ctx.tp, ctx.overlap_with), None, None",
         "return all_reduce(dy, ctx.tp), None, None",
     ),
     Fault(
         "the gather of the sequence is adjoint to a slice, without sum",
         "collectives.py",
-        "return reduce_scatter(dy, ctx.axis, ctx.dim, ctx.meanwhile), None, None, None",
+        "return reduce_scatter(dy, ctx.axis, ctx.dim, ctx.overlap_with), None, None, None",
         "return dy.chunk(ctx.axis.size, ctx.dim)[ctx.axis.rank], None, None, None",
     ),
     Fault(
         "the scatter of the sequence averages in its backward",
         "collectives.py",
-        "return all_gather(dy, ctx.axis, ctx.dim, ctx.meanwhile), None, None, None",
+        "return all_gather(dy, ctx.axis, ctx.dim, ctx.overlap_with), None, None, None",
         "return all_gather(dy, ctx.axis, ctx.dim) / ctx.axis.size, None, None, None",
     ),
     Fault(
@@ -102,7 +102,7 @@ VOCABULARY = [
     Fault(
         "each rank shifts its logits by its own maximum",
         "tensor_parallel/cross_entropy.py",
-        "highest = max_reduce(top, tp)",
+        "highest = all_reduce_max(top, tp)",
         "highest = top",
     ),
     Fault(
@@ -144,7 +144,7 @@ VOCABULARY = [
     Fault(
         "the embedding's gradient overwrites the head's where they are one",
         "tensor_parallel/vocab.py",
-        "total.copy_(rows) if fresh else total.add_(rows)",
+        "total.copy_(rows) if first_microbatch else total.add_(rows)",
         "total.copy_(rows)",
     ),
     Fault(
@@ -156,14 +156,14 @@ VOCABULARY = [
     Fault(
         "the head's gradient overwrites that of the microbatch before",
         "tensor_parallel/cross_entropy.py",
-        "add_product(dw, fresh and first == 0, grad, rows)",
-        "add_product(dw, first == 0, grad, rows)",
+        "accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)",
+        "accumulate_matmul(dw, first == 0, grad, rows)",
     ),
     Fault(
         "the head's gradient is added to that of the step before",
         "tensor_parallel/cross_entropy.py",
-        "add_product(dw, fresh and first == 0, grad, rows)",
-        "add_product(dw, False, grad, rows)",
+        "accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)",
+        "accumulate_matmul(dw, False, grad, rows)",
     ),
 ]
 
@@ -171,13 +171,13 @@ PRODUCTS = [
     Fault(
         "a product's gradient overwrites that of the microbatch before",
         "tensor_parallel/linear.py",
-        "torch.mm(left, x, out=total) if fresh else total.addmm_(left, x)",
+        "torch.mm(left, x, out=total) if first_microbatch else total.addmm_(left, x)",
         "torch.mm(left, x, out=total)",
     ),
     Fault(
         "a product's gradient is added to that of the step before",
         "tensor_parallel/linear.py",
-        "torch.mm(left, x, out=total) if fresh else total.addmm_(left, x)",
+        "torch.mm(left, x, out=total) if first_microbatch else total.addmm_(left, x)",
         "total.addmm_(left, x)",
     ),
     Fault(
@@ -195,8 +195,8 @@ PRODUCTS = [
     Fault(
         "what is made again comes from this rank's part of the sequence alone",
         "tensor_parallel/linear.py",
-        "again = begin_all_gather(x, build.tp) if ctx.column and build.sequence_parallel else UnderWay(x)",
-        "again = UnderWay(torch.cat([x] * (build.tp.size if ctx.column and build.sequence_parallel else 1)))",
+        "recomputed = all_gather_async(x, build.tp) if ctx.column and build.sequence_parallel else AsyncTensor(x)",
+        "recompute = AsyncTensor(torch.cat([x] * (build.tp.size if ctx.column and build.sequence_parallel else 1)))",
     ),
     Fault(
         "a bias gets the mean over the tokens",
@@ -402,14 +402,14 @@ OPTIMIZER = [
     Fault(
         "parameters do not follow their masters",
         "distributed/optimizer.py",
-        "    if narrow is not None:\n        narrow.copy_(master)\n",
+        "    if rounded is not None:\n        rounded.copy_(master)\n",
         "",
     ),
     Fault(
         "parameters follow their masters a step late",
         "distributed/optimizer.py",
         "    grad = grad * scale\n",
-        "    if narrow is not None:\n        narrow.copy_(master)\n        narrow = None\n    grad = grad * scale\n",
+        "    if rounded is not None:\n        rounded.copy_(master)\n        rounded = None\n    grad = grad * scale\n",
     ),
     Fault(
         "the factor of clipping has no epsilon",

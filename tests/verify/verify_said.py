@@ -15,20 +15,20 @@ COLLECTIVES = Said(
     Fault(
         "a sum left out of a forward",
         "collectives.py",
-        "        work = all_reduce_(out, axis)\n        meanwhile()\n        work.wait()\n",
-        '        _tell(axis, "all_reduce", out)\n        meanwhile()\n',
+        "        work = all_reduce_(out, axis)\n        overlap_with()\n        work.wait()\n",
+        '        _tell(axis, "all_reduce", out)\n        overlap_with()\n',
     ),
     Fault(
         "a sum left out of a backward",
         "collectives.py",
-        "return all_reduce(dy, ctx.axis, ctx.meanwhile), None, None",
+        "return all_reduce(dy, ctx.axis, ctx.overlap_with), None, None",
         "return dy, None, None",
     ),
     Fault(
         "a gather along the wrong dimension",
         "collectives.py",
-        "return whole.take().movedim(0, dim)",
-        "return whole.take()",
+        "return whole.wait().movedim(0, dim)",
+        "return whole.wait()",
     ),
     Fault(
         "all_to_all turned the wrong way round in its backward",
@@ -45,7 +45,7 @@ COLLECTIVES = Said(
     Fault(
         "a backward of detached tensors",
         "collectives.py",
-        "return all_gather(dy, ctx.axis, ctx.dim, ctx.meanwhile), None, None, None",
+        "return all_gather(dy, ctx.axis, ctx.dim, ctx.overlap_with), None, None, None",
         "return all_gather(dy.detach(), ctx.axis, ctx.dim), None, None, None",
     ),
 )
@@ -271,32 +271,32 @@ FLASH = Said(
 )
 
 DIRECT = Said(
-    "tests/distributed/test_distributed_direct.py",
+    "tests/distributed/test_distributed_main_gradients.py",
     Fault(
-        "what is put off forgotten at the end of a step",
+        "what is deferred forgotten at the end of a step",
         "distributed/data_parallel.py",
-        "        self._direct.meanwhile()\n        missing",
+        "        self._main_gradients.flush()\n        missing",
         "        missing",
     ),
     Fault(
-        "what an earlier backward put off counted among the last gradients",
+        "what an earlier backward deferred counted among the last gradients",
         "distributed/data_parallel.py",
-        "        self._direct.meanwhile()  # of an earlier backward: not among the last ones\n",
+        "        self._main_gradients.flush()  # of an earlier backward: not among the last ones\n",
         "",
     ),
     Fault(
-        "what a failed step put off added in the next",
-        "distributed/direct.py",
+        "what a failed step deferred added in the next",
+        "distributed/main_gradients.py",
         "        self._put_off = None\n        self._added.clear()",
         "        self._added.clear()",
     ),
     Fault(
-        "what is put off lost to the next",
-        "distributed/direct.py",
-        "        self.meanwhile()\n        self._put_off = weight, write\n",
+        "what is deferred lost to the next",
+        "distributed/main_gradients.py",
+        "        self.flush()\n        self._put_off = weight, write\n",
         "        self._put_off = weight, write\n",
     ),
-    Fault("a gradient recorded by autograd", "distributed/direct.py", "with torch.no_grad():", "if True:"),
+    Fault("a gradient recorded by autograd", "distributed/main_gradients.py", "with torch.no_grad():", "if True:"),
 )
 
 OVERLAP = Said(
@@ -310,26 +310,26 @@ OVERLAP = Said(
     Fault(
         "a first part of a product that waits for the message",
         "tensor_parallel/overlap.py",
-        "    _multiply(x, weight, bias, y[begin:end])\n    whole = coming.take()\n",
-        "    whole = coming.take()\n    _multiply(x, weight, bias, y[begin:end])\n",
+        "    _multiply(x, weight, bias, y[begin:end])\n    whole = coming.wait()\n",
+        "    whole = coming.wait()\n    _multiply(x, weight, bias, y[begin:end])\n",
     ),
     Fault(
-        "a weight gradient that is not put off",
+        "a weight gradient that is not deferred",
         "tensor_parallel/linear.py",
-        "build.accumulators.later if build.tp.size > 1 else",
-        "build.accumulators.later if build.tp.size > 8 else",
+        "build.accumulators.defer if build.tp.size > 1 else",
+        "build.accumulators.defer if build.tp.size > 8 else",
     ),
     Fault(
         "a message of the backward that nothing passes behind",
         "tensor_parallel/build.py",
-        "nothing if self.accumulators is None or self.tp.size == 1 else self.accumulators.meanwhile",
+        "nothing if self.accumulators is None or self.tp.size == 1 else self.accumulators.flush",
         "nothing",
     ),
     Fault(
         "what is gathered again waited for at once",
         "tensor_parallel/linear.py",
-        "again = begin_all_gather(x, build.tp) if",
-        "again = UnderWay(begin_all_gather(x, build.tp).take()) if",
+        "recomputed = all_gather_async(x, build.tp) if",
+        "recompute = AsyncTensor(all_gather_async(x, build.tp).wait()) if",
     ),
 )
 
@@ -338,13 +338,13 @@ LAYERS = Said(
     Fault(
         "copy_to without its sum",
         "tensor_parallel/mappings.py",
-        "return reduce_from(dy, ctx.tp, ctx.meanwhile)",
+        "return reduce_from(dy, ctx.tp, ctx.overlap_with)",
         "return dy",
     ),
     Fault(
         "reduce_from that sums in its backward too",
         "tensor_parallel/mappings.py",
-        "return copy_to(dy, ctx.tp, ctx.meanwhile), None, None",
+        "return copy_to(dy, ctx.tp, ctx.overlap_with), None, None",
         "return all_reduce(dy, ctx.tp), None, None",
     ),
     Fault(
@@ -387,7 +387,7 @@ VOCABULARY = Said(
     Fault(
         "the shift by the maximum of this rank alone",
         "tensor_parallel/cross_entropy.py",
-        "highest = max_reduce(top, tp)",
+        "highest = all_reduce_max(top, tp)",
         "highest = top",
     ),
     Fault(
@@ -417,8 +417,8 @@ VOCABULARY = Said(
     Fault(
         "a piece of the logits whose gradient of the weight overwrites that of the piece before",
         "tensor_parallel/cross_entropy.py",
-        "add_product(dw, fresh and first == 0, grad, rows)",
-        "add_product(dw, True, grad, rows)",
+        "accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)",
+        "accumulate_matmul(dw, True, grad, rows)",
     ),
     Fault(
         "a gradient that does not see what follows the loss",
@@ -435,7 +435,7 @@ VOCABULARY = Said(
 )
 
 TRAFFIC = Said(
-    "tests/traffic/test_traffic_faults.py",
+    "tests/collective_trace/test_collective_trace_faults.py",
     Fault(
         "a comparison of shapes left out",
         "traffic/call.py",
@@ -485,7 +485,7 @@ COMMS = Said(
     Fault(
         "an all-reduce in place of a reduce-scatter",
         "tensor_parallel/mappings.py",
-        "return reduce_scatter(x, tp, 0, meanwhile)",
+        "return reduce_scatter(x, tp, 0, overlap_with)",
         "return all_reduce(x, tp).chunk(tp.size, 0)[tp.rank]",
     ),
     Fault("a gradient reduced twice", "distributed/data_parallel.py", "if not bucket.sent:", "if True:"),
@@ -493,7 +493,7 @@ COMMS = Said(
     Fault(
         "a border of tensor parallelism that communicates in both directions",
         "tensor_parallel/mappings.py",
-        "return copy_to(dy, ctx.tp, ctx.meanwhile), None, None",
+        "return copy_to(dy, ctx.tp, ctx.overlap_with), None, None",
         "return all_reduce(dy, ctx.tp), None, None",
     ),
 )
@@ -503,17 +503,17 @@ FP8 = Said(
     Fault(
         "a scale that the ranks of tp do not agree on",
         "tensor_parallel/fp8.py",
-        "return max_reduce(scale, self.tp) if cut else scale",
+        "return all_reduce_max(scale, self.tp) if cut else scale",
         "return scale",
     ),
     Fault(
         "gradients of activations in the format of the weights",
         "tensor_parallel/fp8.py",
         """        scale = self.agreed(self.scale(flat, dtype=E5M2), cut=column)
-        plain, across = self.narrow_both(flat, scale, dtype=E5M2)
+        plain, across = self.quantize_both(flat, scale, dtype=E5M2)
 """,
         """        scale = self.agreed(self.scale(flat, dtype=E4M3), cut=column)
-        plain, across = self.narrow_both(flat, scale, dtype=E4M3)
+        plain, across = self.quantize_both(flat, scale, dtype=E4M3)
 """,
     ),
     Fault(
@@ -523,7 +523,7 @@ FP8 = Said(
         "return _meaning(x.abs().amax().expand(x.shape[0], 1), E4M3)",
     ),
     Fault(
-        "a weight that is not narrowed anew after an update",
+        "a weight that is not quantized anew after an update",
         "tensor_parallel/fp8.py",
         """        finally:
             self._steady = None
@@ -535,14 +535,14 @@ FP8 = Said(
     Fault(
         "weight gradients of later microbatches not added",
         "tensor_parallel/fp8.py",
-        "product(total.dtype, out=total) if fresh else self.add_(total, product(torch.bfloat16))",
+        "product(total.dtype, out=total) if first_microbatch else self.add_(total, product(torch.bfloat16))",
         "product(total.dtype, out=total)",
     ),
     Fault(
-        "what is made again narrowed by another scale",
+        "what is made again quantized by another scale",
         "tensor_parallel/fp8.py",
-        "return kept[0], self.narrow_across(_bare(x), kept[0], dtype=E4M3)",
-        "return kept[0], self.narrow_across(_bare(x), 2 * kept[0], dtype=E4M3)",
+        "return kept[0], self.quantize_transposed(_bare(x), kept[0], dtype=E4M3)",
+        "return kept[0], self.quantize_transposed(_bare(x), 2 * kept[0], dtype=E4M3)",
     ),
     Fault(
         "a scale that is no power of two",

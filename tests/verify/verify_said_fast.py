@@ -15,8 +15,8 @@ MODEL = Said(
     Fault(
         "a norm left out",
         "models/block.py",
-        "self.mlp(normed.through)",
-        "self.mlp(normed.past)",
+        "self.mlp(normed.output)",
+        "self.mlp(normed.residual)",
     ),
     Fault(
         "heads grouped in another order",
@@ -93,13 +93,13 @@ POINTWISE = Said(
     Fault(
         "an input that is made again in less precision",
         "tensor_parallel/linear.py",
-        "x, *rest = gradients(ctx.made_by.both, dx, past, *inputs)\n",
-        "x, *rest = gradients(ctx.made_by.both, dx, past, *inputs)\n        x = x.float().to(x.dtype)\n",
+        "x, *rest = gradients(ctx.made_by.both, dx, dresidual, *inputs)\n",
+        "x, *rest = gradients(ctx.made_by.both, dx, dresidual, *inputs)\n        x = x.float().to(x.dtype)\n",
     ),
     Fault(
         "a way past an operation that gives no gradient",
         "tensor_parallel/formulas.py",
-        "return dx if past is None else dx + past",
+        "return dx if dresidual is None else dx + dresidual",
         "return dx",
     ),
     Fault(
@@ -111,13 +111,13 @@ POINTWISE = Said(
     Fault(
         "a second gradient of a weight that overwrites the first",
         "tensor_parallel/linear.py",
-        "torch.mm(left, x, out=total) if fresh else total.addmm_(left, x)",
+        "torch.mm(left, x, out=total) if first_microbatch else total.addmm_(left, x)",
         "torch.mm(left, x, out=total)",
     ),
     Fault(
         "a first gradient of a step that is added to what is there",
         "tensor_parallel/linear.py",
-        "torch.mm(left, x, out=total) if fresh else total.addmm_(left, x)",
+        "torch.mm(left, x, out=total) if first_microbatch else total.addmm_(left, x)",
         "total.addmm_(left, x)",
     ),
     Fault(
@@ -145,7 +145,7 @@ FAST = Said(
     Fault(
         "an update that is compiled anew in later steps",
         "distributed/optimizer.py",
-        "self._update(master, narrow, bucket.grads, first, second,",
+        "self._update(master, rounded, bucket.grads, first, second,",
         """update = self._update
 
             def compiled_in(*given: Any) -> None:
@@ -153,7 +153,7 @@ FAST = Said(
                 torch.compile(_update)(*plain)
 
             update = update if update is _update else compiled_in
-            update(master, narrow, bucket.grads, first, second,""",
+            update(master, rounded, bucket.grads, first, second,""",
     ),
     Fault(
         "a bucket that does not hear of what has arrived",
@@ -163,7 +163,7 @@ FAST = Said(
     ),
     Fault(
         "a bucket that leaves with the first of two gradients of a tied embedding",
-        "distributed/direct.py",
+        "distributed/main_gradients.py",
         "if self._added[weight] == self._uses[weight]:",
         "if self._added[weight] > 0:",
     ),
@@ -175,7 +175,7 @@ FAST = Said(
     ),
     Fault(
         "gradients of a weight that are counted on from one backward to the next",
-        "distributed/direct.py",
+        "distributed/main_gradients.py",
         "            self._added[weight] = 0\n",
         "",
     ),
@@ -186,8 +186,8 @@ HEAD = Said(
     Fault(
         "a microbatch whose gradient is lost when two go forward before one goes back",
         "tensor_parallel/cross_entropy.py",
-        "add_product(dw, fresh and first == 0, grad, rows)",
-        "add_product(dw, first == 0, grad, rows)",
+        "accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)",
+        "accumulate_matmul(dw, first == 0, grad, rows)",
     ),
     Fault(
         "a gradient of the weight that waits for the backward",
@@ -204,7 +204,7 @@ HEAD = Said(
 )
 
 KERNELS = Said(
-    "tests/kernels/test_kernels_by_hand.py",
+    "tests/kernels/test_kernels_hand_written.py",
     Fault(
         "the last rows left out",
         "kernels/rms_norm.py",
@@ -226,7 +226,7 @@ KERNELS = Said(
     Fault(
         "heads that are not turned turned back",
         "kernels/rope.py",
-        "still = (head >= turned)[:, None]",
+        "still = (head >= rotated)[:, None]",
         "still = (head >= heads)[:, None]",
     ),
 )

@@ -30,13 +30,13 @@ ATTACK = Said(
     "tests/initialize/test_initialize_attack.py",
     Fault(
         "a report of a failure that is unpickled",
-        "initialize/together.py",
+        "initialize/failure_watch.py",
         "Failure.decode(store.get(KEY))",
         '__import__("pickle").loads(store.get(KEY))',
     ),
     Fault(
         "a watching thread that ends in silence at a value it cannot read",
-        "initialize/together.py",
+        "initialize/failure_watch.py",
         "except ValueError as error:",
         "except KeyError as error:",
     ),

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.train.shapes import Job
 
 
-class RefusedError(RuntimeError):
+class RunRejectedError(RuntimeError):
     """This peer cannot do this job here; the message is one line that says why."""
 
 
@@ -20,7 +20,7 @@ class Peer(Protocol):
     """One way to train the job's model, on this rank."""
 
     def setup(self, job: Job) -> None:
-        """Processes, model, optimizer. Raises RefusedError."""
+        """Processes, model, optimizer. Raises RunRejectedError."""
 
     def step(self) -> Tensor:
         """One whole step, its batch and its update included.
@@ -49,7 +49,7 @@ class Peer(Protocol):
 PEERS = MappingProxyType(
     {
         "stretto": ("benchmarks.train.peers.stretto_peer", ""),
-        "stretto-light": ("benchmarks.train.peers.stretto_peer", "--recompute light"),
+        "stretto-light": ("benchmarks.train.peers.stretto_peer", "--recompute selective"),
         "stretto-block": ("benchmarks.train.peers.stretto_peer", "--recompute block"),
         "stretto-nccl": ("benchmarks.train.peers.stretto_peer", "--no-tp-comm-overlap"),
         "stretto-flash4": ("benchmarks.train.peers.stretto_peer", "--attention flash4"),
@@ -69,9 +69,9 @@ differ by words of the command line."""
 
 
 def create(name: str) -> Peer:
-    """The peer of that name, not set up. Raises RefusedError for an unknown one."""
+    """The peer of that name, not set up. Raises RunRejectedError for an unknown one."""
     if name not in PEERS:
-        raise RefusedError(f"unknown peer; there are {', '.join(PEERS)}")
+        raise RunRejectedError(f"unknown peer; there are {', '.join(PEERS)}")
     module, variant = PEERS[name]
     make: Callable[[str], Peer] = import_module(module).Peer
     return make(variant)

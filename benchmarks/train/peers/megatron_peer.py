@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.train.data import Rows
-from benchmarks.train.peers import RefusedError, peak_of
+from benchmarks.train.peers import RunRejectedError, peak_of
 from benchmarks.train.shapes import Job
 from stretto.batch import Batch
 
@@ -30,7 +30,7 @@ class Peer:
 
     def setup(self, job: Job) -> None:
         if job.device != "cuda" or job.dtype != "bf16":
-            raise RefusedError("megatron-core is measured on GPUs in bf16 alone")
+            raise RunRejectedError("megatron-core is measured on GPUs in bf16 alone")
         from megatron.core import parallel_state
         from megatron.core.distributed import (
             DistributedDataParallel,

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.train.data import Rows
-from benchmarks.train.peers import RefusedError, peak_of
+from benchmarks.train.peers import RunRejectedError, peak_of
 from benchmarks.train.shapes import Job
 from stretto.arguments import ConfigError, parse
 from stretto.initialize import initialize
@@ -71,7 +71,7 @@ class Peer:
         try:
             resolved = parse([*words_of(job), *self._more], env={}, world_size=job.nproc, files=False)
         except ConfigError as error:
-            raise RefusedError(str(error)) from error
+            raise RunRejectedError(str(error)) from error
         self.args = args = resolved.args
         run = args.run
         if world is None:

@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.train.data import Rows
-from benchmarks.train.peers import RefusedError, peak_of
+from benchmarks.train.peers import RunRejectedError, peak_of
 from benchmarks.train.peers.torch_masters import Masters, local_of
 from benchmarks.train.peers.torch_model import Block, Model, fill, loss_of
 from benchmarks.train.shapes import Job
@@ -50,7 +50,7 @@ class Peer:
     def setup(self, job: Job, world: World | None = None) -> None:
         """In `world`, or in that of the launch environment."""
         if self.variant and job.parallel != "dp":
-            raise RefusedError(f"torch-{self.variant} is a way to use several devices as dp")
+            raise RunRejectedError(f"torch-{self.variant} is a way to use several devices as dp")
         self.job, self.dtype = job, DTYPES[job.dtype]
         world = world or self._stack.enter_context(initialize(device=job.device))
         self.world, self.mesh = world, None

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.train.data import Rows
-from benchmarks.train.peers import RefusedError, peak_of
+from benchmarks.train.peers import RunRejectedError, peak_of
 from benchmarks.train.peers.torch_masters import local_of
 from benchmarks.train.shapes import Job
 
@@ -52,11 +52,11 @@ class Peer:
 
     def setup(self, job: Job) -> None:
         if job.shape.activation != "swiglu":
-            raise RefusedError("torchtitan's Llama has SwiGLU alone")
+            raise RunRejectedError("torchtitan's Llama has SwiGLU alone")
         if job.device != "cuda":
-            raise RefusedError("torchtitan is measured on GPUs alone")
+            raise RunRejectedError("torchtitan is measured on GPUs alone")
         if self.variant and job.parallel != "dp":
-            raise RefusedError("torchtitan-fsdp is a way to use several devices as dp")
+            raise RunRejectedError("torchtitan-fsdp is a way to use several devices as dp")
         from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
         from torchtitan.train import Trainer
 
@@ -88,7 +88,7 @@ class Peer:
 
         shape = self.job.shape
         if int(2 * 4 * shape.hidden / 3) > shape.ffn:
-            raise RefusedError(f"torchtitan rounds 8/3 of hidden up to a multiple: {shape.ffn} is less than that")
+            raise RunRejectedError(f"torchtitan rounds 8/3 of hidden up to a multiple: {shape.ffn} is less than that")
         return TransformerModelArgs(
             dim=shape.hidden,
             n_layers=shape.layers,
@@ -134,7 +134,7 @@ class Peer:
             for part in section.split("."):
                 target = getattr(target, part)
             if not hasattr(target, name):
-                raise RefusedError(f"torchtitan has no setting {path}")
+                raise RunRejectedError(f"torchtitan has no setting {path}")
             setattr(target, name, value)
         return config
 

@@ -39,7 +39,7 @@ LEARNING_RATE: Final = (
 )
 RECOMPUTE: Final = (
     "Megatron-LM's selective recomputation is that of attention; here attention never keeps its weights, and "
-    "--recompute light computes norms and activation functions again, to the same bits"
+    "--recompute selective computes norms and activation functions again, to the same bits"
 )
 
 SAME: Final[Mapping[str, str]] = MappingProxyType(
@@ -178,4 +178,4 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         "--profile-step-end": "there is no profiler switch",
     }
 )
-"""Flags for what Stretto does not do: refused, since a run without them would be another one."""
+"""Flags for what Stretto does not do: rejected, since a run without them would be another one."""

@@ -34,7 +34,7 @@ Made by `python -m stretto.compat.megatron.reference docs/reference`; do not edi
 the same run ([how](../arguments.md#from-megatron-lm));
 `stretto train --config run.toml` then trains it. `stretto train --megatron FLAGS...` does both at once; settings of
 Stretto's own, as in `--nproc 8`, go before `--megatron` and are stronger. Flags that are in none of these
-tables are refused.
+tables are rejected.
 """
 
 
@@ -54,7 +54,7 @@ def _page() -> Iterator[str]:
     yield from (f"| `{path}` | {as_text(value)} |" for path, value in DEFAULTS.items())
     yield from ("", "## What Megatron-LM demands", "", ", ".join(f"`{flag}`" for flag in REQUIRED))
     yield from ("", "## What comes near and is not the same", "", f"- {LEARNING_RATE}.", f"- {RECOMPUTE}.")
-    for title, flags in (("Changes nothing here", MOOT), ("To be said by hand", BY_HAND), ("Refused", MISSING)):
+    for title, flags in (("Changes nothing here", MOOT), ("To be said by hand", BY_HAND), ("Rejected", MISSING)):
         yield from ("", f"## {title}", "", "| flag | reason |", "| --- | --- |")
         yield from (f"| `{flag}` | {reason} |" for flag, reason in flags.items())
 

@@ -47,8 +47,8 @@ class Translation:
 
     values: Mapping[str, tuple[Value, str]]
     moot: Mapping[str, str]
-    by_hand: Mapping[str, str]
-    refused: tuple[Violation, ...]
+    hand_written: Mapping[str, str]
+    rejected: tuple[Violation, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -59,14 +59,14 @@ def translate(words: Sequence[Sequence[str]], *, processes: int | None = None) -
     """
     given = {_spelled(flag): tuple(values) for flag, *values in words}
     values: dict[str, tuple[Value, str]] = {p: (v, "Megatron-LM's default") for p, v in DEFAULTS.items()}
-    refused = [_refusal(flag, MISSING[flag]) for flag in given if flag in MISSING]
-    refused += [_unknown(flag) for flag in given if flag not in _KNOWN and not marks(flag)]
-    refused += [
-        _refusal(flag, "is missing, and Megatron-LM has no default for it")
+    rejected = [_rejection(flag, MISSING[flag]) for flag in given if flag in MISSING]
+    rejected += [_unknown(flag) for flag in given if flag not in _KNOWN and not marks(flag)]
+    rejected += [
+        _rejection(flag, "is missing, and Megatron-LM has no default for it")
         for flag in REQUIRED
         if flag not in given and not _open(words)
     ]
-    refused += [_refusal(f, f"takes no value, got {' '.join(v)}") for f, v in given.items() if _overfull(f, v)]
+    rejected += [_rejection(f, f"takes no value, got {' '.join(v)}") for f, v in given.items() if _overfull(f, v)]
     rules: list[Rule] = [partial(_copied, flag=flag) for flag in (*SAME, *SWITCHES) if flag in given]
     rules += [*COMPUTED, partial(global_batch, processes=processes)]
     for rule in rules:
@@ -74,7 +74,7 @@ def translate(words: Sequence[Sequence[str]], *, processes: int | None = None) -
             for path, value, why in rule(given):
                 values[path] = value, why
         except RejectedError as error:
-            refused.append(_refusal(*error.args))
+            rejected.append(_rejection(*error.args))
         except UnfilledError:
             pass
     if values.get("run.eval_every") == (0, NEVER):
@@ -83,7 +83,7 @@ def translate(words: Sequence[Sequence[str]], *, processes: int | None = None) -
         values,
         {flag: MOOT[flag] for flag in given if flag in MOOT},
         {flag: BY_HAND[flag] for flag in given if flag in BY_HAND},
-        tuple(refused),
+        tuple(rejected),
         tuple(_notes(given, values["data.held_out"][0])),
     )
 
@@ -117,13 +117,13 @@ def _spelled(flag: str) -> str:
     return dashed if dashed in MOOT else flag
 
 
-def _refusal(flag: str, problem: str) -> Violation:
+def _rejection(flag: str, problem: str) -> Violation:
     return Violation("megatron", (), f"{flag}: {problem}")
 
 
 def _unknown(flag: str) -> Violation:
     near = nearest(flag, sorted(_KNOWN))
-    return _refusal(flag, f"is not known{f'; did you mean {near}?' if near else ''}")
+    return _rejection(flag, f"is not known{f'; did you mean {near}?' if near else ''}")
 
 
 def _copied(g: Given, flag: str) -> Iterator[Setting]:

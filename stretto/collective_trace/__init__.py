@@ -1,0 +1,21 @@
+"""What the ranks say to each other: a record of it, and a check that they say the same before they say it."""
+
+from stretto.collective_trace.call import CollectiveCall
+from stretto.collective_trace.check import CHECK_SECONDS, Checker, CollectiveError, PeerStoppedError
+from stretto.collective_trace.compare import Divergence, Volume, divergences, volumes
+from stretto.collective_trace.last import LastCalls
+from stretto.collective_trace.record import Recorder
+
+__all__ = [
+    "CHECK_SECONDS",
+    "Checker",
+    "CollectiveCall",
+    "CollectiveError",
+    "Divergence",
+    "LastCalls",
+    "PeerStoppedError",
+    "Recorder",
+    "Volume",
+    "divergences",
+    "volumes",
+]

@@ -1,0 +1,78 @@
+"""Weight gradients that layers add up in the buckets themselves, in the product that computes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stretto.distributed.bucket import Bucket
+
+
+class MainGradients:
+    """What layers are built with (`stretto.tensor_parallel.Accumulators`), before there are buckets.
+
+    Each place that uses a weight `expect`s it once, and `add`s once in each backward. With the last of them the weight
+    has all of its gradient of this backward: a tied embedding has two.
+    """
+
+    def __init__(self) -> None:
+        self._uses: Counter[nn.Parameter] = Counter()
+        self._added: Counter[nn.Parameter] = Counter()
+        self._home: Mapping[nn.Parameter, Bucket] = {}
+        self._send_full: Callable[[], None] = _nothing
+        self._put_off: tuple[nn.Parameter, Callable[[Tensor, bool], object]] | None = None
+
+    def expect(self, weight: nn.Parameter) -> None:
+        """One more place uses `weight`."""
+        self._uses[weight] += 1
+
+    def bind(self, home: Mapping[nn.Parameter, Bucket], send_full: Callable[[], None]) -> None:
+        """From now on gradients go to the buckets of `home`; `send_full` is called whenever one may be full."""
+        self._home, self._send_full = home, send_full
+
+    def add_in_forward(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        """Let `write(total, first_microbatch)` add what is known in a forward; the backward's `add` then says that it was all.
+
+        Raises RuntimeError when its bucket has left.
+        """
+        self._home[weight].add(weight, write)
+
+    def defer(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        """`add`, deferred until a message is under way; no longer than until the next, as it holds what it multiplies.
+
+        Each product has one message and one weight gradient in its backward.
+        """
+        self.flush()
+        self._put_off = weight, write
+
+    def flush(self) -> None:
+        """Do what was deferred. It is no part of what is going on, of a forward, say."""
+        if self._put_off is not None:
+            job, self._put_off = self._put_off, None
+            with torch.no_grad():
+                self.add(*job)
+
+    def forget(self) -> None:
+        """A step begins; what is left of one that did not come to its end is not for this one."""
+        self._put_off = None
+        self._added.clear()
+
+    def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        """Let `write(total, first_microbatch)` add a gradient of `weight`, or set it where it is the first of the step.
+
+        Raises RuntimeError when its bucket has left.
+        """
+        bucket = self._home[weight]
+        bucket.add(weight, write)
+        self._added[weight] += 1
+        if self._added[weight] == self._uses[weight]:
+            self._added[weight] = 0
+            bucket.arrived(weight)
+            self._send_full()
+
+
+def _nothing() -> None:
+    """No buckets yet."""

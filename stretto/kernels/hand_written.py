@@ -1,0 +1,88 @@
+"""Which formula has a kernel of its own, and when that is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stretto.models import rope as turning
+from stretto.tensor_parallel import formulas
+from stretto.tensor_parallel import fp8 as quantizing
+
+Function = Callable[..., Any]
+
+
+_DTYPES = (torch.bfloat16, torch.float32)
+_QUANTIZED = (torch.bfloat16,)
+"""What is quantized to fp8. From fp32 Triton 3.6 writes a wrong transposed copy beside the plain one, on an H200; nobody
+asks for it."""
+
+
+def _any_width(width: int) -> bool:
+    return width <= 2**16  # a row is held in registers
+
+
+def _row(width: int) -> bool:
+    return width <= 2**15  # by sixteen warps
+
+
+def _power_of_two(width: int) -> bool:
+    return 2 <= width <= 2**12 and width & (width - 1) == 0
+
+
+class Kernel(NamedTuple):
+    """`run` takes the arguments of the formula; tensors must have a last dimension that it `fits`, and the first of
+    them one of the `dtypes`."""
+
+    run: Function
+    fits: Callable[[int], bool] = _any_width
+    dtypes: tuple[torch.dtype, ...] = _DTYPES
+
+    def takes(self, given: list[Any]) -> bool:
+        """Whether all tensors of a call are where and what the kernel can read; it computes in fp32."""
+        tensors = [x for x in given if isinstance(x, Tensor)]
+        return tensors[0].dtype in self.dtypes and all(
+            x.is_cuda and x.dtype in _DTYPES and x.stride(-1) == 1 and self.fits(x.shape[-1]) for x in tensors
+        )
+
+
+def hand_written(function: Function, otherwise: Function) -> Function:
+    """The kernel of a formula where it takes what it is given, else `otherwise`; that alone where there is none.
+
+    Of a `partial` the formula is what is inside; what is bound goes to the kernel, too.
+    """
+    formula, bound = (function.func, function.keywords) if isinstance(function, partial) else (function, {})
+    kernel = kernels().get(formula)
+    if kernel is None:
+        return otherwise
+
+    def choose(*tensors: Any, **named: Any) -> Any:
+        if kernel.takes([*tensors, *named.values()]):
+            return kernel.run(*tensors, **bound, **named)
+        return otherwise(*tensors, **named)
+
+    return choose
+
+
+def kernels() -> Mapping[Function, Kernel]:
+    """Each kernel by its formula. Raises ImportError where there is no Triton."""
+    from stretto.kernels import fp8, rms_norm, rope, swiglu  # Triton comes with torch for GPUs, not with torch for CPUs
+
+    return {
+        formulas.swiglu_backward: Kernel(swiglu.backward),
+        formulas.swiglu_both: Kernel(swiglu.both),
+        formulas.rms_norm_backward: Kernel(rms_norm.backward),
+        formulas.rms_norm_both: Kernel(rms_norm.both),
+        turning.apply_rotary_: Kernel(rope.apply_rotary_, _power_of_two),
+        turning.apply_rotary_backward: Kernel(rope.apply_rotary_backward, _power_of_two),
+        quantizing.add_: Kernel(fp8.add_),
+        quantizing.scale: Kernel(fp8.scale),
+        quantizing.quantize: Kernel(fp8.quantize, dtypes=_QUANTIZED),
+        quantizing.quantize_transposed: Kernel(fp8.quantize_transposed, dtypes=_QUANTIZED),
+        quantizing.quantize_both: Kernel(fp8.quantize_both, dtypes=_QUANTIZED),
+        quantizing.quantize_rows: Kernel(fp8.quantize_rows, _row),
+    }

@@ -1,0 +1,43 @@
+"""What all blocks of a model compute alike between their GEMMs, fused once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from stretto.arguments.schema import ModelConfig
+from stretto.models.dot_product import Attend
+from stretto.models.rope import Rotate
+from stretto.tensor_parallel import Build, Pointwise, formulas
+
+_ACTIVATIONS: Final[Mapping[str, formulas.Formula]] = MappingProxyType(
+    {"swiglu": formulas.SWIGLU, "gelu": formulas.GELU, "gelu-tanh": formulas.GELU_TANH}
+)
+
+
+@dataclass(frozen=True)
+class BlockOps:
+    """The operations that the config names.
+
+    `norm`(x, weight[, bias]), `head_norm`(x, weight), `activation`(gate_up), `attend`(q, k, v).
+    """
+
+    norm: Pointwise
+    head_norm: Pointwise
+    activation: Pointwise
+    rotate: Rotate
+    attend: Attend
+
+    @classmethod
+    def of(cls, config: ModelConfig, build: Build, attend: Attend) -> BlockOps:
+        """One of each for a model, so that each is compiled once."""
+        normed = formulas.RMS_NORM if config.norm == "rms" else formulas.LAYER_NORM
+        return cls(
+            Pointwise.of(normed, build, eps=config.norm_eps),
+            Pointwise.of(formulas.RMS_NORM, build, eps=config.norm_eps),
+            Pointwise.of(_ACTIVATIONS[config.activation], build),
+            Rotate.of(build),
+            attend,
+        )

@@ -1,0 +1,208 @@
+"""Memory that the other GPUs of this host read, by copy engines.
+
+A large GEMM has one block on each multiprocessor for as long as it lasts, and a kernel of NCCL is made of
+blocks too: what is issued beside a product runs before or after it, so nothing is hidden (`benchmarks/spike_overlap.py`
+has the figures). Copy engines need no multiprocessor.
+
+A rank puts what others are to read into a slot of its window and writes the number of the message into their flags,
+they copy it and write the number back. All of that lies on a stream of its own, and neither the host nor a kernel waits
+for a flag: the stream itself does (`cuStreamWaitValue32`). A slot is used again when all have read it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from itertools import product
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from stretto.world import AsyncTensor, Rows
+
+SLOTS: Final = 3
+LEAST: Final = 2**18
+"""Bytes; what is less is at its peer sooner through NCCL."""
+
+_ALIGNMENT: Final = 512
+_READY, _READ = 0, 1
+
+
+class CopyEngineBuffer:
+    """A `stretto.world.PeerBuffer` over the ranks of `group`, all of them GPUs of one host that reach each other.
+
+    All ranks make it together. `largest` is the number of bytes that a rank may read of another in one message.
+    """
+
+    def __init__(self, group: ProcessGroup, device: torch.device, largest: int) -> None:
+        import torch.distributed._symmetric_memory as symmetric
+
+        self.rank, self.size, self.device = group.rank(), group.size(), device
+        self._others = [(self.rank + n) % self.size for n in range(1, self.size)]  # not all read of the same at once
+        self._part = -(-largest // _ALIGNMENT) * _ALIGNMENT
+        self._flags_at = SLOTS * (self.size - 1) * self._part
+        self._memory = symmetric.empty(
+            self._flags_at + 4 * 2 * SLOTS * self.size, dtype=torch.uint8, device=device
+        ).zero_()
+        self._handle = symmetric.rendezvous(self._memory, group.group_name)
+        self._handle.barrier()  # nobody's flags are written before they are zero
+        within = self._memory.data_ptr() - int(self._handle.buffer_ptrs[self.rank])
+        self._at = [int(pointer) + within for pointer in self._handle.buffer_ptrs]
+        self._stream = _stream(device)
+        self._driver = _Driver(self._stream)
+        self._free: list[torch.cuda.Event | None] = [None] * SLOTS
+        self._views: dict[tuple[int, int, torch.Size, torch.dtype], Tensor] = {}
+        self._number = 0
+
+    def takes(self, size: int) -> bool:
+        """Whether it has room for a message, and is quicker."""
+        return LEAST <= size <= self._part
+
+    def gather(self, x: Tensor) -> AsyncTensor:
+        """x [n, ..] of all ranks, in order; contiguous."""
+        slot = self._begin()
+        self._own(slot, 0, x).copy_(x)
+        whole = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
+        to, size = whole.data_ptr(), x.nbytes
+        self._follow()
+        for peer in self._others:
+            self._offer(slot, peer)
+        for peer in self._others:
+            self._fetch(slot, peer, 0, to + peer * size, size)
+        self._driver.copy(to + self.rank * size, x.data_ptr(), size)
+        return AsyncTensor(whole, self._end(slot, x))
+
+    def scatter(self, rows: Rows, like: Tensor) -> AsyncTensor:
+        """The sum over the ranks of this one's rows."""
+        slot = self._begin()
+        out, *got = (torch.empty(like.shape, dtype=like.dtype, device=self.device) for _ in range(self.size))
+        for peer in self._others:
+            rows(peer, self._own(slot, self._place(peer, self.rank), like))
+            self._follow()
+            self._offer(slot, peer)
+        for peer, into in zip(self._others, got, strict=True):
+            self._fetch(slot, peer, self._place(self.rank, peer), into.data_ptr(), like.nbytes)
+        own = rows(self.rank, None)
+
+        def add() -> None:
+            torch.add(own, got[0], out=out)
+            for other in got[1:]:
+                out.add_(other)
+
+        return AsyncTensor(out, self._end(slot, got, add))
+
+    def release(self) -> None:
+        """Let nothing of this rank wait for the others any more: they may be gone.
+
+        Without a kernel: to load one may take a device that has nothing left to do.
+        """
+        driver = _Driver(_stream(self.device))
+        for kind, slot, of in product((_READY, _READ), range(SLOTS), range(self.size)):
+            driver.write(self._flag(self.rank, kind, slot, of), self._number + 2**30)
+
+    def _place(self, reader: int, owner: int) -> int:
+        """Which part of the owner's slot is the reader's."""
+        return (reader - owner) % self.size - 1
+
+    def _start(self, slot: int, place: int) -> int:
+        return (slot * (self.size - 1) + place) * self._part
+
+    def _own(self, slot: int, place: int, like: Tensor) -> Tensor:
+        """A part of this rank's slot, as `like`."""
+        key = slot, place, like.shape, like.dtype
+        if key not in self._views:
+            start = self._start(slot, place)
+            self._views[key] = self._memory[start : start + like.nbytes].view(like.dtype).view(like.shape)
+        return self._views[key]
+
+    def _begin(self) -> int:
+        """The slot of the next message, when the current stream may write into it."""
+        self._number += 1
+        slot = self._number % SLOTS
+        if (free := self._free[slot]) is not None:
+            torch.cuda.current_stream(self.device).wait_event(free)
+        return slot
+
+    def _follow(self) -> None:
+        """What comes is after all that the current stream has been given."""
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def _offer(self, slot: int, reader: int) -> None:
+        self._driver.write(self._flag(reader, _READY, slot, self.rank), self._number)
+
+    def _fetch(self, slot: int, owner: int, place: int, to: int, size: int) -> None:
+        self._driver.wait(self._flag(self.rank, _READY, slot, owner), self._number)
+        self._driver.copy(to, self._at[owner] + self._start(slot, place), size)
+        self._driver.write(self._flag(owner, _READ, slot, self.rank), self._number)
+
+    def _end(self, slot: int, keep: object, then: Callable[[], None] | None = None) -> _Arrival:
+        arrival = _Arrival(self._stream.record_event(), keep, then)
+        for reader in self._others:
+            self._driver.wait(self._flag(self.rank, _READ, slot, reader), self._number)
+        self._free[slot] = self._stream.record_event()
+        return arrival
+
+    def _flag(self, at: int, kind: int, slot: int, of: int) -> int:
+        """Address of one of rank `at`'s flags, that rank `of` writes."""
+        return self._at[at] + self._flags_at + 4 * ((kind * SLOTS + slot) * self.size + of)
+
+
+class _Arrival:
+    """The work of a message; `then` is what is to be done with what has come, and `keep` what must live until then."""
+
+    def __init__(self, event: torch.cuda.Event, keep: object, then: Callable[[], None] | None) -> None:
+        self._event, self._keep, self._then = event, keep, then
+
+    def wait(self) -> None:
+        """Let the current stream wait."""
+        torch.cuda.current_stream().wait_event(self._event)
+        if self._then is not None:
+            self._then()
+        self._keep = self._then = None
+
+    def is_completed(self) -> bool:
+        """Whether the device has come so far."""
+        return bool(self._event.query())  # type: ignore[no-untyped-call]
+
+
+class _Driver:
+    """What a stream is told by CUDA's driver itself; addresses are those of the device. Raises RuntimeError."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream.cuda_stream
+        library = ctypes.CDLL("libcuda.so.1")
+        number = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint)
+        self._write = _function(library, "cuStreamWriteValue32_v2", *number)
+        self._wait = _function(library, "cuStreamWaitValue32_v2", *number)
+        sizes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p)
+        self._copy = _function(library, "cuMemcpyDtoDAsync_v2", *sizes)
+
+    def write(self, address: int, number: int) -> None:
+        """Write 32 bits when all before is done."""
+        _checked(self._write, self._stream, address, number & 0xFFFFFFFF, 0)
+
+    def wait(self, address: int, number: int) -> None:
+        """Do nothing more until there is at least this number, as numbers that wrap are compared."""
+        _checked(self._wait, self._stream, address, number & 0xFFFFFFFF, 0)
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        """Copy so many bytes."""
+        _checked(self._copy, to, source, size, self._stream)
+
+
+def _function(library: ctypes.CDLL, name: str, *arguments: Any) -> Any:
+    function = getattr(library, name)
+    function.argtypes, function.restype = arguments, ctypes.c_int
+    return function
+
+
+def _checked(function: Any, *arguments: int) -> None:
+    if code := function(*arguments):
+        raise RuntimeError(f"{function.__name__} failed with CUDA error {code}")
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One of high priority: its queue on the device is not that of the streams that compute."""
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]

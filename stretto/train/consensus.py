@@ -1,0 +1,80 @@
+"""What all ranks must agree on before the first step, so that a run is rejected by all of them or by none."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
+from stretto.arguments import ConfigError
+from stretto.checkpoint import CheckpointError
+from stretto.checkpoint.peers import Peers
+from stretto.data.errors import DataError
+from stretto.data.prepare import Splits
+from stretto.parallel_state import ParallelState
+
+T = TypeVar("T")
+
+
+class RunRejectedError(RuntimeError):
+    """The run cannot start as it was asked for; the message is the same on every rank."""
+
+
+USAGE_ERRORS = (ConfigError, DataError, CheckpointError, RunRejectedError)
+"""What the user can mend: told in a message, without a traceback."""
+
+
+def on_all_ranks(state: ParallelState, prepare: Callable[[], T]) -> T:
+    """The result of `prepare`, which makes no collective; when it fails on some rank, RunRejectedError on all."""
+    result: T | None = None
+    problem = None
+    try:
+        result = prepare()
+    except (*USAGE_ERRORS, OSError) as error:
+        problem = str(error)
+    ranks = _by_value(state, problem or "")
+    if any(ranks):
+        said = [f"{problem}{_only(who, state)}" for problem, who in ranks.items() if problem]
+        raise RunRejectedError("\n".join(said))
+    return result  # type: ignore[return-value]  # prepare has returned it
+
+
+def require_same_text(state: ParallelState, splits: Splits) -> None:
+    """Raise RunRejectedError on all ranks unless all read the same tokens.
+
+    They need not: node-local copies of a corpus may differ, and the default corpus is that of each node's Python.
+    """
+    stores = (splits.train.header, splits.held_out.header)
+    value = json.dumps([[store.digest, f"{store.tokens:,} tokens"] for store in stores])
+    ranks = _by_value(state, value)
+    if len(ranks) == 1:
+        return
+    here = f"on {socket.gethostname()}, Python {platform.python_version()}, from {splits.train.path.parent}"
+    where = Peers.of(state.world, state.axis("tp", "cp", "dp", "pp").group).gather(here)
+    lines = [
+        f"  {_name(who)} {where[who[0]]}: {train[1]} to train on ({train[0][:8]}), {held[1]} held out ({held[0][:8]})"
+        for (train, held), who in ((json.loads(value), who) for value, who in ranks.items())
+    ]
+    raise RunRejectedError(
+        "ranks read different text, so they would not train one model:\n" + "\n".join(lines) + "\n  name the same "
+        "files on every node with --data; without it, each node's own Python standard library is the text"
+    )
+
+
+def _by_value(state: ParallelState, mine: str) -> dict[str, list[int]]:
+    """Each rank's value, and the ranks that have it."""
+    group = state.axis("tp", "cp", "dp", "pp").group
+    ranks: dict[str, list[int]] = {}
+    for rank, value in enumerate(Peers.of(state.world, group).gather(mine)):
+        ranks.setdefault(value or "", []).append(rank)
+    return ranks
+
+
+def _only(who: list[int], state: ParallelState) -> str:
+    return "" if 0 in who else f" ({_name(who)} of {state.layout.world})"
+
+
+def _name(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

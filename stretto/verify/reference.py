@@ -1,0 +1,170 @@
+"""A layout against one process, or against another layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from stretto.arguments.schema import Arguments
+from stretto.batch import Batch
+from stretto.initialize.settings import cores
+from stretto.layout import Layout
+from stretto.verify.compare import (
+    ROUNDING,
+    ROUNDING_FP8,
+    TOLERANCE,
+    UPDATE_SLACK,
+    Comparison,
+    Difference,
+    Quantity,
+    Trace,
+    differences,
+    factor,
+    initial_differences,
+    trace,
+)
+from stretto.verify.session import Session, build, random_batch, random_weights
+from stretto.world import World
+
+ONE_PROCESS = Layout.of()
+
+OTHERWISE: Final = 8
+"""Further runs of the reference, each rounding otherwise, where rounding is coarse. Of 100 right runs in bf16 20 exceeded
+twice the error of a single one somewhere, 3 that of the largest of five, 1 that of nine (docs/verify.md)."""
+
+
+def against_reference(
+    args: Arguments, layout: Layout, world: World, *, reference: Layout = ONE_PROCESS, steps: int = 2, seed: int = 0
+) -> Comparison:
+    """Compare a layout with its reference, from the same random weights and batches.
+
+    The reference, by default one process, runs on the first ranks of the world while the layout's run lives on all of
+    them; every rank gets the comparison. Further runs of one process go to ranks that would only wait. The initial
+    weights that both draw must be the same bits; then both run from others, in which nothing is zero or one. AdamW gets
+    an eps of at least 1e-3: with its usual one the first updates are the signs of the gradients, and rounding flips
+    signs. Raises ValueError when the reference has more ranks than the world.
+    """
+    args = replace(args, optimizer=replace(args.optimizer, eps=max(args.optimizer.eps, 1e-3)))
+    batches = [random_batch(args, seed + 1 + k) for k in range(steps)]
+    with build(args, layout, world) as session:
+        weights = random_weights(session, seed)
+        tried = trace(session, weights, batches)
+        other = _Reference(args, reference, world, weights, batches)
+        unequal = dict.fromkeys(name for rank in session.from_all(tried.unequal) for name in rank)
+        found = session.from_all([astuple(d) for d in _found(other, tried, session)])[0]
+        return Comparison(tuple(Difference(Quantity(*q), *rest) for q, *rest in found), tuple(unequal))
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """How the reference runs, in any dtype."""
+
+    args: Arguments
+    layout: Layout
+    world: World
+    weights: Mapping[str, Tensor]
+    batches: Sequence[Batch]
+
+    @property
+    def copies(self) -> int:
+        """How many references run side by side where there is more than one run to make: on a GPU each, or on a core."""
+        if self.layout.world > 1:
+            return 1
+        free = self.world.size if self.world.device.type == "cuda" else cores()
+        return min(free, self.world.size, 1 + OTHERWISE)
+
+    @contextmanager
+    def session(self, dtype: Literal["fp32", "bf16", "fp64"], copies: int = 1) -> Iterator[Session | None]:
+        """It, ready to run, in fp8 where the run is and `dtype` is the run's; None on ranks that it does not need.
+
+        It computes plainly, operation by operation, whatever kernels make the run fast.
+        """
+        own = copies > 1 and self.world.rank < copies
+        world = World.single(self.world.device) if own else first_ranks(self.world, self.layout.world)
+        if world is None:
+            yield None
+            return
+        run = replace(self.args.run, compile=False, attention="torch")
+        args = replace(self.args, run=run if dtype == run.dtype else replace(run, dtype=dtype, fp8="none"))
+        with build(args, self.layout, world) as session:
+            yield session
+
+    def trace(self, dtype: Literal["fp32", "bf16", "fp64"], copies: int = 1) -> Trace | None:
+        """One run from the weights, on the ranks of `session`."""
+        with self.session(dtype, copies) as session:
+            return None if session is None else trace(session, self.weights, self.batches)
+
+
+def _found(reference: _Reference, tried: Trace, everyone: Session) -> tuple[Difference, ...]:
+    """What `tried` differs in from its reference, with the limits of its dtype; nothing on ranks without the reference."""
+    dtype = reference.args.run.dtype
+    step = ROUNDING.get(dtype) if reference.args.run.fp8 == "none" else ROUNDING_FP8
+    if step is None:
+        own = reference.trace(dtype)
+        if own is None:
+            return ()
+        found = differences(own, tried)
+        limits = {q: TOLERANCE[dtype] * (UPDATE_SLACK if q.kind == "update" else 1.0) for q in found}
+    else:
+        exact = reference.trace("fp64", reference.copies)
+        own, errors = _draws(reference, exact, step)
+        said = everyone.from_all(list(errors.items()))
+        usual = [{Quantity(*quantity): error for quantity, error in each} for each in said]
+        if own is None or exact is None:
+            return ()
+        found = differences(exact, tried, ord=2)
+        limits = {q: 2 * max(step, *(each[q] for each in usual if each)) for q in found}
+    all_found = (Difference(q, e, limits.get(q, 0.0)) for q, e in (initial_differences(own, tried) | found).items())
+    return tuple(replace(d, factor=factor(own, tried, d.quantity)) if d.exceeds else d for d in all_found)
+
+
+def _draws(reference: _Reference, exact: Trace | None, step: float) -> tuple[Trace | None, dict[Quantity, float]]:
+    """This rank's share of the reference's runs in the run's dtype, from weights that are `perturbed` but for the first.
+
+    The first of them, which on rank 0 is from the weights themselves; and of each quantity the largest error.
+    """
+    first, errors = None, dict[Quantity, float]()
+    with reference.session(reference.args.run.dtype, reference.copies) as session:
+        if session is None or exact is None:
+            return None, {}
+        for k in range(reference.world.rank % reference.copies, 1 + OTHERWISE, reference.copies):
+            start = perturbed(reference.weights, step, k - 1) if k else reference.weights
+            run = trace(session, start, reference.batches)
+            first = first or run
+            # In this order: an error that is no number does not take the place of one that is.
+            errors = {q: max(errors.get(q, 0.0), e) for q, e in differences(exact, run, ord=2).items()}
+    return first, errors
+
+
+def perturbed(weights: Mapping[str, Tensor], step: float, seed: int) -> dict[str, Tensor]:
+    """The same weights but for less than rounding to `step` leaves of them: each moves by up to a quarter of that.
+
+    A few then round to their other neighbour, and with them all that is computed from them rounds otherwise. What
+    rounding does to a tensor is one draw of chance, and this is another.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    moved = {}
+    for name, w in weights.items():
+        chance = 2 * torch.rand(w.shape, generator=generator, dtype=torch.float64) - 1
+        octave = torch.ldexp(w.double().sign().abs(), torch.frexp(w.double()).exponent - 1)
+        moved[name] = (w.double() + chance * octave * (step / 4)).to(w.dtype)
+    return moved
+
+
+def first_ranks(world: World, n: int) -> World | None:
+    """The first `n` ranks of a world as a world of their own; None on the others.
+
+    Raises ValueError when there are fewer.
+    """
+    if n > world.size:
+        raise ValueError(f"a reference of {n} ranks does not fit into a world of {world.size}")
+    if world.rank >= n:
+        return None
+    if n == 1:
+        return World.single(world.device)
+    return replace(world, size=n, ranks=world.ranks[:n])

@@ -1,0 +1,127 @@
+"""Kernels written by hand compute their formulas: on a GPU, and anywhere else in Triton's interpreter.
+
+Faults to catch: the last rows left out; the gradient of what goes past lost; the end of a row that is not a whole block
+left out; heads that are not turned turned back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
+
+from stretto.kernels import hand_written
+from stretto.kernels.hand_written import kernels
+from stretto.models import rope
+from stretto.tensor_parallel import Pointwise, formulas, fp8
+
+pytestmark = [pytest.mark.gloo, pytest.mark.gpu] if torch.cuda.is_available() else pytest.mark.gloo
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def drawn(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, dtype=dtype, device=DEVICE)
+
+
+def same(found: tuple[Tensor, ...], exact: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    assert len(found) == len(exact)
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == dtype
+        assert one.shape == other.shape
+        limit = 2**-7 if dtype == torch.bfloat16 else 1e-6  # the interpreter cuts bits off, it does not round
+        assert (one.double() - other).norm() <= limit * other.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inner", [8, 1000, 1024, 2056])
+@pytest.mark.parametrize("formula", [formulas.swiglu_backward, formulas.swiglu_both])
+def test_swiglu(formula: Callable[..., tuple[Tensor, ...]], inner: int, dtype: torch.dtype) -> None:
+    dy, gate_up = drawn(3, 2, inner, dtype=dtype), drawn(3, 2, 2 * inner, dtype=dtype)
+    exact = formula(dy.double(), gate_up.double())
+    found = kernels()[formula].run(dy, gate_up)
+    same(found, exact, dtype)
+    assert found[-1].data_ptr() == gate_up.data_ptr()  # no second one of that size
+
+
+def test_what_is_used_up_cannot_be_used_again() -> None:
+    """The gradient lies where the input was: a second backward, or another use of it, must not read that unawares."""
+    gate_up = drawn(2, 8, dtype=torch.float32).requires_grad_()
+    operation = Pointwise(formulas.swiglu, kernels()[formulas.swiglu_backward].run, unfused, recompute=False)
+    held = gate_up * 1
+    y, other = operation.now(held), held.square()
+    y.sum().backward(retain_graph=True)
+    for recompute in (y, other):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            recompute.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("past", [False, True])
+@pytest.mark.parametrize(("rows", "width"), [(1, 8), (3, 64), (7, 100), (5, 2048)])
+@pytest.mark.parametrize("formula", [formulas.rms_norm_backward, formulas.rms_norm_both])
+def test_rms_norm(
+    formula: Callable[..., tuple[Tensor, ...]], rows: int, width: int, dresidual: bool, dtype: torch.dtype
+) -> None:
+    dy, x, weight = (drawn(*shape, dtype=dtype) for shape in [(rows, 2, width), (rows, 2, width), (width,)])
+    more = {"past": drawn(rows, 2, width, dtype=dtype)} if dresidual else {}
+    exact = formula(dy.double(), x.double(), weight.double(), eps=1e-5, **{k: t.double() for k, t in more.items()})
+    same(kernels()[formula].run(dy, x, weight, eps=1e-5, **more), exact, dtype)
+
+
+HEADS = [(4, 2, 2), (20, 20, 20), (5, 0, 0), (33, 1, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", HEADS)
+def test_heads_are_turned_in_place(heads: tuple[int, int, int], dtype: torch.dtype) -> None:
+    x = drawn(3, 2, sum(heads), 8, dtype=dtype)
+    cos, sin = rope.rotation(5, 8, 100.0, dtype=dtype, device=DEVICE)
+    cos, sin = cos[:3], sin[:3]
+    exact = x.double()
+    rope.apply_rotary_(exact, cos.double(), sin.double(), heads[0] + heads[1])
+    kernels()[rope.apply_rotary_].run(x, cos, sin, heads[0] + heads[1])
+    same((x,), (exact,), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("turned", [1, 2])
+@pytest.mark.parametrize("heads", HEADS)
+def test_gradients_are_turned_back_side_by_side(heads: tuple[int, int, int], rotated: int, dtype: torch.dtype) -> None:
+    """They come in whatever order attention leaves them in."""
+    orders = [(2, 0, 1, 3), (0, 1, 2, 3), (1, 2, 0, 3)]
+    sizes = {"s": 3, "b": 2, "d": 8}
+    parts = []
+    for count, order in zip([n for n in heads if n], orders, strict=False):
+        shape = [sizes["s"], sizes["b"], count, sizes["d"]]
+        lies = drawn(*(shape[n] for n in order), dtype=dtype)
+        parts.append(lies.permute(*(order.index(n) for n in range(4))))
+        assert parts[-1].shape == tuple(shape)
+    cos, sin = rope.rotation(3, 8, 100.0, dtype=dtype, device=DEVICE)
+    found = kernels()[rope.apply_rotary_backward].run(cos, sin, rotated, *parts)
+    exact = rope.apply_rotary_backward(cos.double(), sin.double(), rotated, *(part.double() for part in parts))
+    same((found,), (exact,), dtype)
+
+
+def test_every_kernel_is_compared() -> None:
+    compared = {formulas.swiglu_backward, formulas.swiglu_both, formulas.rms_norm_backward, formulas.rms_norm_both}
+    elsewhere = {fp8.add_, fp8.scale, fp8.quantize, fp8.quantize_transposed, fp8.quantize_both, fp8.quantize_rows}
+    assert set(kernels()) == compared | {rope.apply_rotary_, rope.apply_rotary_backward} | elsewhere
+
+
+def test_what_no_kernel_takes_goes_where_it_went_before() -> None:
+    """fp64, for one: kernels compute in fp32."""
+    dy, gate_up = drawn(2, 4, dtype=torch.float64), drawn(2, 8, dtype=torch.float64)
+    chosen = hand_written(formulas.swiglu_backward, lambda *_: "compiled")
+    assert chosen(dy, gate_up) == "compiled"
+    assert hand_written(formulas.swiglu, unfused) is unfused
+
+
+def unfused(*_: Tensor) -> None:
+    raise AssertionError("it was not to be called")
