@@ -14,7 +14,7 @@ class Task:
     resolved: Resolved
 
     def __call__(self) -> int:
-        """Record a step and judge it; the first rank says what was found, all return its verdict."""
+        """Record a step and validate it; the first rank says what was found, all return its verdict."""
         from rich.console import Console
 
         from stretto.initialize import initialize

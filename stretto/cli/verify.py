@@ -95,7 +95,7 @@ def _work(own: Mapping[str, str], resolved: Resolved) -> Task:
         raise ValueError(f"--updates {updates}: how many steps? At least 1")
     if reference.world > resolved.layout.world:
         raise ValueError(
-            f"--against {own['--against']} has {reference.world} ranks, the run {resolved.layout.world}: exchange the two, "
+            f"--against {own['--against']} has {reference.world} ranks, the run {resolved.layout.world}: swap them, "
             "or compare with a layout of no more ranks"
         )
     try:

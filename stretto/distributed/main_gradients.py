@@ -34,7 +34,7 @@ class MainGradients:
         self._home, self._send_full = home, send_full
 
     def add_in_forward(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        """Let `write(total, first_microbatch)` add what is known in a forward; the backward's `add` then says that it was all.
+        """Let `write` add what is known in a forward; the backward's `add` then says that it was all.
 
         Raises RuntimeError when its bucket has left.
         """

@@ -18,8 +18,8 @@ Function = Callable[..., Any]
 
 _DTYPES = (torch.bfloat16, torch.float32)
 _QUANTIZED = (torch.bfloat16,)
-"""What is quantized to fp8. From fp32 Triton 3.6 writes a wrong transposed copy beside the plain one, on an H200; nobody
-asks for it."""
+"""What is quantized to fp8. From fp32 Triton 3.6 writes a wrong transposed copy beside the plain one on an H200;
+nobody asks for it."""
 
 
 def _any_width(width: int) -> bool:

@@ -24,7 +24,7 @@ class Accumulators(Protocol):
         """One more place uses `weight`: each backward of it calls `add` once."""
 
     def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        """Call `write(total, first_microbatch)`, which adds a gradient to `total`, or sets it where `first_microbatch`: a new step began."""
+        """Call `write(total, first_microbatch)`: it adds a gradient to `total`, or sets it in the first microbatch."""
 
     def defer(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         """The same, deferred: until a message is under way, at the latest until the end of the step's backwards."""

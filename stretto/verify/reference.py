@@ -34,8 +34,8 @@ from stretto.world import World
 ONE_PROCESS = Layout.of()
 
 OTHERWISE: Final = 8
-"""Further runs of the reference, each rounding otherwise, where rounding is coarse. Of 100 right runs in bf16 20 exceeded
-twice the error of a single one somewhere, 3 that of the largest of five, 1 that of nine (docs/verify.md)."""
+"""Further runs of the reference, each rounding otherwise, where rounding is coarse. Of 100 right runs in bf16 20
+exceeded twice the error of a single one somewhere, 3 that of the largest of five, 1 that of nine (docs/verify.md)."""
 
 
 def against_reference(
@@ -72,7 +72,7 @@ class _Reference:
 
     @property
     def copies(self) -> int:
-        """How many references run side by side where there is more than one run to make: on a GPU each, or on a core."""
+        """How many references run side by side where more than one run is to be made: on a GPU each, or a core."""
         if self.layout.world > 1:
             return 1
         free = self.world.size if self.world.device.type == "cuda" else cores()
@@ -101,7 +101,7 @@ class _Reference:
 
 
 def _found(reference: _Reference, tried: Trace, everyone: Session) -> tuple[Difference, ...]:
-    """What `tried` differs in from its reference, with the limits of its dtype; nothing on ranks without the reference."""
+    """What `tried` differs in from its reference, with the limits of its dtype; nothing on ranks without one."""
     dtype = reference.args.run.dtype
     step = ROUNDING.get(dtype) if reference.args.run.fp8 == "none" else ROUNDING_FP8
     if step is None:
@@ -124,7 +124,7 @@ def _found(reference: _Reference, tried: Trace, everyone: Session) -> tuple[Diff
 
 
 def _draws(reference: _Reference, exact: Trace | None, step: float) -> tuple[Trace | None, dict[Quantity, float]]:
-    """This rank's share of the reference's runs in the run's dtype, from weights that are `perturbed` but for the first.
+    """This rank's share of the reference's runs in the run's dtype, all but the first from `perturbed` weights.
 
     The first of them, which on rank 0 is from the weights themselves; and of each quantity the largest error.
     """

@@ -59,7 +59,7 @@ def cases() -> Iterator[Case]:
         yield Case(command, "\n".join(file), "\n".join(line for line in rest if not line.startswith("| ")).rstrip())
 
 
-def test_every_bad_configuration_is_refused_in_these_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_bad_configuration_is_rejected_in_these_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     begin = time.process_time()
     all_cases = list(cases())
@@ -69,7 +69,7 @@ def test_every_bad_configuration_is_refused_in_these_words(tmp_path: Path, monke
     assert not any(case.message == "accepted" for case in all_cases)
 
 
-def test_refusing_needs_no_torch() -> None:
+def test_rejecting_needs_no_torch() -> None:
     code = (
         "import sys, stretto.arguments as a\n"
         "try: a.parse(['--tp', '3'], env={})\n"

@@ -76,7 +76,7 @@ def test_flags_are_unique_over_all_sections() -> None:
 @pytest.mark.parametrize(
     ("word", "meant"), [("--device gpu", "cuda"), ("--dtype float32", "fp32"), ("--dtype bf61", "bf16")]
 )
-def test_what_a_choice_is_called_elsewhere_is_understood_and_refused(word: str, meant: str) -> None:
+def test_what_a_choice_is_called_elsewhere_is_understood_and_rejected(word: str, meant: str) -> None:
     """Catches: `gpu` taken for `cpu`, which it looks like."""
     (rejection,) = rejections(f"--preset tiny {word}")
     assert rejection.problem.endswith(f"; did you mean {meant}?")

@@ -107,7 +107,7 @@ def changed(said: dict[str, Said], fix: Mapping[str, Value]) -> dict[str, Said]:
     return {**said, **{path: Said(value, COMMAND_LINE) for path, value in fix.items()}}
 
 
-def test_a_refusal_reads_as_the_commands_that_would_do() -> None:
+def test_a_rejection_reads_as_the_commands_that_would_do() -> None:
     v = Violation("r", (), "a % b = 1", ("a = 3 (default)",), ({"parallel.tp": 2}, {"checkpoint.resume": False}))
     assert str(ConfigError([v])) == (
         "1 problem in the configuration\n\nr: a % b = 1\n    a = 3 (default)\n    try --tp 2, or --no-resume"

@@ -72,6 +72,6 @@ def test_verify_takes_them_too_after_its_own_words(capsys: pytest.CaptureFixture
     assert "heads % tp = 4 % 3 = 1, must be 0" in heard
 
 
-def test_where_they_are_not_taken_they_are_refused() -> None:
+def test_where_they_are_not_taken_they_are_rejected() -> None:
     with pytest.raises(ConfigError, match="--megatron is not taken here"):
         parse(["--megatron", "--num-layers", "2"], env={})

@@ -33,7 +33,7 @@ def test_any_layout_goes_on_without_the_preset_being_named(fresh: Fresh, out: Pa
         assert [row["step"] for row in rows(out) if "loss" in row] == [*range(1, steps + 1)]
 
 
-def test_what_the_checkpoint_does_not_go_with_is_refused_in_its_terms(fresh: Fresh, out: Path) -> None:
+def test_what_the_checkpoint_does_not_go_with_is_rejected_in_its_terms(fresh: Fresh, out: Path) -> None:
     ended = fresh.run(main, ["train", "--resume", "--out", str(out), "--tp", "8", "--nproc", "8"], env=ENV)
     assert ended.code == 2
     assert "heads % tp = 4 % 8 = 4, must be 0" in ended.err

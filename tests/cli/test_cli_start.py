@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import stretto
-from stretto.cli import COMMANDS, main, rejection
+from stretto.cli import COMMANDS, main, usage_error
 from stretto.initialize.environment import Launch
 
 pytestmark = pytest.mark.pure
@@ -51,7 +51,7 @@ def test_every_module_can_be_imported_and_does_nothing(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     said = capsys.readouterr()
     assert "no command 'trian'; did you mean train?" in said.err
@@ -78,7 +78,7 @@ def test_rank_0_may_speak_first(
 ) -> None:
     """Catches: a rank whose early end has the launcher end rank 0 before it has spoken, or that names itself twice."""
     waited: list[float] = []
-    monkeypatch.setattr(rejection.time, "sleep", waited.append)
-    assert rejection.reject("rank 2: no", Launch("torchrun", rank, 6, local_rank, 2)) == 2
+    monkeypatch.setattr(usage_error.time, "sleep", waited.append)
+    assert usage_error.reject("rank 2: no", Launch("torchrun", rank, 6, local_rank, 2)) == 2
     assert bool(waited) == waits
     assert capsys.readouterr().err.strip() == said

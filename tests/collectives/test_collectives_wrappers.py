@@ -99,9 +99,9 @@ def test_what_carries_no_gradient(pool: Pool) -> None:
         torch.testing.assert_close(total, sum(everyone), rtol=0, atol=1e-14)
 
 
-def test_a_dimension_that_does_not_divide_is_refused_with_its_numbers(pool: Pool) -> None:
+def test_a_dimension_that_does_not_divide_is_rejected_with_its_numbers(pool: Pool) -> None:
     """Catches a remainder that is dropped in silence. All ranks reject before anything is sent."""
-    for messages in pool.run(2, _refusals):
+    for messages in pool.run(2, _rejections):
         for message in messages:
             assert "tp[0, 1]" in message
             assert "dimension 1 of (4, 3) is 3, not a multiple of 2" in message
@@ -226,7 +226,7 @@ def _without_gradient(world: World) -> tuple[Tensor, Tensor, Tensor, list[Tensor
         return maximum, first, total, everyone
 
 
-def _refusals(world: World) -> list[str]:
+def _rejections(world: World) -> list[str]:
     messages = []
     with ParallelState.build(Layout.of(tp=world.size), world) as state:
         axis, x = state.axis("tp"), torch.ones(4, 3)

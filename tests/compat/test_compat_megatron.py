@@ -86,7 +86,7 @@ def test_the_published_gpt3_175b_needs_dropout_of_attention_fp16_and_a_ramp() ->
     )
 
 
-def test_experts_are_refused_until_they_are_there() -> None:
+def test_experts_are_rejected_until_they_are_there() -> None:
     moe = "--num-experts 8 --moe-router-topk 2 --use-distributed-optimizer --overlap-param-gather"
     assert rejected(f"{SMALL} {moe}") == [flag for flag in moe.split() if flag.startswith("--")]
 
@@ -170,7 +170,7 @@ def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -
         ("--normalization DyT", "--normalization: 'DyT' is not available; there is RMSNorm, LayerNorm"),
     ],
 )
-def test_what_cannot_be_had_is_refused(flags: str, problem: str) -> None:
+def test_what_cannot_be_had_is_rejected(flags: str, problem: str) -> None:
     (found,) = translated(f"{SMALL} {flags}").rejected
     assert problem in str(found)
 
@@ -201,7 +201,7 @@ def test_every_flag_has_one_meaning() -> None:
     assert set(paths) <= set(settings())
 
 
-def test_refused_flags_and_broken_rules_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejected_flags_and_broken_rules_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script, out = tmp_path / "run.sh", tmp_path / "run.toml"
     script.write_text(f"{SMALL} --tensor-model-parallel-size 3 --fp16")
     assert main(["args", str(script), "--out", str(out)]) == 2

@@ -118,7 +118,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_exactly_what_is_missing_is_refused(name: str) -> None:
+def test_exactly_what_is_missing_is_rejected(name: str) -> None:
     script = SCRIPTS[name]
     rejected = translate(words_of(script.flags)).rejected
     assert {v.problem.partition(":")[0] for v in rejected} == script.rejected

@@ -92,7 +92,7 @@ def test_seeds_give_different_orders(splits: Splits) -> None:
     assert not torch.equal(a, b)
 
 
-def test_a_batch_that_does_not_divide_is_refused_and_nothing_consumed(splits: Splits) -> None:
+def test_a_batch_that_does_not_divide_is_rejected_and_nothing_consumed(splits: Splits) -> None:
     feed = Feed(splits.train, seq_len=4, seed=1)
     with pytest.raises(ValueError, match=r"global_batch=10 is not a multiple of micro_batch\*dp = 2\*3"):
         feed.batch(10, 0, 3, 2)

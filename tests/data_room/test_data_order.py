@@ -72,6 +72,6 @@ def test_the_order_is_frozen() -> None:
     assert permute(np.arange(10), 10, seed=1234, epoch=0).tolist() == [0, 9, 5, 4, 8, 7, 2, 1, 6, 3]
 
 
-def test_an_index_outside_is_refused() -> None:
+def test_an_index_outside_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"indices 3\.\.10 lie outside 0\.\.9"):
         permute(np.array([3, 10]), 10, seed=0, epoch=0)

@@ -55,7 +55,7 @@ def test_the_digest_is_of_the_tokens(tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_an_id_outside_the_vocabulary_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_an_id_outside_the_vocabulary_is_rejected_and_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"document 1: token ids -1\.\.300 lie outside the vocabulary of 257"):
         write(tmp_path / "a", [[1], [-1, 300]])
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from stretto.distributed import AdamW, DataParallel
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.params import Init, ParamSpec, declare
-from stretto.pipeline_parallel import Later
+from stretto.pipeline_parallel import DeferredGradients
 from stretto.testing import Pool
 from stretto.world import World
 
@@ -154,7 +154,7 @@ def test_a_gradient_that_comes_too_late_is_an_error() -> None:
 def test_weight_gradients_that_are_put_off() -> None:
     """Autograd runs a parameter's hooks in the I already, with nothing there; the bucket waits for the W."""
     with ParallelState.build(Layout.of(), World.single()) as state:
-        net, defer = nn.Module(), Later()
+        net, defer = nn.Module(), DeferredGradients()
         weight = declare(net, "weight", ParamSpec((3, 2), Init()), dtype=torch.float64)
         weight.data.copy_(torch.arange(6).view(3, 2))
         with DataParallel({0: net}, state) as weights:
@@ -307,7 +307,7 @@ def _scalars(*names: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 class _PutOff(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, defer: Later) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, defer: DeferredGradients) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.defer = defer
         return x @ weight.t()

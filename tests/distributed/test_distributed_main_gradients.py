@@ -1,7 +1,7 @@
 """Weight gradients that layers add up themselves, some of them deferred until a message is under way.
 
-Faults to catch: what is deferred forgotten at the end of a step; what an earlier backward deferred counted among the last
-gradients; what a failed step deferred added in the next; what is deferred lost to the next; a gradient recorded by
+Faults to catch: what is deferred forgotten at the end of a step; what an earlier backward deferred counted among the
+last gradients; what a failed step deferred added in the next; what is deferred lost to the next; a gradient recorded by
 autograd.
 """
 

@@ -162,7 +162,7 @@ def without(env: dict[str, str], *names: str) -> dict[str, str]:
         (without(SRUN, "SLURM_PROCID"), ("SLURM_STEP_NUM_TASKS=11", "SLURM_PROCID is not")),
     ],
 )
-def test_contradictions_are_refused_naming_the_variables(env: dict[str, str], names: tuple[str, ...]) -> None:
+def test_contradictions_are_rejected_naming_the_variables(env: dict[str, str], names: tuple[str, ...]) -> None:
     with pytest.raises(LaunchError) as caught:
         detect(env)
     for name in names:

@@ -49,7 +49,7 @@ def test_a_missing_rank_is_named_on_all_others(pool: Pool, port: int) -> None:
         assert seconds < 4
 
 
-def test_another_world_size_is_refused_at_once_on_all_ranks(pool: Pool, port: int) -> None:
+def test_another_world_size_is_rejected_at_once_on_all_ranks(pool: Pool, port: int) -> None:
     for text, seconds in pool.run(3, meet_as, launches(port, [0, 1, 2], [3, 3, 8]), 30.0):
         assert "rank 2" in text
         assert "was told of 8 ranks in all, but rank 0 of 3" in text

@@ -63,7 +63,7 @@ def test_what_is_used_up_cannot_be_used_again() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("past", [False, True])
+@pytest.mark.parametrize("dresidual", [False, True])
 @pytest.mark.parametrize(("rows", "width"), [(1, 8), (3, 64), (7, 100), (5, 2048)])
 @pytest.mark.parametrize("formula", [formulas.rms_norm_backward, formulas.rms_norm_both])
 def test_rms_norm(

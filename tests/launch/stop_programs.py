@@ -9,7 +9,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from stretto.initialize import initialize, process, roll_call, together
+from stretto.initialize import failure_watch, initialize, process, roll_call
 from stretto.launch.local import run_local
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState, state
@@ -45,5 +45,5 @@ def rank(where: str, victim: int) -> int:
 
 def main(where: str, victim: int) -> int:
     """With the time that ranks have to answer cut short, for the sake of the tests' own."""
-    roll_call.ANSWER_SECONDS = together.END_SECONDS = 1.5
+    roll_call.ANSWER_SECONDS = failure_watch.END_SECONDS = 1.5
     return run_local(4, partial(rank, where, victim), grace=5.0)

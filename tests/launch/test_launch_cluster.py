@@ -82,7 +82,7 @@ def test_manifest_is_of_the_schema(job: KubernetesJob) -> None:
         (lambda spec, _: spec["network"].update(enableDNSHostnames="of course"), "Input should be a valid boolean"),
     ],
 )
-def test_schema_refuses_what_a_cluster_would(fault: Callable[[Any, Any], object], says: str) -> None:
+def test_schema_rejects_what_a_cluster_would(fault: Callable[[Any, Any], object], says: str) -> None:
     """The check above can fail: each of these fields is wrong."""
     manifest = yaml.safe_load(KUBERNETES.manifest())
     spec = manifest["spec"]
@@ -152,7 +152,7 @@ def test_pods_start_their_node_of_the_job(tmp_path: Path, restarts: str, resumes
         (["slurm", "--nodes", "2", "--gpus-per-node", "4", "--", "--tp", "3"], "nproc % (tp*cp*pp) = 8 %"),
     ],
 )
-def test_refusals(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
+def test_rejections(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
     assert main(words) == 2
     assert says in capsys.readouterr().err
 

@@ -142,7 +142,7 @@ def test_logits_of_a_prefix_are_a_prefix_of_the_logits() -> None:
         torch.testing.assert_close(model.logits(tokens[:, :3]), model.logits(tokens)[:3], rtol=0, atol=1e-13)
 
 
-def test_more_tokens_than_learned_positions_are_refused() -> None:
+def test_more_tokens_than_learned_positions_are_rejected() -> None:
     config = replace(PLAIN, position="learned")
     model = Transformer(config, StageSpec.whole(config), BUILD, seq_len=1)
     with pytest.raises(ValueError, match="6 tokens, but positions were learned for 1"):

@@ -71,16 +71,16 @@ def again_after_a_complaint(world: World) -> None:
         dist.barrier(group=state.axis("tp").group)
 
 
-def test_a_refused_build_does_not_spoil_the_next(pool: Pool) -> None:
+def test_a_rejected_build_does_not_spoil_the_next(pool: Pool) -> None:
     pool.run(4, again_after_a_complaint)
 
 
-def test_a_layout_of_another_size_is_refused_before_anyone_is_asked() -> None:
+def test_a_layout_of_another_size_is_rejected_before_anyone_is_asked() -> None:
     with pytest.raises(ValueError, match="tp2-cp1-dp1-pp1 has 2 ranks, the world has 1: start 2 processes"):
         ParallelState.build(Layout.of(tp=2), World.single())
 
 
-def test_options_for_an_undeclared_axis_are_refused() -> None:
+def test_options_for_an_undeclared_axis_are_rejected() -> None:
     with pytest.raises(ValueError, match="options for dp-tp, which is none of the axes: tp, dp"):
         ParallelState.build(Layout.of(), World.single(), options={"tp-dp": GroupOptions()})
 
@@ -99,7 +99,7 @@ def rejected(world: World) -> list[str]:
     return found
 
 
-def test_options_without_effect_are_refused(pool: Pool) -> None:
+def test_options_without_effect_are_rejected(pool: Pool) -> None:
     no_effect, no_nccl, unknown = pool.run(2, rejected)[1]
     assert "tp: max_ctas, cpu, window would have no effect on gloo; leave it out, or use nccl" in no_effect
     assert "tp: backend='nccl' for tensors on cpu; choose 'gloo', or 'nccl' on cuda" in no_nccl

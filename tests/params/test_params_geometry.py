@@ -117,7 +117,7 @@ def test_reads_like_grouped_queries() -> None:
         ),
     ],
 )
-def test_a_place_that_cannot_be_is_refused(make: object, words: str) -> None:
+def test_a_place_that_cannot_be_is_rejected(make: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()  # type: ignore[operator]
 
@@ -227,7 +227,7 @@ def test_a_shared_parameter_is_collected_once_under_its_declared_name(order: str
     assert [d.name for d in collect(one)] == ["late"]
 
 
-def test_two_parameters_with_one_logical_name_are_refused() -> None:
+def test_two_parameters_with_one_logical_name_are_rejected() -> None:
     """They would start equal and be saved over each other."""
     model = nn.Module()
     declare(model, "w", [ParamSpec((2,), Init()), ParamSpec((2,), Init())])

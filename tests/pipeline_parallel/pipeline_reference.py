@@ -134,7 +134,7 @@ def run_step(
     return Outcome(loss.cpu(), gradients({s: stage.module for s, stage in stages.items()}))
 
 
-def assert_equal_to_twin(outcomes: list[Outcome], expected: Outcome, last_rank: int, tol: float = 1e-12) -> None:
+def assert_equal_to_reference(outcomes: list[Outcome], expected: Outcome, last_rank: int, tol: float = 1e-12) -> None:
     together = {name: g for outcome in outcomes for name, g in outcome.gradients.items()}
     assert together.keys() == expected.gradients.keys()
     for name, g in expected.gradients.items():

@@ -44,7 +44,7 @@ def test_all_stages_on_one_rank() -> None:
     e = executor(lower(on_one_rank(3)))
     loss = e.step(MODEL.microbatches(3))
     got = pt.Outcome(loss, pt.gradients({s: stage.module for s, stage in e.stages.items()}))
-    pt.assert_equal_to_twin([got], pt.reference(MODEL, 3), last_rank=0)
+    pt.assert_equal_to_reference([got], pt.reference(MODEL, 3), last_rank=0)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_an_announcement_says_all(shape: list[int], dtype: torch.dtype) -> None:
     assert len(meta.encode()) == MAX_DIM + 1
 
 
-def test_link_refuses_another_set_of_ranks() -> None:
+def test_link_rejects_another_set_of_ranks() -> None:
     with pytest.raises(ValueError, match=r"up\[0, 2\] must join the ranks 1 and 0 of pp\[0, 1\]"):
         Link(Axis("pp", 0, (0, 1)), torch.device("cpu"), {(1, 0): Axis("up", 0, (0, 2))})
 

@@ -31,7 +31,7 @@ def test_two_gpus_equal_one_process(gpus: Pool, name: str, m: int, two_ways: boo
     program = pt.program(SCHEDULES[name], 2, m)
     widths = ((3, 4), (4, 5, 4), (4, 4), (4, 2))[-program.num_stages :]
     outcomes = gpus.run(2, pt.run_step, Model(widths, device="cuda"), program, two_ways, timeout=120)
-    pt.assert_equal_to_twin(outcomes, pt.reference(Model(widths), m), last_rank=program.placement[-1], tol=1e-10)
+    pt.assert_equal_to_reference(outcomes, pt.reference(Model(widths), m), last_rank=program.placement[-1], tol=1e-10)
 
 
 class Scale(nn.Module):

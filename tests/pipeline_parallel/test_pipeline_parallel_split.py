@@ -54,7 +54,7 @@ class Linear(nn.Module):
 
 
 def split_stage(model: Model, stage: int, aware: bool) -> Stage:
-    """A stage of the model; if `aware`, its linears leave their weight gradients with a Later."""
+    """A stage of the model; if `aware`, its linears leave their weight gradients with a `DeferredGradients`."""
     whole, deferred = model.stage(stage), DeferredGradients()
     if aware:
         layers = whole.module.layers
@@ -97,7 +97,7 @@ def _split_step(world: World, model: Model, m: int, aware: bool) -> pt.Outcome:
 def test_zero_bubble_equals_one_process(pool: Pool, p: int, m: int, aware: bool) -> None:
     model = Model(tuple((3 + s % 3, 2, 3 + (s + 1) % 3) for s in range(p)))
     outcomes = pool.run(p, _split_step, model, m, aware)
-    pt.assert_equal_to_twin(outcomes, pt.reference(model, m), last_rank=p - 1)
+    pt.assert_equal_to_reference(outcomes, pt.reference(model, m), last_rank=p - 1)
 
 
 def prepared(dtype: torch.dtype = torch.float64) -> tuple[Stage, Linear, Tensor, Tensor]:
@@ -256,4 +256,4 @@ def test_any_order_that_can_be_run_is_right(
     schedule = any_schedule(random, placement, ranks, m)
     model = Model(tuple((3 + s % 2, 2, 3 + (s + 1) % 2) for s in range(stages)))
     outcomes = pool.run(ranks, _any_step, model, schedule, two_ways)
-    pt.assert_equal_to_twin(outcomes, pt.reference(model, m), last_rank=placement[-1])
+    pt.assert_equal_to_reference(outcomes, pt.reference(model, m), last_rank=placement[-1])

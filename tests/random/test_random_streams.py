@@ -85,7 +85,7 @@ def test_strides_of_the_target_do_not_matter() -> None:
     assert wide.isnan().sum() == 8 * 12 - 24, "it wrote outside the view"
 
 
-def test_a_rectangle_outside_of_the_tensor_is_refused() -> None:
+def test_a_rectangle_outside_of_the_tensor_is_rejected() -> None:
     """Its indices would be other elements'."""
     with pytest.raises(ValueError, match=r"\[2, 3\] at \[3, 0\] is not inside of \[4, 6\]"):
         drawn([2, 3], [4, 6], [3, 0])

@@ -32,7 +32,7 @@ def test_a_schedule_and_its_program_survive_their_text(s: Schedule) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "F0", "2F", "2X0", "2F-1", "0REDUCE", "2f0", "2F0 ", "0SEND_B"])
-def test_other_text_is_refused_with_an_example(text: str) -> None:
+def test_other_text_is_rejected_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not an action: expected .* 2F0"):
         Action.parse(text)
 

@@ -150,7 +150,7 @@ def naive(s: Schedule) -> Schedule:
     return replace(s, ranks=tuple(map(rank, s.ranks)))
 
 
-def test_placing_messages_locally_deadlocks_and_is_refused() -> None:
+def test_placing_messages_locally_deadlocks_and_is_rejected() -> None:
     """In 1F1B two neighbours send to each other at once. The test of the check: gpipe has no such turn."""
     check_lowered(naive(gpipe(4, 8)))
     with pytest.raises(DeadlockError, match="deadlock if sends block until received, at 0SEND_F1 1SEND_B0"):
@@ -159,7 +159,7 @@ def test_placing_messages_locally_deadlocks_and_is_refused() -> None:
 
 
 @given(VALID, SHARDINGS, st.data())
-def test_a_program_without_one_of_its_actions_is_refused_by_name(
+def test_a_program_without_one_of_its_actions_is_rejected_by_name(
     s: Schedule, sharding: Sharding, data: st.DataObject
 ) -> None:
     program = lower(s, sharding)
@@ -173,7 +173,7 @@ def test_a_program_without_one_of_its_actions_is_refused_by_name(
 
 
 @given(GENERATED.filter(lambda s: s.num_ranks > 1 and s.num_microbatches > 1), st.data())
-def test_messages_swapped_on_one_side_are_refused(s: Schedule, data: st.DataObject) -> None:
+def test_messages_swapped_on_one_side_are_rejected(s: Schedule, data: st.DataObject) -> None:
     program = lower(s)
     op = data.draw(st.sampled_from(MESSAGES))
     stages = [stage for stage in range(s.num_stages) if Action(stage, op, 0) in program.actions]
@@ -197,7 +197,7 @@ def test_messages_swapped_on_one_side_are_refused(s: Schedule, data: st.DataObje
         ("0UNSHARD0 0REDUCE0 0B0 0F0", DDP, "deadlock: 0B0 waits for 0F0"),
     ],
 )
-def test_a_verb_out_of_place_is_refused(program: str, sharding: Sharding, message: str) -> None:
+def test_a_verb_out_of_place_is_rejected(program: str, sharding: Sharding, message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
         check_lowered(Schedule.parse(program), sharding)
 
@@ -205,6 +205,6 @@ def test_a_verb_out_of_place_is_refused(program: str, sharding: Sharding, messag
 @pytest.mark.parametrize(
     "flags", [(True, False, False), (True, False, True), (False, True, False), (True, True, False)]
 )
-def test_a_sharding_that_means_nothing_is_refused(flags: tuple[bool, bool, bool]) -> None:
+def test_a_sharding_that_means_nothing_is_rejected(flags: tuple[bool, bool, bool]) -> None:
     with pytest.raises(ValueError, match=f"params={flags[0]}, grads={flags[1]}, state={flags[2]}: .* take DDP, ZERO1"):
         Sharding(*flags)

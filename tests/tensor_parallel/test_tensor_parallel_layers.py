@@ -76,7 +76,7 @@ def test_borders_are_pairs_for_a_loss_that_all_ranks_repeat(pool: Pool, tp: int)
     pool.run(tp, _borders)
 
 
-def test_a_sequence_that_does_not_divide_is_refused(pool: Pool) -> None:
+def test_a_sequence_that_does_not_divide_is_rejected(pool: Pool) -> None:
     for message in pool.run(2, _odd_sequence):
         assert "dimension 0 of (5, 2, 3) is 5, not a multiple of 2" in message
 

@@ -128,7 +128,7 @@ def test_a_product_that_makes_its_input_is_the_product_of_it(name: str, direct: 
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", ["rms", "layer"])
 def test_what_goes_past_is_the_input_and_its_gradient_is_added(name: str, recompute: bool) -> None:
     formula, bound, plain, vectors = CASES[name]
@@ -148,7 +148,7 @@ def test_what_goes_past_is_the_input_and_its_gradient_is_added(name: str, recomp
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("way", ["through", "past"])
+@pytest.mark.parametrize("way", ["through", "dresidual"])
 def test_one_way_of_a_fork_may_be_left(way: str) -> None:
     formula, bound, plain, vectors = CASES["rms"]
     args = inputs(vectors)

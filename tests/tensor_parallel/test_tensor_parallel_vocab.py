@@ -68,7 +68,7 @@ def test_narrow_logits_are_added_up_in_fp32(pool: Pool, tp: int) -> None:
         torch.testing.assert_close(loss, torch.full_like(loss, 1000.0).log(), rtol=1e-6, atol=0)
 
 
-def test_a_second_derivative_is_refused() -> None:
+def test_a_second_derivative_is_rejected() -> None:
     """The backward's own derivative would lack the softmax's part, and nobody would know."""
     logits = torch.randn(3, 1, 8, requires_grad=True)
     loss = vocab_parallel_cross_entropy(logits, torch.zeros(3, 1).long(), Axis.single("tp"), start=0, rows=8)

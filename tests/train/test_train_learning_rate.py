@@ -87,7 +87,7 @@ def test_it_ends_at_the_floor_and_stays(config: OptimizerConfig) -> None:
 
 
 @pytest.mark.parametrize(("schedule", "name"), [("cosine", "decay_steps"), ("wsd", "cooldown_steps")])
-def test_an_unresolved_config_is_refused(schedule: Any, name: str) -> None:
+def test_an_unresolved_config_is_rejected(schedule: Any, name: str) -> None:
     config = OptimizerConfig(lr_schedule=schedule, warmup_steps=0, decay_steps=10 if schedule == "wsd" else None)
     with pytest.raises(ValueError, match=f"optimizer.{name} is not resolved"):
         learning_rate(5, config)

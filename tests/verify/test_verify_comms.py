@@ -13,7 +13,6 @@ from test_verify_layouts import arguments
 
 from stretto.arguments import parse
 from stretto.arguments.schema import Arguments
-from stretto.collective_trace import Call
 from stretto.layout import Layout
 from stretto.report.communication import communication_table
 from stretto.testing import Pool
@@ -27,12 +26,12 @@ VARIANTS = [0b00000000, 0b01000001, 0b10000001, 0b01110010, 0b11001100]
 """Tied, with biases, GELU, sequence parallel, GPipe and more, in turn: see `arguments`."""
 
 
-def _record(world: World, args: Arguments) -> dict[int, list[Call]]:
+def _record(world: World, args: Arguments) -> dict[int, list[CollectiveCall]]:
     p = args.parallel
     return record_step(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world)
 
 
-def record(pool: Pool, args: Arguments) -> tuple[Layout, dict[int, list[Call]]]:
+def record(pool: Pool, args: Arguments) -> tuple[Layout, dict[int, list[CollectiveCall]]]:
     layout = Layout.of(tp=args.parallel.tp, pp=args.parallel.pp, dp=args.parallel.dp or 1)
     return layout, pool.run(layout.world, _record, args)[0]
 

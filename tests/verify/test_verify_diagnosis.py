@@ -189,6 +189,6 @@ def test_any_layout_can_be_the_reference_in_the_same_world(pool: Pool, reference
         assert found.equal, [d.name for d in found.failures[:4]]
 
 
-def test_a_reference_that_does_not_fit_is_refused(pool: Pool) -> None:
+def test_a_reference_that_does_not_fit_is_rejected(pool: Pool) -> None:
     with pytest.raises(ValueError, match="4 ranks does not fit into a world of 2"):
         pool.run(2, _compare_layouts, arguments(2, 1, 1, variant=0), Layout.of(dp=4))

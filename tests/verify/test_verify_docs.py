@@ -60,7 +60,7 @@ def test_two_layouts_are_compared_and_written_down(tmp_path: Path) -> None:
         (["--against", "cp=2"], "parallel.cp = 2 (--against cp=2)"),
     ],
 )
-def test_a_wrong_word_is_refused_before_anything_starts(
+def test_a_wrong_word_is_rejected_before_anything_starts(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*SMALL, "--nproc", "2", "--tp", "1", *words]) == 2

@@ -56,7 +56,7 @@ def test_every_layout_drops_slices_of_the_whole_mask(pool: Pool, sizes: dict[str
 
 @EVERY
 def test_dropout_trains_as_in_one_process(pool: Pool, sizes: dict[str, int]) -> None:
-    """Loss, gradients and updates of two steps to 1e-10; with recomputation, of which the reference has none to fear."""
+    """Loss, gradients and updates of two steps to 1e-10; with recomputation, of which the reference has none."""
     assert set(pool.run(ranks(arguments(**sizes)), differs, arguments(**sizes))) == {""}
 
 

@@ -438,13 +438,13 @@ TRAFFIC = Said(
     "tests/collective_trace/test_collective_trace_faults.py",
     Fault(
         "a comparison of shapes left out",
-        "traffic/call.py",
+        "collective_trace/call.py",
         "else self.op, self.shape, self.dtype)",
         "else self.op, (), self.dtype)",
     ),
     Fault(
         "the message of a peer shown in place of the table",
-        "traffic/check.py",
+        "collective_trace/check.py",
         'raise PeerStoppedError(f"rank',
         'raise ValueError(f"rank',
     ),

@@ -43,7 +43,7 @@ def test_pipeline_equals_one_process(
 ) -> None:
     model = data.draw(models(p))
     outcomes = pool.run(p, pt.run_step, model, pt.program(generator, p, m), two_ways)
-    pt.assert_equal_to_twin(outcomes, pt.reference(model, m), last_rank=p - 1)
+    pt.assert_equal_to_reference(outcomes, pt.reference(model, m), last_rank=p - 1)
 
 
 @pytest.mark.parametrize("m", [1, 4])
@@ -51,7 +51,7 @@ def test_pipeline_equals_one_process(
 def test_v_hands_over_on_the_rank_at_the_turn(pool: Pool, p: int, m: int) -> None:
     model = Model(tuple((3 + s % 3, 2, 3 + (s + 1) % 3) for s in range(2 * p)))
     outcomes = pool.run(p, pt.run_step, model, pt.program(pt.v_shape, p, m))
-    pt.assert_equal_to_twin(outcomes, pt.reference(model, m), last_rank=0)
+    pt.assert_equal_to_reference(outcomes, pt.reference(model, m), last_rank=0)
 
 
 @pytest.mark.parametrize("two_ways", [False, True])
@@ -59,25 +59,25 @@ def test_v_hands_over_on_the_rank_at_the_turn(pool: Pool, p: int, m: int) -> Non
 def test_stages_dealt_round_the_ranks(pool: Pool, p: int, two_ways: bool) -> None:
     model = Model(tuple((4, 4) for _ in range(2 * p)))
     outcomes = pool.run(p, pt.run_step, model, pt.program(partial(pt.looped, rounds=2), p, 3), two_ways)
-    pt.assert_equal_to_twin(outcomes, pt.reference(model, 3), last_rank=p - 1)
+    pt.assert_equal_to_reference(outcomes, pt.reference(model, 3), last_rank=p - 1)
 
 
 def test_stages_without_layers_pass_everything_through(pool: Pool) -> None:
     model = Model(((3, 5), (5,), (5,), (5, 2)))
     outcomes = pool.run(4, pt.run_step, model, pt.program(one_f_one_b, 4, 5))
-    pt.assert_equal_to_twin(outcomes, pt.reference(model, 5), last_rank=3)
+    pt.assert_equal_to_reference(outcomes, pt.reference(model, 5), last_rank=3)
 
 
 def test_step_after_step(pool: Pool) -> None:
     model = Model(((3, 5), (5, 2)))
     outcomes = pool.run(2, pt.run_step, model, pt.program(one_f_one_b, 2, 3), False, 4)
-    pt.assert_equal_to_twin(outcomes, pt.reference(model, 3), last_rank=1)
+    pt.assert_equal_to_reference(outcomes, pt.reference(model, 3), last_rank=1)
 
 
 def test_many_messages_may_be_ahead(pool: Pool) -> None:
     model = Model(((3, 5), (5, 4), (4, 2)))
     outcomes = pool.run(3, pt.run_step, model, pt.program(gpipe, 3, 40))
-    pt.assert_equal_to_twin(outcomes, pt.reference(model, 40), last_rank=2)
+    pt.assert_equal_to_reference(outcomes, pt.reference(model, 40), last_rank=2)
 
 
 def _evaluate(world: World, model: Model, m: int) -> pt.Outcome:
@@ -116,14 +116,14 @@ def _train_evaluate_train(world: World, model: Model, m: int) -> list[pt.Outcome
 def test_training_and_evaluation_in_turn(pool: Pool) -> None:
     model = Model(((3, 5), (5, 4), (4, 2)))
     for outcomes in zip(*pool.run(3, _train_evaluate_train, model, 4), strict=True):
-        pt.assert_equal_to_twin(list(outcomes), pt.reference(model, 4), last_rank=2)
+        pt.assert_equal_to_reference(list(outcomes), pt.reference(model, 4), last_rank=2)
 
 
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 3e-5), (torch.bfloat16, 0.05)])
 def test_narrower_floats_travel_as_they_are(pool: Pool, dtype: torch.dtype, tol: float) -> None:
     model = Model(((3, 5), (5, 2)), dtype=dtype)
     outcomes = pool.run(2, pt.run_step, model, pt.program(one_f_one_b, 2, 3))
-    pt.assert_equal_to_twin(outcomes, pt.reference(model, 3), last_rank=1, tol=tol)
+    pt.assert_equal_to_reference(outcomes, pt.reference(model, 3), last_rank=1, tol=tol)
 
 
 class Transposed(nn.Module):
@@ -150,7 +150,7 @@ def _transposed(world: World, model: Model, m: int) -> pt.Outcome:
 
 def test_outputs_of_any_strides(pool: Pool) -> None:
     model = Model(((3, 5), (5, 4), (4, 2)))
-    pt.assert_equal_to_twin(pool.run(3, _transposed, model, 3), pt.reference(model, 3), last_rank=2)
+    pt.assert_equal_to_reference(pool.run(3, _transposed, model, 3), pt.reference(model, 3), last_rank=2)
 
 
 class Counts(nn.Module):
