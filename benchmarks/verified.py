@@ -40,8 +40,8 @@ rounding step of {ROUNDING["bf16"]:g}; and a figure is the largest share of what
 
 All of it runs on CPU, over Gloo; the errors on GPUs are in `benchmarks/results`. The tests compare again what is
 neither dropped nor recomputed, in every dtype, and in fp64 selective recomputation, and dropout with recomputation
-of blocks; the rest is measured for this page alone. `stretto train` warns of a combination that is not here, and `stretto
-verify` compares any.
+of blocks; the rest is measured for this page alone. `stretto train` warns of a combination that is not here, and
+`stretto verify` compares any.
 
 | tensor | pipeline | replicas | activations | {" | ".join(DTYPES)} | verified by |
 |---|---|---|---|{"---|" * len(DTYPES)}---|

@@ -22,7 +22,8 @@ class GroupOptions:
     that of the world. The others are for NCCL: `high_priority` runs the kernels of the group on a stream of high
     priority; `min_ctas` and `max_ctas` bound the thread blocks, and so the share of the GPU, of one kernel; `cpu`
     gives the group Gloo beside NCCL, for CPU tensors; `peer_buffer` is a number of bytes: gathers and scatters of which
-    each rank reads no more of another go through copy engines, where the ranks are GPUs of one host that reach each other.
+    each rank reads no more of another go through copy engines, where the ranks are GPUs of one host with peer
+    access.
     """
 
     timeout: float | None = None

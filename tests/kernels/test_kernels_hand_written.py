@@ -70,7 +70,7 @@ def test_rms_norm(
     formula: Callable[..., tuple[Tensor, ...]], rows: int, width: int, dresidual: bool, dtype: torch.dtype
 ) -> None:
     dy, x, weight = (drawn(*shape, dtype=dtype) for shape in [(rows, 2, width), (rows, 2, width), (width,)])
-    more = {"past": drawn(rows, 2, width, dtype=dtype)} if dresidual else {}
+    more = {"dresidual": drawn(rows, 2, width, dtype=dtype)} if dresidual else {}
     exact = formula(dy.double(), x.double(), weight.double(), eps=1e-5, **{k: t.double() for k, t in more.items()})
     same(kernels()[formula].run(dy, x, weight, eps=1e-5, **more), exact, dtype)
 
@@ -91,7 +91,7 @@ def test_heads_are_turned_in_place(heads: tuple[int, int, int], dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("turned", [1, 2])
+@pytest.mark.parametrize("rotated", [1, 2])
 @pytest.mark.parametrize("heads", HEADS)
 def test_gradients_are_turned_back_side_by_side(heads: tuple[int, int, int], rotated: int, dtype: torch.dtype) -> None:
     """They come in whatever order attention leaves them in."""

@@ -13,6 +13,7 @@ from test_verify_layouts import arguments
 
 from stretto.arguments import parse
 from stretto.arguments.schema import Arguments
+from stretto.collective_trace import CollectiveCall
 from stretto.layout import Layout
 from stretto.report.communication import communication_table
 from stretto.testing import Pool
