@@ -50,7 +50,7 @@ format: $(DEV) ## let ruff rewrite what it can
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
-docs-check: $(DEV) ## links, versions, dependencies and the house agree with the documents
+docs-check: $(DEV) ## links, versions, dependencies and the structure agree with the documents
 	@$(BIN)/pytest tests/repo $(ARGS)
 
 hooks: $(DEV) ## run the lint before each commit

@@ -57,7 +57,7 @@ def drawn(number: int, *, narrow: bool) -> Arguments:
             seq_len=r.choice((8, 16, 32)), micro_batch=r.choice((1, 2)), global_batch=4 * dp * r.choice((1, 2))
         ),
         optimizer=OptimizerConfig(lr=1e-2, eps=1e-3, clip_grad=r.choice((0.5, 1.0))),
-        run=RunConfig(dtype="bf16", timeout=60.0, recompute=r.choice(("none", "none", "light", "block"))),
+        run=RunConfig(dtype="bf16", timeout=60.0, recompute=r.choice(("none", "none", "selective", "block"))),
     )
 
 

@@ -122,7 +122,6 @@ CHOICES: tuple[PeerChoice, ...] = (
     PeerChoice("activation", "relu|squared-relu|relu2|geglu|reglu|quick-gelu", "gelu", "this activation"),
     PeerChoice("schedule", "interleaved.*|zero-?bubble|zb.*|dual-?pipe.*|v-.*|loop.*", "1f1b", "this schedule"),
     PeerChoice("recompute", "full", "block"),
-    PeerChoice("recompute", "selective", "light"),
     PeerChoice("attention", "flash_?(attention_?)?[23]?|fused|sdpa|eager|unfused|auto|local", "torch"),
     PeerChoice("lr_schedule", "inverse[_-]square[_-]root|polynomial|exponential", "cosine", "this schedule"),
 )

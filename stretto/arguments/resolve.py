@@ -110,7 +110,7 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
 
     found = validate(said, wrong)
     for layer in layers:
-        violations += (_with_cure(v, said, wrong, found) for v in layer.violations)
+        violations += (_with_fixes(v, said, wrong, found) for v in layer.violations)
     violations += explain(said, wrong, found)
     if files:
         violations += (v for v in check_paths(found.args) if not set(v.fields) & set(wrong))
@@ -169,7 +169,7 @@ def _contradictions(layers: Sequence[Layer]) -> list[Violation]:
     return [Violation("nproc_is_world", (path,), problem, fixes=({path: world},), hint="or leave --nproc out")]
 
 
-def _with_cure(v: Violation, said: Mapping[str, Said], wrong: Mapping[str, Value], found: Validation) -> Violation:
+def _with_fixes(v: Violation, said: Mapping[str, Said], wrong: Mapping[str, Value], found: Validation) -> Violation:
     """A rejected value with a legal one that goes with the rest."""
     path = v.fields[0] if v.fields else ""
     if v.rule != "value" or path not in wrong:

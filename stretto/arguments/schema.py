@@ -218,9 +218,9 @@ class RunConfig:
         "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",
         carried=False,
     )
-    recompute: Literal["none", "light", "block"] = setting(
+    recompute: Literal["none", "selective", "block"] = setting(
         "none",
-        "what the backward computes once more instead of keeping it, to the same bits; light: outputs of norms and "
+        "what the backward computes once more instead of keeping it, to the same bits; selective: outputs of norms and "
         "activation functions; block: all but what enters each block",
     )
     log_every: int = setting(1, "report a line every so many steps", unit="steps", at_least=1)

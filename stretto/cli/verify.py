@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         return USAGE_ERROR
     alone = launch.source == "python"
     try:
-        own, rest = take([word for word in argv if word != "--comms"])
+        own, rest = own_options([word for word in argv if word != "--comms"])
         world = None if alone else launch.size
         translate = partial(layer, tell=launch.rank == 0, processes=world)
         resolved = parse_or_demo(rest, world_size=world, files=False, command="stretto verify", translate=translate)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     return run_local(nproc, work) if alone and nproc > 1 else work()
 
 
-def take(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def own_options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The options of `verify`, as `--name value` or `--name=value`, and the other words.
 
     Raises ValueError for one without its value.

@@ -62,12 +62,12 @@ class Checker(Recorder):
         self._world, self._store = world, TimedStore(store)
         self._store.set(f"process/{world.rank}", me())
 
-    def take(self, axis: str, channel: str, ranks: tuple[int, ...], op: str, x: Tensor) -> None:
+    def record(self, axis: str, channel: str, ranks: tuple[int, ...], op: str, x: Tensor) -> None:
         """Record, and wait for the others of `ranks`, for at most `timeout` seconds.
 
         Raises CollectiveError on the rank that finds a difference, PeerStoppedError on all others of the world.
         """
-        super().take(axis, channel, ranks, op, x)
+        super().record(axis, channel, ranks, op, x)
         self._meet(self.calls[-1])
 
     def close(self) -> None:

@@ -41,7 +41,7 @@ class Recorder:
         self.groups[name] = axis, ranks
         return _Group(self, name, ranks)
 
-    def take(self, axis: str, channel: str, ranks: tuple[int, ...], op: str, x: Tensor) -> None:
+    def record(self, axis: str, channel: str, ranks: tuple[int, ...], op: str, x: Tensor) -> None:
         """Record what is about to be issued."""
         number = self._numbers.get(channel, 0)
         self._numbers[channel] = number + 1
@@ -70,10 +70,10 @@ class _Group:
     def __call__(self, axis: Axis, op: str, x: Tensor, ends: tuple[int, int] | None = None) -> None:
         """A collective; or with `ends`, places on the axis, a message from the first to the second."""
         if ends is None:
-            self.recorder.take(axis.name, self.name, self.ranks, op, x)
+            self.recorder.record(axis.name, self.name, self.ranks, op, x)
         else:
             source, to = (self.ranks[end] for end in ends)
-            self.recorder.take(axis.name, f"{self.name} {source}->{to}", (source, to), op, x)
+            self.recorder.record(axis.name, f"{self.name} {source}->{to}", (source, to), op, x)
 
 
 def _readable(raw: Raw) -> CollectiveCall:

@@ -1,7 +1,7 @@
 """Scales and 8-bit copies of matrices.
 
-A compiler writes the transposed copy a byte at a time, or reads all once more for it; here a tile is turned on its way
-through the multiprocessor, so that both copies are written in whole lines. A row that has a scale of its own is held
+A compiler writes the transposed copy a byte at a time, or reads all once more for it; here a tile is transposed on its
+way through the multiprocessor, so that both copies are written in whole lines. A row that has a scale of its own is held
 while its largest number is looked for, and read once.
 """
 
@@ -20,7 +20,7 @@ _BLOCK, _TURNS = 4096, 8
 """Elements that a program looks for the largest in: so many at a time, so often."""
 
 TILE = (64, 128)
-"""Rows and columns that are turned at once: with four warps 16 bytes of fp8 for a thread, either way."""
+"""Rows and columns that are transposed at once: with four warps 16 bytes of fp8 for a thread, either way."""
 
 
 @triton.jit  # which reads annotations, and knows no types but its own
@@ -47,7 +47,7 @@ def _meaning(shares, scale, count, power: tl.constexpr, block: tl.constexpr):
 
 
 @triton.jit
-def _narrow(
+def _quantize(
     x,
     scale,
     plain,
@@ -73,7 +73,7 @@ def _narrow(
 
 
 @triton.jit
-def _narrow_row(x, scale, out, width, stride, power: tl.constexpr, block: tl.constexpr):
+def _quantize_row(x, scale, out, width, stride, power: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     inside = column < width
@@ -111,7 +111,7 @@ def scale(x: Tensor, *, dtype: torch.dtype) -> Tensor:
 
 def quantize(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
     """`stretto.tensor_parallel.fp8.quantize`, by one scale: [n, d] -> [n, d]."""
-    return copies(x, scale, dtype, turned=False)[0]
+    return copies(x, scale, dtype, transposed=False)[0]
 
 
 def quantize_transposed(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -131,7 +131,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(width)
     warps = min(16, max(4, block // 1024))
-    _narrow_row[(rows,)](x, scale, out, width, x.stride(0), power(E4M3), block, num_warps=warps)
+    _quantize_row[(rows,)](x, scale, out, width, x.stride(0), power(E4M3), block, num_warps=warps)
     return out, scale
 
 
@@ -141,14 +141,14 @@ def copies(
     dtype: torch.dtype,
     *,
     plain: bool = True,
-    turned: bool = True,
+    transposed: bool = True,
     tile: tuple[int, int] = TILE,
     warps: int = 4,
 ) -> tuple[Tensor, Tensor]:
     """x [n, d] in units of its scale as [n, d] and as [d, n]; of what is not asked for, something empty."""
     rows, width = x.shape
     as_it_lies = torch.empty((rows, width) if plain else (0,), dtype=dtype, device=x.device)
-    across = torch.empty((width, rows) if turned else (0,), dtype=dtype, device=x.device)
+    across = torch.empty((width, rows) if transposed else (0,), dtype=dtype, device=x.device)
     grid = (triton.cdiv(rows, tile[0]), triton.cdiv(width, tile[1]))
-    _narrow[grid](x, scale, as_it_lies, across, rows, width, x.stride(0), plain, turned, *tile, num_warps=warps)
+    _quantize[grid](x, scale, as_it_lies, across, rows, width, x.stride(0), plain, transposed, *tile, num_warps=warps)
     return as_it_lies, across

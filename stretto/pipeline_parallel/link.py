@@ -44,7 +44,7 @@ class Link:
     axis: Axis
     device: torch.device
     pairs: Mapping[tuple[int, int], Axis] = field(default_factory=dict)
-    _under_way: dict[int, deque[AsyncTensor]] = field(default_factory=dict, init=False, repr=False)
+    _in_flight: dict[int, deque[AsyncTensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for (source, to), pair in self.pairs.items():
@@ -61,14 +61,14 @@ class Link:
 
     def send(self, x: Tensor, to: int) -> None:
         """Begin to send `x`; it must not be changed any more."""
-        under_way = self._under_way.setdefault(to, deque())
-        while under_way and under_way[0].work is not None and under_way[0].work.is_completed():
-            under_way.popleft()
-        if len(under_way) == AHEAD:
-            under_way.popleft().wait()
+        in_flight = self._in_flight.setdefault(to, deque())
+        while in_flight and in_flight[0].work is not None and in_flight[0].work.is_completed():
+            in_flight.popleft()
+        if len(in_flight) == AHEAD:
+            in_flight.popleft().wait()
         x = x.contiguous()
         group, place = self._group("send", x, self.axis.rank, to)
-        under_way.append(AsyncTensor(x, dist.isend(x, group=group, group_dst=place)))
+        in_flight.append(AsyncTensor(x, dist.isend(x, group=group, group_dst=place)))
 
     def recv(self, meta: TensorMeta, source: int) -> AsyncTensor:
         """Post the receive of the next tensor from `source`."""
@@ -96,9 +96,9 @@ class Link:
 
     def drain(self) -> None:
         """Wait for all sends (the current stream, or under Gloo the host, waits)."""
-        for under_way in self._under_way.values():
-            while under_way:
-                under_way.popleft().wait()
+        for in_flight in self._in_flight.values():
+            while in_flight:
+                in_flight.popleft().wait()
 
     def _group(self, op: str, x: Tensor, source: int, to: int) -> tuple[ProcessGroup, int]:
         """The communicator of a message that is about to be issued, and the place of the other rank in it."""

@@ -61,7 +61,7 @@ def build(args: Arguments, state: ParallelState) -> Built:
         state.world.device,
         args.run.seed,
         fuse=fuse,
-        recompute=args.run.recompute == "light",
+        recompute=args.run.recompute == "selective",
         accumulators=direct,
         gemms=fp8,
     )

@@ -40,7 +40,7 @@ def where_to_look(found: Comparison, args: Arguments, places: Mapping[str, Place
     `places` are those of the run's parameters and activations.
     """
     d = _Diagnosis(found, args, places)
-    links = (d.initial, d.forward, d.loss, d.backward, d.gradients, d.norm, d.update, d.evaluation, d.later)
+    links = (d.initial, d.forward, d.loss, d.backward, d.gradients, d.norm, d.update, d.evaluation, d.later_steps)
     return next((lines for link in (*links, d.replicas) if (lines := link())), [])
 
 
@@ -133,7 +133,7 @@ class _Diagnosis:
             [f"The step is equal, but not the evaluation{_times(wrong[0])}: look at {_at(evaluate)}."] if wrong else []
         )
 
-    def later(self) -> list[str]:
+    def later_steps(self) -> list[str]:
         if not self.found.failures:
             return []
         worst = self.found.failures[0]

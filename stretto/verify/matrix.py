@@ -17,7 +17,7 @@ from stretto.verify.compare import ROUNDING, Comparison
 TENSOR = ("-", "tp", "tp + sequence parallel")
 PIPELINE = ("-", "1f1b", "gpipe")
 DATA = ("-", "dp")
-RECOMPUTE = {"none": "", "light": "selective recomputation", "block": "recomputation of blocks"}
+RECOMPUTE = {"none": "", "selective": "selective recomputation", "block": "recomputation of blocks"}
 ACTIVATIONS = tuple(" + ".join(filter(None, each)) or "-" for each in product(("", "dropout"), RECOMPUTE.values()))
 DTYPES = ("fp64", "fp32", "bf16")
 

@@ -75,7 +75,7 @@ class _Step:
         """Every layer enters and leaves two parallel regions; the embedding leaves one, the head enters one.
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
-        one and a reduce-scatter in the other. A recomputation crosses the borders of a block once more. A light one
+        one and a reduce-scatter in the other. A recomputation crosses the borders of a block once more. A selective one
         only makes what the norms give once more, for the two matrices that gather it once more.
         """
         layers, mb, how = len(part.layers), self.microbatches, self.args.run.recompute

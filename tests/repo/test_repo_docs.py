@@ -55,15 +55,15 @@ def test_the_changelog_has_an_entry_for_the_version(pyproject, texts):
     assert versions[0] == pyproject["project"]["version"]
 
 
-def test_the_drawing_of_the_house_is_the_import_contract(pyproject, texts):
-    """Catches a room moved in one place only. Contract and drawing name the same rooms, line for line."""
-    drawing = re.search(r"## The house\n.*?```\n(.*?)```", texts["docs/architecture.md"], re.DOTALL)[1]
+def test_the_drawing_of_the_packages_is_the_import_contract(pyproject, texts):
+    """Catches a package moved in one place only. Contract and drawing name the same packages, line for line."""
+    drawing = re.search(r"## The structure\n.*?```\n(.*?)```", texts["docs/architecture.md"], re.DOTALL)[1]
     numbered = re.compile(r"^(?:\d'?)? +")
     lines = [numbered.sub("", line) for line in drawing.splitlines() if not line.startswith("--")]
-    rooms = [set(re.split(r" {5,}", line)[0].split()) for line in lines]
+    packages = [set(re.split(r" {5,}", line)[0].split()) for line in lines]
     (layers,) = (c["layers"] for c in pyproject["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
     contract = [set(re.findall(r"\w+", layer)) for layer in layers if "__main__" not in layer]
-    assert rooms == contract
+    assert packages == contract
 
 
 def _without_code(text: str) -> str:

@@ -41,11 +41,13 @@ def test_file_names_are_unique(test_modules):
 
 
 def test_every_room_has_tests(root, test_modules):
-    """The tests of a room are named after it: tests/.../test_ROOM_*.py."""
-    rooms = {p.stem for p in (root / "stretto").iterdir() if not p.name.startswith("_") and p.suffix in {"", ".py"}}
-    rooms -= {"world", "batch"}  # two files of plain values
+    """The tests of a package are named after it: tests/.../test_ROOM_*.py."""
+    packages = {p.stem for p in (root / "stretto").iterdir() if not p.name.startswith("_") and p.suffix in {"", ".py"}}
+    packages -= {"world", "batch"}  # two files of plain values
     files = [Path(name).name for name in test_modules]
-    assert [room for room in sorted(rooms) if not any(file.startswith(f"test_{room}_") for file in files)] == []
+    assert [
+        package for package in sorted(packages) if not any(file.startswith(f"test_{package}_") for file in files)
+    ] == []
 
 
 def _tests(tree: ast.Module) -> list[ast.FunctionDef]:

@@ -229,7 +229,7 @@ def test_weight_gradients_of_microbatches_add_up(recipe: str) -> None:
         compare(name, {name: total}, {name: wanted}, tolerance=2**-7 if recipe == "tensorwise" else 1e-6)
 
 
-@pytest.mark.parametrize("recompute", ["light", "block"])
+@pytest.mark.parametrize("recompute", ["selective", "block"])
 @both_recipes
 def test_recomputation_keeps_every_bit_of_a_step(recipe: str, recompute: str) -> None:
     kept, recompute = (_trained(f"--fp8 {recipe} --recompute {how}") for how in ("none", recompute))

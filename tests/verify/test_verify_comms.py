@@ -56,7 +56,7 @@ def test_a_step_sends_what_the_textbook_says(pool: Pool, number: int, sizes: tup
         assert found.right, shown(found)
 
 
-@pytest.mark.parametrize("recompute", ["none", "light", "block"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "block"])
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
 def test_scales_of_fp8_are_agreed_on_as_often_as_the_textbook_says(pool: Pool, recipe: str, recompute: str) -> None:
     sizes = (
@@ -68,7 +68,7 @@ def test_scales_of_fp8_are_agreed_on_as_often_as_the_textbook_says(pool: Pool, r
     assert found.right, shown(found)
 
 
-@pytest.mark.parametrize("recompute", ["light", "block"])
+@pytest.mark.parametrize("recompute", ["selective", "block"])
 @pytest.mark.parametrize(("sp", "dropout"), [(False, 0.0), (False, 0.2), (True, 0.0), (True, 0.2)])
 def test_a_recomputation_sends_what_the_textbook_says(pool: Pool, sp: bool, dropout: float, recompute: str) -> None:
     args = arguments(2, 2, 1, variant=sp << 6)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.cli.verify import OPTIONS, main, take
+from stretto.cli.verify import OPTIONS, main, own_options
 
 pytestmark = pytest.mark.gloo
 
@@ -68,7 +68,7 @@ def test_a_wrong_word_is_rejected_before_anything_starts(
 
 
 def test_options_are_taken_from_between_those_of_a_run() -> None:
-    own, rest = take(["--tp", "2", "--against=pp=2", "--json", "x.json", "--pp", "1"])
+    own, rest = own_options(["--tp", "2", "--against=pp=2", "--json", "x.json", "--pp", "1"])
     assert own == {"--against": "pp=2", "--json": "x.json"}
     assert rest == ["--tp", "2", "--pp", "1"]
     assert set(own) <= set(OPTIONS)

@@ -49,7 +49,7 @@ class Peer(Protocol):
 PEERS = MappingProxyType(
     {
         "stretto": ("benchmarks.train.peers.stretto_peer", ""),
-        "stretto-light": ("benchmarks.train.peers.stretto_peer", "--recompute selective"),
+        "stretto-selective": ("benchmarks.train.peers.stretto_peer", "--recompute selective"),
         "stretto-block": ("benchmarks.train.peers.stretto_peer", "--recompute block"),
         "stretto-nccl": ("benchmarks.train.peers.stretto_peer", "--no-tp-comm-overlap"),
         "stretto-flash4": ("benchmarks.train.peers.stretto_peer", "--attention flash4"),

@@ -123,9 +123,9 @@ def _attention_dropout(g: Given) -> Iterator[Setting]:
 
 def _recompute(g: Given) -> Iterator[Setting]:
     if (flag := "--recompute-granularity") in g:
-        yield "run.recompute", _choice(g, flag, {"full": "block", "selective": "light"}), flag
+        yield "run.recompute", _choice(g, flag, {"full": "block", "selective": "selective"}), flag
     elif (flag := "--recompute-activations") in g:
-        yield "run.recompute", "light", flag
+        yield "run.recompute", "selective", flag
 
 
 def _fp8(g: Given) -> Iterator[Setting]:
