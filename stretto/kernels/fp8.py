@@ -1,8 +1,8 @@
 """Scales and 8-bit copies of matrices.
 
 A compiler writes the transposed copy a byte at a time, or reads all once more for it; here a tile is transposed on its
-way through the multiprocessor, so that both copies are written in whole lines. A row that has a scale of its own is held
-while its largest number is looked for, and read once.
+way through the multiprocessor, so that both copies are written in whole lines. A row that has a scale of its own is
+held while its largest number is looked for, and read once.
 """
 
 from __future__ import annotations
