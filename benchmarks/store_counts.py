@@ -123,7 +123,7 @@ def end(store: TimedStore, rank: int, size: int) -> None:
     calls.attach(_world(store, rank, size), store.under("watch"))  # type: ignore[arg-type]
     everyone = tuple(range(size))
     for _ in range(100):
-        axis = Axis("tp-cp-dp-pp", rank, everyone, watch=calls.group("tp-cp-dp-pp", "tp-cp-dp-pp", everyone))
+        axis = Axis("tp-cp-dp-pp", rank, everyone, observer=calls.group("tp-cp-dp-pp", "tp-cp-dp-pp", everyone))
         assert axis.watch is not None
         axis.watch(axis, "all_reduce", torch.empty(4, device="meta"))
     calls.close()

@@ -41,7 +41,7 @@ def told_in(place: str, number: int, argv: Sequence[str]) -> int:
         worker._settle = lambda parent: (time.sleep(0.5), settle(parent))[1]  # type: ignore[func-returns-value]
     else:
         whom = os.getppid if place == "rendezvous" else os.getpid
-        process.meet = tell(whom, process.meet, 30)  # its peers wait for it
+        process.rendezvous = tell(whom, process.rendezvous, 30)  # its peers wait for it
     return main(argv)
 
 
