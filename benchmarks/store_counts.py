@@ -124,8 +124,8 @@ def end(store: TimedStore, rank: int, size: int) -> None:
     everyone = tuple(range(size))
     for _ in range(100):
         axis = Axis("tp-cp-dp-pp", rank, everyone, observer=calls.group("tp-cp-dp-pp", "tp-cp-dp-pp", everyone))
-        assert axis.watch is not None
-        axis.watch(axis, "all_reduce", torch.empty(4, device="meta"))
+        assert axis.observer is not None
+        axis.observer(axis, "all_reduce", torch.empty(4, device="meta"))
     calls.close()
     ours = Ours(store, rank, size, lambda: "", "rank 0")
     ours.told.set()  # by its watching thread, whose request is the next

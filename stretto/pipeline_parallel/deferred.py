@@ -5,7 +5,7 @@ one with it instead:
 
     def backward(ctx, dy):                          # of y = x w^T
         x, w = ctx.saved_tensors
-        dw = ctx.later.add(w, partial(outer, dy, x))        # None while it is deferred
+        dw = ctx.deferred.add(w, partial(outer, dy, x))        # None while it is deferred
         return dy @ w, dw, None
 
 An I is then an ordinary backward, which frees the whole graph but for these x and dy, and a W runs what was left.

@@ -27,7 +27,7 @@ def rank(where: str, victim: int) -> int:
     if mine and where == "default group":
         process.default_group = halt  # type: ignore[assignment]
     if mine and where == "agreement":
-        state.agree = halt
+        state.check_same_plan = halt
     if mine and where == "groups":
         state.create_group = halt  # type: ignore[assignment]
     with initialize(timeout=TIMEOUT, start_timeout=30) as world:
