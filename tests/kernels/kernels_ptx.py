@@ -16,8 +16,8 @@ KERNELS = {
     "fp8 add": (fp8._add, {"block": 4096}),
     "fp8 largest": (fp8._largest, {"block": 4096, "turns": 8}),
     "fp8 scale": (fp8._meaning, {"power": 15, "block": 1024}),
-    "fp8 both": (fp8._narrow, {"with_plain": True, "with_flipped": True, "tall": 64, "wide": 128}),
-    "fp8 rows": (fp8._narrow_row, {"power": 8, "block": 4096}),
+    "fp8 both": (fp8._quantize, {"with_plain": True, "with_flipped": True, "tall": 64, "wide": 128}),
+    "fp8 rows": (fp8._quantize_row, {"power": 8, "block": 4096}),
     "rope": (rope._turn, {"half": 64, "count": 16}),
     "rope back": (rope._back, {"half": 64, "count": 16}),
 }
