@@ -10,8 +10,8 @@ from triton.compiler import ASTSource
 from stretto.kernels import fp8, rms_norm, rope, swiglu
 
 KERNELS = {
-    "swiglu": (swiglu._kernel, {"again": True, "block": 1024}),
-    "rms_norm": (rms_norm._kernel, {"with_past": True, "again": True, "turns": 3, "block": 2048}),
+    "swiglu": (swiglu._kernel, {"recompute": True, "block": 1024}),
+    "rms_norm": (rms_norm._kernel, {"with_dresidual": True, "recompute": True, "turns": 3, "block": 2048}),
     "rms_norm weight": (rms_norm._add_up, {"turns": 7, "tall": 64, "wide": 32}),
     "fp8 add": (fp8._add, {"block": 4096}),
     "fp8 largest": (fp8._largest, {"block": 4096, "turns": 8}),
@@ -22,7 +22,7 @@ KERNELS = {
     "rope back": (rope._back, {"half": 64, "count": 16}),
 }
 POINTERS = {"dy", "gate_up", "out", "y", "x", "weight", "past", "dx", "cos", "sin", "one", "two", "three"}
-ODD = ("blocks", "eps", "heads", "heads_one", "heads_two", "heads_three", "turned", "batch")
+ODD = ("blocks", "eps", "heads", "heads_one", "heads_two", "heads_three", "rotated", "batch")
 
 
 def compiled(name: str) -> str:
