@@ -21,7 +21,7 @@ KERNELS = {
     "rope": (rope._turn, {"half": 64, "count": 16}),
     "rope back": (rope._back, {"half": 64, "count": 16}),
 }
-POINTERS = {"dy", "gate_up", "out", "y", "x", "weight", "past", "dx", "cos", "sin", "one", "two", "three"}
+POINTERS = {"dy", "gate_up", "out", "y", "x", "weight", "dresidual", "dx", "cos", "sin", "one", "two", "three"}
 ODD = ("blocks", "eps", "heads", "heads_one", "heads_two", "heads_three", "rotated", "batch")
 
 

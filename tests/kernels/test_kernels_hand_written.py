@@ -6,15 +6,12 @@ left out; heads that are not turned turned back.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
 from stretto.kernels import hand_written
