@@ -13,17 +13,17 @@ DEV     := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-pure test-gloo test-gpu mutants verified lint format docs-check hooks clean
+.PHONY: help train test test-pure test-gloo test-gpu test-launchers mutants verified lint format docs-check hooks clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '\n  ARGS="..." is passed on:  make train ARGS="--steps 300"   make test ARGS="-k pool"\n'
 
 train: $(USER) ## set up, then train the demo: tp=2 x pp=2 x dp=2 on this machine's CPU
 	@$(BIN)/stretto train --preset demo $(ARGS)
 
-test: $(DEV) ## set up, then run every test that needs no GPU
-	@$(BIN)/pytest -m "not gpu" $(ARGS)
+test: $(DEV) ## set up, then run every test that needs no GPU and no cluster
+	@$(BIN)/pytest -m "not gpu and not launchers" $(ARGS)
 
 test-pure: $(DEV) ## the tests that import no torch: seconds
 	@$(BIN)/pytest -m pure $(ARGS)
@@ -33,6 +33,9 @@ test-gloo: $(DEV) ## the tests with real processes over Gloo: minutes
 
 test-gpu: $(DEV) ## the tests that need CUDA devices
 	@$(BIN)/pytest -m gpu $(ARGS)
+
+test-launchers: $(DEV) ## the tests under a real SLURM and MPI, which are installed and started for it (as root)
+	@bash .ci/launchers $(BIN)/pytest -m launchers $(ARGS)
 
 mutants: $(DEV) ## put faults into the package, one at a time: which check notices each
 	@$(BIN)/python tests/verify/verify_mutants.py $(ARGS)

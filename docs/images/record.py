@@ -30,10 +30,24 @@ def record(command: list[str]) -> str:
     """All that `command` writes to a terminal, control sequences included. Raises when it fails."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+
+    def take_terminal() -> None:
+        """As a shell starts a command: the terminal is the session's, and the command in its foreground."""
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
     written = bytearray()
     with tempfile.TemporaryDirectory() as empty:
-        process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=empty, env=env)
+        process = subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=empty,
+            env=env,
+            preexec_fn=take_terminal,  # noqa: PLW1509
+        )
         os.close(theirs)
         while chunk := _read(ours):
             written += chunk

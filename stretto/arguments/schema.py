@@ -223,6 +223,12 @@ class RunConfig:
         "what the backward computes once more instead of keeping it, to the same bits; selective: outputs of norms and "
         "activation functions; block: all but what enters each block",
     )
+    progress: Literal["auto", "live", "lines", "none"] = setting(
+        "auto",
+        "live: two lines of a terminal, kept up to date; lines: one for each report; auto: live at a terminal that the "
+        "command was started from, by no MPI launcher",
+        carried=False,
+    )
     log_every: int = setting(1, "report a line every so many steps", unit="steps", at_least=1)
     eval_every: int = setting(
         0, "evaluate on held-out text every so many steps; 0: at the end only", unit="steps", at_least=0

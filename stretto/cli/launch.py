@@ -12,8 +12,9 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from stretto.arguments import ConfigError
+from stretto.arguments import ConfigError, Resolved
 from stretto.arguments.command_line import MEGATRON
+from stretto.arguments.sources import SourceKind
 from stretto.cli.megatron import layer
 from stretto.cli.words import parse_or_demo
 from stretto.launch.kubernetes import KubernetesJob
@@ -93,15 +94,25 @@ def _read(kind: type[J], argv: Sequence[str], command: str) -> J:
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
     about = f"{kind.__doc__} The options of `stretto train` follow after --, as in {command} --nodes 2 -- --tp 8."
-    job = tyro.cli(kind, args=words[:at], prog=command, description=about)
-    job = replace(job, train=tuple(words[at + 1 :]))
-    _check(job.train, job.ranks)
+    job: J = replace(tyro.cli(kind, args=words[:at], prog=command, description=about), train=tuple(words[at + 1 :]))
+    resolved = _check(job.train, job.ranks)
+    job = replace(job, device=resolved.args.run.device)
+    if resolved.sources["run.device"].kind is SourceKind.DEFAULT:
+        print(
+            f"{command}: the run is on CPUs, so the job asks for no GPUs; for GPUs say --device cuda", file=sys.stderr
+        )
+    if resolved.sources["checkpoint.out"].kind is SourceKind.DEFAULT:
+        # Two scripts must not go on with each other's run. First, as what follows --megatron is not ours.
+        job = replace(job, train=("--out", job.directory, *job.train))
     return job
 
 
-def _check(train: tuple[str, ...], ranks: int) -> None:
-    """Reject a run here that would only be rejected on the cluster, hours later."""
-    parse_or_demo(list(train), world_size=ranks, translate=partial(layer, processes=ranks))
+def _check(train: tuple[str, ...], ranks: int) -> Resolved:
+    """The run, which is rejected here if it would only be rejected on the cluster, hours later.
+
+    Its data, its tokenizer and its directory lie there: nobody looks for them here.
+    """
+    return parse_or_demo(list(train), world_size=ranks, translate=partial(layer, processes=ranks), files=False)
 
 
 def _deliver(text: str, out: Path | None, submit: list[str] | None) -> int:

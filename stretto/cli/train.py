@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -30,13 +31,17 @@ def main(argv: Sequence[str]) -> int:
     except LaunchError as error:
         print(f"stretto train: {error}", file=sys.stderr)
         return 2
-    # Its clock starts here: a job's time runs while torch is loaded and the text is read, too. Where a launcher started
-    # this rank, the terminal may send it the Ctrl-C that its launcher passes on as well.
-    with StopFlag(starting=True, impatient=launch.source == "python") as stop:
+    # Its clock starts here: a job's time runs while torch is loaded and the text is read, too.
+    with StopFlag(starting=True) as stop:
+        held_back = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
+            # A launcher may hold a warning back until there is somebody to take it, and from when nobody is any more.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1,))
             return _train(argv, launch, stop, began)
         except Stopped as stopped:
             return stopped.say(launch.rank)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
 
 
 def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) -> int:

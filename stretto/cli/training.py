@@ -26,11 +26,12 @@ from stretto.initialize import Launch, RendezvousError, initialize
 from stretto.initialize.environment import detect
 from stretto.initialize.group import largest
 from stretto.initialize.logs import logging_as
-from stretto.initialize.stop import StopFlag
+from stretto.initialize.stop import StopFlag, ask_again
 from stretto.initialize.timeline import StartTimeline
 from stretto.launch.local import run_local
 from stretto.layout import Topology, warnings
 from stretto.parallel_state import GroupCost, costs_line
+from stretto.report.console import Manner, console_for
 from stretto.report.header import header
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
@@ -95,9 +96,9 @@ class Task:
                 raise
         if isinstance(ended, int):
             return ended
-        outcome, code = ended
+        outcome, code, asks = ended
         if launch.rank == 0:
-            self._conclude(outcome, code)  # the others have left: nobody waits
+            self._conclude(outcome, asks, launch.source)  # the others have left: nobody waits
         return code
 
     def _logging(self, launch: Launch) -> AbstractContextManager[logging.Logger]:
@@ -122,21 +123,23 @@ class Task:
             timeline=self.timeline,
         )
 
-    def _train(self, world: World) -> tuple[Outcome, int] | int:
-        """How the run ended, and the exit code; of what is told here, without traceback, the exit code alone.
+    def _train(self, world: World) -> tuple[Outcome, int, str] | int:
+        """How the run ended, the exit code, and what asks to be started again, if anything does.
 
-        All ranks agree on either.
+        Of what is told here, without traceback, the exit code alone. All ranks agree on either.
         """
-        console = Console()
+        console, manner = console_for(self.resolved.args.run.progress, world.source)
         try:
             with ExitStack() as stack:
                 self.stop.started()  # from here on the ranks can agree: the loop carries their votes
-                begin = partial(self._begin, world, console, stack)
+                begin = partial(self._begin, world, console, manner, stack)
                 stop = Told(self.stop, console if world.rank == 0 else None)
                 outcome = train(
                     self.resolved, world, self.text, begin, resume=self.resume, stop=stop, timeline=self.timeline
                 )
-                return outcome, 0 if outcome.finished else _agreed(self.stop, world)
+                if outcome.finished or not _again(self.stop, world):
+                    return outcome, 0, ""
+                return outcome, *ask_again(leave_mark=world.rank == 0)
         except USAGE_ERRORS as error:
             problem, code = f"{error}", 2
         except DivergedError as error:
@@ -146,7 +149,7 @@ class Task:
         return code
 
     def _begin(
-        self, world: World, console: Console, stack: ExitStack, after: int, costs: Sequence[GroupCost]
+        self, world: World, console: Console, manner: Manner, stack: ExitStack, after: int, costs: Sequence[GroupCost]
     ) -> Listener:
         """On rank 0: take the directory of the run, say what runs, and listen. The others time their start alone."""
         logging.getLogger(__name__).info("before the first step: %s", self.timeline)
@@ -164,19 +167,20 @@ class Task:
             about.add_row("warning", escape(warning))
         console.print(about)
         lines = JsonLines(paths.metrics, after=after)
-        live = LiveProgress(console, steps=args.run.steps, after=after, log_every=args.run.log_every)
+        live = LiveProgress(console, manner, steps=args.run.steps, after=after, log_every=args.run.log_every)
         board = [TensorBoard(paths.tensorboard, last=lines.last)] if args.run.tensorboard else []
         return Everyone([lines, StartUp(self.timeline, world, partial(live.say, by_words=True)), live, *board])
 
-    def _conclude(self, outcome: Outcome, code: int) -> None:
+    def _conclude(self, outcome: Outcome, asks: str, launcher: str) -> None:
         """How to go on; or, after the last step, how the model goes on from the prompt, and the table."""
-        console = Console()
+        console = console_for(self.resolved.args.run.progress, launcher)[0]
         if not outcome.finished:
             same = self.resume or self.resolved.args.checkpoint.auto_resume
             recompute = "the same command" if same else "the same command and --resume"
             steps = self.resolved.args.run.steps
-            asks = f"; exit code {code} asks for that" if code else ""
-            console.print(f"stopped at step {outcome.step} of {steps}; go on with {recompute}{asks}", highlight=False)
+            asks = f"; {asks} asks for that" if asks else ""
+            line = f"stopped at step {outcome.step} of {steps}; go on with {recompute}{asks}"
+            console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
             return
         args = self.resolved.args
         checkpoint = latest_complete(Paths.of(args).checkpoints).path
@@ -248,8 +252,8 @@ class Told:
         return up
 
 
-def _agreed(stop: StopFlag, world: World) -> int:
-    """The exit code of a run that was stopped, on all ranks: `REQUEUE`, unless some rank was ordered to leave."""
+def _again(stop: StopFlag, world: World) -> bool:
+    """Whether a run that was stopped is to be started again, on all ranks: unless some rank was ordered to leave."""
     ordered = largest(world, int(stop.ordered))
     asked = largest(world, stop.exit_code)
-    return 0 if ordered else asked
+    return bool(asked and not ordered)

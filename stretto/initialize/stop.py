@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 REQUEUE: Final = 75
 """Exit code that asks to be started again to go on: EX_TEMPFAIL of <sysexits.h>, "the user is invited to retry"."""
 
+MARK: Final = "STRETTO_REQUEUE"
+"""Variable that names a file. Where it is set, a run that asks to be started again leaves this file and ends with 0.
+
+For launchers that end all ranks as soon as one has an exit code other than 0, as srun does: an exit code of 75 would
+have the last ranks killed on their way out, and the job would have failed.
+"""
+
+
+def ask_again(*, leave_mark: bool) -> tuple[int, str]:
+    """The exit code of a run that is to be started again, and what asks for that, in words.
+
+    All ranks call it, and one is to `leave_mark`, once all that the next start needs is saved.
+    """
+    mark = os.environ.get(MARK)
+    if not mark:
+        return REQUEUE, f"exit code {REQUEUE}"
+    if leave_mark:
+        try:
+            Path(mark).touch()
+        except OSError as error:
+            print(f"{MARK}={mark} cannot be written: {error}", file=sys.stderr, flush=True)
+            return REQUEUE, f"exit code {REQUEUE}"
+    return 0, mark
+
 
 class Stopped(SystemExit):
     """A signal that came before there was anything to save. The process ends with exit code `REQUEUE`.
 
-    Not with 0, whatever the signal: nothing was done, and a launcher should end the other ranks, too.
+    Not with 0, whatever the signal: nothing was done, and a launcher should end the other ranks, too. That end is a
+    SIGTERM, so only the warning leaves the mark of a run that is to be started again.
     """
 
     def __init__(self, number: int) -> None:
@@ -25,14 +52,37 @@ class Stopped(SystemExit):
 
     def say(self, rank: int) -> int:
         """On rank 0, tell the user; the exit code."""
+        _, how = ask_again(leave_mark=True) if self.number == signal.SIGUSR1 else (REQUEUE, f"exit code {REQUEUE}")
         if rank == 0:
             print(
                 f"stopped by {signal.Signals(self.number).name} before the first step: nothing was done, nothing is "
-                f"saved; exit code {REQUEUE} asks to be started again",
+                f"saved; {how} asks to be started again",
                 file=sys.stderr,
                 flush=True,
             )
         return REQUEUE
+
+
+class Interrupts:
+    """Counts how often the user pressed Ctrl-C: called at each SIGINT, says whether it is another one.
+
+    One may arrive twice: from the terminal and from a launcher that passes it on, or from a key that bounces.
+    """
+
+    ONE = 1.0
+    """Seconds within which several are one."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = -self.ONE + clock()
+        self.count = 0
+
+    def __call__(self) -> bool:
+        now = self._clock()
+        another = now - self._last >= self.ONE
+        if another:
+            self._last, self.count = now, self.count + 1
+        return another
 
 
 class StopFlag:
@@ -44,8 +94,8 @@ class StopFlag:
 
     SIGINT and SIGTERM mean: save and leave (exit code 0). SIGUSR1, which SLURM sends before the time is up, and the
     limit `after` (seconds since the flag was made) mean: save, leave, and start again (exit code `REQUEUE`). A second
-    SIGINT raises KeyboardInterrupt, unless `impatient` is false: some launchers send one Ctrl-C twice. Ranks may see
-    different signals: the loop must agree on when to stop, and all on whether one was `ordered` to leave.
+    SIGINT raises KeyboardInterrupt; within a second it is the first one once more. Ranks may see different signals:
+    the loop must agree on when to stop, and all on whether one was `ordered` to leave.
 
     With `starting`, and until `started` is called, nobody asks yet: then SIGTERM and SIGUSR1 raise `Stopped`, and
     SIGINT KeyboardInterrupt.
@@ -55,17 +105,16 @@ class StopFlag:
         self,
         *,
         after: float | None = None,
-        impatient: bool = True,
         starting: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit = after
         """Seconds from the making of the flag to its rising by itself; None: never."""
-        self._impatient = impatient
         self._starting = starting
         self._clock = clock
         self._began = clock()
         self._signal: int | None = None
+        self._interrupts = Interrupts(clock)
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -84,7 +133,7 @@ class StopFlag:
         self._starting = False
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT == self._signal and self._impatient:
+        if number == signal.SIGINT and self._interrupts() and self._interrupts.count > 1:
             raise KeyboardInterrupt
         first = self._signal is None
         if self._signal in (None, signal.SIGUSR1):  # a warning gives way to an order

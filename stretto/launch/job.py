@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -17,10 +18,12 @@ class Job:
 
     nodes: int = 1
     gpus_per_node: int = 8
-    """Also the number of ranks on each node."""
+    """Ranks on each node; and its GPUs, unless the run is on CPUs (--device cpu)."""
     name: str = "stretto"
     train: Annotated[tuple[str, ...], tyro.conf.Suppress] = field(default=())
     """Options of `stretto train`."""
+    device: Annotated[Literal["cpu", "cuda"], tyro.conf.Suppress] = "cuda"
+    """What the run computes on."""
 
     def __post_init__(self) -> None:
         for what, value in (("nodes", self.nodes), ("gpus_per_node", self.gpus_per_node)):
@@ -31,3 +34,9 @@ class Job:
     def ranks(self) -> int:
         """Processes of the whole job."""
         return self.nodes * self.gpus_per_node
+
+    @property
+    def directory(self) -> str:
+        """A directory for the run, from its name and its options: other options are another run."""
+        digest = hashlib.sha256("\0".join(self.train).encode()).hexdigest()
+        return f"runs/{self.name}-{digest[:8]}"

@@ -22,7 +22,7 @@ class KubernetesJob(Job):
     namespace: str = "default"
     max_restarts: int = 10
     claim: str | None = None
-    """A persistent volume claim, mounted at /data: where the checkpoints should go (--out /data/...)."""
+    """A persistent volume claim, mounted at /data: where the run goes, unless --out names another directory."""
     shm: str = "16Gi"
     """Size of /dev/shm, over which the ranks of a node talk."""
 
@@ -32,6 +32,11 @@ class KubernetesJob(Job):
             raise ValueError(
                 f"name={self.name!r} cannot be the host name of a pod: at most 40 of a-z, 0-9 and '-', from a letter"
             )
+
+    @property
+    def directory(self) -> str:
+        """As for any job, on the volume that outlives the pods."""
+        return f"/data/{super().directory}" if self.claim else super().directory
 
     def manifest(self) -> str:
         """The text of the manifest."""
@@ -63,7 +68,6 @@ class KubernetesJob(Job):
         if self.claim:
             volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": self.claim}})
             mounts.append({"name": "data", "mountPath": "/data"})
-        restarts = "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']"
         return {
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": WARNING_SECONDS,  # between SIGTERM and SIGKILL: time to save
@@ -72,9 +76,8 @@ class KubernetesJob(Job):
                     "name": "ranks",
                     "image": self.image,
                     "command": ["bash", "-c", self._command()],
-                    "env": [{"name": "RESTARTS", "valueFrom": {"fieldRef": {"fieldPath": restarts}}}],
                     "ports": [{"containerPort": PORT}],
-                    "resources": {"limits": {"nvidia.com/gpu": self.gpus_per_node}},
+                    "resources": {"limits": {"nvidia.com/gpu": self.gpus_per_node} if self.device == "cuda" else {}},
                     "volumeMounts": mounts,
                 }
             ],
@@ -94,11 +97,9 @@ class KubernetesJob(Job):
 
 
 COMMAND = """\
-set -u
-resume=()
-if [ "${{RESTARTS:-0}}" -gt 0 ]; then resume=(--auto-resume); fi
+# With --auto-resume, pods that are started again go on from the newest complete checkpoint.
 exec torchrun --nnodes {nodes} --node-rank "$JOB_COMPLETION_INDEX" --nproc-per-node {gpus} \\
-    --master-addr {host} --master-port {port} -m stretto train {train} "${{resume[@]}}"
+    --master-addr {host} --master-port {port} -m stretto train --auto-resume {train}
 """
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
-from stretto.initialize.stop import REQUEUE
+from stretto.initialize.stop import REQUEUE, Interrupts
 from stretto.initialize.stores import serve_on
 from stretto.launch.worker import PASSED_ON, Worker, fork
 
@@ -34,8 +34,9 @@ def run_local(
 ) -> int:
     """Run `target` in `nproc` forked workers; 0 when all return 0, else the exit code of the first cause.
 
-    SIGINT, SIGTERM and SIGUSR1 are passed on, for the workers to end in agreement; a second SIGINT kills them, and the
-    exit code is 130. Each worker enters `within`, such as a `StopFlag`, before a first signal can reach it.
+    SIGINT, SIGTERM and SIGUSR1 are passed on, for the workers to end in agreement; a second SIGINT, a second or more
+    after the first, kills them, and the exit code is 130. Each worker enters `within`, such as a `StopFlag`, before a
+    first signal can reach it.
     When a worker fails, all others have ended within `grace` seconds, and its traceback is printed last.
 
     Call it before torch has computed anything in this process, and from its main thread.
@@ -77,17 +78,17 @@ def _environment(nproc: int, port: int) -> dict[str, str]:
 @contextmanager
 def _passing_on(workers: list[Worker]) -> Iterator[Callable[[], bool]]:
     """Within, signals go to the workers; yields what says whether a second SIGINT came."""
-    interrupts = 0
+    interrupts = Interrupts()
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
+        if number == signal.SIGINT and not interrupts():
+            return
         for worker in workers:
-            worker.send(signal.SIGKILL if interrupts > 1 else number)
+            worker.send(signal.SIGKILL if interrupts.count > 1 else number)
 
     before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
-        yield lambda: interrupts > 1
+        yield lambda: interrupts.count > 1
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -12,27 +12,28 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from stretto.report.console import Manner
 from stretto.train.record import EvalRecord, StepRecord
 
 
 class LiveProgress:
     """Step, loss, gradient norm, learning rate, tokens/s and time left, after each step.
 
-    On a terminal they stand in two lines that are kept up to date; elsewhere each `log_every`-th step has a line.
+    "live" keeps them up to date in two lines, for a terminal; with "lines" each `log_every`-th step has one.
     """
 
-    def __init__(self, console: Console, *, steps: int, after: int, log_every: int) -> None:
-        self.console, self.steps, self.log_every = console, steps, log_every
+    def __init__(self, console: Console, manner: Manner, *, steps: int, after: int, log_every: int) -> None:
+        self.console, self.manner, self.steps, self.log_every = console, manner, steps, log_every
         self._begin, self._after = time.monotonic(), after
         self._live = Live(self._drawn(after, "", "starting"), console=console, refresh_per_second=4)
-        if console.is_terminal:
+        if manner == "live":
             self._live.start()
 
     def stepped(self, record: StepRecord) -> None:
         left = f"{self._left(record.step)} left"
         loss, norm = f"{record.loss:.4f}", f"{record.grad_norm:.3f}"
         lr, rate = f"{record.lr:.2e}", f"{record.tokens_per_second:,.0f}"
-        if self.console.is_terminal:
+        if self.manner == "live":
             figures = f"loss [bold cyan]{loss}[/]   norm {norm}   lr {lr}   [green]{rate}[/] tokens/s"
             self._live.update(self._drawn(record.step, left, figures))
         elif record.step % self.log_every == 0 or record.step == self.steps:
@@ -47,7 +48,7 @@ class LiveProgress:
         self.say(f"step {step}: saved {path}")
 
     def close(self) -> None:
-        if self.console.is_terminal:
+        if self.manner == "live":
             self._live.stop()
 
     def _drawn(self, step: int, left: str, figures: str) -> Table:
@@ -64,6 +65,8 @@ class LiveProgress:
 
     def say(self, line: str, *, by_words: bool = False) -> None:
         """A line of its own, above what is kept up to date; `by_words`, a terminal breaks it between words."""
+        if self.manner == "none":
+            return
         # When nobody reads any more (`| head`, a closed `tee`), rich ends the program; the run goes on, unheard.
         with suppress(SystemExit, BrokenPipeError):
             self.console.print(line, highlight=False, soft_wrap=not (by_words and self.console.is_terminal))

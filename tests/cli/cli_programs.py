@@ -61,6 +61,7 @@ def ctrl_c() -> None:
 
 def ctrl_c_twice() -> None:
     ctrl_c()
+    time.sleep(1)  # within a second it would be the first one
     ctrl_c()
     time.sleep(60)
 

@@ -7,6 +7,7 @@ import pty
 import re
 import signal
 import sys
+import time
 
 import launch_programs as ranks
 import pytest
@@ -121,6 +122,18 @@ def test_ctrl_c_on_a_terminal_reaches_every_rank_once(fresh: Fresh) -> None:
     ended = program.wait()
     os.close(keyboard)
     os.close(terminal)
+    assert (ended.code, ended.err) == (0, "")
+    assert sorted(ended.out.splitlines()[2:]) == [f"rank {rank} saw ['SIGINT']" for rank in range(2)]
+
+
+def test_two_sigints_at_once_are_one(fresh: Fresh) -> None:
+    """Catches: ranks that are killed by one Ctrl-C which a launcher, or a key, sends twice."""
+    program = fresh.start(ranks.main, "count_signals", 2, env=ENV)
+    program.until("ready", 2)
+    program.signal(signal.SIGINT)
+    time.sleep(0.05)  # two at the very same time are one to the kernel
+    program.signal(signal.SIGINT)
+    ended = program.wait()
     assert (ended.code, ended.err) == (0, "")
     assert sorted(ended.out.splitlines()[2:]) == [f"rank {rank} saw ['SIGINT']" for rank in range(2)]
 

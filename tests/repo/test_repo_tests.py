@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.pure
 
-TIERS = {"pure", "gloo", "gpu"}
+TIERS = {"pure", "gloo", "gpu", "launchers"}
 
 
 def test_every_test_has_a_tier(test_modules):

@@ -25,7 +25,7 @@ SHOWN = ("99990/100000", "loss 12.3456", "norm 123.456", "lr 2.50e-04", "1,234,5
 def shown(width: int, *, terminal: bool, log_every: int = 1) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
-    live = LiveProgress(console, steps=100_000, after=99_900, log_every=log_every)
+    live = LiveProgress(console, "live" if terminal else "lines", steps=100_000, after=99_900, log_every=log_every)
     live.stepped(STEP)
     live.evaluated(EvalRecord(99_990, 1.5, 2.25))
     live.saved(99_990, Path("/a/long/path/" * 12) / "step-00099990")
@@ -60,12 +60,22 @@ def test_a_terminal_breaks_a_long_line_between_words_and_a_file_not_at_all() -> 
     for terminal in (True, False):
         out = io.StringIO()
         console = Console(file=out, width=60, force_terminal=terminal, color_system=None)
-        LiveProgress(console, steps=1, after=0, log_every=1).say(line, by_words=True)
+        LiveProgress(console, "live" if terminal else "lines", steps=1, after=0, log_every=1).say(line, by_words=True)
         said[terminal] = out.getvalue()
     assert said[False] == f"{line}\n"
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said[True])
     assert line.split() == plain[plain.index("start-up") :].split()[: len(line.split())]
     assert all(len(row) <= 60 for row in plain.splitlines())
+
+
+def test_without_progress_nothing_is_said() -> None:
+    out = io.StringIO()
+    none = LiveProgress(Console(file=out), "none", steps=100_000, after=0, log_every=1)
+    none.stepped(STEP)
+    none.evaluated(EvalRecord(1, 1.5, 2.25))
+    none.say("start-up")
+    none.close()
+    assert out.getvalue() == ""
 
 
 def test_log_every_thins_the_lines() -> None:

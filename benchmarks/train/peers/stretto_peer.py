@@ -101,7 +101,7 @@ class Peer:
             return Everyone([])
         files = Path(self._stack.enter_context(TemporaryDirectory()))
         unseen = Console(file=self._stack.enter_context((files / "progress").open("w")))
-        lines = LiveProgress(unseen, steps=self.args.run.steps, after=0, log_every=self.args.run.log_every)
+        lines = LiveProgress(unseen, "lines", steps=self.args.run.steps, after=0, log_every=self.args.run.log_every)
         told = Everyone([JsonLines(files / "metrics.jsonl", after=0), lines])
         self._stack.callback(told.close)
         return told
