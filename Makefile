@@ -13,7 +13,7 @@ DEV     := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-pure test-gloo test-gpu test-launchers mutants verified lint format docs-check hooks clean
+.PHONY: help train test test-pure test-gloo test-gpu test-launchers mutants drills verified lint format docs-check hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-launchers: $(DEV) ## the tests under a real SLURM and MPI, which are instal
 
 mutants: $(DEV) ## put faults into the package, one at a time: which check notices each
 	@$(BIN)/python tests/verify/verify_mutants.py $(ARGS)
+
+drills: $(DEV) ## stop and kill ranks of real runs at random moments: whom does each rank name? (15 minutes)
+	@$(BIN)/python tests/drills/drills.py $(ARGS)
 
 verified: $(DEV) ## measure every combination in docs/verified.md anew
 	@$(BIN)/python -m benchmarks.verified docs/verified.md

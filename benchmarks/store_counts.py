@@ -1,6 +1,6 @@
 """What a start and an end of many ranks cost the rendezvous store: messages and bytes, without any process.
 
-    python -m benchmarks.store_counts [RANKS ...]
+    python -m benchmarks.store_counts [RANKS ...] [--json FILE]
 
 Every rank runs the program's own code over a store that counts. A rank that would wait is put aside and run again when
 the key is there, its earlier requests answered from memory. What back ends ask of the store to connect their groups is
@@ -9,10 +9,13 @@ not in it, nor what torch's own default group does.
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -27,7 +30,7 @@ from stretto.parallel_state.same_plan import check_same_plan
 from stretto.store import TimedStore
 from stretto.world import Axis, World
 
-SIZES = (64, 1024, 16_384)
+SIZES = (64, 512, 4096, 16_384)
 
 
 class WaitsError(Exception):
@@ -158,18 +161,55 @@ def counts(body: Callable[[TimedStore, int, int], None], size: int) -> list[Coun
     return [store.count for store in stores]
 
 
-def main(sizes: Sequence[int]) -> None:
-    """A table: of rank 0, of the busiest other rank, and of a mean one."""
-    sys.stdout.write(f"{'':6} {'ranks':>7}  {'rank 0':>16}  {'most of a rank':>16}  {'mean':>16}  of all\n")
-    for name, body in (("start", start), ("end", end)):
-        for size in sizes:
-            found = counts(body, size)
-            total = Count(sum(c.messages for c in found), sum(c.bytes for c in found))
-            most = Count(max(c.messages for c in found[1:]), max(c.bytes for c in found[1:]))
-            mean = Count(round(total.messages / size), round(total.bytes / size))
-            cells = "  ".join(f"{c.messages:5} {c.bytes:8,} B" for c in (found[0], most, mean))
-            sys.stdout.write(f"{name:6} {size:7,}  {cells}  {total.bytes / 2**20:.1f} MiB\n")
+@dataclass(frozen=True)
+class Line:
+    """One case at one size: of rank 0, of the busiest other rank, of a mean one, and of all together."""
 
+    case: str
+    ranks: int
+    rank_0: Count
+    most: Count
+    mean: Count
+    total: Count
+
+
+def measure(case: str, size: int) -> Line:
+    """Run a case."""
+    found = counts(CASES[case], size)
+    total = Count(sum(c.messages for c in found), sum(c.bytes for c in found))
+    most = Count(max(c.messages for c in found[1:]), max(c.bytes for c in found[1:]))
+    mean = Count(round(total.messages / size), round(total.bytes / size))
+    return Line(case, size, found[0], most, mean, total)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table of docs/initialize.md; with --json keep the figures as well."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ranks", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    lines = [measure(case, size) for case in CASES for size in args.ranks]
+    sys.stdout.write(table(lines))
+    if args.json:
+        args.json.write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
+    return 0
+
+
+def table(lines: Sequence[Line]) -> str:
+    """As it stands in the documents."""
+    head = "| | ranks | rank 0 | busiest other rank | mean rank | all |\n|---|---|---|---|---|---|\n"
+    return head + "".join(
+        f"| {line.case} | {line.ranks:,} | {_cell(line.rank_0)} | {_cell(line.most)} | {_cell(line.mean)} | "
+        f"{line.total.bytes / 2**20:.1f} MiB |\n"
+        for line in lines
+    )
+
+
+def _cell(count: Count) -> str:
+    return f"{count.messages}, {count.bytes / 1000:.1f} kB"
+
+
+CASES = {"start": start, "end": end}
 
 if __name__ == "__main__":
-    main([int(word) for word in sys.argv[1:]] or SIZES)
+    sys.exit(main(sys.argv[1:]))

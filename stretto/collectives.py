@@ -83,7 +83,7 @@ def all_reduce_max(x: Tensor, axis: Axis) -> Tensor:
         return x.detach()
     out = x.detach().clone(memory_format=torch.contiguous_format)
     _tell(axis, "all_reduce_max", out)
-    dist.all_reduce(out, dist.ReduceOp.MAX, group=axis.group)
+    axis.timed(dist.all_reduce(out, dist.ReduceOp.MAX, group=axis.group, async_op=True)).wait()
     return out
 
 
@@ -93,7 +93,7 @@ def broadcast(x: Tensor, axis: Axis, src: int = 0) -> Tensor:
         return x.detach()
     out = x.detach().clone(memory_format=torch.contiguous_format)
     _tell(axis, f"broadcast from {src}", out)
-    dist.broadcast(out, group=axis.group, group_src=src)
+    axis.timed(dist.broadcast(out, group=axis.group, group_src=src, async_op=True)).wait()
     return out
 
 
@@ -102,8 +102,7 @@ def all_reduce_(x: Tensor, axis: Axis) -> Work:
     if axis.size == 1:
         return Done()
     _tell(axis, "all_reduce", x)
-    work: Work = dist.all_reduce(x, group=axis.group, async_op=True)
-    return work
+    return axis.timed(dist.all_reduce(x, group=axis.group, async_op=True))
 
 
 def all_gather_async(x: Tensor, axis: Axis) -> AsyncTensor:
@@ -115,7 +114,7 @@ def all_gather_async(x: Tensor, axis: Axis) -> AsyncTensor:
     if axis.peer_buffer is not None and axis.peer_buffer.takes(x.nbytes):
         return axis.peer_buffer.gather(x)
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
-    return AsyncTensor(out, _all_gather_single(out, x, group=axis.group, async_op=True))
+    return AsyncTensor(out, axis.timed(_all_gather_single(out, x, group=axis.group, async_op=True)))
 
 
 def reduce_scatter_async(x: Tensor, axis: Axis) -> AsyncTensor:
@@ -129,7 +128,7 @@ def reduce_scatter_async(x: Tensor, axis: Axis) -> AsyncTensor:
         return reduce_scatter_rows_async(lambda to, out: parts[to] if out is None else out.copy_(parts[to]), x, axis)
     _tell(axis, "reduce_scatter", x)
     out = x.new_empty((n, *x.shape[1:]))
-    return AsyncTensor(out, _reduce_scatter_single(out, x, group=axis.group, async_op=True))
+    return AsyncTensor(out, axis.timed(_reduce_scatter_single(out, x, group=axis.group, async_op=True)))
 
 
 def reduce_scatter_rows_async(rows: Rows, like: Tensor, axis: Axis) -> AsyncTensor:
@@ -206,7 +205,7 @@ class _AllToAll(Function):
         sent = torch.stack(x.chunk(axis.size, split_dim))
         got = torch.empty_like(sent)
         _tell(axis, "all_to_all", sent)
-        dist.all_to_all_single(got, sent, group=axis.group)
+        axis.timed(dist.all_to_all_single(got, sent, group=axis.group, async_op=True)).wait()
         return torch.cat(got.unbind(), concat_dim)
 
     @staticmethod

@@ -230,7 +230,7 @@ def until(done: Callable[[], bool], deadline: float) -> bool:
 
 
 @contextmanager
-def last_resort(seconds: float, text: str) -> Iterator[None]:
+def last_resort(seconds: float, text: Callable[[], str]) -> Iterator[None]:
     """End the process, with `text` on standard error, if the body is not done after so many seconds.
 
     For what cannot be interrupted: a back end that creates a group waits for the store for ever when the link is cut.
@@ -239,7 +239,7 @@ def last_resort(seconds: float, text: str) -> Iterator[None]:
 
     def watch() -> None:
         if not done.wait(seconds):
-            sys.stderr.write(f"\n{text}\n")
+            sys.stderr.write(f"\n{text()}\n")
             sys.stderr.flush()
             os._exit(1)
 

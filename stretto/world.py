@@ -32,6 +32,8 @@ class World:
     ranks: tuple[int, ...]
     store: Store | None = None
     source: str = "single process"
+    server: str = ""
+    """Where the store is, in words."""
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu") -> World:
@@ -45,6 +47,28 @@ class Work(Protocol):
     def wait(self) -> Any: ...
 
     def is_completed(self) -> bool: ...
+
+
+class Timer(Protocol):
+    """Waits for communications, and knows how long it has."""
+
+    def wait(self, work: Work) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A communication that is waited for by the clock."""
+
+    work: Work
+    timer: Timer
+
+    def wait(self) -> None:
+        """As `Work`."""
+        self.timer.wait(self.work)
+
+    def is_completed(self) -> bool:
+        """As `Work`."""
+        return self.work.is_completed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +118,8 @@ class Axis:
 
     `ranks` are ranks of the layout, in order along the axis; `ranks[rank]` is this process. `group` is
     None exactly when the axis has size 1: every collective over such an axis is a no-op. `observer`, if any, hears of
-    all that goes over the group. `peer_buffer`, if there is one, carries what it takes in place of the group.
+    all that goes over the group. `peer_buffer`, if there is one, carries what it takes in place of the group. `timer`, if
+    any, does the waiting.
     """
 
     name: str
@@ -103,11 +128,16 @@ class Axis:
     group: ProcessGroup | None = None
     observer: Observer | None = field(default=None, compare=False, repr=False)
     peer_buffer: PeerBuffer | None = field(default=None, compare=False, repr=False)
+    timer: Timer | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:
         """Number of ranks on the axis."""
         return len(self.ranks)
+
+    def timed(self, work: Work) -> Work:
+        """A communication over this axis, to be waited for by the clock if there is one."""
+        return work if self.timer is None else Timed(work, self.timer)
 
     @classmethod
     def single(cls, name: str, rank: int = 0) -> Axis:

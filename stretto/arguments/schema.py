@@ -251,6 +251,13 @@ class RunConfig:
         "compare each communication on all its ranks before it begins: slow, and says which rank hangs the others",
         carried=False,
     )
+    check_replicas: int = setting(
+        0,
+        "compare replicas of weights and moments by checksum every so many steps; 0: never",
+        unit="steps",
+        at_least=0,
+        carried=False,
+    )
     start_timeout: float = setting(120.0, "all ranks must have arrived within this time", unit="seconds", above=0)
     threads: int | None = setting(
         None,

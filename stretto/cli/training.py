@@ -21,11 +21,15 @@ from stretto.arguments import ConfigError, Resolved, Violation
 from stretto.checkpoint import latest_complete
 from stretto.cli.usage_error import reject
 from stretto.cli.words import origin
+from stretto.collective_trace import CollectiveError
 from stretto.data.baselines import baselines
 from stretto.initialize import Launch, RendezvousError, initialize
 from stretto.initialize.environment import detect
+from stretto.initialize.failure_watch import leave_process
+from stretto.initialize.failures import PeerFailedError, PeersSilentError
 from stretto.initialize.group import largest
 from stretto.initialize.logs import logging_as
+from stretto.initialize.rendezvous import RankZeroError
 from stretto.initialize.stop import StopFlag, ask_again
 from stretto.initialize.timeline import StartTimeline
 from stretto.launch.local import run_local
@@ -42,6 +46,7 @@ from stretto.train.loop import DivergedError
 from stretto.train.record import Everyone, JsonLines, Listener, TensorBoard
 from stretto.train.run import Outcome, Text, load_whole, train, with_vocabulary
 from stretto.train.sample import sample
+from stretto.train.sound import UnsoundError
 from stretto.world import World
 
 
@@ -64,7 +69,7 @@ def run(resolved: Resolved, launch: Launch, resume: Path | None, stop: StopFlag,
     work = Task(resolved, text, resume, stop, timeline)
     nproc = resolved.args.run.nproc or 1
     if not alone or nproc == 1:
-        return work()
+        return leave_process(work())
     with timeline.phase("imports"):
         _import_for_workers(resolved)
     return run_local(nproc, work, within=stop)
@@ -84,16 +89,21 @@ class Task:
     def __call__(self) -> int:
         """The exit code of this worker."""
         launch = detect(os.environ)
+        ours = launch.source == "stretto"  # a launcher that says itself what ended the run, once
         with self._logging(launch) as log:
             log.info("%s", launch)
             try:
                 with self._initialized() as world:
                     ended = self._train(world)
             except RendezvousError as error:
-                return reject(error, launch, code=1)
-            except Exception:
+                return reject(error, launch, code=1, every=isinstance(error, RankZeroError) and not ours)
+            except Exception as error:
                 log.debug("this rank failed", exc_info=True)  # whoever ends it shows it on the console
-                raise
+                if ours or not isinstance(error, (PeersSilentError, PeerFailedError, CollectiveError)):
+                    raise
+                print(f"\n{error}".rstrip(), file=sys.stderr, flush=True)  # where it was noticed explains nothing
+                sys.stdout.flush()
+                os._exit(1)  # threads of back ends may wait for that peer still, and abort the interpreter as it ends
         if isinstance(ended, int):
             return ended
         outcome, code, asks = ended
@@ -144,6 +154,8 @@ class Task:
             problem, code = f"{error}", 2
         except DivergedError as error:
             problem, code = f"{error}{self._after_divergence()}", 1
+        except UnsoundError as error:
+            problem, code = f"{error}{self._after_damage()}", 1
         if world.rank == 0:
             print(f"stretto train: {problem}", file=sys.stderr, flush=True)
         return code
@@ -198,6 +210,13 @@ class Task:
             console.print(sample_panel(prompt, tokenizer.decode(np.array(tokens, dtype=np.int64))))
         beside = baselines(self.text.corpus, args.data.held_out) if args.data.held_out else None
         console.print(summary(args, checkpoint, beside))
+
+    def _after_damage(self) -> str:
+        """What there is to go on from, when weights or moments are not what they should be."""
+        found = latest_complete(Paths.of(self.resolved.args).checkpoints).path
+        if found is None:
+            return "\n  no checkpoint was saved before it: begin anew, and save on the way with --save-every"
+        return f"\n  {found} is from before it was noticed: go on from there with --resume"
 
     def _after_divergence(self) -> str:
         """What there is to go on from."""

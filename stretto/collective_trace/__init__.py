@@ -5,6 +5,7 @@ from stretto.collective_trace.check import CHECK_SECONDS, Checker, CollectiveErr
 from stretto.collective_trace.compare import Divergence, Volume, divergences, volumes
 from stretto.collective_trace.last import LastCalls
 from stretto.collective_trace.record import Recorder
+from stretto.collective_trace.waits import Waits
 
 __all__ = [
     "CHECK_SECONDS",
@@ -16,6 +17,7 @@ __all__ = [
     "PeerStoppedError",
     "Recorder",
     "Volume",
+    "Waits",
     "divergences",
     "volumes",
 ]

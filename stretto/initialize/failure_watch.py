@@ -13,14 +13,24 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
+from threading import enumerate as enumerate_threads
 
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
-from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
 from stretto.collective_trace import CollectiveError
 from stretto.initialize.failures import Failure, PeerFailedError, PeersSilentError, is_consequence
-from stretto.initialize.roll_call import ANSWER_SECONDS, answer, event, heard, introduce, leave, silent
+from stretto.initialize.roll_call import (
+    ANSWER_SECONDS,
+    Server,
+    answer,
+    event,
+    heard,
+    introduce,
+    leave,
+    silent,
+)
+from stretto.initialize.torchrun import record
 from stretto.store import LostError, TimedStore, combine
 
 LEAVE_SECONDS = 5.0
@@ -37,13 +47,15 @@ REQUEST_SECONDS = 5.0
 
 FOREVER = 365 * 86_400.0
 
+WATCHING = "stretto-watch"
+
 FIRST = "event/0"
 """Where the first event is published: all ranks wait for it."""
 
 
 @contextmanager
 def failing_with_peers(
-    store: Store, rank: int, size: int, *, phase: Callable[[], str] = lambda: "", served_by: str = "rank 0"
+    store: Store, rank: int, size: int, *, phase: Callable[[], str] = lambda: "", served_by: Server | None = None
 ) -> Iterator[None]:
     """Within, this rank's exceptions end the others, and theirs end this one.
 
@@ -51,9 +63,9 @@ def failing_with_peers(
     Raises `PeerFailedError` in place of an exception that only says that a peer is gone, when it is known why, and
     `PeersSilentError` where this rank found out who it is.
     """
-    ours = Ours(TimedStore(store, REQUEST_SECONDS), rank, size, phase, served_by)
+    ours = Ours(TimedStore(store, REQUEST_SECONDS), rank, size, phase, served_by or Server())
     introduce(ours.store, rank)
-    watching = Thread(target=_watch, args=(ours, store), name="stretto-watch", daemon=True)
+    watching = Thread(target=_watch, args=(ours, store), name=WATCHING, daemon=True)
     watching.start()
     try:
         yield
@@ -64,8 +76,7 @@ def failing_with_peers(
             told = ours.conclude(error)
         except (DistError, LostError):  # of the store, which says no more of anybody
             told = ours.without_store(error)
-        if os.environ.get("TORCHELASTIC_ERROR_FILE") and not isinstance(told, PeerFailedError):
-            ErrorHandler().record_exception(told)  # torchrun then shows it last, as its root cause
+        record(rank, told, phase=phase())
         if told is error:
             raise
         raise told from None
@@ -77,7 +88,7 @@ def failing_with_peers(
 class Ours:
     """What one rank knows of the run's end."""
 
-    def __init__(self, store: TimedStore, rank: int, size: int, phase: Callable[[], str], served_by: str) -> None:
+    def __init__(self, store: TimedStore, rank: int, size: int, phase: Callable[[], str], served_by: Server) -> None:
         self.store, self.rank, self.size, self.phase, self.served_by = store, rank, size, phase, served_by
         self.left, self.told = Event(), Event()
         self.cause: Failure | None = None
@@ -110,6 +121,7 @@ class Ours:
         elif lost and self.told.wait(ANSWER_SECONDS + 2 * LEARN_SECONDS):
             return self._heard()
         if self._first("teller"):
+            record(self.rank, error, phase=self.phase())  # before another rank can hear of it
             self.publish(Failure.of(self.rank, error, self.phase()).encode().decode())
         elif self.told.wait(LEARN_SECONDS) and is_consequence(error):
             return self._heard()
@@ -136,19 +148,33 @@ class Ours:
             return PeerFailedError(self.cause, self.phase())
         if not is_consequence(error) and not isinstance(error, CollectiveError):
             return error
-        text = (
-            f"the rendezvous store, on {self.served_by}, does not answer rank {self.rank}: that "
-            f"host is not reached or its process is stopped or dead ({type(error).__name__} before that)"
-        )
-        return PeersSilentError((0,), text, self.phase())
+        return PeersSilentError((0,), self.served_by.silent_to(self.rank), self.phase())
 
     def end(self) -> None:
-        """The run is over for this rank. Rank 0 waits for the others; PeersSilentError when one is gone."""
+        """The run is over for this rank, when it is for all: PeersSilentError where a rank does not come here.
+
+        Rank 0 asks who is still there; the others wait for as long as it may take to do so.
+        """
         if combine(self.store.under("ends"), self.rank, self.size, "") is not None:
             self.publish(event("over", 0))
         leave(self.store, self.rank)
-        if self.rank == 0 and not self.told.wait(END_SECONDS) and (lost := self.roll_call()):
+        if self.told.wait(END_SECONDS if self.rank == 0 else END_SECONDS + ANSWER_SECONDS + LEARN_SECONDS):
+            if self.cause is not None:
+                raise PeerFailedError(self.cause, self.phase())
+        elif self.rank == 0 and (lost := self.roll_call()):
             raise lost
+
+
+def leave_process(code: int) -> int:
+    """The exit code; or its end with it, if threads of this module still wait in the store.
+
+    As the interpreter ends, they would come back from there, and abort the process with another code.
+    """
+    if any(thread.name == WATCHING for thread in enumerate_threads()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _watch(ours: Ours, store: Store) -> None:

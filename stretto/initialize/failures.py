@@ -121,7 +121,7 @@ class PeerFailedError(RuntimeError):
         self.failure, self.phase = failure, phase
 
     def __str__(self) -> str:
-        if self.failure.silent:
+        if self.failure.silent or self.failure.finding:  # the rank that tells of it is not the one that failed
             return self.failure.text
         who = f"rank {self.failure.rank}" if self.failure.rank >= 0 else "some rank"
         return f"{who} failed, and this rank cannot go on without it.\n{self.failure.text}"

@@ -88,9 +88,9 @@ def initialize(
             failing_with_peers(store, launch.rank, launch.size, phase=lambda: now.current, served_by=server)
         )
         hanging = f"rank {launch.rank}: the default group was not made within {timeout + SLACK_SECONDS:g} s, as "
-        with timeline.phase("groups"), last_resort(timeout + SLACK_SECONDS, f"{hanging}{server} is not heard"):
+        with timeline.phase("groups"), last_resort(timeout + SLACK_SECONDS, lambda: f"{hanging}{server} is not heard"):
             world = stack.enter_context(_default_group(launch, store, place, timeout))
-        yield world
+        yield replace(world, server=str(server))
 
 
 def _default_group(launch: Launch, store: Store, device: torch.device, timeout: float) -> AbstractContextManager[World]:

@@ -20,8 +20,9 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from stretto.initialize.environment import Launch
-from stretto.initialize.roll_call import ranges
+from stretto.initialize.roll_call import Server, ranges
 from stretto.initialize.stores import address_of, listen, serve_on, tcp_store
+from stretto.initialize.torchrun import record
 from stretto.store import StoreLostError, TimedStore, absent, combine, in_time, read_json, until
 
 GRACE_SECONDS = 5.0
@@ -32,6 +33,10 @@ ALL_THERE = "all are there"
 
 class RendezvousError(RuntimeError):
     """The ranks of the job did not find each other, or disagree about the job."""
+
+
+class RankZeroError(RendezvousError):
+    """Rank 0 is not heard, so no rank speaks for all."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +65,36 @@ class Hello:
 
 
 @contextmanager
-def rendezvous(launch: Launch, *, timeout: float) -> Iterator[tuple[Store, str]]:
-    """Yield the store that all ranks of the job share, once all are there and agree, and where it is, in words.
+def rendezvous(launch: Launch, *, timeout: float) -> Iterator[tuple[Store, Server]]:
+    """Yield the store that all ranks of the job share, once all are there and agree, and who serves it.
 
     Raises `RendezvousError`, on every rank that can be reached, within `timeout` seconds and a few more.
     """
+    try:
+        with _met(launch, timeout) as found:
+            yield found
+    except RendezvousError as error:
+        record(launch.rank, error, message=True)
+        raise
+
+
+@contextmanager
+def _met(launch: Launch, timeout: float) -> Iterator[tuple[Store, Server]]:
     deadline = time.monotonic() + timeout
     addr, server_of_store = launch.master_addr, None
     if launch.rank == 0 and not launch.agent_store:
         addr, server_of_store = _serve(launch)
     job = PrefixStore(f"stretto/{launch.attempt}", _join(launch, addr, deadline, timeout))
-    visit = job.add(f"visits/{launch.rank}", 0)  # how often it was here before, and left: old keys are not for us
-    here = PrefixStore(str(visit), job)
     try:
+        # How often it was here before, and left: old keys are not for us.
+        visit = TimedStore(job).add(f"visits/{launch.rank}", 0)
+        here = PrefixStore(str(visit), job)
         server = check_in(TimedStore(here), launch, deadline, timeout)
     except (DistError, StoreLostError) as error:
-        raise RendezvousError(f"rank {launch.rank}: the store of rank 0 went away while ranks met: {error}") from None
+        why = str(error).partition("\n")[0]
+        raise RankZeroError(
+            f"rank {launch.rank}: the store of rank 0, at {addr}, went away while ranks met: {why}"
+        ) from None
     yield here, server
     with suppress(DistError, StoreLostError):  # the server may have left before us: then there is nothing to tell it
         goodbye(TimedStore(job), launch.rank, launch.size, visit, serves=server_of_store is not None)
@@ -121,17 +140,17 @@ def _join(launch: Launch, addr: str, deadline: float, timeout: float) -> Store:
 
     if not until(answers, deadline):
         if isinstance(failure, socket.gaierror):
-            raise RendezvousError(
+            raise RankZeroError(
                 f"rank {launch.rank}: the name MASTER_ADDR={addr} did not resolve within {timeout:g} s "
                 f"({failure.strerror}). It must be the host of rank 0, by a name or address that all hosts know"
             )
-        raise RendezvousError(
+        raise RankZeroError(
             f"rank {launch.rank}: nothing answered at MASTER_ADDR={addr} MASTER_PORT={port} within {timeout:g} s "
             f"({failure}). Is rank 0 running, on that host, and may this host connect to that port?"
         )
     if store := _client(addr, port, max(1.0, deadline - time.monotonic())):
         return store
-    raise RendezvousError(
+    raise RankZeroError(
         f"rank {launch.rank}: what listens at MASTER_ADDR={addr} MASTER_PORT={port} does not speak as a rendezvous "
         "store. Another program may have that port: choose another one with MASTER_PORT"
     )
@@ -168,10 +187,10 @@ def _client(addr: str, port: int, seconds: float) -> Store | None:
         return None
 
 
-def check_in(store: TimedStore, launch: Launch, deadline: float, timeout: float) -> str:
+def check_in(store: TimedStore, launch: Launch, deadline: float, timeout: float) -> Server:
     """Say hello; who comes last, or finds a contradiction, tells all. A rank sends and reads a few small values.
 
-    Rank 0 looks at the time, and says who is missing. Returns where the store is, in words.
+    Rank 0 looks at the time, and says who is missing. Returns who serves the store.
     """
     me = Hello(launch.rank, launch.size, socket.gethostname(), os.getpid())
     store.add("arrivals", 1)
@@ -179,8 +198,8 @@ def check_in(store: TimedStore, launch: Launch, deadline: float, timeout: float)
     if first:
         store.set(f"hello/{launch.rank}", json.dumps(asdict(me)))
 
-    def late() -> RendezvousError:
-        return RendezvousError(
+    def late() -> RankZeroError:
+        return RankZeroError(
             f"rank {launch.rank} of {launch.size}: rank 0 did not arrive within {timeout:g} s; "
             f"{store.add('arrivals', 0)} ranks did"
         )
@@ -208,9 +227,7 @@ def check_in(store: TimedStore, launch: Launch, deadline: float, timeout: float)
                 time.monotonic() + GRACE_SECONDS,
             )
         raise RendezvousError(problem)
-    if launch.agent_store:
-        return f"{launch.master_addr}, with the launcher of rank 0"
-    return f"host {zero.host}, with rank 0 (pid {zero.pid})"
+    return Server(launch.master_addr) if launch.agent_store else Server(zero.host, zero.pid)
 
 
 def _contradiction(store: TimedStore, me: Hello, zero: Hello, first: bool) -> str:

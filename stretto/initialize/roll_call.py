@@ -36,6 +36,27 @@ class Silent:
         return f"{len(self.ranks)} ranks do not answer ({where}{more}): they are stopped or dead, or not reached"
 
 
+@dataclass(frozen=True)
+class Server:
+    """The process that serves the store: rank 0's, or its launcher's where `pid` is 0."""
+
+    host: str = ""
+    pid: int = 0
+
+    def __str__(self) -> str:
+        """Where the store is: "host n1, with rank 0 (pid 77)"."""
+        where = f"host {self.host}" if self.host else "an unknown host"
+        return f"{where}, with rank 0 (pid {self.pid})" if self.pid else f"{where}, with the launcher of rank 0"
+
+    def silent_to(self, rank: int) -> str:
+        """That it does not answer, and why where that can be seen from here."""
+        how = {"stopped": "is stopped", "dead": "is dead"}.get(state(f"{self.host}/{self.pid}"), "") if self.pid else ""
+        if how:
+            return f"rank 0 does not answer: its process (pid {self.pid} on {self.host}) {how}"
+        why = "that host is not reached, or its process is stopped or dead"
+        return f"the rendezvous store, on {self}, does not answer rank {rank}: {why}"
+
+
 def introduce(store: TimedStore, rank: int) -> None:
     """Say which process this rank is."""
     store.set(f"process/{rank}", me())

@@ -126,7 +126,9 @@ def _conclude(workers: list[Worker]) -> int:
     if not failed:
         return 0
     cause = failed[0]
-    if not all(w.stopped and not w.halted for w in failed) and (cause.failure or len({w.code for w in workers}) > 1):
+    # All may have the code of a rank that was killed: its launcher has killed the others.
+    told = cause.failure is not None or cause.killed or len({w.code for w in workers}) > 1
+    if told and not all(w.stopped and not w.halted for w in failed):
         endings: dict[str, list[str]] = {}
         for worker in sorted(failed[1:], key=lambda w: w.rank):
             endings.setdefault(worker.ending(), []).append(str(worker.rank))

@@ -99,5 +99,5 @@ def build_store(world: World) -> BuildStore:
         raise ValueError(f"a world of {world.size} ranks has no store to meet at; make it with initialize()")
     members = hashlib.sha256(repr(world.ranks).encode()).hexdigest()[:12]
     store = PrefixStore(f"stretto/groups/{members}", world.store)
-    number = store.add(f"builds/{world.rank}", 1)
+    number = TimedStore(store).add(f"builds/{world.rank}", 1)
     return BuildStore(f"{members}.{number}", PrefixStore(str(number), store))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
 import torch
-from torch.distributed import PrefixStore, ProcessGroup, Store  # type: ignore[attr-defined]
+from torch.distributed import DistError, PrefixStore, ProcessGroup, Store  # type: ignore[attr-defined]
 
 from stretto.layout import Layout
 from stretto.parallel_state.create import GroupCost, abort_groups, back_end, create_group, destroy_groups, fake_group
@@ -17,8 +18,8 @@ from stretto.parallel_state.peer_buffers import open_peer_buffers
 from stretto.parallel_state.plan import Axes, GroupOptions, PlannedGroup, default_axes, geometric, plan
 from stretto.parallel_state.same_plan import build_store, check_same_plan
 from stretto.peer_buffer import CopyEngineBuffer
-from stretto.store import TimedStore, last_resort
-from stretto.world import Axis, Observer, World
+from stretto.store import TimedStore, in_time, last_resort
+from stretto.world import Axis, Observer, Timer, World
 
 DEFAULT_TIMEOUT = 600.0
 """Seconds that a collective may take."""
@@ -26,6 +27,9 @@ DEFAULT_TIMEOUT = 600.0
 MEET_TIMEOUT = 60.0
 """Seconds, at most, that ranks wait for each other before they create groups."""
 
+
+ANSWER_SECONDS = 4.0
+"""How long the store may take to answer who wants to know whether it is there."""
 
 SLACK_SECONDS = 15.0
 """How long after its time-out a back end may take to say that a group was not made."""
@@ -66,6 +70,7 @@ class ParallelState:
         costs: Iterable[GroupCost] = (),
         tracer: Tracer | None = None,
         peer_buffers: Mapping[PlannedGroup, CopyEngineBuffer] | None = None,
+        timer: Timer | None = None,
     ) -> None:
         """Made by `build` or `inspect`: `groups` are this rank's, as planned for `axes`."""
         self._tracer = tracer
@@ -81,7 +86,9 @@ class ParallelState:
             observer = None if tracer is None else tracer.group(str(planned), name, planned.ranks)
             for names in planned.axes:
                 peer_buffer = self._peer_buffers.get(planned)
-                self._axes[frozenset(names)] = Axis("-".join(names), place, planned.ranks, group, observer, peer_buffer)
+                self._axes[frozenset(names)] = Axis(
+                    "-".join(names), place, planned.ranks, group, observer, peer_buffer, timer
+                )
 
     @classmethod
     def build(
@@ -93,6 +100,7 @@ class ParallelState:
         axes: Iterable[Axes] | None = None,
         options: Mapping[str, GroupOptions] | None = None,
         tracer: Tracer | None = None,
+        timer: Timer | None = None,
     ) -> Self:
         """Create this rank's groups. All ranks of the world call this together, with the same arguments.
 
@@ -105,6 +113,7 @@ class ParallelState:
                 messages between two places, as in `("pp:0>1",)`: a group of these two.
             options: for the groups of some axes, as `{"tp": ..., "dp-cp": ...}`.
             tracer: is told of each communication over the groups right before it is issued.
+            timer: waits for each of them.
 
         Raises:
             ValueError: the layout does not fit the world, or an axis is unknown or has options but no group, or
@@ -135,7 +144,7 @@ class ParallelState:
             for each in planned:
                 seconds = each.options.timeout or limit
                 name, store = f"{each}@{shared.name}", PrefixStore(f"{each}/", shared.store)
-                hanging = f"rank {world.rank}: the group {each} was not made, and the back end does not come back"
+                hanging = partial(_hanging, world, each, seconds)
                 with last_resort(seconds + SLACK_SECONDS, hanging):
                     groups[each], cost = create_group(world, each, name, store, timedelta(seconds=seconds))
                 costs.append(cost)
@@ -143,7 +152,7 @@ class ParallelState:
         except BaseException:
             abort_groups(list(groups.values()))
             raise
-        return cls(layout, world, declared, groups, costs, tracer, peer_buffers)
+        return cls(layout, world, declared, groups, costs, tracer, peer_buffers, timer)
 
     @classmethod
     def inspect(cls, layout: Layout, rank: int, *, axes: Iterable[Axes] | None = None) -> Self:
@@ -238,6 +247,16 @@ class ParallelState:
             self._abort()
             if tracer is not None:
                 tracer.left(error)
+
+
+def _hanging(world: World, group: PlannedGroup, seconds: float) -> str:
+    """Why a back end does not come back from making a group, as far as that can be seen."""
+    text = f"rank {world.rank}: the group {group} was not made within {seconds + SLACK_SECONDS:g} s: "
+    try:
+        in_time(lambda: world.store.clone().check(["any"]), ANSWER_SECONDS)  # type: ignore[union-attr]
+    except (TimeoutError, DistError):
+        return f"{text}the rendezvous store, on {world.server}, does not answer"
+    return f"{text}one of its ranks does not come, though the rendezvous store answers"
 
 
 def _declare(

@@ -68,14 +68,13 @@ class Link:
             in_flight.popleft().wait()
         x = x.contiguous()
         group, place = self._group("send", x, self.axis.rank, to)
-        in_flight.append(AsyncTensor(x, dist.isend(x, group=group, group_dst=place)))
+        in_flight.append(AsyncTensor(x, self.axis.timed(dist.isend(x, group=group, group_dst=place))))
 
     def recv(self, meta: TensorMeta, source: int) -> AsyncTensor:
         """Post the receive of the next tensor from `source`."""
         x = torch.empty(meta.shape, dtype=meta.dtype, device=self.device)
         group, place = self._group("recv", x, source, self.axis.rank)
-        work = dist.irecv(x, group=group, group_src=place)
-        return AsyncTensor(x, work)
+        return AsyncTensor(x, self.axis.timed(dist.irecv(x, group=group, group_src=place)))
 
     def announce(self, meta: TensorMeta, to: int) -> None:
         """Tell rank `to` what the next tensor is; it must `expect` it."""

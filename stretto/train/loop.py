@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from stretto.parallel_state import ParallelState
 from stretto.train.build import Built
 from stretto.train.checkpointing import TrainState
 from stretto.train.learning_rate import learning_rate
+from stretto.train.pace import Pace
 from stretto.train.readback import Readback
 from stretto.train.record import EvalRecord, Listener, StepRecord
+from stretto.train.sound import require_equal_replicas, require_finite
 from stretto.train.step import StepResult, evaluate
 
 
@@ -71,6 +74,8 @@ class Loop:
     stop: Callable[[], bool]
     timeline: StartTimeline = field(default_factory=StartTimeline)
     """Gets the phase "first step", which ends when the device is done with it."""
+    pace: Pace | None = None
+    """Names a rank that the others wait for."""
     _clock: float = field(default_factory=time.perf_counter)
     _pending: Pending | None = None
     _first: bool = True
@@ -87,17 +92,22 @@ class Loop:
 
     def advance(self) -> StepResult:
         """One update, the report of the one before, and what is due after it."""
-        pending = self._first_step() if self._first else self._step()
+        with self.pace.step() if self.pace else nullcontext():
+            pending = self._first_step() if self._first else self._step()
         # The step before is read only now: its figures arrived long ago, and the device has this step to work on.
         # Votes are therefore heard one step late, on every rank at the same step.
         if self._pending is not None:
             self._stopped = self._report(self._pending)
         self._pending = pending
         saving = self._due(self.args.checkpoint.save_every)
+        every = self.args.run.check_replicas
+        if every and pending.step % every == 0:
+            require_equal_replicas(self.built, self.state, pending.step)
         if self._first or saving or self._stopped or self._due(self.args.run.eval_every):
             self._first, self._pending = False, None
             self._stopped = self._report(pending) or self._stopped
             if saving or self._stopped:
+                require_finite(self.built, self.state, pending.step)
                 self.listener.saved(pending.step, self.save())
             if not self._stopped:
                 self._evaluate_when_due()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stretto.arguments import Arguments, ConfigError, Resolved, Violation
 from stretto.checkpoint import load
-from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls
+from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls, Waits
 from stretto.data.corpus import Corpus
 from stretto.data.feed import Feed
 from stretto.data.prepare import Splits, prepare
@@ -25,6 +25,7 @@ from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
 from stretto.train.groups import group_options
 from stretto.train.loop import Loop
+from stretto.train.pace import Pace
 from stretto.train.record import Listener
 from stretto.world import World
 
@@ -90,14 +91,17 @@ def train(
 
     Raises:
         RunRejectedError, CheckpointError, DataError: on all ranks alike; nothing has been written.
-        DivergedError: on all ranks alike.
+        DivergedError, UnsoundError: on all ranks alike.
     """
     args = resolved.args
     options = group_options(args, resolved.layout)
     with timeline.phase("groups"):
         check = args.run.check_collectives
         tracer = Checker(min(args.run.timeout, CHECK_SECONDS)) if check else LastCalls(is_consequence)
-        state = ParallelState.build(resolved.layout, world, timeout=args.run.timeout, options=options, tracer=tracer)
+        waits = Waits()
+        state = ParallelState.build(
+            resolved.layout, world, timeout=args.run.timeout, options=options, tracer=tracer, timer=waits
+        )
     with state:
         with timeline.phase("data"):
             require_same_text(state, text.splits)
@@ -117,7 +121,8 @@ def train(
 
         told = on_all_ranks(state, begun)
         try:
-            loop = Loop(args, state, built, train_state, text.splits.held_out, told, save, stop, timeline)
+            pace = Pace(state, lambda: waits.seconds)
+            loop = Loop(args, state, built, train_state, text.splits.held_out, told, save, stop, timeline, pace)
             since = time.perf_counter()
             finished = loop.run()
             return Outcome(finished, train_state.step, time.perf_counter() - since)

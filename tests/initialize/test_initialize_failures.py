@@ -1,18 +1,24 @@
 """Which error says no more than that a peer is gone, and how those are told that name who it is.
 
-Faults to catch: any text with the word timeout, or an error of a file, that is taken for a lost peer.
+Faults to catch: any text with the word timeout, or an error of a file, that is taken for a lost peer; a rank that
+lost another one as torchrun's root cause.
 """
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from stretto.checkpoint import CheckpointError
 from stretto.collective_trace import CollectiveError, PeerStoppedError
 from stretto.collective_trace.alive import me
 from stretto.initialize.failures import Failure, PeerFailedError, PeersSilentError, is_consequence
 from stretto.initialize.roll_call import Silent, ranges
+from stretto.initialize.torchrun import record
 from stretto.store import StoreLostError
 
 pytestmark = pytest.mark.gloo  # no processes, but errors of torch
@@ -82,3 +88,37 @@ def test_silent_ranks_are_named_by_host() -> None:
     many = str(Silent((4, 5, 6, 9), ("b/1", "b/2", "b/3", "")))
     assert many.startswith("4 ranks do not answer (on b: 4-6; on an unknown host: 9)")
     assert ranges(list(range(0, 400, 2))).endswith(", .. (200 in all)")
+
+
+@pytest.mark.parametrize(
+    ("of_1", "root"),
+    [
+        (ValueError("the fault of rank 1"), "ValueError: the fault of rank 1"),
+        (None, "Signal 9 (SIGKILL) received by PID 101"),
+    ],
+    ids=["raised", "killed"],
+)
+def test_the_root_cause_of_torchrun_is_not_who_only_lost_a_peer(
+    of_1: Exception | None, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its times are whole seconds, and of two of the same second it takes the rank that it saw end first."""
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    lost = PeerFailedError(Failure(1, "x", "the text of rank 1\n", consequence=False))
+    silent = PeersSilentError((1,), "rank 1 does not answer")
+    for rank, error in enumerate((lost if of_1 else silent, of_1)):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}.json"))
+        if error is not None:
+            record(rank, error)
+            record(rank, KeyError("a later one"))  # the first record of a process stays
+    failures = {
+        rank: ProcessFailure(rank, 100 + rank, 1 if of_1 or rank == 0 else -9, str(tmp_path / f"{rank}.json"))
+        for rank in (0, 1)
+    }
+    report = ChildFailedError("train.py", failures).format_msg()
+    assert report.partition("Root Cause (first observed failure):")[2].rstrip(" =\n").endswith(root)
+
+
+def test_a_table_blames_nobody_on_the_ranks_that_only_hear_of_it() -> None:
+    """The rank that found out has not failed."""
+    failure = Failure.decode(Failure.of(0, CollectiveError("call 4 of tp[0-1] can never be joined")).encode())
+    assert str(PeerFailedError(failure)) == "call 4 of tp[0-1] can never be joined\n"

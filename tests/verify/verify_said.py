@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
+from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 
@@ -578,6 +579,11 @@ SAID = (
     READBACK,
     ATTACK,
     EXCHANGE,
+    FAILURES,
+    STORE,
+    COUNTS,
+    PACE,
+    SOUND,
     BASH,
     SCRIPTS,
 )

@@ -31,8 +31,8 @@ ATTACK = Said(
     Fault(
         "a report of a failure that is unpickled",
         "initialize/failure_watch.py",
-        "heard(value) or Failure.decode(value)",
-        'heard(value) or __import__("pickle").loads(value)',
+        "return heard(value) or Failure.decode(value)",
+        'return __import__("pickle").loads(value)',
     ),
     Fault(
         "a watching thread that ends in silence at a value it cannot read",

@@ -1,0 +1,114 @@
+"""Whether the state of a run is still sound: replicas equal to the last bit, every number finite.
+
+All ranks call these together and learn the same. A comparison moves two numbers over each axis where replicas agree;
+checksums travel only where they do not, or where an axis cuts the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from stretto.checkpoint.peers import Peers
+from stretto.exchange import all_gather_json, all_same
+from stretto.initialize.roll_call import ranges
+from stretto.parallel_state import ParallelState
+from stretto.params import Slice, slices
+from stretto.train.build import Built
+from stretto.world import Axis
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_KINDS = {"model": "weights", "exp_avg": "first moments", "exp_avg_sq": "second moments", "param": "rounded weights"}
+
+MOST = 8
+"""Parameters that a message names."""
+
+
+class UnsoundError(RuntimeError):
+    """Weights or moments are not what they should be; the message is the same on every rank."""
+
+
+def require_equal_replicas(built: Built, state: ParallelState, step: int) -> None:
+    """Raise UnsoundError on all ranks where two that hold the same block of a tensor differ in any bit of it."""
+    pieces = _pieces(built)
+    sums = torch.stack([checksum(p.tensor) for p in pieces]).tolist()
+    own = {_key(p): value for p, value in zip(pieces, sums, strict=True)}
+    axes = [state.axis("dp", "cp"), state.axis("tp"), state.axis("embed")]
+    found = [line for axis in axes for line in _parting(own, axis)]
+    if said := _said(found, state):
+        raise UnsoundError(
+            f"replicas differ after step {step}:\n{said}\n  a bit flipped in memory, or one replica was computed in "
+            "another way"
+        )
+
+
+def require_finite(built: Built, state: ParallelState, step: int) -> None:
+    """Raise UnsoundError on all ranks where a weight or moment is NaN or infinite, used in this step or not."""
+    pieces = [p for p in _pieces(built) if p.tensor.numel()]
+    largest = torch.stack([torch.linalg.vector_norm(p.tensor, ord=torch.inf).double() for p in pieces])
+    finite = torch.isfinite(largest).tolist()
+    rank = state.world.rank
+    found = [f"{_name(p)}: on rank {rank}" for p, good in zip(pieces, finite, strict=True) if not good]
+    if said := _said(found, state):
+        raise UnsoundError(f"after step {step} these hold NaN or infinity, and are not saved:\n{said}")
+
+
+def checksum(x: Tensor) -> Tensor:
+    """[] in int64: changes with any one bit of `x`, and with the order of its rows."""
+    bits = x.detach().contiguous().view(_BITS[x.element_size()])
+    rows = bits.flatten(0, -2).sum(-1, dtype=torch.int64) if bits.dim() > 1 else bits.reshape(-1).long()
+    # Odd weights: a difference in any bit of a row is one in the sum, modulo 2^64.
+    return (rows * (2 * torch.arange(rows.numel(), device=x.device) + 1)).sum()
+
+
+def _pieces(built: Built) -> list[Slice]:
+    """What this rank holds: masters and moments, and the parameters where they are rounded from masters."""
+    weights = built.weights
+    narrow = [d for d in weights.declared if d.param.element_size() < 4]
+    rounded = slices(narrow, lambda p: p.data, weights.position(), prefix="param/")
+    return [*built.optimizer.slices(), *rounded]
+
+
+def _key(piece: Slice) -> str:
+    return json.dumps([_name(piece), piece.offsets, list(piece.tensor.shape)])
+
+
+def _name(piece: Slice) -> str:
+    kind, _, name = piece.name.partition("/")
+    return f"{name} ({_KINDS.get(kind, kind)})"
+
+
+def _parting(own: dict[str, int], axis: Axis) -> list[str]:
+    """A line for each block of which the ranks of an axis hold more than one version."""
+    if all_same(json.dumps(own).encode(), axis.size, axis.group):
+        return []
+    versions: dict[str, dict[int, int]] = {}
+    for rank, said in zip(axis.ranks, all_gather_json(own, axis), strict=True):
+        for key, value in said.items():
+            versions.setdefault(key, {})[rank] = value
+    return [f"{json.loads(key)[0]}: {_who(each)}" for key, each in versions.items() if len({*each.values()}) > 1]
+
+
+def _who(version: dict[int, int]) -> str:
+    """Which ranks have what few have; of as many on either side nobody can be told wrong."""
+    (common, most), (_, second) = Counter(version.values()).most_common(2)
+    if most == second:
+        return f"ranks {ranges(sorted(version))} differ"
+    odd = [rank for rank, value in version.items() if value != common]
+    rest = [rank for rank, value in version.items() if value == common]
+    return f"rank{'s' * (len(odd) > 1)} {ranges(odd)}, unlike ranks {ranges(rest)}"
+
+
+def _said(found: Sequence[str], state: ParallelState) -> str:
+    """The lines of all ranks, each once, the same text on every rank; empty where nobody found anything."""
+    world = Peers.of(state.world, state.axis("tp", "cp", "dp", "pp").group)
+    lines: Iterable[str] = [
+        line for said in world.gather(json.dumps(found[:MOST])) for line in json.loads(said or "[]")
+    ]
+    lines = list(dict.fromkeys(lines))
+    more = [f"  .. and {len(lines) - MOST} more"] * (len(lines) > MOST)
+    return "\n".join([*(f"  {line}" for line in lines[:MOST]), *more])

@@ -1,0 +1,123 @@
+"""As `verify_said`: what ranks say over the store, whom a failure names, and what goes wrong while a run goes on."""
+
+from __future__ import annotations
+
+from verify_fault import Fault, Said
+
+FAILURES = Said(
+    "tests/initialize/test_initialize_failures.py",
+    Fault(
+        "any text with the word timeout, or an error of a file, that is taken for a lost peer",
+        "initialize/failures.py",
+        "return said and bool(_PEER_IS_GONE.search(words))",
+        "return bool(_PEER_IS_GONE.search(words))",
+    ),
+    Fault(
+        "a rank that lost another one as torchrun's root cause",
+        "initialize/torchrun.py",
+        "int(time.time()) + follows",
+        "int(time.time())",
+    ),
+)
+
+STORE = Said(
+    "tests/store/test_store_requests.py",
+    Fault(
+        "a request without a deadline",
+        "store.py",
+        "value, error = answer.get(timeout=seconds)",
+        "value, error = answer.get()",
+    ),
+    Fault(
+        "a rank left out of a merge or counted twice",
+        "store.py",
+        'merge(store.multi_get([f"{level}/{i}" for i in members]))',
+        'merge(store.multi_get([f"{level}/{i}" for i in members[1:]]))',
+    ),
+    Fault(
+        "an absent rank whose whole block is named, or that is not named when it is the only one of its block",
+        "store.py",
+        'for place in missing if not store.check([f"{level}/{place}"])]',
+        'for place in missing if level == 0 or not store.check([f"{level}/{place}"])]',
+    ),
+    Fault(
+        "a value of a stranger that is parsed",
+        "store.py",
+        "if len(value) > LARGEST:",
+        "if len(value) > 2 * LARGEST:",
+    ),
+)
+
+COUNTS = Said(
+    "tests/benchmarks/test_benchmarks_store_counts.py",
+    Fault(
+        "a rank that reads what every other one wrote",
+        "parallel_state/same_plan.py",
+        '    store.set(f"digest/{world.rank}", digest)\n',
+        '    store.set(f"digest/{world.rank}", digest)\n    store.check([f"digest/{r}" for r in range(world.size)])\n',
+    ),
+    Fault(
+        "rank 0 that collects",
+        "initialize/rendezvous.py",
+        '    if launch.rank == 0 and not store.poll("verdict"',
+        "    if launch.rank == 0:\n"
+        '        store.check([f"hello/{r}" for r in range(launch.size)])\n'
+        '    if launch.rank == 0 and not store.poll("verdict"',
+    ),
+    Fault(
+        "a record with lists of ranks",
+        "traffic/last.py",
+        "c.ranks if len(c.ranks) <= 2 else []",
+        "c.ranks",
+    ),
+)
+
+PACE = Said(
+    "tests/train/test_train_pace.py",
+    Fault(
+        "time spent in waiting for others that counts as work",
+        "train/pace.py",
+        "self._busy += whole - (self.waited() - waited)",
+        "self._busy += whole",
+    ),
+    Fault(
+        "a rank compared with stages that do other work",
+        "train/pace.py",
+        "equals = ranks[stage] > 1",
+        "equals = False",
+    ),
+    Fault(
+        "a rank named again and again",
+        "train/pace.py",
+        " and named != self._said:",
+        " and named:",
+    ),
+)
+
+SOUND = Said(
+    "tests/train/test_train_sound.py",
+    Fault(
+        "replicas along an axis that are not compared",
+        "train/sound.py",
+        'state.axis("tp"), state.axis("embed")]',
+        'state.axis("embed")]',
+    ),
+    Fault(
+        "a flipped bit that the checksum does not see",
+        "train/sound.py",
+        "bits = x.detach().contiguous().view(_BITS[x.element_size()])",
+        "bits = x.detach().long()",
+    ),
+    Fault(
+        "a rank of the majority that is accused",
+        "train/sound.py",
+        "odd = [rank for rank, value in version.items() if value != common]",
+        "odd = [rank for rank, value in version.items() if value == common]",
+    ),
+    Fault(
+        "a NaN in what no token used that is saved",
+        "train/loop.py",
+        "                require_finite(self.built, self.state, pending.step)\n",
+        "",
+    ),
+)
