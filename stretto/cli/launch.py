@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ from stretto.cli.megatron import layer
 from stretto.cli.words import parse_or_demo
 from stretto.launch.kubernetes import KubernetesJob
 from stretto.launch.slurm import SlurmJob
+from stretto.terminal import hand_on, say
 
 USAGE_ERROR = 2
 
@@ -60,12 +60,12 @@ def main(argv: Sequence[str]) -> int:
     commands: dict[str, Callable[[Sequence[str]], int]] = {"local": _local, "slurm": _slurm, "k8s": _k8s}
     if where not in commands:
         asked = where in ("-h", "--help")
-        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        say(USAGE, out=asked)
         return 0 if asked else USAGE_ERROR
     try:
         return commands[where](rest)
     except (ConfigError, ValueError, OSError) as error:
-        print(f"stretto launch {where}: {error}", file=sys.stderr)
+        say(f"stretto launch {where}: {error}")
         return USAGE_ERROR
 
 
@@ -106,9 +106,9 @@ def _check(train: tuple[str, ...], ranks: int) -> None:
 
 def _deliver(text: str, out: Path | None, submit: list[str] | None) -> int:
     if out is not None:
-        out.write_text(text)
+        out.write_text(text, encoding="utf-8")
     if submit is not None:
         return subprocess.run(submit, input=text, text=True, check=False).returncode
     if out is None:
-        print(text, end="")
+        hand_on(text)
     return 0

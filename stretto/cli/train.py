@@ -16,6 +16,7 @@ from stretto.cli.words import parse_or_demo
 from stretto.initialize.clock import process_began
 from stretto.initialize.environment import Launch, LaunchError, detect
 from stretto.initialize.stop import StopFlag, Stopped
+from stretto.terminal import say
 
 if TYPE_CHECKING:
     from stretto.cli.resume import Resumed
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         launch = detect(os.environ)
     except LaunchError as error:
-        print(f"stretto train: {error}", file=sys.stderr)
+        say(f"stretto train: {error}")
         return 2
     # Its clock starts here: a job's time runs while torch is loaded and the text is read, too. Where a launcher started
     # this rank, the terminal may send it the Ctrl-C that its launcher passes on as well.
@@ -58,4 +59,4 @@ def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) ->
         return reject(error, launch)
     from stretto.cli.training import run  # only now: what is wrong with the arguments is said before torch loads
 
-    return run(resolved, launch, found[0].path if found else None, stop, began)
+    return run(resolved, launch, found[0] if found else None, stop, began)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
+
+from stretto.terminal import say
 
 REQUEUE: Final = 75
 """Exit code that asks to be started again to go on: EX_TEMPFAIL of <sysexits.h>, "the user is invited to retry"."""
@@ -26,11 +27,9 @@ class Stopped(SystemExit):
     def say(self, rank: int) -> int:
         """On rank 0, tell the user; the exit code."""
         if rank == 0:
-            print(
+            say(
                 f"stopped by {signal.Signals(self.number).name} before the first step: nothing was done, nothing is "
-                f"saved; exit code {REQUEUE} asks to be started again",
-                file=sys.stderr,
-                flush=True,
+                f"saved; exit code {REQUEUE} asks to be started again"
             )
         return REQUEUE
 
