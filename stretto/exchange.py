@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import safetensors.torch
@@ -25,17 +25,23 @@ def all_gather_bytes(data: bytes, size: int, group: ProcessGroup | None) -> list
     end where it has one."""
     if size == 1:
         return [data]
-    device = _device(group)
-    length = torch.tensor([len(data)], device=device)
-    lengths = [torch.empty_like(length) for _ in range(size)]
-    dist.all_gather(lengths, length, group=group)
-    sizes = [int(n) for n in lengths]
-    mine = torch.zeros(max(*sizes, 1), dtype=torch.uint8)
-    mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else mine[:0]
-    mine = mine.to(device)
+    sizes = _lengths(data, size, group)
+    mine = _padded(data, max(sizes), group)
     gathered = [torch.empty_like(mine) for _ in range(size)]
     dist.all_gather(gathered, mine, group=group)
-    return [all_[:n].cpu().numpy().tobytes() for all_, n in zip(gathered, sizes, strict=True)]
+    return _cut(gathered, sizes)
+
+
+def gather_json(value: Any, rank: int, size: int, group: ProcessGroup | None) -> list[Any] | None:
+    """Each rank's `value`, what JSON can say, in rank order on the first rank of `group`; None on the others."""
+    if size == 1:
+        return [value]
+    data = json.dumps(value).encode()
+    sizes = _lengths(data, size, group)
+    mine = _padded(data, max(sizes), group)
+    gathered = [torch.empty_like(mine) for _ in range(size)] if rank == 0 else None
+    dist.gather(mine, gathered, group=group, group_dst=0)
+    return gathered and [json.loads(text) for text in _cut(gathered, sizes)]
 
 
 def all_same(data: bytes, size: int, group: ProcessGroup | None) -> bool:
@@ -61,6 +67,23 @@ def all_gather_tensors(tensors: Mapping[str, Tensor], axis: Axis) -> list[dict[s
         return [own]
     packed = all_gather_bytes(safetensors.torch.save(own), axis.size, axis.group)
     return [safetensors.torch.load(each) for each in packed]
+
+
+def _lengths(data: bytes, size: int, group: ProcessGroup | None) -> list[int]:
+    length = torch.tensor([len(data)], device=_device(group))
+    lengths = [torch.empty_like(length) for _ in range(size)]
+    dist.all_gather(lengths, length, group=group)
+    return [int(n) for n in lengths]
+
+
+def _padded(data: bytes, size: int, group: ProcessGroup | None) -> Tensor:
+    mine = torch.zeros(max(size, 1), dtype=torch.uint8)
+    mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else mine[:0]
+    return mine.to(_device(group))
+
+
+def _cut(gathered: Sequence[Tensor], sizes: Sequence[int]) -> list[bytes]:
+    return [each[:n].cpu().numpy().tobytes() for each, n in zip(gathered, sizes, strict=True)]
 
 
 def _device(group: ProcessGroup | None) -> torch.device:

@@ -118,8 +118,8 @@ class Axis:
 
     `ranks` are ranks of the layout, in order along the axis; `ranks[rank]` is this process. `group` is
     None exactly when the axis has size 1: every collective over such an axis is a no-op. `observer`, if any, hears of
-    all that goes over the group. `peer_buffer`, if there is one, carries what it takes in place of the group. `timer`, if
-    any, does the waiting.
+    all that goes over the group. `peer_buffer`, if there is one, carries what it takes in place of the group. `timer`,
+    if any, does the waiting.
     """
 
     name: str

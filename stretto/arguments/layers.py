@@ -13,6 +13,12 @@ from stretto.arguments.sources import Source
 from stretto.arguments.tree import sections, settings
 from stretto.arguments.values import from_data, nearest, repaired
 
+_LONGEST = 80
+"""Letters of a key that are repeated, and compared with what was perhaps meant."""
+
+_MOST = 20
+"""Wrong entries of one source that are told."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -34,6 +40,9 @@ def read_layer(tree: Mapping[str, object], source: Source) -> Layer:
     violations: list[Violation] = []
     wrong: dict[str, Value] = {}
     for path, raw in _entries(tree):
+        if len(violations) == _MOST:
+            violations.append(Violation("too_many", (), f"and more that is wrong in {source}"))
+            break
         s = settings().get(path)
         if s is None:
             violations.append(unknown(path, source))
@@ -49,7 +58,13 @@ def read_layer(tree: Mapping[str, object], source: Source) -> Layer:
 def unknown(path: str, source: Source) -> Violation:
     """A key that is no setting, with the one that was perhaps meant."""
     section, _, name = path.partition(".")
-    return Violation("unknown_setting", (path,), f"{path} ({source}) is no setting{_guess(section, name)}")
+    return Violation(
+        "unknown_setting", (path,), f"{_short(path)} ({source}) is no setting{_guess(_short(section), _short(name))}"
+    )
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= _LONGEST else f"{word[:_LONGEST]}..."
 
 
 def _guess(section: str, name: str) -> str:

@@ -8,11 +8,27 @@ from pathlib import Path
 
 from stretto.arguments.errors import Violation
 from stretto.arguments.schema import TOKENIZERS, Arguments
+from stretto.arguments.tree import get, settings
+from stretto.reading import shown
 
 
 def check_paths(args: Arguments) -> tuple[Violation, ...]:
     """What is wrong with the files and directories that the arguments name."""
-    return (*_data(args), *_tokenizer(args), *_directory("checkpoint.out", args.checkpoint.out))
+    said = {path: get(args, path) for path, s in settings().items() if s.is_path}
+    if long := [v for path, value in said.items() if isinstance(value, str) for v in _no_name(path, value)]:
+        return tuple(long)
+    written = ("checkpoint.out", "data.cache", "run.log_dir")
+    directories = (v for path in written if said[path] is not None for v in _directory(path, str(said[path])))
+    return (*_data(args), *_tokenizer(args), *directories)
+
+
+def _no_name(field: str, name: str) -> Iterator[Violation]:
+    """A path that the system cannot even look for: a name that is too long, or links that go round."""
+    try:
+        Path(name).expanduser().exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no such user, or no home
+        why = getattr(error, "strerror", None) or str(error)
+        yield Violation("path", (field,), f"{field}: {shown(name)}: {why}", hint="name another one")
 
 
 def _data(args: Arguments) -> Iterator[Violation]:
@@ -50,7 +66,7 @@ def _tokenizer(args: Arguments) -> Iterator[Violation]:
 def _directory(field: str, name: str) -> Iterator[Violation]:
     """A directory that the run will make: the nearest part of it that exists must take it."""
     path = Path(name).expanduser()
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    existing = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     if not existing.is_dir():
         yield Violation("directory", (field,), f"{name}: {existing} is no directory", hint="name another directory")
     elif not os.access(existing, os.W_OK):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from stretto.arguments.schema import Arguments
+from stretto.arguments.errors import ConfigError, Violation
+from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Setting
 from stretto.arguments.sources import Source, SourceKind
 from stretto.arguments.tree import settings, to_dict
@@ -20,6 +22,13 @@ def follows(s: Setting, source: Source) -> bool:
     return s.default is None and source.kind in (SourceKind.DERIVED, SourceKind.ENVIRONMENT)
 
 
+def from_the_root(path: str, said: Any) -> Any:
+    """The value of a setting that names a file, as it is understood in another working directory, too."""
+    if not isinstance(said, str) or not said or (path == "data.tokenizer" and said in TOKENIZERS):
+        return said
+    return str(Path(said).expanduser().absolute())
+
+
 @dataclass(frozen=True)
 class Record:
     """All arguments of a run as plain data, and the paths of those that follow from the others.
@@ -30,23 +39,47 @@ class Record:
     arguments: Mapping[str, Mapping[str, Any]]
     derived: tuple[str, ...]
     name: str = ""
+    given: Mapping[str, str] = field(default_factory=dict)
+    """Relative paths as they were said, by setting; `arguments` has them from the root on."""
 
     @classmethod
     def of(cls, args: Arguments, sources: Mapping[str, Source]) -> Record:
         """The record of a resolved configuration."""
-        return cls(to_dict(args), tuple(path for path, s in settings().items() if follows(s, sources[path])))
+        tree, given = to_dict(args), {}
+        for path in (path for path, s in settings().items() if s.is_path and s.carried):
+            section, _, name = path.partition(".")
+            said = tree[section][name]
+            if (absolute := from_the_root(path, said)) != said:
+                tree[section][name], given[path] = absolute, said
+        return cls(tree, tuple(path for path, s in settings().items() if follows(s, sources[path])), given=given)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], name: str) -> Record:
-        """The record that `as_dict` gave. Raises KeyError when it is none."""
-        return cls(data["arguments"], tuple(data["derived"]), name)
+    def from_dict(cls, data: object, name: str) -> Record:
+        """The record that `as_dict` gave. Raises ConfigError when it is none."""
+        said = data if isinstance(data, dict) else {}
+        arguments, derived = said.get("arguments"), said.get("derived", [])
+        if not isinstance(arguments, dict) or not all(isinstance(body, dict) for body in arguments.values()):
+            problem = f"{name} has no record of a run's arguments: it was not written by `stretto train`"
+            raise ConfigError([Violation("record", (), problem)])
+        given = said.get("given", {})
+        return cls(
+            arguments,
+            tuple(path for path in derived if isinstance(path, str)) if isinstance(derived, list) else (),
+            name,
+            {k: v for k, v in given.items() if isinstance(v, str)} if isinstance(given, dict) else {},
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data: dictionaries, lists, numbers, text."""
-        return {"arguments": {name: dict(body) for name, body in self.arguments.items()}, "derived": [*self.derived]}
+        return {
+            "arguments": {name: dict(body) for name, body in self.arguments.items()},
+            "derived": [*self.derived],
+        } | ({"given": dict(self.given)} if self.given else {})
 
     def carried(self) -> dict[str, dict[str, Any]]:
-        """What a run that goes on from here takes over: all but where it lies and whether it goes on.
+        """What a run that goes on from here takes over: all but where it writes and whether it goes on.
+
+        A record may be somebody else's: it never says where this run writes (`--out`, `--cache`, `--log-dir`).
 
         Derived values are derived again, since what they follow from may have changed.
         """

@@ -22,6 +22,7 @@ from stretto.arguments.tree import settings
 from stretto.arguments.validate import Said, Validation, validate
 from stretto.arguments.values import from_text
 from stretto.layout import Layout
+from stretto.terminal import say
 
 WORLD_SIZE = "WORLD_SIZE"
 """How torchrun, and stretto itself, tell a worker the number of processes of the run."""
@@ -80,7 +81,7 @@ def parse(
         SystemExit: after `--help`.
     """
     if {"-h", "--help"} & set(argv):
-        print(help_text(command, shutil.get_terminal_size((100, 24)).columns, fallback=fallback), end="")
+        say(help_text(command, shutil.get_terminal_size((100, 24)).columns, fallback=fallback), out=True, end="")
         raise SystemExit(0)
     line = read_command_line(argv)
     files_named = [*map(read_config, line.configs), *_foreign(line, translate)]

@@ -26,13 +26,17 @@ over Python sources."""
 class ModelConfig:
     """One decoder-only transformer."""
 
-    layers: int = setting(4, "transformer blocks", at_least=1)
-    hidden: int = setting(256, "size of the residual stream", at_least=1)
-    heads: int = setting(8, "attention heads (queries)", at_least=1)
-    kv_heads: int | None = setting(None, "key/value heads; fewer than heads is grouped-query attention", at_least=1)
-    head_dim: int | None = setting(None, "size of one attention head", at_least=1)
-    ffn: int | None = setting(None, "inner size of the feed-forward block", at_least=1)
-    vocab: int | None = setting(None, "entries of the vocabulary, before padding", unit="tokens", at_least=2)
+    layers: int = setting(4, "transformer blocks", at_least=1, at_most=2**14)
+    hidden: int = setting(256, "size of the residual stream", at_least=1, at_most=2**20)
+    heads: int = setting(8, "attention heads (queries)", at_least=1, at_most=2**16)
+    kv_heads: int | None = setting(
+        None, "key/value heads; fewer than heads is grouped-query attention", at_least=1, at_most=2**16
+    )
+    head_dim: int | None = setting(None, "size of one attention head", at_least=1, at_most=2**16)
+    ffn: int | None = setting(None, "inner size of the feed-forward block", at_least=1, at_most=2**24)
+    vocab: int | None = setting(
+        None, "entries of the vocabulary, before padding", unit="tokens", at_least=2, at_most=2**26
+    )
     norm: Literal["rms", "layer"] = setting("rms", "RMSNorm or LayerNorm")
     norm_eps: float = setting(1e-5, "added to the variance in a norm", above=0)
     position: Literal["rope", "learned"] = setting("rope", "rotary or learned absolute positions")
@@ -134,9 +138,13 @@ class NcclConfig:
 class BatchConfig:
     """Sizes of a batch."""
 
-    seq_len: int = setting(256, "length of a sequence", unit="tokens", at_least=1)
-    micro_batch: int = setting(4, "sequences that one rank computes at a time", unit="sequences", at_least=1)
-    global_batch: int = setting(32, "sequences of one optimizer step, over all ranks", unit="sequences", at_least=1)
+    seq_len: int = setting(256, "length of a sequence", unit="tokens", at_least=1, at_most=2**26)
+    micro_batch: int = setting(
+        4, "sequences that one rank computes at a time", unit="sequences", at_least=1, at_most=2**22
+    )
+    global_batch: int = setting(
+        32, "sequences of one optimizer step, over all ranks", unit="sequences", at_least=1, at_most=2**22
+    )
 
 
 @dataclass(frozen=True)
@@ -167,18 +175,20 @@ class DataConfig:
     """What text to train on, and how it becomes tokens."""
 
     data: str | None = setting(
-        None, "directory of text files, or a .jsonl; unset: the sources of Python's standard library"
+        None, "directory of text files, or a .jsonl; unset: the sources of Python's standard library", path=True
     )
-    tokenizer: str = setting("byte", "byte, or a tokenizer.json of the tokenizers library, or its directory")
+    tokenizer: str = setting("byte", "byte, or a tokenizer.json of the tokenizers library, or its directory", path=True)
     held_out: float = setting(0.05, "share of the files kept for evaluation", at_least=0, below=1)
-    cache: str = setting("~/.cache/stretto", "directory for tokenized text")
+    cache: str = setting("~/.cache/stretto", "directory for tokenized text", carried=False, path=True)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """Where checkpoints go, how often, and whether to go on from one."""
 
-    out: str = setting("runs/latest", "directory of the run: checkpoints, metrics, resolved.toml", carried=False)
+    out: str = setting(
+        "runs/latest", "directory of the run: checkpoints, metrics, resolved.toml", carried=False, path=True
+    )
     save_every: int = setting(0, "save a checkpoint every so many steps; 0: at the end only", unit="steps", at_least=0)
     keep: int = setting(2, "so many newest checkpoints stay", at_least=1)
     resume: bool = setting(
@@ -191,8 +201,8 @@ class CheckpointConfig:
 class RunConfig:
     """How long, on what, and what to report."""
 
-    steps: int = setting(150, "optimizer steps of the whole run", unit="steps", at_least=1)
-    seed: int = setting(1234, "everything random follows from it", at_least=0)
+    steps: int = setting(150, "optimizer steps of the whole run", unit="steps", at_least=1, at_most=2**40)
+    seed: int = setting(1234, "everything random follows from it", at_least=0, at_most=2**63 - 1)
     nproc: int | None = setting(
         None,
         "world size: processes of the run, started on this machine unless a launcher did",
@@ -235,7 +245,11 @@ class RunConfig:
     )
     eval_batches: int = setting(8, "global batches of one evaluation", at_least=1)
     sample_tokens: int = setting(
-        0, "continue a prompt by so many tokens when the run ends; 0: do not", unit="tokens", at_least=0
+        0,
+        "continue a prompt by so many tokens when the run ends; 0: do not",
+        unit="tokens",
+        at_least=0,
+        at_most=2**20,
     )
     sample_prompt: str = setting("def ", "the prompt that is continued")
     timeout: float = setting(600.0, "a collective that takes longer ends the run", unit="seconds", above=0)
@@ -276,7 +290,7 @@ class RunConfig:
         "text", "standard error for people, or as one JSON object per message", carried=False
     )
     log_dir: str | None = setting(
-        None, "directory where every rank writes all its messages, to rank-<number>.jsonl", carried=False
+        None, "directory where every rank writes all its messages, to rank-<number>.jsonl", carried=False, path=True
     )
     tensorboard: bool = setting(True, "write TensorBoard files beside the JSON lines")
 

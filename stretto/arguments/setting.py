@@ -14,6 +14,9 @@ Value = int | float | bool | str | tuple[int, ...] | tuple[str, ...] | tuple[tup
 
 _METADATA = "stretto"
 
+MOST_RANKS = 2**20
+"""A larger number is a mistake, or a file that would exhaust its reader; so are sizes beyond other upper bounds."""
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -34,7 +37,11 @@ class Bounds:
 
     def __str__(self) -> str:
         said = [(">", self.above), (">=", self.at_least), ("<", self.below), ("<=", self.at_most)]
-        return " and ".join(f"{sign} {bound:g}" for sign, bound in said if bound is not None)
+        return " and ".join(f"{sign} {_number(bound)}" for sign, bound in said if bound is not None)
+
+
+def _number(x: float) -> str:
+    return f"{x:,}" if isinstance(x, int) else f"{x:g}"
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class _Declared:
     unit: str
     bounds: Bounds
     carried: bool
+    path: bool
 
 
 def setting(
@@ -55,13 +63,16 @@ def setting(
     below: float | None = None,
     at_most: float | None = None,
     carried: bool = True,
+    path: bool = False,
 ) -> T:
     """A field of the schema: its default, its meaning in one sentence, its unit and its range.
 
     `carried` says whether a run that goes on from a checkpoint takes the value from there (where nothing
-    stronger sets it).
+    stronger sets it); `path`, whether it may name a file or a directory.
     """
-    declared = _Declared(help, unit, Bounds(above, at_least, below, at_most), carried)
+    if unit == "ranks" and at_most is None:
+        at_most = MOST_RANKS
+    declared = _Declared(help, unit, Bounds(above, at_least, below, at_most), carried, path)
     return field(default=default, metadata={_METADATA: declared})
 
 
@@ -84,6 +95,7 @@ class Setting:
     unit: str
     bounds: Bounds
     carried: bool
+    is_path: bool
 
     @property
     def path(self) -> str:
@@ -153,4 +165,5 @@ def _read(section: str, f: Field[Any], hint: Any) -> Setting:
         declared.unit,
         declared.bounds,
         declared.carried,
+        declared.path,
     )

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import tomli_w
 
 from stretto.arguments.errors import as_text
-from stretto.arguments.record import follows
+from stretto.arguments.record import follows, from_the_root
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import SourceKind
 from stretto.arguments.tree import get, sections, settings
+from stretto.terminal import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,10 +47,17 @@ def as_toml(resolved: Resolved) -> str:
 
 
 def _line(resolved: Resolved, s: Setting) -> str:
-    value, source = get(resolved.args, s.path), resolved.sources[s.path]
+    value, source = get(resolved.args, s.path), f"{resolved.sources[s.path]}"
     if value is None:
-        return f"# {s.name} is unset  # {source}"
-    return f"{'# ' if follows(s, source) else ''}{entry(s, value)}  # {source}"
+        return f"# {s.name} is unset  # {_comment(source)}"
+    if s.is_path and s.carried and (absolute := from_the_root(s.path, value)) != value:
+        value, source = absolute, f"{source}, given as {value}"
+    return f"{'# ' if follows(s, resolved.sources[s.path]) else ''}{entry(s, value)}  # {_comment(source)}"
+
+
+def _comment(text: str) -> str:
+    """A source may be named after a file, and that may have a line break in it."""
+    return printable(text).replace("\n", " ").replace("\t", " ")
 
 
 def entry(s: Setting, value: Value) -> str:

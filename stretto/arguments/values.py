@@ -10,6 +10,7 @@ from typing import TypeGuard, cast
 
 from stretto.arguments.peers import choice_of
 from stretto.arguments.setting import Setting, Value
+from stretto.reading import shown
 
 AUTO = "auto"
 """How a file or a flag asks for the derived value, where something weaker set one."""
@@ -44,6 +45,8 @@ def from_data(setting: Setting, raw: object) -> Value:
         _check_choice(setting, str(raw))
     if isinstance(raw, (int, float)) and setting.kind is not bool:
         _check_range(setting, raw)
+    if isinstance(raw, str):
+        _check_text(setting, raw)
     return cast(Value, raw)
 
 
@@ -134,12 +137,12 @@ def _check_names(setting: Setting, names: Sequence[str]) -> None:
     for name in names:
         _check_choice(setting, name)
         if names.count(name) > 1:
-            raise ValueError(f"{name!r} stands there more than once")
+            raise ValueError(f"{shown(name)} stands there more than once")
 
 
 def _check_choice(setting: Setting, name: str) -> None:
     if name not in setting.choices:
-        raise ValueError(f"{name!r} is none of {', '.join(setting.choices)}{_meant(setting, name)}")
+        raise ValueError(f"{shown(name)} is none of {', '.join(setting.choices)}{_meant(setting, name)}")
 
 
 def _meant(setting: Setting, word: str) -> str:
@@ -150,13 +153,21 @@ def _meant(setting: Setting, word: str) -> str:
     return f"; {peer.feature}: not available yet" if peer.feature else f"; did you mean {peer.ours}?"
 
 
+def _check_text(setting: Setting, text: str) -> None:
+    """Bytes that are no UTF-8 come as half characters: a file's name may have them."""
+    if "\0" in text:
+        raise ValueError(f"{shown(text)} has a NUL character, which no text here may have")
+    if not setting.is_path and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"{shown(text)} is not UTF-8")
+
+
 def _is_int(x: object) -> TypeGuard[int]:
     return isinstance(x, int) and not isinstance(x, bool)
 
 
 def _check_range(setting: Setting, x: int | float) -> None:
     if x not in setting.bounds:
-        raise ValueError(f"{x} is out of range, must be {setting.bounds}")
+        raise ValueError(f"{shown(x)} is out of range, must be {setting.bounds}")
 
 
 def _unlike(setting: Setting, raw: object) -> str:
@@ -164,5 +175,5 @@ def _unlike(setting: Setting, raw: object) -> str:
     lists = {int: "a list of whole numbers", str: "a list of names"}
     table = "a table of names, each with a whole number"
     expected = lists[setting.entry] if setting.kind is tuple else _EXPECTED.get(setting.kind, table)
-    said = str(raw).lower() if isinstance(raw, bool) else repr(raw)
+    said = str(raw).lower() if isinstance(raw, bool) else shown(raw)
     return f"{said} is {kinds.get(type(raw), type(raw).__name__)}, must be {expected}"

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint import state_dict_loader
 
+from stretto.checkpoint.contents import read_contents
 from stretto.checkpoint.marker import inspect, read_extra
 from stretto.checkpoint.peers import Peers
-from stretto.checkpoint.planner import SliceLoadPlanner
-from stretto.checkpoint.reader import SafeReader
-from stretto.checkpoint.save import quiet_when_alone
+from stretto.checkpoint.planner import reads, require_same_tensors, wanted
+from stretto.checkpoint.reader import read_pieces
 from stretto.params import Slice
 from stretto.world import World
 
@@ -49,12 +48,12 @@ def load(
             inspect(path)
     with peers.on_all_ranks(doing):
         extra = read_extra(path)
-    with peers.reported(doing), quiet_when_alone():
-        state_dict_loader.load(
-            {},
-            storage_reader=SafeReader(path),
-            planner=SliceLoadPlanner(slices, prefixes),
-            process_group=peers.group,
-            no_dist=peers.alone,
-        )
+        contents = read_contents(path)
+        mine = wanted(contents, slices)
+    said = peers.collect(mine)
+    with peers.on_all_ranks(doing):
+        if said is not None:
+            require_same_tensors(contents, said, prefixes)
+    with peers.on_all_ranks(doing):
+        read_pieces(path, contents, list(reads(contents, slices)))
     return extra

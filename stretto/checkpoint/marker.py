@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from stretto.checkpoint.peers import CheckpointError
+from stretto.reading import LARGEST, UnreadableError, read_json, shown
 
 FORMAT = 1
 MARKER = "COMPLETE"
 METADATA = ".metadata"
 EXTRA = "extra.json"
+LARGEST_METADATA = 2**29
+"""Bytes of `.metadata`: some 3 million pieces."""
+
 WAY_OUT = "restore the file from a copy, or load an earlier checkpoint"
 
 
@@ -70,7 +74,7 @@ def inspect(path: Path) -> Marker:
     marker = _read_marker(path / MARKER)
     for name, size in marker.sizes.items():
         file = path / name
-        if not file.exists():
+        if not file.is_file():
             raise CheckpointError(f"{file} is missing ({size} bytes): {WAY_OUT}")
         if (found := file.stat().st_size) != size:
             raise CheckpointError(f"{file} has {found} bytes, {size} were written: {WAY_OUT}")
@@ -83,8 +87,8 @@ def inspect(path: Path) -> Marker:
 def read_extra(path: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
     try:
-        extra = json.loads((path / EXTRA).read_bytes())
-    except (OSError, ValueError) as error:
+        extra = read_json(path / EXTRA)
+    except UnreadableError as error:
         raise CheckpointError(f"{path / EXTRA} cannot be read ({error}): {WAY_OUT}") from error
     if not isinstance(extra, dict):
         raise CheckpointError(f"{path / EXTRA} holds a {type(extra).__name__}, not an object: {WAY_OUT}")
@@ -113,13 +117,29 @@ def sync_directory(path: Path) -> None:
 
 def _read_marker(file: Path) -> Marker:
     try:
-        found = json.loads(file.read_bytes())
+        found = read_json(file)
         version = found["format"]
         if version == FORMAT:
-            return Marker(**found)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file} is damaged ({type(error).__name__}: {error}): {WAY_OUT}") from error
+            return _checked(found)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file} is damaged ({type(error).__name__}: {shown(str(error))}): {WAY_OUT}") from error
+    if type(version) is not int:
+        raise CheckpointError(f"{file} is damaged (its format is {shown(version)}): {WAY_OUT}")
     raise CheckpointError(f"{file} has format {version}, this Stretto reads {FORMAT}: use the Stretto that wrote it")
+
+
+def _checked(found: dict[str, Any]) -> Marker:
+    """The marker. Raises UnreadableError where it names something else than files beside it with their sizes."""
+    sizes, digests = found.get("sizes"), found.get("sha256")
+    if not isinstance(sizes, dict) or not isinstance(digests, dict) or set(digests) != {METADATA, EXTRA}:
+        raise UnreadableError("its sizes or digests are no tables")
+    for name, size in sizes.items():
+        if type(size) is not int or Path(name).name != name or name in ("", ".."):
+            raise UnreadableError(f"{shown(name)} of {shown(size)} bytes is no file of a checkpoint")
+    for name, most in ((METADATA, LARGEST_METADATA), (EXTRA, LARGEST)):
+        if not 0 < sizes.get(name, 0) <= most:  # before it is read for its digest
+            raise UnreadableError(f"{name} of {sizes.get(name, 0):,} bytes, must have 1 to {most:,}")
+    return Marker(**found)
 
 
 def _digest(file: Path) -> str:

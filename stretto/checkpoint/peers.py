@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint.api import CheckpointException
 
-from stretto.exchange import all_gather_bytes, all_same
+from stretto.exchange import all_gather_bytes, all_same, gather_json
 from stretto.world import World
 
 
@@ -64,6 +64,10 @@ class Peers:
         said = all_gather_bytes(data, self.size, self.group)
         return [json.loads(text) for text in said]
 
+    def collect(self, mine: Any) -> list[Any] | None:
+        """Every rank's value, what JSON can say, on rank 0; None on the others."""
+        return gather_json(mine, self.rank, self.size, self.group)
+
     def require_same(self, what: str, mine: str) -> None:
         """Raise on every rank unless all ranks say the same."""
         if len(set(values := self.gather(mine))) > 1:
@@ -83,15 +87,6 @@ class Peers:
         problems = self.gather(problem)
         if any(p is not None for p in problems):
             raise CheckpointError(_report(doing, dict(enumerate(problems)))) from cause
-
-    @contextmanager
-    def reported(self, doing: str) -> Iterator[None]:
-        """Turn the failure that torch.distributed.checkpoint has already shared with all ranks into ours."""
-        try:
-            yield
-        except CheckpointException as error:  # a BaseException: `except Exception` would let it through
-            failures: dict[int, str | None] = {r: describe(e) for r, (e, _) in error.failures.items()}
-            raise CheckpointError(_report(doing, failures)) from error
 
 
 def describe(error: BaseException) -> str:

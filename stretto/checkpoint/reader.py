@@ -1,114 +1,68 @@
-"""Read what torch.distributed.checkpoint wrote, but trust nothing that lies in the files.
+"""Read the pieces that this rank needs, each compared with its checksum.
 
-Pieces are compared with their checksums: a flipped bit is an error that names the file, not a model that is
-slightly wrong. `.metadata` is a pickle, and a pickle may name any function to call. A checkpoint is data that people
-hand to each other, so only the types that DCP's metadata is made of are let in.
+A flipped bit is an error that names the file, not a model that is slightly wrong.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import pickle
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
-from torch.futures import Future
+from torch.distributed.checkpoint.planner import ReadItem
 
-from stretto.checkpoint.marker import METADATA, WAY_OUT
+from stretto.checkpoint.archive import unpack
+from stretto.checkpoint.contents import Contents, Place
+from stretto.checkpoint.marker import WAY_OUT
 from stretto.checkpoint.peers import CheckpointError
 from stretto.checkpoint.writer import CHECKSUMS
-
-_METADATA_TYPES = (
-    "BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties "
-    "TensorStorageMetadata _MEM_FORMAT_ENCODING"
-)
-_ALLOWED = {("torch.distributed.checkpoint.metadata", name) for name in _METADATA_TYPES.split()} | {
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-    ("pathlib", "PosixPath"),
-}
+from stretto.reading import UnreadableError, read_json
 
 
-class SafeReader(FileSystemReader):
-    """DCP's file reader with checked pieces, and a metadata file that can name no other code."""
-
-    def read_metadata(self) -> Metadata:
-        """The list of tensors, their pieces, and where in which file each piece lies."""
-        file = Path(self.path) / METADATA
-        try:
-            with file.open("rb") as stream:
-                metadata = _Unpickler(stream).load()
-        except Exception as error:  # a damaged pickle may raise nearly anything
-            reason = f"{type(error).__name__}: {error}"
-            raise CheckpointError(f"{file} cannot be read ({reason}): load an earlier checkpoint") from error
-        if not isinstance(metadata, Metadata):
-            raise CheckpointError(f"{file} holds a {type(metadata).__name__}, not the metadata of a checkpoint")
-        for info in (metadata.storage_data or {}).values():
-            name = info.relative_path
-            if not isinstance(name, str) or name == ".." or Path(name).name != name:
-                raise CheckpointError(f"{file} names the file {name!r}, which does not lie beside it: {WAY_OUT}")
-        return metadata
-
-    def files(self) -> set[str]:
-        """The names of the files that hold the tensors."""
-        return {info.relative_path for info in (self.read_metadata().storage_data or {}).values()}
-
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read each piece that this rank needs once, in the order of the files, and hand out its parts."""
-        files: dict[str, dict[tuple[int, int], list[ReadItem]]] = {}
-        for item in plan.items:
-            info = self.storage_data[item.storage_index]
-            pieces = files.setdefault(info.relative_path, {})
-            pieces.setdefault((info.offset, info.length), []).append(item)
-        for name, pieces in files.items():
-            file = Path(self.path) / name
-            sums = _checksums(file)
-            with file.open("rb") as stream:
-                for (offset, length), items in sorted(pieces.items(), key=lambda piece: piece[0]):
-                    piece = _piece(stream, file, offset, length, sums)
-                    for item in items:
-                        planner.resolve_tensor(item).copy_(_part(piece, item))
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+def read_pieces(path: Path, contents: Contents, reads: Iterable[tuple[ReadItem, Tensor]]) -> None:
+    """Fill each tensor with the part of a piece that its item names; every piece is read once, in file order."""
+    files: dict[str, dict[Place, list[tuple[ReadItem, Tensor]]]] = {}
+    for item, into in reads:
+        index = item.storage_index
+        assert index.offset is not None
+        place = contents.places[index.fqn, tuple(index.offset)]
+        files.setdefault(place.file, {}).setdefault(place, []).append((item, into))
+    for name, pieces in files.items():
+        sums = _checksums(path / name)
+        with (path / name).open("rb") as stream:
+            for place, parts in sorted(pieces.items(), key=lambda each: each[0].offset):
+                piece = _piece(stream, path / name, place, contents, parts[0][0], sums)
+                for item, into in parts:
+                    into.copy_(_part(piece, item))
 
 
-def _checksums(file: Path) -> dict[int, int]:
+def _checksums(file: Path) -> Mapping[int, int]:
     sums = file.with_name(file.name + CHECKSUMS)
     try:
-        return {int(offset): int(value) for offset, value in json.loads(sums.read_bytes()).items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{sums} cannot be read ({type(error).__name__}: {error}): {WAY_OUT}") from error
+        return {int(offset): int(value) for offset, value in read_json(sums).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{sums} cannot be read ({error}): {WAY_OUT}") from error
 
 
-def _piece(stream: IO[bytes], file: Path, offset: int, length: int, sums: dict[int, int]) -> Tensor:
-    stream.seek(offset)
-    content = stream.read(length)
-    if zlib.crc32(content) != sums.get(offset):
-        where = f"the {length} bytes from {offset} on"
+def _piece(
+    stream: IO[bytes], file: Path, place: Place, contents: Contents, item: ReadItem, sums: Mapping[int, int]
+) -> Tensor:
+    stream.seek(place.offset)
+    content = stream.read(place.length)
+    where = f"the {place.length} bytes from {place.offset} on"
+    if zlib.crc32(content) != sums.get(place.offset):
         raise CheckpointError(f"{file}: {where} are not what was written (CRC-32 differs): {WAY_OUT}")
-    tensor: Tensor = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return tensor
+    tensor = contents.tensors[item.storage_index.fqn]
+    sizes = next(chunk.sizes for chunk in tensor.chunks if chunk.offsets == item.storage_index.offset)
+    try:
+        return unpack(content, tensor.properties.dtype, sizes)
+    except UnreadableError as error:
+        raise CheckpointError(f"{file}: {where} cannot be read ({error}): {WAY_OUT}") from error
 
 
 def _part(piece: Tensor, item: ReadItem) -> Tensor:
     for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
         piece = piece.narrow(dim, start, length)
     return piece
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        """The type of that name, if the metadata of a checkpoint is made of it."""
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not is_dtype and (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
-        return super().find_class(module, name)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint import state_dict_saver
 
+from stretto.checkpoint.contents import Contents, Place, write_contents
 from stretto.checkpoint.directory import abandon, prepare, settle, step_path
 from stretto.checkpoint.marker import EXTRA, complete, write_atomically
 from stretto.checkpoint.peers import CheckpointError, Peers
-from stretto.checkpoint.planner import SliceSavePlanner
-from stretto.checkpoint.reader import SafeReader
-from stretto.checkpoint.writer import CheckedWriter
+from stretto.checkpoint.planner import described, whole_tensors
+from stretto.checkpoint.writer import write_pieces
 from stretto.params import Slice
 from stretto.world import World
 
@@ -54,11 +51,12 @@ def save(
         if peers.rank == 0:
             prepare(path)
     try:
-        _write(path, slices, peers, doing)
+        contents = _write(path, slices, peers, doing)
         with peers.on_all_ranks(doing):
-            if peers.rank == 0:
+            if contents is not None:
+                write_contents(path, contents)
                 write_atomically(path / EXTRA, document)
-                complete(path, step, peers.size, SafeReader(path).files())
+                complete(path, step, peers.size, {place.file for place in contents.places.values()})
     except CheckpointError:
         if peers.rank == 0:  # all ranks have stopped writing: the failure was agreed on
             abandon(path)
@@ -69,20 +67,18 @@ def save(
     return path
 
 
-def _write(path: Path, slices: Sequence[Slice], peers: Peers, doing: str) -> None:
-    with peers.reported(doing), quiet_when_alone():
-        state_dict_saver.save(
-            {},
-            storage_writer=CheckedWriter(path, sync_files=True),
-            planner=SliceSavePlanner(slices),
-            process_group=peers.group,
-            no_dist=peers.alone,
-        )
-
-
-@contextmanager
-def quiet_when_alone() -> Iterator[None]:
-    """DCP warns that a single process is a single process; here that is a size like any other."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
+def _write(path: Path, slices: Sequence[Slice], peers: Peers, doing: str) -> Contents | None:
+    """Write this rank's pieces; on rank 0, what all ranks have written."""
+    with peers.on_all_ranks(doing):
+        mine = described(slices)
+    said = peers.collect(mine)
+    tensors = {}
+    with peers.on_all_ranks(doing):
+        if said is not None:
+            tensors = whole_tensors(said)
+    with peers.on_all_ranks(doing):
+        written = write_pieces(path, peers.rank, slices)
+    places = peers.collect(written)
+    if places is None:
+        return None
+    return Contents(tensors, {(name, tuple(at)): Place(*place) for rank in places for name, at, *place in rank})

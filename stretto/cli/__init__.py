@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Final
 
+from stretto.terminal import say, speak_any_encoding
+
 COMMANDS: Final = {
     "train": "train a model",
     "explain": "show what a run would be, without starting it",
@@ -22,25 +24,31 @@ COMMANDS: Final = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for a wrong command line or configuration, 1 for a failure."""
+    speak_any_encoding()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(_help())
+        say(_help(), out=True)
         return 0 if words else 2
     name, *rest = words
     if name == "--version":
         from stretto import __version__
 
-        print(__version__)
+        say(__version__, out=True)
         return 0
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
         guess = f"; did you mean {near[0]}?" if near else ""
-        print(f"stretto: no command {name!r}{guess}\n\n{_help()}", file=sys.stderr)
+        say(f"stretto: no command {name!r}{guess}\n\n{_help()}")
         return 2
     try:
         code = import_module(f"stretto.cli.{name}").main(rest)
     except KeyboardInterrupt:
         return 130  # as a shell says it: 128 + SIGINT
+    except OSError as error:  # of a file that was to be read or written; what breaks a run has been told already
+        if error.filename is None or name == "train":
+            raise
+        say(f"stretto {name}: {error.filename}: {error.strerror}")
+        return 2
     assert isinstance(code, int)
     return code
 

@@ -15,8 +15,7 @@ class Task:
 
     def __call__(self) -> int:
         """Record a step and validate it; the first rank says what was found, all return its verdict."""
-        from rich.console import Console
-
+        from stretto.console import console
         from stretto.initialize import initialize
         from stretto.initialize.group import largest
         from stretto.report.communication import communication_table
@@ -32,5 +31,5 @@ class Task:
                 p, r = args.parallel, args.run
                 extra = ", sequence parallel" if p.sequence_parallel else ""
                 title = f"tp={p.tp} x pp={p.pp} x dp={p.dp}{extra}, {p.schedule}, {r.dtype} on {r.device}"
-                Console(highlight=False).print(communication_table(found, title))
+                console().print(communication_table(found, title))
             return largest(world, int(wrong))

@@ -23,6 +23,7 @@ from stretto.arguments.show import entry
 from stretto.arguments.tree import sections, settings
 from stretto.cli.megatron import as_layer, print_notes
 from stretto.compat.megatron import Script, Translation, script_of, translate
+from stretto.terminal import hand_on, say
 
 USAGE_ERROR = 2
 _LARGEST = 2**20
@@ -54,20 +55,20 @@ def main(argv: Sequence[str]) -> int:
         )
         return convert(script, said.out, partial=said.partial)
     except _WordError as error:
-        print(f"stretto convert: {error}", file=sys.stderr)
+        say(f"stretto convert: {error}")
         return USAGE_ERROR
 
 
 def convert(script: Script, out: Path | None, *, partial: bool) -> int:
     """Write the settings that a script's flags stand for; 0, or 2 when some are rejected."""
     for note in script.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     t = translate(script.flags, processes=script.processes)
     if script.flags:
         print_notes(t)
     problems = _violations(t, script)
     if problems:
-        print(f"stretto convert: {ConfigError(problems)}", file=sys.stderr)
+        say(f"stretto convert: {ConfigError(problems)}")
     if problems and not (partial and script.flags):
         return USAGE_ERROR
     _write(as_file(t), out)
@@ -118,7 +119,7 @@ def _given(words: Sequence[str]) -> Mapping[str, str]:
 
 def _write(text: str, out: Path | None) -> None:
     if out is None:
-        print(text, end="")
+        hand_on(text)
         return
     try:
         out.write_text(text, encoding="utf-8")

@@ -6,7 +6,6 @@ It takes the words of `stretto train`, so that the same presets, files and flags
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -17,11 +16,13 @@ from rich.table import Table
 from stretto.arguments import ConfigError, DataConfig
 from stretto.arguments.help import help_text
 from stretto.cli.words import FALLBACK, parse_or_demo
+from stretto.console import console
 from stretto.data.baselines import baselines
 from stretto.data.corpus import Corpus
 from stretto.data.errors import DataError
 from stretto.data.prepare import Splits, prepare
 from stretto.data.tokenizer import load_tokenizer
+from stretto.terminal import say
 
 USAGE_ERROR = 2
 
@@ -50,34 +51,34 @@ def main(argv: Sequence[str]) -> int:
     verb, *rest = argv or ("",)
     if verb not in VERBS:
         asked = verb in ("-h", "--help")
-        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        say(USAGE, out=asked)
         return 0 if asked else USAGE_ERROR
     if {"-h", "--help"} & set(rest):
-        print(HELP.format(verb=verb, what=VERBS[verb]), end="")
+        say(HELP.format(verb=verb, what=VERBS[verb]), out=True, end="")
         width = shutil.get_terminal_size((100, 24)).columns
-        print(help_text(f"stretto data {verb}", width, fallback=FALLBACK, only=("data",)), end="")
+        say(help_text(f"stretto data {verb}", width, fallback=FALLBACK, only=("data",)), out=True, end="")
         return 0
     try:
         config = parse_or_demo(rest).args.data
-        _run(config, Console(soft_wrap=True), inspect=verb == "inspect")
+        _run(config, console(soft_wrap=True), inspect=verb == "inspect")
     except (ConfigError, DataError) as error:
-        print(f"stretto data: {error}", file=sys.stderr)
+        say(f"stretto data: {error}")
         return USAGE_ERROR
     return 0
 
 
-def _run(config: DataConfig, console: Console, *, inspect: bool) -> None:
+def _run(config: DataConfig, screen: Console, *, inspect: bool) -> None:
     begin = time.perf_counter()
     corpus = Corpus.open(config.data)
     splits = prepare(corpus, load_tokenizer(config.tokenizer), held_out=config.held_out, cache=config.cache)
-    console.print(f"{corpus.root}: {len(corpus.files)} files, ready in {time.perf_counter() - begin:.1f} s")
-    console.print(_table(splits))
-    console.print(f"cache: {splits.train.path.parent}")
+    screen.print(f"{corpus.root}: {len(corpus.files)} files, ready in {time.perf_counter() - begin:.1f} s")
+    screen.print(_table(splits))
+    screen.print(f"cache: {splits.train.path.parent}")
     if inspect:
         _check(splits)
         if config.held_out > 0:
             measured = baselines(corpus, config.held_out)
-            console.print(f"held out, bits per byte: bigram {measured.bigram:.3f}, zlib {measured.zlib:.3f}")
+            screen.print(f"held out, bits per byte: bigram {measured.bigram:.3f}, zlib {measured.zlib:.3f}")
 
 
 def _table(splits: Splits) -> Table:

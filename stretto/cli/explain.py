@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -12,13 +10,14 @@ from rich.text import Text
 
 from stretto.arguments import Arguments, ConfigError, Resolved, table
 from stretto.cli.megatron import layer
-from stretto.cli.words import origin, parse_or_demo
+from stretto.cli.words import origin, parse_or_demo, with_vocabulary
+from stretto.console import console
 from stretto.data.errors import DataError
-from stretto.data.tokenizer import load_tokenizer
 from stretto.estimate import count_parameters, stage_layers
 from stretto.layout import Layout, Topology, warnings
 from stretto.schedule import Cost, schedule_for, simulate
 from stretto.schedule.draw import gantt
+from stretto.terminal import say
 
 USAGE_ERROR = 2
 
@@ -34,43 +33,34 @@ def main(argv: Sequence[str]) -> int:
     words = [f"--config={w}" if i == 0 and w.endswith((".toml", ".yaml", ".yml")) else w for i, w in enumerate(argv)]
     words = [word.replace("--world-size", "--nproc", 1) for word in words]
     try:
-        resolved = _with_vocabulary(
+        resolved = with_vocabulary(
             parse_or_demo(words, translate=layer, files=False, command="stretto explain [FILE] [--world-size N]")
         )
     except (ConfigError, DataError) as error:
-        print(f"stretto explain: {error}", file=sys.stderr)
+        say(f"stretto explain: {error}")
         return USAGE_ERROR
-    console = Console()
+    screen = console()
     if (preset := origin(resolved)) is not None:
-        console.print(Text.assemble(("preset ", "bold"), preset))
-    show(resolved, console)
+        screen.print(Text.assemble(("preset ", "bold"), preset))
+    show(resolved, screen)
     return 0
 
 
-def show(resolved: Resolved, console: Console) -> None:
+def show(resolved: Resolved, screen: Console) -> None:
     """Print layout, batch, stages, schedule, and every setting that is not a default with its source."""
     args = resolved.args
     for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args))):
-        console.print(Text(title, style="bold"))
+        screen.print(Text(title, style="bold"))
         for line in lines:
-            console.print(f"  {line}", highlight=False)
-    console.print(Text("stages", style="bold"))
-    console.print(_stages(resolved))
+            screen.print(f"  {line}")
+    screen.print(Text("stages", style="bold"))
+    screen.print(_stages(resolved))
     for line in _parameters(args):
-        console.print(f"  {line}", highlight=False)
-    console.print(Text("schedule", style="bold"))
-    console.print(Text("\n".join(f"  {line}" for line in _schedule(args, console.width - 2))), soft_wrap=True)
-    console.print(Text("settings", style="bold"))
-    console.print(table(resolved))
-
-
-def _with_vocabulary(resolved: Resolved) -> Resolved:
-    """The run with the tokenizer's number of entries filled in. Raises DataError when it cannot be read."""
-    args = resolved.args
-    if args.model.vocab is not None:
-        return resolved
-    vocab = load_tokenizer(args.data.tokenizer).vocab_size
-    return replace(resolved, args=replace(args, model=replace(args.model, vocab=vocab)))
+        screen.print(f"  {line}")
+    screen.print(Text("schedule", style="bold"))
+    screen.print(Text("\n".join(f"  {line}" for line in _schedule(args, screen.width - 2))), soft_wrap=True)
+    screen.print(Text("settings", style="bold"))
+    screen.print(table(resolved))
 
 
 def _layout(resolved: Resolved) -> Iterator[str]:

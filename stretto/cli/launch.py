@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from stretto.cli.megatron import layer
 from stretto.cli.words import parse_or_demo
 from stretto.launch.kubernetes import KubernetesJob
 from stretto.launch.slurm import SlurmJob
+from stretto.terminal import hand_on, say
 
 USAGE_ERROR = 2
 
@@ -61,12 +61,12 @@ def main(argv: Sequence[str]) -> int:
     commands: dict[str, Callable[[Sequence[str]], int]] = {"local": _local, "slurm": _slurm, "k8s": _k8s}
     if where not in commands:
         asked = where in ("-h", "--help")
-        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        say(USAGE, out=asked)
         return 0 if asked else USAGE_ERROR
     try:
         return commands[where](rest)
     except (ConfigError, ValueError, OSError) as error:
-        print(f"stretto launch {where}: {error}", file=sys.stderr)
+        say(f"stretto launch {where}: {error}")
         return USAGE_ERROR
 
 
@@ -98,9 +98,7 @@ def _read(kind: type[J], argv: Sequence[str], command: str) -> J:
     resolved = _check(job.train, job.ranks)
     job = replace(job, device=resolved.args.run.device)
     if resolved.sources["run.device"].kind is SourceKind.DEFAULT:
-        print(
-            f"{command}: the run is on CPUs, so the job asks for no GPUs; for GPUs say --device cuda", file=sys.stderr
-        )
+        say(f"{command}: the run is on CPUs, so the job asks for no GPUs; for GPUs say --device cuda")
     if resolved.sources["checkpoint.out"].kind is SourceKind.DEFAULT:
         # Two scripts must not go on with each other's run. First, as what follows --megatron is not ours.
         job = replace(job, train=("--out", job.directory, *job.train))
@@ -117,9 +115,9 @@ def _check(train: tuple[str, ...], ranks: int) -> Resolved:
 
 def _deliver(text: str, out: Path | None, submit: list[str] | None) -> int:
     if out is not None:
-        out.write_text(text)
+        out.write_text(text, encoding="utf-8")
     if submit is not None:
         return subprocess.run(submit, input=text, text=True, check=False).returncode
     if out is None:
-        print(text, end="")
+        hand_on(text)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from stretto.console import console
 from stretto.layout import DEFAULT_ORDER, Layout, Shape, Size, Topology, propose, warnings
 from stretto.layout.draw import picture
 from stretto.layout.terminal import show
+from stretto.terminal import say
 
 USAGE_ERROR = 2
 
@@ -62,14 +64,14 @@ def main(argv: Sequence[str]) -> int:
     """Run `stretto layout ...`; 0, or 2 when the sizes make no layout."""
     command = tyro.cli(Command, args=list(argv), prog="stretto layout")
     try:
-        _run(command, Console())
+        _run(command, console())
     except ValueError as error:
-        print(f"stretto layout: {error}", file=sys.stderr)
+        say(f"stretto layout: {error}")
         return USAGE_ERROR
     return 0
 
 
-def _run(command: Command, console: Console) -> None:
+def _run(command: Command, screen: Console) -> None:
     tp, cp, dp = (_size(name, getattr(command, name)) for name in ("tp", "cp", "dp"))
     pp, ep, etp = command.pp, command.ep, command.etp
     topology = Topology(command.gpus_per_node, command.nodes_per_rack)
@@ -91,18 +93,18 @@ def _run(command: Command, console: Console) -> None:
     )
     if command.rank is not None:
         layout.coords(command.rank)  # reject a rank outside before anything is printed
-    show(console, layout, topology, command.rank)
+    show(screen, layout, topology, command.rank)
     for warning in warnings(layout, topology):
-        console.print(f"\n[yellow]warning:[/yellow] {warning}", highlight=False)
+        screen.print(Text.assemble("\n", ("warning:", "yellow"), f" {warning}"))
     if command.propose:
         table = Table("order", "relative time of its traffic", box=None, pad_edge=False, header_style="dim")
         for proposal in orders[:6]:
             table.add_row(proposal.order, f"{proposal.cost:.2f}")
-        console.print()
-        console.print(table)
+        screen.print()
+        screen.print(table)
     for path in command.out:
         picture(layout, topology, command.rank).save(path)
-        console.print(f"\nwrote {path}", highlight=False)
+        screen.print(f"\nwrote {path}")
 
 
 def _size(name: str, text: str) -> Size:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from stretto.arguments.errors import Violation
 from stretto.arguments.layers import Layer
 from stretto.arguments.sources import Source, SourceKind
 from stretto.compat.megatron import Translation, flags_of, translate
+from stretto.terminal import say
 
 
 def layer(words: Sequence[str], *, tell: bool = True, processes: int | None = None) -> Layer:
@@ -30,6 +30,6 @@ def print_notes(t: Translation) -> None:
     """Say which flags change nothing here, and which are to be said in other words, on standard error."""
     for title, flags in (("changes nothing here", t.moot), ("to be said by hand", t.hand_written)):
         for flag, reason in flags.items():
-            print(f"{title}: {flag}: {reason}", file=sys.stderr)
+            say(f"{title}: {flag}: {reason}")
     for note in t.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.arguments import ConfigError, Record, Resolved, Violation
+from stretto.arguments import ConfigError, Record, Resolved, Violation, from_dict
 from stretto.checkpoint import CheckpointError, latest_complete
 from stretto.checkpoint.marker import read_extra
 from stretto.initialize.environment import Launch
+from stretto.terminal import say
+from stretto.train.checkpointing import step_of
 from stretto.train.directory import Paths
+from stretto.train.learning_rate import changed_rate
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,16 @@ class Resumed:
             fix = {"run.steps": self.step + steps}
             raise ConfigError([Violation("steps_ahead", ("run.steps",), problem, fixes=(fix,))])
 
+    def rate_change(self, resolved: Resolved) -> str | None:
+        """What the next update's learning rate was to be and is now, where the schedule is another one."""
+        if resolved.args.run.steps <= self.step:
+            return None
+        try:
+            before = from_dict(self.record.arguments, name=self.record.name).optimizer
+            return changed_rate(before, resolved.args.optimizer, self.step + 1)
+        except (ConfigError, ValueError, ZeroDivisionError):  # a record without a schedule that can be followed
+            return None
+
 
 def newest(out: str, launch: Launch, *, required: bool) -> list[Resumed]:
     """The newest complete checkpoint in the directory of a run, if any; rank 0 says which ones it passes over.
@@ -45,12 +57,10 @@ def _newest(directory: Path, launch: Launch, required: bool) -> list[Resumed]:
     found = latest_complete(directory)
     if launch.rank == 0:
         for skipped in found.skipped:
-            print(f"stretto train: passing over {skipped.path}: {skipped.reason}", file=sys.stderr)
+            say(f"stretto train: passing over {skipped.path}: {skipped.reason}")
     if found.path is None and not required:
         return []
     if found.path is None:
         raise CheckpointError(f"--resume: no complete checkpoint in {directory}; leave --resume out to begin anew")
     extra = read_extra(found.path)
-    if "record" not in extra:
-        raise CheckpointError(f"{found.path} was not written by `stretto train`: it has no record of a run to go on")
-    return [Resumed(found.path, int(extra["step"]), Record.from_dict(extra["record"], str(found.path)))]
+    return [Resumed(found.path, step_of(extra, found.path), Record.from_dict(extra.get("record"), str(found.path)))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from rich.console import Console
 
-from stretto.arguments import from_dict
+from stretto.arguments import Record, from_dict
+from stretto.terminal import say
 
 
 @dataclass(frozen=True)
@@ -39,27 +38,28 @@ def main(argv: Sequence[str]) -> int:
     try:
         continued = _continue(wanted)
     except (CheckpointError, DataError, ValueError) as error:
-        print(f"stretto sample: {error}", file=sys.stderr)
+        say(f"stretto sample: {error}")
         return 2
-    from stretto.report.summary import printable, sample_panel
+    from stretto.console import console
+    from stretto.report.summary import sample_panel
 
-    console = Console()
-    if console.is_terminal:
-        console.print(sample_panel(wanted.prompt, continued))
+    screen = console()
+    if screen.is_terminal:
+        screen.print(sample_panel(wanted.prompt, continued))
     else:
-        print(printable(wanted.prompt + continued))
+        say(wanted.prompt + continued, out=True)
     return 0
 
 
 def _continue(wanted: Sample) -> str:
-    from stretto.checkpoint import CheckpointError
     from stretto.checkpoint.marker import inspect, read_extra
     from stretto.data.tokenizer import load_tokenizer
     from stretto.train.run import load_whole
     from stretto.train.sample import sample
     from stretto.world import World
 
-    wrong = [
+    wrong = [f"--seed {wanted.seed}: must be 0 to 2^63 - 1"] * (not 0 <= wanted.seed < 2**63)
+    wrong += [
         f"--{name.replace('_', '-')} {value}: must be at least {least}"
         for name, least in (("tokens", 1), ("temperature", 0), ("top_k", 0))
         if not (value := getattr(wanted, name)) >= least
@@ -69,9 +69,9 @@ def _continue(wanted: Sample) -> str:
     path = _newest(wanted.checkpoint)
     inspect(path)
     extra = read_extra(path)
-    if "record" not in extra:
-        raise CheckpointError(f"{path} was not written by `stretto train`: it does not say which model it holds")
-    args = from_dict(extra["record"]["arguments"])
+    args = from_dict(Record.from_dict(extra.get("record"), str(path)).arguments, name=str(path))
+    if any("\ud800" <= c <= "\udfff" for c in wanted.prompt):
+        raise ValueError("--prompt is not UTF-8")
     tokenizer = load_tokenizer(wanted.tokenizer or args.data.tokenizer)
     if tokenizer.vocab_size > args.model.vocab_size:
         raise ValueError(

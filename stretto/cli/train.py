@@ -17,6 +17,7 @@ from stretto.cli.words import parse_or_demo
 from stretto.initialize.clock import process_began
 from stretto.initialize.environment import Launch, LaunchError, detect
 from stretto.initialize.stop import StopFlag, Stopped
+from stretto.terminal import say
 
 if TYPE_CHECKING:
     from stretto.cli.resume import Resumed
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         launch = detect(os.environ)
     except LaunchError as error:
-        print(f"stretto train: {error}", file=sys.stderr)
+        say(f"stretto train: {error}")
         return 2
     # Its clock starts here: a job's time runs while torch is loaded and the text is read, too.
     with StopFlag(starting=True) as stop:
@@ -63,4 +64,4 @@ def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) ->
         return reject(error, launch)
     from stretto.cli.training import run  # only now: what is wrong with the arguments is said before torch loads
 
-    return run(resolved, launch, found[0].path if found else None, stop, began)
+    return run(resolved, launch, found[0] if found else None, stop, began)

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from stretto.arguments import ConfigError, Resolved, Violation
 from stretto.checkpoint import latest_complete
+from stretto.cli.resume import Resumed
 from stretto.cli.usage_error import reject
 from stretto.cli.words import origin
 from stretto.collective_trace import CollectiveError
@@ -40,6 +40,7 @@ from stretto.report.header import header
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
 from stretto.report.summary import sample_panel, summary
+from stretto.terminal import say
 from stretto.train.consensus import USAGE_ERRORS
 from stretto.train.directory import Paths, occupied
 from stretto.train.loop import DivergedError
@@ -50,7 +51,7 @@ from stretto.train.sound import UnsoundError
 from stretto.world import World
 
 
-def run(resolved: Resolved, launch: Launch, resume: Path | None, stop: StopFlag, began: float) -> int:
+def run(resolved: Resolved, launch: Launch, resumed: Resumed | None, stop: StopFlag, began: float) -> int:
     """Train in this process, or in workers that it starts, perhaps on from a checkpoint; the exit code.
 
     `stop` takes the signals of this process already; `began` is when the command did, by `time.monotonic`.
@@ -61,12 +62,14 @@ def run(resolved: Resolved, launch: Launch, resume: Path | None, stop: StopFlag,
     stop.limit = resolved.args.run.exit_duration
     try:
         _require_devices(resolved)
+        _require_few(resolved, alone=alone)
         with timeline.phase("data"):
             text = Text.open(resolved.args)
         resolved = with_vocabulary(resolved, text.tokenizer)
     except USAGE_ERRORS as error:
         return reject(error, launch)
-    work = Task(resolved, text, resume, stop, timeline)
+    path, rate = (resumed.path, resumed.rate_change(resolved)) if resumed else (None, None)
+    work = Task(resolved, text, path, rate, stop, timeline)
     nproc = resolved.args.run.nproc or 1
     if not alone or nproc == 1:
         return leave_process(work())
@@ -82,6 +85,8 @@ class Task:
     resolved: Resolved
     text: Text
     resume: Path | None
+    rate: str | None
+    """How the learning rate differs from what the run that is gone on with would have had."""
     stop: StopFlag
     timeline: StartTimeline
     """Of the process that started this worker, until then."""
@@ -101,7 +106,7 @@ class Task:
                 log.debug("this rank failed", exc_info=True)  # whoever ends it shows it on the console
                 if ours or not isinstance(error, (PeersSilentError, PeerFailedError, CollectiveError)):
                     raise
-                print(f"\n{error}".rstrip(), file=sys.stderr, flush=True)  # where it was noticed explains nothing
+                say(f"\n{error}".rstrip())  # where it was noticed explains nothing
                 sys.stdout.flush()
                 os._exit(1)  # threads of back ends may wait for that peer still, and abort the interpreter as it ends
         if isinstance(ended, int):
@@ -138,12 +143,12 @@ class Task:
 
         Of what is told here, without traceback, the exit code alone. All ranks agree on either.
         """
-        console, manner = console_for(self.resolved.args.run.progress, world.source)
+        screen, manner = console_for(self.resolved.args.run.progress, world.source)
         try:
             with ExitStack() as stack:
                 self.stop.started()  # from here on the ranks can agree: the loop carries their votes
-                begin = partial(self._begin, world, console, manner, stack)
-                stop = Told(self.stop, console if world.rank == 0 else None)
+                begin = partial(self._begin, world, screen, manner, stack)
+                stop = Told(self.stop, screen if world.rank == 0 else None)
                 outcome = train(
                     self.resolved, world, self.text, begin, resume=self.resume, stop=stop, timeline=self.timeline
                 )
@@ -157,11 +162,11 @@ class Task:
         except UnsoundError as error:
             problem, code = f"{error}{self._after_damage()}", 1
         if world.rank == 0:
-            print(f"stretto train: {problem}", file=sys.stderr, flush=True)
+            say(f"stretto train: {problem}")
         return code
 
     def _begin(
-        self, world: World, console: Console, manner: Manner, stack: ExitStack, after: int, costs: Sequence[GroupCost]
+        self, world: World, screen: Console, manner: Manner, stack: ExitStack, after: int, costs: Sequence[GroupCost]
     ) -> Listener:
         """On rank 0: take the directory of the run, say what runs, and listen. The others time their start alone."""
         logging.getLogger(__name__).info("before the first step: %s", self.timeline)
@@ -172,27 +177,29 @@ class Task:
         aside = stack.enter_context(occupied(self.resolved, resume=self.resume is not None))
         about = header(args, self.text, resume=self.resume, after=after, aside=aside, preset=origin(self.resolved))
         here = f", {world.local_size} on this host" if world.local_size < world.size else ""
-        about.add_row("ranks", f"{world.size}{here}, started by {escape(world.source)}")
-        about.add_row(*escape(costs_line(costs)).split(" ", 1))
+        if self.rate is not None:
+            about.add_row("learning rate", self.rate)
+        about.add_row("ranks", f"{world.size}{here}, started by {world.source}")
+        about.add_row(*costs_line(costs).split(" ", 1))
         layout = self.resolved.layout
         for warning in warnings(layout, Topology(args.parallel.gpus_per_node or layout.world)):
-            about.add_row("warning", escape(warning))
-        console.print(about)
+            about.add_row("warning", warning)
+        screen.print(about)
         lines = JsonLines(paths.metrics, after=after)
-        live = LiveProgress(console, manner, steps=args.run.steps, after=after, log_every=args.run.log_every)
+        live = LiveProgress(screen, manner, steps=args.run.steps, after=after, log_every=args.run.log_every)
         board = [TensorBoard(paths.tensorboard, last=lines.last)] if args.run.tensorboard else []
         return Everyone([lines, StartUp(self.timeline, world, partial(live.say, by_words=True)), live, *board])
 
     def _conclude(self, outcome: Outcome, asks: str, launcher: str) -> None:
         """How to go on; or, after the last step, how the model goes on from the prompt, and the table."""
-        console = console_for(self.resolved.args.run.progress, launcher)[0]
+        screen = console_for(self.resolved.args.run.progress, launcher)[0]
         if not outcome.finished:
             same = self.resume or self.resolved.args.checkpoint.auto_resume
             recompute = "the same command" if same else "the same command and --resume"
             steps = self.resolved.args.run.steps
             asks = f"; {asks} asks for that" if asks else ""
             line = f"stopped at step {outcome.step} of {steps}; go on with {recompute}{asks}"
-            console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+            screen.print(line, soft_wrap=not screen.is_terminal)
             return
         args = self.resolved.args
         checkpoint = latest_complete(Paths.of(args).checkpoints).path
@@ -207,9 +214,9 @@ class Task:
                 vocab=tokenizer.vocab_size,
                 seed=args.run.seed,
             )
-            console.print(sample_panel(prompt, tokenizer.decode(np.array(tokens, dtype=np.int64))))
+            screen.print(sample_panel(prompt, tokenizer.decode(np.array(tokens, dtype=np.int64))))
         beside = baselines(self.text.corpus, args.data.held_out) if args.data.held_out else None
-        console.print(summary(args, checkpoint, beside))
+        screen.print(summary(args, checkpoint, beside))
 
     def _after_damage(self) -> str:
         """What there is to go on from, when weights or moments are not what they should be."""
@@ -252,6 +259,14 @@ def _require_devices(resolved: Resolved) -> None:
         raise ConfigError([Violation("device_exists", ("run.device",), problem, fixes=({"run.device": "cpu"},))])
 
 
+def _require_few(resolved: Resolved, *, alone: bool) -> None:
+    """Raise ConfigError for more processes than this machine can be meant to start: a record may say any number."""
+    nproc, most = resolved.args.run.nproc or 1, max(256, 32 * (os.cpu_count() or 1))
+    if alone and nproc > most:
+        problem = f"{nproc:,} processes on this machine, which has {os.cpu_count()} cores; at most {most:,} are started"
+        raise ConfigError([Violation("processes_fit", ("run.nproc",), problem, hint="say how many with --nproc")])
+
+
 @dataclass
 class Told:
     """A flag that says once why it is up, to whoever watches."""
@@ -266,7 +281,7 @@ class Told:
             text = f"{self.flag.reason}: stopping after this step, then saving"
             logging.getLogger(__name__).info(text)
             if self.console is not None:
-                self.console.print(text, highlight=False)
+                self.console.print(text)
         self.said |= up
         return up
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from stretto.initialize.environment import Launch
+from stretto.terminal import say
 
 PATIENCE = 3.0
 """Seconds that other ranks leave rank 0 to speak. A launcher ends them sooner, once rank 0 has ended."""
@@ -25,5 +25,5 @@ def reject(
     if launch.local_rank == 0 or every:
         where = f" (rank {launch.rank})" if launch.rank else ""
         said = f"{problem}".removeprefix(f"rank {launch.rank}: ") if where else problem
-        print(f"{command}{where}: {said}", file=sys.stderr, flush=True)
+        say(f"{command}{where}: {said}")
     return code

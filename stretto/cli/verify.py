@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +16,11 @@ from stretto.arguments.errors import Violation, as_text
 from stretto.arguments.tree import get
 from stretto.cli.megatron import layer
 from stretto.cli.usage_error import reject
-from stretto.cli.words import origin, parse_or_demo
+from stretto.cli.words import origin, parse_or_demo, with_vocabulary
 from stretto.data.errors import DataError
 from stretto.initialize.environment import LaunchError, detect
 from stretto.layout import Layout
+from stretto.terminal import say
 
 USAGE_ERROR = 2
 
@@ -36,11 +36,14 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
 def main(argv: Sequence[str]) -> int:
     """Run `stretto verify ...`, which takes the words of `stretto train` too: 0 equal, 1 different, 2 a wrong word."""
     if {"-h", "--help"} & set(argv):
-        print("what to compare:", *(f"  {f + ' ' + v:<18} {what}" for f, (v, what) in OPTIONS.items()), "", sep="\n")
+        say(
+            "\n".join(["what to compare:", *(f"  {f + ' ' + v:<18} {what}" for f, (v, what) in OPTIONS.items()), ""]),
+            out=True,
+        )
     try:
         launch = detect(os.environ)
     except LaunchError as error:
-        print(f"stretto verify: {error}", file=sys.stderr)
+        say(f"stretto verify: {error}")
         return USAGE_ERROR
     alone = launch.source == "python"
     try:
@@ -48,12 +51,12 @@ def main(argv: Sequence[str]) -> int:
         world = None if alone else launch.size
         translate = partial(layer, tell=launch.rank == 0, processes=world)
         resolved = parse_or_demo(rest, world_size=world, files=False, command="stretto verify", translate=translate)
-        resolved = _with_vocabulary(resolved)
+        resolved = with_vocabulary(resolved)
         work = _recorded(own, resolved) if "--comms" in argv else _work(own, resolved)
     except (ConfigError, DataError, ValueError) as error:
         return reject(error, launch, command="stretto verify")
     if launch.rank == 0 and (preset := origin(resolved)) is not None:
-        print(f"preset {preset}", flush=True)
+        say(f"preset {preset}", out=True)
     from stretto.launch.local import run_local
 
     nproc = resolved.args.run.nproc or 1
@@ -103,7 +106,10 @@ def _work(own: Mapping[str, str], resolved: Resolved) -> Task:
     except ConfigError as error:
         name = f"--against {own.get('--against', 'one process')}"
         raise ConfigError([_of_reference(v, resolved, reference, name) for v in error.violations]) from None
-    return Task(resolved, reference, int(updates), Path(own["--json"]) if "--json" in own else None)
+    report = Path(own["--json"]).expanduser() if "--json" in own else None
+    if report is not None and (report.is_dir() or not report.parent.is_dir()):
+        raise ValueError(f"--json {report}: there is no directory {report.parent}, or that is one")
+    return Task(resolved, reference, int(updates), report)
 
 
 def _of_reference(v: Violation, resolved: Resolved, reference: Layout, name: str) -> Violation:
@@ -119,16 +125,6 @@ def _of_reference(v: Violation, resolved: Resolved, reference: Layout, name: str
     return replace(v, problem=f"{name}: {v.problem}", given=given, fixes=fixes, hint="or compare with another layout")
 
 
-def _with_vocabulary(resolved: Resolved) -> Resolved:
-    """The run with the tokenizer's number of entries filled in. Raises DataError when it cannot be read."""
-    if resolved.args.model.vocab is not None:
-        return resolved
-    from stretto.data.tokenizer import load_tokenizer
-
-    vocab = load_tokenizer(resolved.args.data.tokenizer).vocab_size
-    return replace(resolved, args=replace(resolved.args, model=replace(resolved.args.model, vocab=vocab)))
-
-
 @dataclass(frozen=True)
 class Task:
     """What each worker does."""
@@ -140,8 +136,7 @@ class Task:
 
     def __call__(self) -> int:
         """Compare; the first rank says what was found."""
-        from rich.console import Console
-
+        from stretto.console import console
         from stretto.initialize import initialize
         from stretto.report.comparison import as_data, comparison
         from stretto.verify import against_reference
@@ -150,7 +145,9 @@ class Task:
         with initialize(device=args.run.device, timeout=args.run.timeout) as world:
             found = against_reference(args, layout, world, reference=self.reference, steps=self.updates)
         if world.rank == 0:
-            Console(highlight=False).print(comparison(found, args, self.reference))
+            console().print(comparison(found, args, self.reference))
             if self.json is not None:
-                self.json.write_text(json.dumps(as_data(found, args, self.reference), indent=1) + "\n")
+                self.json.write_text(
+                    json.dumps(as_data(found, args, self.reference), indent=1) + "\n", encoding="utf-8"
+                )
         return 0 if found.equal else 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,9 +13,13 @@ from numpy.typing import NDArray
 
 from stretto.arguments.schema import TOKENIZERS
 from stretto.data.errors import DataError
+from stretto.reading import UnreadableError, read_bytes, read_json
 
 # What model families call the token that ends a text, where no tokenizer_config.json says it.
 _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+
+_LARGEST = 2**28
+"""Bytes of a tokenizer.json: those of the largest vocabularies have some 2**25."""
 
 
 class Tokenizer(Protocol):
@@ -73,9 +76,9 @@ class FileTokenizer:
     def __init__(self, path: Path):
         """Read the file. Raises DataError when it is missing, invalid, or names no end-of-document token."""
         try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read tokenizer {path}: {error.strerror}; or use data.tokenizer=byte") from error
+            raw = read_bytes(path, _LARGEST)
+        except UnreadableError as error:
+            raise DataError(f"cannot read tokenizer {path}: {error}; or use data.tokenizer=byte") from error
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
         except Exception as error:  # the Rust side raises plain Exception
@@ -92,11 +95,16 @@ class FileTokenizer:
         self.fingerprint = hashlib.blake2b(raw + b"%d" % self.eod, digest_size=16).hexdigest()
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         # Special tokens are what a chat or a classifier wraps around a text; the store puts the `eod`s itself.
-        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the Rust side again: a vocabulary of words without the token that it needs
+            raise DataError(
+                f"the tokenizer cannot encode the text ({error}): use another, or data.tokenizer=byte"
+            ) from error
         return [np.array(encoding.ids, dtype=np.int64) for encoding in found]
 
     def decode(self, ids: NDArray[np.int64]) -> str:
@@ -135,8 +143,8 @@ def _end_of_document(path: Path, vocab: dict[str, int]) -> int:
 def _eos_token(config: Path) -> str | None:
     """`eos_token` of a tokenizer_config.json: a string, or an object with its `content`."""
     try:
-        said = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError) as error:
+        said = read_json(config).get("eos_token")
+    except (ValueError, AttributeError) as error:
         raise DataError(f"{config} cannot be read: {error}") from error
     content = said.get("content") if isinstance(said, dict) else said
     if content is not None and not isinstance(content, str):

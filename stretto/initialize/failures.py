@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from stretto.collective_trace import CollectiveError, PeerStoppedError
 from stretto.store import LostError
+from stretto.terminal import printable
 
 _BACK_ENDS_OWN = re.compile(r"gloo/\S*\.(cc|h):\d+\]|^(NCCL|ProcessGroup(NCCL|Gloo)|\[Rank \d+\])|ncclRemoteError|c10d")
 """How the messages of back ends read that come as a plain RuntimeError: a message of anybody else may have any word."""
@@ -23,8 +24,6 @@ _PEER_IS_GONE = re.compile(
     r"|(read|write|socket|send|recv).{0,20}error|nccl.*(abort|remote|peer|unhandled)|timed out|timeout",
     re.IGNORECASE,
 )
-
-_CONTROL = re.compile(r"[^\S\n\t ]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 LONGEST = 2**16
 """Characters of each text that travel, at most 12 bytes each in JSON; the end of a traceback says most."""
@@ -98,7 +97,7 @@ class Failure:
         kinds |= {"silent": bool, "phase": str}
         if not isinstance(said, dict) or {k: type(v) for k, v in said.items()} != kinds:
             raise ValueError("a report of a failure that cannot be read")
-        summary, text, phase = (_CONTROL.sub("?", said[each]) for each in ("summary", "text", "phase"))
+        summary, text, phase = (printable(said[each]) for each in ("summary", "text", "phase"))
         return cls(said["rank"], summary, text, said["consequence"], said["finding"], said["silent"], phase)
 
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.logging import RichHandler
+
+from stretto.console import console
 
 NAME = "stretto"
 
@@ -82,7 +83,7 @@ def _console(rank: int, style: Literal["text", "json"]) -> logging.Handler:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonFormatter(rank))
         return handler
-    rich = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False, markup=False)
+    rich = RichHandler(console=console(stderr=True), show_path=False, rich_tracebacks=False, markup=False)
     if rank != 0:
         rich.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s"))
     else:

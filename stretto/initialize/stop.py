@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
+
+from stretto.terminal import say
 
 REQUEUE: Final = 75
 """Exit code that asks to be started again to go on: EX_TEMPFAIL of <sysexits.h>, "the user is invited to retry"."""
@@ -34,7 +35,7 @@ def ask_again(*, leave_mark: bool) -> tuple[int, str]:
         try:
             Path(mark).touch()
         except OSError as error:
-            print(f"{MARK}={mark} cannot be written: {error}", file=sys.stderr, flush=True)
+            say(f"{MARK}={mark} cannot be written: {error}")
             return REQUEUE, f"exit code {REQUEUE}"
     return 0, mark
 
@@ -54,11 +55,9 @@ class Stopped(SystemExit):
         """On rank 0, tell the user; the exit code."""
         _, how = ask_again(leave_mark=True) if self.number == signal.SIGUSR1 else (REQUEUE, f"exit code {REQUEUE}")
         if rank == 0:
-            print(
+            say(
                 f"stopped by {signal.Signals(self.number).name} before the first step: nothing was done, nothing is "
-                f"saved; {how} asks to be started again",
-                file=sys.stderr,
-                flush=True,
+                f"saved; {how} asks to be started again"
             )
         return REQUEUE
 

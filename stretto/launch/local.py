@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from types import FrameType
 from stretto.initialize.stop import REQUEUE, Interrupts
 from stretto.initialize.stores import serve_on
 from stretto.launch.worker import PASSED_ON, Worker, fork
+from stretto.terminal import say
 
 POLL_SECONDS = 0.02
 
@@ -133,13 +133,13 @@ def _conclude(workers: list[Worker]) -> int:
         for worker in sorted(failed[1:], key=lambda w: w.rank):
             endings.setdefault(worker.ending(), []).append(str(worker.rank))
         for ending, ranks in endings.items():
-            print(f"rank {', '.join(ranks)}: {ending}", file=sys.stderr)
+            say(f"rank {', '.join(ranks)}: {ending}")
         tables = [w.failure for w in failed[1:] if w.failure is not None and w.failure.finding]
         for failure in [t for t in tables if not t.silent and not t.consequence][
             :1
         ]:  # the check's, which shows where each rank was
-            print(f"\n{failure.text}", end="", file=sys.stderr)
-        print(f"\n{_cause(cause, failed, len(workers))}", end="", file=sys.stderr, flush=True)
+            say(f"\n{failure.text}", end="")
+        say(f"\n{_cause(cause, failed, len(workers))}", end="")
     # What others saw of a rank that was killed explains more, but the exit code is that rank's.
     code = next((w.code for w in failed if w.killed), cause.code) or 0
     return 128 - code if code < 0 else code

@@ -19,6 +19,7 @@ from typing import IO
 from stretto.collective_trace.alive import state
 from stretto.initialize.failures import Failure
 from stretto.initialize.stop import Stopped
+from stretto.terminal import say
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that the parent passes on to its workers."""
@@ -145,7 +146,7 @@ def fork(
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
         if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
+            say(end.code)
     except BaseException as error:  # noqa: BLE001  # it travels to the parent, who shows it
         report.write(Failure.of(rank, error).encode())
         report.flush()

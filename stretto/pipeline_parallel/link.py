@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from stretto.pipeline_parallel.meta import MAX_DIM, TensorMeta
-from stretto.world import AsyncTensor, Axis
+from stretto.world import AsyncTensor, Axis, Work
 
 # A sender may be this many messages ahead of a receiver before it waits. Enough for the transfer to overlap the
 # computation, and a bound on the memory of tensors under way: Gloo does not tell that a send is over until asked
@@ -68,13 +68,13 @@ class Link:
             in_flight.popleft().wait()
         x = x.contiguous()
         group, place = self._group("send", x, self.axis.rank, to)
-        in_flight.append(AsyncTensor(x, self.axis.timed(dist.isend(x, group=group, group_dst=place))))
+        in_flight.append(AsyncTensor(x, self.axis.timed(cast("Work", dist.isend(x, group=group, group_dst=place)))))
 
     def recv(self, meta: TensorMeta, source: int) -> AsyncTensor:
         """Post the receive of the next tensor from `source`."""
         x = torch.empty(meta.shape, dtype=meta.dtype, device=self.device)
         group, place = self._group("recv", x, source, self.axis.rank)
-        return AsyncTensor(x, self.axis.timed(dist.irecv(x, group=group, group_src=place)))
+        return AsyncTensor(x, self.axis.timed(cast("Work", dist.irecv(x, group=group, group_src=place))))
 
     def announce(self, meta: TensorMeta, to: int) -> None:
         """Tell rank `to` what the next tensor is; it must `expect` it."""

@@ -44,9 +44,10 @@ def _origin(sent: Sent) -> str:
     return f"{sent.axis} {sent.op} of rank {sent.rank}: {asked}\n"
 
 
-def _note(sent: Sent) -> str:
+def _note(sent: Sent) -> Text:
     if not sent.off:
         more = sent.measured.bytes - sent.textbook
-        return "[green]equal[/]" + (f", and {more:,.0f} of padding" if more > 0.5 else "")
+        return Text.assemble(("equal", "green"), f", and {more:,.0f} of padding" if more > 0.5 else "")
     and_more = f", .. ({len(sent.off)} in all)" if len(sent.off) > _RANKS_SHOWN else ""
-    return f"[red]not equal[/] on {', '.join(map(str, sent.off[:_RANKS_SHOWN]))}{and_more}"
+    ranks = ", ".join(map(str, sent.off[:_RANKS_SHOWN]))
+    return Text.assemble(("not equal", "red"), f" on {ranks}{and_more}")

@@ -8,6 +8,8 @@ from typing import Literal
 
 from rich.console import Console
 
+from stretto.console import console
+
 Manner = Literal["live", "lines", "none"]
 """How progress is shown: in two lines that are kept up to date, in a line for each report, or not at all."""
 
@@ -17,11 +19,11 @@ def console_for(progress: Literal["auto", "live", "lines", "none"], launcher: st
 
     A terminal that nobody sits at, such as the one that Open MPI gives to rank 0, is written to like a file.
     """
-    hand_written = attended() and not launcher.startswith("mpi")
-    manner: Manner = progress if progress != "auto" else "live" if hand_written else "lines"
+    someone = attended() and not launcher.startswith("mpi")
+    manner: Manner = progress if progress != "auto" else "live" if someone else "lines"
     if manner == "live":
-        return Console(force_terminal=True), manner
-    return Console(force_terminal=False if sys.stdout.isatty() and not hand_written else None), manner
+        return console(force_terminal=True), manner
+    return console(force_terminal=False if sys.stdout.isatty() and not someone else None), manner
 
 
 def attended() -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text as RichText
 
 from stretto.arguments import Arguments
 from stretto.estimate import count_parameters
@@ -28,13 +28,13 @@ def header(
         table.add_row("preset", preset)
     table.add_row("layout", layout_line(args))
     if (warning := untested(args)) is not None:
-        table.add_row("[yellow]warning[/]", warning)
+        table.add_row(RichText("warning", "yellow"), warning)
     table.add_row("model", _model(args))
-    table.add_row("data", escape(_data(text)))
+    table.add_row("data", _data(text))
     table.add_row("steps", _steps(args, after))
     if resume is not None:
-        table.add_row("from", escape(f"step {after}, {resume}"))
-    table.add_row("to", escape(f"{Paths.of(args).root}" + (f"  (an earlier run moved to {aside})" if aside else "")))
+        table.add_row("from", f"step {after}, {resume}")
+    table.add_row("to", f"{Paths.of(args).root}" + (f"  (an earlier run moved to {aside})" if aside else ""))
     return table
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from stretto.report.console import Manner
 from stretto.train.record import EvalRecord, StepRecord
@@ -25,7 +26,7 @@ class LiveProgress:
     def __init__(self, console: Console, manner: Manner, *, steps: int, after: int, log_every: int) -> None:
         self.console, self.manner, self.steps, self.log_every = console, manner, steps, log_every
         self._begin, self._after = time.monotonic(), after
-        self._live = Live(self._drawn(after, "", "starting"), console=console, refresh_per_second=4)
+        self._live = Live(self._drawn(after, "", Text("starting")), console=console, refresh_per_second=4)
         if manner == "live":
             self._live.start()
 
@@ -35,7 +36,7 @@ class LiveProgress:
         lr, rate = f"{record.lr:.2e}", f"{record.tokens_per_second:,.0f}"
         if self.manner == "live":
             figures = f"loss [bold cyan]{loss}[/]   norm {norm}   lr {lr}   [green]{rate}[/] tokens/s"
-            self._live.update(self._drawn(record.step, left, figures))
+            self._live.update(self._drawn(record.step, left, Text.from_markup(figures)))
         elif record.step % self.log_every == 0 or record.step == self.steps:
             width = len(f"{self.steps}")
             step = f"step {record.step:{width}}/{self.steps}"
@@ -51,7 +52,7 @@ class LiveProgress:
         if self.manner == "live":
             self._live.stop()
 
-    def _drawn(self, step: int, left: str, figures: str) -> Table:
+    def _drawn(self, step: int, left: str, figures: Text) -> Table:
         """A bar as wide as the window, and the figures under it."""
         bar = Table.grid(padding=(0, 1, 0, 0), expand=True)
         bar.add_column(no_wrap=True)
@@ -69,7 +70,7 @@ class LiveProgress:
             return
         # When nobody reads any more (`| head`, a closed `tee`), rich ends the program; the run goes on, unheard.
         with suppress(SystemExit, BrokenPipeError):
-            self.console.print(line, highlight=False, soft_wrap=not (by_words and self.console.is_terminal))
+            self.console.print(Text(line), soft_wrap=not (by_words and self.console.is_terminal))
 
     def _left(self, step: int) -> timedelta:
         """Time until the last step, at the speed so far."""

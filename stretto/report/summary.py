@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich import box
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text as RichText
@@ -14,8 +13,9 @@ from stretto.arguments import Arguments
 from stretto.data.baselines import Baselines
 from stretto.estimate import count_parameters
 from stretto.report.header import layout_line
+from stretto.terminal import printable
 from stretto.train.directory import Paths
-from stretto.train.record import StepRecord, read_rows
+from stretto.train.record import StepRecord, read_rows, step_records
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE = 24
@@ -26,8 +26,8 @@ def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None) -> T
     """What was trained, how well, how fast, and where the results lie: read from the run's metrics."""
     paths = Paths.of(args)
     rows = read_rows(paths.metrics)
-    steps = [StepRecord(**row) for row in rows if "loss" in row]
-    held = [row["held_out_bits_per_byte"] for row in rows if "held_out_loss" in row]
+    steps = step_records(rows)
+    held = [row["held_out_bits_per_byte"] for row in rows if "held_out_bits_per_byte" in row]
     table = Table(box=box.ROUNDED, show_header=False, title="The run", title_justify="left", title_style="bold")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -36,12 +36,13 @@ def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None) -> T
     if steps:
         first, last = steps[0], steps[-1]
         table.add_row("tokens seen", f"{last.tokens:,} in {last.step:,} steps")
-        table.add_row("loss", f"{first.loss:.4f} → [bold cyan]{last.loss:.4f}[/]  [cyan]{curve(steps)}[/]")
+        rates = (f"{first.loss:.4f} → ", (f"{last.loss:.4f}", "bold cyan"), "  ", (curve(steps), "cyan"))
+        table.add_row("loss", RichText.assemble(*rates))
         table.add_row("tokens/s", f"{_median([step.tokens_per_second for step in steps]):,.0f} in the median step")
     if held:
-        table.add_row("held-out bits per byte", f"[bold cyan]{held[-1]:.3f}[/]{_beside(baselines)}")
-    table.add_row("checkpoint", escape(f"{checkpoint}"))
-    table.add_row("metrics", escape(f"{paths.metrics}"))
+        table.add_row("held-out bits per byte", RichText.assemble((f"{held[-1]:.3f}", "bold cyan"), _beside(baselines)))
+    table.add_row("checkpoint", f"{checkpoint}")
+    table.add_row("metrics", f"{paths.metrics}")
     return table
 
 
@@ -62,11 +63,6 @@ def sample_panel(prompt: str, continued: str) -> Panel:
     """A prompt and how the model goes on; what would steer a terminal is shown as a dot."""
     text = RichText.assemble((printable(prompt), "bold"), (printable(continued), "cyan"))
     return Panel(text, title="a sample", title_align="left")
-
-
-def printable(text: str) -> str:
-    """`text` with its control characters, which a model of bytes makes like any other, as dots."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "·" for c in text)
 
 
 def _median(values: list[float]) -> float:

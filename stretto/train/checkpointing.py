@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stretto.checkpoint import load, prune, save
+from stretto.arguments import Arguments
+from stretto.checkpoint import CheckpointError, load, prune, save
+from stretto.checkpoint.contents import read_contents
 from stretto.data.feed import Feed
 from stretto.distributed import AdamW
+from stretto.estimate import count_parameters
 from stretto.parallel_state import ParallelState
+from stretto.reading import shown
 
 
 @dataclass
@@ -40,6 +44,48 @@ class TrainState:
         """
         world = state.axis("tp", "cp", "dp", "pp")
         extra = load(path, self.optimizer.slices(), state.world, group=world.group)
-        self.feed.load_state_dict(extra["feed"])
-        self.step = int(extra["step"])
+        self.feed.load_state_dict(_feed_of(extra, path))
+        self.step = step_of(extra, path)
         self.optimizer.loaded(self.step)
+
+
+def require_fits(args: Arguments, path: Path) -> None:
+    """Raise CheckpointError where `args` describe a model far larger than a checkpoint holds: before it is made.
+
+    A record may be damaged, or somebody's who wants memory to run out. What is nearly as large is loaded, which tells
+    all tensors that differ.
+    """
+    held = sum(t.size.numel() for name, t in read_contents(path).tensors.items() if name.startswith("model/"))
+    wanted = count_parameters(args.model, args.batch.seq_len).total
+    if wanted > 4 * held + _SMALL:
+        raise CheckpointError(
+            f"{path} holds a model of {held:,} parameters, the settings describe one of {wanted:,}: "
+            "they are not those of this checkpoint"
+        )
+
+
+def step_of(extra: Mapping[str, Any], path: Path) -> int:
+    """The updates made when a checkpoint was written. Raises CheckpointError when it does not say."""
+    step = extra.get("step")
+    if type(step) is not int or not 0 <= step < 2**60:
+        raise CheckpointError(f"{path} was not written by `stretto train`: its step is {shown(step)}")
+    return step
+
+
+def _feed_of(extra: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    feed = extra.get("feed")
+    numbers = ("consumed", "seed", "seq_len")
+    if not isinstance(feed, dict) or not (
+        all(type(feed.get(n)) is int and 0 <= feed[n] < 2**63 for n in numbers)
+        and isinstance(feed.get("digest"), str)
+        and len(feed["digest"]) < _DIGEST
+    ):
+        raise CheckpointError(f"{path} was not written by `stretto train`: its place in the data is {shown(feed)}")
+    return feed
+
+
+_DIGEST = 200
+"""Letters that a digest of a corpus does not have."""
+
+_SMALL = 2**24
+"""Parameters that any machine holds."""

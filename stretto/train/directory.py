@@ -67,7 +67,7 @@ def occupied(resolved: Resolved, *, resume: bool) -> Iterator[Path | None]:
     paths.root.mkdir(parents=True, exist_ok=True)
     with _locked(paths):
         temporary = paths.resolved.with_name(paths.resolved.name + ".tmp")
-        temporary.write_text(as_toml(resolved))
+        temporary.write_text(as_toml(resolved), encoding="utf-8", errors="backslashreplace")
         temporary.replace(paths.resolved)
         yield aside
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,14 +77,14 @@ class JsonLines:
     def __init__(self, path: Path, *, after: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_rows(path) if _before(row, after)] if after else []
-        steps = [StepRecord(**row) for row in kept if "loss" in row]
+        steps = step_records(kept)
         self.first: StepRecord | None = steps[0] if steps else None
         """Of the run before it goes on, as is `last`."""
         self.last: StepRecord | None = steps[-1] if steps else None
         temporary = path.with_name(path.name + ".tmp")  # killed now, the run still has all rows
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(path)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def stepped(self, record: StepRecord) -> None:
         self._write(asdict(record))
@@ -137,14 +137,24 @@ class TensorBoard:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a metrics file; none when there is no such file."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
-        except ValueError:  # the line that was being written when the run died
+        except (ValueError, RecursionError):  # the line that was being written when the run died
             continue
-        if isinstance(row, dict) and "step" in row:
+        if isinstance(row, dict) and _number(row.get("step")):
             rows.append(row)
     return rows
+
+
+def step_records(rows: Sequence[dict[str, Any]]) -> list[StepRecord]:
+    """The updates among the rows of a metrics file; a row with something else in it is none."""
+    names = {field.name for field in fields(StepRecord)}
+    return [StepRecord(**row) for row in rows if row.keys() == names and all(map(_number, row.values()))]
+
+
+def _number(x: object) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
 
 
 def _before(row: dict[str, Any], after: int) -> bool:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from stretto.arguments import Arguments, ConfigError, Resolved, Violation
+from stretto.arguments.tree import settings
 from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls, Waits
 from stretto.data.corpus import Corpus
@@ -20,7 +21,7 @@ from stretto.initialize.timeline import StartTimeline
 from stretto.layout import Layout
 from stretto.parallel_state import GroupCost, ParallelState
 from stretto.train.build import Built, build
-from stretto.train.checkpointing import TrainState
+from stretto.train.checkpointing import TrainState, require_fits
 from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
 from stretto.train.groups import group_options
@@ -59,6 +60,9 @@ class Outcome:
 def with_vocabulary(resolved: Resolved, tokenizer: Tokenizer) -> Resolved:
     """The configuration with `model.vocab` known. Raises ConfigError when it is smaller than the tokenizer's."""
     args, need = resolved.args, tokenizer.vocab_size
+    if (most := settings()["model.vocab"].bounds.at_most) is not None and need > most:
+        problem = f"the tokenizer {args.data.tokenizer!r} has ids up to {need - 1:,}, must be < {most:,}"
+        raise ConfigError([Violation("vocab_is_bounded", ("data.tokenizer",), problem, hint="use another tokenizer")])
     if args.model.vocab is not None and args.model.vocab < need:
         problem = f"model.vocab={args.model.vocab}, but the tokenizer {args.data.tokenizer!r} has {need} entries"
         raise ConfigError(
@@ -106,6 +110,8 @@ def train(
         with timeline.phase("data"):
             require_same_text(state, text.splits)
             feed = on_all_ranks(state, lambda: Feed(text.splits.train, seq_len=args.batch.seq_len, seed=args.run.seed))
+        if resume is not None:
+            on_all_ranks(state, lambda: require_fits(args, resume) if world.rank == 0 else None)
         with timeline.phase("model"):
             built = build(args, state)
         train_state = TrainState(built.optimizer, feed)
@@ -137,7 +143,9 @@ def load_whole(args: Arguments, checkpoint: Path, world: World) -> Built:
     Raises CheckpointError when it does not fit.
     """
     parallel = replace(args.parallel, tp=1, cp=1, pp=1, dp=1, ep=1, etp=1, sequence_parallel=False, stage_layers=None)
-    alone = replace(args, parallel=parallel)
+    batch = replace(args.batch, global_batch=args.batch.micro_batch)  # no step is planned that is not made
+    alone = replace(args, parallel=parallel, batch=batch)
+    require_fits(alone, checkpoint)
     built = build(alone, ParallelState.build(Layout.of(), world))
     weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
     load(checkpoint, weights, world, prefixes=("model/",))

@@ -273,7 +273,7 @@ def test_metadata_with_a_hole_is_not_filled_with_what_was_in_memory(pool: Pool, 
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
     vouch_for(path)
     message = on_all_ranks(pool, 2, load_rows, str(path))
-    assert "rank 1: model/w: the files hold 0 of the 16 elements at (4, 0)" in message
+    assert "model/w': owners hold 16 of 32 elements of (8, 4)" in message
 
 
 class Bomb:

@@ -130,3 +130,16 @@ def _last_name(node: ast.expr) -> str:
 
 def _is_dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
+
+
+def test_nothing_prints_past_the_one_place(library):
+    """Catches a `print` or a console of rich's own, past which foreign text would steer a terminal."""
+    allowed = {"stretto/terminal.py": "print", "stretto/console.py": "Console"}
+    offenders = [
+        f"{name}:{node.lineno} {node.func.id}"
+        for name, tree in library.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "Console")
+        if allowed.get(name) != node.func.id
+    ]
+    assert offenders == []

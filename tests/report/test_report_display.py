@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from stretto.console import console
 from stretto.initialize.timeline import StartTimeline
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
-from stretto.report.summary import curve, printable, sample_panel
+from stretto.report.summary import curve, sample_panel
+from stretto.terminal import printable
 from stretto.train.record import EvalRecord, StepRecord
 from stretto.world import World
 
@@ -24,8 +25,8 @@ SHOWN = ("99990/100000", "loss 12.3456", "norm 123.456", "lr 2.50e-04", "1,234,5
 
 def shown(width: int, *, terminal: bool, log_every: int = 1) -> str:
     out = io.StringIO()
-    console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
-    live = LiveProgress(console, "live" if terminal else "lines", steps=100_000, after=99_900, log_every=log_every)
+    screen = console(file=out, width=width, force_terminal=terminal, color_system=None)
+    live = LiveProgress(screen, "live" if terminal else "lines", steps=100_000, after=99_900, log_every=log_every)
     live.stepped(STEP)
     live.evaluated(EvalRecord(99_990, 1.5, 2.25))
     live.saved(99_990, Path("/a/long/path/" * 12) / "step-00099990")
@@ -59,8 +60,8 @@ def test_a_terminal_breaks_a_long_line_between_words_and_a_file_not_at_all() -> 
     said = {}
     for terminal in (True, False):
         out = io.StringIO()
-        console = Console(file=out, width=60, force_terminal=terminal, color_system=None)
-        LiveProgress(console, "live" if terminal else "lines", steps=1, after=0, log_every=1).say(line, by_words=True)
+        screen = console(file=out, width=60, force_terminal=terminal, color_system=None)
+        LiveProgress(screen, "live" if terminal else "lines", steps=1, after=0, log_every=1).say(line, by_words=True)
         said[terminal] = out.getvalue()
     assert said[False] == f"{line}\n"
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said[True])
@@ -70,7 +71,7 @@ def test_a_terminal_breaks_a_long_line_between_words_and_a_file_not_at_all() -> 
 
 def test_without_progress_nothing_is_said() -> None:
     out = io.StringIO()
-    none = LiveProgress(Console(file=out), "none", steps=100_000, after=0, log_every=1)
+    none = LiveProgress(console(file=out), "none", steps=100_000, after=0, log_every=1)
     none.stepped(STEP)
     none.evaluated(EvalRecord(1, 1.5, 2.25))
     none.say("start-up")
@@ -97,7 +98,7 @@ def test_the_start_is_told_once_with_its_first_step() -> None:
 def test_a_sample_cannot_steer_the_terminal() -> None:
     """Catches: an escape sequence, which a model of bytes may well write, that reaches the terminal."""
     out = io.StringIO()
-    Console(file=out, width=60).print(sample_panel("a\tb", "\x1b[2J\x07[bold]\r\nend"))
+    console(file=out, width=60).print(sample_panel("a\tb", "\x1b[2J\x07[bold]\r\nend"))
     assert "\x1b" not in out.getvalue()
     assert "·[2J·[bold]·" in out.getvalue()
     assert printable("naïve\n") == "naïve\n"

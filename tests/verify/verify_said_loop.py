@@ -49,7 +49,7 @@ ATTACK = Said(
     Fault(
         "control sequences that reach the terminal",
         "initialize/failures.py",
-        '(_CONTROL.sub("?", said[each]) for each in',
+        "(printable(said[each]) for each in",
         "(said[each] for each in",
     ),
     Fault(
