@@ -136,6 +136,13 @@ def batch_divides(a: Arguments) -> RuleViolation | None:
     )
 
 
+@rule("parallel.dp_shard", "parallel.dp")
+def copies_are_whole(a: Arguments) -> RuleViolation | None:
+    """Data-parallel ranks are a whole number of copies of what is sharded."""
+    shard, dp = a.parallel.dp_shard, a.parallel.dp
+    return None if shard is None or dp is None else _divides("parallel.dp", dp, "parallel.dp_shard", shard)
+
+
 @rule("parallel.stage_layers", "parallel.pp", "model.layers")
 def stage_layers_place_every_layer(a: Arguments) -> RuleViolation | None:
     """An explicit split names every pipeline stage and places every layer once."""
@@ -228,6 +235,7 @@ RULES: tuple[Rule, ...] = (
     ffn_divides_by_tp,
     sequence_divides_by_tp,
     batch_divides,
+    copies_are_whole,
     stage_layers_place_every_layer,
     rate_decays,
     warmup_ends_before_decay,

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from stretto.arguments import Arguments, ConfigError, Resolved, table
 from stretto.cli.megatron import layer
+from stretto.cli.memory import memory_table, take_limit, verdict
 from stretto.cli.words import origin, parse_or_demo
 from stretto.data.errors import DataError
 from stretto.data.tokenizer import load_tokenizer
@@ -34,21 +35,27 @@ def main(argv: Sequence[str]) -> int:
     words = [f"--config={w}" if i == 0 and w.endswith((".toml", ".yaml", ".yml")) else w for i, w in enumerate(argv)]
     words = [word.replace("--world-size", "--nproc", 1) for word in words]
     try:
+        limit, words = take_limit(words)
         resolved = _with_vocabulary(
-            parse_or_demo(words, translate=layer, files=False, command="stretto explain [FILE] [--world-size N]")
+            parse_or_demo(
+                words, translate=layer, files=False, command="stretto explain [FILE] [--world-size N] [--hbm GIB]"
+            )
         )
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, ValueError) as error:
         print(f"stretto explain: {error}", file=sys.stderr)
         return USAGE_ERROR
     console = Console()
     if (preset := origin(resolved)) is not None:
         console.print(Text.assemble(("preset ", "bold"), preset))
-    show(resolved, console)
+    show(resolved, console, limit)
     return 0
 
 
-def show(resolved: Resolved, console: Console) -> None:
-    """Print layout, batch, stages, schedule, and every setting that is not a default with its source."""
+def show(resolved: Resolved, console: Console, limit: float | None = None) -> None:
+    """Print layout, batch, stages, memory, schedule, and every setting that is not a default with its source.
+
+    `limit` is what a device has, in GiB.
+    """
     args = resolved.args
     for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args))):
         console.print(Text(title, style="bold"))
@@ -57,6 +64,10 @@ def show(resolved: Resolved, console: Console) -> None:
     console.print(Text("stages", style="bold"))
     console.print(_stages(resolved))
     for line in _parameters(args):
+        console.print(f"  {line}", highlight=False)
+    console.print(Text("memory of a rank, in MiB", style="bold"))
+    console.print(memory_table(args))
+    for line in verdict(args, limit):
         console.print(f"  {line}", highlight=False)
     console.print(Text("schedule", style="bold"))
     console.print(Text("\n".join(f"  {line}" for line in _schedule(args, console.width - 2))), soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from stretto.checkpoint import load, prune, save
 from stretto.data.feed import Feed
-from stretto.distributed import AdamW
+from stretto.distributed import Optimizer
 from stretto.parallel_state import ParallelState
 
 
@@ -20,7 +20,7 @@ class TrainState:
     Nothing else moves during a run: the learning rate and every random number are functions of these and the seed.
     """
 
-    optimizer: AdamW
+    optimizer: Optimizer
     feed: Feed
     step: int = 0
 
