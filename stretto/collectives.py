@@ -105,6 +105,34 @@ def all_reduce_(x: Tensor, axis: Axis) -> Work:
     return axis.timed(dist.all_reduce(x, group=axis.group, async_op=True))
 
 
+def all_gather_into(out: Tensor, x: Tensor, axis: Axis) -> Work:
+    """Every rank's contiguous `x` [n] one after another in `out` [n * size]; returns at once.
+
+    `x` may be this rank's own part of `out`, and then nothing is copied.
+    """
+    if axis.size == 1:
+        if out.data_ptr() != x.data_ptr():
+            out.copy_(x)
+        return Done()
+    _tell(axis, "all_gather", x)
+    work: Work = _all_gather_single(out, x, group=axis.group, async_op=True)
+    return work
+
+
+def reduce_scatter_into(out: Tensor, x: Tensor, axis: Axis) -> Work:
+    """This rank's part of the sum of contiguous `x` [n * size] in `out` [n], which may lie in `x`; returns at once.
+
+    What else is in `x` is undefined then.
+    """
+    if axis.size == 1:
+        if out.data_ptr() != x.data_ptr():
+            out.copy_(x)
+        return Done()
+    _tell(axis, "reduce_scatter", x)
+    work: Work = _reduce_scatter_single(out, x, group=axis.group, async_op=True)
+    return work
+
+
 def all_gather_async(x: Tensor, axis: Axis) -> AsyncTensor:
     """`all_gather` along dim 0, begun."""
     if axis.size == 1:

@@ -1,14 +1,14 @@
 """`ParamSpec`: the one statement of how a parameter lies on the ranks.
 
 A *logical* tensor is what one process would hold under the Hugging Face name (`model.layers.3.self_attn.q_proj.weight`,
-vocabulary unpadded). A *stored* parameter is what a module computes with: one logical tensor's local block, or
-several stacked along dim 0 (q, k and v in one matrix), perhaps with rows of padding. A module declares each stored
-parameter once, with a spec for every logical tensor in it; initial values, gradient sums, norms, checkpoints and
-comparisons are derived from the declaration and never restate it.
+vocabulary unpadded). A *stored* parameter is what a module computes with: one logical tensor's local block, or several
+stacked along dim 0 (q, k and v in one matrix), perhaps with rows of padding. A module declares each once, with a spec
+for every logical tensor in it; all else is derived from the declaration and never restates it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stretto.layout.flat import overlap, rectangles
 from stretto.random import normal_
 from stretto.world import Axis
 
@@ -24,11 +25,9 @@ _DECLARED = "_stretto_declared"
 
 @dataclass(frozen=True)
 class Shard:
-    """Cut `dim` into equal chunks along `axis`.
-
-    The chunk is ceil(n / parts), rounded up to `multiple`; the last chunks may hold less, or nothing, and are stored
-    padded. `copies` consecutive positions of the axis hold the same chunk (fewer kv heads than ranks): each then has
-    a part of its gradient.
+    """Cut `dim` into equal chunks along `axis`. A chunk is ceil(n / parts), rounded up to `multiple`; the last ones
+    may hold less, or nothing, and are stored padded. `copies` consecutive positions of the axis hold the same chunk
+    (fewer kv heads than ranks): each then has a part of its gradient.
     """
 
     axis: str
@@ -79,7 +78,9 @@ class ParamSpec:
         """
         offsets, shape, stored = [0] * len(self.shape), list(self.shape), list(self.shape)
         for cut in self.shard:
-            axis, n = _axis(axes, cut.axis), self.shape[cut.dim]
+            if cut.axis not in axes:
+                raise ValueError(f"cut along {cut.axis}, but only {', '.join(axes) or 'no axis'} was given: pass axes=")
+            axis, n = axes[cut.axis], self.shape[cut.dim]
             parts, rest = divmod(axis.size, cut.copies)
             if rest:
                 raise ValueError(f"{axis} has {axis.size} ranks, which cannot hold chunks in {cut.copies} copies each")
@@ -97,6 +98,10 @@ class ParamSpec:
         """
         cut = {s.axis: s.copies for s in self.shard}
         return all(position[a] % cut[a] == 0 if a in cut else position[a] == 0 for a in over)
+
+    def owner(self, position: Mapping[str, int]) -> bool:
+        """`owned` over all axes of `position`; the ends of a pipeline hold the same only of what they both sum."""
+        return self.owned(position, [a for a in position if a != "embed" or "embed" in self.sum_grad])
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,36 @@ class Logical:
             part = part.narrow(dim, 0, n)
         return part
 
+    @property
+    def span(self) -> range:
+        """Its elements of the stored parameter, padding included."""
+        begin = self.row * math.prod(self.block.stored[1:])
+        return range(begin, begin + math.prod(self.block.stored))
+
+    def pieces(self, stored: Tensor | Part) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """What of the local block is in `stored`: offsets in the logical tensor and views, of a matrix 3 at most."""
+        if isinstance(stored, Tensor):
+            yield self.block.offsets, self.view(stored)
+            return
+        begin, inside = self.span.start, overlap(stored.part, self.span)
+        for each in rectangles(self.block.stored, range(inside.start - begin, inside.stop - begin)):
+            view = stored.flat[begin + each.start - stored.part.start :][: math.prod(each.shape)].view(each.shape)
+            for dim, n in enumerate(shape := each.within(self.block.shape)):
+                view = view.narrow(dim, 0, n)
+            if 0 not in shape or 0 in self.block.shape:  # a rank without any of the tensor says so
+                yield tuple(a + b for a, b in zip(self.block.offsets, each.offsets, strict=True)), view
+
+
+@dataclass(frozen=True)
+class Part:
+    """The elements `part` of a stored parameter, in `flat`."""
+
+    flat: Tensor
+    part: range
+
+    def zero_(self) -> Part:
+        return Part(self.flat.zero_(), self.part)
+
 
 @dataclass(frozen=True, eq=False)
 class Declared:
@@ -148,7 +183,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class Slice:
-    """The rectangle of a logical tensor that this rank holds; `owner` on exactly one of the ranks that hold it."""
+    """A rectangle of a logical tensor that this rank holds; `owner` on exactly one of the ranks that hold it."""
 
     name: str
     tensor: Tensor
@@ -168,8 +203,8 @@ def declare(
 ) -> nn.Parameter:
     """Declare the stored parameter `name` of `module`, creating it if the module does not have it yet.
 
-    `axes` are those that the specs cut along. Raises ValueError when an existing parameter has another shape, or the
-    specs stored together disagree on what data parallelism and the optimizer must know.
+    `axes` are those that the specs cut along. Raises ValueError when an existing parameter has another shape, or specs
+    stored together disagree.
     """
     specs = (specs,) if isinstance(specs, ParamSpec) else tuple(specs)
     if len({(s.replicas, s.weight_decay) for s in specs}) != 1:
@@ -188,12 +223,15 @@ def declare(
     return param
 
 
+def is_declared(module: nn.Module, name: str) -> bool:
+    """Whether the parameter `name` of this very module is declared."""
+    return name in module.__dict__.get(_DECLARED, {})
+
+
 def collect(model: nn.Module, prefix: str = "") -> tuple[Declared, ...]:
     """Every stored parameter of `model` with its logical tensors, in the order of the modules.
 
-    Raises ValueError naming all parameters that were never declared: a parameter whose place is unknown would train
-    silently wrong on more than one rank. So would two that claim one logical name: they would start equal, and be
-    saved over each other.
+    Raises ValueError naming all that were never declared, or that claim one logical name.
     """
     found: dict[nn.Parameter, Declared] = {}
     unknown: dict[nn.Parameter, str] = {}
@@ -218,12 +256,6 @@ def collect(model: nn.Module, prefix: str = "") -> tuple[Declared, ...]:
     return tuple(found.values())
 
 
-def _axis(axes: Mapping[str, Axis], name: str) -> Axis:
-    if name not in axes:
-        raise ValueError(f"cut along {name}, but only {', '.join(axes) or 'no axis'} was given: pass axes=[...]")
-    return axes[name]
-
-
 def _logical(path: str, name: str, declared: Sequence[tuple[ParamSpec, Block]]) -> Iterator[Logical]:
     row = 0
     for spec, block in declared:
@@ -233,46 +265,34 @@ def _logical(path: str, name: str, declared: Sequence[tuple[ParamSpec, Block]]) 
         row += block.stored[0] if block.stored else 1
 
 
-def fill(declared: Sequence[Declared], seed: int, into: Callable[[nn.Parameter], Tensor]) -> None:
-    """Write the initial values of every parameter to `into(parameter)`; padding becomes zero.
+def fill(declared: Sequence[Declared], seed: int, into: Callable[[nn.Parameter], Tensor | Part]) -> None:
+    """Write the initial values of every parameter to `into(parameter)`, or to a part of it; padding becomes zero.
 
-    The values depend on the seed, the logical name and the element's place in the logical tensor, not on the layout.
-    """
+    They depend on the seed, the logical name and the element's place in the logical tensor, not on the layout."""
     with torch.no_grad():
         for item in declared:
             stored = into(item.param).zero_()
             for logical in item.logical:
-                view, init = logical.view(stored), logical.spec.init
-                if init.std:
-                    normal_(
-                        view,
-                        seed=seed,
-                        name=logical.name,
-                        full_shape=logical.spec.shape,
-                        offsets=logical.block.offsets,
-                        std=init.std,
-                    )
-                view.add_(init.mean)
+                spec = logical.spec
+                for offsets, view in logical.pieces(stored):
+                    if std := spec.init.std:
+                        normal_(view, seed=seed, name=logical.name, full_shape=spec.shape, offsets=offsets, std=std)
+                    view.add_(spec.init.mean)
 
 
 def slices(
     declared: Sequence[Declared],
-    stored: Callable[[nn.Parameter], Tensor],
+    stored: Callable[[nn.Parameter], Tensor | Part],
     position: Mapping[str, int],
     prefix: str = "",
 ) -> list[Slice]:
-    """This rank's slice of every logical tensor, taken from `stored(parameter)`.
+    """This rank's slices of every logical tensor, taken from `stored(parameter)`, the whole of it or a part.
 
-    `position` is the rank's coordinate on every axis along which blocks are repeated (tp, cp, dp, embed).
+    `position` is the rank's coordinate on every axis along which these are repeated (of tp, cp, dp, embed).
     """
     return [
-        Slice(
-            prefix + part.name,
-            part.view(stored(item.param)),
-            part.spec.shape,
-            part.block.offsets,
-            part.spec.owned(position, [a for a in position if a != "embed" or "embed" in part.spec.sum_grad]),
-        )
+        Slice(prefix + logical.name, view, logical.spec.shape, offsets, logical.spec.owner(position))
         for item in declared
-        for part in item.logical
+        for logical in item.logical
+        for offsets, view in logical.pieces(stored(item.param))
     ]

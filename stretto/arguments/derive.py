@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
+from typing import Final
 
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Value
@@ -81,6 +83,17 @@ def _cooldown_without_wsd(a: Arguments) -> tuple[Value, str] | None:
     return (None, f"lr_schedule = {a.optimizer.lr_schedule} has no cooldown") if unused else None
 
 
+def _without_effect(a: Arguments, path: str, rules: tuple[str, ...]) -> tuple[Value, str] | None:
+    default, used = settings()[path].default, a.optimizer.optimizer
+    return (default, f"optimizer = {used} has none") if used not in rules and get(a, path) != default else None
+
+
+def _nothing_sharded(a: Arguments, path: str, mode: str) -> tuple[Value, str] | None:
+    default, used = settings()[path].default, a.parallel.sharding
+    wrong = used == "none" if not mode else used != mode
+    return (default, f"sharding = {used} has no use for it") if wrong and get(a, path) != default else None
+
+
 def _nproc_of_dp(a: Arguments) -> tuple[Value, str] | None:
     p = a.parallel
     if p.dp is None or (world := p.tp * p.cp * p.pp * p.dp) == a.run.nproc:
@@ -100,6 +113,11 @@ def _min_lr(a: Arguments) -> tuple[Value, str] | None:
     return float(f"{o.lr / 10:g}"), f"lr / 10 = {o.lr:g} / 10"
 
 
+_OF_RULES: Final = MappingProxyType(
+    {"beta1": ("adamw", "lion"), "beta2": ("adamw", "lion"), "eps": ("adamw",), "momentum": ("sgd",)}
+)
+"""Which update rules read a setting."""
+
 OVERRIDES: tuple[Override, ...] = (
     Override("parallel.sequence_parallel", ("parallel.tp",), _sequence_parallel, ineffective=True),
     Override(
@@ -115,6 +133,24 @@ OVERRIDES: tuple[Override, ...] = (
     *(
         Override(path, ("run.device",), partial(_nccl, path=path), ineffective=True)
         for path in ("groups.gloo", "nccl.high_priority", "nccl.min_ctas", "nccl.max_ctas")
+    ),
+    *(
+        Override(
+            f"optimizer.{name}",
+            ("optimizer.optimizer",),
+            partial(_without_effect, path=f"optimizer.{name}", rules=rules),
+            ineffective=True,
+        )
+        for name, rules in _OF_RULES.items()
+    ),
+    *(
+        Override(
+            f"parallel.{name}",
+            ("parallel.sharding",),
+            partial(_nothing_sharded, path=f"parallel.{name}", mode=mode),
+            ineffective=True,
+        )
+        for name, mode in (("dp_shard", ""), ("keep_units", "fsdp"))
     ),
     Override("run.nproc", ("parallel.dp",), _nproc_of_dp),
     Override("optimizer.warmup_steps", ("run.steps", "optimizer.decay_steps"), _warmup),

@@ -36,6 +36,7 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
         pp=size["pp"],
         ep=size["ep"],
         etp=size["etp"],
+        dp_shard=layout.size("dp.0") if "dp.0" in layout.axes else None,
         sequence_parallel=cut,
         tp_comm_overlap=args.parallel.tp_comm_overlap if cut else None,
         stage_layers=given if given is not None and len(given) == size["pp"] else None,

@@ -44,13 +44,11 @@ FLAGS: tuple[Peer, ...] = (
     Peer("vpp(-.*)?|(num-)?virtual-.*|num-layers-per-virtual-.*|interleav.*", "--vpp", "virtual pipeline stages"),
     Peer(
         "(use-)?((torch|megatron|custom)-)?fsdp2?(-.*)?|hsdp|fully-shard.*|data-parallel-shard.*",
-        None,
-        "fully sharded data parallelism (FSDP)",
+        "--sharding fsdp",
     ),
     Peer(
         "zero[123]?(-.*)?|(use-)?distributed-optimizer|overlap-param-gather.*|shard-optimizer.*",
-        None,
-        "sharded optimizer state (ZeRO)",
+        "--sharding zero1",
     ),
     Peer("(use-)?((cpu|optimizer|param|activation)s?-)*offload(ing)?(-.*)?", None, "offload to the CPU"),
     Peer("fp16(-.*)?|half|((initial|min)-)?loss-scal.*", None, "fp16 with loss scaling (bf16 needs none)"),
@@ -61,7 +59,9 @@ FLAGS: tuple[Peer, ...] = (
     Peer("(q|)lora(-.*)?|peft(-.*)?", None, "low-rank adapters"),
     Peer("mtp(-.*)?", None, "multi-token prediction"),
     Peer("window-(size|attn.*)|sliding-window(-.*)?", None, "sliding-window attention"),
-    Peer("optimizer|muon(-.*)?|sgd(-.*)?|lion|adafactor", None, "another optimizer than AdamW"),
+    Peer("sgd-momentum", "--momentum"),
+    Peer("sgd(-.*)?|lion|use-lion", "--optimizer"),
+    Peer("muon(-.*)?|adafactor", None, "this optimizer"),
     Peer("async-(save|checkpoint.*)", None, "asynchronous checkpoints"),
     Peer("(enable-|external-)?cuda-graphs?(-.*)?", None, "CUDA graphs"),
     Peer("(num|n)-(hidden-)?layers?", "--layers"),
@@ -105,6 +105,12 @@ FLAGS: tuple[Peer, ...] = (
 )
 
 CHOICES: tuple[PeerChoice, ...] = (
+    PeerChoice("sharding", "optim|distributed-optimizer|zero-1|1", "zero1"),
+    PeerChoice("sharding", "optim_grads|shard_grad_op|zero-2|2", "zero2"),
+    PeerChoice("sharding", "optim_grads_params|full(_shard)?|fully.*|fsdp2|zero-?3|3", "fsdp"),
+    PeerChoice("sharding", "no_shard|ddp|replicate|0", "none"),
+    PeerChoice("optimizer", "adam|adamw_.*|fused_?adamw?", "adamw"),
+    PeerChoice("optimizer", "muon|adafactor|shampoo|soap|adamuon", "adamw", "this optimizer"),
     PeerChoice("device", "gpu", "cuda"),
     PeerChoice("device", "rocm|hip|xpu|tpu|mps|npu|hpu", None, "other devices than NVIDIA's GPUs and the CPU"),
     PeerChoice("dtype", "float64|double", "fp64"),

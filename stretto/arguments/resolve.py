@@ -14,14 +14,14 @@ from stretto.arguments.help import help_text
 from stretto.arguments.layers import Layer, not_a_value, read_layer
 from stretto.arguments.paths import check_paths
 from stretto.arguments.record import Record
-from stretto.arguments.schema import Arguments
+from stretto.arguments.schema import Arguments, ParallelConfig
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import COMMAND_LINE, Source, SourceKind
 from stretto.arguments.suggest import explain, suggested_fixes
 from stretto.arguments.tree import settings
 from stretto.arguments.validate import Said, Validation, validate
 from stretto.arguments.values import from_text
-from stretto.layout import Layout
+from stretto.layout import Layout, Size
 from stretto.terminal import say
 
 WORLD_SIZE = "WORLD_SIZE"
@@ -119,8 +119,14 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
         raise ConfigError(violations)
 
     p = found.args.parallel
-    layout = Layout.of(tp=p.tp, cp=p.cp, dp=p.dp or 1, pp=p.pp, ep=p.ep, etp=p.etp, order=p.order)
+    layout = Layout.of(tp=p.tp, cp=p.cp, dp=dp_levels(p), pp=p.pp, ep=p.ep, etp=p.etp, order=p.order)
     return Resolved(found.args, found.sources, layout)
+
+
+def dp_levels(p: ParallelConfig) -> Size:
+    """Data-parallel ranks; with several copies of what is sharded, those of one copy and the number of copies."""
+    dp, shard = p.dp or 1, p.dp_shard or p.dp or 1
+    return dp if shard >= dp else (shard, dp // shard)
 
 
 def _foreign(line: CommandLine, translate: Callable[[Sequence[str]], Layer] | None) -> list[Layer]:

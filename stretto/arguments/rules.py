@@ -170,6 +170,13 @@ def microbatch_is_bounded(a: Arguments) -> RuleViolation | None:
     )
 
 
+@rule("parallel.dp_shard", "parallel.dp")
+def copies_are_whole(a: Arguments) -> RuleViolation | None:
+    """Data-parallel ranks are a whole number of copies of what is sharded."""
+    shard, dp = a.parallel.dp_shard, a.parallel.dp
+    return None if shard is None or dp is None else _divides("parallel.dp", dp, "parallel.dp_shard", shard)
+
+
 @rule("parallel.stage_layers", "parallel.pp", "model.layers")
 def stage_layers_place_every_layer(a: Arguments) -> RuleViolation | None:
     """An explicit split names every pipeline stage and places every layer once."""
@@ -264,6 +271,7 @@ RULES: tuple[Rule, ...] = (
     batch_divides,
     schedule_is_bounded,
     microbatch_is_bounded,
+    copies_are_whole,
     stage_layers_place_every_layer,
     rate_decays,
     warmup_ends_before_decay,

@@ -105,6 +105,18 @@ class ParallelConfig:
     stage_layers: tuple[int, ...] | None = setting(
         None, "layers of each pipeline stage; 0 is allowed; unset: balanced", at_least=0
     )
+    sharding: Literal["none", "zero1", "zero2", "fsdp"] = setting(
+        "none",
+        "what each data-parallel rank holds a part of: none: nothing; zero1: optimizer state; zero2: gradients too; "
+        "fsdp: weights too, which are gathered block by block",
+        carried=False,
+    )
+    dp_shard: int | None = setting(
+        None, "data-parallel ranks that share one copy of what is sharded; unset: all", at_least=1, carried=False
+    )
+    keep_units: int = setting(
+        0, "fsdp: so many last blocks of a stage stay whole from forward to backward", at_least=0, carried=False
+    )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
 
 
@@ -149,8 +161,11 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, its learning-rate schedule and clipping."""
+    """The update rule, its learning-rate schedule and clipping."""
 
+    optimizer: Literal["adamw", "sgd", "lion"] = setting(
+        "adamw", "update rule; the decay of sgd is added to the gradient, that of the others is decoupled"
+    )
     lr: float = setting(1e-3, "peak learning rate", above=0)
     min_lr: float = setting(1e-4, "learning rate at the end of the decay", at_least=0)
     lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = setting(
@@ -167,6 +182,7 @@ class OptimizerConfig:
     beta1: float = setting(0.9, "decay of the first moment", at_least=0, below=1)
     beta2: float = setting(0.95, "decay of the second moment", at_least=0, below=1)
     eps: float = setting(1e-8, "added to the root of the second moment", above=0)
+    momentum: float = setting(0.9, "sgd: decay of the momentum", at_least=0, below=1)
     clip_grad: float = setting(1.0, "gradients are scaled down to this global norm; 0: never", at_least=0)
 
 

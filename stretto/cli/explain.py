@@ -10,6 +10,7 @@ from rich.text import Text
 
 from stretto.arguments import Arguments, ConfigError, Resolved, table
 from stretto.cli.megatron import layer
+from stretto.cli.memory import memory_table, take_limit, verdict
 from stretto.cli.words import origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
@@ -33,21 +34,27 @@ def main(argv: Sequence[str]) -> int:
     words = [f"--config={w}" if i == 0 and w.endswith((".toml", ".yaml", ".yml")) else w for i, w in enumerate(argv)]
     words = [word.replace("--world-size", "--nproc", 1) for word in words]
     try:
+        limit, words = take_limit(words)
         resolved = with_vocabulary(
-            parse_or_demo(words, translate=layer, files=False, command="stretto explain [FILE] [--world-size N]")
+            parse_or_demo(
+                words, translate=layer, files=False, command="stretto explain [FILE] [--world-size N] [--hbm GIB]"
+            )
         )
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, ValueError) as error:
         say(f"stretto explain: {error}")
         return USAGE_ERROR
     screen = console()
     if (preset := origin(resolved)) is not None:
         screen.print(Text.assemble(("preset ", "bold"), preset))
-    show(resolved, screen)
+    show(resolved, screen, limit)
     return 0
 
 
-def show(resolved: Resolved, screen: Console) -> None:
-    """Print layout, batch, stages, schedule, and every setting that is not a default with its source."""
+def show(resolved: Resolved, screen: Console, limit: float | None = None) -> None:
+    """Print layout, batch, stages, memory, schedule, and every setting that is not a default with its source.
+
+    `limit` is what a device has, in GiB.
+    """
     args = resolved.args
     for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args))):
         screen.print(Text(title, style="bold"))
@@ -56,6 +63,10 @@ def show(resolved: Resolved, screen: Console) -> None:
     screen.print(Text("stages", style="bold"))
     screen.print(_stages(resolved))
     for line in _parameters(args):
+        screen.print(f"  {line}")
+    screen.print(Text("memory of a rank, in MiB", style="bold"))
+    screen.print(memory_table(args))
+    for line in verdict(args, limit):
         screen.print(f"  {line}")
     screen.print(Text("schedule", style="bold"))
     screen.print(Text("\n".join(f"  {line}" for line in _schedule(args, screen.width - 2))), soft_wrap=True)

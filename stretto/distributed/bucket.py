@@ -1,66 +1,157 @@
-"""A bucket: parameters that lie one behind the other in flat storage, reduced and updated as one.
+"""A bucket: parameters that lie one behind the other in flat storage, gathered, reduced and updated as one.
 
-The parameters become views of `weights` (their own dtype), and their gradients add up in `grads` (fp32, or fp64 for
-fp64 parameters: 256 + 1 in bf16 would stay 256). One all-reduce moves them all; the optimizer sees two long vectors.
+The parameters are views of `weights` (their own dtype), and their gradients add up in `grads` (fp32, or fp64 for fp64
+parameters: 256 + 1 in bf16 would stay 256). `Sharding` says which of three things a rank keeps only its `own` range
+of: the optimizer's state, the gradients, the weights. What is not kept is memory that comes and goes; its tensors and
+their views stay, so nothing is ever copied in or out: an all-gather writes where the GEMM reads, and a
+reduce-scatter reads where it wrote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
-from stretto.collectives import all_reduce_
-from stretto.params import Declared
+from stretto.collectives import all_gather_into, all_reduce_, nothing, reduce_scatter_into
+from stretto.distributed.memory import allocate, free, here
+from stretto.layout.flat import Flat, overlap
+from stretto.params import Declared, Part
+from stretto.schedule import DDP, Sharding
 from stretto.world import Axis, Work
-
-ALIGNMENT: Final = 64
-"""Elements: every parameter begins at a multiple of 128 bytes at least, as matrix units and vector loads want."""
 
 
 class Bucket:
-    """Flat storage of some parameters of one stage with the same dtype, replicas and weight decay."""
+    """Flat storage of some parameters of one stage with the same dtype and replicas.
 
-    def __init__(self, items: Sequence[Declared], axis: Axis) -> None:
-        """Move the parameters into flat storage. `axis` is what their gradients are reduced over."""
-        self.items, self.axis = tuple(items), axis
-        self.weight_decay = items[0].weight_decay
+    `axis` is what gradients are reduced over and what is sharded lies along, `gather` the same ranks with a
+    communicator for weights. `room` is called before gradients that come and go get their memory. Over one rank
+    nothing is sharded. Parameters that want no gradient (`frozen`) have weights alone.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Declared],
+        axis: Axis,
+        sharding: Sharding = DDP,
+        *,
+        gather: Axis | None = None,
+        room: Callable[[], object] = nothing,
+    ) -> None:
+        """Move the parameters into flat storage."""
+        self.items, self.axis, self.room = tuple(items), axis, room
+        self.sharding = sharding if axis.size > 1 else DDP
+        self._gather = axis if gather is None else gather
         first = items[0].param
+        self.frozen = not first.requires_grad
         self.grad_dtype = torch.promote_types(first.dtype, torch.float32)
-        self._spans: dict[nn.Parameter, tuple[int, int]] = {}
-        end = 0
-        for item in items:
-            self._spans[item.param] = (end, end + item.param.numel())
-            end += -(-item.param.numel() // ALIGNMENT) * ALIGNMENT
-        self.weights = torch.zeros(end, dtype=first.dtype, device=first.device)
-        self.grads = torch.zeros(end, dtype=self.grad_dtype, device=first.device)
+        shards, rank = (axis.size, axis.rank) if self.sharding.state else (1, 0)
+        self.flat = Flat(tuple(item.param.numel() for item in items), shards)
+        self.own = self.flat.shard(rank)
+        self._spans = {item.param: span for item, span in zip(items, self.flat.spans, strict=True)}
+        self.weights = torch.zeros(self.flat.numel, dtype=first.dtype, device=first.device)
         for item in items:
             view = self.view(self.weights, item.param)
-            view.copy_(item.param.data)
+            if here(item.param.data):
+                view.copy_(item.param.data)
             item.param.data = view
+        self.shard = self._mine(self.weights)
+        if self.sharding.params:
+            self.shard = self.shard.clone()
+            free(self.weights)
+        size = 0 if self.frozen else self.flat.numel
+        self.grads = torch.zeros(size, dtype=self.grad_dtype, device=first.device)
+        self.grad = self._mine(self.grads)
+        """What this rank has of the summed gradient, after `wait`."""
+        if self.sharding.grads:
+            self.grad = self.grad.clone()
+            free(self.grads)
+        self._gathering: Work | None = None
         self._without = set(self._spans)  # no gradient in this step yet
+        self._fresh = set(self._spans)  # none yet in what is there of `grads`
         self._waiting: set[nn.Parameter] | None = None  # once armed: the last gradient still to come
         self.sent = False
+        self._reduced = False
         self._work: Work | None = None
 
     def view(self, flat: Tensor, param: nn.Parameter) -> Tensor:
-        """The part of `flat` (weights, grads, a moment) that belongs to `param`, in its shape."""
-        start, end = self._spans[param]
-        return flat[start:end].view(param.shape)
+        """The part of a whole `flat` (weights, grads) that belongs to `param`, in its shape."""
+        span = self._spans[param]
+        return flat[span.start : span.stop].view(param.shape)
+
+    def part(self, own: Tensor, param: nn.Parameter) -> Part:
+        """What of `param` is in a tensor of this rank's range (shard, grad, a master, a moment)."""
+        span = self._spans[param]
+        inside = overlap(self.own, span)
+        flat = own[inside.start - self.own.start : inside.stop - self.own.start]
+        return Part(flat, range(inside.start - span.start, inside.stop - span.start))
+
+    @property
+    def segments(self) -> Iterator[tuple[slice, bool]]:
+        """Ranges of what is this rank's, each with whether its parameters are decayed."""
+        begin = 0
+        runs = [(decayed, list(run)) for decayed, run in groupby(self.items, lambda item: item.weight_decay)]
+        for n, (decayed, run) in enumerate(runs):
+            last = n == len(runs) - 1
+            end = self.flat.numel if last else self._spans[runs[n + 1][1][0].param].start
+            inside = overlap(self.own, range(begin, end))
+            if inside and run:
+                yield slice(inside.start - self.own.start, inside.stop - self.own.start), decayed
+            begin = end
+
+    # The weights: whole from `gather` to `release`, or always.
+
+    @property
+    def whole(self) -> bool:
+        """Whether the weights have memory: they are whole, or on their way."""
+        return here(self.weights)
+
+    def gather(self) -> None:
+        """Begin to make the weights whole, unless they are, or are on their way."""
+        if not self.whole:
+            allocate(self.weights)
+            self._gathering = all_gather_into(self.weights, self.shard, self._gather)
+
+    def gathered(self) -> None:
+        """What follows sees whole weights."""
+        self.gather()
+        if self._gathering is not None:
+            self._gathering.wait()
+        self._gathering = None
+
+    def release(self) -> None:
+        """Let go of what is another rank's, where weights are sharded."""
+        if self.sharding.params and self.whole:
+            self.gathered()
+            free(self.weights)
+
+    def updated(self) -> None:
+        """This rank's shard has new values: the others' are on their way, or will be gathered."""
+        if self.sharding.params:
+            self.release()
+        elif self.sharding.state:
+            self.gathered()
+            self._gathering = all_gather_into(self.weights, self.shard, self._gather)
+
+    # The gradients: added up in `grads`, summed over the ranks into `grad`.
 
     def add(self, param: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        """Let `write(total, first_microbatch)` add a gradient of `param`, or set it where it is the first of the step.
+        """Let `write(total, first_microbatch)` add a gradient of `param`, or set it where it is the first.
 
         Raises RuntimeError when the bucket has left: the gradient would be lost to the other ranks.
         """
-        if self.sent:
+        if self.frozen:
+            return
+        if self.sent and not self.sharding.grads:
             raise RuntimeError(
                 f"a gradient of {self._name(param)} came after its bucket was sent: "
                 "reduce(stage) must stand before the stage's last backward of the step, zero() before its first"
             )
-        write(self.view(self.grads, param), param in self._without)
+        self._open()
+        write(self.view(self.grads, param), param in self._fresh)
+        self._fresh.discard(param)
         self._without.discard(param)
 
     def arrived(self, param: nn.Parameter) -> None:
@@ -69,7 +160,10 @@ class Bucket:
             self._waiting.discard(param)
 
     def arm(self) -> None:
-        """The next gradient of each parameter is the last one. Raises RuntimeError the second time in a step."""
+        """The next gradient of each parameter is the last before a sum over the ranks.
+
+        Raises RuntimeError the second time in a step, where gradients are not sharded.
+        """
         if self._waiting is not None:
             raise RuntimeError("reduce(stage) was called twice in one step: zero() must begin the next one")
         self._waiting = set(self._spans)
@@ -80,45 +174,69 @@ class Bucket:
         return self._waiting is not None and not self._waiting
 
     @property
+    def due(self) -> bool:
+        """Whether a sum is still owed to the step: it was announced, or there was none yet."""
+        return not (self.sent or self.frozen) and (self._waiting is not None or not self._reduced)
+
+    @property
     def missing(self) -> list[str]:
         """Parameters that got no gradient in this step."""
-        return [item.name for item in self.items if item.param in self._without]
+        return [item.name for item in self.items if item.param in self._without and not self.frozen]
+
+    @property
+    def late(self) -> list[str]:
+        """Parameters with gradients that came after the last sum and were not announced."""
+        waits = self.sharding.grads and not self.sent and len(self._fresh) < len(self._spans)
+        return [item.name for item in self.items if waits and item.param not in self._fresh]
 
     def send(self) -> None:
         """Begin to sum the gradients over the axis."""
+        if not self.sharding.state:
+            self._work = all_reduce_(self.grads, self.axis)
+        else:
+            self._open()
+            for param in self._fresh if self.sharding.grads else ():
+                self.view(self.grads, param).zero_()
+            into = self._mine(self.grads) if self._reduced else self.grad
+            self._work = reduce_scatter_into(into, self.grads, self.axis)
         self.sent = True
-        self._work = all_reduce_(self.grads, self.axis)
 
     def wait(self) -> None:
-        """What follows sees the summed gradients."""
-        if self._work is not None:
-            self._work.wait()
+        """What follows sees the summed gradients, where they are sharded added to those of earlier sums."""
+        if self._work is None:
+            return
+        self._work.wait()
         self._work = None
+        if not self.sharding.grads:
+            return
+        if self._reduced:
+            self.grad.add_(self._mine(self.grads))
+        free(self.grads)
+        self._reduced, self.sent, self._waiting, self._fresh = True, False, None, set(self._spans)
 
     def zero(self) -> None:
         """Forget the gradients: a new step begins. The first of each parameter is written over what is there."""
-        self._without, self._waiting, self.sent = set(self._spans), None, False
+        self._fresh, self._waiting, self.sent = set(self._spans), None, False
+        self._without, self._reduced = set(self._spans), False
+        if self.sharding.grads and here(self.grads):
+            self.wait()
+            free(self.grads)
+            self._reduced = False
+
+    def _open(self) -> None:
+        """Memory for gradients, if they come and go; what no parameter will write is 0."""
+        if not self.sharding.grads:
+            return
+        if self.sent:
+            self.wait()
+        if not here(self.grads):
+            self.room()
+            allocate(self.grads)
+            for gap in self.flat.gaps:
+                self.grads[gap.start : gap.stop].zero_()
+
+    def _mine(self, flat: Tensor) -> Tensor:
+        return flat[self.own.start : self.own.stop]
 
     def _name(self, param: nn.Parameter) -> str:
         return next(item.name for item in self.items if item.param is param)
-
-
-def fill_buckets(items: Sequence[Declared], axis_of: dict[tuple[str, ...], Axis], limit: int) -> list[Bucket]:
-    """Cut the parameters of a stage into buckets of at most `limit` bytes of gradient (a larger one stands alone).
-
-    `items` are in forward order; buckets are in the order in which a backward fills them. `axis_of` maps the
-    replicas of a spec to the axis that they are reduced over.
-    """
-    place = {item: n for n, item in enumerate(items)}
-    groups: list[list[Declared]] = []
-    open_: dict[tuple[object, ...], list[Declared]] = {}
-    for item in reversed(items):
-        kind = (item.replicas, item.weight_decay, item.param.dtype)
-        group = open_.get(kind)
-        size = item.param.numel() + sum(i.param.numel() for i in group or ())
-        if group is None or size * max(4, item.param.element_size()) > limit:
-            group = open_[kind] = []
-            groups.append(group)
-        group.append(item)
-    groups.sort(key=lambda group: -place[group[-1]])  # a bucket is full with its first parameter of the forward
-    return [Bucket(group, axis_of[group[0].replicas]) for group in groups]

@@ -1,31 +1,45 @@
-"""Plain data parallelism: every rank holds whole parameters, and gradients are summed in buckets.
+"""Data parallelism: one engine for whole replicas and for every kind of sharding.
 
-It answers the three verbs of the schedule. `reduce(stage)` is all that makes overlap: it stands before the stage's
-last backward, and from then on each bucket leaves as its last gradient arrives.
+It answers the three verbs of the schedule. `reduce(stage)` is all that makes overlap of gradients: it stands before a
+backward, and from then on each bucket leaves as its last gradient arrives. `unshard(stage)` asks for the weights that
+the stage uses first; in the stage they are gathered section by section (`Sections`).
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from torch import Tensor, nn
 
-from stretto.distributed.bucket import Bucket, fill_buckets
+from stretto.collectives import all_reduce_
+from stretto.distributed.bucket import Bucket
+from stretto.distributed.grouping import fill_buckets, fill_units
 from stretto.distributed.main_gradients import MainGradients
-from stretto.distributed.partial import sum_partial_gradients
+from stretto.distributed.partial import Gradient, sum_partial_gradients
+from stretto.distributed.sections import Sections, sections_of
+from stretto.layout.flat import overlap
 from stretto.parallel_state import ParallelState
-from stretto.params import Declared, collect
+from stretto.params import Declared, Part, collect
+from stretto.schedule import DDP, Sharding
+from stretto.world import Axis
+
+GRADIENTS: Final = 2
+"""Buckets whose gradients may have memory at a time, where that comes and goes: one that fills, one that is reduced."""
 
 
 class DataParallel:
-    """The weights of this rank's stages: buckets, and the hooks that fill them.
+    """The weights of this rank's stages: buckets, what fills them, and what gathers them.
 
     `stages` maps the number of each stage on this rank to its module; `direct` is what its layers were built with,
-    if they add weight gradients up themselves. Raises ValueError for undeclared parameters, and for two copies of one
-    logical tensor, such as a tied embedding, in stages of this rank.
+    if they add weight gradients up themselves. Buckets have `bucket_mb` of gradients; where parameters are sharded,
+    one holds a section of a stage, of which the last `keep` stay whole between forward and backward. Raises ValueError
+    for undeclared parameters, and for two copies of one logical tensor, such as a tied embedding, in stages of this
+    rank.
     """
 
     def __init__(
@@ -35,15 +49,25 @@ class DataParallel:
         *,
         bucket_mb: float = 25.0,
         direct: MainGradients | None = None,
+        sharding: Sharding = DDP,
+        keep: int = 0,
     ) -> None:
         self.state = state
+        # With levels of dp, shards lie along the inner one and copies of them along the outer one.
+        self._levels = "dp.0" in state.layout.axes
+        self.sharding = sharding if state.axis(*self._over(("dp", "cp"))).size > 1 else DDP
+        self._each = sharding.reduce_each
         self.declared: tuple[Declared, ...] = ()
         self.buckets: dict[int, list[Bucket]] = {}
+        self._reducing: deque[Bucket] = deque()
         for stage, module in stages.items():
             declared = collect(module)
-            axis_of = {d.replicas: state.axis(*d.replicas) for d in declared}
             self.declared += declared
-            self.buckets[stage] = fill_buckets(declared, axis_of, int(bucket_mb * 2**20))
+            if self.sharding.params:
+                groups = fill_units(declared, sections_of(module))
+            else:
+                groups = fill_buckets(declared, bucket_mb * 2**20)
+            self.buckets[stage] = [self._bucket(group) for group in groups]
         holders = Counter(part.name for d in self.declared for part in d.logical)
         if twice := [name for name, count in holders.items() if count > 1]:
             raise ValueError(
@@ -51,12 +75,18 @@ class DataParallel:
                 "its copies; place the stages that share it on different ranks, or in one stage"
             )
         self._home = {item.param: b for b in self.all_buckets for item in b.items}
+        self._sections = {
+            stage: Sections(module, sections_of(module), self._home, keep=keep)
+            for stage, module in stages.items()
+            if self.sharding.state
+        }
         self._unsent: deque[Bucket] = deque()
         self._main_gradients = MainGradients() if direct is None else direct
         self._main_gradients.bind(self._home, self._send_full)
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
             for p in self._home
+            if p.requires_grad
         ]
 
     @property
@@ -65,15 +95,28 @@ class DataParallel:
         return [bucket for buckets in self.buckets.values() for bucket in buckets]
 
     def unshard(self, stage: int) -> None:
-        """Nothing to do: parameters are whole."""
+        """Begin to gather what the stage uses first, if weights are sharded."""
+        if self.sharding.params:
+            self._sections[stage].begin()
 
     def reshard(self, stage: int) -> None:
-        """Nothing to do: parameters stay whole."""
+        """Let go of the stage's gathered weights, if they are sharded."""
+        if self.sharding.params:
+            self._sections[stage].release()
 
     def reduce(self, stage: int) -> None:
-        """The next backward of the stage is its last of this step: buckets leave as they fill."""
+        """The next backward of the stage is its last of this step, or of this sum: buckets leave as they fill."""
         self._main_gradients.flush()  # of an earlier backward: not among the last ones
+        if self._each and not self.sharding.grads:  # one rank, and nothing to send in each microbatch
+            return
         for bucket in self.buckets[stage]:
+            if bucket.frozen:
+                continue
+            if self.sharding.grads and bucket.due and bucket in self._unsent:
+                self._unsent.remove(bucket)
+                self._send(bucket)
+            if self.sharding.grads and bucket.sent:
+                bucket.wait()
             bucket.arm()
             self._unsent.append(bucket)
 
@@ -91,37 +134,90 @@ class DataParallel:
                 "remove them from the module or use them in its forward"
             )
         for bucket in dict.fromkeys((*self._unsent, *self.all_buckets)):
-            if not bucket.sent:
-                bucket.send()
+            if bucket.due:
+                self._send(bucket)
         self._unsent.clear()
         for bucket in self.all_buckets:
             bucket.wait()
-        sum_partial_gradients(self.declared, self.grad, self.state)
+        if self._levels and self.sharding.state:
+            copies = self.state.axis("dp.1")
+            for work in [all_reduce_(bucket.grad, copies) for bucket in self.all_buckets if not bucket.frozen]:
+                work.wait()
+        if late := [name for bucket in self.all_buckets for name in bucket.late]:
+            raise RuntimeError(
+                f"gradients of {', '.join(late)} came after their bucket was sent: reduce(stage) must stand before "
+                "each backward that adds to sharded gradients"
+            )
+        for sections in self._sections.values():
+            sections.release()
+        sum_partial_gradients(self.gradients, self.state)
+
+    @cached_property
+    def gradients(self) -> list[Gradient]:
+        """This rank's rectangles of the gradient of each logical tensor, after `finish`."""
+        return [
+            Gradient(part, list(part.pieces(stored)), stored.flat)
+            for item in self.declared
+            if item.param.requires_grad
+            for stored in [self.part(item.param, lambda bucket: bucket.grad)]
+            for part in item.logical
+            if not self.sharding.state or overlap(part.span, stored.part)
+        ]
+
+    def part(self, param: nn.Parameter, of: Callable[[Bucket], Tensor]) -> Part:
+        """What this rank has of a stored parameter in a flat tensor of its bucket's own range."""
+        bucket = self._home[param]
+        return bucket.part(of(bucket), param)
 
     def grad(self, param: nn.Parameter) -> Tensor:
-        """The accumulated gradient of a stored parameter."""
+        """The accumulated gradient of a stored parameter, where gradients are not sharded."""
         bucket = self._home[param]
         return bucket.view(bucket.grads, param)
-
-    def bucket_of(self, param: nn.Parameter) -> Bucket:
-        """Where a stored parameter lies."""
-        return self._home[param]
 
     def zero(self) -> None:
         """Begin a step."""
         self._unsent.clear()
+        self._reducing.clear()
         self._main_gradients.forget()
         for bucket in self.all_buckets:
             bucket.zero()
 
-    def position(self, axes: Sequence[str] = ("tp", "cp", "dp", "embed")) -> dict[str, int]:
-        """This rank's place on the axes along which parameters may be repeated."""
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All parameters can be read on every rank."""
+        for bucket in self.all_buckets:
+            bucket.gathered()
+        yield
+        for bucket in self.all_buckets:
+            bucket.release()
+
+    def position(self) -> dict[str, int]:
+        """This rank's place on the axes along which what it keeps is repeated."""
+        axes: tuple[str, ...] = ("tp", "embed") if self.sharding.state else ("tp", "cp", "dp", "embed")
+        axes += ("dp.1",) if self._levels and self.sharding.state else ()
         return {name: self.state.axis(name).rank for name in axes}
 
     def close(self) -> None:
-        """Take the hooks off the parameters."""
+        """Take the hooks off the parameters and modules."""
         for hook in self._hooks:
             hook.remove()
+        for sections in self._sections.values():
+            sections.close()
+
+    def _bucket(self, group: Sequence[Declared]) -> Bucket:
+        names = self._over(group[0].replicas) if self.sharding.state else group[0].replicas
+        axis = self.state.axis(*names)
+        gather = gather_axis(self.state, names) if self.sharding.state else axis
+        return Bucket(group, axis, self.sharding, gather=gather, room=self._room)
+
+    def _over(self, replicas: Sequence[str]) -> tuple[str, ...]:
+        """The axes along which shards lie, of those that hold replicas."""
+        return tuple("dp.0" if name == "dp" and self._levels else name for name in replicas)
+
+    def _room(self) -> None:
+        """At most `GRADIENTS` buckets have memory for gradients: wait for what is being reduced."""
+        while len(self._reducing) >= GRADIENTS:
+            self._reducing.popleft().wait()
 
     def _arrived(self, param: nn.Parameter) -> None:
         """Take the gradient that autograd just finished for `param`."""
@@ -140,7 +236,12 @@ class DataParallel:
         Ranks whose graphs differ fill their buckets in different orders, and sums of different buckets must not meet.
         """
         while self._unsent and self._unsent[0].full:
-            self._unsent.popleft().send()
+            self._send(self._unsent.popleft())
+
+    def _send(self, bucket: Bucket) -> None:
+        bucket.send()
+        if self.sharding.grads:
+            self._reducing.append(bucket)
 
     def __enter__(self) -> Self:
         return self
@@ -149,3 +250,10 @@ class DataParallel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def gather_axis(state: ParallelState, replicas: Sequence[str]) -> Axis:
+    """Where weights are gathered: over a communicator of their own where the state has one, so that a gather does not
+    wait behind a reduction."""
+    own = (f"{replicas[0]}:gather", *replicas[1:])
+    return state.axis(*own) if state.has(*own) else state.axis(*replicas)

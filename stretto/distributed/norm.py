@@ -9,27 +9,23 @@ from torch.nn.utils import get_total_norm
 from stretto.collectives import all_reduce_
 from stretto.distributed.data_parallel import DataParallel
 
-_REPEATED = ("tp", "embed")  # data-parallel ranks hold equal gradients, and are not summed over
-
 
 def grad_norm(weights: DataParallel) -> Tensor:
     """L2 norm [] in fp64 of the whole model's gradient, the same bits on every rank.
 
-    Of the ranks that hold the same block one counts it; the squares are summed over tensor and pipeline ranks.
+    Of the ranks that hold the same rectangle one counts it; the squares are summed over the ranks that hold others.
     """
     state = weights.state
-    position = weights.position(_REPEATED)
+    # Data-parallel ranks with whole gradients hold equal ones, and are not summed over.
+    position = {name: rank for name, rank in weights.position().items() if name not in ("cp", "dp")}
     own = [
-        part.view(weights.grad(item.param))
-        for item in weights.declared
-        for part in item.logical
-        if part.spec.owned(position, ["tp", *(a for a in part.spec.sum_grad if a == "embed")])
+        view for each in weights.gradients if each.of.spec.owner(position) for _, view in each.pieces if view.numel()
     ]
-    own = [g for g in own if g.numel()]
     total = torch.zeros((), dtype=torch.float64, device=state.world.device)
     if own:
         total += _sum_of_squares(own)
-    all_reduce_(total, state.axis("tp", "pp")).wait()
+    apart = ("tp", "cp", "dp", "pp") if weights.sharding.state else ("tp", "pp")
+    all_reduce_(total, state.axis(*apart)).wait()
     return total.sqrt()
 
 

@@ -1,6 +1,7 @@
-"""What a run will need, from its arguments alone: parameters, and how layers are dealt to stages. Without torch."""
+"""What a run will need, from its arguments alone: parameters, how layers are dealt to stages, memory. Without torch."""
 
+from stretto.estimate.memory import Ledger, fitting, ledger
 from stretto.estimate.parameters import Parameters, count_parameters
 from stretto.estimate.stages import stage_layers
 
-__all__ = ["Parameters", "count_parameters", "stage_layers"]
+__all__ = ["Ledger", "Parameters", "count_parameters", "fitting", "ledger", "stage_layers"]

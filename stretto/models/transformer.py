@@ -81,6 +81,13 @@ class Transformer(nn.Module):
                 _vocab(config, name), build, weight=None if embedding is None else embedding.weight
             )
 
+    def sections(self) -> list[list[nn.Module]]:
+        """What is used together, in the order of the forward: embeddings, each block, final norm and head."""
+        trunk = self.model
+        ends = ([trunk.embed_tokens, trunk.embed_positions], [trunk.norm, getattr(self, "lm_head", None)])
+        first, last = ([module for module in end if module is not None] for end in ends)
+        return [each for each in (first, *([block] for block in trunk.layers.values()), last) if each]
+
     def forward(self, x: Tensor | None, microbatch: Microbatch) -> Tensor:
         batch = microbatch.batch
         x = self.model(x, batch.tokens, batch.samples)

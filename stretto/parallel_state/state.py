@@ -205,6 +205,10 @@ class ParallelState:
             )
         return found
 
+    def has(self, *names: str) -> bool:
+        """Whether `axis` has this one."""
+        return frozenset(names) in self._axes
+
     def __iter__(self) -> Iterator[Axis]:
         return iter(self._axes.values())
 

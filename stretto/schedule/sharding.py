@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 
@@ -44,3 +45,13 @@ DDP: Final = Sharding()
 ZERO1: Final = Sharding(state=True)
 ZERO2: Final = Sharding(grads=True, state=True)
 FSDP: Final = Sharding(params=True, grads=True, state=True)
+
+MODES: Final = MappingProxyType(
+    {
+        "none": DDP,
+        "zero1": ZERO1,
+        "zero2": replace(ZERO2, reduce_each=True),
+        "fsdp": replace(FSDP, keep=0, reduce_each=True),
+    }
+)
+"""By the names of `parallel.sharding`."""

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from stretto.arguments.schema import Arguments
-from stretto.distributed import AdamW, DataParallel, MainGradients
+from stretto.arguments.schema import Arguments, OptimizerConfig
+from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, Optimizer, Rule, SGDRule
 from stretto.estimate import stage_layers
 from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer, attention_by
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, Stage, TensorMeta
-from stretto.schedule import DDP, lower, schedule_for
+from stretto.schedule import DDP, check_lowered, lower, schedule_for
 from stretto.schedule.generators import forward_only
+from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
 from stretto.train.dtypes import DTYPES
@@ -40,7 +41,7 @@ class Built:
         return self.trainer.weights
 
     @property
-    def optimizer(self) -> AdamW:
+    def optimizer(self) -> Optimizer:
         """Masters and moments."""
         return self.trainer.optimizer
 
@@ -50,7 +51,9 @@ def build(args: Arguments, state: ParallelState) -> Built:
     layout, axis = state.layout, state.axis("pp")
     parts = stage_specs(args)
     microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
-    program = lower(schedule_for(args.parallel.schedule, axis.size, microbatches), DDP)
+    sharding = MODES[args.parallel.sharding] if state.axis("dp", "cp").size > 1 else DDP
+    program = lower(schedule_for(args.parallel.schedule, axis.size, microbatches), sharding)
+    check_lowered(program, sharding)
     direct, fuse, tp = MainGradients(), fused if args.run.compile else unfused, state.axis("tp")
     passes = partial(fused, dynamic=True) if args.run.compile else unfused
     fp8 = None if args.run.fp8 == "none" else RECIPES[args.run.fp8](tp, passes)
@@ -73,15 +76,17 @@ def build(args: Arguments, state: ParallelState) -> Built:
         s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=recompute, attend=attend) for s in mine
     }
     stages = {s: Stage(s, module, boundary if s else None) for s, module in modules.items()}
-    weights = DataParallel(modules, state, bucket_mb=args.parallel.bucket_mb, direct=direct)
-    config = args.optimizer
-    optimizer = AdamW(
-        weights,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fuse=partial(fused, dynamic=True) if args.run.compile else None,
+    weights = DataParallel(
+        modules,
+        state,
+        bucket_mb=args.parallel.bucket_mb,
+        direct=direct,
+        sharding=sharding,
+        keep=args.parallel.keep_units,
     )
+    config = args.optimizer
+    fuse_update = partial(fused, dynamic=True) if args.run.compile else None
+    optimizer = Optimizer(weights, update_rule(config), fuse=fuse_update)
     optimizer.initialize(args.run.seed)
     link = Link.between(axis, state.world.device, state.axis)
     trainer = Trainer(
@@ -91,7 +96,7 @@ def build(args: Arguments, state: ParallelState) -> Built:
         clip_grad=config.clip_grad,
         steady=fp8.steady if fp8 else nullcontext,
     )
-    forwards = lower(forward_only(axis.size, microbatches), DDP)
+    forwards = lower(forward_only(axis.size, microbatches), sharding)
     return Built(modules, trainer, Executor(forwards, axis.rank, stages, link, weights), fp8)
 
 
@@ -103,6 +108,14 @@ def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Calla
     """
     compiled = torch.compile(function, dynamic=dynamic)
     return hand_written(function, compiled) if torch.cuda.is_available() else compiled
+
+
+def update_rule(config: OptimizerConfig) -> Rule:
+    """The update rule of the settings."""
+    betas, decay = (config.beta1, config.beta2), config.weight_decay
+    if config.optimizer == "sgd":
+        return SGDRule(config.momentum, decay)
+    return LionRule(betas, decay) if config.optimizer == "lion" else AdamWRule(betas, config.eps, decay)
 
 
 def stage_specs(args: Arguments) -> list[StageSpec]:

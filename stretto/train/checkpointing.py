@@ -11,7 +11,7 @@ from stretto.arguments import Arguments
 from stretto.checkpoint import CheckpointError, load, prune, save
 from stretto.checkpoint.contents import read_contents
 from stretto.data.feed import Feed
-from stretto.distributed import AdamW
+from stretto.distributed import Optimizer
 from stretto.estimate import count_parameters
 from stretto.parallel_state import ParallelState
 from stretto.reading import shown
@@ -24,7 +24,7 @@ class TrainState:
     Nothing else moves during a run: the learning rate and every random number are functions of these and the seed.
     """
 
-    optimizer: AdamW
+    optimizer: Optimizer
     feed: Feed
     step: int = 0
 

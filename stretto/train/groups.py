@@ -5,7 +5,16 @@ from __future__ import annotations
 from stretto.arguments.schema import Arguments
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, default_axes
+from stretto.parallel_state.plan import Axes
 from stretto.train.dtypes import DTYPES
+
+
+def axes_of(args: Arguments, layout: Layout) -> tuple[Axes, ...]:
+    """The axes that a run asks for. Sharded weights are gathered over a communicator of their own: on that of the
+    gradients a gather would wait behind a reduction."""
+    inner = "dp.0" if "dp.0" in layout.axes else "dp"
+    gather: tuple[Axes, ...] = ((f"{inner}:gather", "cp"),) if args.parallel.sharding != "none" else ()
+    return (*default_axes(layout), *gather)
 
 
 def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
@@ -21,7 +30,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
     urgent = {_wide(layout, axis) for axis in args.nccl.high_priority}
     peer_buffer = _peer_buffer_size(args)
     options = {}
-    for names in default_axes(layout):
+    for names in axes_of(args, layout):
         axis = "-".join(names)
         wide = _wide(layout, axis)
         found = GroupOptions(

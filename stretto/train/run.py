@@ -24,7 +24,7 @@ from stretto.train.build import Built, build
 from stretto.train.checkpointing import TrainState, require_fits
 from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
-from stretto.train.groups import group_options
+from stretto.train.groups import axes_of, group_options
 from stretto.train.loop import Loop
 from stretto.train.pace import Pace
 from stretto.train.record import Listener
@@ -98,13 +98,14 @@ def train(
         DivergedError, UnsoundError: on all ranks alike.
     """
     args = resolved.args
-    options = group_options(args, resolved.layout)
+    layout = resolved.layout
+    axes, options = axes_of(args, layout), group_options(args, layout)
     with timeline.phase("groups"):
         check = args.run.check_collectives
         tracer = Checker(min(args.run.timeout, CHECK_SECONDS)) if check else LastCalls(is_consequence)
         waits = Waits()
         state = ParallelState.build(
-            resolved.layout, world, timeout=args.run.timeout, options=options, tracer=tracer, timer=waits
+            layout, world, timeout=args.run.timeout, axes=axes, options=options, tracer=tracer, timer=waits
         )
     with state:
         with timeline.phase("data"):

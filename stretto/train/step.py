@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stretto.collectives import all_reduce
-from stretto.distributed import AdamW, DataParallel, clip_factor, grad_norm
+from stretto.distributed import DataParallel, Optimizer, clip_factor, grad_norm
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor
 
@@ -39,7 +39,7 @@ class Trainer:
         self,
         executor: Executor,
         weights: DataParallel,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         *,
         clip_grad: float,
         steady: Callable[[], AbstractContextManager[object]] = nullcontext,

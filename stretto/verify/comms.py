@@ -13,7 +13,7 @@ from stretto.exchange import all_gather_bytes
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.train.build import build
-from stretto.train.groups import group_options
+from stretto.train.groups import axes_of, group_options
 from stretto.verify.session import Session, random_batch
 from stretto.verify.textbook import expected, padding
 from stretto.world import World
@@ -58,8 +58,8 @@ def record_step(args: Arguments, layout: Layout, world: World, *, seed: int = 0)
     It is the second step: in the first, stages also announce to each other what they will send.
     """
     recorder = Recorder()
-    options = group_options(args, layout)
-    with ParallelState.build(layout, world, timeout=args.run.timeout, options=options, tracer=recorder) as state:
+    axes, options, limit = axes_of(args, layout), group_options(args, layout), args.run.timeout
+    with ParallelState.build(layout, world, timeout=limit, axes=axes, options=options, tracer=recorder) as state:
         built = build(args, state)
         try:
             session = Session(args, state, built)
@@ -82,7 +82,8 @@ def communication(args: Arguments, layout: Layout, records: Mapping[int, Sequenc
         own = {rank: measured[rank].get(key, Volume()) for rank in records}
         should = {rank: textbook[rank].get(key, 0.0) for rank in records}
         more = {rank: own[rank].bytes - should[rank] for rank in records}
-        may = {rank: slack[rank] if key == ("dp-cp", "all_reduce") else 0.0 for rank in records}
+        flat = key[0] in ("dp-cp", "dp:gather-cp") and key[1] != "all_reduce_max"
+        may = {rank: slack[rank] if flat else 0.0 for rank in records}
         off = tuple(r for r in records if not -ROUNDING * should[r] <= more[r] <= may[r] + ROUNDING * should[r])
         rank = off[0] if off else max(records, key=lambda r: own[r].bytes)
         sites = Counter(call.site for call in records[rank] if (call.axis, call.op) == key) if off else Counter()

@@ -17,6 +17,7 @@ from stretto.verify.compare import ROUNDING, Comparison
 TENSOR = ("-", "tp", "tp + sequence parallel")
 PIPELINE = ("-", "1f1b", "gpipe")
 DATA = ("-", "dp")
+SHARDED = ("zero1", "zero2", "fsdp")
 RECOMPUTE = {"none": "", "selective": "selective recomputation", "block": "recomputation of blocks"}
 ACTIVATIONS = tuple(" + ".join(filter(None, each)) or "-" for each in product(("", "dropout"), RECOMPUTE.values()))
 DTYPES = ("fp64", "fp32", "bf16")
@@ -26,7 +27,7 @@ PAGE = "docs/verified.md"
 # What a combination says in words of its own, and what none tells apart: sizes, and where ranks lie.
 _SPOKEN_FOR = (
     *("tp", "sequence_parallel", "tp_comm_overlap", "pp", "schedule", "dp"),
-    *("stage_layers", "bucket_mb", "order", "gpus_per_node"),
+    *("stage_layers", "bucket_mb", "order", "gpus_per_node", "sharding", "keep_units"),
 )
 
 
@@ -48,7 +49,9 @@ class Combination:
         return ", ".join([" x ".join(used) or "one process", *with_them, *self.other, self.dtype])
 
 
-VERIFIED = tuple(Combination(*each) for each in product(TENSOR, PIPELINE, DATA, ACTIVATIONS, DTYPES))
+_WHOLE = product(TENSOR, PIPELINE, DATA, ACTIVATIONS, DTYPES)
+_SHARDED = product((TENSOR[0], TENSOR[2]), PIPELINE[:2], SHARDED, ACTIVATIONS[:1], DTYPES)
+VERIFIED = tuple(Combination(*each) for each in (*_WHOLE, *_SHARDED))
 
 
 def combination(args: Arguments) -> Combination:
@@ -66,7 +69,8 @@ def combination(args: Arguments) -> Combination:
         other += (f"recompute={r.recompute}",)
     if r.fp8 != "none":
         other += (f"fp8={r.fp8}",)
-    pipeline, data = p.schedule if p.pp > 1 else "-", "dp" if (p.dp or 1) > 1 else "-"
+    pipeline, replicas = p.schedule if p.pp > 1 else "-", "dp" if p.sharding == "none" else p.sharding
+    data = replicas if (p.dp or 1) > 1 else "-"
     return Combination(tensor, pipeline, data, activations, r.dtype, other)
 
 
@@ -120,6 +124,7 @@ def example(of: Combination, *, options: bool) -> Arguments:
         schedule="gpipe" if of.pipeline == "gpipe" else "1f1b",
         stage_layers=(3, 0) if options and pp == 2 else None,
         bucket_mb=0.005,
+        sharding=of.data if of.data in SHARDED else "none",  # type: ignore[arg-type]
     )
     batch = BatchConfig(seq_len=8, micro_batch=1, global_batch=4 * dp)
     recompute = next(how for how, words in reversed(RECOMPUTE.items()) if words in of.activations)

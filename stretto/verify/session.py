@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stretto.arguments.elsewhere import in_layout, validated_in
 from stretto.arguments.schema import Arguments
@@ -30,7 +31,7 @@ from stretto.params import ParamSpec, Slice, slices
 from stretto.train.build import Built
 from stretto.train.build import build as build_run
 from stretto.train.dtypes import DTYPES
-from stretto.train.groups import group_options
+from stretto.train.groups import axes_of, group_options
 from stretto.train.loop import valid_tokens
 from stretto.train.step import evaluate
 from stretto.verify.activations import ActivationObserver, Seen
@@ -46,7 +47,7 @@ class Session:
         self.world = state.axis("tp", "cp", "dp", "pp")
         self.dtype = DTYPES[args.run.dtype]
         self.seen = Seen({}, {})
-        self._grads: dict[nn.Parameter, Tensor] = {}
+        self._grads: list[Slice] = []
 
     def load_full(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the weights from whole tensors, unpadded; moments become zero.
@@ -69,7 +70,7 @@ class Session:
 
     def full_grads(self) -> dict[str, Tensor]:
         """Gradients of the last step: summed over everything, not clipped; whole."""
-        return gather_full(self._slices(self._grads), self.world)
+        return gather_full(self._grads, self.world)
 
     def full_optimizer(self) -> dict[str, Tensor]:
         """First and second moments, whole, as `exp_avg/NAME` and `exp_avg_sq/NAME`."""
@@ -81,11 +82,12 @@ class Session:
 
     def local_params(self) -> list[tuple[str, Tensor, ParamSpec]]:
         """What this rank computes with: logical name, local block, its spec."""
-        return [
-            (part.name, part.view(item.param.data), part.spec)
-            for item in self.built.weights.declared
-            for part in item.logical
-        ]
+        with self.built.weights.whole():
+            return [
+                (part.name, part.view(item.param.data).clone(), part.spec)
+                for item in self.built.weights.declared
+                for part in item.logical
+            ]
 
     def unequal_replicas(self, full: Mapping[str, Tensor] | None = None) -> list[str]:
         """What on this rank is not bitwise what its owner holds: masters, moments, and, rounded from the masters, the
@@ -95,9 +97,10 @@ class Session:
         """
         full = self.full_state() if full is None else full
         weights = self.built.weights
-        params = slices(weights.declared, lambda p: p.data, weights.position(), prefix="param/")
         rounded = {f"param/{n}": t.to(self.dtype) for n, t in weights_in(full).items()}
-        return unequal_replicas([*self.built.optimizer.slices(), *params], {**full, **rounded})
+        with weights.whole():
+            params = slices(weights.declared, lambda p: p.data, weights.position(), prefix="param/")
+            return unequal_replicas([*self.built.optimizer.slices(), *params], {**full, **rounded})
 
     def step(self, batch: Batch, *, observe: bool = False) -> tuple[float, float]:
         """One update from a whole global batch [global_batch, s]: its loss and gradient norm, on every rank.
@@ -114,7 +117,8 @@ class Session:
         else:
             loss = trainer.gradients(microbatches)
         weights = self.built.weights
-        self._grads = {item.param: weights.grad(item.param).clone() for item in weights.declared}
+        pieces = slices(weights.declared, lambda p: weights.part(p, lambda bucket: bucket.grad), weights.position())
+        self._grads = [replace(piece, tensor=piece.tensor.clone()) for piece in pieces]
         result = trainer.update(loss, self.args.optimizer.lr)
         return result.loss.item(), result.grad_norm.item()
 
@@ -154,10 +158,6 @@ class Session:
         dp, batch = self.state.axis("dp"), self.args.batch
         return rows_of(batch.global_batch, dp.rank, dp.size, batch.micro_batch)
 
-    def _slices(self, stored: Mapping[nn.Parameter, Tensor]) -> list[Slice]:
-        weights = self.built.weights
-        return slices(weights.declared, lambda p: stored[p], weights.position())
-
     def _weights(self) -> list[Slice]:
         return [s for s in self.built.optimizer.slices() if s.name.startswith("model/")]
 
@@ -174,7 +174,8 @@ def build(args: Arguments, layout: Layout, world: World) -> Iterator[Session]:
     """
     validated_in(args, layout)
     args = in_layout(args, layout)
-    with ParallelState.build(layout, world, timeout=args.run.timeout, options=group_options(args, layout)) as state:
+    axes, options = axes_of(args, layout), group_options(args, layout)
+    with ParallelState.build(layout, world, timeout=args.run.timeout, axes=axes, options=options) as state:
         built = build_run(args, state)
         try:
             yield Session(args, state, built)

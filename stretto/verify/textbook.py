@@ -30,10 +30,12 @@ ALIGNED = 64
 def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     """Bytes that `rank` sends in one optimizer step, by axis and operation; what is 0 is left out.
 
-    Raises NotImplementedError for context and expert parallelism.
+    Raises NotImplementedError for context and expert parallelism, and for gathers that come and go.
     """
     if layout.size("cp") > 1 or layout.has_experts:
         raise NotImplementedError(f"{layout}: no textbook volumes for context and expert parallelism yet")
+    if args.parallel.sharding == "fsdp" or "dp.0" in layout.axes:
+        raise NotImplementedError("no textbook volumes for weights that are gathered block by block yet")
     at, step = layout.coords(rank), _Step(args, layout)
     part = stage_specs(args)[at["pp"]]
     found: Bytes = {}
@@ -41,7 +43,9 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     for term in (*terms, step.gradients(part, at["tp"])):
         for key, size in term.items():
             found[key] = found.get(key, 0.0) + size
-    for axis, numbers in (("dp-cp", 1), ("tp-pp", 1), ("tp-cp-dp-pp", 2)):
+    # The count of tokens; the gradient's norm; the loss and the votes to stop.
+    norm = "tp-pp" if args.parallel.sharding == "none" or layout.size("dp", "cp") == 1 else "tp-cp-dp-pp"
+    for axis, numbers in (("dp-cp", 1), (norm, 1), ("tp-cp-dp-pp", 2)):
         key = axis, "all_reduce"
         found[key] = found.get(key, 0.0) + step.all_reduce(axis, 8 * numbers)
     return {key: size for key, size in found.items() if size}
@@ -115,9 +119,23 @@ class _Step:
         return {**down, **({(f"pp:{stage}>{stage - 1}", "send"): size} if stage else {})}
 
     def gradients(self, part: StageSpec, tp_rank: int) -> Bytes:
-        """Every gradient once over the replicas; those of which several ranks hold parts once more over these."""
-        declared = self.declared(part, tp_rank)
+        """Every gradient once over the replicas; those of which several ranks hold parts once more over these.
+
+        Where the optimizer is sharded a gradient is reduced and scattered, with zero2 once for each microbatch, and the
+        weights are gathered; a rank then holds parts of its shard alone.
+        """
+        declared, how = self.declared(part, tp_rank), self.args.parallel.sharding
         numbers = {"dp-cp": sum(item.param.numel() for item in declared)}
+        if how != "none" and (n := self.layout.size("dp", "cp")) > 1:
+            times, half = self.microbatches if how == "zero2" else 1, (n - 1) / n * numbers["dp-cp"]
+            itemsize = DTYPES[self.args.run.dtype].itemsize
+            sums = {axis for item in declared for each in item.logical for axis in each.spec.sum_grad}
+            if any(self.layout.size(axis) > 1 for axis in sums):
+                raise NotImplementedError("no textbook volumes for parts of sharded gradients yet")
+            return {
+                ("dp-cp", "reduce_scatter"): times * half * self.wide,
+                ("dp:gather-cp", "all_gather"): half * itemsize,
+            }
         for axis in ("tp", "embed"):
             parts = [each for item in declared for each in item.logical if axis in each.spec.sum_grad]
             numbers[axis] = sum(_spread(each, axis) for each in parts)
@@ -141,7 +159,8 @@ def padding(args: Arguments, layout: Layout, rank: int) -> float:
     """Bytes that `rank` may send beyond the textbook: flat gradients begin each parameter at an aligned element."""
     step, at = _Step(args, layout), layout.coords(rank)
     parameters = len(step.declared(stage_specs(args)[at["pp"]], at["tp"]))
-    return step.all_reduce("dp-cp", parameters * (ALIGNED - 1) * step.wide)
+    shards = 1 if args.parallel.sharding == "none" else layout.size("dp", "cp") * step.microbatches
+    return step.all_reduce("dp-cp", parameters * (ALIGNED - 1 + ALIGNED * (shards > 1) * shards) * step.wide)
 
 
 def _spread(part: Logical, axis: str) -> int:

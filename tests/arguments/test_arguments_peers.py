@@ -28,7 +28,7 @@ def rejection(words: str) -> str:
         ("--context-parallel-size 2", "did you mean --cp?"),
         ("--bf16", "did you mean --dtype bf16?"),
         ("--num_layers 2", "did you mean --layers?"),
-        ("--fsdp", "fully sharded data parallelism (FSDP): not available yet"),
+        ("--fsdp", "did you mean --sharding fsdp?"),
         ("--num-experts 8", "mixture of experts: not available yet"),
         ("--cp-comm-type p2p", "a choice of how context parallelism communicates: not available yet"),
         ("--set parallel.tensor_model_parallel_size=2", "did you mean parallel.tp?"),

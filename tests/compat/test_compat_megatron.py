@@ -87,7 +87,7 @@ def test_the_published_gpt3_175b_needs_dropout_of_attention_fp16_and_a_ramp() ->
 
 
 def test_experts_are_rejected_until_they_are_there() -> None:
-    moe = "--num-experts 8 --moe-router-topk 2 --use-distributed-optimizer --overlap-param-gather"
+    moe = "--num-experts 8 --moe-router-topk 2"
     assert rejected(f"{SMALL} {moe}") == [flag for flag in moe.split() if flag.startswith("--")]
 
 
@@ -102,6 +102,12 @@ def test_experts_are_rejected_until_they_are_there() -> None:
         ("--lr-decay-style WSD --lr-wsd-decay-iters 7 --lr-wsd-decay-style linear", {"optimizer.cooldown_steps": 7}),
         ("--distributed-timeout-minutes 2", {"run.timeout": 120.0}),
         ("--seed=7", {"run.seed": 7}),
+        ("--use-distributed-optimizer --overlap-param-gather", {"parallel.sharding": "zero1"}),
+        ("--use-torch-fsdp2", {"parallel.sharding": "fsdp"}),
+        ("--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads", {"parallel.sharding": "zero2"}),
+        ("--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params", {"parallel.sharding": "fsdp"}),
+        ("--use-megatron-fsdp --use-distributed-optimizer", {"parallel.sharding": "none"}),  # Megatron-LM's default
+        ("--optimizer sgd --sgd-momentum 0.8", {"optimizer.optimizer": "sgd", "optimizer.momentum": 0.8}),
         ("--exit-duration-in-mins 235", {"run.exit_duration": 14100.0}),
         ("--hidden-dropout 0.2", {"model.dropout": 0.2}),
         ("--recompute-granularity full --recompute-method uniform", {"run.recompute": "block"}),

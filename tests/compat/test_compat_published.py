@@ -71,7 +71,6 @@ MIXTRAL_8X7B = f"""
 --wandb-project Mixtral --wandb-exp-name Mixtral_8x7B
 """
 
-SHARDED = {"--use-distributed-optimizer", "--overlap-param-gather"}
 PROFILE = {"--profile", "--profile-step-start", "--profile-step-end"}
 FP8 = {"--fp8-format", "--fp8-param-gather"}  # the recipe that is not said is the delayed one
 EXPERTS = {
@@ -104,14 +103,14 @@ SCRIPTS = {
     "Llama-3 8B": Published(
         LLAMA3_8B_FP8,
         8_030_261_248,
-        {*FP8, *SHARDED, *PROFILE, "--decoupled-lr", "--decoupled-min-lr", "--grad-reduce-in-bf16"},
+        {*FP8, *PROFILE, "--decoupled-lr", "--decoupled-min-lr", "--grad-reduce-in-bf16"},
         "--nproc 8 --norm rms",
     ),
     "Llama-3 70B": Published(LLAMA3_70B, 70_553_706_496, set(), "--nproc 64"),
     "Mixtral 8x7B": Published(
         MIXTRAL_8X7B,
         7_241_732_096,  # with one expert of the eight: Mistral 7B
-        {*EXPERTS, *SHARDED, "--no-load-optim", "--no-load-rng"},
+        {*EXPERTS, "--no-load-optim", "--no-load-rng"},
         "--vocab 32000 --nproc 32 --ep 1",
     ),
 }

@@ -170,7 +170,7 @@ def _partial(world: World, layout: Layout, config: ModelConfig) -> list[str]:
         parts = _parts(weights)
         for part, view in parts:
             view.copy_(_gradient(part, torch.float64) * (1 + state.coords["tp"] + 10 * state.coords["pp"]))
-        sum_partial_gradients(weights.declared, weights.grad, state)
+        sum_partial_gradients(weights.gradients, state)
         for part, view in parts:
             want = _gradient(part, torch.float64) * _holders(part, layout, state.coords)
             if not torch.allclose(view, want, rtol=1e-13, atol=0):

@@ -25,6 +25,7 @@ from stretto.verify.matrix import (
     PAGE,
     PIPELINE,
     RECOMPUTE,
+    SHARDED,
     TENSOR,
     VERIFIED,
     Combination,
@@ -87,7 +88,10 @@ def test_every_choice_of_the_schema_is_in_the_matrix() -> None:
     assert set(get_args(get_type_hints(ParallelConfig)["schedule"])) == set(PIPELINE) - {"-"}
     assert set(get_args(get_type_hints(RunConfig)["dtype"])) == set(DTYPES)
     assert set(get_args(get_type_hints(RunConfig)["recompute"])) == set(RECOMPUTE)
-    assert len(VERIFIED) == len(TENSOR) * len(PIPELINE) * len(DATA) * len(ACTIVATIONS) * len(DTYPES)
+    assert set(get_args(get_type_hints(ParallelConfig)["sharding"])) == {"none", *SHARDED}
+    sharded = [c for c in VERIFIED if c.data in SHARDED]
+    assert len(sharded) == 2 * 2 * len(SHARDED) * len(DTYPES)
+    assert len(VERIFIED) - len(sharded) == len(TENSOR) * len(PIPELINE) * len(DATA) * len(ACTIVATIONS) * len(DTYPES)
 
 
 def measure(world: World, row: Row) -> dict[tuple[str, bool], float]:

@@ -10,6 +10,7 @@ from verify_said_bash import BASH, SCRIPTS
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
+from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, RULES, SHARDING
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -172,8 +173,8 @@ NORM = Said(
     Fault(
         "padding counted",
         "distributed/norm.py",
-        "        part.view(weights.grad(item.param))\n",
-        "        weights.grad(item.param).narrow(0, part.row, part.block.stored[0])\n",
+        "for _, view in each.pieces if view.numel()",
+        "for view in [each.flat] if view.numel()",
     ),
     Fault(
         "a copy of a key/value head counted twice",
@@ -184,20 +185,20 @@ NORM = Said(
     Fault(
         "a copy of a tied embedding counted twice",
         "distributed/norm.py",
-        '["tp", *(a for a in part.spec.sum_grad if a == "embed")]',
-        '["tp"]',
+        'name not in ("cp", "dp")}',
+        'name not in ("embed", "cp", "dp")}',
     ),
     Fault(
         "a replicated norm counted once per rank",
         "distributed/norm.py",
-        '["tp", *(a for a in part.spec.sum_grad if a == "embed")]',
-        '[a for a in part.spec.sum_grad if a == "embed"]',
+        'name not in ("cp", "dp")}',
+        'name not in ("tp", "cp", "dp")}',
     ),
     Fault(
         "squares not summed over the pipeline",
         "distributed/norm.py",
-        'all_reduce_(total, state.axis("tp", "pp"))',
-        'all_reduce_(total, state.axis("tp"))',
+        'if weights.sharding.state else ("tp", "pp")',
+        'if weights.sharding.state else ("tp",)',
     ),
     Fault("partial sums left out", "distributed/partial.py", "if axis.size == 1:", "if True:"),
     Fault(
@@ -211,10 +212,15 @@ BUCKETS = Said(
     Fault(
         "a bucket that is not sent",
         "distributed/bucket.py",
-        "        self._work = all_reduce_(self.grads, self.axis)\n",
-        "",
+        "            self._work = all_reduce_(self.grads, self.axis)\n",
+        "            self._work = None\n",
     ),
-    Fault("a bucket that is sent twice", "distributed/data_parallel.py", "if not bucket.sent:", "if True:"),
+    Fault(
+        "a bucket that is sent twice",
+        "distributed/data_parallel.py",
+        "            if bucket.due:\n",
+        "            if True:\n",
+    ),
     Fault(
         "a bucket that is sent before its last gradient",
         "distributed/data_parallel.py",
@@ -232,25 +238,26 @@ BUCKETS = Said(
         "buckets sent in the order in which they fill",
         "distributed/data_parallel.py",
         """        while self._unsent and self._unsent[0].full:
-            self._unsent.popleft().send()
+            self._send(self._unsent.popleft())
 """,
         """        for bucket in [each for each in self._unsent if each.full]:
             self._unsent.remove(bucket)
-            bucket.send()
+            self._send(bucket)
 """,
     ),
     Fault(
         "moments shared between buckets",
         "distributed/optimizer.py",
-        "self.moments = [(torch.zeros_like(master), torch.zeros_like(master)) for master in self.masters]",
-        """shared = [torch.zeros_like(master) for master in sorted(self.masters, key=len)[-1:]]
-        self.moments = [(shared[0][: len(master)], torch.zeros_like(master)) for master in self.masters]""",
+        "{name: [torch.zeros_like(master) for master in moved] for name in rule.state}",
+        """{name: [torch.zeros_like(master) for master in moved] for name in rule.state}
+        longest = max(self.state["exp_avg"], key=len, default=None)
+        self.state["exp_avg"] = [longest[: len(master)] for master in self.masters]""",
     ),
     Fault(
         "weight decay on biases",
         "distributed/optimizer.py",
-        "weight_decay if bucket.weight_decay else 0.0",
-        "weight_decay",
+        "self.rule.numbers(lr, self.steps, decayed))",
+        "self.rule.numbers(lr, self.steps, True))",
     ),
 )
 
@@ -489,7 +496,12 @@ COMMS = Said(
         "return reduce_scatter(x, tp, 0, overlap_with)",
         "return all_reduce(x, tp).chunk(tp.size, 0)[tp.rank]",
     ),
-    Fault("a gradient reduced twice", "distributed/data_parallel.py", "if not bucket.sent:", "if True:"),
+    Fault(
+        "a gradient reduced twice",
+        "distributed/data_parallel.py",
+        "            if bucket.due:\n",
+        "            if True:\n",
+    ),
     Fault("a sum of partial gradients left out", "distributed/partial.py", "if axis.size == 1:", "if True:"),
     Fault(
         "a border of tensor parallelism that communicates in both directions",
@@ -586,4 +598,10 @@ SAID = (
     SOUND,
     BASH,
     SCRIPTS,
+    FLAT,
+    SHARDING,
+    RULES,
+    LEDGER,
+    LOOP,
+    CHECKPOINTS,
 )

@@ -139,21 +139,21 @@ FAST = Said(
     Fault(
         "a fused update that is written into a copy",
         "distributed/optimizer.py",
-        "_update if fuse is None else fuse(_update)",
-        "_update if fuse is None else fuse(lambda master, *rest: _update(master.clone(), *rest))",
+        "rule.update if fuse is None else fuse(rule.update)",
+        "rule.update if fuse is None else fuse(lambda master, *rest: rule.update(master.clone(), *rest))",
     ),
     Fault(
         "an update that is compiled anew in later steps",
         "distributed/optimizer.py",
-        "self._update(master, rounded, bucket.grads, first, second,",
-        """update = self._update
+        "                self._update(*(",
+        """                update = self._update
 
-            def compiled_in(*given: Any) -> None:
-                plain = [x.item() if isinstance(x, Tensor) and x.dim() == 0 else x for x in given]
-                torch.compile(_update)(*plain)
+                def compiled_in(*given: Any) -> None:
+                    plain = [x.item() if isinstance(x, Tensor) and x.dim() == 0 else x for x in given]
+                    torch.compile(self.rule.update)(*plain)
 
-            update = update if update is _update else compiled_in
-            update(master, rounded, bucket.grads, first, second,""",
+                update = update if update is self.rule.update else compiled_in
+                update(*(""",
     ),
     Fault(
         "a bucket that does not hear of what has arrived",

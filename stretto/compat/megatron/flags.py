@@ -66,6 +66,7 @@ SAME: Final[Mapping[str, str]] = MappingProxyType(
         "--adam-beta1": "optimizer.beta1",
         "--adam-beta2": "optimizer.beta2",
         "--adam-eps": "optimizer.eps",
+        "--sgd-momentum": "optimizer.momentum",
         "--clip-grad": "optimizer.clip_grad",
         "--seed": "run.seed",
         "--log-interval": "run.log_every",
@@ -111,6 +112,7 @@ MOOT: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("--log-timers-to-tensorboard", "--log-params-norm", "--log-num-zeros-in-grad"), _LOGS),
         **dict.fromkeys(("--wandb-project", "--wandb-exp-name", "--wandb-save-dir", "--log-progress"), _LOGS),
         **dict.fromkeys(("--overlap-grad-reduce", "--tp-comm-overlap", "--calculate-per-token-loss"), _ALWAYS),
+        "--overlap-param-gather": _ALWAYS,
         **dict.fromkeys(("--accumulate-allreduce-grads-in-fp32", "--use-checkpoint-opt_param-scheduler"), _ALWAYS),
         **dict.fromkeys(("--recompute-method", "--recompute-num-layers"), _BLOCKS),
         "--recompute-modules": "--recompute chooses what is computed again: norms and activation functions, or blocks",
@@ -145,7 +147,6 @@ BY_HAND: Final[Mapping[str, str]] = MappingProxyType(
 """Flags that name files, and what to say instead."""
 
 _EXPERTS = "there are no expert layers yet"
-_SHARDED = "optimizer state is not sharded yet"
 _ALL_LAYERS = "with fp8 the matrices of all layers are in it"
 
 MISSING: Final[Mapping[str, str]] = MappingProxyType(
@@ -154,11 +155,11 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("--moe-router-load-balancing-type", "--moe-aux-loss-coeff"), _EXPERTS),
         **dict.fromkeys(("--moe-token-dispatcher-type", "--moe-ffn-hidden-size"), _EXPERTS),
         **dict.fromkeys(("--moe-expert-capacity-factor", "--moe-permute-fusion"), _EXPERTS),
-        **dict.fromkeys(("--use-distributed-optimizer", "--overlap-param-gather"), _SHARDED),
         **dict.fromkeys(("--first-last-layers-bf16", "--num-layers-at-start-in-bf16"), _ALL_LAYERS),
         "--num-layers-at-end-in-bf16": _ALL_LAYERS,
         "--no-fp8-wgrad": "with one scale for a tensor all three products are in fp8; say --fp8 rowwise in its place",
         "--fp8-param-gather": "weights are gathered in bf16",
+        "--num-distributed-optimizer-instances": "state is sharded over all data-parallel ranks",
         "--fp16": "fp16 with loss scaling is not available; bf16 needs no scaling",
         "--num-layers-per-virtual-pipeline-stage": "there is no interleaved schedule yet",
         "--num-virtual-stages-per-pipeline-rank": "there is no interleaved schedule yet",

@@ -1,0 +1,61 @@
+"""The memory of a run for `stretto explain`: each stage's ledger, and which modes of sharding fit a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+from rich.table import Table
+
+from stretto.arguments import Arguments
+from stretto.estimate import Ledger, fitting, ledger
+
+MIB, GIB = 2**20, 2**30
+MANY = 6
+
+
+def take_limit(words: Sequence[str]) -> tuple[float | None, list[str]]:
+    """What `--hbm GIB` says, and the other words. Raises ValueError where it says nothing."""
+    rest: list[str] = []
+    limit, given = None, iter(words)
+    for word in given:
+        flag, equals, text = word.partition("=")
+        if flag != "--hbm":
+            rest.append(word)
+            continue
+        said = text if equals else next(given, "")
+        try:
+            limit = float(said)
+        except ValueError:
+            limit = 0.0
+        if not 0 < limit < float("inf"):
+            raise ValueError(f"--hbm {said}: how many GiB does a device have? As in --hbm 80")
+    return limit, rest
+
+
+def memory_table(args: Arguments) -> Table:
+    """A row for each item that is not 0, a column for each stage; of many stages the first two and the last."""
+    last = args.parallel.pp - 1
+    stages = range(last + 1) if last < MANY else (0, 1, last)
+    ledgers = {stage: ledger(args, stage) for stage in stages}
+    table = Table(box=None, pad_edge=True)
+    table.add_column("", justify="left")
+    for stage in stages:
+        table.add_column(f"stage {stage}", justify="right")
+    for name in (*(each.name for each in fields(Ledger)), "total"):
+        row = [getattr(one, name) for one in ledgers.values()]
+        if any(row):
+            table.add_row(name, *(f"{size / MIB:,.1f}" for size in row))
+    return table
+
+
+def verdict(args: Arguments, limit: float | None) -> Iterator[str]:
+    """What is counted how; and with a limit in GiB, whether the run fits and which modes of sharding would."""
+    yield "weights, gradients, masters and optimizer are exact; activations and logits are formulas"
+    if limit is None:
+        return
+    found = fitting(args, limit * GIB)
+    most, fits = found[args.parallel.sharding]
+    yield f"{most / GIB:.2f} GiB in the fullest stage {'fit' if fits else 'do not fit'} into --hbm {limit:g}"
+    for mode, (size, enough) in found.items():
+        yield f"--sharding {mode}: {size / GIB:.2f} GiB, {'fits' if enough else f'{size / GIB - limit:.2f} too much'}"

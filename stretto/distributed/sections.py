@@ -1,0 +1,126 @@
+"""The sections of a stage: what is gathered at once, in the order in which a forward comes to it.
+
+The order is known before anything runs. Hooks only say that the computation has come to a section: then its weights
+are waited for, those of the section before are let go, and the next ones, of the forward or of the backward, are asked
+for. So two sections are whole at a time, and a gather passes behind the computation of the section before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from stretto.distributed.bucket import Bucket
+
+
+@runtime_checkable
+class Sectioned(Protocol):
+    """A module that says what of it is used together."""
+
+    def sections(self) -> list[list[nn.Module]]:
+        """In the order of the forward. Each begins with the first call of one of its modules."""
+
+
+def sections_of(module: nn.Module) -> list[list[nn.Module]]:
+    """The sections of a module: those that it says, or the members of its longest list of modules, if it has one.
+
+    What is in none is whole from the first use of the module to the last.
+    """
+    if isinstance(module, Sectioned):
+        return [section for section in module.sections() if section]
+    lists = (m for m in module.modules() if isinstance(m, nn.ModuleList | nn.ModuleDict | nn.Sequential))
+    return [[child] for child in max(lists, key=len, default=nn.Module()).children()]
+
+
+class Sections:
+    """Gathers the weights of one stage, section by section; the last `keep` stay whole until their backward."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        sections: Sequence[Sequence[nn.Module]],
+        home: Mapping[nn.Parameter, Bucket],
+        *,
+        keep: int = 0,
+    ) -> None:
+        self._uses = [_used(modules, home) for modules in sections]
+        sectioned = {bucket for used in self._uses for bucket in used}
+        self._always = [bucket for bucket in _used([module], home) if bucket not in sectioned]
+        self._kept = {bucket for used in self._uses[max(0, len(self._uses) - keep) :] for bucket in used if keep}
+        self._held = dict[Bucket, None]()
+        self._backward = False
+        self._at: int | None = None
+        self._hooks: list[RemovableHandle] = [
+            module.register_forward_pre_hook(self._stage_begins),
+            module.register_forward_hook(self._stage_ends),
+        ]
+        for n, modules in enumerate(sections):
+            for each in modules:
+                self._hooks.append(each.register_forward_pre_hook(partial(self._section_begins, n)))
+
+    def begin(self) -> None:
+        """Ask for what the forward uses first."""
+        self._ask((*self._always, *(self._uses[0] if self._uses else ())))
+
+    def release(self) -> None:
+        """Let go of all that is gathered."""
+        self._at = None
+        for bucket in self._held:
+            bucket.release()
+        self._held.clear()
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _stage_begins(self, _module: nn.Module, _args: Any) -> None:
+        self._backward, self._at = False, None
+        self._wait(self._always)
+
+    def _section_begins(self, n: int, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._backward or self._at == n:  # computed again for its backward, or one more module of it
+            return
+        before = self._at
+        self._enter(n, n + 1)
+        x = next((x for x in args if isinstance(x, Tensor) and x.requires_grad), None)
+        if x is not None and before is not None and torch.is_grad_enabled():
+            x.register_hook(partial(self._goes_back, before))  # type: ignore[no-untyped-call]
+
+    def _stage_ends(self, _module: nn.Module, _args: Any, y: Any) -> None:
+        if self._at is not None and isinstance(y, Tensor) and y.requires_grad:
+            y.register_hook(partial(self._goes_back, self._at))  # type: ignore[no-untyped-call]
+
+    def _goes_back(self, n: int, _dy: Tensor) -> None:
+        self._backward = True
+        self._enter(n, n - 1)
+
+    def _enter(self, n: int, then: int) -> None:
+        """The computation has come to section `n`, and goes on with section `then`."""
+        self._wait(self._uses[n])
+        kept = self._kept if torch.is_grad_enabled() and not self._backward else set()
+        for bucket in [b for b in self._held if b not in self._uses[n] and b not in self._always and b not in kept]:
+            bucket.release()
+            del self._held[bucket]
+        if 0 <= then < len(self._uses):
+            self._ask(self._uses[then])
+        self._at = n
+
+    def _ask(self, buckets: Sequence[Bucket]) -> None:
+        for bucket in buckets:
+            bucket.gather()
+            self._held[bucket] = None
+
+    def _wait(self, buckets: Sequence[Bucket]) -> None:
+        for bucket in buckets:
+            bucket.gathered()
+            self._held[bucket] = None
+
+
+def _used(modules: Sequence[nn.Module], home: Mapping[nn.Parameter, Bucket]) -> list[Bucket]:
+    return list(dict.fromkeys(home[p] for module in modules for p in module.parameters() if p in home))

@@ -1,0 +1,115 @@
+"""Any module in an ordinary loop, in the place of `DistributedDataParallel` or `fully_shard`.
+
+    with shard(model, state, sharding="fsdp") as sharded:
+        optimizer = sharded.optimizer(AdamWRule((0.9, 0.95), 1e-8, 0.1), clip_grad=1.0)
+        for x in batches:                      # each rank its own
+            model(x).backward()
+            norm = optimizer.step(lr=3e-4)
+
+The gradient is the mean over the ranks of that of each rank's loss.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stretto.distributed.data_parallel import DataParallel
+from stretto.distributed.norm import clip_factor, grad_norm
+from stretto.distributed.optimizer import Fuse, Optimizer
+from stretto.distributed.rules import Rule
+from stretto.parallel_state import ParallelState
+from stretto.params import Init, ParamSpec, declare, is_declared
+from stretto.schedule.sharding import MODES
+
+
+class Sharded(DataParallel):
+    """A module whose sums begin by themselves; made by `shard`."""
+
+    def __init__(self, module: nn.Module, state: ParallelState, mode: str, microbatches: int, **options: Any) -> None:
+        super().__init__({0: module}, state, sharding=MODES[mode], **options)
+        self.microbatches, self._begun = microbatches, 0
+        self._forward = module.register_forward_pre_hook(self._begins)
+
+    def optimizer(self, rule: Rule, *, clip_grad: float = 0.0, fuse: Fuse | None = None) -> SteppingOptimizer:
+        """What updates the module after its last backward of a step."""
+        return SteppingOptimizer(self, Optimizer(self, rule, fuse=fuse), clip_grad)
+
+    def close(self) -> None:
+        super().close()
+        self._forward.remove()
+
+    def zero(self) -> None:
+        super().zero()
+        self._begun = 0
+
+    def _begins(self, _module: nn.Module, _args: Any) -> None:
+        """A forward: what its backward adds is summed, after each where gradients are sharded, else after the last."""
+        if torch.is_grad_enabled():
+            self._begun += 1
+            if self.sharding.reduce_each or self._begun == self.microbatches:
+                self.reduce(0)
+
+
+class SteppingOptimizer:
+    """`step(lr)` once all backwards of a step are done."""
+
+    def __init__(self, weights: Sharded, inner: Optimizer, clip_grad: float) -> None:
+        self.weights, self.inner, self.clip_grad = weights, inner, clip_grad
+
+    @torch.no_grad()
+    def step(self, lr: float) -> Tensor:
+        """Finish the sums, clip, update, and begin a step. Returns the gradient's norm [], before clipping."""
+        self.weights.finish()
+        ranks = self.weights.state.axis("dp", "cp").size
+        norm = grad_norm(self.weights) / ranks
+        factor = clip_factor(norm, self.clip_grad)
+        self.inner.step(lr, (torch.ones_like(norm) if factor is None else factor) / ranks)
+        self.weights.zero()
+        return norm
+
+
+def shard(
+    module: nn.Module,
+    state: ParallelState,
+    *,
+    sharding: str = "fsdp",
+    microbatches: int = 1,
+    bucket_mb: float = 25.0,
+    keep: int = 0,
+) -> Sharded:
+    """Spread `module` over the data-parallel ranks of `state`; its parameters stay the same objects.
+
+    Parameters that were not declared count as whole on the ranks of all other axes; matrices are decayed, vectors not.
+
+    Args:
+        sharding: none, zero1, zero2 or fsdp, as in `--sharding`.
+        microbatches: backwards of a step.
+        bucket_mb: gradients that are reduced at once.
+        keep: with fsdp, how many last blocks stay whole from forward to backward.
+
+    Raises:
+        ValueError: no such sharding.
+    """
+    if sharding not in MODES:
+        raise ValueError(f"sharding={sharding!r}: take one of {', '.join(MODES)}")
+    if unknown := _declare_rest(module):
+        apart = [name for name in ("tp", "pp") if state.axis(name).size > 1]
+        say = logging.getLogger(__name__).warning if apart else logging.getLogger(__name__).info
+        say("%d parameters without a declared place count as whole on every rank", unknown)
+    return Sharded(module, state, sharding, microbatches, bucket_mb=bucket_mb, keep=keep)
+
+
+def _declare_rest(module: nn.Module) -> int:
+    """Declare what is not declared; how many there were."""
+    named = [(each, name, p) for each in module.modules() for name, p in each.named_parameters(recurse=False)]
+    seen, count = {param for each, name, param in named if is_declared(each, name)}, 0
+    for each, name, param in named:
+        if param not in seen:
+            seen.add(param)
+            declare(each, name, ParamSpec(tuple(param.shape), Init(), weight_decay=param.dim() > 1))
+            count += 1
+    return count

@@ -1,0 +1,142 @@
+"""A ledger of a rank's memory: what stays through a step to the byte, what comes and goes, what activations take.
+
+It reads what the engine reads, `Sharding` and flat storage, so what it says of weights, gradients and optimizer is what
+lives. Activations are those of the formulas below, in front of any allocator's rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Final
+
+from stretto.arguments.schema import Arguments
+from stretto.estimate.stages import stage_layers
+from stretto.estimate.stored import stored_tensors
+from stretto.layout.flat import Flat
+from stretto.layout.grouping import by_section, by_size
+from stretto.schedule import DDP, Sharding
+from stretto.schedule.sharding import MODES
+
+BYTES: Final[Mapping[str, int]] = MappingProxyType({"fp64": 8, "fp32": 4, "bf16": 2})
+STATE: Final[Mapping[str, int]] = MappingProxyType({"adamw": 2, "sgd": 1, "lion": 1})
+"""Vectors that an update rule keeps beside each master."""
+
+HEAD: Final = 2**28
+"""Bytes of logits that exist at once, at most (one row of tokens at least)."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Bytes of one rank, by what they are for. A field each; their names are what is printed."""
+
+    weights: int
+    """Kept through the step: all, or a shard."""
+    gradients: int
+    """Kept through the step, fp32 or wider."""
+    masters: int
+    """fp32 copies of narrower weights."""
+    optimizer: int
+    """State of the update rule."""
+    gathered: int
+    """Sections of the stage that are whole at a time, where weights are sharded."""
+    reducing: int
+    """Gradients that fill or are reduced, where gradients are sharded."""
+    activations: int
+    """What forwards keep for their backwards, of all microbatches under way."""
+    logits: int
+    """Of the head, and their gradients, a piece at a time."""
+
+    @property
+    def total(self) -> int:
+        """All of it at once."""
+        return sum(getattr(self, each.name) for each in fields(self))
+
+
+def ledger(args: Arguments, stage: int) -> Ledger:
+    """The ledger of each rank that holds a pipeline stage."""
+    sharding, keep = sharding_of(args), args.parallel.keep_units
+    item = BYTES[args.run.dtype]
+    wide = max(4, item)
+    tensors = stored_tensors(args, stage)
+    limit = int(args.parallel.bucket_mb * 2**20) // wide
+    groups = by_section(tensors) if sharding.params else by_size(tensors, limit)
+    shards = shard_ranks(args) if sharding.state else 1
+    flats = [Flat(tuple(tensors[n].numel for n in group), shards).numel for group in groups]
+    whole, part = sum(flats), sum(flats) // shards
+    sections = [{tensors[n].section for n in group} for group in groups]
+    used = [sum(f for f, s in zip(flats, sections, strict=True) if n in s) for n in range(_sections(args, stage))]
+    kept = sum(sorted(used)[len(used) - keep :]) if keep else 0
+    pairs = max((a + b for a, b in pairwise(used)), default=sum(used))
+    return Ledger(
+        weights=item * (part if sharding.params else whole),
+        gradients=wide * (part if sharding.grads else whole),
+        masters=wide * part * (item < wide),
+        optimizer=wide * part * STATE[args.optimizer.optimizer],
+        gathered=item * min(whole, pairs + kept) * sharding.params,
+        reducing=wide * sum(sorted(flats)[-2:]) * sharding.grads,
+        activations=_activations(args, stage),
+        logits=_logits(args) * (stage == args.parallel.pp - 1),
+    )
+
+
+def sharding_of(args: Arguments) -> Sharding:
+    """What the run shards: nothing over one rank."""
+    return MODES[args.parallel.sharding] if shard_ranks(args) > 1 else DDP
+
+
+def shard_ranks(args: Arguments) -> int:
+    """Ranks that share one copy of what is sharded."""
+    return (args.parallel.dp_shard or args.parallel.dp or 1) * args.parallel.cp
+
+
+def fitting(args: Arguments, limit: float) -> dict[str, tuple[int, bool]]:
+    """For each mode of sharding: bytes of the fullest stage, and whether they fit into `limit` bytes."""
+    found = {}
+    for mode in MODES:
+        other = replace(args, parallel=replace(args.parallel, sharding=mode))  # type: ignore[arg-type]
+        most = max(ledger(other, stage).total for stage in range(args.parallel.pp))
+        found[mode] = most, most <= limit
+    return found
+
+
+def _sections(args: Arguments, stage: int) -> int:
+    layers = stage_layers(args)
+    return (stage == 0) + len(layers[stage]) + (stage == len(layers) - 1)
+
+
+def _activations(args: Arguments, stage: int) -> int:
+    """Bytes kept from forward to backward: of each block what its operations save, [s, b, h] in the dtype of the run.
+
+    Korthikanti et al. (2022) count 34 bytes a token and feature in bf16 without the attention's weights, which are
+    never kept; here a norm keeps its input, attention q, k, v and its output, feed-forward what its products take.
+    """
+    m, p, b = args.model, args.parallel, args.batch
+    item, tokens = BYTES[args.run.dtype], b.seq_len * b.micro_batch
+    outside = tokens // p.tp if p.sequence_parallel else tokens
+    q, kv = m.heads * m.dim_per_head // p.tp, max(1, m.num_kv_heads // p.tp) * m.dim_per_head
+    inner, gated = m.dim_ffn // p.tp, m.activation == "swiglu"
+    entering = outside * m.hidden
+    kept = 2 * entering + tokens * (2 * (q + 2 * kv) * (m.position == "rope") + (q + 2 * kv) * (m.position != "rope"))
+    kept += tokens * (q + inner * (2 if gated else 1))  # attention's output; what enters the activation
+    if args.run.recompute != "selective":
+        kept += 2 * outside * m.hidden + tokens * inner  # normed inputs; the activation's output
+    block = entering if args.run.recompute == "block" else kept
+    layers = len(stage_layers(args)[stage])
+    recompute = kept if args.run.recompute == "block" and layers else 0
+    return item * (under_way(args, stage) * (layers * block + entering) + recompute)
+
+
+def under_way(args: Arguments, stage: int) -> int:
+    """Microbatches that went forward through a stage and not yet back, at most."""
+    p, b = args.parallel, args.batch
+    microbatches = b.global_batch // (b.micro_batch * (p.dp or 1))
+    return microbatches if p.schedule == "gpipe" else min(microbatches, p.pp - stage)
+
+
+def _logits(args: Arguments) -> int:
+    item, b, p = BYTES[args.run.dtype], args.batch, args.parallel
+    row = -(-args.model.vocab_size // p.tp) * b.micro_batch * item
+    return min(max(row, HEAD), row * b.seq_len)

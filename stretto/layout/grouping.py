@@ -1,0 +1,52 @@
+"""Which tensors of a stage share flat storage. Numbers alone: the engine and the estimate of memory both read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Stored(NamedTuple):
+    """A stored tensor of a stage, in the order of the forward.
+
+    `kind` is what those that share storage must have in common; `section` the part of the stage that uses it first,
+    None where no part of its own does.
+    """
+
+    numel: int
+    kind: tuple[object, ...]
+    decayed: bool
+    section: int | None = None
+
+
+def by_size(tensors: Sequence[Stored], limit: int) -> list[list[int]]:
+    """Groups of at most `limit` elements (a larger tensor stands alone), in the order in which a backward fills them.
+
+    Decayed and other tensors are apart.
+    """
+    groups: list[list[int]] = []
+    open_: dict[tuple[object, ...], list[int]] = {}
+    for n in reversed(range(len(tensors))):
+        kind = (*tensors[n].kind, tensors[n].decayed)
+        group = open_.get(kind)
+        if group is None or tensors[n].numel + sum(tensors[i].numel for i in group) > limit:
+            group = open_[kind] = []
+            groups.append(group)
+        group.append(n)
+    return _as_filled(groups)
+
+
+def by_section(tensors: Sequence[Stored]) -> list[list[int]]:
+    """A group for each section, and one for what is in none, in the order in which a backward fills them.
+
+    Decayed tensors lie before the others, so that an optimizer has two ranges.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for n, tensor in enumerate(tensors):
+        groups.setdefault((*tensor.kind, tensor.section), []).append(n)
+    return [sorted(group, key=lambda n: not tensors[n].decayed) for group in _as_filled([*groups.values()])]
+
+
+def _as_filled(groups: list[list[int]]) -> list[list[int]]:
+    """A group is full with its first tensor of the forward."""
+    return sorted(groups, key=lambda group: -min(group))

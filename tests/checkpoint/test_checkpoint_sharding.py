@@ -1,0 +1,66 @@
+"""P14 over kinds of sharding: what one wrote, any other reads to the bit, on another number of ranks.
+
+Faults to catch: a shard saved at another's place; a piece without an owner; parameters that do not follow what was
+read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
+from stretto.checkpoint import load, save
+from stretto.checkpoint.directory import step_path
+from stretto.layout import Layout
+from stretto.testing import Pool
+from stretto.verify import build, random_batch, random_weights
+from stretto.world import World
+
+pytestmark = pytest.mark.gloo
+
+RUN = Arguments(
+    model=ModelConfig(layers=3, hidden=12, heads=2, head_dim=6, ffn=10, vocab=29, tied=True, bias=True),
+    batch=BatchConfig(seq_len=4, micro_batch=1, global_batch=12),
+    optimizer=OptimizerConfig(lr=1e-2),
+    run=RunConfig(dtype="bf16", timeout=30.0),
+)
+WRITERS = [("none", 1, 1, 1), ("zero1", 1, 1, 3), ("zero2", 2, 1, 2), ("fsdp", 1, 2, 2)]
+READERS = [("none", 1, 1, 2), ("zero1", 2, 1, 2), ("zero2", 1, 1, 3), ("fsdp", 1, 1, 4)]
+
+
+def test_every_mode_reads_what_every_other_wrote(pool: Pool, tmp_path: Path) -> None:
+    for writer in WRITERS:
+        directory = tmp_path / writer[0]
+        wrote = pool.run(writer[1] * writer[2] * writer[3], _write, writer, directory)[0]
+        for reader in READERS:
+            for read, unequal in pool.run(reader[1] * reader[2] * reader[3], _read, reader, directory):
+                assert unequal == []
+                assert read.keys() == wrote.keys()
+                assert [name for name in wrote if not torch.equal(read[name], wrote[name])] == []
+
+
+def _in(mode: tuple[str, int, int, int]) -> tuple[Arguments, Layout]:
+    sharding, tp, pp, dp = mode
+    parallel = ParallelConfig(tp=tp, pp=pp, dp=dp, sharding=sharding, bucket_mb=0.001)  # type: ignore[arg-type]
+    return replace(RUN, parallel=parallel), Layout.of(tp=tp, pp=pp, dp=dp)
+
+
+def _write(world: World, mode: tuple[str, int, int, int], directory: Path) -> dict[str, Tensor]:
+    with build(*_in(mode), world) as session:
+        session.load_full(random_weights(session, 0))
+        session.step(random_batch(RUN, 1))
+        save(directory, 1, session.built.optimizer.slices(), {}, world, group=session.world.group)
+        return session.full_state()
+
+
+def _read(world: World, mode: tuple[str, int, int, int], directory: Path) -> tuple[dict[str, Tensor], list[str]]:
+    with build(*_in(mode), world) as session:
+        optimizer = session.built.optimizer
+        load(step_path(directory, 1), optimizer.slices(), world, group=session.world.group)
+        optimizer.loaded(1)
+        return session.full_state(), session.unequal_replicas()

@@ -1,0 +1,85 @@
+"""A user's own module in an ordinary loop, against the same loop on one process.
+
+Faults to catch: a sum over the ranks in the place of a mean; a frozen parameter that moves; gradients of a step that
+stay for the next; a declaration that is overwritten.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stretto.distributed import AdamWRule, shard
+from stretto.layout import Layout
+from stretto.parallel_state import ParallelState
+from stretto.params import Init, ParamSpec, collect, declare
+from stretto.testing import Pool
+from stretto.world import World
+
+pytestmark = pytest.mark.gloo
+
+ROWS, WIDTH, STEPS = 12, 6, 3
+
+
+def model() -> nn.Module:
+    torch.manual_seed(3)
+    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(4)]
+    net = nn.Sequential(*layers, nn.Linear(WIDTH, 1, bias=False)).double()
+    net[1][0].weight.requires_grad_(False)
+    return net
+
+
+def rows(step: int) -> Tensor:
+    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(step)).double()
+
+
+def alone() -> tuple[dict[str, Tensor], list[float]]:
+    net, norms = model(), []
+    moving = [p for p in net.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in moving if p.dim() > 1]},
+        {"params": [p for p in moving if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.1)
+    for step in range(STEPS):
+        adam.zero_grad()
+        net(rows(step)).square().mean().backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(moving, 0.2).item())
+        adam.step()
+    return {name: p.detach() for name, p in net.named_parameters()}, norms
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_an_ordinary_loop_is_that_of_one_process(pool: Pool, ranks: int) -> None:
+    want, want_norms = alone()
+    for found in pool.run(ranks, _train):
+        for mode, (weights, norms) in found.items():
+            assert norms == pytest.approx(want_norms, rel=1e-10), mode
+            for name, tensor in want.items():
+                torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-12, msg=f"{mode} {name}")
+
+
+def test_what_is_declared_stays_so() -> None:
+    net = nn.Linear(3, 3)
+    declare(net, "weight", ParamSpec((3, 3), Init(), weight_decay=False))
+    with ParallelState.build(Layout.of(), World.single()) as state, shard(net, state):
+        assert [item.weight_decay for item in collect(net)] == [False, False]
+        with pytest.raises(ValueError, match="take one of none, zero1, zero2, fsdp"):
+            shard(net, state, sharding="zero9")
+
+
+def _train(world: World) -> dict[str, tuple[dict[str, Tensor], list[float]]]:
+    found = {}
+    with ParallelState.build(Layout.of(dp=world.size), world) as state:
+        for mode in ("none", "zero1", "zero2", "fsdp"):
+            net, norms = model(), []
+            with shard(net, state, sharding=mode, microbatches=2, bucket_mb=1e-4) as sharded:
+                optimizer = sharded.optimizer(AdamWRule((0.9, 0.95), 1e-4, 0.1), clip_grad=0.2)
+                for step in range(STEPS):
+                    for microbatch in rows(step).chunk(world.size)[world.rank].chunk(2):
+                        (net(microbatch).square().mean() / 2).backward()
+                    norms.append(optimizer.step(1e-2).item())
+                with sharded.whole():
+                    found[mode] = {name: p.detach().clone() for name, p in net.named_parameters()}, norms
+    return found

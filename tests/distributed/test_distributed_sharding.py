@@ -1,0 +1,275 @@
+"""P9 of every kind of sharding: what a rank keeps a part of changes nothing; and it keeps no more, and copies nothing.
+
+Faults to catch: a shard that is another rank's; gradients of earlier microbatches forgotten; a norm of one rank's part;
+copies whose gradients are not summed; weights that do not follow their shard; a section that stays gathered; gradients
+whose memory stays; weights that are copied on their way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
+from stretto.distributed import AdamW, DataParallel, clip_factor, grad_norm
+from stretto.distributed.memory import here
+from stretto.layout import Layout
+from stretto.parallel_state import ParallelState, default_axes
+from stretto.params import Init, ParamSpec, declare
+from stretto.schedule.sharding import MODES
+from stretto.testing import Pool
+from stretto.verify import Comparison, against_reference, build, random_batch
+from stretto.world import World
+
+pytestmark = pytest.mark.gloo
+
+SHARDED = ("zero1", "zero2", "fsdp")
+STEPS, MICROBATCHES, ROWS, WIDTH = 3, 2, 30, 5
+SETTINGS: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-4, "weight_decay": 0.1}
+
+
+class Net(nn.Module):
+    """Blocks in a list, and a scale that all of them use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, dtype=torch.float64) for _ in range(3))
+        self.scale = nn.Parameter(torch.empty(WIDTH, dtype=torch.float64))
+        generator = torch.Generator().manual_seed(5)
+        for module in self.modules():
+            for name, param in module.named_parameters(recurse=False):
+                declare(module, name, ParamSpec(tuple(param.shape), Init(), weight_decay=param.dim() > 1))
+                param.data.copy_(torch.randn(param.shape, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) * self.scale
+        return x.square().sum() / ROWS
+
+
+def rows(step: int) -> Tensor:
+    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(step)).double()
+
+
+def plain() -> dict[str, Tensor]:
+    """Weights and moments of one process, torch alone."""
+    net = Net()
+    decayed = [p for p in net.parameters() if p.dim() > 1]
+    others = [p for p in net.parameters() if p.dim() <= 1]
+    adam = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=1e-2, **SETTINGS)
+    for step in range(STEPS):
+        adam.zero_grad()
+        net(rows(step)).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.7)
+        adam.step()
+    found = {f"model/{name}": p.detach() for name, p in net.named_parameters()}
+    for name, p in net.named_parameters():
+        found |= {f"{kind}/{name}": adam.state[p][kind] for kind in ("exp_avg", "exp_avg_sq")}
+    return found
+
+
+@settings(max_examples=4)
+@given(
+    sizes=st.lists(st.one_of(st.floats(1e-9, 1e-3), st.floats(1e-3, 100.0)), min_size=1, max_size=3),
+    keep=st.integers(0, 3),
+)
+@pytest.mark.parametrize("dp", [1, 2, 3, 5])
+def test_any_mode_and_bucket_size_equals_one_process(pool: Pool, dp: int, sizes: list[float], keep: int) -> None:
+    """Weights and moments, each rank's part of them at its place, and the weights that it computes with."""
+    want = plain()
+    ranks = pool.run(dp, _train, sizes, keep)
+    for mode in SHARDED:
+        seen = {name: torch.zeros_like(tensor) for name, tensor in want.items()}
+        for name, offsets, tensor in (piece for rank in ranks for piece in rank[mode]):
+            where = tuple(slice(o, o + n) for o, n in zip(offsets, tensor.shape, strict=True))
+            torch.testing.assert_close(tensor, want[name][where], rtol=0, atol=1e-12, msg=f"{mode} {name}")
+            seen[name][where] += 1
+        assert all((count == len(sizes)).all() for name, count in seen.items()), mode
+
+
+@pytest.mark.parametrize("mode", SHARDED)
+@pytest.mark.parametrize(("tp", "pp", "dp", "options"), [(1, 1, 3, False), (2, 1, 2, True), (1, 2, 2, True)])
+def test_a_model_in_every_mode_equals_one_process(
+    pool: Pool, mode: str, tp: int, pp: int, dp: int, options: bool
+) -> None:
+    for found in pool.run(tp * pp * dp, _compare, example(tp, pp, dp, mode, options=options)):
+        assert not found.unequal
+        assert not found.failures, [f"{d.name}: {d.error:.1e}" for d in found.failures[:5]]
+
+
+@pytest.mark.parametrize("mode", SHARDED)
+def test_shards_within_copies_equal_one_process(pool: Pool, mode: str) -> None:
+    """dp = (2, 2): sharded over two ranks, of which there are two copies, whose gradients are summed once more."""
+    args = example(1, 1, 4, mode, options=True)
+    for found in pool.run(4, _compare_levels, args):
+        assert not found.unequal
+        assert not found.failures, [f"{d.name}: {d.error:.1e}" for d in found.failures[:5]]
+
+
+def test_no_more_is_kept_than_the_mode_says(pool: Pool) -> None:
+    """Of 8 blocks two are whole at a time and two have gradients; of what is sharded a rank keeps its part."""
+    for rank in pool.run(2, _memory):
+        assert rank["zero1"] == (8, 8, 2.0)
+        assert rank["zero2"][1:] == (2, 2.0)
+        assert rank["fsdp"] == (2, 2, 2.0)
+
+
+def test_nothing_is_copied_in_or_out(pool: Pool) -> None:
+    """In a whole step of blocks that use their weights, neither weights nor gradients are copied or packed."""
+    for rank in pool.run(2, _copies):
+        assert rank == dict.fromkeys(SHARDED, 0)
+
+
+def example(tp: int, pp: int, dp: int, mode: str, *, options: bool) -> Arguments:
+    return Arguments(
+        model=ModelConfig(
+            layers=3,
+            hidden=16,
+            heads=4,
+            kv_heads=1 if options else 4,
+            head_dim=4,
+            ffn=24,
+            vocab=53,
+            norm="layer" if options else "rms",
+            position="learned" if options else "rope",
+            activation="gelu" if options else "swiglu",
+            bias=options,
+            tied=options,
+            qk_norm=options,
+        ),
+        parallel=ParallelConfig(
+            tp=tp,
+            pp=pp,
+            dp=dp,
+            sequence_parallel=tp > 1,
+            bucket_mb=0.005,
+            sharding=mode,  # type: ignore[arg-type]
+        ),
+        batch=BatchConfig(seq_len=8, micro_batch=1, global_batch=4 * dp),
+        optimizer=OptimizerConfig(lr=1e-2, clip_grad=0.5),
+        run=RunConfig(dtype="fp64", timeout=30.0, recompute="block" if pp > 1 else "none"),
+    )
+
+
+def _compare(world: World, args: Arguments) -> Comparison:
+    p = args.parallel
+    return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world)
+
+
+def _compare_levels(world: World, args: Arguments) -> Comparison:
+    return against_reference(args, Layout.of(dp=(2, 2)), world)
+
+
+def _train(world: World, sizes: Sequence[float], keep: int) -> dict[str, list[tuple[str, tuple[int, ...], Tensor]]]:
+    found: dict[str, list[tuple[str, tuple[int, ...], Tensor]]] = {mode: [] for mode in SHARDED}
+    axes = (*default_axes(Layout.of(dp=world.size)), ("dp:gather", "cp"))
+    with ParallelState.build(Layout.of(dp=world.size), world, axes=axes) as state:
+        for mode, size in ((mode, size) for mode in SHARDED for size in sizes):
+            net = Net()
+            with DataParallel({0: net}, state, bucket_mb=size, sharding=MODES[mode], keep=keep) as weights:
+                adam = AdamW(weights, **SETTINGS)
+                for step in range(STEPS):
+                    weights.zero()
+                    mine = rows(step).chunk(world.size)[world.rank].chunk(MICROBATCHES)
+                    for n, microbatch in enumerate(mine):
+                        if n == len(mine) - 1 or MODES[mode].reduce_each:
+                            weights.reduce(0)
+                        net(microbatch).backward()
+                    weights.finish()
+                    adam.step(1e-2, clip_factor(grad_norm(weights), 0.7))
+                pieces = adam.slices()
+                found[mode] += [(p.name, p.offsets, p.tensor.clone()) for p in pieces if p.owner]
+                with weights.whole():
+                    for item in weights.declared:
+                        masters = [p for p in pieces if p.name == f"model/{item.name}"]
+                        for p in masters:
+                            where = tuple(slice(o, o + n) for o, n in zip(p.offsets, p.tensor.shape, strict=True))
+                            assert torch.equal(item.param.data[where], p.tensor), f"{mode}: {item.name}"
+    return found
+
+
+class Blocks(nn.Module):
+    """Eight matrices, each a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(8))
+        for block in self.blocks:
+            declare(block, "weight", ParamSpec((64, 64), Init(std=0.1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + torch.relu(block(x))
+        return x.square().sum()
+
+
+def _memory(world: World) -> dict[str, tuple[int, int, float]]:
+    """Of each mode: buckets that are whole, and that have gradients, at most; and the part of the state."""
+    found = {}
+    with ParallelState.build(Layout.of(dp=world.size), world) as state:
+        for mode in SHARDED:
+            net = Blocks()
+            with DataParallel({0: net}, state, bucket_mb=64 * 64 * 4 / 2**20, sharding=MODES[mode]) as weights:
+                adam = AdamW(weights, **SETTINGS)
+                whole, gradients = [0], [0]
+                look = partial(_look, weights, whole, gradients)
+                for block in net.blocks:
+                    block.register_forward_hook(look)
+                    block.weight.register_post_accumulate_grad_hook(look)
+                for _ in range(2):
+                    weights.zero()
+                    for _ in range(2):
+                        if mode != "zero1":
+                            weights.reduce(0)
+                        net(torch.ones(4, 64)).backward()
+                    weights.finish()
+                    look()
+                    adam.step(1e-3)
+                if mode != "zero1":
+                    assert gradients[-1] == 0
+                state_ = sum(master.numel() for master in adam.masters)
+                found[mode] = max(whole), max(gradients), 8 * 64 * 64 / state_
+    return found
+
+
+def _look(weights: DataParallel, whole: list[int], gradients: list[int], *_: object) -> None:
+    whole.append(sum(bucket.whole for bucket in weights.all_buckets))
+    gradients.append(sum(here(bucket.grads) for bucket in weights.all_buckets))
+
+
+class Copied(TorchDispatchMode):
+    """Counts elements that copies, concatenations and clones move, of tensors as large as a shard of a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        copying = ("copy_", "cat", "clone", "_to_copy", "split_with_sizes_copy", "stack")
+        if func.overloadpacket.__name__ in copying and isinstance(out, Tensor) and out.numel() >= 2048:
+            self.elements += out.numel()
+        return out
+
+
+def _copies(world: World) -> dict[str, int]:
+    found = {}
+    with ParallelState.build(Layout.of(dp=world.size), world) as state:
+        for mode in SHARDED:
+            args = example(1, 1, world.size, mode, options=False)
+            with build(args, Layout.of(dp=world.size), world) as session:
+                trainer = session.built.trainer
+                for step in range(2):
+                    with Copied() as copied:
+                        trainer.step(session.microbatches(random_batch(args, step)), 1e-3)
+            found[mode] = copied.elements
+    assert state.world.size == world.size
+    return found

@@ -1,0 +1,97 @@
+"""P19: the ledger says of weights, gradients and optimizer what lives, to the byte, in every mode of sharding.
+
+Faults to catch: padding of shards left out; a tied embedding counted twice; masters of wide weights counted; state of
+another rule; gradients that are sharded counted whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
+from stretto.distributed.memory import here
+from stretto.estimate import fitting, ledger
+from stretto.layout import Layout
+from stretto.parallel_state import ParallelState
+from stretto.train.build import build
+
+pytestmark = pytest.mark.gloo
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Arguments:
+    bit = {name: draw(st.booleans()) for name in ("bias", "qkv", "tied", "qk_norm", "swiglu", "rope", "rms")}
+    tp, pp, dp = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    model = ModelConfig(
+        layers=draw(st.integers(1, 5)),
+        hidden=8 * draw(st.integers(1, 3)),
+        heads=4,
+        kv_heads=draw(st.sampled_from([1, 2, 4])),
+        head_dim=4,
+        ffn=4 * draw(st.integers(1, 5)),
+        vocab=draw(st.integers(5, 90)),
+        norm="rms" if bit["rms"] else "layer",
+        position="rope" if bit["rope"] else "learned",
+        activation="swiglu" if bit["swiglu"] else "gelu",
+        bias=bit["bias"],
+        qkv_bias=bit["qkv"],
+        tied=bit["tied"],
+        qk_norm=bit["qk_norm"],
+    )
+    mode = draw(st.sampled_from(["none", "zero1", "zero2", "fsdp"]))
+    return Arguments(
+        model=model,
+        parallel=ParallelConfig(tp=tp, pp=pp, dp=dp, sharding=mode, bucket_mb=draw(st.sampled_from([1e-6, 0.01, 25]))),
+        batch=BatchConfig(seq_len=4, micro_batch=1, global_batch=2 * dp),
+        optimizer=OptimizerConfig(optimizer=draw(st.sampled_from(["adamw", "sgd", "lion"]))),
+        run=RunConfig(dtype=draw(st.sampled_from(["fp32", "bf16", "fp64"]))),
+    )
+
+
+@settings(max_examples=40)
+@given(runs(), st.data())
+def test_the_ledger_is_what_lives(args: Arguments, data: st.DataObject) -> None:
+    p = args.parallel
+    layout = Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1)
+    rank = data.draw(st.integers(0, layout.world - 1))
+    with ParallelState.inspect(layout, rank) as state:
+        built = build(args, state)
+        buckets, optimizer = built.weights.all_buckets, built.optimizer
+        live = {t.untyped_storage().data_ptr(): t for b in buckets for t in (b.weights, b.shard) if here(t)}
+        weights = sum(t.untyped_storage().nbytes() for t in live.values())
+        kept = {t.untyped_storage().data_ptr(): t for b in buckets for t in (b.grads, b.grad) if here(t)}
+        gradients = sum(t.untyped_storage().nbytes() for t in kept.values())
+        masters = sum(m.nbytes for m, b in zip(optimizer.masters, buckets, strict=True) if m is not b.shard)
+        moments = sum(t.nbytes for each in optimizer.state.values() for t in each)
+        built.weights.close()
+        found = ledger(args, state.coords["pp"])
+    assert (found.weights, found.gradients, found.masters, found.optimizer) == (weights, gradients, masters, moments)
+
+
+def test_sharding_makes_what_it_shards_smaller() -> None:
+    """Of 4 ranks; and a limit tells the modes apart."""
+    model = ModelConfig(layers=8, hidden=64, heads=4, vocab=64)
+    args = Arguments(
+        model=model,
+        parallel=ParallelConfig(dp=4),
+        batch=BatchConfig(seq_len=8, micro_batch=1, global_batch=4),
+        run=RunConfig(dtype="bf16"),
+    )
+    of = {
+        mode: ledger(replace(args, parallel=replace(args.parallel, sharding=mode)), 0)
+        for mode in ("none", "zero1", "zero2", "fsdp")
+    }
+    assert of["zero1"].optimizer == pytest.approx(of["none"].optimizer / 4, rel=0.01)
+    assert of["zero1"].gradients == pytest.approx(of["none"].gradients, rel=0.01)
+    assert of["zero2"].gradients == pytest.approx(of["none"].gradients / 4, rel=0.01)
+    assert of["fsdp"].weights == pytest.approx(of["none"].weights / 4, rel=0.01)
+    assert of["none"].gathered == of["zero2"].gathered == of["zero1"].reducing == 0
+    totals = [of[mode].total for mode in ("none", "zero1", "zero2", "fsdp")]
+    assert totals == sorted(totals, reverse=True)
+    assert [fits for _, fits in fitting(args, totals[1]).values()] == [False, True, True, True]
+    assert torch.finfo(torch.bfloat16).bits == 16

@@ -1,0 +1,178 @@
+"""As `verify_said`: flat storage, its shards, and the rules by which they are updated."""
+
+from __future__ import annotations
+
+from verify_fault import Fault, Said
+
+FLAT = Said(
+    "tests/layout/test_layout_flat.py",
+    Fault("a tensor that begins unaligned", "layout/flat.py", "end = _up(end + size, ALIGNMENT)", "end = end + size"),
+    Fault(
+        "shards of unequal length",
+        "layout/flat.py",
+        "return range(rank * size, (rank + 1) * size)",
+        "return range(rank * size, (rank + 1) * size - rank)",
+    ),
+    Fault(
+        "a row cut in two counted whole",
+        "layout/flat.py",
+        "range(begin, end if first == last else row)",
+        "range(begin, row)",
+    ),
+    Fault(
+        "the last row left out",
+        "layout/flat.py",
+        "    if end and not (begin and first == last):\n",
+        "    if False:\n",
+    ),
+    Fault("padding that is none", "layout/flat.py", "if a.stop < b.start]", "if a.stop < b.start - 1]"),
+)
+
+SHARDING = Said(
+    "tests/distributed/test_distributed_sharding.py",
+    Fault(
+        "a shard that is another rank's",
+        "distributed/bucket.py",
+        "self.own = self.flat.shard(rank)",
+        "self.own = self.flat.shard((rank + 1) % shards)",
+    ),
+    Fault(
+        "gradients of earlier microbatches forgotten",
+        "distributed/bucket.py",
+        "            self.grad.add_(self._mine(self.grads))\n",
+        "            self.grad.copy_(self._mine(self.grads))\n",
+    ),
+    Fault(
+        "a norm of one rank's part",
+        "distributed/norm.py",
+        'if weights.sharding.state else ("tp", "pp")',
+        'if False else ("tp", "pp")',
+    ),
+    Fault(
+        "copies whose gradients are not summed",
+        "distributed/data_parallel.py",
+        "        if self._levels and self.sharding.state:\n            copies",
+        "        if False:\n            copies",
+    ),
+    Fault(
+        "weights that do not follow their shard",
+        "distributed/bucket.py",
+        "        elif self.sharding.state:\n",
+        "        elif False:\n",
+    ),
+    Fault(
+        "a section that stays gathered",
+        "distributed/sections.py",
+        "            bucket.release()\n            del self._held[bucket]\n",
+        "            del self._held[bucket]\n",
+    ),
+    Fault(
+        "gradients whose memory stays",
+        "distributed/bucket.py",
+        "            self.grad.add_(self._mine(self.grads))\n        free(self.grads)\n",
+        "            self.grad.add_(self._mine(self.grads))\n",
+    ),
+    Fault(
+        "weights that are copied on their way",
+        "distributed/bucket.py",
+        "self._gathering = all_gather_into(self.weights, self.shard, self._gather)\n\n    def gathered",
+        "self._gathering = all_gather_into(self.weights, self.shard.clone(), self._gather)\n\n    def gathered",
+    ),
+)
+
+RULES = Said(
+    "tests/distributed/test_distributed_rules.py",
+    Fault(
+        "a momentum that is not kept",
+        "distributed/rules.py",
+        "velocity.mul_(momentum).add_(",
+        "velocity.mul_(0).add_(",
+    ),
+    Fault(
+        "a decay that is not decoupled",
+        "distributed/rules.py",
+        "    master.mul_(keep).sub_(rate * (first * betas[0]",
+        "    master.sub_(rate * (first * betas[0]",
+    ),
+    Fault(
+        "a sign of the gradient alone",
+        "distributed/rules.py",
+        "(first * betas[0] + grad * (1 - betas[0])).sign()",
+        "grad.sign()",
+    ),
+    Fault(
+        "a scale that one of the moments does not see",
+        "distributed/rules.py",
+        "    grad = grad * scale\n    first.lerp_(grad, 1 - betas[0])\n    second",
+        "    first.lerp_(grad, 1 - betas[0])\n    grad = grad * scale\n    second",
+    ),
+)
+
+LEDGER = Said(
+    "tests/estimate/test_estimate_memory.py",
+    Fault(
+        "padding of shards left out",
+        "estimate/memory.py",
+        "flats = [Flat(tuple(tensors[n].numel for n in group), shards).numel for group in groups]",
+        "flats = [Flat(tuple(tensors[n].numel for n in group), 1).numel for group in groups]",
+    ),
+    Fault("a tied embedding counted twice", "estimate/stored.py", "        elif not first:\n", "        else:\n"),
+    Fault(
+        "masters of wide weights counted",
+        "estimate/memory.py",
+        "masters=wide * part * (item < wide),",
+        "masters=wide * part,",
+    ),
+    Fault(
+        "state of another rule",
+        "estimate/memory.py",
+        '{"adamw": 2, "sgd": 1, "lion": 1}',
+        '{"adamw": 2, "sgd": 2, "lion": 1}',
+    ),
+    Fault(
+        "gradients that are sharded counted whole",
+        "estimate/memory.py",
+        "gradients=wide * (part if sharding.grads else whole),",
+        "gradients=wide * whole,",
+    ),
+)
+
+CHECKPOINTS = Said(
+    "tests/checkpoint/test_checkpoint_sharding.py",
+    Fault(
+        "a shard saved at another's place",
+        "params.py",
+        "yield tuple(a + b for a, b in zip(self.block.offsets, each.offsets, strict=True)), view",
+        "yield self.block.offsets, view",
+    ),
+    Fault(
+        "a piece without an owner",
+        "distributed/data_parallel.py",
+        'axes = ("tp", "embed") if self.sharding.state else ("tp", "cp", "dp", "embed")',
+        'axes = ("tp", "cp", "dp", "embed")',
+    ),
+    Fault(
+        "parameters that do not follow what was read",
+        "distributed/optimizer.py",
+        "        self.steps = steps\n        self._publish()\n",
+        "        self.steps = steps\n",
+    ),
+)
+
+LOOP = Said(
+    "tests/distributed/test_distributed_shard.py",
+    Fault(
+        "a sum over the ranks in the place of a mean",
+        "distributed/shard.py",
+        "(torch.ones_like(norm) if factor is None else factor) / ranks",
+        "torch.ones_like(norm) if factor is None else factor",
+    ),
+    Fault("a frozen parameter that moves", "distributed/bucket.py", "not first.requires_grad", "False"),
+    Fault(
+        "gradients of a step that stay for the next",
+        "distributed/shard.py",
+        "        self.weights.zero()\n        return norm",
+        "        return norm",
+    ),
+    Fault("a declaration that is overwritten", "distributed/shard.py", "if is_declared(each, name)}", "if False}"),
+)
