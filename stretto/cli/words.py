@@ -6,11 +6,12 @@ from functools import partial
 from typing import Final
 
 from stretto.arguments import Resolved, parse
+from stretto.cli.adopt import adopted
 
 FALLBACK: Final = "demo"
 """The preset that every command starts from where its words name neither a preset nor a file."""
 
-parse_or_demo: Final = partial(parse, fallback=FALLBACK)
+parse_or_demo: Final = partial(parse, fallback=FALLBACK, adopt=adopted)
 """`stretto.arguments.parse` for the words of a command."""
 
 

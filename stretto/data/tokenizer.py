@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,9 +13,7 @@ from numpy.typing import NDArray
 
 from stretto.arguments.schema import TOKENIZERS
 from stretto.data.errors import DataError
-
-# What model families call the token that ends a text, where no tokenizer_config.json says it.
-_END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+from stretto.data.special_tokens import begin_of_document, end_of_document
 
 
 class Tokenizer(Protocol):
@@ -36,7 +33,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """Ids [n] of a text, without `eod`."""
+        """Ids [n] of a text, without `eod`; where its model begins texts with a token, that comes first."""
         ...
 
     def encode_all(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
@@ -44,7 +41,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: NDArray[np.int64]) -> str:
-        """The text of ids [n]; `eod` has none."""
+        """The text of ids [n]; `eod`, and the token with which texts begin, have none."""
         ...
 
 
@@ -88,20 +85,26 @@ class FileTokenizer:
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         # Ids may have holes, so the largest counts, not how many there are.
         self.vocab_size = max(vocab.values(), default=-1) + 1
-        self.eod = _end_of_document(path, vocab)
-        self.fingerprint = hashlib.blake2b(raw + b"%d" % self.eod, digest_size=16).hexdigest()
+        self.eod = end_of_document(path, vocab)
+        begin = begin_of_document(path, self._tokenizer, vocab)
+        # A document follows the end of another, so where one token does both it stands there already.
+        self._begin = [] if begin is None or begin == self.eod else [begin]
+        told = b"%d" % self.eod + b"".join(b",%d" % token for token in self._begin)
+        self.fingerprint = hashlib.blake2b(raw + told, digest_size=16).hexdigest()
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return np.array([*self._begin, *self._tokenizer.encode(text, add_special_tokens=False).ids], dtype=np.int64)
 
     def encode_all(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        # Special tokens are what a chat or a classifier wraps around a text; the store puts the `eod`s itself.
+        # Special tokens are what a chat or a classifier wraps around a text; the store puts the `eod`s itself. The one
+        # with which a text begins is another matter: a model that was trained with it is lost without.
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in found]
+        return [np.array([*self._begin, *encoding.ids], dtype=np.int64) for encoding in found]
 
     def decode(self, ids: NDArray[np.int64]) -> str:
         ids = np.asarray(ids, dtype=np.int64)
-        return str(self._tokenizer.decode(ids[ids != self.eod].tolist(), skip_special_tokens=False))
+        shown = ids[~np.isin(ids, [self.eod, *self._begin])]
+        return str(self._tokenizer.decode(shown.tolist(), skip_special_tokens=False))
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -115,30 +118,3 @@ def load_tokenizer(name: str) -> Tokenizer:
         return FileTokenizer(Path(__file__).parent / "tokenizers" / f"{name}.json")
     path = Path(name).expanduser()
     return FileTokenizer(path / "tokenizer.json" if path.is_dir() else path)
-
-
-def _end_of_document(path: Path, vocab: dict[str, int]) -> int:
-    """The id of `eos_token` in the tokenizer_config.json beside `path`, else of a well-known name."""
-    config = path.with_name("tokenizer_config.json")
-    said = _eos_token(config) if config.exists() else None
-    if said is not None and said not in vocab:
-        raise DataError(f"{config} says eos_token={said!r}, which {path.name} does not have")
-    for name in (said, *_END_NAMES):
-        if name is not None and name in vocab:
-            return vocab[name]
-    raise DataError(
-        f"{path} has no token that ends a document: none of {', '.join(_END_NAMES)} is in it; "
-        f'say which one to use in {config}: {{"eos_token": "..."}}'
-    )
-
-
-def _eos_token(config: Path) -> str | None:
-    """`eos_token` of a tokenizer_config.json: a string, or an object with its `content`."""
-    try:
-        said = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{config} cannot be read: {error}") from error
-    content = said.get("content") if isinstance(said, dict) else said
-    if content is not None and not isinstance(content, str):
-        raise DataError(f"{config}: eos_token must be a string, not {content!r}")
-    return content

@@ -45,8 +45,8 @@ class Built:
         return self.trainer.optimizer
 
 
-def build(args: Arguments, state: ParallelState) -> Built:
-    """Build this rank's part of the run, with initial weights drawn from `run.seed`."""
+def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
+    """Build this rank's part of the run, with initial weights drawn from `run.seed`, or zeros that are filled later."""
     layout, axis = state.layout, state.axis("pp")
     parts = stage_specs(args)
     microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
@@ -72,6 +72,10 @@ def build(args: Arguments, state: ParallelState) -> Built:
     modules = {
         s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=recompute, attend=attend) for s in mine
     }
+    if not draw:  # padding stays zero, whatever is filled in
+        for module in modules.values():
+            for param in module.parameters():
+                param.data.zero_()
     stages = {s: Stage(s, module, boundary if s else None) for s, module in modules.items()}
     weights = DataParallel(modules, state, bucket_mb=args.parallel.bucket_mb, direct=direct)
     config = args.optimizer
@@ -82,7 +86,8 @@ def build(args: Arguments, state: ParallelState) -> Built:
         weight_decay=config.weight_decay,
         fuse=partial(fused, dynamic=True) if args.run.compile else None,
     )
-    optimizer.initialize(args.run.seed)
+    if draw:
+        optimizer.initialize(args.run.seed)
     link = Link.between(axis, state.world.device, state.axis)
     trainer = Trainer(
         Executor(program, axis.rank, stages, link, weights),

@@ -17,6 +17,10 @@ from stretto.data.prepare import Splits, prepare
 from stretto.data.tokenizer import Tokenizer, load_tokenizer
 from stretto.initialize.failures import is_consequence
 from stretto.initialize.timeline import StartTimeline
+from stretto.interop.config import read_config
+from stretto.interop.hub import located
+from stretto.interop.load import load_weights
+from stretto.interop.shapes import logical_shapes
 from stretto.layout import Layout
 from stretto.parallel_state import GroupCost, ParallelState
 from stretto.train.build import Built, build
@@ -26,6 +30,7 @@ from stretto.train.directory import Paths
 from stretto.train.groups import group_options
 from stretto.train.loop import Loop
 from stretto.train.record import Listener
+from stretto.train.sample import Spread
 from stretto.world import World
 
 
@@ -103,11 +108,14 @@ def train(
             require_same_text(state, text.splits)
             feed = on_all_ranks(state, lambda: Feed(text.splits.train, seq_len=args.batch.seq_len, seed=args.run.seed))
         with timeline.phase("model"):
-            built = build(args, state)
+            built = build(args, state, draw=resume is None and args.checkpoint.init_from is None)
         train_state = TrainState(built.optimizer, feed)
         if resume is not None:
             with timeline.phase("checkpoint"):
                 train_state.load(resume, state)
+        elif args.checkpoint.init_from is not None:
+            with timeline.phase("weights"):
+                on_all_ranks(state, lambda: init_from(args, built))
         about = {"record": resolved.record().as_dict(), "tokenizer": args.data.tokenizer}
         save = partial(train_state.save, Paths.of(args).checkpoints, about, state, keep=args.checkpoint.keep)
 
@@ -126,15 +134,41 @@ def train(
             built.weights.close()
 
 
+def init_from(args: Arguments, built: Built) -> None:
+    """Begin with the weights of a Hugging Face model; each rank reads those that it holds. Raises InteropError."""
+    directory = located(args.checkpoint.init_from or "")
+    config = read_config(directory)
+    shapes = logical_shapes(args.model, args.batch.seq_len)
+    weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
+    named = [replace(s, name=s.name.removeprefix("model/")) for s in weights]
+    load_weights(directory, config, shapes, named)
+    built.optimizer.loaded(0)
+
+
 def load_whole(args: Arguments, checkpoint: Path, world: World) -> Built:
     """The whole model of a checkpoint in this process alone, whatever layout wrote it.
 
     Raises CheckpointError when it does not fit.
     """
-    parallel = replace(args.parallel, tp=1, cp=1, pp=1, dp=1, ep=1, etp=1, sequence_parallel=False, stage_layers=None)
-    alone = replace(args, parallel=parallel)
-    built = build(alone, ParallelState.build(Layout.of(), world))
+    return load_over(args, checkpoint, ParallelState.build(Layout.of(), world))
+
+
+def load_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Built:
+    """The model of a checkpoint over the tensor and pipeline parallel ranks of a layout, whatever layout wrote it.
+
+    Raises CheckpointError when it does not fit.
+    """
+    tp, pp = state.layout.size("tp"), state.layout.size("pp")
+    sizes = {"tp": tp, "cp": 1, "pp": pp, "dp": 1, "ep": 1, "etp": 1}
+    parallel = replace(args.parallel, **sizes, sequence_parallel=False, tp_comm_overlap=False, stage_layers=None)
+    built = build(replace(args, parallel=parallel), state, draw=False)
     weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
-    load(checkpoint, weights, world, prefixes=("model/",))
+    load(checkpoint, weights, state.world, group=state.axis("tp", "cp", "dp", "pp").group, prefixes=("model/",))
     built.optimizer.loaded(0)
     return built
+
+
+def sampled_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Spread:
+    """The model of a checkpoint, to be sampled from: see `load_over`."""
+    (stage,) = load_over(args, checkpoint, state).stages.values()
+    return Spread.over(stage, state)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
+from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 
 COLLECTIVES = Said(
@@ -580,4 +581,9 @@ SAID = (
     EXCHANGE,
     BASH,
     SCRIPTS,
+    FAMILIES,
+    CONFIG,
+    FILES,
+    IN_AND_OUT,
+    CACHE,
 )
