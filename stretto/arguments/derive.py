@@ -12,6 +12,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+from stretto.arguments.model_rules import UNUSED, Unused
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get, settings
@@ -61,6 +62,11 @@ def _rope_base(a: Arguments) -> tuple[Value, str] | None:
     default = settings()["model.rope_base"].default
     unused = a.model.position == "learned" and a.model.rope_base != default
     return (default, "position = learned has no wavelengths") if unused else None
+
+
+def _unused(a: Arguments, path: str, why: Unused) -> tuple[Value, str] | None:
+    default = settings()[path].default
+    return (default, why.reason) if why.when(a.model) and get(a, path) != default else None
 
 
 def _constant_min_lr(a: Arguments) -> tuple[Value, str] | None:
@@ -127,6 +133,11 @@ OVERRIDES: tuple[Override, ...] = (
         ineffective=True,
     ),
     Override("model.rope_base", ("model.position",), _rope_base, ineffective=True),
+    *(
+        Override(path, on, partial(_unused, path=path, why=why), ineffective=True)
+        for why in UNUSED
+        for path, on in why.paths()
+    ),
     Override("optimizer.min_lr", ("optimizer.lr_schedule",), _constant_min_lr, ineffective=True),
     Override("optimizer.decay_steps", ("optimizer.lr_schedule",), _constant_decay, ineffective=True),
     Override("optimizer.cooldown_steps", ("optimizer.lr_schedule",), _cooldown_without_wsd, ineffective=True),
@@ -195,8 +206,7 @@ def _head_dim(a: Arguments) -> tuple[Value, str] | None:
 
 def _ffn(a: Arguments) -> tuple[Value, str] | None:
     h = a.model.hidden
-    gated = a.model.activation == "swiglu"
-    return a.model.dim_ffn, f"8*hidden/3 = 8*{h}/3, up to a multiple of 64" if gated else f"4*hidden = 4*{h}"
+    return a.model.dim_ffn, f"8*hidden/3 = 8*{h}/3, up to a multiple of 64" if a.model.gated else f"4*hidden = 4*{h}"
 
 
 def _vocab(a: Arguments) -> tuple[Value, str] | None:
@@ -233,7 +243,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
     Derivation(
         "model.ffn",
         ("model.hidden", "model.activation"),
-        "4*hidden (gelu, gelu-tanh), 8*hidden/3 up to a multiple of 64 (swiglu)",
+        "4*hidden, 8*hidden/3 up to a multiple of 64 (gated: swiglu, geglu, geglu-tanh)",
         _ffn,
     ),
     Derivation("model.vocab", ("data.tokenizer",), "the tokenizer's", _vocab),

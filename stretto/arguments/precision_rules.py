@@ -20,9 +20,17 @@ def fp8_is_within_bf16(a: Arguments) -> RuleViolation | None:
     )
 
 
-@rule("run.attention", "run.device", "run.dtype", "model.head_dim")
+@rule(
+    "run.attention",
+    "run.device",
+    "run.dtype",
+    "model.head_dim",
+    "model.window",
+    "model.attention_softcap",
+    "model.attention_scalar",
+)
 def flash_takes_what_it_is_given(a: Arguments) -> RuleViolation | None:
-    """FlashAttention 4 runs on GPUs, in bf16, with heads of a multiple of 8 features, 256 at most."""
+    """FlashAttention 4 runs on GPUs, in bf16, plain causal attention, heads of 8 to 256 features."""
     d, wrong = a.model.dim_per_head, []
     if a.run.attention == "torch":
         return None
@@ -32,6 +40,8 @@ def flash_takes_what_it_is_given(a: Arguments) -> RuleViolation | None:
         wrong.append(f"dtype = {a.run.dtype}, must be bf16")
     if d % 8 or d > 256:
         wrong.append(f"head_dim = {d}, must be a multiple of 8 up to 256")
+    special = ("window", "attention_softcap", "attention_scalar")
+    wrong += [f"{name} = {value:g}, must be unset" for name in special if (value := getattr(a.model, name)) is not None]
     if not wrong:
         return None
     return RuleViolation(f"attention = {a.run.attention} with {'; '.join(wrong)}", {"run.attention": ("torch",)})

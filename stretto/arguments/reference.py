@@ -85,7 +85,7 @@ def _schema(s: Setting) -> dict[str, Any]:
 
 
 def _typed(s: Setting) -> dict[str, Any]:
-    number = {"type": "integer", **_limits(s.bounds)}
+    number = {"type": _JSON_TYPES[float if s.entry is float else int], **_limits(s.bounds)}
     if s.kind is tuple:
         return {"type": "array", "items": {"enum": list(s.choices)} if s.choices else number}
     if s.kind is dict:

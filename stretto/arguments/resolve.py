@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stretto.arguments.command_line import MEGATRON, CommandLine, read_command_line
-from stretto.arguments.errors import ConfigError, Violation
+from stretto.arguments.errors import ConfigError, Violation, as_text
 from stretto.arguments.files import read_config, read_preset
 from stretto.arguments.help import help_text
 from stretto.arguments.layers import Layer, not_a_value, read_layer
@@ -53,6 +53,7 @@ def parse(
     env: Mapping[str, str] | None = None,
     checkpoint: Record | Callable[[str, bool], Record | None] | None = None,
     translate: Callable[[Sequence[str]], Layer] | None = None,
+    adopt: Callable[[str], Layer] | None = None,
     files: bool = True,
     command: str = "stretto train",
     fallback: str | None = None,
@@ -62,7 +63,7 @@ def parse(
     `--help` prints the settings and exits.
 
     Stronger sources override weaker ones: command line > WORLD_SIZE (which sets run.nproc alone) > file >
-    checkpoint > preset > default. No preset is taken that nobody named: the run starts from the defaults.
+    checkpoint > model > preset > default. No preset is taken that nobody named: the run starts from the defaults.
 
     Args:
         argv: the words after the command, as in `["--tp", "2"]`.
@@ -71,6 +72,7 @@ def parse(
         checkpoint: the record of the run to go on from; or how to find it in the directory of a run, called
             where `checkpoint.resume` (then with True: there must be one) or `auto_resume` is asked for.
         translate: what the words after `--megatron` stand for; without it they are rejected.
+        adopt: the settings that the directory of `checkpoint.init_from` says; without it they are not asked for.
         files: whether to look that data and tokenizer exist on this machine.
         command: what the help says before the settings.
         fallback: the preset to start from where `argv` names neither preset nor file and there is no checkpoint to
@@ -86,10 +88,13 @@ def parse(
     line = read_command_line(argv)
     files_named = [*map(read_config, line.configs), *_foreign(line, translate)]
     record = _found(checkpoint, (*files_named, line.layer)) if callable(checkpoint) else checkpoint
-    if line.presets or files_named or record is not None:
+    presets = [*map(read_preset, line.presets)]
+    model = _model(adopt, (*presets, *files_named, line.layer)) if record is None else []
+    if line.presets or files_named or model or record is not None:
         fallback = None
     layers = [
-        *map(read_preset, (fallback,) if fallback else line.presets),
+        *([read_preset(fallback)] if fallback else presets),
+        *model,
         *([read_layer(record.carried(), Source(SourceKind.CHECKPOINT, record.name))] if record else []),
         *files_named,
         _surroundings(world_size, os.environ if env is None else env),
@@ -149,6 +154,13 @@ def _found(find: Callable[[str, bool], Record | None], layers: Sequence[Layer]) 
     return find(str(out), required) if required or said.get("checkpoint.auto_resume") else None
 
 
+def _model(adopt: Callable[[str], Layer] | None, layers: Sequence[Layer]) -> list[Layer]:
+    """What the model says that these layers, weakest first, want to begin with."""
+    said = {path: value for layer in layers for path, value in layer.values.items()}
+    directory = said.get("checkpoint.init_from")
+    return [adopt(str(directory))] if adopt is not None and directory is not None else []
+
+
 def _surroundings(world_size: int | None, env: Mapping[str, str]) -> Layer:
     """The number of processes, where a launcher has already started them."""
     s = settings()["run.nproc"]
@@ -165,6 +177,26 @@ def _surroundings(world_size: int | None, env: Mapping[str, str]) -> Layer:
 
 
 def _contradictions(layers: Sequence[Layer]) -> list[Violation]:
+    """What the user says against what is a fact: the processes that a launcher has started, the shape of a model."""
+    return [*_other_shape(layers), *_other_world(layers)]
+
+
+def _other_shape(layers: Sequence[Layer]) -> list[Violation]:
+    """Settings of the model that are not those of the model that the run begins with."""
+    found = []
+    for model in (layer for layer in layers if layer.source.kind is SourceKind.MODEL):
+        for layer in layers:
+            if layer.source.kind <= SourceKind.MODEL:
+                continue
+            for path, value in layer.values.items():
+                if path.startswith("model.") and path in model.values and value != model.values[path]:
+                    said, there = as_text(value), as_text(model.values[path])
+                    problem = f"{path} = {said} ({layer.source}), but {model.source.name} has {there}"
+                    found.append(Violation("model_has_shape", (path,), problem, hint=f"leave {path} out"))
+    return found
+
+
+def _other_world(layers: Sequence[Layer]) -> list[Violation]:
     """A number of processes on the command line that is not the one that a launcher has started."""
     path = "run.nproc"
     started = [layer for layer in layers if layer.source.kind is SourceKind.ENVIRONMENT and path in layer.values]

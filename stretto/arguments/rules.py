@@ -8,6 +8,7 @@ from stretto.arguments.group_rules import (
     order_has_every_axis,
     thread_blocks_have_a_range,
 )
+from stretto.arguments.model_rules import MODEL_RULES
 from stretto.arguments.nearby import by_distance, divisors, even_split, multiples, sizes
 from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide
 from stretto.arguments.rule import Nearby, Rule, RuleViolation, rule
@@ -263,6 +264,7 @@ RULES: tuple[Rule, ...] = (
     thread_blocks_have_a_range,
     hidden_divides_into_heads,
     rotary_pairs,
+    *MODEL_RULES,
     kv_heads_divide_heads,
     heads_divide_by_tp,
     kv_heads_fit_tp,

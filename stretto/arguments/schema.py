@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from stretto.arguments.model import ModelConfig as ModelConfig
 from stretto.arguments.setting import setting
 from stretto.layout import DEFAULT_ORDER
 
@@ -20,62 +21,6 @@ AxisName = Literal["tp", "dp", "pp", "cp", "dp-cp", "tp-pp", "pp-dp-cp", "embed"
 TOKENIZERS: Final = MappingProxyType({"byte": 257, "python": 4096})
 """The tokenizers that come with the library, and their vocabularies: 256 bytes and an end of document; byte-level BPE
 over Python sources."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """One decoder-only transformer."""
-
-    layers: int = setting(4, "transformer blocks", at_least=1, at_most=2**14)
-    hidden: int = setting(256, "size of the residual stream", at_least=1, at_most=2**20)
-    heads: int = setting(8, "attention heads (queries)", at_least=1, at_most=2**16)
-    kv_heads: int | None = setting(
-        None, "key/value heads; fewer than heads is grouped-query attention", at_least=1, at_most=2**16
-    )
-    head_dim: int | None = setting(None, "size of one attention head", at_least=1, at_most=2**16)
-    ffn: int | None = setting(None, "inner size of the feed-forward block", at_least=1, at_most=2**24)
-    vocab: int | None = setting(
-        None, "entries of the vocabulary, before padding", unit="tokens", at_least=2, at_most=2**26
-    )
-    norm: Literal["rms", "layer"] = setting("rms", "RMSNorm or LayerNorm")
-    norm_eps: float = setting(1e-5, "added to the variance in a norm", above=0)
-    position: Literal["rope", "learned"] = setting("rope", "rotary or learned absolute positions")
-    rope_base: float = setting(10_000.0, "base of the rotary wavelengths", above=1)
-    activation: Literal["swiglu", "gelu", "gelu-tanh"] = setting(
-        "swiglu", "non-linearity of the feed-forward block; gelu is the exact one, gelu-tanh that of GPT-2"
-    )
-    bias: bool = setting(False, "biases in all linear layers")
-    qkv_bias: bool = setting(False, "biases in the query, key and value projections alone")
-    tied: bool = setting(False, "one matrix serves as embedding and as output head")
-    qk_norm: bool = setting(False, "normalize each query and key head")
-    init_std: float = setting(0.02, "standard deviation of the initial weights", above=0)
-    dropout: float = setting(
-        0.0, "share of the embedding's and of each layer's outputs set to 0 in training", at_least=0, below=1
-    )
-
-    @property
-    def num_kv_heads(self) -> int:
-        """Key/value heads: `kv_heads`, or as many as query heads."""
-        return self.heads if self.kv_heads is None else self.kv_heads
-
-    @property
-    def dim_per_head(self) -> int:
-        """Size of one head: `head_dim`, or hidden / heads."""
-        return self.hidden // self.heads if self.head_dim is None else self.head_dim
-
-    @property
-    def dim_ffn(self) -> int:
-        """Inner size of the feed-forward block: `ffn`, or 4h (GELU) / the next multiple of 64 of 8h/3 (SwiGLU)."""
-        if self.ffn is not None:
-            return self.ffn
-        return -(-(8 * self.hidden) // (3 * 64)) * 64 if self.activation == "swiglu" else 4 * self.hidden
-
-    @property
-    def vocab_size(self) -> int:
-        """Entries of the vocabulary, unpadded; known once the tokenizer is."""
-        if self.vocab is None:
-            raise ValueError("model.vocab is not resolved yet: it comes from the tokenizer")
-        return self.vocab
 
 
 @dataclass(frozen=True)
@@ -207,6 +152,11 @@ class CheckpointConfig:
     )
     save_every: int = setting(0, "save a checkpoint every so many steps; 0: at the end only", unit="steps", at_least=0)
     keep: int = setting(2, "so many newest checkpoints stay", at_least=1)
+    init_from: str | None = setting(
+        None,
+        "directory of a Hugging Face model, or its name in the cache of downloads: the run begins with its shape, "
+        "weights and tokenizer",
+    )
     resume: bool = setting(
         False, "go on from the newest complete checkpoint in the directory of the run", carried=False
     )

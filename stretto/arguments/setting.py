@@ -9,7 +9,17 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
-Value = int | float | bool | str | tuple[int, ...] | tuple[str, ...] | tuple[tuple[str, int], ...] | None
+Value = (
+    int
+    | float
+    | bool
+    | str
+    | tuple[int, ...]
+    | tuple[float, ...]
+    | tuple[str, ...]
+    | tuple[tuple[str, int], ...]
+    | None
+)
 """What a field can hold; None means: derived, or not used. Pairs of a name and a number are a table in files."""
 
 _METADATA = "stretto"
@@ -80,7 +90,7 @@ def setting(
 class Setting:
     """One setting, as read from the schema.
 
-    `kind` is int, float, bool, str, tuple (a list of `entry`, int or str) or dict (names with a number each);
+    `kind` is int, float, bool, str, tuple (a list of `entry`, int, float or str) or dict (names with a number each);
     `choices` is empty unless the text, or each name, is one of a few.
     """
 
@@ -118,7 +128,7 @@ class Setting:
         """What stands after the flag, in short: `N`, `X`, `TEXT`, `N,N,...` or the choices."""
         if self.choices and self.kind is str:
             return "|".join(self.choices)
-        lists = {int: "N,N,...", str: "NAME,..."}
+        lists = {int: "N,N,...", float: "X,X,...", str: "NAME,..."}
         return {int: "N", float: "X", str: "TEXT", tuple: lists[self.entry], dict: "NAME=N,...", bool: ""}[self.kind]
 
 
@@ -151,7 +161,7 @@ def _read(section: str, f: Field[Any], hint: Any) -> Setting:
         entry = str if choices else hint
     elif choices and kind is not dict:
         kind = str
-    if kind not in (int, float, bool, str, tuple, dict) or entry not in (int, str):
+    if kind not in (int, float, bool, str, tuple, dict) or entry not in (int, float, str):
         raise TypeError(f"{section}.{f.name}: no way to read a {hint} from a command line")
     return Setting(
         section,

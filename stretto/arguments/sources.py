@@ -11,10 +11,11 @@ class SourceKind(IntEnum):
 
     DEFAULT = 0
     PRESET = 1
-    CHECKPOINT = 2
-    FILE = 3
-    ENVIRONMENT = 4
-    COMMAND_LINE = 5
+    MODEL = 2
+    CHECKPOINT = 3
+    FILE = 4
+    ENVIRONMENT = 5
+    COMMAND_LINE = 6
 
     DERIVED = -1  # computed from the others
 

@@ -99,7 +99,7 @@ def _parse(setting: Setting, text: str) -> object:
         if setting.kind is dict:
             return {name: int(number) for name, _, number in _words(text, "=")}
         if setting.kind is tuple:
-            return [setting.entry(entry) for entry, *_ in _words(text, "," if setting.entry is int else "=")]
+            return [setting.entry(entry) for entry, *_ in _words(text, "=" if setting.entry is str else ",")]
         return int(text) if setting.kind is int else float(text)
     except ValueError:
         return text
@@ -110,16 +110,24 @@ def _words(text: str, within: str) -> list[tuple[str, str, str]]:
     return [part.partition(within) for part in text.split(",")] if text else []
 
 
-def _entries(setting: Setting, raw: Sequence[object]) -> tuple[int, ...] | tuple[str, ...]:
+def _entries(setting: Setting, raw: Sequence[object]) -> tuple[int, ...] | tuple[float, ...] | tuple[str, ...]:
     """The entries of a list, each of them held against the schema."""
     if setting.entry is int and all(map(_is_int, raw)):
         for number in cast(Sequence[int], raw):
             _check_range(setting, number)
+    elif setting.entry is float and all(_is_int(number) or isinstance(number, float) for number in raw):
+        raw = [
+            float(number) if abs(number) <= sys.float_info.max else math.inf for number in cast(Sequence[float], raw)
+        ]
+        for each in cast(Sequence[float], raw):
+            if not math.isfinite(each):
+                raise ValueError(f"{each} is not finite")
+            _check_range(setting, each)
     elif setting.entry is str and all(isinstance(name, str) for name in raw):
         _check_names(setting, cast(Sequence[str], raw))
     else:
         raise ValueError(_unlike(setting, raw))
-    return cast("tuple[int, ...] | tuple[str, ...]", tuple(raw))
+    return cast("tuple[int, ...] | tuple[float, ...] | tuple[str, ...]", tuple(raw))
 
 
 def _pairs(setting: Setting, raw: Mapping[object, object]) -> tuple[tuple[str, int], ...]:
@@ -172,7 +180,7 @@ def _check_range(setting: Setting, x: int | float) -> None:
 
 def _unlike(setting: Setting, raw: object) -> str:
     kinds = {bool: "a boolean", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
-    lists = {int: "a list of whole numbers", str: "a list of names"}
+    lists = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of names"}
     table = "a table of names, each with a whole number"
     expected = lists[setting.entry] if setting.kind is tuple else _EXPECTED.get(setting.kind, table)
     said = str(raw).lower() if isinstance(raw, bool) else shown(raw)

@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "explain": "show what a run would be, without starting it",
     "verify": "prove that a layout gives what one process gives",
     "sample": "continue a prompt from a checkpoint",
+    "export": "write a checkpoint as a Hugging Face model",
     "launch": "run on this machine, or write a SLURM script or a Kubernetes manifest",
     "data": "tokenize a corpus, and say what is in it",
     "convert": "turn the flags of a Megatron-LM script into a settings file",

@@ -14,7 +14,7 @@ from stretto.cli.memory import memory_table, take_limit, verdict
 from stretto.cli.words import origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
-from stretto.estimate import count_parameters, stage_layers
+from stretto.estimate import count_parameters, norms_of_a_layer, positions, qk_norms, stage_layers
 from stretto.layout import Layout, Topology, warnings
 from stretto.schedule import Cost, schedule_for, simulate
 from stretto.schedule.draw import gantt
@@ -159,10 +159,10 @@ def _parameters(args: Arguments) -> Iterator[str]:
     """How the counts above come about. `test_cli_explain.py` computes these equations."""
     m, p = args.model, count_parameters(args.model, args.batch.seq_len)
     h, d, inner, biased = m.hidden, m.dim_per_head, m.dim_ffn, m.bias or m.qkv_bias
-    matrices = 3 if m.activation == "swiglu" else 2
+    matrices, norms = 3 if m.gated else 2, norms_of_a_layer(m)
     norm, per_norm = (f"{h}", "hidden") if m.norm == "rms" else (f"2*{h}", "2*hidden")
-    named = [f"2*heads*head_dim*hidden + 2*kv_heads*head_dim*hidden + {matrices}*hidden*ffn + 2*{per_norm}"]
-    terms = [f"2*{m.heads}*{d}*{h} + 2*{m.num_kv_heads}*{d}*{h} + {matrices}*{h}*{inner} + 2*{norm}"]
+    named = [f"2*heads*head_dim*hidden + 2*kv_heads*head_dim*hidden + {matrices}*hidden*ffn + {norms}*{per_norm}"]
+    terms = [f"2*{m.heads}*{d}*{h} + 2*{m.num_kv_heads}*{d}*{h} + {matrices}*{h}*{inner} + {norms}*{norm}"]
     if biased:
         named.append("(heads + 2*kv_heads)*head_dim")
         terms.append(f"({m.heads} + 2*{m.num_kv_heads})*{d}")
@@ -170,12 +170,13 @@ def _parameters(args: Arguments) -> Iterator[str]:
         named.append(f"2*hidden + {matrices - 1}*ffn")
         terms.append(f"2*{h} + {matrices - 1}*{inner}")
     if m.qk_norm:
-        named.append("2*head_dim")
-        terms.append(f"2*{d}")
+        full = m.qk_norm_width == "full"
+        named.append("(heads + kv_heads)*head_dim" if full else "2*head_dim")
+        terms.append(f"{qk_norms(m) // d}*{d}")
     yield f"a layer: {' + '.join(named)}"
     yield f"       = {' + '.join(terms)} = {p.layer:,}"
-    learned = m.position == "learned"
-    places = (" + seq_len*hidden", f" + {args.batch.seq_len}*{h}") if learned else ("", "")
+    learned = positions(m, args.batch.seq_len)
+    places = (" + positions*hidden", f" + {learned}*{h}") if learned else ("", "")
     yield f"embedding: vocab*hidden{places[0]} = {m.vocab_size}*{h}{places[1]} = {p.embedding:,}"
     head = "the embedding again" if m.tied else f"vocab*hidden = {m.vocab_size}*{h} = {p.head:,}"
     yield f"head: {head}; norm: {per_norm} = {norm} = {p.final_norm:,}"

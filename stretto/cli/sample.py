@@ -1,17 +1,23 @@
-"""`stretto sample`: continue a prompt from a checkpoint, in one process."""
+"""`stretto sample`: continue a prompt from a checkpoint, in one process or over the ranks of a layout."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
 
-from stretto.arguments import Record, from_dict
+from stretto.arguments import Arguments, from_dict
 from stretto.terminal import say
+
+if TYPE_CHECKING:
+    from stretto.data.tokenizer import Tokenizer
+    from stretto.layout import Layout
+    from stretto.world import World
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,11 @@ class Sample:
     tokens: Annotated[int, tyro.conf.arg(help="tokens to add")] = 200
     temperature: Annotated[float, tyro.conf.arg(help="0 takes the likeliest token each time")] = 0.8
     top_k: Annotated[int, tyro.conf.arg(help="draw from so many likeliest tokens alone; 0: from all")] = 0
+    top_p: Annotated[float, tyro.conf.arg(help="draw from the likeliest that together have this probability")] = 1.0
     seed: Annotated[int, tyro.conf.arg(help="of the draws")] = 0
+    tp: Annotated[int, tyro.conf.arg(help="tensor parallel: each matrix is cut over so many ranks")] = 1
+    pp: Annotated[int, tyro.conf.arg(help="pipeline parallel: the layers are cut into so many stages")] = 1
+    device: Annotated[Literal["cpu", "cuda"], tyro.conf.arg(help="where tensors live")] = "cpu"
     tokenizer: Annotated[str | None, tyro.conf.arg(help="where the run's tokenizer.json lies now, if it has moved")] = (
         None
     )
@@ -32,67 +42,119 @@ class Sample:
 def main(argv: Sequence[str]) -> int:
     """Run `stretto sample ...`; 0, or 2 when the checkpoint cannot be used."""
     wanted = tyro.cli(Sample, prog="stretto sample", args=list(argv))
+    from stretto.arguments import ConfigError
     from stretto.checkpoint import CheckpointError
+    from stretto.cli.usage_error import reject
     from stretto.data.errors import DataError
+    from stretto.initialize.environment import LaunchError, detect
+    from stretto.launch.local import run_local
 
     try:
-        continued = _continue(wanted)
-    except (CheckpointError, DataError, ValueError) as error:
+        launch = detect(os.environ)
+    except LaunchError as error:
         say(f"stretto sample: {error}")
         return 2
-    from stretto.console import console
-    from stretto.report.summary import sample_panel
-
-    screen = console()
-    if screen.is_terminal:
-        screen.print(sample_panel(wanted.prompt, continued))
-    else:
-        say(wanted.prompt + continued, out=True)
-    return 0
+    try:
+        work = _work(wanted, launch.size)
+    except (CheckpointError, ConfigError, DataError, ValueError) as error:
+        return reject(error, launch, command="stretto sample")
+    alone = launch.source == "python"
+    return run_local(work.layout.world, work) if alone and work.layout.world > 1 else work()
 
 
-def _continue(wanted: Sample) -> str:
-    from stretto.checkpoint.marker import inspect, read_extra
+@dataclass(frozen=True)
+class Task:
+    """What each rank does."""
+
+    wanted: Sample
+    path: Path
+    args: Arguments
+    tokenizer: Tokenizer
+    layout: Layout
+
+    def __call__(self) -> int:
+        """Continue the prompt; the first rank prints it."""
+        from stretto.initialize import initialize
+        from stretto.world import World
+
+        if self.layout.world == 1:
+            return self._say(self._continued(World.single(self.wanted.device)))
+        with initialize(device=self.wanted.device, timeout=self.args.run.timeout) as world:
+            continued = self._continued(world)
+            return self._say(continued) if world.rank == 0 else 0
+
+    def _continued(self, world: World) -> str:
+        from stretto.parallel_state import ParallelState
+        from stretto.train.run import sampled_over
+        from stretto.train.sample import sample
+
+        wanted, tokenizer = self.wanted, self.tokenizer
+        with ParallelState.build(self.layout, world, timeout=self.args.run.timeout) as state:
+            tokens = sample(
+                sampled_over(self.args, self.path, state),
+                [*tokenizer.encode(wanted.prompt).tolist()] or [tokenizer.eod],
+                wanted.tokens,
+                context=self.args.batch.seq_len,
+                vocab=tokenizer.vocab_size,
+                temperature=wanted.temperature,
+                top_k=wanted.top_k,
+                top_p=wanted.top_p,
+                seed=wanted.seed,
+                end=tokenizer.eod,
+            )
+        return tokenizer.decode(np.array(tokens, dtype=np.int64))
+
+    def _say(self, continued: str) -> int:
+        from stretto.console import console
+        from stretto.report.summary import sample_panel
+
+        screen = console()
+        if screen.is_terminal:
+            screen.print(sample_panel(self.wanted.prompt, continued))
+        else:
+            say(self.wanted.prompt + continued, out=True)
+        return 0
+
+
+def _work(wanted: Sample, started: int) -> Task:
+    """All that can be wrong is found here, before any other rank is started; `started` ranks are there already."""
+    from stretto.arguments.elsewhere import validated_in
+    from stretto.checkpoint.marker import inspect
     from stretto.data.tokenizer import load_tokenizer
-    from stretto.train.run import load_whole
-    from stretto.train.sample import sample
-    from stretto.world import World
+    from stretto.layout import Layout
 
+    at_least = (("tokens", 1), ("temperature", 0), ("top_k", 0), ("tp", 1), ("pp", 1))
     wrong = [f"--seed {wanted.seed}: must be 0 to 2^63 - 1"] * (not 0 <= wanted.seed < 2**63)
+    wrong += ["--prompt is not UTF-8"] * any("\ud800" <= c <= "\udfff" for c in wanted.prompt)
     wrong += [
         f"--{name.replace('_', '-')} {value}: must be at least {least}"
-        for name, least in (("tokens", 1), ("temperature", 0), ("top_k", 0))
+        for name, least in at_least
         if not (value := getattr(wanted, name)) >= least
     ]
+    if not 0 < wanted.top_p <= 1:
+        wrong.append(f"--top-p {wanted.top_p:g}: must be above 0 and at most 1")
+    if started > 1 and started != wanted.tp * wanted.pp:
+        wrong.append(f"--tp {wanted.tp} --pp {wanted.pp} take {wanted.tp * wanted.pp} ranks, {started} were started")
     if wrong:
         raise ValueError("; ".join(wrong))
-    path = _newest(wanted.checkpoint)
+    path, layout = newest(wanted.checkpoint), Layout.of(tp=wanted.tp, pp=wanted.pp)
     inspect(path)
-    extra = read_extra(path)
-    args = from_dict(Record.from_dict(extra.get("record"), str(path)).arguments, name=str(path))
-    if any("\ud800" <= c <= "\udfff" for c in wanted.prompt):
-        raise ValueError("--prompt is not UTF-8")
+    args = recorded(path)
+    args = replace(
+        args, run=replace(args.run, device=wanted.device), parallel=replace(args.parallel, stage_layers=None)
+    )
+    if layout.world > 1:
+        args = validated_in(args, layout).args
     tokenizer = load_tokenizer(wanted.tokenizer or args.data.tokenizer)
     if tokenizer.vocab_size > args.model.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} entries, the model {args.model.vocab_size}: it was trained with "
             f"another one than {wanted.tokenizer or args.data.tokenizer}"
         )
-    tokens = sample(
-        load_whole(args, path, World.single()).stages[0],
-        [*tokenizer.encode(wanted.prompt).tolist()] or [tokenizer.eod],
-        wanted.tokens,
-        context=args.batch.seq_len,
-        vocab=tokenizer.vocab_size,
-        temperature=wanted.temperature,
-        top_k=wanted.top_k,
-        seed=wanted.seed,
-        end=tokenizer.eod,
-    )
-    return tokenizer.decode(np.array(tokens, dtype=np.int64))
+    return Task(wanted, path, args, tokenizer, layout)
 
 
-def _newest(path: Path) -> Path:
+def newest(path: Path) -> Path:
     """The checkpoint that a path names: itself, or the newest one of a run."""
     from stretto.checkpoint import CheckpointError, latest_complete
 
@@ -102,3 +164,14 @@ def _newest(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     return path
+
+
+def recorded(path: Path) -> Arguments:
+    """The settings of the run that wrote a checkpoint. Raises CheckpointError when they are not there."""
+    from stretto.checkpoint import CheckpointError
+    from stretto.checkpoint.marker import read_extra
+
+    extra = read_extra(path)
+    if "record" not in extra:
+        raise CheckpointError(f"{path} was not written by `stretto train`: it does not say which model it holds")
+    return from_dict(extra["record"]["arguments"])

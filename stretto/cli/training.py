@@ -33,8 +33,8 @@ from stretto.initialize.rendezvous import RankZeroError
 from stretto.initialize.stop import StopFlag, ask_again
 from stretto.initialize.timeline import StartTimeline
 from stretto.launch.local import run_local
-from stretto.layout import Topology, warnings
-from stretto.parallel_state import GroupCost, costs_line
+from stretto.layout import Layout, Topology, warnings
+from stretto.parallel_state import GroupCost, ParallelState, costs_line
 from stretto.report.console import Manner, console_for
 from stretto.report.header import header
 from stretto.report.progress import LiveProgress
@@ -45,7 +45,7 @@ from stretto.train.consensus import USAGE_ERRORS
 from stretto.train.directory import Paths, occupied
 from stretto.train.loop import DivergedError
 from stretto.train.record import Everyone, JsonLines, Listener, TensorBoard
-from stretto.train.run import Outcome, Text, load_whole, train, with_vocabulary
+from stretto.train.run import Outcome, Text, sampled_over, train, with_vocabulary
 from stretto.train.sample import sample
 from stretto.train.sound import UnsoundError
 from stretto.world import World
@@ -207,7 +207,7 @@ class Task:
         if args.run.sample_tokens:
             prompt, tokenizer = args.run.sample_prompt, self.text.tokenizer
             tokens = sample(
-                load_whole(args, checkpoint, World.single(args.run.device)).stages[0],
+                sampled_over(args, checkpoint, ParallelState.build(Layout.of(), World.single(args.run.device))),
                 [*tokenizer.encode(prompt).tolist()] or [tokenizer.eod],
                 args.run.sample_tokens,
                 context=args.batch.seq_len,

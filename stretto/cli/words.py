@@ -8,11 +8,12 @@ from typing import Final
 
 from stretto.arguments import ConfigError, Resolved, Violation, parse
 from stretto.arguments.tree import settings
+from stretto.cli.adopt import adopted
 
 FALLBACK: Final = "demo"
 """The preset that every command starts from where its words name neither a preset nor a file."""
 
-parse_or_demo: Final = partial(parse, fallback=FALLBACK)
+parse_or_demo: Final = partial(parse, fallback=FALLBACK, adopt=adopted)
 """`stretto.arguments.parse` for the words of a command."""
 
 

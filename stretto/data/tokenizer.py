@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from stretto.arguments.schema import TOKENIZERS
 from stretto.data.errors import DataError
-from stretto.reading import UnreadableError, read_bytes, read_json
-
-# What model families call the token that ends a text, where no tokenizer_config.json says it.
-_END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+from stretto.data.special_tokens import begin_of_document, end_of_document
+from stretto.reading import UnreadableError, read_bytes
 
 _LARGEST = 2**28
 """Bytes of a tokenizer.json: those of the largest vocabularies have some 2**25."""
@@ -39,7 +37,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """Ids [n] of a text, without `eod`."""
+        """Ids [n] of a text, without `eod`; where its model begins texts with a token, that comes first."""
         ...
 
     def encode_all(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
@@ -47,7 +45,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: NDArray[np.int64]) -> str:
-        """The text of ids [n]; `eod` has none."""
+        """The text of ids [n]; `eod`, and the token with which texts begin, have none."""
         ...
 
 
@@ -91,25 +89,31 @@ class FileTokenizer:
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         # Ids may have holes, so the largest counts, not how many there are.
         self.vocab_size = max(vocab.values(), default=-1) + 1
-        self.eod = _end_of_document(path, vocab)
-        self.fingerprint = hashlib.blake2b(raw + b"%d" % self.eod, digest_size=16).hexdigest()
+        self.eod = end_of_document(path, vocab)
+        begin = begin_of_document(path, self._tokenizer, vocab)
+        # A document follows the end of another, so where one token does both it stands there already.
+        self._begin = [] if begin is None or begin == self.eod else [begin]
+        told = b"%d" % self.eod + b"".join(b",%d" % token for token in self._begin)
+        self.fingerprint = hashlib.blake2b(raw + told, digest_size=16).hexdigest()
 
     def encode(self, text: str) -> NDArray[np.int64]:
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        # Special tokens are what a chat or a classifier wraps around a text; the store puts the `eod`s itself.
+        # Special tokens are what a chat or a classifier wraps around a text; the store puts the `eod`s itself. The one
+        # with which a text begins is another matter: a model that was trained with it is lost without.
         try:
             found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the Rust side again: a vocabulary of words without the token that it needs
             raise DataError(
                 f"the tokenizer cannot encode the text ({error}): use another, or data.tokenizer=byte"
             ) from error
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in found]
+        return [np.array([*self._begin, *encoding.ids], dtype=np.int64) for encoding in found]
 
     def decode(self, ids: NDArray[np.int64]) -> str:
         ids = np.asarray(ids, dtype=np.int64)
-        return str(self._tokenizer.decode(ids[ids != self.eod].tolist(), skip_special_tokens=False))
+        shown = ids[~np.isin(ids, [self.eod, *self._begin])]
+        return str(self._tokenizer.decode(shown.tolist(), skip_special_tokens=False))
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -123,30 +127,3 @@ def load_tokenizer(name: str) -> Tokenizer:
         return FileTokenizer(Path(__file__).parent / "tokenizers" / f"{name}.json")
     path = Path(name).expanduser()
     return FileTokenizer(path / "tokenizer.json" if path.is_dir() else path)
-
-
-def _end_of_document(path: Path, vocab: dict[str, int]) -> int:
-    """The id of `eos_token` in the tokenizer_config.json beside `path`, else of a well-known name."""
-    config = path.with_name("tokenizer_config.json")
-    said = _eos_token(config) if config.exists() else None
-    if said is not None and said not in vocab:
-        raise DataError(f"{config} says eos_token={said!r}, which {path.name} does not have")
-    for name in (said, *_END_NAMES):
-        if name is not None and name in vocab:
-            return vocab[name]
-    raise DataError(
-        f"{path} has no token that ends a document: none of {', '.join(_END_NAMES)} is in it; "
-        f'say which one to use in {config}: {{"eos_token": "..."}}'
-    )
-
-
-def _eos_token(config: Path) -> str | None:
-    """`eos_token` of a tokenizer_config.json: a string, or an object with its `content`."""
-    try:
-        said = read_json(config).get("eos_token")
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{config} cannot be read: {error}") from error
-    content = said.get("content") if isinstance(said, dict) else said
-    if content is not None and not isinstance(content, str):
-        raise DataError(f"{config}: eos_token must be a string, not {content!r}")
-    return content

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stretto.models import rope as formula
+
 _HEADS = 16
 """Heads of a program: of 128 features, each thread of four warps has 16 bytes of either half."""
 
@@ -86,10 +88,10 @@ def _back(
 
 def apply_rotary_(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
     """`stretto.models.rope.apply_rotary_`."""
-    length, batch, _, dim = x.shape
+    length, batch = x.shape[:2]
     blocks = triton.cdiv(rotated, _HEADS)
     _turn[(length * batch * blocks,)](
-        x, cos, sin, rotated, blocks, batch, *x.stride()[:3], dim // 2, _HEADS, num_warps=4
+        x, cos, sin, rotated, blocks, batch, *x.stride()[:3], cos.shape[-1] // 2, _HEADS, num_warps=4
     )
 
 
@@ -97,6 +99,8 @@ def apply_rotary_backward(cos: Tensor, sin: Tensor, rotated: int, *gradients: Te
     """`stretto.models.rope.apply_rotary_backward`, of three parts at most."""
     first = gradients[0]
     length, batch, _, dim = first.shape
+    if cos.shape[-1] != dim:  # a head that is rotated in part: no model of that kind is large enough to want a kernel
+        return formula.apply_rotary_backward(cos, sin, rotated, *gradients)
     heads = [part.shape[2] for part in gradients]
     out = torch.empty((length, batch, sum(heads), dim), dtype=first.dtype, device=first.device)
     blocks = triton.cdiv(sum(heads), _HEADS)

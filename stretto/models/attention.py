@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.models.block_ops import BlockOps
-from stretto.models.norm import HeadNorm
+from stretto.models.cache import KeyValues
+from stretto.models.dot_product import Scores
+from stretto.models.norm import FullNorm, HeadNorm, first_weight, full_norms
 from stretto.params import Init
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Projection, RowParallelLinear
 
@@ -17,9 +19,10 @@ class Attention(nn.Module):
     """softmax(q k^T / sqrt(d)) v per head: [s(/t), b, h] -> [s(/t), b, h].
 
     With fewer key/value heads than ranks, consecutive ranks hold the same head and each has a part of its gradient.
+    `layer` is its number in the whole model: windows may be of some layers only.
     """
 
-    def __init__(self, config: ModelConfig, build: Build, parts: BlockOps, *, out_init: Init) -> None:
+    def __init__(self, config: ModelConfig, build: Build, layer: int, parts: BlockOps, *, out_init: Init) -> None:
         super().__init__()
         tp, d = build.tp, config.dim_per_head
         if config.heads % tp.size or max(config.num_kv_heads, tp.size) % min(config.num_kv_heads, tp.size):
@@ -44,15 +47,27 @@ class Attention(nn.Module):
             init=Init(std=config.init_std),
         )
         self.o_proj = RowParallelLinear(config.heads * d, config.hidden, build, bias=config.bias, init=out_init)
-        self.q_norm = HeadNorm(d, parts.head_norm, build) if config.qk_norm else None
-        self.k_norm = HeadNorm(d, parts.head_norm, build) if config.qk_norm else None
+        self.q_norm: HeadNorm | FullNorm | None = None
+        self.k_norm: HeadNorm | FullNorm | None = None
+        if config.qk_norm and config.qk_norm_width == "full":
+            self.q_norm = FullNorm(config.heads, d, config.norm_eps, build)
+            self.k_norm = FullNorm(config.num_kv_heads, d, config.norm_eps, build, copies=copies)
+        elif config.qk_norm:
+            self.q_norm = HeadNorm(d, parts.head_norm, build, init=first_weight(config))
+            self.k_norm = HeadNorm(d, parts.head_norm, build, init=first_weight(config))
+        self.build, self.layer, self.scores = build, layer, Scores.of(config, layer)
         self.rotate, self.attend = parts.rotate, parts.attend
 
-    def forward(self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None, before: KeyValues | None = None
+    ) -> Tensor:
         qkv = self.qkv_proj(x)
         s, b = qkv.shape[:2]
         q, k, v = self._heads(qkv.view(s, b, -1, self.dim), rotation)
-        y = self.attend(*(t.permute(1, 2, 0, 3) for t in (q, k, v)))  # [b, heads, s, d]
+        q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
+        if before is not None:
+            k, v = before.extended(self.layer, k, v)
+        y = self.attend(q, k, v, self.scores)
         out: Tensor = self.o_proj(y.permute(2, 0, 1, 3).reshape(s, b, -1))
         return out
 
@@ -61,7 +76,9 @@ class Attention(nn.Module):
         if rotation is not None and self.q_norm is None:
             return self.rotate(qkv, rotation, self.heads, self.kv_heads, rest=self.kv_heads)
         q, k, v = qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
+        if isinstance(self.q_norm, FullNorm) and isinstance(self.k_norm, FullNorm):
+            q, k = full_norms(self.q_norm, self.k_norm, q, k, self.build)
+        elif self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             (q,), (k,) = self.rotate(q, rotation, self.heads), self.rotate(k, rotation, self.kv_heads)

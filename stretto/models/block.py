@@ -1,31 +1,28 @@
-"""One transformer block: norm, attention, norm, feed-forward, each around a residual."""
+"""One transformer block: attention and feed-forward, each beside a residual, with norms where the config has them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.models.attention import Attention
 from stretto.models.block_ops import BlockOps
-from stretto.models.norm import norm
+from stretto.models.cache import KeyValues
+from stretto.models.norm import Norm, norm
+from stretto.models.rope import Rotation
 from stretto.params import Init
-from stretto.tensor_parallel import (
-    Build,
-    ColumnParallelLinear,
-    Dropout,
-    Lazy,
-    Projection,
-    RowParallelLinear,
-    WithResidual,
-)
+from stretto.tensor_parallel import Build, ColumnParallelLinear, Dropout, Lazy, Projection, RowParallelLinear
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer, "GLU variants improve Transformer", 2020) or GELU: [s(/t), b, h] -> [s(/t), b, h]."""
+    """SwiGLU, GEGLU (Shazeer, "GLU variants improve Transformer", 2020) or GELU: [s(/t), b, h] -> [s(/t), b, h]."""
 
     def __init__(self, config: ModelConfig, build: Build, parts: BlockOps, *, out_init: Init) -> None:
         super().__init__()
-        inner, gated = config.dim_ffn, config.activation == "swiglu"
+        inner, gated = config.dim_ffn, config.gated
         held = (
             [Projection("gate_proj", inner), Projection("up_proj", inner)] if gated else [Projection("up_proj", inner)]
         )
@@ -41,27 +38,78 @@ class FeedForward(nn.Module):
         return out
 
 
-class Block(nn.Module):
-    """Pre-norm residual block, [s(/t), b, h] -> [s(/t), b, h]; `name` is its own in the whole model.
+@dataclass(frozen=True)
+class Rotations:
+    """Angles of the layers without a window, and of those with one."""
 
-    Dropout is on what adds to the residual, as in GPT-2; `samples` [b] are the rows' numbers in the run.
+    whole: Rotation
+    windowed: Rotation
+
+    def after(self, first: int) -> Rotations:
+        """Those from position `first` on."""
+        return Rotations(*((cos[first:], sin[first:]) for cos, sin in (self.whole, self.windowed)))
+
+
+class Block(nn.Module):
+    """Residual block `layer` of the whole model, [s(/t), b, h] -> [s(/t), b, h].
+
+    Dropout is on what adds to the residual, as in GPT-2; `samples` [b] are the rows' numbers in the run. Norms are
+    named as in the Hugging Face model that has them in the same places: Llama, OLMo 2 (after), Gemma 2 (both).
     """
 
-    def __init__(self, config: ModelConfig, build: Build, name: str, parts: BlockOps) -> None:
+    def __init__(self, config: ModelConfig, build: Build, layer: int, parts: BlockOps) -> None:
         super().__init__()
         # Radford et al. (GPT-2, 2019): what adds to the residual starts smaller by 1/sqrt(number of additions).
         out_init = Init(std=config.init_std / (2 * config.layers) ** 0.5)
-        self.input_layernorm = norm(config, build, parts.norm)
-        self.self_attn = Attention(config, build, parts, out_init=out_init)
-        self.post_attention_layernorm = norm(config, build, parts.norm)
+        before, after = config.norm_placement != "post", config.norm_placement != "pre"
+        name, both = f"model.layers.{layer}", before and after
+        self.windowed, self.parallel = config.window_of(layer) is not None, config.parallel_residual
+
+        def normed(wanted: bool) -> Norm | None:
+            return norm(config, build, parts.norm) if wanted else None
+
+        self.input_layernorm = normed(before)
+        self.self_attn = Attention(config, build, layer, parts, out_init=out_init)
+        self.post_attention_layernorm = normed(True)  # before the feed-forward, or after the attention
+        self.pre_feedforward_layernorm = normed(both)
         self.mlp = FeedForward(config, build, parts, out_init=out_init)
+        self.post_feedforward_layernorm = normed(after)
+        self._norms = (
+            (self.input_layernorm, self.post_attention_layernorm if after else None),
+            (
+                self.pre_feedforward_layernorm if after else self.post_attention_layernorm,
+                self.post_feedforward_layernorm,
+            ),
+        )
         self.attn_dropout = Dropout(config.dropout, f"{name}.self_attn", build)
         self.mlp_dropout = Dropout(config.dropout, f"{name}.mlp", build)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, samples: Tensor | None = None) -> Tensor:
-        normed: WithResidual = self.input_layernorm(x)
-        added = self.attn_dropout(self.self_attn(normed.output, rotation), samples)
-        normed = self.post_attention_layernorm(normed.residual + added)
-        added = self.mlp_dropout(self.mlp(normed.output), samples)
-        out: Tensor = normed.residual + added
+    def forward(
+        self,
+        x: Tensor,
+        rotations: Rotations | None,
+        samples: Tensor | None = None,
+        before: KeyValues | None = None,
+    ) -> Tensor:
+        turn = None if rotations is None else rotations.windowed if self.windowed else rotations.whole
+        attention, feed_forward = self._norms
+        residual, added = _beside(x, attention, lambda normed: self.self_attn(normed, turn, before))
+        added = self.attn_dropout(added, samples)
+        reads = x if self.parallel else residual + added
+        past_both, more = _beside(reads, feed_forward, self.mlp)
+        out: Tensor = (residual + added if self.parallel else past_both) + self.mlp_dropout(more, samples)
         return out
+
+
+def _beside(
+    x: Tensor, norms: tuple[Norm | None, Norm | None], sublayer: Callable[[Tensor | Lazy], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The residual, and what the sublayer adds to it, between a norm before and one after it."""
+    before, after = norms
+    if before is None:
+        residual, added = x, sublayer(x)
+    else:
+        with_residual = before(x)
+        added = sublayer(with_residual.output)
+        residual = with_residual.residual
+    return residual, added if after is None else after.now(added)

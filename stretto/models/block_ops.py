@@ -13,7 +13,13 @@ from stretto.models.rope import Rotate
 from stretto.tensor_parallel import Build, Pointwise, formulas
 
 _ACTIVATIONS: Final[Mapping[str, formulas.Formula]] = MappingProxyType(
-    {"swiglu": formulas.SWIGLU, "gelu": formulas.GELU, "gelu-tanh": formulas.GELU_TANH}
+    {
+        "swiglu": formulas.SWIGLU,
+        "geglu": formulas.GEGLU,
+        "geglu-tanh": formulas.GEGLU_TANH,
+        "gelu": formulas.GELU,
+        "gelu-tanh": formulas.GELU_TANH,
+    }
 )
 
 
@@ -33,10 +39,11 @@ class BlockOps:
     @classmethod
     def of(cls, config: ModelConfig, build: Build, attend: Attend) -> BlockOps:
         """One of each for a model, so that each is compiled once."""
-        normed = formulas.RMS_NORM if config.norm == "rms" else formulas.LAYER_NORM
+        rms = formulas.ZERO_CENTERED_RMS_NORM if config.norm_zero_centered else formulas.RMS_NORM
+        normed = rms if config.norm == "rms" else formulas.LAYER_NORM
         return cls(
             Pointwise.of(normed, build, eps=config.norm_eps),
-            Pointwise.of(formulas.RMS_NORM, build, eps=config.norm_eps),
+            Pointwise.of(rms, build, eps=config.norm_eps),
             Pointwise.of(_ACTIVATIONS[config.activation], build),
             Rotate.of(build),
             attend,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from stretto.arguments.schema import ModelConfig
 
 FASTEST_FIRST: Final = [
     SDPBackend.CUDNN_ATTENTION,
@@ -19,17 +22,72 @@ FASTEST_FIRST: Final = [
 cannot take the dtype, the shape or the deterministic mode are passed over."""
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[b, heads, s, d] of q and [b, kv_heads, s, d] of k and v: each position sees itself and those before it."""
-    grouped = q.shape[1] != k.shape[1]
+@dataclass(frozen=True)
+class Scores:
+    """How a layer weighs what it attends to: q k^T times `scale` (None: 1/sqrt(d)), then c tanh(x/c) with `softcap` c.
+
+    With a `window` a position attends to so many at most, itself the last of them.
+    """
+
+    scale: float | None = None
+    softcap: float | None = None
+    window: int | None = None
+
+    @classmethod
+    def of(cls, config: ModelConfig, layer: int) -> Scores:
+        """Those of one layer of a model."""
+        scalar = config.attention_scalar
+        return cls(None if scalar is None else scalar**-0.5, config.attention_softcap, config.window_of(layer))
+
+
+PLAIN: Final = Scores()
+"""Causal attention and nothing else."""
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN) -> Tensor:
+    """[b, heads, n, d] of q and [b, kv_heads, s, d] of k and v: each position sees itself and those before it.
+
+    Queries are of the last n positions: of all of them, but where keys of earlier ones were kept.
+    """
+    grouped, n, s = q.shape[1] != k.shape[1], q.shape[2], k.shape[2]
+    whole = n == s and (scores.window is None or scores.window >= s)
+    mask = None if whole else _within(n, s, scores.window, q.device)
+    if scores.softcap is not None:
+        return _capped_attention(q, k, v, scores, scores.softcap)
     if not q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scores.scale, enable_gqa=grouped
+        )
     with sdpa_kernel(FASTEST_FIRST, set_priority=True):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scores.scale, enable_gqa=grouped
+        )
 
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""As `causal_attention`."""
+def _within(n: int, s: int, window: int | None, device: torch.device) -> Tensor:
+    """Which of the last n positions [n, 1] attends to which [s]: none after it, and none `window` or more before."""
+    at = torch.arange(s, device=device)
+    behind = at[s - n :, None] - at
+    return (behind >= 0) & (behind < (window or s))
+
+
+def _capped_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores, cap: float) -> Tensor:
+    """As the definition says it; no kernel of torch's caps scores. The weights [b, heads, n, s] exist."""
+    b, heads, n, d = q.shape
+    k, v = (x.unsqueeze(2) for x in (k, v))
+    grouped = q.view(b, k.shape[1], -1, n, d)  # queries beside the key/value head that they share
+    weights = grouped @ k.mT * (d**-0.5 if scores.scale is None else scores.scale)
+    weights = cap * torch.tanh(weights / cap)
+    weights = weights.masked_fill(~_within(n, k.shape[3], scores.window, q.device), -torch.inf)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out: Tensor = torch.softmax(weights, -1, dtype=wide).to(q.dtype) @ v
+    return out.view(b, heads, n, d)
+
+
+class Attend(Protocol):
+    """As `causal_attention`."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN) -> Tensor: ...
 
 
 def attention_by(kernels: Literal["torch", "flash4"], *, deterministic: bool = False) -> Attend:

@@ -6,7 +6,6 @@ product reads it, sequence first, as all else: else it would be copied, and kept
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -15,10 +14,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from stretto.models.dot_product import PLAIN, Attend, Scores
+
 PACKAGE = "flash-attn-4"
 
 
-def flash_attention(*, deterministic: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def flash_attention(*, deterministic: bool) -> Attend:
     """`causal_attention` of `stretto.models.dot_product` by this package; `deterministic` backwards are slower.
 
     Raises ModuleNotFoundError, with what to install, where it is not there.
@@ -31,7 +32,9 @@ def flash_attention(*, deterministic: bool) -> Callable[[Tensor, Tensor, Tensor]
             "pip install 'stretto[flash4]', or say --attention torch"
         ) from error
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN) -> Tensor:
+        if scores != PLAIN:
+            raise ValueError(f"{PACKAGE} computes plain causal attention, not with {scores}: say --attention torch")
         inputs = (x.transpose(1, 2) for x in (q, k, v))
         y: Tensor = _Flash.apply(*inputs, kernels, deterministic)  # type: ignore[no-untyped-call]
         return y.transpose(1, 2)

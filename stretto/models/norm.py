@@ -1,11 +1,13 @@
-"""Norms over the hidden dimension, and over the features of one head."""
+"""Norms over the hidden dimension, over the features of one head, and over those of all heads."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
-from stretto.params import Init, ParamSpec
+from stretto.collectives import all_reduce
+from stretto.params import Init, ParamSpec, Shard
 from stretto.tensor_parallel import Build, Pointwise, WithResidual, declare_on, replicated
 
 ONES, ZEROS = Init(mean=1.0), Init()
@@ -14,18 +16,22 @@ ONES, ZEROS = Init(mean=1.0), Init()
 class Norm(nn.Module):
     """RMSNorm or LayerNorm over the last dimension, as `op` says, and a way past it: [s(/t), b, h] -> twice the same.
 
-    Whoever needs no way past takes `output` alone.
+    Whoever needs no way past takes `output` alone, or `now`.
     """
 
-    def __init__(self, hidden: int, op: Pointwise, build: Build, *, bias: bool) -> None:
+    def __init__(self, hidden: int, op: Pointwise, build: Build, *, bias: bool, init: Init = ONES) -> None:
         super().__init__()
         self.op = op
-        ones, zeros = (replicated((hidden,), i, sequence_parallel=build.sequence_parallel) for i in (ONES, ZEROS))
-        self.weight = declare_on(self, "weight", ones, build)
+        first, zeros = (replicated((hidden,), i, sequence_parallel=build.sequence_parallel) for i in (init, ZEROS))
+        self.weight = declare_on(self, "weight", first, build)
         self.bias = declare_on(self, "bias", zeros, build) if bias else None
 
     def forward(self, x: Tensor) -> WithResidual:
         return self.op.with_residual(x, *self.parameters(recurse=False))
+
+    def now(self, x: Tensor) -> Tensor:
+        """The output alone, as a tensor."""
+        return self.op.now(x, *self.parameters(recurse=False))
 
 
 class HeadNorm(nn.Module):
@@ -34,16 +40,53 @@ class HeadNorm(nn.Module):
     Each rank applies it to its own heads, so the gradient of the weight is a part on every tensor-parallel rank.
     """
 
-    def __init__(self, dim: int, op: Pointwise, build: Build) -> None:
+    def __init__(self, dim: int, op: Pointwise, build: Build, *, init: Init = ONES) -> None:
         super().__init__()
         self.op = op
-        spec = ParamSpec((dim,), ONES, sum_grad=("tp",), weight_decay=False)
+        spec = ParamSpec((dim,), init, sum_grad=("tp",), weight_decay=False)
         self.weight = declare_on(self, "weight", spec, build)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op.now(x, self.weight)
 
 
+class FullNorm(nn.Module):
+    """RMSNorm over the features of all heads together, as in OLMo 2: [s, b, heads/t, d] -> the same.
+
+    Each rank has its heads and their weights; `squares` are summed over the tensor-parallel ranks by the caller.
+    Where `copies` ranks hold the same heads each has a part of their gradient, and counts for a part of the sum.
+    """
+
+    def __init__(self, heads: int, dim: int, eps: float, build: Build, *, copies: int = 1) -> None:
+        super().__init__()
+        self.full, self.eps, self.copies = heads * dim, eps, copies
+        cut = Shard("tp", 0, copies=copies)
+        sums = ("tp",) if copies > 1 else ()
+        spec = ParamSpec((heads * dim,), ONES, shard=(cut,), sum_grad=sums, weight_decay=False)
+        self.weight = declare_on(self, "weight", spec, build)
+
+    def squares(self, x: Tensor) -> Tensor:
+        """This rank's share [s, b] of the mean square, in fp32 or wider."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return wide.square().sum((-2, -1)) / (self.full * self.copies)
+
+    def forward(self, x: Tensor, mean_square: Tensor) -> Tensor:
+        scale = torch.rsqrt(mean_square + self.eps)[..., None, None]
+        return (x * scale * self.weight.view(x.shape[-2:])).to(x.dtype)
+
+
+def full_norms(q_norm: FullNorm, k_norm: FullNorm, q: Tensor, k: Tensor, build: Build) -> tuple[Tensor, Tensor]:
+    """Queries and keys normed, each over all heads: one small all-reduce, and one in the backward."""
+    mine = torch.stack([q_norm.squares(q), k_norm.squares(k)])
+    both = mine if build.tp.size == 1 else all_reduce(mine, build.tp)
+    return q_norm(q, both[0]), k_norm(k, both[1])
+
+
 def norm(config: ModelConfig, build: Build, op: Pointwise) -> Norm:
     """The norm that the config names, over the hidden dimension."""
-    return Norm(config.hidden, op, build, bias=config.norm != "rms")
+    return Norm(config.hidden, op, build, bias=config.norm != "rms", init=first_weight(config))
+
+
+def first_weight(config: ModelConfig) -> Init:
+    """Initial weights of an RMSNorm: it begins by multiplying with one."""
+    return ZEROS if config.norm_zero_centered else ONES

@@ -13,18 +13,20 @@ from torch.autograd.function import once_differentiable
 
 from stretto.tensor_parallel import Build
 
+Rotation = tuple[Tensor, Tensor]
+"""cos and sin [s, 1, 1, r]: the first r features of a head are rotated, r/2 pairs."""
+
 
 def rotation(
-    seq_len: int, dim: int, base: float, *, dtype: torch.dtype, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    """cos and sin [s, 1, 1, dim] of the angles of positions 0..s-1: pair i of a head turns by pos / base^(2i/dim).
+    seq_len: int, frequency: Tensor, factor: float = 1.0, *, dtype: torch.dtype, device: torch.device | str
+) -> Rotation:
+    """cos and sin, times `factor`, of the angles of positions 0..s-1: pair i of a head turns by pos * frequency[i].
 
     Computed in fp64, so that every dtype gets the nearest value whatever the position.
     """
-    frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
-    angle = torch.arange(seq_len, dtype=torch.float64, device=device)[:, None] * frequency
+    angle = torch.arange(seq_len, dtype=torch.float64, device=device)[:, None] * frequency.to(device)
     angle = torch.cat([angle, angle], -1)[:, None, None, :]
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    return (angle.cos() * factor).to(dtype), (angle.sin() * factor).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,21 @@ class _Rotate(Function):
 
 def apply_rotary_(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
     """The first `rotated` heads of x [s, b, heads, d] turned in place by the angle of their position."""
-    heads = x[:, :, :rotated]
+    heads = x[:, :, :rotated, : cos.shape[-1]]
     heads.copy_(_rotated(heads, cos, sin))
 
 
 def apply_rotary_backward(cos: Tensor, sin: Tensor, rotated: int, *gradients: Tensor) -> Tensor:
     """The adjoint of a cut into parts of which the first `rotated` are turned: [s, b, all heads, d]."""
-    back = [_rotated(dy, cos, -sin) for dy in gradients[:rotated]]
+    back = [_turned_back(dy, cos, sin) for dy in gradients[:rotated]]
     return torch.cat([*back, *gradients[rotated:]], dim=2)
+
+
+def _turned_back(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    r = cos.shape[-1]
+    if r == dy.shape[-1]:
+        return _rotated(dy, cos, -sin)
+    return torch.cat([_rotated(dy[..., :r], cos, -sin), dy[..., r:]], -1)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

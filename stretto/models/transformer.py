@@ -10,9 +10,11 @@ from torch.utils.checkpoint import checkpoint
 
 from stretto.arguments.schema import ModelConfig
 from stretto.batch import Batch
-from stretto.models.block import Block
+from stretto.models.block import Block, Rotations
 from stretto.models.block_ops import BlockOps
+from stretto.models.cache import KeyValues
 from stretto.models.dot_product import Attend, causal_attention
+from stretto.models.frequencies import frequencies
 from stretto.models.norm import norm
 from stretto.models.rope import rotation
 from stretto.params import Init, ParamSpec
@@ -78,7 +80,10 @@ class Transformer(nn.Module):
             embedding = self.model.embed_tokens if config.tied else None
             name = "model.embed_tokens.weight" if config.tied else ""
             self.lm_head = VocabParallelHead(
-                _vocab(config, name), build, weight=None if embedding is None else embedding.weight
+                _vocab(config, name),
+                build,
+                weight=None if embedding is None else embedding.weight,
+                softcap=config.logit_softcap,
             )
 
     def sections(self) -> list[list[nn.Module]]:
@@ -95,9 +100,14 @@ class Transformer(nn.Module):
             return x
         return self.lm_head.loss(x, batch.labels, batch.loss_mask.double() / microbatch.count)
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Next-token logits [s, b, V/t] of tokens [b, s]; the model must be whole."""
-        logits: Tensor = self.lm_head(self.model(None, tokens))
+    def logits(self, tokens: Tensor, before: KeyValues | None = None) -> Tensor:
+        """Next-token logits [s, b, V/t] of tokens [b, s]; the model must be whole.
+
+        With the keys and values of positions `before` them the tokens are those that follow; theirs are kept, too.
+        """
+        logits: Tensor = self.lm_head(self.model(None, tokens, before=before))
+        if before is not None:
+            before.length += tokens.shape[1]
         return logits
 
 
@@ -109,42 +119,53 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.last, self.recompute = config, part.last, recompute
-        self._rotations: dict[tuple[int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self._rotations: dict[tuple[int, torch.dtype, torch.device], Rotations] = {}
         learned = part.first and config.position == "learned"
         self.embed_tokens = VocabParallelEmbedding(_vocab(config), build) if part.first else None
         self.embed_positions = Positions(config, build, seq_len) if learned else None
         self.dropout = Dropout(config.dropout, "model.embed_tokens", build) if part.first else None
         shared = BlockOps.of(config, build, attend)
-        self.layers = nn.ModuleDict({str(n): Block(config, build, f"model.layers.{n}", shared) for n in part.layers})
+        self.layers = nn.ModuleDict({str(n): Block(config, build, n, shared) for n in part.layers})
         # What leaves the last block is kept: head and loss take it a piece at a time.
         self.norm = norm(config, build, replace(shared.norm, recompute=False)) if part.last else None
 
-    def forward(self, x: Tensor | None, tokens: Tensor, samples: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor | None, tokens: Tensor, samples: Tensor | None = None, before: KeyValues | None = None
+    ) -> Tensor:
+        first = 0 if before is None else before.length
         if self.embed_tokens is not None:
             x = self.embed_tokens(tokens)
+            if self.config.scale_embedding:  # by a number of the activations' dtype, as Gemma has it
+                x = x * x.new_tensor(self.config.hidden**0.5)
         if self.embed_positions is not None:
-            x = self.embed_positions(x)
+            x = self.embed_positions(x, first)
         if x is None:
             raise ValueError("this stage does not hold the embedding: it must be called with an activation")
         if self.dropout is not None:
             x = self.dropout(x, samples)
-        turn = self._rotation(tokens.shape[1], x)
+        turns = self._rotation(first + tokens.shape[1], x)
+        if turns is not None and first:
+            turns = turns.after(first)
         for block in self.layers.values():
-            if self.recompute:  # no state of a generator to restore: masks are functions of places
-                x = checkpoint(block, x, turn, samples, use_reentrant=False, preserve_rng_state=False)
+            if self.recompute and before is None:  # no state of a generator to restore: masks are functions of places
+                x = checkpoint(block, x, turns, samples, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, turn, samples)
+                x = block(x, turns, samples, before)
         if self.norm is None:
             return x
         normed: Tensor = self.norm(x).output
         return normed
 
-    def _rotation(self, seq_len: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _rotation(self, seq_len: int, like: Tensor) -> Rotations | None:
         c, key = self.config, (seq_len, like.dtype, like.device)
         if c.position != "rope":
             return None
         if key not in self._rotations:
-            self._rotations[key] = rotation(seq_len, c.dim_per_head, c.rope_base, dtype=like.dtype, device=like.device)
+            whole, windowed = (
+                rotation(seq_len, *frequencies(c, seq_len, windowed=w), dtype=like.dtype, device=like.device)
+                for w in (False, True)
+            )
+            self._rotations[key] = Rotations(whole, windowed)
         return self._rotations[key]
 
 
@@ -156,14 +177,17 @@ class Positions(nn.Module):
         sp = build.sequence_parallel
         self.rank, self.size = (build.tp.rank, build.tp.size) if sp else (0, 1)
         init = Init(std=config.init_std)
-        spec = replicated((seq_len, config.hidden), init, sequence_parallel=sp, weight_decay=True)
+        spec = replicated(
+            (config.learned_positions or seq_len, config.hidden), init, sequence_parallel=sp, weight_decay=True
+        )
         self.weight = declare_on(self, "weight", spec, build)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
         n, learned = x.shape[0], self.weight.shape[0]
-        if n * self.size > learned:
-            raise ValueError(f"{n * self.size} tokens, but positions were learned for {learned}")
-        return x + self.weight[self.rank * n : (self.rank + 1) * n, None, :]
+        if first + n * self.size > learned:
+            raise ValueError(f"{first + n * self.size} tokens, but positions were learned for {learned}")
+        first += self.rank * n
+        return x + self.weight[first : first + n, None, :]
 
 
 def _vocab(config: ModelConfig, name: str = "") -> ParamSpec:

@@ -6,6 +6,7 @@ The head's own loss never holds all logits: it takes some rows of tokens at a ti
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,13 +34,16 @@ class HeadLoss:
 
     At most `limit` bytes of logits exist at once (one row of tokens at least). Accumulators get the weight's gradient
     in the forward, so that none waits for the backward: that must begin at the loss itself. Where it begins at a
-    multiple of it, the gradient of x is NaN.
+    multiple of it, the gradient of x is NaN. With `softcap` c the logits are c tanh(x W^T / c).
     """
 
-    def __init__(self, build: Build, start: int, rows: int, limit: int = 2**28) -> None:
+    def __init__(
+        self, build: Build, start: int, rows: int, limit: int = 2**28, *, softcap: float | None = None
+    ) -> None:
         self.tp, self.start, self.rows, self.limit = build.tp, start, rows, limit
         self.accumulators = build.accumulators
-        self.statistics, self.gradient = build.fuse(_statistics), build.fuse(_gradient_)
+        self.statistics = build.fuse(partial(_statistics, cap=softcap) if softcap else _statistics)
+        self.gradient = build.fuse(partial(_gradient_, cap=softcap) if softcap else _gradient_)
 
     def __call__(self, x: Tensor, weight: nn.Parameter, labels: Tensor, weights: Tensor) -> Tensor:
         """[] in fp64: x [s, b, h], weight [V/t, h] (padded), labels [s, b], weights [s, b]."""
@@ -135,9 +139,11 @@ def _losses(
     return exps.log() - label, (local, mine, highest, exps)
 
 
-def _statistics(logits: Tensor, local: Tensor, mine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(logits: Tensor, local: Tensor, mine: Tensor, cap: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Of this rank's words, in fp32 or wider: the highest logit, the sum of exponentials below it, the label's."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if cap is not None:
+        wide = cap * torch.tanh(wide / cap)
     if logits.shape[-1] == 0:
         nothing = torch.zeros(logits.shape[:-1], dtype=wide.dtype, device=wide.device)
         return nothing - torch.inf, nothing, nothing
@@ -148,21 +154,42 @@ def _statistics(logits: Tensor, local: Tensor, mine: Tensor) -> tuple[Tensor, Te
     return top, exps, label
 
 
-def _gradient(logits: Tensor, local: Tensor, mine: Tensor, highest: Tensor, exps: Tensor, dy: Tensor) -> Tensor:
+def _gradient(
+    logits: Tensor,
+    local: Tensor,
+    mine: Tensor,
+    highest: Tensor,
+    exps: Tensor,
+    dy: Tensor,
+    cap: float | None = None,
+) -> Tensor:
     """(softmax - 1 at the label) * dy, in the dtype of the logits.
 
     Shifted by the highest and divided by the sum, not shifted by both at once: 10,000 + log 3 has no room in fp32.
     """
     wide = logits.to(exps.dtype)
+    if cap is not None:
+        bent = torch.tanh(wide / cap)
+        wide, dy = cap * bent, dy.unsqueeze(-1) * (1 - bent.square())  # d tanh(x) = 1 - tanh(x)^2
+    else:
+        dy = dy.unsqueeze(-1)
     words = torch.arange(logits.shape[-1], device=logits.device)
     one = (words == local.unsqueeze(-1)) & mine.unsqueeze(-1)
     softmax = (wide - highest.unsqueeze(-1)).exp() / exps.unsqueeze(-1)
-    return ((softmax - one.to(wide.dtype)) * dy.unsqueeze(-1)).to(logits.dtype)
+    return ((softmax - one.to(wide.dtype)) * dy).to(logits.dtype)
 
 
-def _gradient_(logits: Tensor, *known: Tensor) -> None:
+def _gradient_(
+    logits: Tensor,
+    local: Tensor,
+    mine: Tensor,
+    highest: Tensor,
+    exps: Tensor,
+    dy: Tensor,
+    cap: float | None = None,
+) -> None:
     """`_gradient` in the place of the logits: two tensors of that size are much."""
-    logits.copy_(_gradient(logits, *known))
+    logits.copy_(_gradient(logits, local, mine, highest, exps, dy, cap))
 
 
 def localise(ids: Tensor, start: int, rows: int) -> tuple[Tensor, Tensor]:

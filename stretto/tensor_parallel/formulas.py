@@ -80,6 +80,48 @@ def gelu_tanh_both(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return gelu_tanh(x), *gelu_tanh_backward(dy, x)
 
 
+def _geglu(gate_up: Tensor, approximate: str) -> Tensor:
+    gate, up = _wide(gate_up).chunk(2, -1)
+    return (F.gelu(gate, approximate=approximate) * up).to(gate_up.dtype)
+
+
+def _geglu_backward(dy: Tensor, gate_up: Tensor, approximate: str) -> tuple[Tensor]:
+    d = _wide(dy)
+    gate, up = _wide(gate_up).chunk(2, -1)
+    d_gate = torch.ops.aten.gelu_backward(d * up, gate, approximate=approximate)
+    return (torch.cat([d_gate, d * F.gelu(gate, approximate=approximate)], -1).to(gate_up.dtype),)
+
+
+def geglu(gate_up: Tensor) -> Tensor:
+    """gelu(gate) * up (Shazeer, as above): [.., 2f] -> [.., f]."""
+    return _geglu(gate_up, "none")
+
+
+def geglu_backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
+    """Its adjoint."""
+    return _geglu_backward(dy, gate_up, "none")
+
+
+def geglu_both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+    """Itself and its adjoint."""
+    return geglu(gate_up), *geglu_backward(dy, gate_up)
+
+
+def geglu_tanh(gate_up: Tensor) -> Tensor:
+    """The same with the GELU approximated by tanh, as Gemma has it."""
+    return _geglu(gate_up, "tanh")
+
+
+def geglu_tanh_backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
+    """Its adjoint."""
+    return _geglu_backward(dy, gate_up, "tanh")
+
+
+def geglu_tanh_both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+    """Itself and its adjoint."""
+    return geglu_tanh(gate_up), *geglu_tanh_backward(dy, gate_up)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich, 2019), in fp32 or wider."""
     wide = _wide(x)
@@ -103,6 +145,26 @@ def rms_norm_both(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Itself and its adjoint."""
     return rms_norm(x, weight, eps), *rms_norm_backward(dy, x, weight, eps, dresidual)
+
+
+def zero_centered_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm that multiplies by 1 + weight, as in Gemma; the sum is in fp32 or wider."""
+    return rms_norm(x, 1 + _wide(weight), eps)
+
+
+def zero_centered_rms_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, dresidual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Its adjoint."""
+    dx, dw = rms_norm_backward(dy, x, 1 + _wide(weight), eps, dresidual)
+    return dx, dw.to(weight.dtype)
+
+
+def zero_centered_rms_norm_both(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, dresidual: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Itself and its adjoint."""
+    return zero_centered_rms_norm(x, weight, eps), *zero_centered_rms_norm_backward(dy, x, weight, eps, dresidual)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -150,7 +212,10 @@ def _over_rows(x: Tensor) -> Tensor:
 
 
 SWIGLU = Formula(swiglu, swiglu_backward, swiglu_both)
+GEGLU = Formula(geglu, geglu_backward, geglu_both)
+GEGLU_TANH = Formula(geglu_tanh, geglu_tanh_backward, geglu_tanh_both)
 GELU = Formula(gelu, gelu_backward, gelu_both)
 GELU_TANH = Formula(gelu_tanh, gelu_tanh_backward, gelu_tanh_both)
 RMS_NORM = Formula(rms_norm, rms_norm_backward, rms_norm_both)
+ZERO_CENTERED_RMS_NORM = Formula(zero_centered_rms_norm, zero_centered_rms_norm_backward, zero_centered_rms_norm_both)
 LAYER_NORM = Formula(layer_norm, layer_norm_backward, layer_norm_both)

@@ -64,7 +64,8 @@ class VocabParallelEmbedding(nn.Module):
 class VocabParallelHead(nn.Module):
     """Logits [s, b, V/t] of activations [s(/t), b, h]; padding gets minus infinity.
 
-    `weight` is the embedding's when it is tied and lives on the same stage.
+    `weight` is the embedding's when it is tied and lives on the same stage. With `softcap` c
+    a logit x is c tanh(x / c).
     """
 
     def __init__(
@@ -72,16 +73,19 @@ class VocabParallelHead(nn.Module):
         spec: ParamSpec,
         build: Build,
         weight: nn.Parameter | None = None,
+        softcap: float | None = None,
     ) -> None:
         super().__init__()
-        self.build = build
+        self.build, self.softcap = build, softcap
         self.start, self.rows = _rows(spec, build.tp)
         self.weight = declare_on(self, "weight", spec, build) if weight is None else weight
-        self.measure = HeadLoss(build, self.start, self.rows)
+        self.measure = HeadLoss(build, self.start, self.rows, softcap=softcap)
         expect(self.weight, build)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = F.linear(enter(x, self.build.tp, sequence_parallel=self.build.sequence_parallel), self.weight)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
         if self.rows < self.weight.shape[0]:
             padding = torch.arange(self.weight.shape[0], device=x.device) >= self.rows
             logits = logits.masked_fill(padding, -torch.inf)

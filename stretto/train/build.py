@@ -46,8 +46,8 @@ class Built:
         return self.trainer.optimizer
 
 
-def build(args: Arguments, state: ParallelState) -> Built:
-    """Build this rank's part of the run, with initial weights drawn from `run.seed`."""
+def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
+    """Build this rank's part of the run, with initial weights drawn from `run.seed`, or zeros that are filled later."""
     layout, axis = state.layout, state.axis("pp")
     parts = stage_specs(args)
     microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
@@ -75,6 +75,10 @@ def build(args: Arguments, state: ParallelState) -> Built:
     modules = {
         s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=recompute, attend=attend) for s in mine
     }
+    if not draw:  # padding stays zero, whatever is filled in
+        for module in modules.values():
+            for param in module.parameters():
+                param.data.zero_()
     stages = {s: Stage(s, module, boundary if s else None) for s, module in modules.items()}
     weights = DataParallel(
         modules,
@@ -87,7 +91,8 @@ def build(args: Arguments, state: ParallelState) -> Built:
     config = args.optimizer
     fuse_update = partial(fused, dynamic=True) if args.run.compile else None
     optimizer = Optimizer(weights, update_rule(config), fuse=fuse_update)
-    optimizer.initialize(args.run.seed)
+    if draw:
+        optimizer.initialize(args.run.seed)
     link = Link.between(axis, state.world.device, state.axis)
     trainer = Trainer(
         Executor(program, axis.rank, stages, link, weights),

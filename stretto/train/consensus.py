@@ -13,6 +13,7 @@ from stretto.checkpoint import CheckpointError
 from stretto.checkpoint.peers import Peers
 from stretto.data.errors import DataError
 from stretto.data.prepare import Splits
+from stretto.interop.errors import InteropError
 from stretto.parallel_state import ParallelState
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ class RunRejectedError(RuntimeError):
     """The run cannot start as it was asked for; the message is the same on every rank."""
 
 
-USAGE_ERRORS = (ConfigError, DataError, CheckpointError, RunRejectedError)
+USAGE_ERRORS = (ConfigError, DataError, CheckpointError, InteropError, RunRejectedError)
 """What the user can mend: told in a message, without a traceback."""
 
 

@@ -18,6 +18,10 @@ from stretto.data.prepare import Splits, prepare
 from stretto.data.tokenizer import Tokenizer, load_tokenizer
 from stretto.initialize.failures import is_consequence
 from stretto.initialize.timeline import StartTimeline
+from stretto.interop.config import read_config
+from stretto.interop.hub import located
+from stretto.interop.load import load_weights
+from stretto.interop.shapes import logical_shapes
 from stretto.layout import Layout
 from stretto.parallel_state import GroupCost, ParallelState
 from stretto.train.build import Built, build
@@ -28,6 +32,7 @@ from stretto.train.groups import axes_of, group_options
 from stretto.train.loop import Loop
 from stretto.train.pace import Pace
 from stretto.train.record import Listener
+from stretto.train.sample import Spread
 from stretto.world import World
 
 
@@ -114,11 +119,14 @@ def train(
         if resume is not None:
             on_all_ranks(state, lambda: require_fits(args, resume) if world.rank == 0 else None)
         with timeline.phase("model"):
-            built = build(args, state)
+            built = build(args, state, draw=resume is None and args.checkpoint.init_from is None)
         train_state = TrainState(built.optimizer, feed)
         if resume is not None:
             with timeline.phase("checkpoint"):
                 train_state.load(resume, state)
+        elif args.checkpoint.init_from is not None:
+            with timeline.phase("weights"):
+                on_all_ranks(state, lambda: init_from(args, built))
         about = {"record": resolved.record().as_dict(), "tokenizer": args.data.tokenizer}
         save = partial(train_state.save, Paths.of(args).checkpoints, about, state, keep=args.checkpoint.keep)
 
@@ -138,17 +146,56 @@ def train(
             built.weights.close()
 
 
+def init_from(args: Arguments, built: Built) -> None:
+    """Begin with the weights of a Hugging Face model; each rank reads those that it holds. Raises InteropError."""
+    directory = located(args.checkpoint.init_from or "")
+    config = read_config(directory)
+    shapes = logical_shapes(args.model, args.batch.seq_len)
+    weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
+    named = [replace(s, name=s.name.removeprefix("model/")) for s in weights]
+    load_weights(directory, config, shapes, named)
+    built.optimizer.loaded(0)
+
+
 def load_whole(args: Arguments, checkpoint: Path, world: World) -> Built:
     """The whole model of a checkpoint in this process alone, whatever layout wrote it.
 
     Raises CheckpointError when it does not fit.
     """
-    parallel = replace(args.parallel, tp=1, cp=1, pp=1, dp=1, ep=1, etp=1, sequence_parallel=False, stage_layers=None)
+    return load_over(args, checkpoint, ParallelState.build(Layout.of(), world))
+
+
+def load_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Built:
+    """The model of a checkpoint over the tensor and pipeline parallel ranks of a layout, whatever layout wrote it.
+
+    Raises CheckpointError when it does not fit.
+    """
+    tp, pp = state.layout.size("tp"), state.layout.size("pp")
+    parallel = replace(
+        args.parallel,
+        tp=tp,
+        cp=1,
+        pp=pp,
+        dp=1,
+        ep=1,
+        etp=1,
+        sequence_parallel=False,
+        tp_comm_overlap=False,
+        stage_layers=None,
+        dp_shard=None,
+        sharding="none",
+    )
     batch = replace(args.batch, global_batch=args.batch.micro_batch)  # no step is planned that is not made
-    alone = replace(args, parallel=parallel, batch=batch)
-    require_fits(alone, checkpoint)
-    built = build(alone, ParallelState.build(Layout.of(), world))
+    args = replace(args, parallel=parallel, batch=batch)
+    require_fits(args, checkpoint)
+    built = build(args, state, draw=False)
     weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
-    load(checkpoint, weights, world, prefixes=("model/",))
+    load(checkpoint, weights, state.world, group=state.axis("tp", "cp", "dp", "pp").group, prefixes=("model/",))
     built.optimizer.loaded(0)
     return built
+
+
+def sampled_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Spread:
+    """The model of a checkpoint, to be sampled from: see `load_over`."""
+    (stage,) = load_over(args, checkpoint, state).stages.values()
+    return Spread.over(stage, state)

@@ -39,7 +39,7 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     at, step = layout.coords(rank), _Step(args, layout)
     part = stage_specs(args)[at["pp"]]
     found: Bytes = {}
-    terms = (step.borders(part), step.scales(part), step.loss(part), step.messages(at["pp"]))
+    terms = (step.borders(part), step.scales(part), step.squares(part), step.loss(part), step.messages(at["pp"]))
     for term in (*terms, step.gradients(part, at["tp"])):
         for key, size in term.items():
             found[key] = found.get(key, 0.0) + size
@@ -104,6 +104,14 @@ class _Step:
         weights = 4 * (self.args.model.hidden if rowwise else 1)
         others = (6 if recompute else 4) * self.microbatches * (self.tokens if rowwise else 1)
         return {("tp", "all_reduce_max"): len(part.layers) * self.all_reduce("tp", 4 * (weights + others))}
+
+    def squares(self, part: StageSpec) -> Bytes:
+        """Norms over all heads: of each token two mean squares, and their gradients; once more where recomputed."""
+        model, recompute = self.args.model, self.args.run.recompute == "block"
+        if not model.qk_norm or model.qk_norm_width == "head":
+            return {}
+        times = len(part.layers) * self.microbatches * (3 if recompute else 2)
+        return {("tp", "all_reduce"): times * self.all_reduce("tp", 2 * self.tokens * self.wide)}
 
     def loss(self, part: StageSpec) -> Bytes:
         """Of each token the maximum of the logits, the sum of exponentials, and the label's logit."""

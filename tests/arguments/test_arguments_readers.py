@@ -16,7 +16,7 @@ ROOT = Path(stretto.__file__).parent
 SAYING = {"arguments", "compat"}
 """Rooms that only pass on what is said."""
 
-READ_HERE = {ROOT / "arguments" / "schema.py", ROOT / "arguments" / "resolve.py"}
+READ_HERE = {ROOT / "arguments" / "model.py", ROOT / "arguments" / "resolve.py"}
 """But the schema's properties read sizes for the models, and the resolver reads them into the layout."""
 
 

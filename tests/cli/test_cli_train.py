@@ -93,7 +93,7 @@ def test_one_process_computes_the_logits_of_the_layout(cube: tuple[Path, str]) -
     assert total / count == pytest.approx(measured[-1], rel=1e-6)
 
 
-def test_sample_continues_in_one_process(fresh: Fresh, cube: tuple[Path, str]) -> None:
+def test_sample_continues_in_one_process_and_over_ranks(fresh: Fresh, cube: tuple[Path, str]) -> None:
     words = ["sample", "--prompt", "over the", "--tokens", "12"]
     said = []
     for checkpoint in (cube[0], cube[0] / "checkpoints" / "step-00000012"):
@@ -102,6 +102,9 @@ def test_sample_continues_in_one_process(fresh: Fresh, cube: tuple[Path, str]) -
         said.append(ended.out)
     assert said[0] == said[1]
     assert said[0].startswith("over the")
+    for layout in (["--tp", "2", "--pp", "3"], ["--pp", "2"]):
+        spread = fresh.run(main, [*words, "--checkpoint", str(cube[0]), "--temperature", "0", *layout], env=ENV)
+        assert (spread.code, spread.err, spread.out) == (0, "", said[0])
     drawn = fresh.run(main, [*words, "--checkpoint", str(cube[0])], env=ENV)
     assert drawn.out != said[0]
 

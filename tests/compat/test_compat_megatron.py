@@ -164,7 +164,6 @@ def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -
         ("--lr $LR", "--lr: the value of $LR is not known here"),
         ("--lr 1 2", "--lr: takes one value, got 2"),
         ("--optimizer sgd", "--optimizer: 'sgd' is not available; there is adam"),
-        ("--rotary-percent 0.5", "--rotary-percent: all dimensions of a head are turned"),
         ("--attention-dropout 0.1", "attention weights are not dropped: say --attention-dropout 0"),
         ("--recompute-granularity some", "'some' is not available; there is full, selective"),
         ("--split 0,0,0", "--split: '0,0,0' leaves nothing to train on"),

@@ -140,3 +140,42 @@ def test_a_bad_configuration_is_told(bpe_dir: Path, tmp_path: Path, config: str,
 
 def test_a_configuration_without_an_end_leaves_the_well_known_name(bpe_dir: Path, tmp_path: Path) -> None:
     assert load_tokenizer(str(copy(bpe_dir, tmp_path, "{}"))).eod == 0
+
+
+def test_other_files_say_the_end_where_the_configuration_does_not(bpe_dir: Path, tmp_path: Path) -> None:
+    root = copy(bpe_dir, tmp_path, "{}", end="<fin>")
+    (root / "config.json").write_text('{"eos_token_id": [7, 8]}')
+    assert load_tokenizer(str(root)).eod == 7
+    (root / "generation_config.json").write_text('{"eos_token_id": 9}')
+    assert load_tokenizer(str(root)).eod == 9
+    (root / "special_tokens_map.json").write_text('{"eos_token": "<fin>"}')
+    assert load_tokenizer(str(root)).eod == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "processor", "begins"),
+    [
+        ({"bos_token": "!", "add_bos_token": True}, False, True),
+        ({"bos_token": "!", "add_bos_token": False}, True, False),
+        ({"bos_token": "!"}, True, True),
+        ({"bos_token": "!"}, False, False),
+        ({}, True, False),  # what a classifier wraps around a text is not for a model that goes on with it
+        ({"bos_token": "<|endoftext|>", "add_bos_token": True}, False, False),  # it ends the document before
+    ],
+)
+def test_a_document_begins_as_the_model_was_trained(
+    bpe_dir: Path, tmp_path: Path, config: dict[str, object], processor: bool, begins: bool
+) -> None:
+    """Catches: a Gemma or a Llama that goes on training without the token that stood before each of its texts."""
+    root = copy(bpe_dir, tmp_path, json.dumps(config))
+    inner = tokenizers.Tokenizer.from_file(str(root / "tokenizer.json"))
+    first = inner.token_to_id("!")
+    if processor:
+        inner.post_processor = tokenizers.processors.TemplateProcessing(single="! $A", special_tokens=[("!", first)])
+        inner.save(str(root / "tokenizer.json"))
+    ours, plain = load_tokenizer(str(root)), load_tokenizer(str(bpe_dir))
+    wanted = [*([first] if begins else []), *plain.encode("over the hills").tolist()]
+    assert ours.encode("over the hills").tolist() == wanted
+    assert ours.encode_all(["over the hills"])[0].tolist() == wanted
+    assert ours.decode(ours.encode("over the hills")) == "over the hills"
+    assert (ours.fingerprint == plain.fingerprint) is (not begins and not processor)

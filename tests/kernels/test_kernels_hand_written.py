@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="comes with torch for GPUs, and with what d
 from stretto.kernels import hand_written
 from stretto.kernels.hand_written import kernels
 from stretto.models import rope
+from stretto.models.frequencies import plain
 from stretto.tensor_parallel import Pointwise, formulas, fp8
 
 pytestmark = [pytest.mark.gloo, pytest.mark.gpu] if torch.cuda.is_available() else pytest.mark.gloo
@@ -79,12 +80,28 @@ HEADS = [(4, 2, 2), (20, 20, 20), (5, 0, 0), (33, 1, 1)]
 @pytest.mark.parametrize("heads", HEADS)
 def test_heads_are_turned_in_place(heads: tuple[int, int, int], dtype: torch.dtype) -> None:
     x = drawn(3, 2, sum(heads), 8, dtype=dtype)
-    cos, sin = rope.rotation(5, 8, 100.0, dtype=dtype, device=DEVICE)
+    cos, sin = rope.rotation(5, plain(8, 100.0), dtype=dtype, device=DEVICE)
     cos, sin = cos[:3], sin[:3]
     exact = x.double()
     rope.apply_rotary_(exact, cos.double(), sin.double(), heads[0] + heads[1])
     kernels()[rope.apply_rotary_].run(x, cos, sin, heads[0] + heads[1])
     same((x,), (exact,), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_share_of_each_head_is_turned(dtype: torch.dtype) -> None:
+    """The first features; the others stay, and so do their gradients."""
+    x = drawn(3, 2, 6, 16, dtype=dtype)
+    cos, sin = rope.rotation(3, plain(8, 100.0), dtype=dtype, device=DEVICE)
+    exact = x.double()
+    rope.apply_rotary_(exact, cos.double(), sin.double(), 4)
+    assert torch.equal(exact[..., 8:], x[..., 8:].double())
+    kernels()[rope.apply_rotary_].run(x, cos, sin, 4)
+    same((x,), (exact,), dtype)
+    parts = [drawn(3, 2, 4, 16, dtype=dtype), drawn(3, 2, 2, 16, dtype=dtype)]
+    found = kernels()[rope.apply_rotary_backward].run(cos, sin, 1, *parts)
+    exact = rope.apply_rotary_backward(cos.double(), sin.double(), 1, *(part.double() for part in parts))
+    same((found,), (exact,), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -100,7 +117,7 @@ def test_gradients_are_turned_back_side_by_side(heads: tuple[int, int, int], rot
         lies = drawn(*(shape[n] for n in order), dtype=dtype)
         parts.append(lies.permute(*(order.index(n) for n in range(4))))
         assert parts[-1].shape == tuple(shape)
-    cos, sin = rope.rotation(3, 8, 100.0, dtype=dtype, device=DEVICE)
+    cos, sin = rope.rotation(3, plain(8, 100.0), dtype=dtype, device=DEVICE)
     found = kernels()[rope.apply_rotary_backward].run(cos, sin, rotated, *parts)
     exact = rope.apply_rotary_backward(cos.double(), sin.double(), rotated, *(part.double() for part in parts))
     same((found,), (exact,), dtype)

@@ -24,6 +24,7 @@ from stretto.arguments.schema import ModelConfig
 from stretto.batch import Batch
 from stretto.estimate import count_parameters
 from stretto.models import Microbatch, StageSpec, Transformer
+from stretto.models.frequencies import plain
 from stretto.models.rope import rotation
 from stretto.params import collect
 from stretto.tensor_parallel import Build
@@ -157,7 +158,7 @@ def test_a_middle_stage_without_an_activation_is_an_error() -> None:
 
 def test_positions_beyond_the_precision_of_fp32() -> None:
     """Angles are computed in fp64: in fp32 the angle of position 100,003 would be off by 4e-3."""
-    cos, sin = rotation(100_004, 4, 10_000.0, dtype=torch.float32, device="cpu")
+    cos, sin = rotation(100_004, plain(4, 10_000.0), dtype=torch.float32, device="cpu")
     for pair, frequency in ((0, 1.0), (1, 10_000.0**-0.5)):
         assert cos[-1, 0, 0, pair].item() == pytest.approx(math.cos(100_003 * frequency), abs=1e-7)
         assert sin[-1, 0, 0, pair + 2].item() == pytest.approx(math.sin(100_003 * frequency), abs=1e-7)

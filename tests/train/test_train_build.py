@@ -63,3 +63,15 @@ def test_two_copies_of_a_tied_embedding_on_one_rank_are_an_error() -> None:
         modules = {s: Transformer(tied, part, place, seq_len=8) for s, part in enumerate(parts)}
         with pytest.raises(ValueError, match=r"model.embed_tokens.weight lies on this rank twice"):
             DataParallel(modules, state)
+
+
+def test_nothing_is_drawn_where_weights_come_from_elsewhere() -> None:
+    """Numbers that a checkpoint or a model then replaces take minutes to draw; padding is zero all the same.
+
+    Catches: memory that is left as it was found, whose padding would train and be summed into norms.
+    """
+    with ParallelState.inspect(Layout.of(), 0) as state:
+        built = build(SMALL, state, draw=False)
+        assert all(not master.any() for master in built.optimizer.masters)
+        assert all(not bucket.weights.any() for bucket in built.weights.all_buckets)
+        built.weights.close()

@@ -69,7 +69,7 @@ TENSOR_PARALLEL = [
     Fault(
         "the gradient of the heads' norm is not summed",
         "models/norm.py",
-        'ONES, sum_grad=("tp",)',
+        'init, sum_grad=("tp",)',
         "ONES",
     ),
     Fault(
@@ -225,8 +225,8 @@ POSITIONS = [
     Fault(
         "learned positions begin anew on each rank under sequence parallelism",
         "models/transformer.py",
-        "x + self.weight[self.rank * n : (self.rank + 1) * n, None, :]",
-        "x + self.weight[:n, None, :]",
+        "first += self.rank * n\n",
+        "first += 0\n",
     ),
     Fault(
         "rotary positions begin anew with each rank's part of the sequence",

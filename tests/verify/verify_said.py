@@ -9,6 +9,7 @@ from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
+from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, RULES, SHARDING
 
@@ -604,4 +605,9 @@ SAID = (
     LEDGER,
     LOOP,
     CHECKPOINTS,
+    FAMILIES,
+    CONFIG,
+    FILES,
+    IN_AND_OUT,
+    CACHE,
 )

@@ -15,8 +15,8 @@ MODEL = Said(
     Fault(
         "a norm left out",
         "models/block.py",
-        "self.mlp(normed.output)",
-        "self.mlp(normed.residual)",
+        "added = sublayer(with_residual.output)",
+        "added = sublayer(with_residual.residual)",
     ),
     Fault(
         "heads grouped in another order",
@@ -35,8 +35,8 @@ MODEL = Said(
     Fault(
         "the causal mask left out",
         "models/dot_product.py",
-        "    if not q.is_cuda:\n        return F.scaled_dot_product_attention(q, k, v, is_causal=True,",
-        "    if not q.is_cuda:\n        return F.scaled_dot_product_attention(q, k, v, is_causal=False,",
+        "is_causal=mask is None, scale=scores.scale, enable_gqa=grouped\n        )\n    with",
+        "is_causal=False, scale=scores.scale, enable_gqa=grouped\n        )\n    with",
     ),
     Fault(
         "the bias of one matrix ignored",
@@ -170,8 +170,8 @@ FAST = Said(
     Fault(
         "a use of a weight that is not announced",
         "tensor_parallel/vocab.py",
-        "        self.measure = HeadLoss(build, self.start, self.rows)\n        expect(self.weight, build)\n",
-        "        self.measure = HeadLoss(build, self.start, self.rows)\n",
+        "softcap=softcap)\n        expect(self.weight, build)\n",
+        "softcap=softcap)\n",
     ),
     Fault(
         "gradients of a weight that are counted on from one backward to the next",

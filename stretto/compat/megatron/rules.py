@@ -50,8 +50,8 @@ def _positions(g: Given) -> Iterator[Setting]:
     yield "model.position", "rope" if rotary else kind, "--position-embedding-type"
     if (rotary or kind == "rope") and "--rotary-base" in g:
         yield "model.rope_base", value(g, "--rotary-base", "model.rope_base"), "--rotary-base"
-    if "--rotary-percent" in g and number(g, "--rotary-percent") != 1:
-        raise RejectedError("--rotary-percent", "all dimensions of a head are turned")
+    if (rotary or kind == "rope") and "--rotary-percent" in g and number(g, "--rotary-percent") != 1:
+        yield "model.rope_share", value(g, "--rotary-percent", "model.rope_share"), "--rotary-percent"
 
 
 def _sequence_parallel(g: Given) -> Iterator[Setting]:

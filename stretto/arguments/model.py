@@ -1,0 +1,139 @@
+"""The model's part of the schema: one decoder-only transformer, of any family that is made of these parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from stretto.arguments.setting import setting
+
+GATED: Final = frozenset({"swiglu", "geglu", "geglu-tanh"})
+"""Activations that multiply two projections of their input, one of them through the non-linearity."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One decoder-only transformer."""
+
+    layers: int = setting(4, "transformer blocks", at_least=1, at_most=2**14)
+    hidden: int = setting(256, "size of the residual stream", at_least=1, at_most=2**20)
+    heads: int = setting(8, "attention heads (queries)", at_least=1, at_most=2**16)
+    kv_heads: int | None = setting(
+        None, "key/value heads; fewer than heads is grouped-query attention", at_least=1, at_most=2**16
+    )
+    head_dim: int | None = setting(None, "size of one attention head", at_least=1, at_most=2**16)
+    ffn: int | None = setting(None, "inner size of the feed-forward block", at_least=1, at_most=2**24)
+    vocab: int | None = setting(
+        None, "entries of the vocabulary, before padding", unit="tokens", at_least=2, at_most=2**26
+    )
+    norm: Literal["rms", "layer"] = setting("rms", "RMSNorm or LayerNorm")
+    norm_eps: float = setting(1e-5, "added to the variance in a norm", above=0)
+    norm_zero_centered: bool = setting(False, "an RMSNorm multiplies by 1 + its weight, as in Gemma")
+    norm_placement: Literal["pre", "post", "sandwich"] = setting(
+        "pre", "norms before attention and feed-forward, after them (as in OLMo 2), or both (as in Gemma 2)"
+    )
+    parallel_residual: bool = setting(False, "attention and feed-forward read the same residual, as in GPT-NeoX")
+    position: Literal["rope", "learned"] = setting("rope", "rotary or learned absolute positions")
+    learned_positions: int | None = setting(
+        None, "positions that a learned embedding has; unset: seq_len", unit="tokens", at_least=1
+    )
+    rope_base: float = setting(10_000.0, "base of the rotary wavelengths", above=1)
+    rope_local_base: float | None = setting(
+        None, "base of the rotary wavelengths, unscaled, of layers with a window; unset: as the other layers", above=1
+    )
+    rope_share: float = setting(1.0, "share of each head that is rotated, its first features", above=0, at_most=1)
+    rope_scaling: Literal["none", "linear", "dynamic", "llama3", "yarn", "longrope"] = setting(
+        "none", "how rotary wavelengths are stretched for longer contexts"
+    )
+    rope_factor: float = setting(1.0, "with rope_scaling, contexts become so many times as long", at_least=1)
+    rope_original_positions: int | None = setting(
+        None, "with rope_scaling, positions before the stretch", unit="tokens", at_least=1
+    )
+    rope_low_freq: float = setting(
+        1.0,
+        "with llama3, wavelengths with fewer turns than this in the original positions are stretched whole",
+        above=0,
+    )
+    rope_high_freq: float = setting(4.0, "with llama3, wavelengths with more turns than this are left alone", above=0)
+    rope_beta_fast: float = setting(32.0, "with yarn, wavelengths with more turns than this are left alone", above=0)
+    rope_beta_slow: float = setting(1.0, "with yarn, wavelengths with fewer turns are stretched whole", above=0)
+    rope_attention_factor: float | None = setting(
+        None,
+        "with yarn or longrope, cosines and sines are multiplied by this; unset: 0.1 ln(rope_factor) + 1, or the root "
+        "of 1 + ln(rope_factor) / ln(rope_original_positions)",
+        above=0,
+    )
+    rope_short_factors: tuple[float, ...] = setting(
+        (),
+        "with longrope, what each wavelength is stretched by in sequences up to the original positions",
+        above=0,
+    )
+    rope_long_factors: tuple[float, ...] = setting(
+        (), "with longrope, what each wavelength is stretched by in longer sequences", above=0
+    )
+    window: int | None = setting(
+        None, "each position attends to so many at most, itself the last; unset: to all before it", at_least=1
+    )
+    global_layers: tuple[int, ...] = setting((), "layers without the window, counted from 0", at_least=0)
+    attention_scalar: float | None = setting(
+        None, "attention scores are divided by its square root; unset: head_dim", above=0
+    )
+    attention_softcap: float | None = setting(
+        None, "attention scores x become c tanh(x / c), as in Gemma 2; unset: they stay", above=0
+    )
+    logit_softcap: float | None = setting(
+        None, "output logits x become c tanh(x / c), as in Gemma 2; unset: they stay", above=0
+    )
+    activation: Literal["swiglu", "geglu", "geglu-tanh", "gelu", "gelu-tanh"] = setting(
+        "swiglu", "non-linearity of the feed-forward block; gelu is the exact one, gelu-tanh that of GPT-2"
+    )
+    bias: bool = setting(False, "biases in all linear layers")
+    qkv_bias: bool = setting(False, "biases in the query, key and value projections alone")
+    tied: bool = setting(False, "one matrix serves as embedding and as output head")
+    scale_embedding: bool = setting(False, "embeddings are multiplied by the root of hidden, as in Gemma")
+    qk_norm: bool = setting(False, "normalize queries and keys")
+    qk_norm_width: Literal["head", "full"] = setting(
+        "head", "qk_norm is over each head, as in Qwen3, or over all heads together, as in OLMo 2"
+    )
+    init_std: float = setting(0.02, "standard deviation of the initial weights", above=0)
+    dropout: float = setting(
+        0.0, "share of the embedding's and of each layer's outputs set to 0 in training", at_least=0, below=1
+    )
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads: `kv_heads`, or as many as query heads."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def dim_per_head(self) -> int:
+        """Size of one head: `head_dim`, or hidden / heads."""
+        return self.hidden // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def dim_rotary(self) -> int:
+        """Features of a head that are rotated."""
+        return int(self.dim_per_head * self.rope_share)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward block has two matrices on its way in."""
+        return self.activation in GATED
+
+    @property
+    def dim_ffn(self) -> int:
+        """Inner size of the feed-forward block: `ffn`, or 4h, or where gated the next multiple of 64 of 8h/3."""
+        if self.ffn is not None:
+            return self.ffn
+        return -(-(8 * self.hidden) // (3 * 64)) * 64 if self.gated else 4 * self.hidden
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary, unpadded; known once the tokenizer is."""
+        if self.vocab is None:
+            raise ValueError("model.vocab is not resolved yet: it comes from the tokenizer")
+        return self.vocab
+
+    def window_of(self, layer: int) -> int | None:
+        """How many positions a position of that layer attends to at most, or None for all before it."""
+        return None if layer in self.global_layers else self.window

@@ -1,0 +1,150 @@
+"""Rules over the parts of a model, and which of its settings have no effect beside which others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from stretto.arguments.model import ModelConfig
+from stretto.arguments.nearby import sizes
+from stretto.arguments.rule import Nearby, RuleViolation, rule
+from stretto.arguments.schema import Arguments
+
+
+@dataclass(frozen=True)
+class Unused:
+    """`names` of the model have no effect where `when` holds, which depends on `on`."""
+
+    names: tuple[str, ...]
+    on: tuple[str, ...]
+    when: Callable[[ModelConfig], bool]
+    reason: str
+
+    def paths(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Each setting, and those that decide about it."""
+        for name in self.names:
+            yield f"model.{name}", tuple(f"model.{other}" for other in self.on)
+
+
+_SCALING = ("rope_factor", "rope_original_positions")
+_LLAMA3 = ("rope_low_freq", "rope_high_freq")
+_YARN = ("rope_beta_fast", "rope_beta_slow")
+_LONGROPE = ("rope_short_factors", "rope_long_factors")
+
+UNUSED: tuple[Unused, ...] = (
+    Unused(
+        ("rope_local_base", "rope_share", "rope_scaling"),
+        ("position",),
+        lambda m: m.position == "learned",
+        "position = learned has no wavelengths",
+    ),
+    Unused(("learned_positions",), ("position",), lambda m: m.position == "rope", "position = rope learns none"),
+    Unused(
+        _SCALING, ("rope_scaling",), lambda m: m.rope_scaling == "none", "rope_scaling = none leaves wavelengths alone"
+    ),
+    Unused(_LLAMA3, ("rope_scaling",), lambda m: m.rope_scaling != "llama3", "rope_scaling is not llama3"),
+    Unused(_YARN, ("rope_scaling",), lambda m: m.rope_scaling != "yarn", "rope_scaling is not yarn"),
+    Unused(_LONGROPE, ("rope_scaling",), lambda m: m.rope_scaling != "longrope", "rope_scaling is not longrope"),
+    Unused(
+        ("rope_attention_factor",),
+        ("rope_scaling",),
+        lambda m: m.rope_scaling not in ("yarn", "longrope"),
+        "rope_scaling is neither yarn nor longrope",
+    ),
+    Unused(("global_layers", "rope_local_base"), ("window",), lambda m: m.window is None, "no layer has a window"),
+    Unused(("norm_zero_centered",), ("norm",), lambda m: m.norm == "layer", "norm = layer has a bias instead"),
+    Unused(("qk_norm_width",), ("qk_norm",), lambda m: not m.qk_norm, "qk_norm = false normalizes neither"),
+    Unused(("qkv_bias",), ("bias",), lambda m: m.bias and m.qkv_bias, "bias = true has these, too"),
+)
+
+
+@rule("model.global_layers", "model.layers")
+def global_layers_exist(a: Arguments) -> RuleViolation | None:
+    """Layers without the window are layers of the model, each named once."""
+    named, layers = a.model.global_layers, a.model.layers
+    beyond = [n for n in named if n >= layers]
+    if not beyond and len({*named}) == len(named):
+        return None
+    problem = (
+        f"global_layers has {beyond[0]}, must be < layers = {layers}" if beyond else "global_layers names one twice"
+    )
+    return RuleViolation(problem, {"model.global_layers": (tuple(sorted({n for n in named if n < layers})),)})
+
+
+@rule("model.learned_positions", "batch.seq_len", "model.position")
+def positions_hold_a_sequence(a: Arguments) -> RuleViolation | None:
+    """A learned embedding has a position for each token of a sequence."""
+    learned, s = a.model.learned_positions, a.batch.seq_len
+    if a.model.position != "learned" or learned is None or learned >= s:
+        return None
+    return RuleViolation(
+        f"learned_positions = {learned}, must be >= seq_len = {s}",
+        {"batch.seq_len": (learned,), "model.learned_positions": (s,)},
+    )
+
+
+@rule("model.rope_share", "model.head_dim", "model.position")
+def rotated_share_has_pairs(a: Arguments) -> RuleViolation | None:
+    """The rotated share of a head is a whole number of pairs."""
+    m = a.model
+    if m.position != "rope" or m.rope_share == 1 or (m.dim_rotary and m.dim_rotary % 2 == 0):
+        return None
+    return RuleViolation(
+        f"rope_share * head_dim = {m.rope_share:g} * {m.dim_per_head} -> {m.dim_rotary}, must be even and at least 2",
+        {"model.rope_share": (1.0, 0.5), "model.head_dim": sizes(m.dim_per_head, 8)},
+    )
+
+
+@rule("model.rope_scaling", "model.rope_original_positions")
+def stretch_has_an_origin(a: Arguments) -> RuleViolation | None:
+    """All but a linear stretch go by what a model was first trained with."""
+    m = a.model
+    if m.rope_scaling in ("none", "linear") or m.rope_original_positions is not None:
+        return None
+    nearby: Nearby = {"model.rope_original_positions": (a.batch.seq_len,), "model.rope_scaling": ("none",)}
+    return RuleViolation(f"rope_scaling = {m.rope_scaling} without rope_original_positions", nearby)
+
+
+@rule("model.rope_short_factors", "model.rope_long_factors", "model.rope_scaling", "model.head_dim", "model.rope_share")
+def each_pair_has_its_factor(a: Arguments) -> RuleViolation | None:
+    """With longrope each rotated pair of a head has a factor of its own."""
+    m, pairs = a.model, a.model.dim_rotary // 2
+    found = {name: len(getattr(m, name)) for name in _LONGROPE}
+    if m.rope_scaling != "longrope" or {*found.values()} == {pairs}:
+        return None
+    said = ", ".join(f"{name} has {n}" for name, n in found.items())
+    return RuleViolation(f"{said}, must be one for each of {pairs} pairs of a head", {"model.rope_scaling": ("none",)})
+
+
+@rule("model.rope_low_freq", "model.rope_high_freq", "model.rope_scaling")
+def stretch_has_a_ramp(a: Arguments) -> RuleViolation | None:
+    """Between the wavelengths that are stretched and those that are not lies a range."""
+    m = a.model
+    if m.rope_scaling != "llama3" or m.rope_low_freq < m.rope_high_freq:
+        return None
+    return RuleViolation(
+        f"rope_low_freq = {m.rope_low_freq:g}, must be < rope_high_freq = {m.rope_high_freq:g}",
+        {"model.rope_low_freq": (m.rope_high_freq / 4,), "model.rope_high_freq": (m.rope_low_freq * 4,)},
+    )
+
+
+@rule("model.parallel_residual", "model.norm_placement")
+def parallel_residual_has_norms_before(a: Arguments) -> RuleViolation | None:
+    """Two branches that read the same residual have their norms in front."""
+    if not a.model.parallel_residual or a.model.norm_placement == "pre":
+        return None
+    return RuleViolation(
+        f"parallel_residual with norm_placement = {a.model.norm_placement}, must be pre",
+        {"model.norm_placement": ("pre",), "model.parallel_residual": (False,)},
+    )
+
+
+MODEL_RULES = (
+    global_layers_exist,
+    positions_hold_a_sequence,
+    rotated_share_has_pairs,
+    stretch_has_an_origin,
+    stretch_has_a_ramp,
+    each_pair_has_its_factor,
+    parallel_residual_has_norms_before,
+)

@@ -1,0 +1,260 @@
+"""`config.json` of a Hugging Face model as settings of ours.
+
+The file is somebody else's: its size, its numbers and its names are checked, and whatever is not understood is
+named. Nothing of it is imported or run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from stretto import reading
+from stretto.arguments.model import ModelConfig
+from stretto.interop.errors import InteropError
+from stretto.interop.families import FAMILIES, GATED, PLAIN, Family
+from stretto.interop.fields import NEUTRAL, ONLY, TRAINING
+from stretto.interop.rope import LOCAL, WHOLE, rope_settings
+from stretto.reading import UnreadableError
+
+LIMIT = 1 << 20
+"""Bytes of a config.json: real ones have a few thousand."""
+
+_LARGEST = {"layers": 1 << 12, "heads": 1 << 14, "kv_heads": 1 << 14, "head_dim": 1 << 14, "vocab": 1 << 24}
+_ANY = 1 << 20
+"""Sizes beyond these are no model's: who asks for memory by them would get none."""
+
+_WINDOWS = frozenset(
+    [
+        "layer_types",
+        "sliding_window",
+        "use_sliding_window",
+        "max_window_layers",
+        "sliding_window_pattern",
+        "_sliding_window_pattern",
+    ]
+)
+_ROPE = frozenset(
+    [
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "rope_local_base_freq",
+        "rotary_emb_base",
+        "rotary_pct",
+        "partial_rotary_factor",
+    ]
+)
+_BIASES = frozenset(("attention_bias", "mlp_bias"))
+FULL, SLIDING = WHOLE, LOCAL
+
+OF_THE_RUN = frozenset(("dropout", "init_std"))
+"""Settings of the model that a run says for itself."""
+
+
+@dataclass(frozen=True)
+class HfConfig:
+    """A `config.json` that was understood: its family, the settings of the model, and what was left to the run."""
+
+    family: Family
+    model: ModelConfig
+    raw: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """The model's settings as a table: all but those that every run says for itself."""
+        return {name: value for name, value in vars(self.model).items() if name not in OF_THE_RUN}
+
+
+def read_config(directory: Path) -> HfConfig:
+    """The model that `directory`/config.json describes. Raises InteropError with everything that is not supported."""
+    path = directory / "config.json"
+    raw = read_json(path, LIMIT)
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        near = get_close_matches(str(kind), FAMILIES, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise InteropError(
+            f"{path}: model_type = {str(kind)[:100]!r} is not supported: there are {', '.join(FAMILIES)}{guess}", []
+        )
+    return understand(raw, FAMILIES[kind], str(path))
+
+
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """The object in a JSON file of at most `limit` bytes. Raises InteropError."""
+    try:
+        raw = reading.read_json(path, limit)
+    except UnreadableError as error:
+        raise InteropError(f"cannot read {path}: {error}", []) from error
+    if not isinstance(raw, dict):
+        raise InteropError(f"{path} holds no JSON object", [])
+    return raw
+
+
+def understand(raw: Mapping[str, Any], family: Family, where: str) -> HfConfig:
+    """The settings that the fields of a config stand for. Raises InteropError with all that is not understood."""
+    reader = _Reader(raw, family)
+    values = reader.settings()
+    if reader.wrong:
+        what = f"{where}: {len(reader.wrong)} fields of this {family.model_type} are not supported"
+        raise InteropError(what, reader.wrong)
+    return HfConfig(family, ModelConfig(**values), raw, tuple(reader.notes))
+
+
+@dataclass
+class _Reader:
+    raw: Mapping[str, Any]
+    family: Family
+    wrong: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def settings(self) -> dict[str, Any]:
+        family = self.family
+        self._known()
+        values: dict[str, Any] = dict(family.fixed)
+        for name, setting in family.fields.items():
+            values[setting] = self._value(name, setting)
+        if self.wrong:  # what follows computes with the sizes
+            return values
+        layers, heads, hidden = values["layers"], values["heads"], values["hidden"]
+        default = ModelConfig(hidden=hidden, heads=heads, activation="gelu")
+        values["activation"] = self._activation()
+        values["head_dim"] = self._head_dim(hidden, heads)
+        values["ffn"] = values["ffn"] or default.dim_ffn
+        values["tied"] = self._switch("tie_word_embeddings", family.tied)
+        if family.model_type == "llama":
+            values["bias"] = self._bias()
+        window, whole = self._windows(layers)
+        values["window"], values["global_layers"] = window, whole
+        if values.get("position") != "learned":
+            found = rope_settings(self.raw, family, windowed=window is not None, wrong=self.wrong)
+            values |= found
+        scalar = values.get("attention_scalar")
+        if scalar is not None and scalar == values["head_dim"]:
+            values["attention_scalar"] = None  # the usual one
+        return values
+
+    def get(self, name: str) -> Any:
+        """A field, or what stands for it where it is left out."""
+        return self.raw.get(name, self.family.defaults.get(name))
+
+    def _known(self) -> None:
+        """Each field must be in one of the tables."""
+        family, only = self.family, {**ONLY, **self.family.only}
+        read = {*family.fields, family.activation, "tie_word_embeddings", "head_dim"}
+        if family.model_type == "llama":
+            read |= _BIASES
+        read |= _WINDOWS if family.windows != "none" else set()
+        read |= _ROPE if family.fixed.get("position") != "learned" else set()
+        for name, value in self.raw.items():
+            if name in read or name in NEUTRAL:
+                continue
+            if name in TRAINING:
+                if value:
+                    self.notes.append(f"{name} = {value!r:.20} is not taken over: say --dropout for this run")
+            elif name in only:
+                if not any(value is allowed or value == allowed for allowed in only[name]):
+                    self.wrong.append(f"{name} = {value!r:.60}: must be {' or '.join(map(repr, only[name]))}")
+            elif name == "sliding_window_size" and value == self.raw.get("sliding_window"):
+                continue  # the same under another name
+            elif name == "quantization_config":
+                self.wrong.append(f"{name}: quantized weights are not supported, take the model in bf16")
+            else:
+                self.wrong.append(f"{name!r:.60} = {value!r:.60}: unknown")
+
+    def _value(self, name: str, setting: str) -> Any:
+        default = getattr(ModelConfig(), setting)
+        value = self.get(name)
+        if value is None and (name in self.family.defaults):
+            return None
+        if isinstance(default, bool):
+            return self._switch(name, default=bool(value))
+        if setting in ("norm_eps", "attention_scalar", "attention_softcap", "logit_softcap"):
+            return self._number(name, value)
+        most = _LARGEST.get(setting, _ANY)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            self.wrong.append(f"{name} = {value!r:.60}: must be a whole number from 1 to {most:,}")
+            return 1
+        return value
+
+    def _number(self, name: str, value: Any) -> float:
+        usable = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not usable or not 0 < value < 1e9 or not math.isfinite(value):
+            self.wrong.append(f"{name} = {value!r:.60}: must be a number above 0")
+            return 1.0
+        return float(value)
+
+    def _switch(self, name: str, default: bool) -> bool:
+        value = self.raw.get(name, default)
+        if not isinstance(value, bool):
+            self.wrong.append(f"{name} = {value!r:.60}: must be true or false")
+            return default
+        return value
+
+    def _activation(self) -> str:
+        name = self.family.activation
+        said = self.get(name) or self.family.defaults.get(name) or "silu"
+        known = GATED if self.family.gated else PLAIN
+        if said not in known:
+            self.wrong.append(f"{name} = {said!r:.60}: must be one of {', '.join(known)}")
+            return "swiglu"
+        return known[said]
+
+    def _head_dim(self, hidden: int, heads: int) -> int:
+        value = self.get("head_dim")
+        if value is None or (not self.family.head_dim and value * heads == hidden):
+            if hidden % heads:
+                self.wrong.append(f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")
+            return max(1, hidden // heads)
+        if not self.family.head_dim:
+            self.wrong.append(
+                f"head_dim = {value!r:.60}: must be hidden_size / num_attention_heads = {hidden // heads}"
+            )
+            return 1
+        return int(self._value("head_dim", "head_dim"))
+
+    def _bias(self) -> bool:
+        attention, mlp = self._switch("attention_bias", False), self._switch("mlp_bias", False)
+        if attention != mlp:
+            self.wrong.append(f"attention_bias = {attention} with mlp_bias = {mlp}: must be the same")
+        return attention
+
+    def _windows(self, layers: int) -> tuple[int | None, tuple[int, ...]]:
+        """The size of the windows, and the layers without one."""
+        kinds, size = self._kinds(layers), self.get("sliding_window")
+        if self.family.windows == "switched" and not self._switch("use_sliding_window", False):
+            size = None
+        whole = tuple(n for n, kind in enumerate(kinds) if kind == FULL)
+        if size is None or len(whole) == layers:
+            if size is None and SLIDING in kinds and "layer_types" in self.raw:
+                self.wrong.append("sliding_window is unset, but layer_types has layers with one")
+            return None, ()
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 1 << 31:
+            self.wrong.append(f"sliding_window = {size!r:.60}: must be a whole number above 0")
+            return None, ()
+        return size, whole
+
+    def _kinds(self, layers: int) -> Sequence[str]:
+        """What each layer attends to."""
+        family, said = self.family, self.raw.get("layer_types")
+        if family.windows == "none":
+            return [FULL] * layers
+        if said is not None:
+            if not isinstance(said, list) or len(said) != layers or not all(kind in (FULL, SLIDING) for kind in said):
+                self.wrong.append(f"layer_types: must name {FULL} or {SLIDING} for each of {layers} layers")
+                return [FULL] * layers
+            return said
+        if family.windows == "all":
+            return [SLIDING] * layers
+        if family.windows == "switched":
+            first = self.get("max_window_layers")
+            return [SLIDING if n >= (28 if first is None else first) else FULL for n in range(layers)]
+        every = self.raw.get("sliding_window_pattern", self.raw.get("_sliding_window_pattern", family.every))
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            self.wrong.append(f"sliding_window_pattern = {every!r:.60}: must be a whole number above 0")
+            every = family.every
+        return [SLIDING if (n + 1) % every else FULL for n in range(layers)]

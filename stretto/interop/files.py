@@ -1,0 +1,119 @@
+"""The safetensors files of a directory: which tensors they hold, and rectangles of them, read where they lie.
+
+What stands in a directory is somebody else's: an index may name only files beside it, and every tensor must be in the
+file that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from stretto.interop.config import read_json
+from stretto.interop.errors import InteropError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDEX_LIMIT = 1 << 26
+"""Bytes of an index: one of a model with 100,000 tensors has about ten million."""
+
+DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
+    {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+)
+"""What weights may be in, by the names that safetensors has for it."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor of a file."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class TensorFiles:
+    """All tensors of a directory, as one. Files are mapped, not read, until a rectangle is asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read the headers. Raises InteropError when they cannot be, or do not agree with the index."""
+        self.directory = directory
+        names = _files(directory)
+        self._open: dict[str, Any] = {}
+        self.tensors: dict[str, Held] = {}
+        twice: list[str] = []
+        try:
+            for file in sorted({*names.values()} if isinstance(names, dict) else names):
+                self._read_header(file, twice)
+        except BaseException:
+            self.close()
+            raise
+        wrong = [f"{name}: in more than one file" for name in twice]
+        if isinstance(names, dict):
+            said = {name: file for name, file in names.items() if self._file_of(name) != file}
+            wrong += [f"{name}: {INDEX} says {file!r:.80}, which does not hold it" for name, file in said.items()]
+            wrong += [f"{name}: in {self.tensors[name].file}, not in {INDEX}" for name in self.tensors.keys() - names]
+        if wrong:
+            self.close()
+            raise InteropError(f"{directory}: the files do not agree with each other", sorted(wrong)[:50])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all files."""
+        self._open.clear()
+
+    def read(self, name: str, *dims: tuple[int, int]) -> Tensor:
+        """The rectangle of a tensor that begins at, and is as long as, `dims` say: the bytes of it alone are read."""
+        held = self.tensors[name]
+        try:
+            part = self._open[held.file].get_slice(name)
+            return cast(Tensor, part[tuple(slice(first, first + n) for first, n in dims)])
+        except (SafetensorError, OSError) as error:
+            raise InteropError(f"{self.directory / held.file}: {name} cannot be read: {error}", []) from error
+
+    def _file_of(self, name: str) -> str | None:
+        return self.tensors[name].file if name in self.tensors else None
+
+    def _read_header(self, file: str, twice: list[str]) -> None:
+        path = self.directory / file
+        try:
+            opened: Any = safe_open(path, "pt")
+        except (SafetensorError, OSError) as error:
+            raise InteropError(f"{path} cannot be read as safetensors: {error}", []) from error
+        self._open[file] = opened
+        for name in opened.keys():  # noqa: SIM118  # it is no mapping
+            part = opened.get_slice(name)
+            if name in self.tensors:
+                twice.append(name)
+            self.tensors[name] = Held(file, tuple(part.get_shape()), str(part.get_dtype()))
+
+
+def _files(directory: Path) -> dict[str, str] | list[str]:
+    """The file of each tensor as an index says it, or the only file. Raises InteropError."""
+    index = directory / INDEX
+    if not index.exists():
+        if (directory / SINGLE).exists():
+            return [SINGLE]
+        other = next(directory.glob("*.bin"), None)
+        hint = f"; {other.name} is a pickle, which may run code: take the model as safetensors" if other else ""
+        raise InteropError(f"{directory} has neither {SINGLE} nor {INDEX}{hint}", [])
+    said = read_json(index, INDEX_LIMIT).get("weight_map")
+    if not isinstance(said, dict) or not said or not all(isinstance(file, str) for file in said.values()):
+        raise InteropError(f"{index}: weight_map must say the file of each tensor", [])
+    for file in {*said.values()}:
+        if Path(file).name != file or file in ("", ".", "..") or not file.endswith(".safetensors"):
+            raise InteropError(f"{index} names the file {file!r:.100}: it must be a .safetensors beside it", [])
+    return said

@@ -1,0 +1,121 @@
+"""Which tensor of a Hugging Face file holds which logical tensors, and where in it.
+
+Our logical names are those of Llama and of the families named after it, so most files hold logical tensors as they
+are. Others stack several of them, head by head or one after the other, and GPT-2's are transposed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from stretto.arguments.model import ModelConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Full shapes of the logical tensors of a model, by name."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A logical tensor of `shape` inside a tensor of a file: `rows` of it from row `start` on in each of its groups."""
+
+    logical: str
+    shape: tuple[int, ...]
+    start: int
+    rows: int
+
+    def runs(self, first: int, count: int, stride: int) -> Iterator[tuple[int, int, int]]:
+        """Rows `first`.. of the logical tensor, as (its row, the row in the file, how many); groups have `stride`."""
+        row = first
+        while row < first + count:
+            group, within = divmod(row, self.rows)
+            n = min(self.rows - within, first + count - row)
+            yield row, group * stride + self.start + within, n
+            row += n
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor of a file, the logical ones that it is made of, and whether it is stored transposed."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    transposed: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Rows of one group, all pieces together."""
+        return sum(piece.rows for piece in self.pieces)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As it stands in the file."""
+        first = self.pieces[0].shape
+        whole = (sum(piece.shape[0] for piece in self.pieces), *first[1:])
+        return whole[::-1] if self.transposed else whole
+
+    @property
+    def numel(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+
+_NEOX: Final = (
+    (r"model\.embed_tokens\.", "gpt_neox.embed_in."),
+    (r"lm_head\.", "embed_out."),
+    (r"model\.norm\.", "gpt_neox.final_layer_norm."),
+    (r"model\.layers\.", "gpt_neox.layers."),
+    (r"\.self_attn\.o_proj\.", ".attention.dense."),
+    (r"\.self_attn\.", ".attention."),
+    (r"\.mlp\.up_proj\.", ".mlp.dense_h_to_4h."),
+    (r"\.mlp\.down_proj\.", ".mlp.dense_4h_to_h."),
+)
+_GPT2: Final = (
+    (r"model\.embed_tokens\.", "transformer.wte."),
+    (r"model\.embed_positions\.", "transformer.wpe."),
+    (r"model\.norm\.", "transformer.ln_f."),
+    (r"model\.layers\.", "transformer.h."),
+    (r"\.input_layernorm\.", ".ln_1."),
+    (r"\.post_attention_layernorm\.", ".ln_2."),
+    (r"\.self_attn\.o_proj\.", ".attn.c_proj."),
+    (r"\.self_attn\.", ".attn."),
+    (r"\.mlp\.up_proj\.", ".mlp.c_fc."),
+    (r"\.mlp\.down_proj\.", ".mlp.c_proj."),
+)
+_RENAMED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {"gpt_neox": _NEOX, "gpt2": _GPT2}
+_STACKED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    "gpt_neox": {"query_key_value": ("q_proj", "k_proj", "v_proj")},
+    "gpt2": {"c_attn": ("q_proj", "k_proj", "v_proj")},
+    "phi3": {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")},
+}
+_TRANSPOSED: Final = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+
+BUFFERS: Final = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
+"""Names of what old files hold besides parameters: masks and frequencies, which follow from the configuration."""
+
+
+def file_tensors(family: str, model: ModelConfig, shapes: Shapes) -> tuple[FileTensor, ...]:
+    """All tensors of a file of that family, in the order of the logical ones."""
+    stacks = {part: whole for whole, parts in _STACKED.get(family, {}).items() for part in parts}
+    found: dict[str, list[str]] = {}
+    for name in shapes:
+        held = re.search(r"\.([a-z]+_proj)\.", name)
+        whole = stacks.get(held[1], held[1]) if held else ""
+        said = name.replace(f".{held[1]}.", f".{whole}.") if held else name
+        for pattern, theirs in _RENAMED.get(family, ()):
+            said = re.sub(pattern, theirs, said)
+        found.setdefault(said, []).append(name)
+    return tuple(_tensor(family, model, name, parts, shapes) for name, parts in found.items())
+
+
+def _tensor(family: str, model: ModelConfig, name: str, parts: list[str], shapes: Shapes) -> FileTensor:
+    groups = model.heads if family == "gpt_neox" and len(parts) > 1 else 1  # q, k and v of a head lie side by side
+    pieces, start = [], 0
+    for part in parts:
+        rows = shapes[part][0] // groups
+        pieces.append(Piece(part, shapes[part], start, rows))
+        start += rows
+    return FileTensor(name, tuple(pieces), family == "gpt2" and _TRANSPOSED.search(name) is not None)

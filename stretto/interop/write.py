@@ -1,0 +1,95 @@
+"""The `config.json` of a model of ours: of the family that has just its shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stretto.arguments.model import ModelConfig
+from stretto.interop.config import FULL, OF_THE_RUN, SLIDING, HfConfig, understand
+from stretto.interop.errors import InteropError
+from stretto.interop.families import FAMILIES, GATED, PLAIN, Family
+from stretto.interop.rope import rope_fields
+
+
+def write_config(model: ModelConfig, *, seq_len: int, dtype: str, family: str | None = None) -> HfConfig:
+    """The `config.json` of a model of ours, of the `family`, or of the first one that has just this shape.
+
+    Raises InteropError, with what differs from each family, where none has.
+    """
+    if family is not None and family not in FAMILIES:
+        raise InteropError(f"model_type {family!r:.100} is not supported: there are {', '.join(FAMILIES)}", [])
+    tried: list[str] = []
+    for candidate in FAMILIES.values() if family is None else [FAMILIES[family]]:
+        raw = _fields(model, candidate, seq_len, dtype)
+        try:
+            found = understand(raw, candidate, candidate.model_type)
+        except InteropError as error:
+            tried.append(f"{candidate.model_type}: {'; '.join(error.reasons)[:200]}")
+            continue
+        if differs := _differences(model, found.model):
+            tried.append(f"{candidate.model_type}: {', '.join(differs)}")
+        else:
+            return found
+    raise InteropError("no Hugging Face family has just this shape; these settings stand against each", tried)
+
+
+def _fields(model: ModelConfig, family: Family, seq_len: int, dtype: str) -> dict[str, Any]:
+    raw: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "dtype": dtype,
+        "tie_word_embeddings": model.tied,
+        "initializer_range": model.init_std,
+    }
+    derived: dict[str, Any] = {
+        "kv_heads": model.num_kv_heads,
+        "ffn": model.dim_ffn,
+        "learned_positions": model.learned_positions,
+    }
+    derived |= {"attention_scalar": model.attention_scalar or float(model.dim_per_head)}
+    if model.learned_positions is None:
+        derived["learned_positions"] = seq_len
+    for name, setting in family.fields.items():
+        raw[name] = derived.get(setting, getattr(model, setting))
+    scalar = raw.get("query_pre_attn_scalar")
+    if isinstance(scalar, float) and scalar.is_integer():
+        raw["query_pre_attn_scalar"] = int(scalar)
+    known = GATED if family.gated else PLAIN
+    raw[family.activation] = next((name for name, ours in known.items() if ours == model.activation), model.activation)
+    if family.head_dim:
+        raw["head_dim"] = model.dim_per_head
+    if family.model_type == "llama":
+        raw |= {"attention_bias": model.bias, "mlp_bias": model.bias}
+    if family.fixed.get("position") != "learned":
+        raw |= {"max_position_embeddings": max(seq_len, int(model.rope_factor * (model.rope_original_positions or 1)))}
+        if model.rope_scaling == "dynamic":
+            raw["max_position_embeddings"] = model.rope_original_positions
+        raw |= rope_fields(model, family)
+    if family.windows != "none":
+        raw["sliding_window"] = model.window
+        if family.windows == "switched":
+            raw |= {"use_sliding_window": model.window is not None, "max_window_layers": model.layers}
+        if family.windows != "all":
+            raw["layer_types"] = [FULL if model.window_of(n) is None else SLIDING for n in range(model.layers)]
+    return raw
+
+
+def _differences(wanted: ModelConfig, found: ModelConfig) -> list[str]:
+    """Settings that would be others after a way out and back in."""
+    lines = []
+    for name in vars(wanted):
+        one, other = _meant(wanted, name), _meant(found, name)
+        if one != other and name not in OF_THE_RUN:
+            lines.append(f"{name} = {one}, not {other}")
+    return lines
+
+
+def _meant(model: ModelConfig, name: str) -> Any:
+    """A setting, or what follows for it where it is unset; nothing where it has no effect."""
+    derived: dict[str, Any] = {"kv_heads": model.num_kv_heads, "head_dim": model.dim_per_head, "ffn": model.dim_ffn}
+    derived |= {"attention_scalar": model.attention_scalar or float(model.dim_per_head)}
+    if name == "learned_positions":  # their number is the sequence's where nobody said it
+        return None
+    if name == "global_layers":
+        return tuple(sorted(model.global_layers)) if model.window else ()
+    return derived.get(name, getattr(model, name))

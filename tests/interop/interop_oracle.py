@@ -1,0 +1,201 @@
+"""The models of transformers in fp64, tiny and random: what ours are held against."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SEQ, ROWS = 12, 3
+
+TINY: dict[str, Any] = {
+    "hidden_size": 36,
+    "intermediate_size": 20,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 53,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "pad_token_id": None,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 8}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.5, 2.5, 4.0],
+}
+_KINDS = ["sliding_attention", "full_attention"]
+_GEMMA = {"head_dim": 10, "sliding_window": 3, "query_pre_attn_scalar": 7}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "head_dim": 8},
+    "llama3": {
+        "model_type": "llama",
+        "head_dim": 8,
+        "rope_parameters": LLAMA3 | {"original_max_position_embeddings": 16},
+        "tie_word_embeddings": True,
+    },
+    "llama-biased": {
+        "model_type": "llama",
+        "head_dim": 6,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0},
+    },
+    "llama-dynamic": {
+        "model_type": "llama",
+        "head_dim": 8,
+        "max_position_embeddings": 8,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 50.0, "factor": 2.0},
+    },
+    "mistral": {"model_type": "mistral", "head_dim": 14, "sliding_window": 5},
+    "qwen2": {"model_type": "qwen2", "hidden_size": 32, "rope_parameters": YARN},
+    "qwen2-windows": {
+        "model_type": "qwen2",
+        "hidden_size": 32,
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 2,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 10},
+    "gemma2": {
+        "model_type": "gemma2",
+        **_GEMMA,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "layer_types": _KINDS * 2,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        **_GEMMA,
+        "layer_types": [*_KINDS[:1] * 3, _KINDS[1]],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    },
+    "olmo2": {"model_type": "olmo2", "hidden_size": 32},
+    "olmo3": {
+        "model_type": "olmo3",
+        "hidden_size": 32,
+        "sliding_window": 4,
+        "rope_parameters": {
+            "full_attention": YARN,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    },
+    "phi3": {
+        "model_type": "phi3",
+        "hidden_size": 32,
+        "sliding_window": 6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.75},
+    },
+    "phi4-mini": {
+        "model_type": "phi3",
+        "hidden_size": 32,
+        "tie_word_embeddings": True,
+        "original_max_position_embeddings": 8,
+        "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 8},
+    },
+    "phi3-short": {
+        "model_type": "phi3",
+        "hidden_size": 32,
+        "original_max_position_embeddings": 32,
+        "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 32},
+    },
+    "gpt_neox": {
+        "model_type": "gpt_neox",
+        "hidden_size": 32,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+    },
+    "pythia-sequential": {"model_type": "gpt_neox", "hidden_size": 32, "use_parallel_residual": False},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 32,
+        "n_head": 4,
+        "n_layer": 4,
+        "n_positions": 16,
+        "n_inner": 20,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    },
+}
+_GPT2 = ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@contextmanager
+def in_fp64() -> Iterator[None]:
+    """Within, whatever transformers computes in fp32 for safety's sake it computes in fp64."""
+    before = torch.get_default_dtype(), torch.float32, torch.float, torch.Tensor.float
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.float32 = torch.float = torch.float64
+        torch.Tensor.float = torch.Tensor.double
+        yield
+    finally:
+        torch.set_default_dtype(before[0])
+        torch.float32, torch.float, torch.Tensor.float = before[1:]
+
+
+def build(name: str) -> Any:
+    """The model, with every parameter drawn at random: zero biases and unit norms hide mistakes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import AutoConfig, AutoModelForCausalLM
+    special = FAMILIES[name]
+    kept = {"gpt2": _GPT2, "gpt_neox": TINY.keys() - {"num_key_value_heads"}}.get(special["model_type"], TINY)
+    base = {k: v for k, v in TINY.items() if k in kept}
+    config = AutoConfig.for_model(**{**base, **special})
+    with in_fp64():
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        generator = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for key, param in sorted(model.named_parameters()):
+                param.copy_(0.3 * torch.randn(param.shape, generator=generator) + 0.5 * ("norm" in key or "ln_" in key))
+    return model.eval()
+
+
+def rows(vocab: int = 53) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, labels and a mask [b, s]; one row is masked whole."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(vocab, (ROWS, SEQ + 1), generator=generator)
+    mask = torch.rand(ROWS, SEQ, generator=generator) > 0.3
+    mask[0] = False
+    return tokens[:, :-1], tokens[:, 1:], mask
+
+
+def run(model: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Logits [b, s, V], the mean loss over what the mask leaves, and all gradients by their names in a file."""
+    tokens, labels, mask = rows()
+    with in_fp64():
+        logits = model(tokens, use_cache=False).logits
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        loss = (losses * mask).sum() / mask.sum()
+        model.zero_grad()
+        loss.backward()
+    return logits.detach(), loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def save(model: Any, directory: Path, dtype: torch.dtype = torch.float32, shard: str = "50GB") -> None:
+    """As a directory that its users would have."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model.to(dtype).save_pretrained(directory, max_shard_size=shard)
+
+
+def write_config(model: Any, directory: Path) -> None:
+    """Its config.json alone."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(model.config.to_dict()))

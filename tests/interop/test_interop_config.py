@@ -1,0 +1,169 @@
+"""`config.json`: what is understood, what is named as not supported, and the way back.
+
+Faults to catch: a field that nobody reads passed over; a number beyond every model's taken; a window of a family that
+switches it off; a stretch of the local wavelengths of Gemma 3.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stretto.arguments.model import ModelConfig
+from stretto.interop.config import LIMIT, read_config
+from stretto.interop.errors import InteropError
+from stretto.interop.write import write_config
+
+pytestmark = pytest.mark.pure
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 61,
+    "max_position_embeddings": 128,
+}
+GEMMA3 = {**LLAMA, "model_type": "gemma3_text", "num_hidden_layers": 7, "head_dim": 8, "sliding_window": 16}
+NEOX = {**LLAMA, "model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base": 500}
+
+
+def model(directory: Path, **fields: Any) -> ModelConfig:
+    (directory / "config.json").write_text(json.dumps(fields))
+    return read_config(directory).model
+
+
+def test_the_forms_of_former_years(tmp_path: Path) -> None:
+    """`rope_theta` and `rope_scaling` beside each other, `rotary_pct`, and the pattern of Gemma 3."""
+    stretched = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    found = model(tmp_path, **LLAMA, rope_theta=5e5, rope_scaling=stretched | {"original_max_position_embeddings": 64})
+    assert (found.rope_base, found.rope_scaling, found.rope_original_positions) == (5e5, "llama3", 64)
+    long = {"type": "su", "short_factor": [1.0, 2], "long_factor": [3.0, 4.0]}
+    phi = {**LLAMA, "model_type": "phi3", "original_max_position_embeddings": 32, "partial_rotary_factor": 0.5}
+    found = model(tmp_path, **phi, rope_scaling=long)
+    assert (found.rope_scaling, found.rope_original_positions, found.rope_factor) == ("longrope", 32, 4.0)
+    assert (found.rope_short_factors, found.rope_long_factors) == ((1.0, 2.0), (3.0, 4.0))
+    found = model(tmp_path, **NEOX)
+    assert (found.rope_share, found.rope_base, found.parallel_residual, found.activation) == (0.5, 500, True, "gelu")
+    found = model(tmp_path, **GEMMA3, rope_scaling={"rope_type": "linear", "factor": 8.0})
+    assert (found.rope_base, found.rope_local_base, found.rope_factor) == (1e6, 1e4, 8.0)
+    assert (found.window, found.global_layers, found.tied, found.head_dim) == (16, (5,), True, 8)
+
+
+def test_what_published_files_have_besides(tmp_path: Path) -> None:
+    """Fields that change nothing, as files of Qwen2.5, SmolLM2, Gemma 2 and 3, and Pythia have them."""
+    model(tmp_path, **{**LLAMA, "model_type": "qwen2"}, use_mrope=False, torch_dtype="bfloat16")
+    model(
+        tmp_path, **LLAMA, rope_interleaved=False, is_llama_config=True, **{"transformers.js_config": {"dtype": "q4"}}
+    )
+    gemma2 = {**LLAMA, "model_type": "gemma2", "hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid"}
+    model(tmp_path, **gemma2, sliding_window=8, sliding_window_size=8)
+    model(tmp_path, **GEMMA3, sliding_window_pattern=6, _attn_implementation_autoset=True)
+    model(tmp_path, **NEOX, attention_probs_dropout_prob=0, hidden_dropout_prob=0)
+    for fields in ({"use_mrope": True}, {"rope_interleaved": True}, {"sliding_window_size": 4}):
+        with pytest.raises(InteropError, match=next(iter(fields))):
+            model(tmp_path, **LLAMA, **fields)
+
+
+def test_a_window_that_is_switched_off_is_none(tmp_path: Path) -> None:
+    qwen = {**LLAMA, "model_type": "qwen2", "sliding_window": 4096, "max_window_layers": 1}
+    assert model(tmp_path, **qwen, use_sliding_window=False).window is None
+    found = model(tmp_path, **qwen, use_sliding_window=True)
+    assert (found.window, found.global_layers) == (4096, (0,))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"frobnicate": 3}, "'frobnicate' = 3: unknown"),
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: quantized"),
+        ({"attention_bias": True}, "attention_bias = True with mlp_bias = False"),
+        ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ({"pretraining_tp": 2}, "pretraining_tp = 2: must be 1"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000: must be a whole number from 1 to 4,096"),
+        ({"hidden_size": True}, "hidden_size = True"),
+        ({"vocab_size": None}, "vocab_size = None"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan"),
+        ({"rms_norm_eps": "1"}, "rms_norm_eps = '1'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2}}, "short_factor = None: must be a list of numbers"),
+        ({"rope_scaling": {"type": "proportional", "factor": 2}}, "rope_type = 'proportional'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2, "mscale": 0.7}}, "mscale"),
+        ({"rope_scaling": [1]}, "rope_scaling = [1]: must be a table"),
+        ({"rope_theta": -1}, "rope_theta = -1"),
+        ({"num_attention_heads": 5}, "hidden_size = 32 is not a multiple of num_attention_heads = 5"),
+        ({"model_type": "mixtral"}, "model_type = 'mixtral' is not supported"),
+        ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+    ],
+)
+def test_what_is_not_supported_is_named(fields: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(InteropError) as raised:
+        model(tmp_path, **{**LLAMA, **fields})
+    assert named in str(raised.value)
+
+
+def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InteropError) as raised:
+        model(tmp_path, **{**LLAMA, "one": 1, "two": 2, "hidden_act": "relu", "vocab_size": -1})
+    assert len(raised.value.reasons) == 3
+
+
+def test_what_is_no_json_object_of_a_sane_size_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for content in (b"", b"[]", b"\xff", b"[" * 100_000, b" " * (LIMIT + 1)):
+        path.write_bytes(content)
+        with pytest.raises(InteropError, match=r"config\.json"):
+            read_config(tmp_path)
+    path.unlink()
+    with pytest.raises(InteropError, match="No such file"):
+        read_config(tmp_path)
+
+
+def test_dropout_is_told_of_and_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "attention_dropout": 0.1}))
+    found = read_config(tmp_path)
+    assert found.model.dropout == 0
+    assert found.notes == ("attention_dropout = 0.1 is not taken over: say --dropout for this run",)
+
+
+SHAPES = [
+    ("llama", ModelConfig(vocab=61, tied=True, rope_scaling="llama3", rope_factor=8.0, rope_original_positions=64)),
+    ("llama", ModelConfig(vocab=61, bias=True, activation="geglu-tanh")),
+    ("mistral", ModelConfig(vocab=61, window=7, head_dim=48)),
+    ("qwen2", ModelConfig(vocab=61, qkv_bias=True)),
+    ("qwen2", ModelConfig(vocab=61, qkv_bias=True, window=9, global_layers=(0, 1))),
+    ("qwen3", ModelConfig(vocab=61, qk_norm=True, kv_heads=2, rope_scaling="dynamic", rope_original_positions=64)),
+    ("gpt2", ModelConfig(vocab=61, norm="layer", bias=True, position="learned", activation="gelu-tanh", tied=True)),
+    ("gpt_neox", ModelConfig(vocab=61, norm="layer", bias=True, activation="gelu", parallel_residual=True)),
+    (
+        "phi3",
+        ModelConfig(
+            vocab=61,
+            rope_share=0.25,
+            rope_scaling="longrope",
+            rope_factor=2.0,
+            rope_original_positions=64,
+            rope_short_factors=(1.0, 1.0, 1.5, 2.0),
+            rope_long_factors=(1.0, 2.0, 3.0, 4.5),
+        ),
+    ),
+    ("olmo2", ModelConfig(vocab=61, norm_placement="post", qk_norm=True, qk_norm_width="full")),
+]
+
+
+@pytest.mark.parametrize(("family", "config"), SHAPES)
+def test_a_model_of_ours_finds_its_family(family: str, config: ModelConfig) -> None:
+    found = write_config(config, seq_len=64, dtype="bfloat16")
+    assert found.family.model_type == family
+    assert found.raw["dtype"] == "bfloat16"
+
+
+def test_a_shape_of_no_family_says_what_stands_against_each() -> None:
+    with pytest.raises(InteropError) as raised:
+        write_config(ModelConfig(vocab=61, norm="layer"), seq_len=64, dtype="float32")
+    assert "llama: norm = layer, not rms" in raised.value.reasons

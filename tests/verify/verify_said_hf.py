@@ -1,0 +1,157 @@
+"""As `verify_said`: model families, their files in and out, and samples that keep their past."""
+
+from __future__ import annotations
+
+from verify_fault import Fault, Said
+
+FAMILIES = Said(
+    "tests/interop/test_interop_families.py",
+    Fault(
+        "a rotated share of a head that is its end",
+        "models/rope.py",
+        "heads = x[:, :, :rotated, : cos.shape[-1]]",
+        "heads = x[:, :, :rotated, x.shape[-1] - cos.shape[-1] :]",
+    ),
+    Fault(
+        "a stretch of wavelengths left out",
+        "models/frequencies.py",
+        "return frequency * (kept + (1 - kept) / c.rope_factor), 1.0",
+        "return frequency, 1.0",
+    ),
+    Fault(
+        "windows one position too wide",
+        "models/dot_product.py",
+        "(behind < (window or s))",
+        "(behind <= (window or s))",
+    ),
+    Fault(
+        "a norm that multiplies by its weight where it is 1 + weight",
+        "tensor_parallel/formulas.py",
+        "return rms_norm(x, 1 + _wide(weight), eps)",
+        "return rms_norm(x, _wide(weight), eps)",
+    ),
+    Fault(
+        "a norm after a sublayer left out",
+        "models/block.py",
+        "return residual, added if after is None else after.now(added)",
+        "return residual, added",
+    ),
+    Fault(
+        "a softcap whose gradient is left out",
+        "tensor_parallel/cross_entropy.py",
+        "dy.unsqueeze(-1) * (1 - bent.square())",
+        "dy.unsqueeze(-1)",
+    ),
+    Fault(
+        "norms over all heads that do not sum over ranks",
+        "models/norm.py",
+        "both = mine if build.tp.size == 1 else all_reduce(mine, build.tp)",
+        "both = mine",
+    ),
+)
+
+CONFIG = Said(
+    "tests/interop/test_interop_config.py",
+    Fault(
+        "a field that nobody reads passed over",
+        "interop/config.py",
+        'self.wrong.append(f"{name!r:.60} = {value!r:.60}: unknown")',
+        "pass",
+    ),
+    Fault(
+        "a number beyond every model's taken",
+        "interop/config.py",
+        "not 1 <= value <= most:",
+        "not 1 <= value:",
+    ),
+    Fault(
+        "a window of a family that switches it off",
+        "interop/config.py",
+        'self.family.windows == "switched" and not self._switch("use_sliding_window", False)',
+        "False",
+    ),
+    Fault(
+        "a stretch of the local wavelengths of Gemma 3",
+        "interop/rope.py",
+        '    return whole, {"rope_theta": local}, "rope_scaling"',
+        '    return whole, {**whole, "rope_theta": local}, "rope_scaling"',
+    ),
+)
+
+FILES = Said(
+    "tests/interop/test_interop_files.py",
+    Fault(
+        "a piece of a stack read from where another lies",
+        "interop/names.py",
+        "group * stride + self.start + within",
+        "group * stride + within",
+    ),
+    Fault(
+        "a transposed matrix read as it is",
+        "interop/load.py",
+        "rows.copy_(files.read(name, *columns, (at, count)).t())",
+        "rows.copy_(files.read(name, (at, count), *columns))",
+    ),
+    Fault(
+        "a tensor of the directory that nobody reads",
+        "interop/load.py",
+        "left = sorted(there - {*names.values()})",
+        "left = sorted(there - there)",
+    ),
+    Fault(
+        "a target that nobody fills",
+        "interop/load.py",
+        'wrong.append(f"{held.name} {list(held.shape)}: missing")',
+        "pass",
+    ),
+    Fault(
+        "an index that leads out of its directory",
+        "interop/files.py",
+        "Path(file).name != file or ",
+        "",
+    ),
+)
+
+IN_AND_OUT = Said(
+    "tests/cli/test_cli_huggingface.py",
+    Fault(
+        "weights of the directory that are drawn anew instead",
+        "train/run.py",
+        "    load_weights(directory, config, shapes, named)\n",
+        "",
+    ),
+    Fault(
+        "an export that does not read the checkpoint",
+        "cli/export.py",
+        "        load(self.path, slices, World.single(), prefixes=())\n",
+        "",
+    ),
+    Fault(
+        "a setting that contradicts the model taken",
+        "arguments/resolve.py",
+        'path.startswith("model.") and path in model.values and value != model.values[path]',
+        "False",
+    ),
+)
+
+CACHE = Said(
+    "tests/models/test_models_cache.py",
+    Fault(
+        "new tokens at positions counted from 0",
+        "models/transformer.py",
+        "turns = turns.after(first)",
+        "turns = self._rotation(tokens.shape[1], x)",
+    ),
+    Fault(
+        "a window that is counted from the new tokens",
+        "models/dot_product.py",
+        "behind = at[s - n :, None] - at",
+        "behind = at[:n, None] - at",
+    ),
+    Fault(
+        "queries that see what comes after them",
+        "models/dot_product.py",
+        "return (behind >= 0) & (behind < (window or s))",
+        "return behind < (window or s)",
+    ),
+)
