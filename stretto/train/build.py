@@ -1,4 +1,4 @@
-"""From arguments to the objects of a run: model, executor, optimizer, on this rank's place."""
+"""The transformer of `stretto train`, from its arguments to an `Assembly` on this rank."""
 
 from __future__ import annotations
 
@@ -11,46 +11,29 @@ from typing import Any
 import torch
 
 from stretto.arguments.schema import Arguments
-from stretto.distributed import AdamW, DataParallel, MainGradients
+from stretto.distributed import MainGradients
 from stretto.estimate import stage_layers
 from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer, attention_by
 from stretto.parallel_state import ParallelState
-from stretto.pipeline_parallel import Executor, Link, Stage, TensorMeta
-from stretto.schedule import DDP, lower, schedule_for
-from stretto.schedule.generators import forward_only
+from stretto.pipeline_parallel import TensorMeta
 from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
+from stretto.train.assemble import Assembly, assemble
 from stretto.train.dtypes import DTYPES
-from stretto.train.step import Trainer
+from stretto.train.optimizers import AdamW
 
 
 @dataclass(frozen=True)
-class Built:
-    """What `build` makes: modules by stage, the trainer over them, an executor of forwards alone; fp8 where used."""
+class Built(Assembly[Transformer]):
+    """The transformer that arguments describe, ready to train; fp8 where it is used."""
 
-    stages: dict[int, Transformer]
-    trainer: Trainer
-    evaluator: Executor
-    fp8: Fp8 | None
-
-    @property
-    def weights(self) -> DataParallel:
-        """Buckets of parameters and gradients."""
-        return self.trainer.weights
-
-    @property
-    def optimizer(self) -> AdamW:
-        """Masters and moments."""
-        return self.trainer.optimizer
+    fp8: Fp8 | None = None
 
 
 def build(args: Arguments, state: ParallelState) -> Built:
     """Build this rank's part of the run, with initial weights drawn from `run.seed`."""
-    layout, axis = state.layout, state.axis("pp")
     parts = stage_specs(args)
-    microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
-    program = lower(schedule_for(args.parallel.schedule, axis.size, microbatches), DDP)
     direct, fuse, tp = MainGradients(), fused if args.run.compile else unfused, state.axis("tp")
     passes = partial(fused, dynamic=True) if args.run.compile else unfused
     fp8 = None if args.run.fp8 == "none" else RECIPES[args.run.fp8](tp, passes)
@@ -65,34 +48,28 @@ def build(args: Arguments, state: ParallelState) -> Built:
         accumulators=direct,
         gemms=fp8,
     )
-    boundary = _boundary(args, place)
-    mine = [s for s, rank in enumerate(program.placement) if rank == axis.rank]
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
     attend = attention_by(args.run.attention, deterministic=args.run.deterministic)
-    modules = {
-        s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=recompute, attend=attend) for s in mine
-    }
-    stages = {s: Stage(s, module, boundary if s else None) for s, module in modules.items()}
-    weights = DataParallel(modules, state, bucket_mb=args.parallel.bucket_mb, direct=direct)
     config = args.optimizer
-    optimizer = AdamW(
-        weights,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fuse=partial(fused, dynamic=True) if args.run.compile else None,
-    )
-    optimizer.initialize(args.run.seed)
-    link = Link.between(axis, state.world.device, state.axis)
-    trainer = Trainer(
-        Executor(program, axis.rank, stages, link, weights),
-        weights,
-        optimizer,
+    made = assemble(
+        state,
+        lambda s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=recompute, attend=attend),
+        optimizer=AdamW(
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fuse=partial(fused, dynamic=True) if args.run.compile else None,
+        ),
+        schedule=args.parallel.schedule,
+        microbatches=args.batch.global_batch // (args.batch.micro_batch * state.layout.size("dp")),
+        boundary=_boundary(args, place),
+        seed=args.run.seed,
         clip_grad=config.clip_grad,
+        bucket_mb=args.parallel.bucket_mb,
+        direct=direct,
         steady=fp8.steady if fp8 else nullcontext,
     )
-    forwards = lower(forward_only(axis.size, microbatches), DDP)
-    return Built(modules, trainer, Executor(forwards, axis.rank, stages, link, weights), fp8)
+    return Built(made.stages, made.stepper, made.evaluator, made.busy, fp8)
 
 
 def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stretto.checkpoint import load, prune, save
-from stretto.data.feed import Feed
-from stretto.distributed import AdamW
 from stretto.parallel_state import ParallelState
+from stretto.train.batches import Batches
+from stretto.train.step import Optimizer
 
 
 @dataclass
@@ -20,13 +20,13 @@ class TrainState:
     Nothing else moves during a run: the learning rate and every random number are functions of these and the seed.
     """
 
-    optimizer: AdamW
-    feed: Feed
+    optimizer: Optimizer
+    batches: Batches
     step: int = 0
 
     def save(self, directory: Path, about: Mapping[str, Any], state: ParallelState, *, keep: int) -> Path:
         """Write a checkpoint, then remove all but the newest `keep`. `about` is stored beside it as JSON."""
-        extra = {**about, "step": self.step, "feed": self.feed.state_dict()}
+        extra = {**about, "step": self.step, "feed": self.batches.state_dict()}
         world = state.axis("tp", "cp", "dp", "pp")
         path = save(directory, self.step, self.optimizer.slices(), extra, state.world, group=world.group)
         if state.world.rank == 0:
@@ -40,6 +40,6 @@ class TrainState:
         """
         world = state.axis("tp", "cp", "dp", "pp")
         extra = load(path, self.optimizer.slices(), state.world, group=world.group)
-        self.feed.load_state_dict(extra["feed"])
+        self.batches.load_state_dict(extra["feed"])
         self.step = int(extra["step"])
         self.optimizer.loaded(self.step)
