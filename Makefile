@@ -10,10 +10,11 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 SOURCES := pyproject.toml constraints.txt
 USER    := $(VENV)/.installed
 DEV     := $(VENV)/.installed-dev
+DOCS    := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-pure test-gloo test-gpu test-launchers mutants drills verified lint format docs-check hooks clean
+.PHONY: help train test test-pure test-gloo test-gpu test-launchers mutants drills verified lint format docs docs-check hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +57,10 @@ format: $(DEV) ## let ruff rewrite what it can
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
+docs: $(DOCS) ## build the documentation site in build/site
+	@$(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
+
 docs-check: $(DEV) ## links, versions, dependencies and the structure agree with the documents
 	@$(BIN)/pytest tests/repo $(ARGS)
 
@@ -78,4 +83,9 @@ $(USER): $(SOURCES) | $(BIN)/python
 $(DEV): $(SOURCES) | $(BIN)/python
 	@echo "Setting up $(VENV) for development with $$($(BIN)/python -V); about a minute the first time ..."
 	@$(PIP) -e '.[dev]'
+	@touch $(USER) $@
+
+$(DOCS): $(SOURCES) | $(BIN)/python
+	@echo "Setting up $(VENV) for the documentation ..."
+	@$(PIP) -e '.[docs]'
 	@touch $(USER) $@

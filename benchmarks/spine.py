@@ -39,8 +39,8 @@ from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
 from stretto.train.build import build
 from stretto.train.learning_rate import learning_rate
-from stretto.train.loop import valid_tokens
 from stretto.train.run import Text
+from stretto.train.text import valid_tokens
 from stretto.verify import against_reference
 from stretto.world import World
 
@@ -147,8 +147,8 @@ def train(args: Arguments, world: World, text: Text, steps: int) -> tuple[list[f
             rows = feed.batch(args.batch.global_batch, dp.rank, dp.size, args.batch.micro_batch)
             batches = [b.to(world.device) for b in rows]
             count = valid_tokens(batches, state)
-            result = built.trainer.step(
-                [Microbatch(b, count) for b in batches], learning_rate(step + 1, args.optimizer)
+            result = built.stepper.step(
+                [Microbatch(b, count) for b in batches], learning_rate(args.optimizer)(step + 1)
             )
             losses.append(result.loss.item())
             times.append(time.perf_counter() - begin)

@@ -54,7 +54,8 @@ class ParamSpec:
 
     shape: tuple[int, ...]
     """Full shape, unpadded."""
-    init: Init
+    init: Init | None
+    """None: the values that the parameter has when it is declared."""
     shard: tuple[Shard, ...] = ()
     sum_grad: tuple[str, ...] = ()
     """Axes whose ranks each hold a part of the gradient: it must be summed over them."""
@@ -180,6 +181,11 @@ class Declared:
         """Whether weight decay applies: the same for all logical tensors stored together."""
         return self.logical[0].spec.weight_decay
 
+    @property
+    def init_kept(self) -> bool:
+        """Whether it starts from the values that it had when it was declared: so for all that is stored together."""
+        return self.logical[0].spec.init is None
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -207,14 +213,18 @@ def declare(
     stored together disagree.
     """
     specs = (specs,) if isinstance(specs, ParamSpec) else tuple(specs)
-    if len({(s.replicas, s.weight_decay) for s in specs}) != 1:
-        raise ValueError(f"{name}: logical tensors stored together must agree on replicas and weight decay")
+    if len({(s.replicas, s.weight_decay, s.init is None) for s in specs}) != 1:
+        raise ValueError(
+            f"{name}: logical tensors stored together must agree on replicas, on weight decay and on keeping values"
+        )
     blocks = [s.block({a.name: a for a in axes}) for s in specs]
     if len({b.stored[1:] for b in blocks}) != 1 or (len(blocks) > 1 and not all(b.stored for b in blocks)):
         raise ValueError(f"{name}: {[b.stored for b in blocks]} cannot be stacked along dimension 0")
     first = blocks[0].stored
     stored = (sum(b.stored[0] for b in blocks), *first[1:]) if first else ()
     if getattr(module, name, None) is None:
+        if any(s.init is None for s in specs):
+            raise ValueError(f"{name}: init=None keeps the values of a parameter, but the module has none of this name")
         setattr(module, name, nn.Parameter(torch.empty(stored, dtype=dtype, device=device)))
     param: nn.Parameter = getattr(module, name)
     if tuple(param.shape) != stored:
@@ -248,12 +258,24 @@ def collect(model: nn.Module, prefix: str = "") -> tuple[Declared, ...]:
         raise ValueError(
             "parameters without a declared place: "
             + ", ".join(unknown.values())
-            + "; call stretto.params.declare(module, name, ParamSpec(...)) where each is created"
+            + "; call stretto.declare(module, name, ParamSpec(...)) where each is created, or stretto.replicate(module)"
+            " if every rank holds it whole and has all of its gradient"
         )
     names = Counter(part.name for item in found.values() for part in item.logical)
     if twice := [name for name, times in names.items() if times > 1]:
         raise ValueError(f"logical names declared by more than one parameter: {', '.join(twice)}")
     return tuple(found.values())
+
+
+def declared_in(module: nn.Module) -> tuple[str, ...]:
+    """The names of the parameters that were declared on this very module."""
+    return tuple(module.__dict__.get(_DECLARED, ()))
+
+
+def _axis(axes: Mapping[str, Axis], name: str) -> Axis:
+    if name not in axes:
+        raise ValueError(f"cut along {name}, but only {', '.join(axes) or 'no axis'} was given: pass axes=[...]")
+    return axes[name]
 
 
 def _logical(path: str, name: str, declared: Sequence[tuple[ParamSpec, Block]]) -> Iterator[Logical]:
@@ -268,16 +290,22 @@ def _logical(path: str, name: str, declared: Sequence[tuple[ParamSpec, Block]]) 
 def fill(declared: Sequence[Declared], seed: int, into: Callable[[nn.Parameter], Tensor | Part]) -> None:
     """Write the initial values of every parameter to `into(parameter)`, or to a part of it; padding becomes zero.
 
-    They depend on the seed, the logical name and the element's place in the logical tensor, not on the layout."""
+    The values depend on the seed, the logical name and the element's place in the logical tensor, not on the layout.
+    What a parameter holds that is declared to keep its values stays.
+    """
     with torch.no_grad():
         for item in declared:
+            if item.init_kept:
+                continue
             stored = into(item.param).zero_()
             for logical in item.logical:
-                spec = logical.spec
+                spec, init = logical.spec, logical.spec.init or Init()
                 for offsets, view in logical.pieces(stored):
-                    if std := spec.init.std:
-                        normal_(view, seed=seed, name=logical.name, full_shape=spec.shape, offsets=offsets, std=std)
-                    view.add_(spec.init.mean)
+                    if init.std:
+                        normal_(
+                            view, seed=seed, name=logical.name, full_shape=spec.shape, offsets=offsets, std=init.std
+                        )
+                    view.add_(init.mean)
 
 
 def slices(

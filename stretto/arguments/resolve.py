@@ -12,6 +12,7 @@ from stretto.arguments.errors import ConfigError, Violation, as_text
 from stretto.arguments.files import read_config, read_preset
 from stretto.arguments.help import help_text
 from stretto.arguments.layers import Layer, not_a_value, read_layer
+from stretto.arguments.machine import of_machine, uses_gpus
 from stretto.arguments.paths import check_paths
 from stretto.arguments.record import Record
 from stretto.arguments.schema import Arguments, ParallelConfig
@@ -57,6 +58,7 @@ def parse(
     files: bool = True,
     command: str = "stretto train",
     fallback: str | None = None,
+    gpus: Callable[[], int] | None = None,
 ) -> Resolved:
     """The run that a command line asks for.
 
@@ -77,6 +79,8 @@ def parse(
         command: what the help says before the settings.
         fallback: the preset to start from where `argv` names neither preset nor file and there is no checkpoint to
             go on from.
+        gpus: how many there are for processes that this command starts; then device and number of processes follow
+            from it where nobody says them, and a fallback gives way to the one for GPUs.
 
     Raises:
         ConfigError: with everything that is wrong.
@@ -92,14 +96,20 @@ def parse(
     model = _model(adopt, (*presets, *files_named, line.layer)) if record is None else []
     if line.presets or files_named or model or record is not None:
         fallback = None
+    surroundings = _surroundings(world_size, os.environ if env is None else env)
+    here = None if surroundings.values or surroundings.wrong else gpus
+    if fallback is not None and here is not None and uses_gpus([line.layer], here):
+        fallback = f"{fallback}-gpu"
     layers = [
         *([read_preset(fallback)] if fallback else presets),
         *model,
         *([read_layer(record.carried(), Source(SourceKind.CHECKPOINT, record.name))] if record else []),
         *files_named,
-        _surroundings(world_size, os.environ if env is None else env),
+        surroundings,
         line.layer,
     ]
+    if here is not None:
+        layers.insert(0, of_machine(layers, here, whole=fallback is not None))
     return replace(resolve(layers, files=files), fallback=fallback)
 
 

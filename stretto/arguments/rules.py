@@ -11,6 +11,7 @@ from stretto.arguments.group_rules import (
 from stretto.arguments.model_rules import MODEL_RULES
 from stretto.arguments.nearby import by_distance, divisors, even_split, multiples, sizes
 from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide
+from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import Nearby, Rule, RuleViolation, rule
 from stretto.arguments.schema import Arguments
 
@@ -255,6 +256,22 @@ def evaluation_has_data(a: Arguments) -> RuleViolation | None:
     )
 
 
+@rule("run.profile", "run.steps")
+def profile_is_a_window(a: Arguments) -> RuleViolation | None:
+    """The steps to profile are a range within the run."""
+    if a.run.profile is None:
+        return None
+    try:
+        window = ProfileWindow.read(a.run.profile)
+    except ValueError as error:
+        return RuleViolation(str(error), {"run.profile": ("steps=10:13",)})
+    if window.steps.start <= a.run.steps:
+        return None
+    return RuleViolation(
+        f"profile = {a.run.profile} begins after the last step, {a.run.steps}", {"run.steps": (window.steps.stop,)}
+    )
+
+
 RULES: tuple[Rule, ...] = (
     axis_is_available,
     layout_fits_world,
@@ -279,6 +296,7 @@ RULES: tuple[Rule, ...] = (
     warmup_ends_before_decay,
     cooldown_fits,
     evaluation_has_data,
+    profile_is_a_window,
     flash_takes_what_it_is_given,
     fp8_is_within_bf16,
     fp8_sizes_divide,

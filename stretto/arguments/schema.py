@@ -259,6 +259,21 @@ class RunConfig:
         None, "directory where every rank writes all its messages, to rank-<number>.jsonl", carried=False, path=True
     )
     tensorboard: bool = setting(True, "write TensorBoard files beside the JSON lines")
+    wandb: str | None = setting(None, "a project of Weights & Biases that gets the same numbers", carried=False)
+    mlflow: str | None = setting(None, "an experiment of MLflow that gets the same numbers", carried=False)
+    profile: str | None = setting(
+        None,
+        "record some steps with PyTorch's profiler and write trace and memory history, as in steps=10:13 (steps 10, 11 "
+        "and 12) or steps=10:13,ranks=0:8 (default rank 0)",
+        carried=False,
+    )
+    peak_tflops: float | None = setting(
+        None,
+        "what one device computes at most, of which MFU is a share; unset: the dense bf16 rate of known GPUs, in bf16",
+        unit="TFLOP/s",
+        above=0,
+        carried=False,
+    )
 
 
 @dataclass(frozen=True)

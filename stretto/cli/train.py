@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from stretto.arguments import ConfigError, Record
 from stretto.cli.megatron import layer
 from stretto.cli.usage_error import reject
-from stretto.cli.words import parse_or_demo
+from stretto.cli.words import parse_for_here
 from stretto.initialize.clock import process_began
 from stretto.initialize.environment import Launch, LaunchError, detect
 from stretto.initialize.stop import StopFlag, Stopped
@@ -57,7 +57,7 @@ def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) ->
 
     translate = partial(layer, tell=launch.rank == 0, processes=world)
     try:
-        resolved = parse_or_demo(argv, world_size=world, checkpoint=resumed, translate=translate)
+        resolved = parse_for_here(argv, world_size=world, checkpoint=resumed, translate=translate)
         for each in found:
             each.require_steps_ahead(resolved)
     except ConfigError as error:

@@ -45,9 +45,11 @@ from stretto.train.consensus import USAGE_ERRORS
 from stretto.train.directory import Paths, occupied
 from stretto.train.loop import DivergedError
 from stretto.train.record import Everyone, JsonLines, Listener, TensorBoard
-from stretto.train.run import Outcome, Text, sampled_over, train, with_vocabulary
+from stretto.train.run import Text, sampled_over, train, with_vocabulary
 from stretto.train.sample import sample
 from stretto.train.sound import UnsoundError
+from stretto.train.trackers import MLflow, WandB
+from stretto.train.trainer import Outcome
 from stretto.world import World
 
 
@@ -186,9 +188,11 @@ class Task:
             about.add_row("warning", warning)
         screen.print(about)
         lines = JsonLines(paths.metrics, after=after)
-        live = LiveProgress(screen, manner, steps=args.run.steps, after=after, log_every=args.run.log_every)
-        board = [TensorBoard(paths.tensorboard, last=lines.last)] if args.run.tensorboard else []
-        return Everyone([lines, StartUp(self.timeline, world, partial(live.say, by_words=True)), live, *board])
+        live = LiveProgress(screen, manner)
+        boards: list[Listener] = [TensorBoard(paths.tensorboard, last=lines.last)] if args.run.tensorboard else []
+        boards += [WandB(args.run.wandb, dir=str(paths.root))] if args.run.wandb else []
+        boards += [MLflow(args.run.mlflow)] if args.run.mlflow else []
+        return Everyone([lines, StartUp(self.timeline, world, partial(live.say, by_words=True)), live, *boards])
 
     def _conclude(self, outcome: Outcome, asks: str, launcher: str) -> None:
         """How to go on; or, after the last step, how the model goes on from the prompt, and the table."""
@@ -216,7 +220,7 @@ class Task:
             )
             screen.print(sample_panel(prompt, tokenizer.decode(np.array(tokens, dtype=np.int64))))
         beside = baselines(self.text.corpus, args.data.held_out) if args.data.held_out else None
-        screen.print(summary(args, checkpoint, beside))
+        screen.print(summary(args, checkpoint, beside, outcome))
 
     def _after_damage(self) -> str:
         """What there is to go on from, when weights or moments are not what they should be."""

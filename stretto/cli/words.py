@@ -9,12 +9,16 @@ from typing import Final
 from stretto.arguments import ConfigError, Resolved, Violation, parse
 from stretto.arguments.tree import settings
 from stretto.cli.adopt import adopted
+from stretto.initialize.gpus import visible_gpus
 
 FALLBACK: Final = "demo"
 """The preset that every command starts from where its words name neither a preset nor a file."""
 
 parse_or_demo: Final = partial(parse, fallback=FALLBACK, adopt=adopted)
 """`stretto.arguments.parse` for the words of a command."""
+
+parse_for_here: Final = partial(parse_or_demo, gpus=visible_gpus)
+"""The same for a run on this machine: device and processes follow from its GPUs where nobody says them."""
 
 
 def with_vocabulary(resolved: Resolved) -> Resolved:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import stretto
 from stretto.collective_trace.call import CollectiveCall
 
 MOST = 64
@@ -49,7 +48,7 @@ def _row(rank: int, call: CollectiveCall | None, note: str) -> tuple[str, ...]:
 def short(site: str) -> str:
     """A FILE:LINE as it can be found: from the current directory, or from that of the installed package."""
     path, _, line = site.rpartition(":")
-    for root in (Path.cwd(), Path(stretto.__file__).parent.parent):
+    for root in (Path.cwd(), Path(__file__).parents[2]):
         if Path(path).is_relative_to(root):
             return f"{Path(path).relative_to(root)}:{line}"
     return site

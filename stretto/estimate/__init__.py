@@ -1,14 +1,17 @@
-"""What a run will need, from its arguments alone: parameters, how layers are dealt to stages, memory. Without torch."""
+"""What a run needs, from its arguments alone: parameters, operations, layers of each stage, memory. Without torch."""
 
+from stretto.estimate.flops import Flops, flops_per_token
 from stretto.estimate.memory import Ledger, fitting, ledger
 from stretto.estimate.parameters import Parameters, count_parameters, norms_of_a_layer, positions, qk_norms
 from stretto.estimate.stages import stage_layers
 
 __all__ = [
+    "Flops",
     "Ledger",
     "Parameters",
     "count_parameters",
     "fitting",
+    "flops_per_token",
     "ledger",
     "norms_of_a_layer",
     "positions",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from stretto.pipeline_parallel.deferred import DeferredGradients
@@ -39,7 +40,11 @@ class Stage:
     """
 
     def __init__(
-        self, index: int, module: nn.Module, boundary: TensorMeta | None, deferred: DeferredGradients | None = None
+        self,
+        index: int,
+        module: Callable[..., Any],
+        boundary: TensorMeta | None,
+        deferred: DeferredGradients | None = None,
     ) -> None:
         if (boundary is None) != (index == 0):
             raise ValueError(f"stage {index} has boundary={boundary}: the first stage, and no other, has none")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -13,55 +12,67 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stretto.console import console
 from stretto.report.console import Manner
-from stretto.train.record import EvalRecord, StepRecord
+from stretto.train.record import EvalRecord, Listener, RunRecord, SaveRecord, StepRecord
 
 
-class LiveProgress:
-    """Step, loss, gradient norm, learning rate, tokens/s and time left, after each step.
+class LiveProgress(Listener):
+    """Loss, gradient norm and rate of each step; speed, memory and waits since the last line; the time left.
 
-    "live" keeps them up to date in two lines, for a terminal; with "lines" each `log_every`-th step has one.
+    "live" keeps them up to date under a bar, for a terminal; with "lines" each `log_every`-th step has one.
     """
 
-    def __init__(self, console: Console, manner: Manner, *, steps: int, after: int, log_every: int) -> None:
-        self.console, self.manner, self.steps, self.log_every = console, manner, steps, log_every
-        self._begin, self._after = time.monotonic(), after
-        self._live = Live(self._drawn(after, "", Text("starting")), console=console, refresh_per_second=4)
-        if manner == "live":
+    def __init__(self, screen: Console | None = None, manner: Manner | None = None) -> None:
+        self.console = screen or console()
+        self.manner: Manner = manner or ("live" if self.console.is_terminal else "lines")
+        self._live: Live | None = None
+
+    def started(self, run: RunRecord) -> None:
+        self._run, self._begin = run, time.monotonic()
+        if self.manner == "live":
+            self._live = Live(self._drawn(run.after, "", ["starting"]), console=self.console, refresh_per_second=4)
             self._live.start()
 
     def stepped(self, record: StepRecord) -> None:
         left = f"{self._left(record.step)} left"
-        loss, norm = f"{record.loss:.4f}", f"{record.grad_norm:.3f}"
-        lr, rate = f"{record.lr:.2e}", f"{record.tokens_per_second:,.0f}"
-        if self.manner == "live":
-            figures = f"loss [bold cyan]{loss}[/]   norm {norm}   lr {lr}   [green]{rate}[/] tokens/s"
-            self._live.update(self._drawn(record.step, left, Text.from_markup(figures)))
-        elif record.step % self.log_every == 0 or record.step == self.steps:
-            width = len(f"{self.steps}")
-            step = f"step {record.step:{width}}/{self.steps}"
-            self.say(f"{step}  loss {loss}  norm {norm}  lr {lr}  {rate} tokens/s  {left}")
+        figures = [_learned(record), _speed(record), _use(record)]
+        self._now = record.step, left, ["   ".join(some) for some in figures]
+        if self._live is not None:
+            self._live.update(self._drawn(*self._now))
+        elif record.step % self._run.log_every == 0 or record.step == self._run.steps:
+            step = f"step {record.step:{len(str(self._run.steps))}}/{self._run.steps}"
+            self.say("  ".join([step, *(figure for some in figures for figure in some), left]))
 
     def evaluated(self, record: EvalRecord) -> None:
-        self.say(f"step {record.step}: held-out loss {record.loss:.4f}, {record.bits_per_byte:.3f} bits per byte")
+        bits = "" if record.bits_per_byte is None else f", {record.bits_per_byte:.3f} bits per byte"
+        self.say(f"step {record.step}: held-out loss {record.loss:.4f}{bits}{_in(record.seconds)}")
 
-    def saved(self, step: int, path: Path) -> None:
-        self.say(f"step {step}: saved {path}")
+    def saving(self, step: int) -> None:
+        if self._live is None:
+            self.say(f"step {step}: saving ...")
+        else:
+            at, left, figures = self._now
+            self._live.update(self._drawn(at, left, [*figures[:-1], "saving ..."]), refresh=True)
+
+    def saved(self, record: SaveRecord) -> None:
+        self.say(f"step {record.step}: saved {record.path}{_in(record.seconds)}")
 
     def close(self) -> None:
-        if self.manner == "live":
+        if self._live is not None:
             self._live.stop()
 
-    def _drawn(self, step: int, left: str, figures: Text) -> Table:
+    def _drawn(self, step: int, left: str, figures: list[str]) -> Table:
         """A bar as wide as the window, and the figures under it."""
         bar = Table.grid(padding=(0, 1, 0, 0), expand=True)
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True)
-        bar.add_row(f"step {step}/{self.steps}", ProgressBar(total=self.steps, completed=step), left)
+        bar.add_row(f"step {step}/{self._run.steps}", ProgressBar(total=self._run.steps, completed=step), left)
         both = Table.grid(expand=True)
         both.add_row(bar)
-        both.add_row(figures)
+        for line in figures:
+            both.add_row(line)
         return both
 
     def say(self, line: str, *, by_words: bool = False) -> None:
@@ -74,5 +85,37 @@ class LiveProgress:
 
     def _left(self, step: int) -> timedelta:
         """Time until the last step, at the speed so far."""
-        seconds = (time.monotonic() - self._begin) / (step - self._after) * (self.steps - step)
-        return timedelta(seconds=round(seconds))
+        done = step - self._run.after
+        return timedelta(seconds=round((time.monotonic() - self._begin) / done * (self._run.steps - step)))
+
+
+def _learned(r: StepRecord) -> list[str]:
+    """What is not known is left out, here and below."""
+    found = [f"loss {r.loss:.4f}", f"norm {r.grad_norm:.3f}", f"lr {r.lr:.2e}"]
+    found += [] if r.epoch is None else [f"epoch {r.epoch:.2f}"]
+    reserved = "" if r.reserved_gib is None else f"/{r.reserved_gib:.1f}"
+    return [*found, *([] if r.peak_gib is None else [f"{r.peak_gib:.1f}{reserved} GiB"])]
+
+
+def _speed(r: StepRecord) -> list[str]:
+    found = [] if r.ms_per_step is None else [f"{r.ms_per_step:,.0f} ms"]
+    found += [f"{r.tokens_per_second:,.0f} tokens/s"]
+    found += [] if r.tokens_per_second_per_gpu is None else [f"{r.tokens_per_second_per_gpu:,.0f} each"]
+    full, causal = r.tflops_per_gpu_full, r.tflops_per_gpu_causal
+    if full is not None and causal is not None:
+        digits = 0 if full >= 100 else 1 if full >= 1 else 4
+        found += [f"TFLOP/s {full:.{digits}f} full {causal:.{digits}f} causal"]
+    return found
+
+
+def _use(r: StepRecord) -> list[str]:
+    known = r.mfu_full is not None and r.mfu_causal is not None
+    found = [f"MFU {r.mfu_full:.1%} full {r.mfu_causal:.1%} causal"] if known else []
+    found += [] if r.data_wait_ms is None else [f"data {r.data_wait_ms:.1f} ms"]
+    if r.slowest_rank is not None and r.slowest_over_fastest is not None:
+        found += [f"slowest rank {r.slowest_rank} x{r.slowest_over_fastest:.2f}"]
+    return found
+
+
+def _in(seconds: float | None) -> str:
+    return "" if seconds is None else f" in {seconds:.1f} s"

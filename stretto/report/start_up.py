@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from stretto.initialize.timeline import StartTimeline, line
-from stretto.train.record import EvalRecord, StepRecord
+from stretto.train.record import Listener, StepRecord
 from stretto.world import World
 
 
-class StartUp:
+class StartUp(Listener):
     """Says once, when the first step is done, how long each phase of the start took; listens on every rank.
 
     Each rank logs its own phases; rank 0 hears those of all and gives the line to `say`, others tell rank 0 alone.
     """
+
+    everywhere = True
 
     def __init__(self, timeline: StartTimeline, world: World, say: Callable[[str], None]) -> None:
         self._timeline, self._world, self._say = timeline, world, say
@@ -31,12 +32,3 @@ class StartUp:
         phases = timeline.gather(self._world)
         if phases is not None:
             self._say(line(phases, timeline.total))
-
-    def evaluated(self, record: EvalRecord) -> None:
-        """That is no part of the start."""
-
-    def saved(self, step: int, path: Path) -> None:
-        """Nor is that."""
-
-    def close(self) -> None:
-        """Nothing is held."""

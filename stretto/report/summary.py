@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich import box
@@ -16,14 +17,18 @@ from stretto.report.header import layout_line
 from stretto.terminal import printable
 from stretto.train.directory import Paths
 from stretto.train.record import StepRecord, read_rows, step_records
+from stretto.train.trainer import Outcome
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE = 24
 """Characters of the loss curve."""
 
 
-def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None) -> Table:
-    """What was trained, how well, how fast, and where the results lie: read from the run's metrics."""
+def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None, outcome: Outcome | None = None) -> Table:
+    """What was trained, how well, how fast, and where the results lie: read from the run's metrics.
+
+    `outcome` is of the last part of the run, which alone has been timed.
+    """
     paths = Paths.of(args)
     rows = read_rows(paths.metrics)
     steps = step_records(rows)
@@ -35,12 +40,16 @@ def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None) -> T
     table.add_row("parameters", f"{count_parameters(args.model, args.batch.seq_len).total:,}")
     if steps:
         first, last = steps[0], steps[-1]
-        table.add_row("tokens seen", f"{last.tokens:,} in {last.step:,} steps")
+        epochs = "" if last.epoch is None else f", {last.epoch:.2f} epochs"
+        table.add_row("tokens seen", f"{last.tokens:,} in {last.step:,} steps{epochs}")
         rates = (f"{first.loss:.4f} → ", (f"{last.loss:.4f}", "bold cyan"), "  ", (curve(steps), "cyan"))
         table.add_row("loss", RichText.assemble(*rates))
-        table.add_row("tokens/s", f"{_median([step.tokens_per_second for step in steps]):,.0f} in the median step")
+        for name, value in _measured(steps):
+            table.add_row(name, value)
     if held:
         table.add_row("held-out bits per byte", RichText.assemble((f"{held[-1]:.3f}", "bold cyan"), _beside(baselines)))
+    if outcome is not None:
+        table.add_row("time", _times(outcome))
     table.add_row("checkpoint", f"{checkpoint}")
     table.add_row("metrics", f"{paths.metrics}")
     return table
@@ -63,6 +72,42 @@ def sample_panel(prompt: str, continued: str) -> Panel:
     """A prompt and how the model goes on; what would steer a terminal is shown as a dot."""
     text = RichText.assemble((printable(prompt), "bold"), (printable(continued), "cyan"))
     return Panel(text, title="a sample", title_align="left")
+
+
+def _measured(steps: list[StepRecord]) -> Iterator[tuple[str, str]]:
+    """Speed, use of the device and memory, as far as they are known: medians over the lines of the run."""
+
+    def middle(name: str) -> float | None:
+        values = [value for step in steps if (value := getattr(step, name)) is not None]
+        return _median(values) if values else None
+
+    def known(text: str, *names: str) -> str | None:
+        values = [middle(name) for name in names]
+        return None if None in values else text.format(*values)
+
+    each, last = known(", {:,.0f} each", "tokens_per_second_per_gpu") or "", steps[-1]
+    yield "tokens/s", f"{middle('tokens_per_second'):,.0f}{each} in the median step"
+    waits = known(", {:.1f} ms of it for data", "data_wait_ms") or ""
+    digits = ".0f" if (middle("tflops_per_gpu_full") or 0) >= 100 else ".3g"
+    rows = {
+        "step": known("{:,.0f} ms" + waits, "ms_per_step"),
+        "TFLOP/s each": known(
+            f"{{:{digits}}} full, {{:{digits}}} causal", "tflops_per_gpu_full", "tflops_per_gpu_causal"
+        ),
+        "MFU": known("{:.1%} full, {:.1%} causal", "mfu_full", "mfu_causal"),
+        "peak memory": None if last.peak_gib is None else f"{last.peak_gib:.2f} GiB",
+        "slowest rank": None
+        if last.slowest_rank is None or last.slowest_over_fastest is None
+        else f"{last.slowest_rank}, {last.slowest_over_fastest:.2f} times rank {last.fastest_rank}, at the end",
+    }
+    if last.reserved_gib is not None:
+        rows["peak memory"] = f"{rows['peak memory']}, {last.reserved_gib:.2f} GiB reserved"
+    yield from ((name, text) for name, text in rows.items() if text is not None)
+
+
+def _times(outcome: Outcome) -> str:
+    aside = f"checkpoints {outcome.checkpoint_seconds:.1f} s, evaluation {outcome.evaluation_seconds:.1f} s"
+    return f"{outcome.seconds:.1f} s, of which {aside}"
 
 
 def _median(values: list[float]) -> float:

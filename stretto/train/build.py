@@ -1,4 +1,4 @@
-"""From arguments to the objects of a run: model, executor, optimizer, on this rank's place."""
+"""The transformer of `stretto train`, from its arguments to an `Assembly` on this rank."""
 
 from __future__ import annotations
 
@@ -11,49 +11,30 @@ from typing import Any
 import torch
 
 from stretto.arguments.schema import Arguments, OptimizerConfig
-from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, Optimizer, Rule, SGDRule
+from stretto.distributed import AdamWRule, LionRule, MainGradients, Rule, SGDRule
 from stretto.estimate import stage_layers
 from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer, attention_by
 from stretto.parallel_state import ParallelState
-from stretto.pipeline_parallel import Executor, Link, Stage, TensorMeta
-from stretto.schedule import DDP, check_lowered, lower, schedule_for
-from stretto.schedule.generators import forward_only
+from stretto.pipeline_parallel import TensorMeta
 from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
+from stretto.train.assemble import Assembly, assemble
 from stretto.train.dtypes import DTYPES
-from stretto.train.step import Trainer
+from stretto.train.optimizers import flat
 
 
 @dataclass(frozen=True)
-class Built:
-    """What `build` makes: modules by stage, the trainer over them, an executor of forwards alone; fp8 where used."""
+class Built(Assembly[Transformer]):
+    """The transformer that arguments describe, ready to train; fp8 where it is used."""
 
-    stages: dict[int, Transformer]
-    trainer: Trainer
-    evaluator: Executor
-    fp8: Fp8 | None
-
-    @property
-    def weights(self) -> DataParallel:
-        """Buckets of parameters and gradients."""
-        return self.trainer.weights
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """Masters and moments."""
-        return self.trainer.optimizer
+    fp8: Fp8 | None = None
 
 
 def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     """Build this rank's part of the run, with initial weights drawn from `run.seed`, or zeros that are filled later."""
-    layout, axis = state.layout, state.axis("pp")
     parts = stage_specs(args)
-    microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
-    sharding = MODES[args.parallel.sharding] if state.axis("dp", "cp").size > 1 else DDP
-    program = lower(schedule_for(args.parallel.schedule, axis.size, microbatches), sharding)
-    check_lowered(program, sharding)
     direct, fuse, tp = MainGradients(), fused if args.run.compile else unfused, state.axis("tp")
     passes = partial(fused, dynamic=True) if args.run.compile else unfused
     fp8 = None if args.run.fp8 == "none" else RECIPES[args.run.fp8](tp, passes)
@@ -68,41 +49,26 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         accumulators=direct,
         gemms=fp8,
     )
-    boundary = _boundary(args, place)
-    mine = [s for s, rank in enumerate(program.placement) if rank == axis.rank]
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
     attend = attention_by(args.run.attention, deterministic=args.run.deterministic)
-    modules = {
-        s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=recompute, attend=attend) for s in mine
-    }
-    if not draw:  # padding stays zero, whatever is filled in
-        for module in modules.values():
-            for param in module.parameters():
-                param.data.zero_()
-    stages = {s: Stage(s, module, boundary if s else None) for s, module in modules.items()}
-    weights = DataParallel(
-        modules,
+    config = args.optimizer
+    made = assemble(
         state,
+        lambda s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=recompute, attend=attend),
+        optimizer=flat(update_rule(config), fuse=partial(fused, dynamic=True) if args.run.compile else None),
+        schedule=args.parallel.schedule,
+        microbatches=args.batch.global_batch // (args.batch.micro_batch * state.layout.size("dp")),
+        boundary=_boundary(args, place),
+        seed=args.run.seed,
+        clip_grad=config.clip_grad,
         bucket_mb=args.parallel.bucket_mb,
         direct=direct,
-        sharding=sharding,
-        keep=args.parallel.keep_units,
-    )
-    config = args.optimizer
-    fuse_update = partial(fused, dynamic=True) if args.run.compile else None
-    optimizer = Optimizer(weights, update_rule(config), fuse=fuse_update)
-    if draw:
-        optimizer.initialize(args.run.seed)
-    link = Link.between(axis, state.world.device, state.axis)
-    trainer = Trainer(
-        Executor(program, axis.rank, stages, link, weights),
-        weights,
-        optimizer,
-        clip_grad=config.clip_grad,
+        sharding=MODES[args.parallel.sharding],
+        keep_units=args.parallel.keep_units,
+        draw=draw,
         steady=fp8.steady if fp8 else nullcontext,
     )
-    forwards = lower(forward_only(axis.size, microbatches), sharding)
-    return Built(modules, trainer, Executor(forwards, axis.rank, stages, link, weights), fp8)
+    return Built(made.stages, made.stepper, made.evaluator, made.busy, fp8)
 
 
 def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:

@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 from stretto.arguments.errors import as_flag
 from stretto.arguments.schema import OptimizerConfig
 
 
-def learning_rate(update: int, config: OptimizerConfig) -> float:
-    """The rate of update number `update`, counted from 1; `config` is resolved (its `decay_steps` is known).
+@dataclass(frozen=True)
+class LearningRate:
+    """Called with the number of an update, counted from 1.
 
-    It grows linearly up to `lr` at update `warmup_steps`, then decays to `min_lr` at update `decay_steps` and stays
-    there. `wsd` stays at the peak and decays linearly in its last `cooldown_steps` (Hu et al., "MiniCPM", 2024).
+    The rate grows linearly up to `peak` at update `warmup`, then decays to `floor` at update `end` and stays there.
+    `wsd` stays at the peak and decays linearly in its last `cooldown` updates (Hu et al., "MiniCPM", 2024). Raises
+    ValueError where a shape lacks a number that it needs.
     """
-    warmup, peak, floor = config.warmup_steps, config.lr, config.min_lr
-    if warmup and update <= warmup:
-        return peak * (update / warmup)  # the peak itself at the end, to the last bit
-    if config.lr_schedule == "constant":
-        return peak
-    end = _known(config.decay_steps, "decay_steps")
-    if update > end:
-        return floor
-    start = warmup
-    if config.lr_schedule == "wsd":
-        start = end - _known(config.cooldown_steps, "cooldown_steps")
-        if update <= start:
+
+    peak: float
+    shape: Literal["cosine", "linear", "constant", "wsd"] = "constant"
+    floor: float = 0.0
+    warmup: int = 0
+    end: int | None = None
+    cooldown: int | None = None
+
+    def __call__(self, update: int) -> float:
+        """The rate of update number `update`."""
+        warmup, peak, floor = self.warmup, self.peak, self.floor
+        if warmup and update <= warmup:
+            return peak * (update / warmup)  # the peak itself at the end, to the last bit
+        if self.shape == "constant":
             return peak
-    done = (update - start) / (end - start)
-    share = 0.5 * (math.cos(math.pi * done) + 1) if config.lr_schedule == "cosine" else 1 - done
-    return floor + share * (peak - floor)
+        end = self._known(self.end, "end")
+        if update > end:
+            return floor
+        start = warmup
+        if self.shape == "wsd":
+            start = end - self._known(self.cooldown, "cooldown")
+            if update <= start:
+                return peak
+        done = (update - start) / (end - start)
+        share = 0.5 * (math.cos(math.pi * done) + 1) if self.shape == "cosine" else 1 - done
+        return floor + share * (peak - floor)
+
+    def _known(self, value: int | None, name: str) -> int:
+        if value is None:
+            raise ValueError(f"a learning rate of shape {self.shape} needs {name}: the number of updates")
+        return value
 
 
 SCHEDULE = ("lr", "min_lr", "lr_schedule", "warmup_steps", "decay_steps", "cooldown_steps")
-"""The settings of which `learning_rate` is a function."""
+"""The settings of which `learning_rate` is made."""
 
 
 def changed_rate(old: OptimizerConfig, new: OptimizerConfig, update: int) -> str | None:
@@ -42,13 +61,19 @@ def changed_rate(old: OptimizerConfig, new: OptimizerConfig, update: int) -> str
     differ = {name: values for name, values in differ.items() if values[0] != values[1]}
     if not differ:
         return None
-    before, now = (f"{learning_rate(update, config):.3g}" for config in (old, new))
+    before, now = (f"{learning_rate(config)(update):.3g}" for config in (old, new))
     said = ", ".join(f"{name} {then} is now {value}" for name, (then, value) in differ.items())
     keep = " ".join(as_flag(name, then) for name, (then, _) in differ.items())
     return f"{now} at step {update}, was to be {before}: {said}; to keep the former schedule, add {keep}"
 
 
-def _known(value: int | None, name: str) -> int:
-    if value is None:
-        raise ValueError(f"optimizer.{name} is not resolved")
-    return value
+def learning_rate(config: OptimizerConfig) -> LearningRate:
+    """What resolved settings say of the rate."""
+    return LearningRate(
+        config.lr,
+        config.lr_schedule,
+        config.min_lr,
+        config.warmup_steps,
+        config.decay_steps,
+        config.cooldown_steps,
+    )

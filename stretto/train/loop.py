@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from stretto.arguments.schema import Arguments
-from stretto.batch import Batch
-from stretto.collectives import all_reduce
-from stretto.data.baselines import bits_per_byte
-from stretto.data.evaluation import held_out_batches
-from stretto.data.store import TokenStore
 from stretto.initialize.timeline import StartTimeline
-from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
-from stretto.train.build import Built
+from stretto.train.assemble import Assembly
+from stretto.train.batches import Evaluation
 from stretto.train.checkpointing import TrainState
-from stretto.train.learning_rate import learning_rate
-from stretto.train.pace import Pace
+from stretto.train.meter import Meter
 from stretto.train.readback import Readback
-from stretto.train.record import EvalRecord, Listener, StepRecord
+from stretto.train.record import EvalRecord, Listener, SaveRecord, StepRecord
+from stretto.train.slow_ranks import SlowRanks
 from stretto.train.sound import require_equal_replicas, require_finite
 from stretto.train.step import StepResult, evaluate
 
@@ -43,6 +37,18 @@ class DivergedError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How long a run is, and what is due when: every so many steps, and after the last. 0: after the last alone."""
+
+    steps: int
+    rate: Callable[[int], float]
+    """The learning rate of an update, counted from 1."""
+    save_every: int = 0
+    eval_every: int = 0
+    log_every: int = 1
+
+
+@dataclass(frozen=True)
 class Pending:
     """A step whose numbers are not read yet."""
 
@@ -50,9 +56,10 @@ class Pending:
     lr: float
     tokens: int
     """Seen with this step, over all ranks."""
+    epoch: float | None
     result: StepResult
     figures: Readback
-    """Loss, gradient norm, votes to stop."""
+    """Loss, gradient norm, votes to stop; what the ranks measured."""
     done_at: float
 
 
@@ -64,55 +71,87 @@ class Loop:
     from it. So a run that was stopped, or killed, and resumed does and reports exactly what an uninterrupted one does.
     """
 
-    args: Arguments
-    state: ParallelState
-    built: Built
+    assembly: Assembly[Any]
     train_state: TrainState
-    held_out: TokenStore
+    pace: Pace
+    meter: Meter
     listener: Listener
-    save: Callable[[], Path]
-    stop: Callable[[], bool]
+    save: Callable[[], Path] | None = None
+    evaluation: Evaluation | None = None
+    stop: Callable[[], bool] = bool
+    before_step: Callable[[int], object] = bool
+    """Told of each step before it is launched."""
     timeline: StartTimeline = field(default_factory=StartTimeline)
     """Gets the phase "first step", which ends when the device is done with it."""
-    pace: Pace | None = None
+    check_replicas: int = 0
+    """Compare replicas after every so many steps; 0: never."""
+    slow_ranks: SlowRanks | None = None
     """Names a rank that the others wait for."""
-    _clock: float = field(default_factory=time.perf_counter)
     _pending: Pending | None = None
     _first: bool = True
     _stopped: bool = False
 
+    @property
+    def state(self) -> ParallelState:
+        """The ranks."""
+        return self.assembly.stepper.state
+
     def run(self) -> bool:
-        """Train to `run.steps`; False if it was stopped before. A checkpoint of the last step is there either way."""
-        if self.train_state.step and self._due(self.args.run.eval_every):
+        """Train to the last step; False if it was stopped before. A checkpoint is there either way, if any is saved."""
+        if self.train_state.step and self._due(self.pace.eval_every):
             with self.timeline.phase("evaluation"):
                 self.evaluate()
-        while self.train_state.step < self.args.run.steps and not self._stopped:
+        self.meter.resume()
+        while self.train_state.step < self.pace.steps and not self._stopped:
             self.advance()
         return not self._stopped
 
     def advance(self) -> StepResult:
         """One update, the report of the one before, and what is due after it."""
-        with self.pace.step() if self.pace else nullcontext():
+        with self.slow_ranks.step() if self.slow_ranks else nullcontext():
             pending = self._first_step() if self._first else self._step()
         # The step before is read only now: its figures arrived long ago, and the device has this step to work on.
         # Votes are therefore heard one step late, on every rank at the same step.
         if self._pending is not None:
             self._stopped = self._report(self._pending)
         self._pending = pending
-        saving = self._due(self.args.checkpoint.save_every)
-        every = self.args.run.check_replicas
-        if every and pending.step % every == 0:
-            require_equal_replicas(self.built, self.state, pending.step)
-        if self._first or saving or self._stopped or self._due(self.args.run.eval_every):
+        saving = self._due(self.pace.save_every)
+        if self.check_replicas and pending.step % self.check_replicas == 0:
+            require_equal_replicas(self.assembly, self.state, pending.step)
+        if self._first or saving or self._stopped or self._due(self.pace.eval_every):
             self._first, self._pending = False, None
             self._stopped = self._report(pending) or self._stopped
             if saving or self._stopped:
-                require_finite(self.built, self.state, pending.step)
-                self.listener.saved(pending.step, self.save())
-            if not self._stopped:
-                self._evaluate_when_due()
-            self._clock = time.perf_counter()  # what was not training does not count as it
+                self._save(pending.step)
+            if not self._stopped and self._due(self.pace.eval_every):
+                self.evaluate()
+            self.meter.resume()
         return pending.result
+
+    def evaluate(self) -> None:
+        """Mean loss over the evaluation's batches by their weights. Nothing where there are none."""
+        if self.evaluation is None:
+            return
+        total = count = torch.zeros((), dtype=torch.float64, device=self.state.world.device)
+        with self.meter.spent("evaluation"):
+            for microbatches, weight in self.evaluation.batches():
+                total = total + evaluate(self.assembly.evaluator, microbatches, self.state) * weight
+                count = count + weight
+            summed, weights = Readback(total, count).read()
+        if weights:
+            loss, seconds = summed / weights, self.meter.last("evaluation")
+            self.listener.evaluated(
+                EvalRecord(self.train_state.step, loss, self.evaluation.bits_per_byte(loss), seconds)
+            )
+
+    def _save(self, step: int) -> None:
+        if self.save is None:
+            return
+        require_finite(self.assembly, self.state, step)
+        self.listener.saving(step)
+        with self.meter.spent("checkpoint"):
+            path = self.save()
+        self.listener.saved(SaveRecord(step, path, self.meter.last("checkpoint")))
 
     def _first_step(self) -> Pending:
         """The step that ends the start. It alone is waited for: how long it took is then known, and told at once."""
@@ -123,69 +162,36 @@ class Loop:
 
     def _step(self) -> Pending:
         """Launch one update; its figures are on their way."""
-        step = self.train_state.step + 1
+        step, batches = self.train_state.step + 1, self.train_state.batches
         self.timeline.current = f"in step {step}"
-        lr = learning_rate(step, self.args.optimizer)
-        result = self.built.trainer.step(self._next_batch(), lr, stop=self.stop())
-        figures = Readback(result.loss, result.grad_norm, result.votes)
+        self.before_step(step)
+        lr = self.pace.rate(step)
+        with self.meter.spent("data"):
+            rows = batches.next()
+        result = self.assembly.stepper.step(batches.ready(rows), lr, stop=self.stop())
+        measured = self.meter.exchange() if self._ends_line(step) else ()
+        figures = Readback(result.loss, result.grad_norm, result.votes, *measured)
         self.train_state.step = step
-        tokens = self.train_state.feed.consumed * self.args.batch.seq_len
-        return Pending(step, lr, tokens, result, figures, time.perf_counter())
+        return Pending(step, lr, batches.tokens, batches.epoch, result, figures, self.meter.now())
 
     def _due(self, every: int) -> bool:
         """Whether something that is done `every` so many steps, and after the last, is to be done now."""
         step = self.train_state.step
-        return step == self.args.run.steps or (every > 0 and step % every == 0)
+        return step == self.pace.steps or (every > 0 and step % every == 0)
 
-    def _evaluate_when_due(self) -> None:
-        if self._due(self.args.run.eval_every):
-            self.evaluate()
-
-    def evaluate(self) -> None:
-        """Mean loss over held-out batches, every token weighing the same. Nothing without held-out text."""
-        batch = self.args.batch
-        total = count = torch.zeros((), dtype=torch.float64, device=self.state.world.device)
-        for rows in held_out_batches(
-            self.held_out,
-            seq_len=batch.seq_len,
-            global_batch=batch.global_batch,
-            dp_rank=self.state.axis("dp").rank,
-            dp_size=self.state.axis("dp").size,
-            micro_batch=batch.micro_batch,
-            limit=self.args.run.eval_batches,
-        ):
-            microbatches = self._microbatches(rows)
-            tokens = microbatches[0].count
-            total = total + evaluate(self.built.evaluator, microbatches, self.state) * tokens
-            count = count + tokens
-        summed, tokens_seen = Readback(total, count).read()
-        if tokens_seen:
-            loss = summed / tokens_seen
-            bits = bits_per_byte(loss, self.held_out.bytes_per_token)
-            self.listener.evaluated(EvalRecord(self.train_state.step, loss, bits))
+    def _ends_line(self, step: int) -> bool:
+        return step % self.pace.log_every == 0 or step == self.pace.steps
 
     def _report(self, pending: Pending) -> bool:
         """Tell of a step; whether some rank asked to stop. Raises DivergedError, on all ranks alike."""
-        loss, norm, votes = pending.figures.read()
+        loss, norm, votes, *measured = pending.figures.read()
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise DivergedError(pending.step, loss, norm, pending.lr)
-        rate = self.args.batch.global_batch * self.args.batch.seq_len / (pending.done_at - self._clock)
-        self._clock = pending.done_at
-        self.listener.stepped(StepRecord(pending.step, loss, norm, pending.lr, pending.tokens, rate))
+        self.meter.stepped(pending.done_at)
+        self.meter.heard(measured)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        told: dict[str, Any] = {"epoch": pending.epoch, "time": now, **self.meter.figures()}
+        self.listener.stepped(StepRecord(pending.step, loss, norm, pending.lr, pending.tokens, **told))
+        if self._ends_line(pending.step):
+            self.meter.new_line()
         return bool(votes > 0)
-
-    def _next_batch(self) -> list[Microbatch]:
-        dp, batch = self.state.axis("dp"), self.args.batch
-        return self._microbatches(self.train_state.feed.batch(batch.global_batch, dp.rank, dp.size, batch.micro_batch))
-
-    def _microbatches(self, rows: Sequence[Batch]) -> list[Microbatch]:
-        """The batches on the device, each with the number of valid tokens in the whole global batch."""
-        batches = [batch.to(self.state.world.device) for batch in rows]
-        count = valid_tokens(batches, self.state)
-        return [Microbatch(batch, count) for batch in batches]
-
-
-def valid_tokens(batches: Sequence[Batch], state: ParallelState) -> Tensor:
-    """[]: tokens of the global batch that count, in fp64 (exact to 2^53); at least 1: nothing divides by 0."""
-    own = torch.stack([batch.loss_mask.sum() for batch in batches]).sum().double()
-    return all_reduce(own, state.axis("dp", "cp")).clamp(min=1)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Final
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One finished update. `tokens` counts those seen so far, over all ranks."""
+    """One finished update. `tokens` counts those seen so far, over all ranks.
+
+    What is measured is a mean over the steps since the last line, all of the window when the line is told; what is not
+    known is None.
+    """
 
     step: int
     loss: float
@@ -20,35 +25,108 @@ class StepRecord:
     lr: float
     tokens: int
     tokens_per_second: float
+    epoch: float | None = None
+    """How often the data was seen."""
+    time: str | None = None
+    """When it was told: ISO 8601, UTC."""
+    ms_per_step: float | None = None
+    tokens_per_second_per_gpu: float | None = None
+    """Or per rank of a CPU."""
+    tflops_per_gpu_full: float | None = None
+    """Attention counted over the whole square of the sequence, see `stretto.estimate.Flops`."""
+    tflops_per_gpu_causal: float | None = None
+    """Attention counted over the half that a causal mask leaves."""
+    mfu_full: float | None = None
+    """Share of the device's peak, as is the next."""
+    mfu_causal: float | None = None
+    peak_gib: float | None = None
+    """The most memory that any rank had in use so far; on a CPU, resident."""
+    reserved_gib: float | None = None
+    """The most that torch had taken from a GPU."""
+    data_wait_ms: float | None = None
+    """Of a step: what this rank's host waited for its rows."""
+    checkpoint_seconds: float | None = None
+    """Spent since the last line, as is the next."""
+    evaluation_seconds: float | None = None
+    slowest_rank: int | None = None
+    """The rank whose own forwards and backwards took longest, see `stretto.train.busy`."""
+    fastest_rank: int | None = None
+    slowest_over_fastest: float | None = None
+    """Their times."""
 
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """Held-out text after `step` updates."""
+    """Held-out data after `step` updates."""
 
     step: int
     loss: float
     """Nats per token."""
-    bits_per_byte: float
+    bits_per_byte: float | None = None
+    seconds: float | None = None
 
 
-class Listener(Protocol):
-    """Told of everything on rank 0; does what it likes with it, and nothing else in the run depends on it."""
+@dataclass(frozen=True)
+class SaveRecord:
+    """A checkpoint that is whole."""
 
-    def stepped(self, record: StepRecord) -> None: ...
-
-    def evaluated(self, record: EvalRecord) -> None: ...
-
-    def saved(self, step: int, path: Path) -> None: ...
-
-    def close(self) -> None: ...
+    step: int
+    path: Path
+    seconds: float
 
 
-class Everyone:
+@dataclass(frozen=True)
+class RunRecord:
+    """What is about to run: `steps` in all, of which `after` are done."""
+
+    steps: int
+    after: int = 0
+    log_every: int = 1
+    """A line is told after so many steps."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What the run remembers of its configuration."""
+
+
+class Listener:
+    """Is told of a run, on rank 0; nothing in the run depends on it. Override what you want to hear of.
+
+    The order: `started`; `stepped` after each step; `saving` and `saved` around a checkpoint; `evaluated`; `close`,
+    however the run ends. All are called from the training loop, which waits for them.
+    """
+
+    everywhere = False
+    """Whether ranks other than the first tell it, too."""
+
+    def started(self, run: RunRecord) -> None:
+        """The first step is about to be made."""
+
+    def stepped(self, record: StepRecord) -> None:
+        """An update was made."""
+
+    def evaluated(self, record: EvalRecord) -> None:
+        """The model was evaluated."""
+
+    def saving(self, step: int) -> None:
+        """A checkpoint is about to be written."""
+
+    def saved(self, record: SaveRecord) -> None:
+        """It is whole."""
+
+    def close(self) -> None:
+        """The run is over, or has failed."""
+
+
+class Everyone(Listener):
     """Several listeners as one."""
+
+    everywhere = True
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self.listeners = tuple(listeners)
+
+    def started(self, run: RunRecord) -> None:
+        for each in self.listeners:
+            each.started(run)
 
     def stepped(self, record: StepRecord) -> None:
         for each in self.listeners:
@@ -58,16 +136,41 @@ class Everyone:
         for each in self.listeners:
             each.evaluated(record)
 
-    def saved(self, step: int, path: Path) -> None:
+    def saving(self, step: int) -> None:
         for each in self.listeners:
-            each.saved(step, path)
+            each.saving(step)
+
+    def saved(self, record: SaveRecord) -> None:
+        for each in self.listeners:
+            each.saved(record)
 
     def close(self) -> None:
         for each in self.listeners:
             each.close()
 
 
-class JsonLines:
+def figures(record: StepRecord | EvalRecord) -> dict[str, float]:
+    """The numbers of a record by the names that curves are known under; nothing that is not known."""
+    names = _STEP_NAMES if isinstance(record, StepRecord) else _EVAL_NAMES
+    return {name: value for key, name in names.items() if (value := getattr(record, key)) is not None}
+
+
+_STEP_NAMES: Final = MappingProxyType(
+    {
+        "loss": "loss/train",
+        **{name: name for name in ("grad_norm", "lr", "epoch")},
+        **{name: name for name in ("tokens_per_second", "tokens_per_second_per_gpu", "ms_per_step", "data_wait_ms")},
+        **{name: f"compute/{name}" for name in ("tflops_per_gpu_full", "tflops_per_gpu_causal")},
+        **{name: f"compute/{name}" for name in ("mfu_full", "mfu_causal")},
+        **{name: f"memory/{name}" for name in ("peak_gib", "reserved_gib")},
+        **{name: f"time/{name}" for name in ("checkpoint_seconds", "evaluation_seconds")},
+        **{name: f"ranks/{name}" for name in ("slowest_rank", "slowest_over_fastest")},
+    }
+)
+_EVAL_NAMES: Final = MappingProxyType({"loss": "loss/held_out", "bits_per_byte": "bits_per_byte/held_out"})
+
+
+class JsonLines(Listener):
     """`metrics.jsonl`: one object per line, `step` in each, steps and evaluations alike.
 
     A run that goes on after step `after` repeats all that followed the checkpoint of that step, its evaluation
@@ -87,13 +190,12 @@ class JsonLines:
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def stepped(self, record: StepRecord) -> None:
-        self._write(asdict(record))
+        self._write({key: value for key, value in asdict(record).items() if value is not None})
 
     def evaluated(self, record: EvalRecord) -> None:
-        self._write({"step": record.step, "held_out_loss": record.loss, "held_out_bits_per_byte": record.bits_per_byte})
-
-    def saved(self, step: int, path: Path) -> None:
-        """Nothing: the directory of the checkpoints says it."""
+        row = {"held_out_loss": record.loss, "held_out_bits_per_byte": record.bits_per_byte}
+        row["evaluation_seconds"] = record.seconds
+        self._write({"step": record.step, **{key: value for key, value in row.items() if value is not None}})
 
     def close(self) -> None:
         self._file.close()
@@ -102,7 +204,7 @@ class JsonLines:
         self._file.write(json.dumps(row) + "\n")
 
 
-class TensorBoard:
+class TensorBoard(Listener):
     """The same numbers as TensorBoard scalars, against the step. `last`: the step after which the run goes on."""
 
     def __init__(self, directory: Path, *, last: StepRecord | None = None) -> None:
@@ -114,21 +216,14 @@ class TensorBoard:
             self.stepped(last)
 
     def stepped(self, record: StepRecord) -> None:
-        values = {
-            "loss/train": record.loss,
-            "grad_norm": record.grad_norm,
-            "lr": record.lr,
-            "tokens_per_second": record.tokens_per_second,
-        }
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, record.step)
+        self._plot(record)
 
     def evaluated(self, record: EvalRecord) -> None:
-        self._writer.add_scalar("loss/held_out", record.loss, record.step)
-        self._writer.add_scalar("bits_per_byte/held_out", record.bits_per_byte, record.step)
+        self._plot(record)
 
-    def saved(self, step: int, path: Path) -> None:
-        """Nothing to plot."""
+    def _plot(self, record: StepRecord | EvalRecord) -> None:
+        for name, value in figures(record).items():
+            self._writer.add_scalar(name, value, record.step)
 
     def close(self) -> None:
         self._writer.close()

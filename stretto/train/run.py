@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stretto.arguments import Arguments, ConfigError, Resolved, Violation
+from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.tree import settings
 from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls, Waits
 from stretto.data.corpus import Corpus
 from stretto.data.feed import Feed
 from stretto.data.prepare import Splits, prepare
+from stretto.data.store import TokenStore
 from stretto.data.tokenizer import Tokenizer, load_tokenizer
+from stretto.estimate import flops_per_token
 from stretto.initialize.failures import is_consequence
 from stretto.initialize.timeline import StartTimeline
 from stretto.interop.config import read_config
@@ -25,14 +28,18 @@ from stretto.interop.shapes import logical_shapes
 from stretto.layout import Layout
 from stretto.parallel_state import GroupCost, ParallelState
 from stretto.train.build import Built, build
-from stretto.train.checkpointing import TrainState, require_fits
+from stretto.train.checkpointing import require_fits
 from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
 from stretto.train.groups import axes_of, group_options
-from stretto.train.loop import Loop
-from stretto.train.pace import Pace
+from stretto.train.learning_rate import learning_rate
+from stretto.train.meter import Work
+from stretto.train.peak import peak_tflops
+from stretto.train.profile import Profile
 from stretto.train.record import Listener
 from stretto.train.sample import Spread
+from stretto.train.text import HeldOut, TextBatches
+from stretto.train.trainer import Outcome, Trainer
 from stretto.world import World
 
 
@@ -50,16 +57,6 @@ class Text:
         data = args.data
         corpus, tokenizer = Corpus.open(data.data), load_tokenizer(data.tokenizer)
         return cls(corpus, tokenizer, prepare(corpus, tokenizer, held_out=data.held_out, cache=data.cache))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    finished: bool
-    step: int
-    seconds: float
-    """Of the loop, evaluation and saving included."""
 
 
 def with_vocabulary(resolved: Resolved, tokenizer: Tokenizer) -> Resolved:
@@ -120,30 +117,80 @@ def train(
             on_all_ranks(state, lambda: require_fits(args, resume) if world.rank == 0 else None)
         with timeline.phase("model"):
             built = build(args, state, draw=resume is None and args.checkpoint.init_from is None)
-        train_state = TrainState(built.optimizer, feed)
+        trainer = trainer_of(
+            args,
+            built,
+            feed,
+            text.splits.held_out,
+            about={"record": resolved.record().as_dict(), "tokenizer": args.data.tokenizer},
+            timeline=timeline,
+            waited=lambda: waits.seconds,
+        )
         if resume is not None:
             with timeline.phase("checkpoint"):
-                train_state.load(resume, state)
+                trainer.load(resume)
         elif args.checkpoint.init_from is not None:
             with timeline.phase("weights"):
                 on_all_ranks(state, lambda: init_from(args, built))
-        about = {"record": resolved.record().as_dict(), "tokenizer": args.data.tokenizer}
-        save = partial(train_state.save, Paths.of(args).checkpoints, about, state, keep=args.checkpoint.keep)
 
         def begun() -> Listener:
             with timeline.phase("output"):  # not the wait for the others, which their slow phases make
-                return begin(train_state.step, state.costs)
+                return begin(trainer.step, state.costs)
 
-        told = on_all_ranks(state, begun)
-        try:
-            pace = Pace(state, lambda: waits.seconds)
-            loop = Loop(args, state, built, train_state, text.splits.held_out, told, save, stop, timeline, pace)
-            since = time.perf_counter()
-            finished = loop.run()
-            return Outcome(finished, train_state.step, time.perf_counter() - since)
-        finally:
-            told.close()
-            built.weights.close()
+        with trainer, profiled(args, state.world) as before_step:
+            told = on_all_ranks(state, begun)
+            return trainer.fit(args.run.steps, [told], stop=stop, before_step=before_step, metrics=False)
+
+
+def trainer_of(
+    args: Arguments,
+    built: Built,
+    feed: Feed,
+    held_out: TokenStore,
+    *,
+    about: Mapping[str, Any] | None = None,
+    timeline: StartTimeline | None = None,
+    waited: Callable[[], float] | None = None,
+) -> Trainer:
+    """The trainer of `stretto train`: a model that was built from arguments, on text."""
+    state, batch, run = built.stepper.state, args.batch, args.run
+    return Trainer(
+        built,
+        state,
+        data=TextBatches(feed, batch, state),
+        global_batch=batch.global_batch,
+        micro_batch=batch.micro_batch,
+        lr=learning_rate(args.optimizer),
+        out=Paths.of(args).root,
+        save_every=args.checkpoint.save_every,
+        keep=args.checkpoint.keep,
+        evaluation=HeldOut(held_out, batch, state, run.eval_batches),
+        eval_every=run.eval_every,
+        log_every=run.log_every,
+        about=about,
+        work=Work(
+            batch.global_batch * batch.seq_len,
+            flops_per_token(args.model, batch.seq_len),
+            run.peak_tflops or peak_tflops(state.world.device, args.run.dtype),
+        ),
+        timeline=timeline,
+        check_replicas=run.check_replicas,
+        waited=waited,
+    )
+
+
+@contextmanager
+def profiled(args: Arguments, world: World) -> Iterator[Callable[[int], object]]:
+    """What is told of each step before it is launched; at the end what was recorded is written."""
+    if args.run.profile is None:
+        yield bool
+        return
+    window = ProfileWindow.read(args.run.profile)
+    profile = Profile(window, Paths.of(args).root / "profile", world.rank, world.device)
+    try:
+        yield profile.begin
+    finally:
+        profile.close()
 
 
 def init_from(args: Arguments, built: Built) -> None:

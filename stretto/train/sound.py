@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from stretto.exchange import all_gather_json, all_same
 from stretto.initialize.roll_call import ranges
 from stretto.parallel_state import ParallelState
 from stretto.params import Slice, slices
-from stretto.train.build import Built
+from stretto.train.assemble import Assembly
 from stretto.world import Axis
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -32,7 +33,7 @@ class UnsoundError(RuntimeError):
     """Weights or moments are not what they should be; the message is the same on every rank."""
 
 
-def require_equal_replicas(built: Built, state: ParallelState, step: int) -> None:
+def require_equal_replicas(built: Assembly[Any], state: ParallelState, step: int) -> None:
     """Raise UnsoundError on all ranks where two that hold the same block of a tensor differ in any bit of it."""
     pieces = _pieces(built)
     sums = torch.stack([checksum(p.tensor) for p in pieces]).tolist()
@@ -46,7 +47,7 @@ def require_equal_replicas(built: Built, state: ParallelState, step: int) -> Non
         )
 
 
-def require_finite(built: Built, state: ParallelState, step: int) -> None:
+def require_finite(built: Assembly[Any], state: ParallelState, step: int) -> None:
     """Raise UnsoundError on all ranks where a weight or moment is NaN or infinite, used in this step or not."""
     pieces = [p for p in _pieces(built) if p.tensor.numel()]
     largest = torch.stack([torch.linalg.vector_norm(p.tensor, ord=torch.inf).double() for p in pieces])
@@ -65,7 +66,7 @@ def checksum(x: Tensor) -> Tensor:
     return (rows * (2 * torch.arange(rows.numel(), device=x.device) + 1)).sum()
 
 
-def _pieces(built: Built) -> list[Slice]:
+def _pieces(built: Assembly[Any]) -> list[Slice]:
     """What this rank holds: masters and moments, and the parameters where they are rounded from masters."""
     weights = built.weights
     narrow = [d for d in weights.declared if d.param.element_size() < 4]

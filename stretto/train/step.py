@@ -1,19 +1,36 @@
-"""One optimizer step, and one evaluation, over any stages: what a training loop of one's own is built from."""
+"""One optimizer step, and one evaluation, over any stages: what training loops are built from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from stretto.collectives import all_reduce
-from stretto.distributed import DataParallel, Optimizer, clip_factor, grad_norm
+from stretto.distributed import DataParallel, clip_factor, grad_norm
 from stretto.parallel_state import ParallelState
+from stretto.params import Slice
 from stretto.pipeline_parallel import Executor
+
+
+class Optimizer(Protocol):
+    """What training asks of an optimizer over the flat storage of `DataParallel`."""
+
+    def initialize(self, seed: int) -> None:
+        """Draw the initial weights, and make the parameters follow."""
+
+    def step(self, lr: float, scale: Tensor | None = None) -> None:
+        """Update from `scale` [] times the gradients."""
+
+    def slices(self) -> list[Slice]:
+        """All that a checkpoint holds: masters under `model/`, and the optimizer's state."""
+
+    def loaded(self, steps: int) -> None:
+        """The slices were filled from a checkpoint of `steps` updates."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,7 @@ class StepResult:
     votes: Tensor
 
 
-class Trainer:
+class Stepper:
     """Forwards and backwards as the program says, reductions, clipping, the update.
 
     The program runs in a context of `steady`, within which weights do not change.

@@ -65,7 +65,7 @@ def record_step(args: Arguments, layout: Layout, world: World, *, seed: int = 0)
             session = Session(args, state, built)
             for step in range(2):
                 recorder.clear()
-                built.trainer.step(session.microbatches(random_batch(args, seed + step)), args.optimizer.lr)
+                built.stepper.step(session.microbatches(random_batch(args, seed + step)), args.optimizer.lr)
         finally:
             built.weights.close()
         return _gather(recorder.calls, state)

@@ -32,8 +32,8 @@ from stretto.train.build import Built
 from stretto.train.build import build as build_run
 from stretto.train.dtypes import DTYPES
 from stretto.train.groups import axes_of, group_options
-from stretto.train.loop import valid_tokens
 from stretto.train.step import evaluate
+from stretto.train.text import valid_tokens
 from stretto.verify.activations import ActivationObserver, Seen
 from stretto.verify.full import gather_full, load_full, unequal_replicas
 from stretto.world import World
@@ -107,19 +107,19 @@ class Session:
 
         With `observe`, `seen` has afterwards what passed through each module.
         """
-        trainer, microbatches = self.built.trainer, self.microbatches(batch)
+        stepper, microbatches = self.built.stepper, self.microbatches(batch)
         if observe:
             mine = list(zip(microbatches, self._rows(), strict=True))
             shape = (batch.tokens.shape[0], batch.tokens.shape[1])
             with ActivationObserver(self.built.stages, self.state.axis("tp"), mine, shape) as observer:
-                loss = trainer.gradients(microbatches)
+                loss = stepper.gradients(microbatches)
             self.seen = observer.gather(self.world)
         else:
-            loss = trainer.gradients(microbatches)
+            loss = stepper.gradients(microbatches)
         weights = self.built.weights
         pieces = slices(weights.declared, lambda p: weights.part(p, lambda bucket: bucket.grad), weights.position())
         self._grads = [replace(piece, tensor=piece.tensor.clone()) for piece in pieces]
-        result = trainer.update(loss, self.args.optimizer.lr)
+        result = stepper.update(loss, self.args.optimizer.lr)
         return result.loss.item(), result.grad_norm.item()
 
     def evaluate(self, batch: Batch) -> float:

@@ -12,19 +12,19 @@ from stretto.cli import main
 from stretto.collectives import all_reduce
 from stretto.train import step
 from stretto.train.loop import Loop
-from stretto.train.step import Trainer
+from stretto.train.step import Stepper
 from stretto.world import Axis
 
 
 def one_more_sum(argv: Sequence[str]) -> int:
     """In each step, on all ranks alike: nothing but the volume tells."""
-    before = Trainer.step
+    before = Stepper.step
 
-    def after(self: Trainer, *args: Any, **more: Any) -> Any:
+    def after(self: Stepper, *args: Any, **more: Any) -> Any:
         all_reduce(torch.ones(3), self.weights.state.axis("dp"))
         return before(self, *args, **more)
 
-    Trainer.step = after  # type: ignore[method-assign]
+    Stepper.step = after  # type: ignore[method-assign]
     return main(argv)
 
 

@@ -22,14 +22,18 @@ def _package(requirement: str) -> str:
 
 
 @pytest.mark.pure
-@pytest.mark.parametrize("section", ["To run", "To develop", "To build", "Optional, probed, never required"])
+@pytest.mark.parametrize(
+    "section",
+    ["To run", "To develop", "To build the documentation", "To build", "Optional, probed, never required"],
+)
 def test_each_dependency_is_justified_and_no_other(section, pyproject, texts):
     extras = pyproject["project"]["optional-dependencies"]
     declared = {
         "To run": pyproject["project"]["dependencies"],
         "To develop": extras["dev"],
+        "To build the documentation": extras["docs"],
         "To build": pyproject["build-system"]["requires"],
-        "Optional, probed, never required": [r for name, e in extras.items() if name != "dev" for r in e],
+        "Optional, probed, never required": [r for name, e in extras.items() if name not in ("dev", "docs") for r in e],
     }
     text = texts["docs/dependencies.md"].split(f"## {section}\n")[1].split("\n## ")[0]
     justified = [name.lower() for name in re.findall(r"^\| `([^`]+)` \| .{10,}\|$", text, re.MULTILINE)]

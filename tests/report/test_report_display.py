@@ -14,45 +14,75 @@ from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
 from stretto.report.summary import curve, sample_panel
 from stretto.terminal import printable
-from stretto.train.record import EvalRecord, StepRecord
+from stretto.train.record import EvalRecord, RunRecord, SaveRecord, StepRecord
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-STEP = StepRecord(99_990, 12.3456, 123.456, 2.5e-4, 10**12, 1_234_567.0)
-SHOWN = ("99990/100000", "loss 12.3456", "norm 123.456", "lr 2.50e-04", "1,234,567 tokens/s")
+STEP = StepRecord(
+    99_990,
+    12.3456,
+    123.456,
+    2.5e-4,
+    10**12,
+    1_234_567.0,
+    epoch=1.25,
+    ms_per_step=12_345.6,
+    tokens_per_second_per_gpu=98_765.4,
+    tflops_per_gpu_full=412.3,
+    tflops_per_gpu_causal=380.6,
+    mfu_full=0.4167,
+    mfu_causal=0.3846,
+    peak_gib=71.2,
+    reserved_gib=78.9,
+    data_wait_ms=0.4,
+    slowest_rank=127,
+    fastest_rank=3,
+    slowest_over_fastest=1.07,
+)
+SHOWN = (
+    *("99990/100000", "loss 12.3456", "norm 123.456", "lr 2.50e-04", "12,346 ms", "1,234,567 tokens/s", "98,765 each"),
+    *("TFLOP/s 412 full 381 causal", "MFU 41.7% full 38.5% causal", "71.2/78.9 GiB", "data 0.4 ms"),
+    *("epoch 1.25", "slowest rank 127 x1.07"),
+)
 
 
 def shown(width: int, *, terminal: bool, log_every: int = 1) -> str:
     out = io.StringIO()
     screen = console(file=out, width=width, force_terminal=terminal, color_system=None)
-    live = LiveProgress(screen, "live" if terminal else "lines", steps=100_000, after=99_900, log_every=log_every)
+    live = LiveProgress(screen)
+    live.started(RunRecord(100_000, 99_900, log_every))
     live.stepped(STEP)
-    live.evaluated(EvalRecord(99_990, 1.5, 2.25))
-    live.saved(99_990, Path("/a/long/path/" * 12) / "step-00099990")
+    live.evaluated(EvalRecord(99_990, 1.5, 2.25, 3.21))
+    live.saving(99_990)
+    live.saved(SaveRecord(99_990, Path("/a/long/path/" * 12) / "step-00099990", 4.56))
+    live.stepped(STEP)
     live.close()
     return out.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
-def test_a_terminal_has_all_figures_in_two_lines(width: int) -> None:
+def test_a_terminal_has_all_figures_under_a_bar(width: int) -> None:
     """Catches: a line that is wider than the window, which breaks, or loses its end."""
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown(width, terminal=True)).replace("\r", "\n").splitlines()
-    bar, figures = [line for line in lines if line.strip()][-2:]
+    bar, *figures = [line for line in lines if line.strip()][-4:]
     assert SHOWN[0] in bar
     assert "━" in bar
     assert re.search(r"\d+:\d\d:\d\d left$", bar.rstrip())
-    assert all(figure in figures for figure in SHOWN[1:])
-    assert max(len(bar), len(figures)) <= width
+    assert all(any(figure in line for line in figures) for figure in SHOWN[1:])
+    assert max(map(len, (bar, *figures))) <= width
+    assert any("saving ..." in line for line in lines)
 
 
 def test_a_file_has_a_line_for_each_report() -> None:
     lines = shown(80, terminal=False).splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
     assert all(figure in lines[0] for figure in SHOWN)
     assert lines[0].endswith(" left")
     assert "held-out loss 1.5000, 2.250 bits per byte" in lines[1]
-    assert lines[2].endswith("step-00099990")
+    assert lines[1].endswith(" in 3.2 s")
+    assert lines[2] == "step 99990: saving ..."
+    assert lines[3].endswith("step-00099990 in 4.6 s")
 
 
 def test_a_terminal_breaks_a_long_line_between_words_and_a_file_not_at_all() -> None:
@@ -61,7 +91,7 @@ def test_a_terminal_breaks_a_long_line_between_words_and_a_file_not_at_all() -> 
     for terminal in (True, False):
         out = io.StringIO()
         screen = console(file=out, width=60, force_terminal=terminal, color_system=None)
-        LiveProgress(screen, "live" if terminal else "lines", steps=1, after=0, log_every=1).say(line, by_words=True)
+        LiveProgress(screen).say(line, by_words=True)
         said[terminal] = out.getvalue()
     assert said[False] == f"{line}\n"
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said[True])
@@ -71,16 +101,17 @@ def test_a_terminal_breaks_a_long_line_between_words_and_a_file_not_at_all() -> 
 
 def test_without_progress_nothing_is_said() -> None:
     out = io.StringIO()
-    none = LiveProgress(console(file=out), "none", steps=100_000, after=0, log_every=1)
+    none = LiveProgress(console(file=out), "none")
+    none.started(RunRecord(100_000, 0, 1))
     none.stepped(STEP)
-    none.evaluated(EvalRecord(1, 1.5, 2.25))
+    none.evaluated(EvalRecord(1, 1.5, 2.25, 0.1))
     none.say("start-up")
     none.close()
     assert out.getvalue() == ""
 
 
 def test_log_every_thins_the_lines() -> None:
-    assert len(shown(80, terminal=False, log_every=7).splitlines()) == 2
+    assert len(shown(80, terminal=False, log_every=7).splitlines()) == 3
 
 
 def test_the_start_is_told_once_with_its_first_step() -> None:

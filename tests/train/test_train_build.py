@@ -36,7 +36,7 @@ def test_gradients_go_up_on_a_communicator_of_their_own(rank: int) -> None:
     )
     with ParallelState.inspect(Layout.of(pp=2), rank) as state:
         built = build(args, state)
-        for executor in (built.trainer.executor, built.evaluator):
+        for executor in (built.stepper.executor, built.evaluator):
             down, up = executor.link.pairs[0, 1], executor.link.pairs[1, 0]
             assert None not in (down.group, up.group)
             assert up.group is not down.group
@@ -48,7 +48,7 @@ def test_a_split_backward_needs_layers_that_leave_something_for_w() -> None:
     with ParallelState.inspect(Layout.of(), 0) as state:
         built = build(SMALL, state)
         actions = (Action(0, Op.F, 0), Action(0, Op.I, 0), Action(0, Op.W, 0))
-        executor = built.trainer.executor
+        executor = built.stepper.executor
         with pytest.raises(ValueError, match="no layer of stage 0 leaves any for it"):
             Executor(Schedule((0,), 1, (actions,)), 0, executor.stages, executor.link, built.weights)
         built.weights.close()

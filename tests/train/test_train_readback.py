@@ -20,11 +20,11 @@ from stretto.data.feed import Feed
 from stretto.data.store import TokenStore, write_store
 from stretto.layout import Layout
 from stretto.testing import Pool
-from stretto.train.checkpointing import TrainState
 from stretto.train.loop import Loop
 from stretto.train.readback import Readback
 from stretto.train.record import Everyone
-from stretto.train.step import Trainer
+from stretto.train.run import trainer_of
+from stretto.train.step import Stepper
 from stretto.verify import build
 from stretto.world import World
 
@@ -55,8 +55,8 @@ def loop(world: World, directory: Path, words: str = "") -> Iterator[Loop]:
         writer.add(torch.arange(16 * 12).remainder(61).numpy(), 16 * 12)
     text = TokenStore.open(path)
     with build(args, Layout.of(), world) as session:
-        state = TrainState(session.built.optimizer, Feed(text, seq_len=16, seed=0))
-        made = Loop(args, session.state, session.built, state, text, Everyone([]), save=Path, stop=bool)
+        trainer = trainer_of(args, session.built, Feed(text, seq_len=16, seed=0), text)
+        made = trainer.loop(args.run.steps, Everyone([]))
         made.advance()
         yield made
 
@@ -64,7 +64,7 @@ def loop(world: World, directory: Path, words: str = "") -> Iterator[Loop]:
 @pytest.mark.gloo
 def test_figures_are_read_after_the_next_step_is_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    step, read = Trainer.step, Readback.read
+    step, read = Stepper.step, Readback.read
 
     def noted_step(*args: Any, **kwargs: Any) -> Any:
         told.append("launch")
@@ -75,7 +75,7 @@ def test_figures_are_read_after_the_next_step_is_launched(tmp_path: Path, monkey
         return read(self)
 
     with loop(World.single(), tmp_path) as made:
-        monkeypatch.setattr(Trainer, "step", noted_step)
+        monkeypatch.setattr(Stepper, "step", noted_step)
         monkeypatch.setattr(Readback, "read", noted_read)
         for _ in range(3):
             made.advance()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stretto.train.record import EvalRecord, Everyone, JsonLines, StepRecord
+from stretto.train.record import EvalRecord, Everyone, JsonLines, Listener, SaveRecord, StepRecord
 
 pytestmark = pytest.mark.pure
 
@@ -112,7 +112,7 @@ def test_lines_are_on_disk_at_once(tmp_path: Path) -> None:
 def test_everyone_tells_all_in_order(tmp_path: Path) -> None:
     told: list[tuple[str, object]] = []
 
-    class Ear:
+    class Ear(Listener):
         def __init__(self, name: str) -> None:
             self.name = name
 
@@ -122,8 +122,8 @@ def test_everyone_tells_all_in_order(tmp_path: Path) -> None:
         def evaluated(self, record: EvalRecord) -> None:
             told.append((self.name, record.bits_per_byte))
 
-        def saved(self, step: int, path: Path) -> None:
-            told.append((self.name, (step, path)))
+        def saved(self, record: SaveRecord) -> None:
+            told.append((self.name, (record.step, record.path)))
 
         def close(self) -> None:
             told.append((self.name, "close"))
@@ -131,6 +131,6 @@ def test_everyone_tells_all_in_order(tmp_path: Path) -> None:
     both = Everyone([Ear("a"), Ear("b")])
     both.stepped(step(7))
     both.evaluated(EvalRecord(7, 3.0, 4.0))
-    both.saved(7, tmp_path)
+    both.saved(SaveRecord(7, tmp_path, 0.5))
     both.close()
     assert told == [(name, what) for what in (7, 4.0, (7, tmp_path), "close") for name in "ab"]

@@ -28,8 +28,8 @@ from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Link
 from stretto.train.build import build
 from stretto.train.groups import group_options
-from stretto.train.loop import valid_tokens
 from stretto.train.step import evaluate
+from stretto.train.text import valid_tokens
 
 pytestmark = pytest.mark.gloo
 
@@ -98,7 +98,7 @@ def test_what_the_rules_accept_builds_and_takes_a_step(run: Resolved, data: st.D
     with ParallelState.inspect(run.layout, rank) as state:
         built = build(run.args, state)
         batches = microbatches(run, state)
-        built.trainer.step(batches, run.args.optimizer.lr)
+        built.stepper.step(batches, run.args.optimizer.lr)
         evaluate(built.evaluator, batches, state)
         built.weights.close()
 

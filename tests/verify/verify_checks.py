@@ -21,9 +21,8 @@ from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.params import Slice, collect, slices
 from stretto.tensor_parallel import Build
-from stretto.train.checkpointing import TrainState
-from stretto.train.loop import Loop
-from stretto.train.record import EvalRecord, Everyone
+from stretto.train.record import EvalRecord, Listener
+from stretto.train.run import trainer_of
 from stretto.verify import Comparison, against_reference, build, gather_full, load_full, random_batch, random_weights
 from stretto.world import Axis, World
 
@@ -138,9 +137,8 @@ def held_out_loss(world: World) -> str:
         with build(args, Layout.of(pp=2, dp=2), world) as session:
             weights = random_weights(session, 0)
             session.load_full(weights)
-            state = TrainState(session.built.optimizer, Feed(text, seq_len=seq, seed=0))
             told = _Heard()
-            Loop(args, session.state, session.built, state, text, told, Path, bool).evaluate()
+            trainer_of(args, session.built, Feed(text, seq_len=seq, seed=0), text).loop(1, told).evaluate()
         tokens = torch.from_numpy(text.tokens.astype("int64"))
     model = _whole_model(args, weights)
     total = 0.0
@@ -198,9 +196,8 @@ def _store(path: Path, tokens: int, vocab: int) -> TokenStore:
     return TokenStore.open(path)
 
 
-class _Heard(Everyone):
+class _Heard(Listener):
     def __init__(self) -> None:
-        super().__init__([])
         self.losses: list[float] = []
 
     def evaluated(self, record: EvalRecord) -> None:

@@ -248,13 +248,13 @@ LOSS = [
     ),
     Fault(
         "the loss is divided by the tokens of this rank",
-        "train/loop.py",
+        "train/text.py",
         'return all_reduce(own, state.axis("dp", "cp")).clamp(min=1)',
         "return own.clamp(min=1)",
     ),
     Fault(
         "the loss is scaled by the number of microbatches",
-        "train/loop.py",
+        "train/text.py",
         "[batch.loss_mask.sum() for batch in batches]).sum().double()",
         "[batch.loss_mask.sum() for batch in batches]).double().mean()",
     ),
@@ -266,15 +266,15 @@ LOSS = [
     ),
     Fault(
         "a batch without valid tokens divides by zero",
-        "train/loop.py",
+        "train/text.py",
         "clamp(min=1)",
         "clamp(min=0)",
     ),
     Fault(
         "an evaluation is the mean of its batches' means",
-        "train/loop.py",
-        "tokens = microbatches[0].count\n",
-        "tokens = torch.ones_like(microbatches[0].count)\n",
+        "train/text.py",
+        "yield microbatches, microbatches[0].count\n",
+        "yield microbatches, torch.ones_like(microbatches[0].count)\n",
     ),
     Fault(
         "every tensor-parallel rank adds its loss",
@@ -484,9 +484,9 @@ START = [
     ),
     Fault(
         "initial values depend on the stage",
-        "train/build.py",
-        "optimizer.initialize(args.run.seed)",
-        "optimizer.initialize(args.run.seed + axis.rank)",
+        "train/assemble.py",
+        "made.initialize(seed)",
+        "made.initialize(seed + axis.rank)",
     ),
     Fault(
         "initial values follow the name of the stored matrix",

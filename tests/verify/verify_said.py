@@ -91,8 +91,8 @@ LEARNING_RATE = Said(
     Fault(
         "a cooldown that begins one update early",
         "train/learning_rate.py",
-        'end - _known(config.cooldown_steps, "cooldown_steps")',
-        'end - _known(config.cooldown_steps, "cooldown_steps") - 1',
+        'end - self._known(self.cooldown, "cooldown")',
+        'end - self._known(self.cooldown, "cooldown") - 1',
     ),
     Fault(
         "a floor that is not reached",

@@ -20,9 +20,9 @@ READBACK = Said(
     ),
     Fault(
         "an evaluation that reads each batch",
-        "train/loop.py",
-        "tokens = microbatches[0].count\n",
-        "tokens = microbatches[0].count.item()\n",
+        "train/text.py",
+        "yield microbatches, microbatches[0].count\n",
+        "yield microbatches, microbatches[0].count.item()\n",
     ),
 )
 

@@ -19,10 +19,9 @@ from stretto.initialize import initialize
 from stretto.parallel_state import ParallelState
 from stretto.report.progress import LiveProgress
 from stretto.train.build import build
-from stretto.train.checkpointing import TrainState
 from stretto.train.groups import group_options
-from stretto.train.loop import Loop
-from stretto.train.record import Everyone, JsonLines, Listener
+from stretto.train.record import Everyone, JsonLines, Listener, RunRecord
+from stretto.train.run import trainer_of
 from stretto.world import World
 
 
@@ -84,16 +83,10 @@ class Peer:
         self.built = build(args, self.state)
         self._stack.callback(self.built.weights.close)
         feed = Rows(job, self.state.axis("dp").rank).feed
-        self.loop = Loop(
-            args,
-            self.state,
-            self.built,
-            TrainState(self.built.optimizer, feed),
-            feed.store,
-            self._listener(),
-            save=Path,
-            stop=bool,
-        )
+        listener = self._listener()
+        listener.started(RunRecord(run.steps))
+        trainer = trainer_of(args, self.built, feed, feed.store)
+        self.loop = trainer.loop(run.steps, listener)
 
     def _listener(self) -> Listener:
         """What a run has on rank 0: the file of metrics, and a line for each step, which nobody sees."""
@@ -101,7 +94,7 @@ class Peer:
             return Everyone([])
         files = Path(self._stack.enter_context(TemporaryDirectory()))
         unseen = Console(file=self._stack.enter_context((files / "progress").open("w")))
-        lines = LiveProgress(unseen, "lines", steps=self.args.run.steps, after=0, log_every=self.args.run.log_every)
+        lines = LiveProgress(unseen, "lines")
         told = Everyone([JsonLines(files / "metrics.jsonl", after=0), lines])
         self._stack.callback(told.close)
         return told

@@ -17,7 +17,7 @@ from stretto.collectives import all_gather, all_reduce
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
-from stretto.train.pace import MICROSECOND, WINDOW, Pace, find
+from stretto.train.slow_ranks import MICROSECOND, WINDOW, SlowRanks, find
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -39,7 +39,7 @@ def _steps(world: World, victim: int) -> list[tuple[int, str]]:
     logger.addHandler(handler)
     waits = Waits()
     with ParallelState.build(Layout.of(tp=2, pp=2), world, timer=waits) as state:
-        pace = Pace(state, lambda: waits.seconds)
+        pace = SlowRanks(state, lambda: waits.seconds)
         for step in range(1, 29):
             with pace.step():
                 time.sleep(BUSY * (1 + state.axis("pp").rank))

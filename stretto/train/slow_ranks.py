@@ -50,7 +50,7 @@ class Slow:
         )
 
 
-class Pace:
+class SlowRanks:
     """Of one rank's steps; `waited` says how many seconds it has waited for others so far."""
 
     def __init__(self, state: ParallelState, waited: Callable[[], float]) -> None:
@@ -101,8 +101,8 @@ class Pace:
 
 
 def find(busy: list[float], ranks: list[float], busiest: list[int], whole: float) -> list[Slow]:
-    """Slow ranks, from what `Pace` gathers of each stage over a window: seconds of all its ranks, how many they are,
-    the busiest as it is packed; and the seconds of the window."""
+    """Slow ranks, from what `SlowRanks` gathers of each stage over a window: seconds of all its ranks, how many
+    they are, the busiest as it is packed; and the seconds of the window."""
     found = []
     for stage, packed in enumerate(busiest):
         worst, rank = packed // _RANKS * MICROSECOND, packed % _RANKS

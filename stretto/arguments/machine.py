@@ -1,0 +1,59 @@
+"""What the GPUs of this machine say where nobody else does: the device, and how many processes to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+from stretto.arguments.errors import Violation
+from stretto.arguments.layers import Layer
+from stretto.arguments.setting import Value
+from stretto.arguments.sources import Source, SourceKind
+
+ROWS = 32
+"""Of a batch for each GPU, where the fallback preset leaves the batch to the machine."""
+
+
+def uses_gpus(layers: Sequence[Layer], gpus: Callable[[], int]) -> bool:
+    """Whether a run goes to GPUs: it is asked to, or there are enough and nothing is said."""
+    said = _said(layers)
+    device, nproc = said.get("run.device"), said.get("run.nproc")
+    if device is not None:
+        return device == "cuda"
+    return gpus() >= (nproc if isinstance(nproc, int) else 1)
+
+
+def of_machine(layers: Sequence[Layer], gpus: Callable[[], int], *, whole: bool) -> Layer:
+    """The weakest layer of all: values that follow from the machine; with `whole`, those of the batch too.
+
+    It has a violation where more processes are asked for than there are GPUs.
+    """
+    source = Source(SourceKind.DEFAULT, "GPUs of this machine")
+    if not uses_gpus(layers, gpus):
+        return Layer(source, {})
+    said, count = _said(layers), gpus()
+    found: dict[str, Value] = {"run.device": "cuda"}
+    p = {
+        axis: size if isinstance(size := said.get(f"parallel.{axis}"), int) else None
+        for axis in ("tp", "cp", "pp", "dp")
+    }
+    model = prod(size or 1 for axis, size in p.items() if axis != "dp")
+    nproc = said.get("run.nproc")
+    asked = nproc if isinstance(nproc, int) else model * p["dp"] if p["dp"] else None
+    if asked is None and count and count % model == 0:
+        found["run.nproc"] = asked = count
+    if whole:
+        found["batch.global_batch"] = ROWS * max(1, (asked or model) // model)
+    return Layer(source, found, _too_many(asked or model, count) if count else ())
+
+
+def _too_many(nproc: int, count: int) -> tuple[Violation, ...]:
+    if nproc <= count:
+        return ()
+    problem = f"nproc = {nproc}, but this machine has {count} GPU{'s' * (count > 1)}, and each process needs one"
+    hint = f"take a layout of at most {count}, several nodes with torchrun or srun, or --device cpu"
+    return (Violation("gpus_hold_processes", ("run.nproc",), problem, hint=hint),)
+
+
+def _said(layers: Sequence[Layer]) -> dict[str, Value]:
+    return {path: value for layer in layers for path, value in layer.values.items()}

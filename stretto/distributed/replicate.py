@@ -1,0 +1,49 @@
+"""Modules that know nothing of ranks: every parameter whole on each of them, and the same on all."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stretto.collectives import broadcast
+from stretto.parallel_state import ParallelState
+from stretto.params import ParamSpec, collect, declare, declared_in
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def replicate(module: M, state: ParallelState | None = None) -> M:
+    """Declare every parameter of `module` that has no declaration yet as whole on every rank; returns the module.
+
+    Its values stay as they are, and are not drawn from a seed. With `state` all ranks that hold the module take those
+    of the first. Matrices decay, vectors do not. Raises ValueError for batch norm: its statistics are those of a
+    microbatch, so the model would depend on the layout.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm):
+            raise ValueError(
+                f"{name or 'the module'} is a {type(part).__name__}, which normalizes over the rows of one microbatch: "
+                "the layout would change the model; use LayerNorm or GroupNorm"
+            )
+    known = {getattr(part, name) for part in module.modules() for name in declared_in(part)}
+    for part in module.modules():
+        for name, param in part.named_parameters(recurse=False):
+            if param not in known:  # nor shared with a module before
+                declare(part, name, ParamSpec(tuple(param.shape), None, weight_decay=param.dim() > 1))
+                known.add(param)
+    if state is not None:
+        align(module, state)
+    return module
+
+
+@torch.no_grad()
+def align(module: nn.Module, state: ParallelState) -> None:
+    """Give all ranks that hold the same block of a parameter whose values are kept those of the first of them."""
+    for item in collect(module):
+        if item.init_kept:
+            cut = {shard.axis for part in item.logical for shard in part.spec.shard}
+            for axis in (state.axis(*item.replicas), *(() if "tp" in cut else (state.axis("tp"),))):
+                item.param.data.copy_(broadcast(item.param.data, axis))

@@ -1,0 +1,119 @@
+"""From a way to build stages to all that a step runs on: buckets, optimizer, executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from stretto.distributed import DataParallel, MainGradients
+from stretto.distributed.replicate import align
+from stretto.parallel_state import ParallelState
+from stretto.pipeline_parallel import Executor, Link, TensorMeta
+from stretto.schedule import DDP, Sharding, check_lowered, lower, partition, schedule_for
+from stretto.schedule.generators import forward_only
+from stretto.tensor_parallel import Build
+from stretto.train.busy import BusyTime, TimedStage
+from stretto.train.step import Optimizer, Stepper
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """Which stage of the pipeline to build, and what its parallel layers are built with."""
+
+    index: int
+    count: int
+    build: Build
+
+    @property
+    def first(self) -> bool:
+        """Whether it takes what the data gives."""
+        return self.index == 0
+
+    @property
+    def last(self) -> bool:
+        """Whether its output goes to the loss."""
+        return self.index == self.count - 1
+
+    def layers(self, number: int, *, head: float = 0.0) -> range:
+        """Global numbers of this stage's layers, of `number` in all; the last stage has work of `head` layers more."""
+        return partition(number, self.count, head=head)[self.index]
+
+
+@dataclass(frozen=True)
+class Assembly(Generic[M]):
+    """A model on this rank, ready to train: modules by stage, what makes a step, an executor of forwards alone."""
+
+    stages: dict[int, M]
+    stepper: Stepper
+    evaluator: Executor
+    busy: BusyTime
+
+    @property
+    def weights(self) -> DataParallel:
+        """Buckets of parameters and gradients."""
+        return self.stepper.weights
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Masters and the optimizer's state."""
+        return self.stepper.optimizer
+
+
+def assemble(
+    state: ParallelState,
+    make: Callable[[int], M],
+    *,
+    optimizer: Callable[[DataParallel], Optimizer],
+    schedule: str,
+    microbatches: int,
+    boundary: TensorMeta | None,
+    seed: int,
+    clip_grad: float,
+    bucket_mb: float,
+    direct: MainGradients,
+    sharding: Sharding = DDP,
+    keep_units: int = 0,
+    draw: bool = True,
+    call: Callable[[int, M], Callable[..., Any]] = lambda _, module: module,
+    steady: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Assembly[M]:
+    """Build this rank's stages, and what trains them; initial weights follow from `seed`.
+
+    Args:
+        make: the module of a stage, by its number.
+        boundary: what crosses between stages; None where there is one stage.
+        direct: the accumulators that the modules' layers are built with.
+        sharding: what each data-parallel rank keeps a part of.
+        keep_units: so many last units stay whole from forward to backward, where weights are sharded.
+        draw: whether initial values are drawn; else parameters are zero, to be filled.
+        call: what the executor calls in place of a stage's module.
+        steady: a context in which the weights do not change, for each step.
+    """
+    axis = state.axis("pp")
+    sharding = sharding if state.axis("dp", "cp").size > 1 else DDP
+    program = lower(schedule_for(schedule, axis.size, microbatches), sharding)
+    check_lowered(program, sharding)
+    modules = {s: make(s) for s, rank in enumerate(program.placement) if rank == axis.rank}
+    for module in modules.values():
+        align(module, state)
+        if not draw:  # padding stays zero, whatever is filled in
+            for param in module.parameters():
+                param.data.zero_()
+    busy = BusyTime(state.world.device)
+    stages = {s: TimedStage(busy, s, call(s, module), boundary if s else None) for s, module in modules.items()}
+    weights = DataParallel(modules, state, bucket_mb=bucket_mb, direct=direct, sharding=sharding, keep=keep_units)
+    made = optimizer(weights)
+    if draw:
+        made.initialize(seed)
+    link = Link.between(axis, state.world.device, state.axis)
+    stepper = Stepper(
+        Executor(program, axis.rank, stages, link, weights), weights, made, clip_grad=clip_grad, steady=steady
+    )
+    forwards = lower(forward_only(axis.size, microbatches), sharding)
+    return Assembly(modules, stepper, Executor(forwards, axis.rank, stages, link, weights), busy)

@@ -1,0 +1,58 @@
+"""Optimizers as values: what a `Trainer` is given before there are parameters to update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from stretto.distributed import AdamWRule, DataParallel, LionRule, Optimizer, Rule, SGDRule
+
+Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Makes one kernel of an update: `torch.compile`, say."""
+
+
+def flat(rule: Rule, *, fuse: Fuse | None = None) -> Callable[[DataParallel], Optimizer]:
+    """The optimizer that applies `rule` to the flat storage of weights, wherever it is sharded."""
+    return partial(Optimizer, rule=rule, fuse=fuse)
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019); parameters of one dimension do not decay."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    fuse: Fuse | None = None
+
+    def __call__(self, weights: DataParallel) -> Optimizer:
+        """The optimizer of these weights."""
+        return flat(AdamWRule(self.betas, self.eps, self.weight_decay), fuse=self.fuse)(weights)
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with momentum, as in `torch.optim.SGD`, and decoupled weight decay."""
+
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    fuse: Fuse | None = None
+
+    def __call__(self, weights: DataParallel) -> Optimizer:
+        """The optimizer of these weights."""
+        return flat(SGDRule(self.momentum, self.weight_decay), fuse=self.fuse)(weights)
+
+
+@dataclass(frozen=True)
+class Lion:
+    """Lion (Chen et al., "Symbolic discovery of optimization algorithms", 2023)."""
+
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.1
+    fuse: Fuse | None = None
+
+    def __call__(self, weights: DataParallel) -> Optimizer:
+        """The optimizer of these weights."""
+        return flat(LionRule(self.betas, self.weight_decay), fuse=self.fuse)(weights)

@@ -1,0 +1,89 @@
+"""Text as batches: those that `stretto train` trains and evaluates on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stretto.arguments.schema import BatchConfig
+from stretto.batch import Batch
+from stretto.collectives import all_reduce
+from stretto.data.baselines import bits_per_byte
+from stretto.data.evaluation import held_out_batches
+from stretto.data.feed import Feed
+from stretto.data.store import TokenStore
+from stretto.models import Microbatch
+from stretto.parallel_state import ParallelState
+
+
+@dataclass
+class TextBatches:
+    """The `Batches` of a feed."""
+
+    feed: Feed
+    batch: BatchConfig
+    state: ParallelState
+
+    @property
+    def tokens(self) -> int:
+        return self.feed.consumed * self.batch.seq_len
+
+    @property
+    def epoch(self) -> float:
+        return self.feed.consumed / self.feed.windows
+
+    def next(self) -> list[Batch]:
+        dp, batch = self.state.axis("dp"), self.batch
+        return self.feed.batch(batch.global_batch, dp.rank, dp.size, batch.micro_batch)
+
+    def ready(self, microbatches: Sequence[Batch]) -> list[Microbatch]:
+        return counted(microbatches, self.state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.feed.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.feed.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out text: `limit` global batches of it at most, every token weighing the same."""
+
+    store: TokenStore
+    batch: BatchConfig
+    state: ParallelState
+    limit: int
+
+    def batches(self) -> Iterator[tuple[list[Microbatch], Tensor]]:
+        for rows in held_out_batches(
+            self.store,
+            seq_len=self.batch.seq_len,
+            global_batch=self.batch.global_batch,
+            dp_rank=self.state.axis("dp").rank,
+            dp_size=self.state.axis("dp").size,
+            micro_batch=self.batch.micro_batch,
+            limit=self.limit,
+        ):
+            microbatches = counted(rows, self.state)
+            yield microbatches, microbatches[0].count
+
+    def bits_per_byte(self, loss: float) -> float:
+        return bits_per_byte(loss, self.store.bytes_per_token)
+
+
+def counted(rows: Sequence[Batch], state: ParallelState) -> list[Microbatch]:
+    """The batches on the device, each with the number of valid tokens in the whole global batch."""
+    batches = [batch.to(state.world.device) for batch in rows]
+    count = valid_tokens(batches, state)
+    return [Microbatch(batch, count) for batch in batches]
+
+
+def valid_tokens(batches: Sequence[Batch], state: ParallelState) -> Tensor:
+    """[]: tokens of the global batch that count, in fp64 (exact to 2^53); at least 1: nothing divides by 0."""
+    own = torch.stack([batch.loss_mask.sum() for batch in batches]).sum().double()
+    return all_reduce(own, state.axis("dp", "cp")).clamp(min=1)

@@ -1,0 +1,291 @@
+"""`Trainer`: any model over any layout, from its modules to the last checkpoint."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from stretto.checkpoint import latest_complete
+from stretto.checkpoint.peers import Peers
+from stretto.distributed import DataParallel, MainGradients
+from stretto.distributed.replicate import replicate
+from stretto.initialize.stop import StopFlag
+from stretto.initialize.timeline import StartTimeline
+from stretto.parallel_state import ParallelState
+from stretto.pipeline_parallel import TensorMeta
+from stretto.schedule import DDP, Sharding
+from stretto.tensor_parallel import Build
+from stretto.train.assemble import Assembly, StageSpec, assemble
+from stretto.train.batches import Batches, Cut, Evaluation, RowBatches, RowEvaluation, Share, Source
+from stretto.train.checkpointing import TrainState
+from stretto.train.loop import Loop, Pace
+from stretto.train.meter import Meter, Work
+from stretto.train.optimizers import AdamW
+from stretto.train.record import Everyone, JsonLines, Listener, RunRecord
+from stretto.train.slow_ranks import SlowRanks
+from stretto.train.step import Optimizer
+
+Loss = Callable[[Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    finished: bool
+    step: int
+    seconds: float
+    """Of the loop, evaluation and saving included."""
+    checkpoint_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+
+
+class Trainer:
+    """Trains a model over the ranks of a parallel state; every rank makes one, with the same arguments.
+
+        trainer = Trainer(model, state, data=batches, loss=F.mse_loss, global_batch=64, lr=1e-3)
+        outcome = trainer.fit(1000)
+
+    What it gives: gradient accumulation over microbatches, a pipeline schedule, gradients reduced and clipped in fp32,
+    checkpoints that any layout can go on from, evaluation, an agreed end on signals, metrics.
+
+    Args:
+        model: a module, for one stage; or a function from a `StageSpec` to the module of that stage, whose layers may
+            be parallel; or an `Assembly` that was made already. Parameters that nobody declared are replicated, where
+            there is no tensor parallelism; with it they must be declared (`declare`, `replicate`).
+        state: the layout and its process groups.
+        data: global batches: an iterable, or a function from the number of batches before to the next one. A batch is a
+            tree of tensors (tuples, lists, dictionaries), each with `global_batch` rows; a pair is inputs and
+            targets. Every rank reads the same; each takes its rows. Or `Batches` of your own.
+        loss: `loss(output, targets)`, a mean over the rows of a microbatch. None: the last stage's module returns a
+            loss itself, and every stage is called as `module(x, share)` with a `Share`, by whose `share` it multiplies
+            a mean.
+        weight: of a microbatch, where not all weigh the same: from its rows to a number [] such as its valid tokens.
+        global_batch: rows of an optimizer step, over all ranks.
+        micro_batch: rows that a rank computes at a time; None: all of its rows at once.
+        boundary: the shape of what stages pass on, for one microbatch; with a pipeline only.
+        optimizer: from weights to their optimizer; None: `AdamW()`.
+        lr: the learning rate, or a function from the number of an update, counted from 1, such as `LearningRate`.
+        out: the directory of the run: `checkpoints/` and `metrics.jsonl`. None: nothing is written.
+        resume: go on from the newest whole checkpoint in `out`, if there is one.
+        evaluation: what to evaluate on: an iterable of global batches, read anew each time, or an `Evaluation`.
+        work: tokens (or rows) and operations of a step, for the metrics.
+        sharding: what each data-parallel rank keeps a part of: `DDP`, `ZERO1`, `ZERO2`, `FSDP`.
+        check_replicas: compare replicas by checksum after every so many steps; 0: never.
+        waited: seconds that this rank has waited for others so far; with it, a slow rank is named.
+
+    Raises:
+        ValueError: sizes do not divide, or a model does not go with the layout.
+        CheckpointError: on all ranks alike, what there is to resume from does not fit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[StageSpec], nn.Module] | Assembly[Any],
+        state: ParallelState,
+        *,
+        data: Source | Batches,
+        global_batch: int,
+        micro_batch: int | None = None,
+        loss: Loss | None = None,
+        weight: Callable[[Any], Tensor] | None = None,
+        optimizer: Callable[[DataParallel], Optimizer] | None = None,
+        lr: float | Callable[[int], float] = 1e-3,
+        clip_grad: float = 1.0,
+        schedule: str = "1f1b",
+        boundary: tuple[int, ...] | None = None,
+        sequence_parallel: bool = False,
+        dtype: torch.dtype = torch.float32,
+        bucket_mb: float = 25.0,
+        seed: int = 0,
+        out: str | Path | None = None,
+        save_every: int = 0,
+        keep: int = 2,
+        resume: bool = False,
+        evaluation: Iterable[Any] | Evaluation | None = None,
+        eval_every: int = 0,
+        log_every: int = 1,
+        about: Mapping[str, Any] | None = None,
+        work: Work | None = None,
+        timeline: StartTimeline | None = None,
+        sharding: Sharding = DDP,
+        check_replicas: int = 0,
+        waited: Callable[[], float] | None = None,
+    ) -> None:
+        self.state = state
+        dp = state.axis("dp").size
+        cut = Cut(state, global_batch, micro_batch or max(1, global_batch // dp), weight)
+        if not isinstance(model, Assembly):
+            direct, axis = MainGradients(), state.axis("pp")
+            build = Build(state.axis("tp"), sequence_parallel, dtype, state.world.device, seed, accumulators=direct)
+            model = assemble(
+                state,
+                partial(_stage, model, axis.size, build),
+                optimizer=optimizer or AdamW(),
+                schedule=schedule,
+                microbatches=cut.microbatches,
+                boundary=_boundary(model, boundary, dtype, axis.size),
+                seed=seed,
+                clip_grad=clip_grad,
+                bucket_mb=bucket_mb,
+                direct=direct,
+                sharding=sharding,
+                call=partial(_Call, axis.size, loss),
+            )
+        self.assembly: Assembly[Any] = model
+        batches = data if isinstance(data, Batches) else RowBatches(data, cut)
+        self.train_state = TrainState(self.assembly.optimizer, batches)
+        if evaluation is not None and not isinstance(evaluation, Evaluation):
+            evaluation = RowEvaluation(evaluation, cut)
+        self.evaluation: Evaluation | None = evaluation
+        self.out = None if out is None else Path(out).expanduser()
+        self.keep, self.about = keep, dict(about or {})
+        self._rate: Callable[[int], float] = lr if callable(lr) else lambda _: lr
+        self._every = {"save_every": save_every, "eval_every": eval_every, "log_every": log_every}
+        self.timeline = timeline or StartTimeline()
+        self._check_replicas = check_replicas
+        self._slow_ranks = None if waited is None else SlowRanks(state, waited)
+        world = state.axis("tp", "cp", "dp", "pp")
+        self.meter = Meter(work or Work(global_batch), world, state.world.device, self.assembly.busy)
+        if resume and (newest := self._newest()):
+            self.load(newest)
+
+    @property
+    def step(self) -> int:
+        """Updates made."""
+        return self.train_state.step
+
+    def fit(
+        self,
+        steps: int,
+        listeners: Sequence[Listener] = (),
+        *,
+        stop: Callable[[], bool] | None = None,
+        before_step: Callable[[int], object] = bool,
+        metrics: bool = True,
+    ) -> Outcome:
+        """Train until `steps` updates are made, in all; all ranks together.
+
+        Listeners hear of it on rank 0, and are closed at the end; with `metrics`, one writes `metrics.jsonl` in `out`.
+        `stop` is asked before each step whether this rank wants the run to end; all then save and leave after the same
+        step. By default SIGINT, SIGTERM and SIGUSR1 ask for that. Raises DivergedError, on all ranks alike.
+        """
+        if stop is None:
+            main = threading.current_thread() is threading.main_thread()
+            with StopFlag() if main else nullcontext(bool) as flag:
+                return self.fit(steps, listeners, stop=flag, before_step=before_step, metrics=metrics)
+        first = self.state.world.rank == 0
+        heard = [each for each in listeners if first or each.everywhere]
+        if first and metrics and self.out is not None:
+            heard.insert(0, JsonLines(self.out / "metrics.jsonl", after=self.step))
+        told = Everyone(heard)
+        try:
+            told.started(RunRecord(steps, self.step, self._every["log_every"], self.about))
+            loop = self.loop(steps, told, stop=stop, before_step=before_step)
+            began = time.perf_counter()
+            finished = loop.run()
+            seconds, totals = time.perf_counter() - began, self.meter.totals
+            return Outcome(finished, self.step, seconds, totals["checkpoint"], totals["evaluation"])
+        finally:
+            told.close()
+
+    def loop(
+        self,
+        steps: int,
+        listener: Listener,
+        *,
+        stop: Callable[[], bool] = bool,
+        before_step: Callable[[int], object] = bool,
+    ) -> Loop:
+        """What `fit` runs, for who advances it a step at a time."""
+        save = None if self.out is None else self.save
+        pace = Pace(steps, self._rate, **self._every)
+        return Loop(
+            self.assembly,
+            self.train_state,
+            pace,
+            self.meter,
+            listener,
+            save,
+            self.evaluation,
+            stop,
+            before_step,
+            self.timeline,
+            self._check_replicas,
+            self._slow_ranks,
+        )
+
+    def save(self) -> Path:
+        """Write a checkpoint of this very step to `out`, and return its directory; all ranks together."""
+        if self.out is None:
+            raise ValueError("there is no directory to save in: Trainer(..., out=...)")
+        return self.train_state.save(self.out / "checkpoints", self.about, self.state, keep=self.keep)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a checkpoint that any layout wrote; all ranks together."""
+        self.train_state.load(Path(path), self.state)
+
+    def _newest(self) -> str:
+        """The newest whole checkpoint, as rank 0 sees it; empty where there is none."""
+        if self.out is None:
+            raise ValueError("resume=True, but there is no directory to look in: Trainer(..., out=...)")
+        world = self.state.world
+        found = latest_complete(self.out / "checkpoints").path if world.rank == 0 else None
+        told = Peers.of(world, self.state.axis("tp", "cp", "dp", "pp").group).gather(str(found or ""))
+        return told[0] or ""
+
+    def close(self) -> None:
+        """Take the hooks off the parameters."""
+        self.assembly.weights.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Call:
+    """What the executor calls in place of a stage's module: inputs in on the first stage, a loss out on the last."""
+
+    def __init__(self, stages: int, loss: Loss | None, index: int, module: nn.Module) -> None:
+        self.module, self.loss, self.last = module, loss, index == stages - 1
+
+    def __call__(self, x: Tensor | None, share: Share) -> Tensor:
+        if self.loss is None:
+            whole: Tensor = self.module(x, share)
+            return whole
+        pair = isinstance(share.rows, tuple | list) and len(share.rows) == 2
+        inputs, targets = share.rows if pair else (share.rows, share.rows)
+        y: Tensor = self.module(inputs if x is None else x)
+        return self.loss(y, targets) * share.share if self.last else y
+
+
+def _stage(model: nn.Module | Callable[[StageSpec], nn.Module], stages: int, build: Build, index: int) -> nn.Module:
+    """The module of a stage, on its device, all of its parameters declared."""
+    module = model if isinstance(model, nn.Module) else model(StageSpec(index, stages, build))
+    module = module.to(device=build.device, dtype=build.dtype)
+    return replicate(module) if build.tp.size == 1 else module
+
+
+def _boundary(model: object, shape: tuple[int, ...] | None, dtype: torch.dtype, stages: int) -> TensorMeta | None:
+    if stages > 1 and isinstance(model, nn.Module):
+        raise ValueError(
+            f"a module is one stage, but the layout has pp={stages}: give Trainer a function from a StageSpec to "
+            "the module of that stage, or a layout with pp=1"
+        )
+    if stages > 1 and shape is None:
+        raise ValueError(
+            f"the layout has pp={stages} stages: say what they pass on for one microbatch, "
+            "Trainer(..., boundary=(micro_batch, width))"
+        )
+    return None if shape is None else TensorMeta(shape, dtype)

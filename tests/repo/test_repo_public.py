@@ -1,0 +1,48 @@
+"""The public names: complete, loaded when they are used, and each with its page in the reference."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import stretto
+
+
+@pytest.mark.pure
+def test_importing_it_loads_next_to_nothing():
+    """Catches an import that makes every command wait for torch."""
+    program = "import sys, stretto; print(sorted({'torch', 'numpy', 'rich', 'tyro'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.gloo
+def test_every_public_name_is_there_and_says_what_it_is():
+    import stretto.initialize  # whose name is that of its function
+
+    for name in stretto.PUBLIC:
+        assert (getattr(stretto, name).__doc__ or "").strip(), name
+    assert callable(stretto.initialize)
+    with pytest.raises(AttributeError, match="no attribute 'Traner'"):
+        stretto.Traner  # noqa: B018
+
+
+@pytest.mark.pure
+def test_the_type_checker_sees_the_same_names(texts):
+    """Catches a name that is loaded and not declared, or the other way round."""
+    checked = texts["stretto/__init__.py"].split("if TYPE_CHECKING:")[1].split("__version__")[0]
+    known = set(re.findall(r"import (?:\w+ as )?(\w+)$", checked, re.MULTILINE))
+    known |= set(re.findall(r"(\w+_checkpoint)", checked))
+    assert known == set(stretto.PUBLIC)
+
+
+@pytest.mark.pure
+def test_the_reference_has_every_public_name(texts):
+    """The site is generated from this page: a name that is not on it has no documentation."""
+    said = re.findall(r"^::: ([\w.]+)$", texts["docs/reference/api.md"], re.MULTILINE)
+    assert sorted(name.rpartition(".")[2] for name in said) == sorted(
+        module.partition(":")[2] or name for name, module in stretto.PUBLIC.items()
+    )

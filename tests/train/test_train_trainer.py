@@ -1,0 +1,255 @@
+"""The public `Trainer`: any module, over any layout, equals one process; it resumes, evaluates, and says what is wrong.
+
+Each test names the fault that it catches.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import stretto
+from stretto.layout import Layout
+from stretto.parallel_state import ParallelState
+from stretto.testing import Pool
+from stretto.train.record import EvalRecord, Listener, RunRecord, SaveRecord, StepRecord
+from stretto.world import World
+
+pytestmark = pytest.mark.gloo
+
+ROWS, WIDTH = 12, 6
+SAID: dict[str, Any] = {"global_batch": ROWS, "dtype": torch.float64, "lr": 1e-2}
+
+
+class Heard(Listener):
+    """What was told, in order."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepRecord] = []
+        self.evaluations: list[EvalRecord] = []
+        self.order: list[str] = []
+
+    def started(self, run: RunRecord) -> None:
+        self.order.append(f"started {run.after}/{run.steps}")
+
+    def stepped(self, record: StepRecord) -> None:
+        self.steps.append(record)
+
+    def evaluated(self, record: EvalRecord) -> None:
+        self.evaluations.append(record)
+
+    def saving(self, step: int) -> None:
+        self.order.append(f"saving {step}")
+
+    def saved(self, record: SaveRecord) -> None:
+        self.order.append(f"saved {record.step} {record.path.is_dir()} {record.seconds >= 0}")
+
+    def close(self) -> None:
+        self.order.append("close")
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh(), nn.Linear(16, WIDTH))
+
+
+def batch(n: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(ROWS, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    return x, x.roll(1, 1).sin()
+
+
+def masked(n: int) -> dict[str, Tensor]:
+    """Rows of which ever fewer positions count."""
+    x, y = batch(n)
+    keep = torch.rand(ROWS, WIDTH, generator=torch.Generator().manual_seed(n)) > torch.linspace(0, 1, ROWS)[:, None]
+    return {"x": x, "y": y, "keep": keep}
+
+
+class Masked(nn.Module):
+    """Returns its own loss: the mean over what counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x: Tensor | None, share: Any) -> Tensor:
+        assert x is None
+        rows = share.rows
+        errors = (self.net(rows["x"]) - rows["y"]).square() * rows["keep"]
+        return errors.sum() / rows["keep"].sum().clamp(min=1) * share.share
+
+
+def trained(world: World, layout: Layout, kind: str, micro: int, seed: int = 0) -> list[tuple[float, float]]:
+    """Loss and gradient norm of six steps; the ranks start from different values, of which the first's count."""
+    torch.manual_seed(seed + world.rank)
+    with ParallelState.build(layout, world) as state:
+        heard = Heard()
+        some: dict[str, Any] = {"data": batch, "loss": F.mse_loss}
+        if kind == "masked":
+            some = {"data": masked, "weight": lambda rows: rows["keep"].sum()}
+        model = Masked() if kind == "masked" else plain()
+        with stretto.Trainer(model, state, micro_batch=micro, **some, **SAID) as trainer:
+            trainer.fit(6, [heard], stop=bool)
+        return [(record.loss, record.grad_norm) for record in heard.steps]
+
+
+@pytest.mark.parametrize("kind", ["mean", "masked"])
+def test_a_plain_module_over_replicas_equals_one_process(pool: Pool, kind: str) -> None:
+    """Catches: means of means, microbatches that count alike, replicas that start from values of their own."""
+    whole = pool.run(1, trained, Layout.of(), kind, ROWS)[0]
+    cut = pool.run(3, trained, Layout.of(dp=3), kind, 2)
+    assert len({loss for loss, _ in whole}) == 6
+    assert cut[0] == [pytest.approx(step, rel=1e-12) for step in whole]
+    assert cut[1] == [], "rank 0 alone is told"
+
+
+def test_the_loss_of_the_first_step_is_torchs_own() -> None:
+    """Catches: a share that is wrong in every layout alike."""
+    torch.manual_seed(0)
+    model = plain().double()
+    x, y = batch(0)
+    expected = F.mse_loss(model(x), y)
+    grads = torch.autograd.grad(expected, list(model.parameters()))
+    norm = torch.cat([grad.flatten() for grad in grads]).norm()
+    loss, measured = trained(World.single(), Layout.of(), "mean", 4)[0]
+    assert (loss, measured) == (pytest.approx(expected.item(), rel=1e-12), pytest.approx(norm.item(), rel=1e-12))
+
+
+def alone(out: Path, steps: int, data: Any, *, resume: bool = False, **more: Any) -> tuple[Heard, stretto.Outcome]:
+    torch.manual_seed(0)
+    with ParallelState.build(Layout.of(), World.single()) as state:
+        heard = Heard()
+        files = {"out": out, "save_every": 4, "resume": resume}
+        with stretto.Trainer(plain(), state, data=data, loss=F.mse_loss, **files, **SAID, **more) as trainer:
+            return heard, trainer.fit(steps, [heard], stop=bool)
+
+
+class Endless:
+    """An iterator that can say where it is, as a stateful loader does."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            self.at += 1
+            yield batch(self.at - 1)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+SOURCES = {
+    "function": lambda: batch,
+    "list": lambda: [batch(n) for n in range(3)],
+    "iterator": lambda: (batch(n) for n in range(99)),
+    "stateful": Endless,
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> None:
+    """Catches: data that begins anew, moments that do, metrics that are there twice, an evaluation that is left out."""
+    source, held = SOURCES[kind], [batch(77), batch(78)]
+    more: dict[str, Any] = {"evaluation": held, "eval_every": 4}
+    whole, _ = alone(tmp_path / "whole", 10, source(), **more)
+    alone(tmp_path / "cut", 6, source(), **more)
+    for name in ("step-00000006",):  # as if it had been killed after the save of step 4
+        for file in sorted((tmp_path / "cut" / "checkpoints" / name).iterdir()):
+            file.unlink()
+    recompute, outcome = alone(tmp_path / "cut", 10, source(), resume=True, **more)
+    assert (outcome.finished, outcome.step) == (True, 10)
+    assert [(r.step, r.loss, r.epoch) for r in recompute.steps] == [(r.step, r.loss, r.epoch) for r in whole.steps[4:]]
+    assert recompute.order[:2] == ["started 4/10", "saving 8"]
+    assert recompute.order[-2:] == ["saved 10 True True", "close"]
+    kept = ("step", "loss", "tokens", "held_out_loss")
+    rows = [
+        [{k: row[k] for k in kept if k in row} for row in map(json.loads, path.read_text().splitlines())]
+        for path in (tmp_path / "cut" / "metrics.jsonl", tmp_path / "whole" / "metrics.jsonl")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_an_evaluation_is_the_mean_over_all_rows(tmp_path: Path) -> None:
+    """Catches: an evaluation of training rows, or of the last batch alone."""
+    held = [batch(77), batch(78)]
+    heard, outcome = alone(tmp_path, 1, batch, evaluation=held)
+    torch.manual_seed(0)
+    model = plain().double()
+    optimizer = torch.optim.AdamW(
+        [{"params": [p], "weight_decay": 0.1 if p.dim() > 1 else 0.0} for p in model.parameters()],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+    )
+    F.mse_loss(model(batch(0)[0]), batch(0)[1]).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    expected = sum(F.mse_loss(model(x), y).item() for x, y in held) / 2
+    assert heard.evaluations[0].loss == pytest.approx(expected, rel=1e-9)
+    assert outcome.evaluation_seconds > 0
+
+
+def test_a_stop_saves_and_leaves(tmp_path: Path) -> None:
+    """Catches: a run that is told to stop and saves nothing, or goes on."""
+    torch.manual_seed(0)
+    with ParallelState.build(Layout.of(), World.single()) as state:
+        trainer = stretto.Trainer(plain(), state, data=batch, loss=F.mse_loss, out=tmp_path, **SAID)
+        outcome = trainer.fit(50, stop=lambda: trainer.step >= 3)
+    assert not outcome.finished
+    assert 4 <= outcome.step <= 5
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step-{outcome.step:08d}"]
+
+
+def slow_second_rank(world: World) -> list[tuple[Any, Any]]:
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = plain()
+
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.03 * world.rank)
+            y: Tensor = self.net(x)
+            return y
+
+    with ParallelState.build(Layout.of(dp=world.size), world) as state:
+        heard = Heard()
+        with stretto.Trainer(Slow(), state, data=batch, loss=F.mse_loss, log_every=5, **SAID) as trainer:
+            trainer.fit(20, [heard], stop=bool)
+    return [(record.slowest_rank, record.slowest_over_fastest) for record in heard.steps]
+
+
+def test_the_slowest_rank_is_named_within_twenty_steps(pool: Pool) -> None:
+    """Catches: times that hold the wait for others, which are the same on all ranks."""
+    told = pool.run(2, slow_second_rank)[0]
+    assert told[-1][0] == 1
+    assert told[-1][1] > 3
+
+
+WRONG = {
+    "a module is one stage, but the layout has pp=2": {"layout": Layout.of(pp=2)},
+    "say what they pass on for one microbatch": {"layout": Layout.of(pp=2), "model": lambda _: plain()},
+    r"a tensor \[12, 6\] in a batch, but global_batch=8": {"global_batch": 8},
+    r"global_batch=12 is not a multiple of micro_batch\*dp = 5\*1": {"micro_batch": 5},
+    "0 is a BatchNorm1d": {"model": nn.Sequential(nn.BatchNorm1d(WIDTH))},
+    "the data ended after 2 global batches": {"data": (batch(n) for n in range(2))},
+    "there is no directory to look in": {"resume": True},
+    "parameters without a declared place: 0.weight": {"layout": Layout.of(tp=2)},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_cannot_be_trained_is_an_error_with_the_numbers(message: str) -> None:
+    said: dict[str, Any] = {"model": plain(), "data": batch, "loss": F.mse_loss, **SAID, **WRONG[message]}
+    layout, model = said.pop("layout", Layout.of()), said.pop("model")
+    with ParallelState.inspect(layout, 0) as state, pytest.raises(ValueError, match=message):
+        stretto.Trainer(model, state, **said).fit(3, stop=bool)
