@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -244,12 +244,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def step_records(rows: Sequence[dict[str, Any]]) -> list[StepRecord]:
     """The updates among the rows of a metrics file; a row with something else in it is none."""
+    needed = {field.name for field in fields(StepRecord) if field.default is MISSING}
     names = {field.name for field in fields(StepRecord)}
-    return [StepRecord(**row) for row in rows if row.keys() == names and all(map(_number, row.values()))]
+    return [
+        StepRecord(**row)
+        for row in rows
+        if needed <= row.keys() <= names and all(_is_figure(name, value) for name, value in row.items())
+    ]
 
 
-def _number(x: object) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool)
+def _is_figure(name: str, x: object) -> bool:
+    return isinstance(x, str) if name == "time" else isinstance(x, (int, float)) and not isinstance(x, bool)
 
 
 def _before(row: dict[str, Any], after: int) -> bool:
