@@ -237,7 +237,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):  # the line that was being written when the run died
             continue
-        if isinstance(row, dict) and _number(row.get("step")):
+        if isinstance(row, dict) and _is_figure("step", row.get("step")):
             rows.append(row)
     return rows
 
