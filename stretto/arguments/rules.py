@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stretto.arguments.bound_rules import microbatch_is_bounded, schedule_is_bounded
 from stretto.arguments.group_rules import (
     gloo_is_not_nccl,
     groups_have_peers,
@@ -14,12 +15,6 @@ from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_
 from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import Nearby, Rule, RuleViolation, rule
 from stretto.arguments.schema import Arguments
-
-MOST_PLANNED = 2**20
-"""Microbatches times stages of one step: some seconds of planning."""
-
-MOST_TOKENS = 2**26
-"""Of a microbatch: half a GB of numbers before any layer has seen them."""
 
 
 def _divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | None:
@@ -141,34 +136,6 @@ def batch_divides(a: Arguments) -> RuleViolation | None:
         f"global_batch % (micro_batch*dp) = {b.global_batch} % ({b.micro_batch}*{dp}) = {b.global_batch % share}, "
         "must be 0",
         nearby,
-    )
-
-
-@rule("batch.global_batch", "batch.micro_batch", "parallel.dp", "parallel.pp")
-def schedule_is_bounded(a: Arguments) -> RuleViolation | None:
-    """All microbatches of a step are planned at once, on every stage."""
-    share = a.batch.micro_batch * (a.parallel.dp or 1)
-    m, pp = a.batch.global_batch // share, a.parallel.pp
-    if m * pp <= MOST_PLANNED:
-        return None
-    fits = a.batch.micro_batch * -(-m * pp // MOST_PLANNED)
-    return RuleViolation(
-        f"global_batch / (micro_batch*dp) * pp = {a.batch.global_batch} / ({share}) * {pp} = {m * pp:,} microbatches "
-        f"on stages, must be <= {MOST_PLANNED:,}",
-        {"batch.global_batch": multiples(MOST_PLANNED // pp * share, share), "batch.micro_batch": (fits,)},
-    )
-
-
-@rule("batch.micro_batch", "batch.seq_len")
-def microbatch_is_bounded(a: Arguments) -> RuleViolation | None:
-    """A microbatch is in memory as a whole."""
-    b = a.batch
-    if b.micro_batch * b.seq_len <= MOST_TOKENS:
-        return None
-    return RuleViolation(
-        f"micro_batch * seq_len = {b.micro_batch} * {b.seq_len} = {b.micro_batch * b.seq_len:,} tokens, must be <= "
-        f"{MOST_TOKENS:,}",
-        {"batch.micro_batch": (max(MOST_TOKENS // b.seq_len, 1),), "batch.seq_len": (MOST_TOKENS // b.micro_batch,)},
     )
 
 

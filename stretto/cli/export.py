@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from stretto.interop.config import HfConfig, read_config
 from stretto.interop.errors import InteropError
 from stretto.interop.hub import located
 from stretto.interop.write import write_config
+from stretto.terminal import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,9 +48,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         said = _export(wanted)
     except (CheckpointError, InteropError, OSError) as error:
-        print(f"stretto export: {error}", file=sys.stderr)
+        say(f"stretto export: {error}")
         return 2
-    print(said)
+    say(said, out=True)
     return 0
 
 

@@ -154,7 +154,7 @@ class Task:
                 outcome = train(
                     self.resolved, world, self.text, begin, resume=self.resume, stop=stop, timeline=self.timeline
                 )
-                if outcome.finished or not _again(self.stop, world):
+                if outcome.finished or not _asks_again(self.stop, world):
                     return outcome, 0, ""
                 return outcome, *ask_again(leave_mark=world.rank == 0)
         except USAGE_ERRORS as error:
@@ -290,7 +290,7 @@ class Told:
         return up
 
 
-def _again(stop: StopFlag, world: World) -> bool:
+def _asks_again(stop: StopFlag, world: World) -> bool:
     """Whether a run that was stopped is to be started again, on all ranks: unless some rank was ordered to leave."""
     ordered = largest(world, int(stop.ordered))
     asked = largest(world, stop.exit_code)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 
 class Rule(Protocol):
-    """`update(master, narrow, grad, *state, scale, *numbers, *constants)`, in place; `narrow`, if any, gets the rounded
-    master, and `scale` multiplies the gradient."""
+    """`update(master, rounded, grad, *state, scale, *numbers, *constants)`, in place; `rounded`, if any, gets
+    the rounded master, and `scale` multiplies the gradient."""
 
     @property
     def state(self) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ class LionRule:
 
 def _adamw(
     master: Tensor,
-    narrow: Tensor | None,
+    rounded: Tensor | None,
     grad: Tensor,
     first: Tensor,
     second: Tensor,
@@ -119,13 +119,13 @@ def _adamw(
     first.lerp_(grad, 1 - betas[0])
     second.lerp_(grad * grad, 1 - betas[1])
     master.mul_(keep).sub_(rate * first / ((second / correction).sqrt() + eps))
-    if narrow is not None:
-        narrow.copy_(master)
+    if rounded is not None:
+        rounded.copy_(master)
 
 
 def _sgd(
     master: Tensor,
-    narrow: Tensor | None,
+    rounded: Tensor | None,
     grad: Tensor,
     velocity: Tensor,
     scale: Tensor,
@@ -135,13 +135,13 @@ def _sgd(
 ) -> None:
     velocity.mul_(momentum).add_(grad * scale + decay * master)
     master.sub_(rate * velocity)
-    if narrow is not None:
-        narrow.copy_(master)
+    if rounded is not None:
+        rounded.copy_(master)
 
 
 def _lion(
     master: Tensor,
-    narrow: Tensor | None,
+    rounded: Tensor | None,
     grad: Tensor,
     first: Tensor,
     scale: Tensor,
@@ -152,5 +152,5 @@ def _lion(
     grad = grad * scale
     master.mul_(keep).sub_(rate * (first * betas[0] + grad * (1 - betas[0])).sign())
     first.lerp_(grad, 1 - betas[1])
-    if narrow is not None:
-        narrow.copy_(master)
+    if rounded is not None:
+        rounded.copy_(master)

@@ -126,10 +126,10 @@ def _activations(args: Arguments, stage: int) -> int:
     block = entering if args.run.recompute == "block" else kept
     layers = len(stage_layers(args)[stage])
     recompute = kept if args.run.recompute == "block" and layers else 0
-    return item * (under_way(args, stage) * (layers * block + entering) + recompute)
+    return item * (in_flight(args, stage) * (layers * block + entering) + recompute)
 
 
-def under_way(args: Arguments, stage: int) -> int:
+def in_flight(args: Arguments, stage: int) -> int:
     """Microbatches that went forward through a stage and not yet back, at most."""
     p, b = args.parallel, args.batch
     microbatches = b.global_batch // (b.micro_batch * (p.dp or 1))

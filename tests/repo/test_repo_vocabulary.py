@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 IN_NAMES = {
     "under_?way": "an asynchronous result with .wait()",
-    "^begin_": "..._async",
+    "^begin_(?!of)": "..._async",
     "max_reduce": "all_reduce_max",
     "^direct_?grad": "main_grad",
     "meanwhile": "overlap_with",

@@ -62,7 +62,7 @@ TENSOR_PARALLEL = [
     ),
     Fault(
         "copies of a key/value head lie on the wrong ranks",
-        "params.py",
+        "params/spec.py",
         "min(axis.rank // cut.copies * chunk, n)",
         "min(axis.rank % parts * chunk, n)",
     ),
@@ -490,7 +490,7 @@ START = [
     ),
     Fault(
         "initial values follow the name of the stored matrix",
-        "params.py",
+        "params/values.py",
         "name=logical.name,",
         "name=item.name,",
     ),

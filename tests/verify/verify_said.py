@@ -55,23 +55,28 @@ COLLECTIVES = Said(
 
 PARAMS = Said(
     "tests/params/test_params_geometry.py",
-    Fault("a chunk rounded down", "params.py", "chunk = -(-n // parts)", "chunk = n // parts"),
+    Fault("a chunk rounded down", "params/spec.py", "chunk = -(-n // parts)", "chunk = n // parts"),
     Fault(
         "the last chunk not shortened",
-        "params.py",
+        "params/spec.py",
         "shape[cut.dim] = min(chunk, n - offsets[cut.dim])",
         "shape[cut.dim] = chunk",
     ),
-    Fault("copies ignored in block", "params.py", "axis.rank // cut.copies * chunk", "axis.rank * chunk"),
-    Fault("copies ignored in owned", "params.py", "position[a] % cut[a] == 0 if a in cut", "True if a in cut"),
+    Fault("copies ignored in block", "params/spec.py", "axis.rank // cut.copies * chunk", "axis.rank * chunk"),
+    Fault("copies ignored in owned", "params/spec.py", "position[a] % cut[a] == 0 if a in cut", "True if a in cut"),
     Fault(
         "rows of a stack counted without their padding",
-        "params.py",
+        "params/declare.py",
         "row += block.stored[0] if block.stored else 1",
         "row += block.shape[0] if block.shape else 1",
     ),
-    Fault("padding not zero", "params.py", "stored = into(item.param).zero_()", "stored = into(item.param).fill_(0.5)"),
-    Fault("an undeclared parameter passed over", "params.py", "    if unknown:\n", "    if False:\n"),
+    Fault(
+        "padding not zero",
+        "params/values.py",
+        "stored = into(item.param).zero_()",
+        "stored = into(item.param).fill_(0.5)",
+    ),
+    Fault("an undeclared parameter passed over", "params/declare.py", "    if unknown:\n", "    if False:\n"),
 )
 
 LEARNING_RATE = Said(
@@ -179,7 +184,7 @@ NORM = Said(
     ),
     Fault(
         "a copy of a key/value head counted twice",
-        "params.py",
+        "params/spec.py",
         "position[a] % cut[a] == 0 if a in cut",
         "True if a in cut",
     ),

@@ -141,7 +141,7 @@ CHECKPOINTS = Said(
     "tests/checkpoint/test_checkpoint_sharding.py",
     Fault(
         "a shard saved at another's place",
-        "params.py",
+        "params/spec.py",
         "yield tuple(a + b for a, b in zip(self.block.offsets, each.offsets, strict=True)), view",
         "yield self.block.offsets, view",
     ),

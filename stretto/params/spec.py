@@ -9,18 +9,13 @@ for every logical tensor in it; all else is derived from the declaration and nev
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from stretto.layout.flat import overlap, rectangles
-from stretto.random import normal_
 from stretto.world import Axis
-
-_DECLARED = "_stretto_declared"
 
 
 @dataclass(frozen=True)
@@ -196,131 +191,3 @@ class Slice:
     full_shape: tuple[int, ...]
     offsets: tuple[int, ...]
     owner: bool
-
-
-def declare(
-    module: nn.Module,
-    name: str,
-    specs: ParamSpec | Sequence[ParamSpec],
-    *,
-    axes: Sequence[Axis] = (),
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> nn.Parameter:
-    """Declare the stored parameter `name` of `module`, creating it if the module does not have it yet.
-
-    `axes` are those that the specs cut along. Raises ValueError when an existing parameter has another shape, or specs
-    stored together disagree.
-    """
-    specs = (specs,) if isinstance(specs, ParamSpec) else tuple(specs)
-    if len({(s.replicas, s.weight_decay, s.init is None) for s in specs}) != 1:
-        raise ValueError(
-            f"{name}: logical tensors stored together must agree on replicas, on weight decay and on keeping values"
-        )
-    blocks = [s.block({a.name: a for a in axes}) for s in specs]
-    if len({b.stored[1:] for b in blocks}) != 1 or (len(blocks) > 1 and not all(b.stored for b in blocks)):
-        raise ValueError(f"{name}: {[b.stored for b in blocks]} cannot be stacked along dimension 0")
-    first = blocks[0].stored
-    stored = (sum(b.stored[0] for b in blocks), *first[1:]) if first else ()
-    if getattr(module, name, None) is None:
-        if any(s.init is None for s in specs):
-            raise ValueError(f"{name}: init=None keeps the values of a parameter, but the module has none of this name")
-        setattr(module, name, nn.Parameter(torch.empty(stored, dtype=dtype, device=device)))
-    param: nn.Parameter = getattr(module, name)
-    if tuple(param.shape) != stored:
-        raise ValueError(f"{name}: declared {stored} on this rank, but the parameter has {tuple(param.shape)}")
-    module.__dict__.setdefault(_DECLARED, {})[name] = tuple(zip(specs, blocks, strict=True))
-    return param
-
-
-def is_declared(module: nn.Module, name: str) -> bool:
-    """Whether the parameter `name` of this very module is declared."""
-    return name in module.__dict__.get(_DECLARED, {})
-
-
-def collect(model: nn.Module, prefix: str = "") -> tuple[Declared, ...]:
-    """Every stored parameter of `model` with its logical tensors, in the order of the modules.
-
-    Raises ValueError naming all that were never declared, or that claim one logical name.
-    """
-    found: dict[nn.Parameter, Declared] = {}
-    unknown: dict[nn.Parameter, str] = {}
-    for path, module in model.named_modules(prefix=prefix):
-        declared = module.__dict__.get(_DECLARED, {})
-        for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
-            full = f"{path}.{name}" if path else name
-            if name in declared:
-                found.setdefault(param, Declared(full, param, tuple(_logical(path, name, declared[name]))))
-            else:
-                unknown[param] = full
-    unknown = {p: full for p, full in unknown.items() if p not in found}  # shared with the module that declared it
-    if unknown:
-        raise ValueError(
-            "parameters without a declared place: "
-            + ", ".join(unknown.values())
-            + "; call stretto.declare(module, name, ParamSpec(...)) where each is created, or stretto.replicate(module)"
-            " if every rank holds it whole and has all of its gradient"
-        )
-    names = Counter(part.name for item in found.values() for part in item.logical)
-    if twice := [name for name, times in names.items() if times > 1]:
-        raise ValueError(f"logical names declared by more than one parameter: {', '.join(twice)}")
-    return tuple(found.values())
-
-
-def declared_in(module: nn.Module) -> tuple[str, ...]:
-    """The names of the parameters that were declared on this very module."""
-    return tuple(module.__dict__.get(_DECLARED, ()))
-
-
-def _axis(axes: Mapping[str, Axis], name: str) -> Axis:
-    if name not in axes:
-        raise ValueError(f"cut along {name}, but only {', '.join(axes) or 'no axis'} was given: pass axes=[...]")
-    return axes[name]
-
-
-def _logical(path: str, name: str, declared: Sequence[tuple[ParamSpec, Block]]) -> Iterator[Logical]:
-    row = 0
-    for spec, block in declared:
-        owner = path.rpartition(".")[0]
-        module = ".".join(p for p in (owner, spec.part) if p) if spec.part else path
-        yield Logical(spec.name or ".".join(p for p in (module, name) if p), spec, block, row)
-        row += block.stored[0] if block.stored else 1
-
-
-def fill(declared: Sequence[Declared], seed: int, into: Callable[[nn.Parameter], Tensor | Part]) -> None:
-    """Write the initial values of every parameter to `into(parameter)`, or to a part of it; padding becomes zero.
-
-    The values depend on the seed, the logical name and the element's place in the logical tensor, not on the layout.
-    What a parameter holds that is declared to keep its values stays.
-    """
-    with torch.no_grad():
-        for item in declared:
-            if item.init_kept:
-                continue
-            stored = into(item.param).zero_()
-            for logical in item.logical:
-                spec, init = logical.spec, logical.spec.init or Init()
-                for offsets, view in logical.pieces(stored):
-                    if init.std:
-                        normal_(
-                            view, seed=seed, name=logical.name, full_shape=spec.shape, offsets=offsets, std=init.std
-                        )
-                    view.add_(init.mean)
-
-
-def slices(
-    declared: Sequence[Declared],
-    stored: Callable[[nn.Parameter], Tensor | Part],
-    position: Mapping[str, int],
-    prefix: str = "",
-) -> list[Slice]:
-    """This rank's slices of every logical tensor, taken from `stored(parameter)`, the whole of it or a part.
-
-    `position` is the rank's coordinate on every axis along which these are repeated (of tp, cp, dp, embed).
-    """
-    return [
-        Slice(prefix + logical.name, view, logical.spec.shape, offsets, logical.spec.owner(position))
-        for item in declared
-        for logical in item.logical
-        for offsets, view in logical.pieces(stored(item.param))
-    ]
