@@ -17,7 +17,7 @@ from stretto.cli.megatron import layer
 from stretto.cli.words import parse_or_demo
 from stretto.launch.kubernetes import KubernetesJob
 from stretto.launch.slurm import SlurmJob
-from stretto.terminal import hand_on, say
+from stretto.terminal import hand_on, said_plainly, say
 
 USAGE_ERROR = 2
 
@@ -93,7 +93,8 @@ def _read(kind: type[J], argv: Sequence[str], command: str) -> J:
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
     about = f"{kind.__doc__} The options of `stretto train` follow after --, as in {command} --nodes 2 -- --tp 8."
-    job = tyro.cli(kind, args=words[:at], prog=command, description=about)
+    with said_plainly():
+        job = tyro.cli(kind, args=words[:at], prog=command, description=about)
     job = replace(job, train=tuple(words[at + 1 :]))
     _check(job.train, job.ranks)
     return job

@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from stretto.arguments import Record, from_dict
-from stretto.terminal import say
+from stretto.terminal import said_plainly, say
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Sample:
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto sample ...`; 0, or 2 when the checkpoint cannot be used."""
-    wanted = tyro.cli(Sample, prog="stretto sample", args=list(argv))
+    with said_plainly():
+        wanted = tyro.cli(Sample, prog="stretto sample", args=list(argv))
     from stretto.checkpoint import CheckpointError
     from stretto.data.errors import DataError
 
@@ -97,8 +98,11 @@ def _newest(path: Path) -> Path:
     from stretto.checkpoint import CheckpointError, latest_complete
 
     for directory in (path, path / "checkpoints"):
-        if found := latest_complete(directory).path:
-            return found
+        found = latest_complete(directory)
+        for skipped in found.skipped:
+            say(f"stretto sample: passing over {skipped.path}: {skipped.reason}")
+        if found.path:
+            return found.path
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     return path

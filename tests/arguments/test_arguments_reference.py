@@ -43,4 +43,4 @@ def test_json_schema_has_every_setting_and_no_room_for_others() -> None:
     tables = json_schema()["properties"]
     assert [f"{section}.{name}" for section, t in tables.items() for name in t["properties"]] == list(settings())
     assert all(t["additionalProperties"] is False for t in tables.values())
-    assert tables["parallel"]["properties"]["dp"]["anyOf"][0] == {"type": "integer", "minimum": 1}
+    assert tables["parallel"]["properties"]["dp"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 2**20}

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from stretto.arguments import Resolved
-from stretto.checkpoint.save import quiet_when_alone
 from stretto.cli import main, training
 from stretto.train.loop import Loop
 from stretto.train.run import Text
@@ -115,6 +115,7 @@ def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
         for name, entry in reader.read_metadata().state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
-    with quiet_when_alone():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         dcp.load(stored, storage_reader=reader, no_dist=True)
     return stored
