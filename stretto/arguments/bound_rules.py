@@ -9,8 +9,8 @@ from stretto.arguments.schema import Arguments
 MOST_PLANNED = 2**20
 """Microbatches times stages of one step: some seconds of planning."""
 
-MOST_TOKENS = 2**26
-"""Of a microbatch: half a GB of numbers before any layer has seen them."""
+MOST_TOKENS = 2**22
+"""Of a microbatch on one rank: 16 GB for each activation of a model of 1,024 channels in fp32."""
 
 
 @rule("batch.global_batch", "batch.micro_batch", "parallel.dp", "parallel.pp")
@@ -28,14 +28,14 @@ def schedule_is_bounded(a: Arguments) -> RuleViolation | None:
     )
 
 
-@rule("batch.micro_batch", "batch.seq_len")
+@rule("batch.micro_batch", "batch.seq_len", "parallel.cp")
 def microbatch_is_bounded(a: Arguments) -> RuleViolation | None:
     """A microbatch is in memory as a whole."""
-    b = a.batch
-    if b.micro_batch * b.seq_len <= MOST_TOKENS:
+    b, cp = a.batch, a.parallel.cp
+    if b.micro_batch * b.seq_len <= MOST_TOKENS * cp:
         return None
     return RuleViolation(
         f"micro_batch * seq_len = {b.micro_batch} * {b.seq_len} = {b.micro_batch * b.seq_len:,} tokens, must be <= "
-        f"{MOST_TOKENS:,}",
+        f"{MOST_TOKENS * cp:,}",
         {"batch.micro_batch": (max(MOST_TOKENS // b.seq_len, 1),), "batch.seq_len": (MOST_TOKENS // b.micro_batch,)},
     )

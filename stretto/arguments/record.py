@@ -26,7 +26,10 @@ def from_the_root(path: str, said: Any) -> Any:
     """The value of a setting that names a file, as it is understood in another working directory, too."""
     if not isinstance(said, str) or not said or (path == "data.tokenizer" and said in TOKENIZERS):
         return said
-    return str(Path(said).expanduser().absolute())
+    try:
+        return str(Path(said).expanduser().absolute())
+    except RuntimeError:  # there is no such user
+        return said
 
 
 @dataclass(frozen=True)

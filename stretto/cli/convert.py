@@ -23,7 +23,7 @@ from stretto.arguments.show import entry
 from stretto.arguments.tree import sections, settings
 from stretto.cli.megatron import as_layer, print_notes
 from stretto.compat.megatron import Script, Translation, script_of, translate
-from stretto.terminal import hand_on, say
+from stretto.terminal import hand_on, said_plainly, say
 
 USAGE_ERROR = 2
 _LARGEST = 2**20
@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--partial", action="store_true", help="convert the rest where a flag is rejected")
     own, rest = _cut(argv)
-    said = parser.parse_intermixed_args(own)
+    with said_plainly():
+        said = parser.parse_intermixed_args(own)
     try:
         script = script_of(
             _text(said.script),

@@ -18,7 +18,7 @@ from stretto.cli.megatron import layer
 from stretto.cli.words import parse_or_demo
 from stretto.launch.kubernetes import KubernetesJob
 from stretto.launch.slurm import SlurmJob
-from stretto.terminal import hand_on, say
+from stretto.terminal import hand_on, said_plainly, say
 
 USAGE_ERROR = 2
 
@@ -94,7 +94,9 @@ def _read(kind: type[J], argv: Sequence[str], command: str) -> J:
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
     about = f"{kind.__doc__} The options of `stretto train` follow after --, as in {command} --nodes 2 -- --tp 8."
-    job: J = replace(tyro.cli(kind, args=words[:at], prog=command, description=about), train=tuple(words[at + 1 :]))
+    with said_plainly():
+        read = tyro.cli(kind, args=words[:at], prog=command, description=about)
+    job: J = replace(read, train=tuple(words[at + 1 :]))
     resolved = _check(job.train, job.ranks)
     job = replace(job, device=resolved.args.run.device)
     if resolved.sources["run.device"].kind is SourceKind.DEFAULT:

@@ -16,7 +16,7 @@ from stretto.console import console
 from stretto.layout import DEFAULT_ORDER, Layout, Shape, Size, Topology, propose, warnings
 from stretto.layout.draw import picture
 from stretto.layout.terminal import show
-from stretto.terminal import say
+from stretto.terminal import said_plainly, say
 
 USAGE_ERROR = 2
 
@@ -62,7 +62,8 @@ class Command:
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto layout ...`; 0, or 2 when the sizes make no layout."""
-    command = tyro.cli(Command, args=list(argv), prog="stretto layout")
+    with said_plainly():
+        command = tyro.cli(Command, args=list(argv), prog="stretto layout")
     try:
         _run(command, console())
     except ValueError as error:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from stretto.arguments import Arguments, from_dict
-from stretto.terminal import say
+from stretto.arguments import Arguments, Record, from_dict
+from stretto.terminal import said_plainly, say
 
 if TYPE_CHECKING:
     from stretto.data.tokenizer import Tokenizer
@@ -41,7 +41,8 @@ class Sample:
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto sample ...`; 0, or 2 when the checkpoint cannot be used."""
-    wanted = tyro.cli(Sample, prog="stretto sample", args=list(argv))
+    with said_plainly():
+        wanted = tyro.cli(Sample, prog="stretto sample", args=list(argv))
     from stretto.arguments import ConfigError
     from stretto.checkpoint import CheckpointError
     from stretto.cli.usage_error import reject
@@ -159,8 +160,11 @@ def newest(path: Path) -> Path:
     from stretto.checkpoint import CheckpointError, latest_complete
 
     for directory in (path, path / "checkpoints"):
-        if found := latest_complete(directory).path:
-            return found
+        found = latest_complete(directory)
+        for skipped in found.skipped:
+            say(f"stretto sample: passing over {skipped.path}: {skipped.reason}")
+        if found.path:
+            return found.path
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     return path
@@ -168,10 +172,6 @@ def newest(path: Path) -> Path:
 
 def recorded(path: Path) -> Arguments:
     """The settings of the run that wrote a checkpoint. Raises CheckpointError when they are not there."""
-    from stretto.checkpoint import CheckpointError
     from stretto.checkpoint.marker import read_extra
 
-    extra = read_extra(path)
-    if "record" not in extra:
-        raise CheckpointError(f"{path} was not written by `stretto train`: it does not say which model it holds")
-    return from_dict(extra["record"]["arguments"])
+    return from_dict(Record.from_dict(read_extra(path).get("record"), str(path)).arguments, name=str(path))

@@ -89,6 +89,8 @@ class FileTokenizer:
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         # Ids may have holes, so the largest counts, not how many there are.
         self.vocab_size = max(vocab.values(), default=-1) + 1
+        if self.vocab_size > 16 * len(vocab) + 2**16:  # each of them would be a row of two matrices
+            raise DataError(f"{path} has {len(vocab):,} entries with ids up to {self.vocab_size - 1:,}: mostly holes")
         self.eod = end_of_document(path, vocab)
         begin = begin_of_document(path, self._tokenizer, vocab)
         # A document follows the end of another, so where one token does both it stands there already.

@@ -15,6 +15,7 @@ from stretto.arguments import ConfigError, as_toml, from_dict, parse, resolve, t
 from stretto.arguments.command_line import SOURCE_FLAGS, flags
 from stretto.arguments.files import read_config
 from stretto.arguments.layers import Layer, read_layer
+from stretto.arguments.record import from_the_root
 from stretto.arguments.sources import COMMAND_LINE, Source, SourceKind
 from stretto.arguments.tree import put, sections, settings
 
@@ -78,7 +79,7 @@ def test_any_text_survives_the_resolved_file(data: str, out: str, layers: list[i
         assert sum(layers) == 0
         return
     recompute = resolve([read_layer(tomllib.loads(as_toml(first)), Source(SourceKind.FILE, "resolved.toml"))])
-    assert recompute.args == put(first.args, "data.data", str(Path(data).expanduser().absolute()))
+    assert recompute.args == put(first.args, "data.data", from_the_root("data.data", data))
 
 
 @pytest.mark.parametrize("path", [path for path, s in settings().items() if s.kind in (int, float)])

@@ -118,6 +118,6 @@ def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
         if isinstance(entry, TensorStorageMetadata)
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that no process group is there is what is wanted
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         dcp.load(stored, storage_reader=reader, no_dist=True)
     return stored

@@ -122,6 +122,47 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path, name: str, text: str) -> N
     assert parse(["--config", str(tmp_path / name)], env={}).args.model.layers == 7
 
 
+def word_piece(**ids: int) -> str:
+    """A tokenizer.json of a few words, without the unknown token that it says it has."""
+    model = {
+        "type": "WordPiece",
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 9,
+    }
+    end = {"id": 1, "content": "</s>", "special": True} | dict.fromkeys(["single_word", "lstrip", "rstrip"], False)
+    added, vocab = [{**end, "normalized": False}], {"</s>": 1, **ids}
+    others = dict.fromkeys(["truncation", "padding", "normalizer", "post_processor", "decoder"])
+    pre = {"type": "Whitespace"}
+    return json.dumps(
+        {"version": "1.0", "added_tokens": added, "pre_tokenizer": pre, "model": {**model, "vocab": vocab}, **others}
+    )
+
+
+def test_a_tokenizer_without_its_unknown_token_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(word_piece(the=0))
+    (texts := tmp_path / "texts").mkdir()
+    for name in "abcd":
+        (texts / f"{name}.txt").write_text(f"the end of all {name}\n" * 9)
+    where = ["--data", str(texts), "--held-out", "0.5", "--cache", str(tmp_path / "c")]
+    assert "[UNK]" in rejected(["data", "build", *where, "--tokenizer", str(tmp_path)])
+
+
+@pytest.mark.parametrize("number", [10**9, 60_000_000, 2**31])
+def test_a_tokenizer_with_ids_of_a_billion_is_a_sentence(tmp_path: Path, number: int) -> None:
+    (tmp_path / "tokenizer.json").write_text(word_piece(the=number))
+    assert f"{number:,}" in rejected(["explain", "--tokenizer", str(tmp_path)])
+
+
+@pytest.mark.parametrize("text", ["[" * 50_000, '{"eos_token": ' + "[" * 9_000, "\ufeff{}", "3"])
+def test_a_damaged_tokenizer_config_is_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(word_piece(the=0))
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    code, _, err = answer(["explain", "--tokenizer", str(tmp_path)])
+    assert code == (0 if text.endswith("{}") else 2), err
+    assert "Traceback" not in err
+
+
 # --- words ---
 
 

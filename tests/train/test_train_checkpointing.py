@@ -37,6 +37,6 @@ def test_the_page_names_what_the_code_writes(tmp_path: Path) -> None:
     said = set(re.findall(r"`(\w+)/[^`]*`", PAGE.split("Tensors carry logical names")[1].splitlines()[0]))
     assert {name.partition("/")[0] for name in tensors} == said
     require_fits(args, path)
-    huge = parse(["--preset", "tiny", "--layers", "1000"], env={}).args
+    huge = parse(["--preset", "tiny", "--layers", "16384"], env={}).args
     with pytest.raises(CheckpointError, match="holds a model of"):
         require_fits(huge, path)

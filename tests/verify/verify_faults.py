@@ -472,9 +472,9 @@ OPTIMIZER = [
 START = [
     Fault(
         "initial values follow the element's place on its rank",
-        "params.py",
-        "offsets=offsets, std=std)",
-        "offsets=[0] * len(offsets), std=std)",
+        "params/values.py",
+        "offsets=offsets, std=init.std",
+        "offsets=[0] * len(offsets), std=init.std",
     ),
     Fault(
         "initial values follow the strides of the rank's block",

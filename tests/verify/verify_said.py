@@ -128,7 +128,12 @@ RECORD = Said(
         "        temporary.replace(path)\n",
         "",
     ),
-    Fault("a line cut by the crash that cannot be read", "train/record.py", "except ValueError:", "except KeyError:"),
+    Fault(
+        "a line cut by the crash that cannot be read",
+        "train/record.py",
+        "except (ValueError, RecursionError):",
+        "except KeyError:",
+    ),
     Fault("a new run that appends", "train/record.py", "if after else []", "if after else read_rows(path)"),
     Fault(
         "a crash while the old lines are copied that loses them",

@@ -65,8 +65,8 @@ EXCHANGE = Said(
     Fault(
         "a shorter text that keeps the padding of a longer one",
         "exchange.py",
-        "all_[:n].cpu()",
-        "all_.cpu()",
+        "each[:n].cpu()",
+        "each.cpu()",
     ),
     Fault(
         "a dtype that changes on the way",

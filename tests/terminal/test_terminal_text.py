@@ -1,0 +1,48 @@
+"""No text steers a terminal, and every terminal shows what we say."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stretto.terminal import hand_on, printable, say, speak_any_encoding
+
+pytestmark = pytest.mark.pure
+
+
+@given(st.text())
+@settings(max_examples=20)
+def test_printable_text_has_as_many_characters_and_no_controls(text: str) -> None:
+    shown = printable(text)
+    assert len(shown) == len(text)
+    assert all(c.isprintable() or c in "\n\t" for c in shown)
+    assert printable(shown) == shown
+
+
+@pytest.mark.parametrize("c", ["\x1b", "\x07", "\r", "\b", "\x9b", "\x7f", "\u202e", "\u2028", "\udcff"])
+def test_what_steers_is_a_dot(c: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: 8-bit controls, directions of writing, and half characters, which also make `print` raise."""
+    say(f"a{c}b")
+    assert capsys.readouterr().err == "a·b\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"), [("ascii", "a > . 18 ??"), ("latin-1", "a > · 18 ?é"), ("utf-8", "a → · ▁█ €é")]
+)
+def test_an_encoding_without_a_character_has_a_stand_in(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, said: str
+) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding))
+    speak_any_encoding()
+    say("a → · ▁█ €é", out=True)
+    assert out.getvalue().decode(encoding) == said + "\n"
+
+
+def test_a_program_gets_a_file_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    hand_on("name = '\u200d'\n")
+    assert capsys.readouterr().out == "name = '\u200d'\n"
