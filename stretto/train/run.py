@@ -159,8 +159,8 @@ def load_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Built:
     Raises CheckpointError when it does not fit.
     """
     tp, pp = state.layout.size("tp"), state.layout.size("pp")
-    sizes = {"tp": tp, "cp": 1, "pp": pp, "dp": 1, "ep": 1, "etp": 1}
-    parallel = replace(args.parallel, **sizes, sequence_parallel=False, tp_comm_overlap=False, stage_layers=None)
+    whole = replace(args.parallel, sequence_parallel=False, tp_comm_overlap=False, stage_layers=None)
+    parallel = replace(whole, tp=tp, cp=1, pp=pp, dp=1, ep=1, etp=1)
     built = build(replace(args, parallel=parallel), state, draw=False)
     weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
     load(checkpoint, weights, state.world, group=state.axis("tp", "cp", "dp", "pp").group, prefixes=("model/",))
