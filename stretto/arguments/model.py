@@ -113,7 +113,8 @@ class ModelConfig:
     @property
     def dim_rotary(self) -> int:
         """Features of a head that are rotated."""
-        return int(self.dim_per_head * self.rope_share)
+        d = self.dim_per_head
+        return d if self.rope_share == 1 else int(min(d, 1 << 53) * self.rope_share)
 
     @property
     def gated(self) -> bool:

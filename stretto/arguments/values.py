@@ -36,7 +36,7 @@ def from_data(setting: Setting, raw: object) -> Value:
     if setting.kind is dict and isinstance(raw, Mapping):
         return _pairs(setting, raw)
     if setting.kind is float and _is_int(raw):
-        raw = float(raw) if abs(raw) <= sys.float_info.max else math.inf
+        raw = _as_float(raw)
     if isinstance(raw, float) and not math.isfinite(raw):
         raise ValueError(f"{raw} is not finite")
     if type(raw) is not setting.kind:
@@ -116,18 +116,22 @@ def _entries(setting: Setting, raw: Sequence[object]) -> tuple[int, ...] | tuple
         for number in cast(Sequence[int], raw):
             _check_range(setting, number)
     elif setting.entry is float and all(_is_int(number) or isinstance(number, float) for number in raw):
-        raw = [
-            float(number) if abs(number) <= sys.float_info.max else math.inf for number in cast(Sequence[float], raw)
-        ]
-        for each in cast(Sequence[float], raw):
-            if not math.isfinite(each):
-                raise ValueError(f"{each} is not finite")
+        floats = [_as_float(number) for number in cast(Sequence[float], raw)]
+        if wild := [number for number in floats if not math.isfinite(number)]:
+            raise ValueError(f"{wild[0]} is not finite")
+        for each in floats:
             _check_range(setting, each)
+        return tuple(floats)
     elif setting.entry is str and all(isinstance(name, str) for name in raw):
         _check_names(setting, cast(Sequence[str], raw))
     else:
         raise ValueError(_unlike(setting, raw))
     return cast("tuple[int, ...] | tuple[float, ...] | tuple[str, ...]", tuple(raw))
+
+
+def _as_float(number: float) -> float:
+    """It, or infinity for what is beyond all floats."""
+    return float(number) if abs(number) <= sys.float_info.max else math.inf
 
 
 def _pairs(setting: Setting, raw: Mapping[object, object]) -> tuple[tuple[str, int], ...]:

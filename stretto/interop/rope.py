@@ -101,7 +101,7 @@ def _one(
         share = raw.get("partial_rotary_factor", family.defaults.get("partial_rotary_factor", 1.0))
     values: dict[str, Any] = {
         "rope_scaling": kind,
-        "rope_base": _number(f"{where}.rope_theta", table.get("rope_theta", _BASE), 1, math.inf, wrong),
+        "rope_base": _number(f"{where}.rope_theta", table.get("rope_theta", _BASE), 1, 1e15, wrong),
         "rope_share": _number(f"{where}.partial_rotary_factor", share, 0, 1, wrong),
     }
     if family.model_type not in ("gpt_neox", "phi3") and values["rope_share"] != 1:
@@ -153,9 +153,9 @@ def _growth(table: Mapping[str, Any], raw: Mapping[str, Any]) -> Any:
     """How many times as long contexts are with longrope, where no factor says it."""
     most = raw.get("max_position_embeddings")
     first = table.get("original_max_position_embeddings") or raw.get("original_max_position_embeddings") or most
-    if not isinstance(most, int) or not isinstance(first, int) or isinstance(most, bool) or first <= 0:
-        return None
-    return max(most / first, 1.0)
+    if isinstance(most, int) and isinstance(first, int) and 0 < first <= most < 1 << 40:
+        return most / first
+    return None
 
 
 def rope_fields(model: ModelConfig, family: Family) -> dict[str, Any]:

@@ -80,12 +80,14 @@ class _Step:
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
         one and a reduce-scatter in the other. A recomputation crosses the borders of a block once more. A selective one
-        only makes what the norms give once more, for the two matrices that gather it once more.
+        only makes what the norms give once more, for the two matrices that gather it once more;
+        where norms come after, there is none of that.
         """
         layers, mb, how = len(part.layers), self.microbatches, self.args.run.recompute
         one = self.all_reduce("tp", self.activation)
         both = (4 * layers + part.first + part.last) * mb * one
-        entered = 0.0 if how == "none" else layers * mb * one
+        nothing = how == "none" or (how == "light" and self.args.model.norm_placement == "post")
+        entered = 0.0 if nothing else layers * mb * one
         left = 2 * layers * mb * one if how == "block" else 0.0
         if self.args.parallel.sequence_parallel:
             return {("tp", "all_gather"): both / 2 + entered, ("tp", "reduce_scatter"): (both + left) / 2}

@@ -7,14 +7,18 @@ switches it off; a stretch of the local wavelengths of Gemma 3.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stretto.arguments.model import ModelConfig
-from stretto.interop.config import LIMIT, read_config
+from stretto.interop.config import LIMIT, read_config, understand
 from stretto.interop.errors import InteropError
+from stretto.interop.families import FAMILIES
 from stretto.interop.write import write_config
 
 pytestmark = pytest.mark.pure
@@ -122,6 +126,31 @@ def test_what_is_no_json_object_of_a_sane_size_is_rejected(tmp_path: Path) -> No
     path.unlink()
     with pytest.raises(InteropError, match="No such file"):
         read_config(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+ROPE = st.dictionaries(
+    st.sampled_from(["rope_type", "type", "rope_theta", "factor", "short_factor", "long_factor", "beta_fast"]),
+    JSON | st.sampled_from(["default", "yarn", "longrope", "dynamic", "llama3"]),
+)
+NAMES = st.sampled_from(sorted({name for f in FAMILIES.values() for name in f.fields} | {"layer_types", "head_dim"}))
+SPECIAL = st.sampled_from(
+    ["rope_parameters", "rope_scaling", "sliding_window", "max_position_embeddings", "hidden_act"]
+)
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(NAMES | SPECIAL, JSON | ROPE, max_size=4))
+def test_whatever_stands_in_a_file_is_a_model_or_rejected(family: str, fields: dict[str, Any]) -> None:
+    """Catches: a number that no float holds, a list where a name belongs."""
+    raw = json.loads(json.dumps({**LLAMA, "n_layer": 2, "n_embd": 8, "n_head": 2, "model_type": family, **fields}))
+    known = {name: x for name, x in raw.items() if family != "gpt2" or name in fields or name.startswith(("n_", "v"))}
+    with suppress(InteropError):
+        understand(known, FAMILIES[family], "config.json")
 
 
 def test_dropout_is_told_of_and_not_taken_over(tmp_path: Path) -> None:
