@@ -45,6 +45,26 @@ def told_in(place: str, number: int, argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def warned_before_python_listens(argv: Sequence[str]) -> int:
+    """`stretto ARGV` by a launcher that holds the warning back; what comes after the run is held back again."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    code = main(argv)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return code
+
+
+def test_a_warning_that_was_held_back_until_python_listens_is_heard(
+    fresh: Fresh, options: list[str], tmp_path: Path
+) -> None:
+    """Catches: a warning that stays held back, and one that ends a process which has nothing left to do."""
+    mark = tmp_path / "requeue"
+    env = {**ENV, "STRETTO_REQUEUE": str(mark)}
+    ended = fresh.run(warned_before_python_listens, [*options, "--out", str(tmp_path / "run")], env=env)
+    assert (ended.code, mark.exists()) == (REQUEUE, True), ended.err
+    assert f"nothing is saved; {mark} asks to be started again" in ended.err
+
+
 @pytest.mark.parametrize(
     ("place", "number", "code"),
     [
