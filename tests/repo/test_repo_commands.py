@@ -23,7 +23,7 @@ def test_every_command_in_the_documents_exists(texts):
 def test_every_training_command_in_the_documents_is_valid(texts):
     """Catches a renamed flag, and an example whose numbers do not fit one another."""
     for command, *words in _commands(texts):
-        if command == "train":
+        if command == "train" and "--megatron" not in words:  # what follows there is another program's
             parse_or_demo([word for word in words if word != "--help"], env={}, files=False)
 
 
