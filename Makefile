@@ -58,7 +58,7 @@ format: $(DEV) ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix
 
 docs: $(DOCS) ## build the documentation site in build/site
-	@$(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "build/site/index.html"
 
 docs-check: $(DEV) ## links, versions, dependencies and the structure agree with the documents

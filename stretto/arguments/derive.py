@@ -112,6 +112,16 @@ def _warmup(a: Arguments) -> tuple[Value, str] | None:
     return (end // 10, f"decay_steps // 10 = {end} // 10") if a.optimizer.warmup_steps >= end else None
 
 
+def _micro_batch(a: Arguments) -> tuple[Value, str] | None:
+    p, b = a.parallel, a.batch
+    dp = p.dp or (a.run.nproc or 1) // (p.tp * p.cp * p.pp)
+    if dp < 1 or b.global_batch % dp or b.global_batch % (b.micro_batch * dp) == 0:
+        return None
+    share = b.global_batch // dp
+    micro = max(size for size in range(1, b.micro_batch + 1) if share % size == 0)
+    return micro, f"divides global_batch / dp = {b.global_batch} / {dp}"
+
+
 def _min_lr(a: Arguments) -> tuple[Value, str] | None:
     o = a.optimizer
     if o.lr_schedule == "constant" or o.min_lr <= o.lr:
@@ -164,6 +174,9 @@ OVERRIDES: tuple[Override, ...] = (
         for name, mode in (("dp_shard", ""), ("keep_units", "fsdp"))
     ),
     Override("run.nproc", ("parallel.dp",), _nproc_of_dp),
+    Override(
+        "batch.micro_batch", ("run.nproc", "parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp"), _micro_batch
+    ),
     Override("optimizer.warmup_steps", ("run.steps", "optimizer.decay_steps"), _warmup),
     Override("optimizer.min_lr", ("optimizer.lr",), _min_lr),
 )

@@ -31,7 +31,7 @@ def declare(
     specs = (specs,) if isinstance(specs, ParamSpec) else tuple(specs)
     if len({(s.replicas, s.weight_decay, s.init is None) for s in specs}) != 1:
         raise ValueError(
-            f"{name}: logical tensors stored together must agree on replicas, on weight decay and on keeping values"
+            f"{name}: logical tensors stored together must agree on replicas and weight decay, and on keeping values"
         )
     blocks = [s.block({a.name: a for a in axes}) for s in specs]
     if len({b.stored[1:] for b in blocks}) != 1 or (len(blocks) > 1 and not all(b.stored for b in blocks)):

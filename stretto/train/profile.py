@@ -58,7 +58,7 @@ class Profile:
         if self.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history(max_entries=EVENTS)
-        self._profiler = profile(activities=activities, record_shapes=True, profile_memory=True)
+        self._profiler = profile(activities=activities, record_shapes=True, profile_memory=True, acc_events=True)
         self._profiler.start()
 
     def _synchronize(self) -> None:

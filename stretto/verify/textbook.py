@@ -86,7 +86,7 @@ class _Step:
         layers, mb, how = len(part.layers), self.microbatches, self.args.run.recompute
         one = self.all_reduce("tp", self.activation)
         both = (4 * layers + part.first + part.last) * mb * one
-        nothing = how == "none" or (how == "light" and self.args.model.norm_placement == "post")
+        nothing = how == "none" or (how == "selective" and self.args.model.norm_placement == "post")
         entered = 0.0 if nothing else layers * mb * one
         left = 2 * layers * mb * one if how == "block" else 0.0
         if self.args.parallel.sequence_parallel:

@@ -45,7 +45,7 @@ def test_without_a_word_the_demo_runs_on_eight_ranks() -> None:
 
 @pytest.mark.parametrize("words", ["", "--heads 4"])
 def test_the_library_starts_from_the_defaults_that_help_prints(words: str) -> None:
-    """Catches: the demo taken in `parse`, 6 layers where `--help` says 4."""
+    """Catches: the demo taken in `parse`, 2 layers where `--help` says 4."""
     r = parse(words.split(), env={})
     said = {"model.heads"} if words else set()
     assert r.fallback is None
@@ -61,7 +61,7 @@ def test_a_command_falls_back_on_the_demo_only_where_nothing_else_is_named(tmp_p
     file = tmp_path / "run.toml"
     file.write_text("[model]\nlayers = 2\n")
     assert resolve("--tp 1 --pp 4 --steps 300").fallback == "demo"
-    assert resolve("--tp 1 --pp 4 --steps 300").args.model.layers == 6
+    assert resolve("--tp 1 --pp 4 --steps 300").args.model.layers == 2
     for words in ("--preset tiny", f"--config {file}"):
         assert resolve(words).fallback is None
     recompute = resolve("", checkpoint=resolve("--preset tiny").record())
@@ -125,7 +125,9 @@ def test_the_launcher_decides_how_many_processes_there_are() -> None:
 def test_without_nproc_the_layout_decides() -> None:
     assert resolve("--preset tiny --tp 2 --dp 4").layout.world == 8
     assert resolve("--preset tiny --tp 2").layout.world == 2
-    assert resolve("--dp 4 --tp 1 --pp 1").layout.world == 4, "the preset's nproc gives way to the flag's dp"
+    wide = resolve("--dp 4 --tp 1 --pp 1")
+    assert wide.layout.world == 4, "the preset's nproc gives way to the flag's dp"
+    assert (wide.args.batch.micro_batch, wide.args.batch.global_batch) == (1, 4), "as does its microbatch"
 
 
 def test_a_preset_gives_way_and_a_flag_does_not() -> None:
@@ -139,7 +141,7 @@ def test_a_preset_gives_way_and_a_flag_does_not() -> None:
 
 
 def test_resolved_toml_is_a_run_of_its_own(tmp_path: Path) -> None:
-    first = resolve('--steps 5 --stage-layers 4,2 --dtype bf16 --out a"b\\c')
+    first = resolve('--steps 5 --layers 6 --stage-layers 4,2 --dtype bf16 --out a"b\\c')
     file = tmp_path / "resolved.toml"
     file.write_text(as_toml(first))
     assert resolve(f"--config {file}").args == first.args

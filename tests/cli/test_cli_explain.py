@@ -105,4 +105,4 @@ def test_the_preset_that_nobody_named_is_told(capsys: pytest.CaptureFixture[str]
         main(["--help"])
     helped = capsys.readouterr().out
     assert "starts from the preset demo" in helped
-    assert "[default 4; demo: 6]" in helped
+    assert "[default 4; demo: 2]" in helped

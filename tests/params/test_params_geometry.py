@@ -203,9 +203,7 @@ def test_padding_stays_zero_and_views_share_memory(rank: int) -> None:
 
 def test_undeclared_parameters_are_all_named() -> None:
     model = nn.ModuleDict({"a": nn.Linear(2, 3), "b": Stacked(axis("tp", 0, 2))})
-    with pytest.raises(
-        ValueError, match=r"without a declared place: a\.weight, a\.bias; call stretto\.params\.declare"
-    ):
+    with pytest.raises(ValueError, match=r"without a declared place: a\.weight, a\.bias; call stretto\.declare"):
         collect(model)
 
 

@@ -29,7 +29,7 @@ def texts() -> dict[str, str]:
     below = (path for part in PARTS for path in (ROOT / part).rglob("*"))
     hidden = (ROOT / ".pre-commit-config.yaml", ROOT / ".gitignore")
     files = [p for p in (*below, *ROOT.glob("[!.]*"), *hidden) if p.is_file() and "__pycache__" not in p.parts]
-    suffixes = {"", ".py", ".md", ".toml", ".txt", ".yml", ".yaml"}
+    suffixes = {"", ".py", ".pyi", ".md", ".toml", ".txt", ".yml", ".yaml"}
     return {str(p.relative_to(ROOT)): p.read_text() for p in sorted(files) if p.suffix in suffixes}
 
 
