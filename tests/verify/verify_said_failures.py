@@ -77,8 +77,8 @@ PACE = Said(
     Fault(
         "time spent in waiting for others that counts as work",
         "train/pace.py",
-        "self._busy += whole - (self.waited() - waited)",
-        "self._busy += whole",
+        "self._busy.append(whole - (self.waited() - waited))",
+        "self._busy.append(whole)",
     ),
     Fault(
         "a rank compared with stages that do other work",
@@ -89,8 +89,8 @@ PACE = Said(
     Fault(
         "a rank named again and again",
         "train/pace.py",
-        " and named != self._said:",
-        " and named:",
+        "self._found[each.rank] == WINDOWS",
+        "self._found[each.rank] >= WINDOWS",
     ),
 )
 
