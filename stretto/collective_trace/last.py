@@ -26,6 +26,9 @@ KEPT_AT_END = 8
 GATHER_SECONDS = 1.5
 """How long the first rank that fails waits for the others to fail too, and to say what they did."""
 
+AT_ONCE = 512
+"""Records that are read in one request: each has its own deadline, however many ranks there are."""
+
 Record = tuple[list[str], list[CollectiveCall]]
 """The groups that a rank is in, and its newest calls."""
 
@@ -78,7 +81,8 @@ class LastCalls(Recorder):
         ranks, store = range(self._world.size), self._store
         silent = [] if store.poll("told/all", GATHER_SECONDS) else absent(store.under("told"), self._world.size)
         here = sorted(set(ranks) - set(silent))
-        said = store.multi_get([f"calls/{rank}" for rank in here])
+        parts = [here[n : n + AT_ONCE] for n in range(0, len(here), AT_ONCE)]
+        said = [text for part in parts for text in store.multi_get([f"calls/{rank}" for rank in part])]
         return {rank: unpack(text) for rank, text in zip(here, said, strict=True)}
 
 

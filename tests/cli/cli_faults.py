@@ -51,3 +51,18 @@ def one_call_more(argv: Sequence[str]) -> int:
 
     Loop._step = begin_step  # type: ignore[method-assign]
     return main(argv)
+
+
+def a_flipped_bit(argv: Sequence[str]) -> int:
+    """On rank 1, after its third step: the last bit of one weight, which changes no figure that is shown."""
+    begin = Loop._step
+
+    def step_and_flip(self: Loop) -> Any:
+        done = begin(self)
+        if (self.train_state.step, self.state.world.rank) == (3, 1):
+            weight = next(p for p in self.built.optimizer.slices() if p.name.endswith("down_proj.weight"))
+            weight.tensor.view(torch.int32)[0, 0] ^= 1
+        return done
+
+    Loop._step = step_and_flip  # type: ignore[method-assign]
+    return main(argv)

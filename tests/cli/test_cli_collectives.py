@@ -69,3 +69,15 @@ def test_a_checked_run_ends_with_the_table_in_place_of_hanging(fresh: Fresh, run
     assert ended.err.count("call site") == 1, ended.err
     assert re.findall(r"^ +(\d+) .*cli_faults\.py:\d+ +DIFFERS", ended.err, re.MULTILINE) == ["2"], ended.err
     assert ended.seconds < 40
+
+
+def test_a_flipped_bit_in_one_replica_ends_the_run_with_its_name(fresh: Fresh, run: list[str]) -> None:
+    """Catches: replicas that part in silence; a checkpoint of them."""
+    words = [*run, "--nproc", "2", "--tp", "1", "--pp", "1", "--check-replicas", "2"]
+    ended = fresh.run(cli_faults.a_flipped_bit, words, env=ENV)
+    assert ended.code == 1
+    said = ended.err.splitlines()
+    assert said[0] == "stretto train: replicas differ after step 4:"
+    assert re.fullmatch(r"  model\.layers\.\d+\.mlp\.down_proj\.weight \(weights\): ranks 0-1 differ", said[1])
+    assert "Traceback" not in ended.err
+    assert not list(Path(run[-1]).glob("checkpoints/step-*"))

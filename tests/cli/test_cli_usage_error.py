@@ -136,6 +136,21 @@ def test_resume_from_a_corrupt_checkpoint(
     assert "no complete checkpoint" in err
 
 
+def test_a_damaged_file_in_a_directory_that_is_called_timeout(
+    fresh: Fresh, rejected: Callable[..., str], earlier: Path, tmp_path: Path
+) -> None:
+    """Catches: the words of an error of a file that are taken for those of a lost peer, with a traceback."""
+    copy = tmp_path / "timeout-3" / "connection reset"
+    fresh.run(copy_tree, earlier, copy)
+    damaged = copy / "checkpoints" / "step-00000004" / "__0_0.distcp"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    err = rejected("--resume", out=copy)
+    assert err.count("__0_0.distcp: the ") == 1
+    assert "CRC-32 differs" in err
+
+
 def copy_tree(source: Path, target: Path) -> None:
     import shutil
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from stretto.initialize import initialize
 
-CLONE_NEWNET = 0x40000000  # <sched.h>
+CLONE_NEWNET, CLONE_NEWUTS = 0x40000000, 0x04000000  # <sched.h>
 PER_HOST = 4
 
 
@@ -37,10 +37,12 @@ def step(rank: int) -> dict[str, str]:
 
 
 def enter(host: str) -> None:
-    """Move this process into a network namespace."""
+    """Move this process into a network namespace, which is the name of its host from then on."""
+    libc = ctypes.CDLL(None, use_errno=True)
     with (Path("/var/run/netns") / host).open() as file:
-        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"setns {host}")
+        if libc.setns(file.fileno(), CLONE_NEWNET) or libc.unshare(CLONE_NEWUTS):
+            raise OSError(ctypes.get_errno(), f"the namespaces of {host}")
+    socket.sethostname(host)
 
 
 def task(host: str, env: dict[str, str], what: str) -> None:

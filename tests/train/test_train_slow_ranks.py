@@ -17,7 +17,7 @@ from stretto.collectives import all_gather, all_reduce
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
-from stretto.train.slow_ranks import MICROSECOND, WINDOW, SlowRanks, find
+from stretto.train.slow_ranks import Slow, SlowRanks, find, packed
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -59,15 +59,15 @@ def test_a_slow_rank_is_named_once_within_twenty_steps(pool: Pool) -> None:
     assert BEGINS < step <= BEGINS + 20
 
 
-def _packed(seconds: float, rank: int) -> int:
-    return int(seconds / MICROSECOND) * 2**17 + rank
-
-
 def test_stages_that_do_more_are_not_slow_ranks() -> None:
     """Of two ranks each; then of one each, where only other stages are there to compare with."""
-    assert find([2.0, 4.0], [2, 2], [_packed(1.0, 0), _packed(2.1, 3)], 4.0) == []
-    assert find([1.0, 2.0, 1.0], [1, 1, 1], [_packed(1.0, 0), _packed(2.0, 1), _packed(1.0, 2)], 2.5) == []
-    (slow,) = find([2.0, 4.0], [2, 2], [_packed(1.0, 0), _packed(3.0, 3)], 4.0)
-    assert (slow.rank, slow.busy, slow.others, slow.step) == (3, 3.0 / WINDOW, 1.0 / WINDOW, 4.0 / WINDOW)
-    assert [s.rank for s in find([1.0, 9.0], [1, 1], [_packed(1.0, 0), _packed(9.0, 1)], 9.0)] == [1]
-    assert find([0.02, 0.02], [2, 2], [_packed(0.019, 0), _packed(0.01, 2)], 4.0) == []  # of no consequence
+    assert find([2.0, 4.0], [2, 2], [packed(1.0, 0), packed(2.1, 3)], 4.0) == []
+    assert find([1.0, 2.0, 1.0], [1, 1, 1], [packed(1.0, 0), packed(2.0, 1), packed(1.0, 2)], 2.5) == []
+    assert find([2.0, 4.0], [2, 2], [packed(1.0, 0), packed(3.0, 3)], 4.0) == [Slow(3, 3.0, 1.0, 4.0)]
+    assert [s.rank for s in find([1.0, 9.0], [1, 1], [packed(1.0, 0), packed(9.0, 1)], 9.0)] == [1]
+
+
+def test_what_costs_little_is_not_worth_a_word() -> None:
+    """Of a step, or at all."""
+    assert find([0.4, 0.2], [2, 2], [packed(0.3, 0), packed(0.1, 2)], 4.0) == []
+    assert find([0.008, 0.004], [2, 2], [packed(0.006, 0), packed(0.002, 2)], 0.01) == []

@@ -44,12 +44,12 @@ def family(sizes: tuple[int, int, int], parts: dict[str, Any], variant: int, rec
 
 
 CASES = [
-    ((2, 2, 2), GEMMA, 0b01000000, "light"),
+    ((2, 2, 2), GEMMA, 0b01000000, "selective"),
     ((4, 2, 1), GEMMA, 0b00000000, "block"),
-    ((4, 1, 2), OLMO, 0b01000000, "light"),
+    ((4, 1, 2), OLMO, 0b01000000, "selective"),
     ((2, 2, 1), OLMO, 0b00000001, "block"),
     ((2, 1, 1), OLMO, 0b01010010, "none"),
-    ((2, 2, 2), NEOX, 0b01000010, "light"),
+    ((2, 2, 2), NEOX, 0b01000010, "selective"),
     ((1, 3, 1), NEOX, 0b00001010, "none"),
 ]
 

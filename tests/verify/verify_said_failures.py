@@ -73,24 +73,24 @@ COUNTS = Said(
 )
 
 PACE = Said(
-    "tests/train/test_train_pace.py",
+    "tests/train/test_train_slow_ranks.py",
     Fault(
         "time spent in waiting for others that counts as work",
-        "train/pace.py",
-        "self._busy += whole - (self.waited() - waited)",
-        "self._busy += whole",
+        "train/slow_ranks.py",
+        "self._busy.append(whole - (self.waited() - waited))",
+        "self._busy.append(whole)",
     ),
     Fault(
         "a rank compared with stages that do other work",
-        "train/pace.py",
+        "train/slow_ranks.py",
         "equals = ranks[stage] > 1",
         "equals = False",
     ),
     Fault(
         "a rank named again and again",
-        "train/pace.py",
-        " and named != self._said:",
-        " and named:",
+        "train/slow_ranks.py",
+        "self._found[each.rank] == WINDOWS",
+        "self._found[each.rank] >= WINDOWS",
     ),
 )
 
