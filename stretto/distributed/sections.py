@@ -63,9 +63,10 @@ class Sections:
             for each in modules:
                 self._hooks.append(each.register_forward_pre_hook(partial(self._section_begins, n)))
 
-    def begin(self) -> None:
-        """Ask for what the forward uses first."""
-        self._ask((*self._always, *(self._uses[0] if self._uses else ())))
+    def begin(self, *, backward: bool = False) -> None:
+        """Ask for what a forward uses first, or a backward."""
+        first = self._uses[-1 if backward else 0] if self._uses else []
+        self._ask((*self._always, *first))
 
     def release(self) -> None:
         """Let go of all that is gathered."""
@@ -90,11 +91,11 @@ class Sections:
         self._enter(n, n + 1)
         x = next((x for x in args if isinstance(x, Tensor) and x.requires_grad), None)
         if x is not None and before is not None and torch.is_grad_enabled():
-            x.register_hook(partial(self._goes_back, before))
+            x.register_hook(partial(self._goes_back, before))  # type: ignore[no-untyped-call]
 
     def _stage_ends(self, _module: nn.Module, _args: Any, y: Any) -> None:
         if self._at is not None and isinstance(y, Tensor) and y.requires_grad:
-            y.register_hook(partial(self._goes_back, self._at))
+            y.register_hook(partial(self._goes_back, self._at))  # type: ignore[no-untyped-call]
 
     def _goes_back(self, n: int, _dy: Tensor) -> None:
         self._backward = True

@@ -17,7 +17,7 @@ from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer, attention_by
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, Stage, TensorMeta
-from stretto.schedule import DDP, check_lowered, lower, schedule_for
+from stretto.schedule import DDP, Op, Schedule, check_lowered, lower, schedule_for
 from stretto.schedule.generators import forward_only
 from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build, unfused
@@ -67,6 +67,7 @@ def build(args: Arguments, state: ParallelState) -> Built:
         recompute=args.run.recompute == "light",
         accumulators=direct,
         gemms=fp8,
+        allocate=False,
     )
     boundary = _boundary(args, place)
     mine = [s for s, rank in enumerate(program.placement) if rank == axis.rank]
@@ -83,6 +84,7 @@ def build(args: Arguments, state: ParallelState) -> Built:
         direct=direct,
         sharding=sharding,
         keep=args.parallel.keep_units,
+        visits=visits(program, axis.rank),
     )
     config = args.optimizer
     fuse_update = partial(fused, dynamic=True) if args.run.compile else None
@@ -108,6 +110,19 @@ def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Calla
     """
     compiled = torch.compile(function, dynamic=dynamic)
     return hand_written(function, compiled) if torch.cuda.is_available() else compiled
+
+
+def visits(program: Schedule, rank: int) -> dict[int, list[bool]]:
+    """Of each UNSHARD of a stage on a pipeline rank, in order: whether a backward is the first use of it."""
+    found: dict[int, list[bool]] = {}
+    begun: set[int] = set()
+    for action in program.ranks[rank]:
+        if action.op is Op.UNSHARD:
+            begun.add(action.stage)
+        elif action.stage in begun and action.op in (Op.F, Op.B, Op.I):
+            begun.remove(action.stage)
+            found.setdefault(action.stage, []).append(action.op is not Op.F)
+    return found
 
 
 def update_rule(config: OptimizerConfig) -> Rule:

@@ -121,6 +121,7 @@ def train(
             loop = Loop(args, state, built, train_state, text.splits.held_out, told, save, stop, timeline)
             since = time.perf_counter()
             finished = loop.run()
+            built.weights.settle()
             return Outcome(finished, train_state.step, time.perf_counter() - since)
         finally:
             told.close()

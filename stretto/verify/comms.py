@@ -58,8 +58,8 @@ def record_step(args: Arguments, layout: Layout, world: World, *, seed: int = 0)
     It is the second step: in the first, stages also announce to each other what they will send.
     """
     recorder = Recorder()
-    given = {"axes": axes_of(args, layout), "options": group_options(args, layout)}
-    with ParallelState.build(layout, world, timeout=args.run.timeout, tracer=recorder, **given) as state:
+    axes, options, timeout = axes_of(args, layout), group_options(args, layout), args.run.timeout
+    with ParallelState.build(layout, world, timeout=timeout, axes=axes, options=options, tracer=recorder) as state:
         built = build(args, state)
         try:
             session = Session(args, state, built)
