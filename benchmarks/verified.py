@@ -1,6 +1,7 @@
 """The matrix of verified combinations, with the errors that are measured now.
 
-python -m benchmarks.verified docs/verified.md
+python -m benchmarks.verified docs/verified.md             # all of them
+python -m benchmarks.verified docs/verified.md --missing   # those that the page does not have yet
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ blocks, a dtype. Each combination below is compared with one process, from the s
 initial weights, activations, losses, gradients, gradient norms, updates and evaluations; replicas must be bitwise
 equal. It is run twice: with every other option of the model on (tied embedding, biases, LayerNorm, learned positions,
 GELU, norms of queries and keys, one key/value head that two ranks hold copies of, a pipeline stage without layers), and
-with every one off; with dropout only on, and with recomputation alone only off. Sizes are not told apart here:
+with every one off; with dropout only on, and with recomputation alone only off. Kinds of sharding stand in the place of
+plain replicas, alone and with sequence parallelism and 1F1B. Sizes are not told apart here:
 [test_verify_layouts](../tests/verify/test_verify_layouts.py) has every layout of up to 8 ranks,
 [test_verify_random](../tests/verify/test_verify_random.py) draws layouts and options at random.
 
@@ -49,13 +51,15 @@ of blocks; the rest is measured for this page alone. `stretto train` warns of a 
 _TEST = "[test_verify_matrix](../tests/verify/test_verify_matrix.py)"
 
 
-def page(measure: Measure) -> str:
-    """The page, with what `measure` says of each combination."""
+def page(measure: Measure, known: str = "") -> str:
+    """The page, with what `measure` says of each combination; rows that are in `known` stay as they are."""
     rows = dict.fromkeys((c.tensor, c.pipeline, c.data, c.activations) for c in VERIFIED)
-    return _INTRODUCTION + "".join(
-        f"| {' | '.join((*row, *(measure(Combination(*row, dtype)) for dtype in DTYPES)))} | {_TEST} |\n"
-        for row in rows
-    )
+    found = []
+    for row in rows:
+        begins = f"| {' | '.join(row)} | "
+        line = next((line for line in known.splitlines() if line.startswith(begins)), None)
+        found.append(line or begins + " | ".join([*(measure(Combination(*row, d)) for d in DTYPES), f"{_TEST} |"]))
+    return _INTRODUCTION + "".join(f"{line}\n" for line in found)
 
 
 def verify(world: World, of: Combination, options: bool) -> Comparison:
@@ -90,4 +94,5 @@ if __name__ == "__main__":
             print(f"{of}: {figure}", flush=True)
             return figure
 
-        Path(sys.argv[1]).write_text(page(tell))
+        written = Path(sys.argv[1])
+        written.write_text(page(tell, written.read_text() if "--missing" in sys.argv else ""))

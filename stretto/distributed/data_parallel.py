@@ -14,6 +14,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Final, Self
 
+import torch
 from torch import Tensor, nn
 
 from stretto.collectives import all_reduce_
@@ -37,9 +38,9 @@ class DataParallel:
 
     `stages` maps the number of each stage on this rank to its module; `direct` is what its layers were built with,
     if they add weight gradients up themselves. Buckets have `bucket_mb` of gradients; where parameters are sharded,
-    one holds a section of a stage, of which the last `keep` stay whole between forward and backward. Raises ValueError
-    for undeclared parameters, and for two copies of one logical tensor, such as a tied embedding, in stages of this
-    rank.
+    one holds a section of a stage, of which the last `keep` stay whole between forward and backward. `visits` says of
+    each UNSHARD of a stage in a step whether a backward follows; otherwise a forward does. Raises ValueError for
+    undeclared parameters, and for two copies of one logical tensor, such as a tied embedding, in stages of this rank.
     """
 
     def __init__(
@@ -51,8 +52,12 @@ class DataParallel:
         direct: MainGradients | None = None,
         sharding: Sharding = DDP,
         keep: int = 0,
+        visits: Mapping[int, Sequence[bool]] | None = None,
     ) -> None:
         self.state = state
+        self.norms: tuple[list[str], Tensor] = [], torch.zeros(0)
+        """Names of the gradients that this rank counts, and their norms [n] when the gradient's was last computed."""
+        self._visits, self._visited = visits or {}, Counter[int]()
         # With levels of dp, shards lie along the inner one and copies of them along the outer one.
         self._levels = "dp.0" in state.layout.axes
         self.sharding = sharding if state.axis(*self._over(("dp", "cp"))).size > 1 else DDP
@@ -97,7 +102,10 @@ class DataParallel:
     def unshard(self, stage: int) -> None:
         """Begin to gather what the stage uses first, if weights are sharded."""
         if self.sharding.params:
-            self._sections[stage].begin()
+            told, number = self._visits.get(stage, ()), self._visited[stage]
+            training = torch.is_grad_enabled()
+            self._sections[stage].begin(backward=training and number < len(told) and told[number])
+            self._visited[stage] += training
 
     def reshard(self, stage: int) -> None:
         """Let go of the stage's gathered weights, if they are sharded."""
@@ -178,9 +186,16 @@ class DataParallel:
         """Begin a step."""
         self._unsent.clear()
         self._reducing.clear()
+        self._visited.clear()
         self._main_gradients.forget()
         for bucket in self.all_buckets:
             bucket.zero()
+
+    def settle(self) -> None:
+        """Wait for what is on its way between two steps: nothing is, when the groups are left in good order."""
+        for bucket in self.all_buckets:
+            if bucket.whole:
+                bucket.gathered()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -194,7 +209,7 @@ class DataParallel:
     def position(self) -> dict[str, int]:
         """This rank's place on the axes along which what it keeps is repeated."""
         axes: tuple[str, ...] = ("tp", "embed") if self.sharding.state else ("tp", "cp", "dp", "embed")
-        axes += ("dp.1",) if self._levels and self.sharding.state else ()
+        axes = (*axes, "dp.1") if self._levels and self.sharding.state else axes
         return {name: self.state.axis(name).rank for name in axes}
 
     def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from stretto.collectives import all_reduce_
 from stretto.distributed.data_parallel import DataParallel
@@ -19,22 +18,29 @@ def grad_norm(weights: DataParallel) -> Tensor:
     # Data-parallel ranks with whole gradients hold equal ones, and are not summed over.
     position = {name: rank for name, rank in weights.position().items() if name not in ("cp", "dp")}
     own = [
-        view for each in weights.gradients if each.of.spec.owner(position) for _, view in each.pieces if view.numel()
+        (each.of.name, view)
+        for each in weights.gradients
+        if each.of.spec.owner(position)
+        for _, view in each.pieces
+        if view.numel()
     ]
     total = torch.zeros((), dtype=torch.float64, device=state.world.device)
+    weights.norms = [name for name, _ in own], total.new_zeros(0)
     if own:
-        total += _sum_of_squares(own)
+        weights.norms = weights.norms[0], _norms([view for _, view in own])
+        total += weights.norms[1].square().sum()
     apart = ("tp", "cp", "dp", "pp") if weights.sharding.state else ("tp", "pp")
     all_reduce_(total, state.axis(*apart)).wait()
     return total.sqrt()
 
 
-def _sum_of_squares(gradients: list[Tensor]) -> Tensor:
-    """[] in fp64, of all elements of all of them."""
+def _norms(gradients: list[Tensor]) -> Tensor:
+    """[n] in fp64, of each of them."""
     if gradients[0].is_cuda:  # all in a few kernels, which add up by blocks
-        return get_total_norm(gradients).double().square()
+        return torch.stack(torch._foreach_norm(gradients)).double()
     # Row by row: over 16 million elements torch's fp32 norm on the CPU loses the fourth digit, over a row none.
-    return torch.cat([torch.linalg.vector_norm(g, dim=-1).flatten() for g in gradients]).double().square().sum()
+    rows = [torch.linalg.vector_norm(g, dim=-1).double() for g in gradients]
+    return torch.stack([torch.linalg.vector_norm(row) for row in rows])
 
 
 def clip_factor(norm: Tensor, limit: float) -> Tensor | None:

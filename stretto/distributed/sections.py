@@ -63,9 +63,10 @@ class Sections:
             for each in modules:
                 self._hooks.append(each.register_forward_pre_hook(partial(self._section_begins, n)))
 
-    def begin(self) -> None:
-        """Ask for what the forward uses first."""
-        self._ask((*self._always, *(self._uses[0] if self._uses else ())))
+    def begin(self, *, backward: bool = False) -> None:
+        """Ask for what a forward uses first, or a backward."""
+        first = self._uses[-1 if backward else 0] if self._uses else []
+        self._ask((*self._always, *first))
 
     def release(self) -> None:
         """Let go of all that is gathered."""

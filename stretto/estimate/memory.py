@@ -68,7 +68,17 @@ def ledger(args: Arguments, stage: int) -> Ledger:
     whole, part = sum(flats), sum(flats) // shards
     sections = [{tensors[n].section for n in group} for group in groups]
     used = [sum(f for f, s in zip(flats, sections, strict=True) if n in s) for n in range(_sections(args, stage))]
-    kept = sum(sorted(used)[len(used) - keep :]) if keep else 0
+    # A tied embedding on a stage with both ends: used by the last section too, and its gradient fills all the way back.
+    both = args.model.tied and args.parallel.pp == 1
+    tied = sum(f for f, group in zip(flats, groups, strict=True) if both and tensors[group[0]].kind == ("embedding",))
+    used[-1:] = [used[-1] + tied] if used else []
+    # Buckets of decayed and of other tensors fill side by side, two of each at a time.
+    others: dict[bool, list[int]] = {}
+    for size, group in zip(flats, groups, strict=True):
+        if not tied or tensors[group[0]].kind != ("embedding",):
+            others.setdefault(sharding.params or tensors[group[0]].decayed, []).append(size)
+    filling = tied + sum(sum(sorted(sizes)[-2:]) for sizes in others.values())
+    kept = sum(used[max(0, len(used) - keep) :]) if keep else 0
     pairs = max((a + b for a, b in pairwise(used)), default=sum(used))
     return Ledger(
         weights=item * (part if sharding.params else whole),
@@ -76,7 +86,7 @@ def ledger(args: Arguments, stage: int) -> Ledger:
         masters=wide * part * (item < wide),
         optimizer=wide * part * STATE[args.optimizer.optimizer],
         gathered=item * min(whole, pairs + kept) * sharding.params,
-        reducing=wide * sum(sorted(flats)[-2:]) * sharding.grads,
+        reducing=wide * filling * sharding.grads,
         activations=_activations(args, stage),
         logits=_logits(args) * (stage == args.parallel.pp - 1),
     )

@@ -75,7 +75,8 @@ class Build:
     `seed` is that of the dropout masks. `fuse` makes one kernel of a function of several elementwise operations
     (`torch.compile`, or nothing). With `recompute` the cheap operations in front of a GEMM are not kept for the
     backward but done once more in it. Weight gradients go to `accumulators`, or where there are none to autograd.
-    `gemms` compute the products of the blocks' matrices, where it is not in `dtype`.
+    `gemms` compute the products of the blocks' matrices, where it is not in `dtype`. Without `allocate` parameters
+    have no memory, and no values, until they are moved into buckets: a whole model need never exist.
     """
 
     tp: Axis
@@ -87,6 +88,7 @@ class Build:
     recompute: bool = False
     accumulators: Accumulators | None = None
     gemms: Gemms | None = None
+    allocate: bool = True
 
     @property
     def overlap_with(self) -> OverlapWith:

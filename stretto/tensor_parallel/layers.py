@@ -88,8 +88,11 @@ class RowParallelLinear(nn.Module):
 
 
 def declare_on(module: nn.Module, name: str, specs: ParamSpec | Sequence[ParamSpec], build: Build) -> nn.Parameter:
-    """`stretto.params.declare` with the axis, dtype and device of a build."""
-    return declare(module, name, specs, axes=[build.tp], dtype=build.dtype, device=build.device)
+    """`stretto.params.declare` with the axis, dtype and device of a build, and memory if the build gives any."""
+    param = declare(module, name, specs, axes=[build.tp], dtype=build.dtype, device=build.device)
+    if not build.allocate:
+        param.untyped_storage().resize_(0)
+    return param
 
 
 def expect(weight: nn.Parameter, build: Build) -> None:

@@ -13,7 +13,7 @@ from stretto.distributed import DataParallel, MainGradients
 from stretto.distributed.replicate import align
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, TensorMeta
-from stretto.schedule import DDP, Sharding, check_lowered, lower, partition, schedule_for
+from stretto.schedule import DDP, Op, Schedule, Sharding, check_lowered, lower, partition, schedule_for
 from stretto.schedule.generators import forward_only
 from stretto.tensor_parallel import Build
 from stretto.train.busy import BusyTime, TimedStage
@@ -102,12 +102,17 @@ def assemble(
     modules = {s: make(s) for s, rank in enumerate(program.placement) if rank == axis.rank}
     for module in modules.values():
         align(module, state)
-        if not draw:  # padding stays zero, whatever is filled in
-            for param in module.parameters():
-                param.data.zero_()
     busy = BusyTime(state.world.device)
     stages = {s: TimedStage(busy, s, call(s, module), boundary if s else None) for s, module in modules.items()}
-    weights = DataParallel(modules, state, bucket_mb=bucket_mb, direct=direct, sharding=sharding, keep=keep_units)
+    weights = DataParallel(
+        modules,
+        state,
+        bucket_mb=bucket_mb,
+        direct=direct,
+        sharding=sharding,
+        keep=keep_units,
+        visits=visits(program, axis.rank),
+    )
     made = optimizer(weights)
     if draw:
         made.initialize(seed)
@@ -117,3 +122,16 @@ def assemble(
     )
     forwards = lower(forward_only(axis.size, microbatches), sharding)
     return Assembly(modules, stepper, Executor(forwards, axis.rank, stages, link, weights), busy)
+
+
+def visits(program: Schedule, rank: int) -> dict[int, list[bool]]:
+    """Of each UNSHARD of a stage on a pipeline rank, in order: whether a backward is the first use of it."""
+    found: dict[int, list[bool]] = {}
+    begun: set[int] = set()
+    for action in program.ranks[rank]:
+        if action.op is Op.UNSHARD:
+            begun.add(action.stage)
+        elif action.stage in begun and action.op in (Op.F, Op.B, Op.I):
+            begun.remove(action.stage)
+            found.setdefault(action.stage, []).append(action.op is not Op.F)
+    return found

@@ -48,6 +48,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         recompute=args.run.recompute == "selective",
         accumulators=direct,
         gemms=fp8,
+        allocate=False,
     )
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
     attend = attention_by(args.run.attention, deterministic=args.run.deterministic)

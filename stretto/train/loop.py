@@ -18,6 +18,7 @@ from stretto.train.assemble import Assembly
 from stretto.train.batches import Evaluation
 from stretto.train.checkpointing import TrainState
 from stretto.train.meter import Meter
+from stretto.train.not_finite import not_finite
 from stretto.train.readback import Readback
 from stretto.train.record import EvalRecord, Listener, SaveRecord, StepRecord
 from stretto.train.slow_ranks import SlowRanks
@@ -28,12 +29,13 @@ from stretto.train.step import StepResult, evaluate
 class DivergedError(RuntimeError):
     """The loss or the gradient norm is no number any more; raised on all ranks, since both are sums over them."""
 
-    def __init__(self, step: int, loss: float, grad_norm: float, lr: float) -> None:
-        super().__init__(f"diverged at step {step}: loss {loss:g}, gradient norm {grad_norm:g}, learning rate {lr:g}")
-        self.step, self.loss, self.grad_norm, self.lr = step, loss, grad_norm, lr
+    def __init__(self, step: int, loss: float, grad_norm: float, lr: float, where: str = "") -> None:
+        said = f"diverged at step {step}: loss {loss:g}, gradient norm {grad_norm:g}, learning rate {lr:g}"
+        super().__init__(f"{said}; {where}" if where else said)
+        self.step, self.loss, self.grad_norm, self.lr, self.where = step, loss, grad_norm, lr, where
 
-    def __reduce__(self) -> tuple[type[DivergedError], tuple[int, float, float, float]]:
-        return DivergedError, (self.step, self.loss, self.grad_norm, self.lr)
+    def __reduce__(self) -> tuple[type[DivergedError], tuple[int, float, float, float, str]]:
+        return DivergedError, (self.step, self.loss, self.grad_norm, self.lr, self.where)
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ class Loop:
         """Tell of a step; whether some rank asked to stop. Raises DivergedError, on all ranks alike."""
         loss, norm, votes, *measured = pending.figures.read()
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise DivergedError(pending.step, loss, norm, pending.lr)
+            where = not_finite(pending.result, self.state.axis("tp", "cp", "dp", "pp"))
+            raise DivergedError(pending.step, loss, norm, pending.lr, where)
         self.meter.stepped(pending.done_at)
         self.meter.heard(measured)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -44,6 +44,10 @@ class StepResult:
     loss: Tensor
     grad_norm: Tensor
     votes: Tensor
+    own_loss: Tensor
+    """This rank's part [] of it."""
+    norms: tuple[list[str], Tensor]
+    """Names of the gradients that this rank counts, and their norms [n]."""
 
 
 class Stepper:
@@ -81,7 +85,7 @@ class Stepper:
         norm = grad_norm(self.weights)
         self.optimizer.step(lr, clip_factor(norm, self.clip_grad))
         total = sum_over_world(loss, self.state, votes=float(stop))
-        return StepResult(total[0], norm, total[1])
+        return StepResult(total[0], norm, total[1], loss, self.weights.norms)
 
 
 def sum_over_world(loss: Tensor, state: ParallelState, *, votes: float = 0.0) -> Tensor:

@@ -193,6 +193,7 @@ class Trainer:
             loop = self.loop(steps, told, stop=stop, before_step=before_step)
             began = time.perf_counter()
             finished = loop.run()
+            self.assembly.weights.settle()
             seconds, totals = time.perf_counter() - began, self.meter.totals
             return Outcome(finished, self.step, seconds, totals["checkpoint"], totals["evaluation"])
         finally:

@@ -163,7 +163,7 @@ def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -
         ("--fp8-format e4m3 --fp8-recipe tensorwise", "--fp8-format: 'e4m3' is not available; there is hybrid"),
         ("--lr $LR", "--lr: the value of $LR is not known here"),
         ("--lr 1 2", "--lr: takes one value, got 2"),
-        ("--optimizer sgd", "--optimizer: 'sgd' is not available; there is adam"),
+        ("--optimizer muon", "--optimizer: 'muon' is not available; there is adam, sgd"),
         ("--attention-dropout 0.1", "attention weights are not dropped: say --attention-dropout 0"),
         ("--recompute-granularity some", "'some' is not available; there is full, selective"),
         ("--split 0,0,0", "--split: '0,0,0' leaves nothing to train on"),

@@ -2,12 +2,14 @@
 
 Faults to catch: a shard that is another rank's; gradients of earlier microbatches forgotten; a norm of one rank's part;
 copies whose gradients are not summed; weights that do not follow their shard; a section that stays gathered; gradients
-whose memory stays; weights that are copied on their way.
+whose memory stays; weights that are copied on their way; a model that is whole before it is sharded.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,13 +21,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
-from stretto.distributed import AdamW, DataParallel, clip_factor, grad_norm
+from stretto.distributed import AdamW, Bucket, DataParallel, clip_factor, grad_norm
 from stretto.distributed.memory import here
+from stretto.estimate import ledger
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState, default_axes
 from stretto.params import Init, ParamSpec, declare
 from stretto.schedule.sharding import MODES
 from stretto.testing import Pool
+from stretto.train.build import build as build_run
 from stretto.verify import Comparison, against_reference, build, random_batch
 from stretto.world import World
 
@@ -122,10 +126,16 @@ def test_no_more_is_kept_than_the_mode_says(pool: Pool) -> None:
         assert rank["fsdp"] == (2, 2, 2.0)
 
 
+def test_a_model_larger_than_what_a_rank_keeps_never_exists(pool: Pool) -> None:
+    """While it is built, no more is there at a time than what stays, and one section's weights and gradients."""
+    for most, stays, section in pool.run(4, _start):
+        assert most <= stays + 4 * section
+
+
 def test_nothing_is_copied_in_or_out(pool: Pool) -> None:
-    """In a whole step of blocks that use their weights, neither weights nor gradients are copied or packed."""
+    """In a whole step neither weights nor gradients are copied or packed; and no more is there than the ledger says."""
     for rank in pool.run(2, _copies):
-        assert rank == dict.fromkeys(SHARDED, 0)
+        assert rank == dict.fromkeys(SHARDED, (0, True, True))
 
 
 def example(tp: int, pp: int, dp: int, mode: str, *, options: bool) -> Arguments:
@@ -245,6 +255,40 @@ def _look(weights: DataParallel, whole: list[int], gradients: list[int], *_: obj
     gradients.append(sum(here(bucket.grads) for bucket in weights.all_buckets))
 
 
+def _bytes(buckets: Sequence[Bucket], gathered: list[int], reducing: list[int], *_: object) -> None:
+    gathered.append(sum(bucket.weights.nbytes for bucket in buckets if bucket.whole))
+    reducing.append(sum(bucket.grads.nbytes for bucket in buckets if here(bucket.grads)))
+
+
+class Allocated(TorchDispatchMode):
+    """The most bytes that large tensors made within it hold at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: list[Any] = []
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.nbytes >= 2**14:
+            self.storages.append(weakref.ref(out.untyped_storage()))
+        there = {s.data_ptr(): s.nbytes() for ref in self.storages if (s := ref()) is not None and s.nbytes()}
+        self.most = max(self.most, sum(there.values()))
+        return out
+
+
+def _start(world: World) -> tuple[int, int, int]:
+    args = example(1, 1, world.size, "fsdp", options=False)
+    args = replace(args, model=replace(args.model, layers=12, hidden=64, head_dim=16, ffn=128), run=RunConfig())
+    with ParallelState.build(Layout.of(dp=world.size), world) as state:
+        with Allocated() as allocated:
+            built = build_run(args, state)
+        kept = ledger(args, 0)
+        built.weights.close()
+        stays = kept.weights + kept.gradients + kept.masters + kept.optimizer
+        return allocated.most, stays, max(bucket.flat.numel for bucket in built.weights.all_buckets) * 4
+
+
 class Copied(TorchDispatchMode):
     """Counts elements that copies, concatenations and clones move, of tensors as large as a shard of a block."""
 
@@ -260,16 +304,28 @@ class Copied(TorchDispatchMode):
         return out
 
 
-def _copies(world: World) -> dict[str, int]:
+def _copies(world: World) -> dict[str, tuple[int, bool, bool]]:
     found = {}
     with ParallelState.build(Layout.of(dp=world.size), world) as state:
         for mode in SHARDED:
             args = example(1, 1, world.size, mode, options=False)
             with build(args, Layout.of(dp=world.size), world) as session:
-                trainer = session.built.trainer
+                trainer, buckets = session.built.trainer, session.built.weights.all_buckets
+                gathered, reducing = [0], [0]
+
+                look = partial(_bytes, buckets, gathered, reducing)
+                for module in session.built.stages[0].modules():
+                    module.register_forward_pre_hook(look)
+                for item in session.built.weights.declared:
+                    item.param.register_post_accumulate_grad_hook(look)
                 for step in range(2):
                     with Copied() as copied:
                         trainer.step(session.microbatches(random_batch(args, step)), 1e-3)
-            found[mode] = copied.elements
+            most = ledger(args, 0)
+            fits = (
+                max(gathered) <= (most.gathered or most.weights),
+                max(reducing) <= (most.reducing or most.gradients),
+            )
+            found[mode] = (copied.elements, *fits)
     assert state.world.size == world.size
     return found

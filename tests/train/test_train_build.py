@@ -13,9 +13,10 @@ from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor
-from stretto.schedule import Action, Op, Schedule
+from stretto.schedule import Action, Op, Schedule, lower
+from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build
-from stretto.train.build import build
+from stretto.train.build import build, visits
 
 pytestmark = pytest.mark.gloo
 
@@ -52,6 +53,12 @@ def test_a_split_backward_needs_layers_that_leave_something_for_w() -> None:
         with pytest.raises(ValueError, match="no layer of stage 0 leaves any for it"):
             Executor(Schedule((0,), 1, (actions,)), 0, executor.stages, executor.link, built.weights)
         built.weights.close()
+
+
+def test_what_a_stage_is_gathered_for_is_read_in_the_program() -> None:
+    """Two stages on a rank: the first is gathered for its forward, and once more for its backward."""
+    program = lower(Schedule.parse("0F0 1F0 1B0 0B0"), MODES["fsdp"])
+    assert visits(program, 0) == {0: [False, True], 1: [False]}
 
 
 def test_two_copies_of_a_tied_embedding_on_one_rank_are_an_error() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from verify_checks import compare, first_wrong, small
 
 from stretto.arguments.schema import Arguments
+from stretto.schedule.sharding import MODES
 from stretto.testing import Pool
 from stretto.world import World
 
@@ -51,6 +52,11 @@ def runs(draw: Any) -> Arguments:
     given_stages = draw(st.sampled_from([stages, None]))
     order = draw(st.sampled_from([args.parallel.order, "pp-dp-ep-cp-tp", "dp-tp-cp-ep-pp"]))
     parallel = replace(args.parallel, order=order, schedule=schedule, stage_layers=given_stages if pp > 1 else None)
+    if dp > 1:
+        mode, size = draw(st.sampled_from(sorted(MODES))), draw(st.sampled_from([1e-6, 0.005, 25.0]))
+        parallel = replace(parallel, sharding=mode, bucket_mb=size)
+        if mode == "fsdp":
+            parallel = replace(parallel, keep_units=draw(st.integers(0, 2)))
     return replace(args, parallel=parallel)
 
 

@@ -11,7 +11,7 @@ from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
-from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, RULES, SHARDING
+from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, NOT_FINITE, RULES, SHARDING
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -184,8 +184,8 @@ NORM = Said(
     Fault(
         "padding counted",
         "distributed/norm.py",
-        "for _, view in each.pieces if view.numel()",
-        "for view in [each.flat] if view.numel()",
+        "        for _, view in each.pieces\n",
+        "        for view in [each.flat]\n",
     ),
     Fault(
         "a copy of a key/value head counted twice",
@@ -614,6 +614,7 @@ SAID = (
     RULES,
     LEDGER,
     LOOP,
+    NOT_FINITE,
     CHECKPOINTS,
     FAMILIES,
     CONFIG,

@@ -78,6 +78,7 @@ SHARDING = Said(
         "self._gathering = all_gather_into(self.weights, self.shard, self._gather)\n\n    def gathered",
         "self._gathering = all_gather_into(self.weights, self.shard.clone(), self._gather)\n\n    def gathered",
     ),
+    Fault("a model that is whole before it is sharded", "train/build.py", "allocate=False,", "allocate=True,"),
 )
 
 RULES = Said(
@@ -148,8 +149,8 @@ CHECKPOINTS = Said(
     Fault(
         "a piece without an owner",
         "distributed/data_parallel.py",
-        'axes = ("tp", "embed") if self.sharding.state else ("tp", "cp", "dp", "embed")',
-        'axes = ("tp", "cp", "dp", "embed")',
+        '("tp", "embed") if self.sharding.state else ("tp", "cp", "dp", "embed")',
+        '("tp", "cp", "dp", "embed")',
     ),
     Fault(
         "parameters that do not follow what was read",
@@ -175,4 +176,15 @@ LOOP = Said(
         "        return norm",
     ),
     Fault("a declaration that is overwritten", "distributed/shard.py", "if is_declared(each, name)}", "if False}"),
+)
+
+NOT_FINITE = Said(
+    "tests/train/test_train_not_finite.py",
+    Fault("a rank that is not named", "train/not_finite.py", "if not fine]", "if False]"),
+    Fault(
+        "a parameter that is not named",
+        "train/not_finite.py",
+        "if not math.isfinite(norm)})",
+        "if norm != norm})",
+    ),
 )

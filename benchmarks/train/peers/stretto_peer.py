@@ -19,7 +19,7 @@ from stretto.initialize import initialize
 from stretto.parallel_state import ParallelState
 from stretto.report.progress import LiveProgress
 from stretto.train.build import build
-from stretto.train.groups import group_options
+from stretto.train.groups import axes_of, group_options
 from stretto.train.record import Everyone, JsonLines, Listener, RunRecord
 from stretto.train.run import trainer_of
 from stretto.world import World
@@ -76,9 +76,9 @@ class Peer:
         if world is None:
             context = initialize(device=run.device, threads=run.threads, deterministic=run.deterministic, tf32=run.tf32)
             world = self._stack.enter_context(context)
-        options = group_options(args, resolved.layout)
+        axes, options = axes_of(args, resolved.layout), group_options(args, resolved.layout)
         self.state = self._stack.enter_context(
-            ParallelState.build(resolved.layout, world, timeout=run.timeout, options=options)
+            ParallelState.build(resolved.layout, world, timeout=run.timeout, axes=axes, options=options)
         )
         self.built = build(args, self.state)
         self._stack.callback(self.built.weights.close)
@@ -104,10 +104,11 @@ class Peer:
 
     def held(self) -> dict[str, list[Tensor]]:
         buckets = self.built.weights.all_buckets
-        kinds = ("model", "exp_avg", "exp_avg_sq")
-        state = [piece.tensor for piece in self.built.optimizer.slices() if piece.name.partition("/")[0] in kinds]
-        weights = [bucket.weights for bucket in buckets]
-        held = {"weights": weights, "gradients": [bucket.grads for bucket in buckets], "optimizer": state}
+        state = [piece.tensor for piece in self.built.optimizer.slices()]
+        sharding = self.built.weights.sharding
+        weights = [bucket.shard if sharding.params else bucket.weights for bucket in buckets]
+        gradients = [bucket.grad if sharding.grads else bucket.grads for bucket in buckets]
+        held = {"weights": weights, "gradients": gradients, "optimizer": state}
         return held | ({"weights in 8 bits": self.built.fp8.held()} if self.built.fp8 else {})
 
     def about(self) -> dict[str, Any]:

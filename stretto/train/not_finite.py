@@ -1,0 +1,32 @@
+"""Which ranks and parameters a step left without numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from stretto.exchange import all_gather_json
+from stretto.train.step import StepResult
+from stretto.world import Axis
+
+NAMED = 3
+
+
+def not_finite(result: StepResult, world: Axis) -> str:
+    """In words: ranks whose own loss is not finite, and parameters whose summed gradient is not.
+
+    All ranks of `world` call it together; it reads the device.
+    """
+    names, norms = result.norms
+    own = sorted({name for name, norm in zip(names, norms.tolist(), strict=True) if not math.isfinite(norm)})
+    found = all_gather_json([math.isfinite(result.own_loss.item()), own], world)
+    ranks = [str(world.ranks[n]) for n, (fine, _) in enumerate(found) if not fine]
+    wrong = sorted({name for _, each in found for name in each})
+    said = [f"not finite: the loss of rank{'s' * (len(ranks) > 1)} {_some(ranks)}"] * bool(ranks)
+    said += [f"the gradient{'s' * (len(wrong) > 1)} of {_some(wrong)}" + ("" if ranks else " not finite")] * bool(wrong)
+    return ", ".join(said)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
