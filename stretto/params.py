@@ -10,7 +10,7 @@ comparisons are derived from the declaration and never restate it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -188,8 +188,10 @@ def declare(
     return param
 
 
-def collect(model: nn.Module, prefix: str = "") -> tuple[Declared, ...]:
+def collect(model: nn.Module, prefix: str = "", elsewhere: Container[nn.Parameter] = ()) -> tuple[Declared, ...]:
     """Every stored parameter of `model` with its logical tensors, in the order of the modules.
+
+    A parameter `elsewhere` is declared by another module, which shares it: an embedding tied to a head on one rank.
 
     Raises ValueError naming all parameters that were never declared: a parameter whose place is unknown would train
     silently wrong on more than one rank. So would two that claim one logical name: they would start equal, and be
@@ -201,6 +203,8 @@ def collect(model: nn.Module, prefix: str = "") -> tuple[Declared, ...]:
         declared = module.__dict__.get(_DECLARED, {})
         for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
             full = f"{path}.{name}" if path else name
+            if param in elsewhere:
+                continue
             if name in declared:
                 found.setdefault(param, Declared(full, param, tuple(_logical(path, name, declared[name]))))
             else:

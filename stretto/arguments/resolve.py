@@ -13,6 +13,7 @@ from stretto.arguments.files import read_config, read_preset
 from stretto.arguments.help import help_text
 from stretto.arguments.layers import Layer, not_a_value, read_layer
 from stretto.arguments.paths import check_paths
+from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.record import Record
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
@@ -118,7 +119,8 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
         raise ConfigError(violations)
 
     p = found.args.parallel
-    layout = Layout.of(tp=p.tp, cp=p.cp, dp=p.dp or 1, pp=p.pp, ep=p.ep, etp=p.etp, order=p.order)
+    sizes = {"tp": p.tp, "cp": p.cp, "dp": p.dp or 1, "ep": p.ep, "etp": p.etp}
+    layout = Layout.of(**sizes, pp=p.pp, order=p.order, vpp=vpp_of(p), shape=shape_of(p))
     return Resolved(found.args, found.sources, layout)
 
 

@@ -97,9 +97,25 @@ class ParallelConfig:
         "that reach each other; unset: on GPUs",
         carried=False,
     )
-    schedule: Literal["1f1b", "gpipe"] = setting("1f1b", "order of forwards and backwards in the pipeline")
+    schedule: Literal[
+        "1f1b",
+        "depth-first",
+        "dualpipev",
+        "gpipe",
+        "interleaved",
+        "interleaved-zb",
+        "looped-bfs",
+        "v-half",
+        "v-min",
+        "zb-h1",
+        "zb-h2",
+        "zbv",
+    ] = setting("1f1b", "order of forwards and backwards in the pipeline")
+    vpp: int | None = setting(
+        None, "pipeline stages on each rank (virtual stages); unset: what the schedule has", unit="stages", at_least=1
+    )
     stage_layers: tuple[int, ...] | None = setting(
-        None, "layers of each pipeline stage; 0 is allowed; unset: balanced", at_least=0
+        None, "layers of each of the pp * vpp stages; 0 is allowed; unset: balanced", at_least=0
     )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
 

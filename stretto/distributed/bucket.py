@@ -6,7 +6,7 @@ fp64 parameters: 256 + 1 in bf16 would stay 256). One all-reduce moves them all;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 import torch
@@ -68,11 +68,19 @@ class Bucket:
         if self._waiting is not None:
             self._waiting.discard(param)
 
-    def arm(self) -> None:
-        """The next gradient of each parameter is the last one. Raises RuntimeError the second time in a step."""
+    def arm(self, only: Container[nn.Parameter] | None = None) -> None:
+        """The next gradient of each parameter is the last one, or of those among `only`: the others have theirs.
+
+        Raises RuntimeError the second time in a step.
+        """
         if self._waiting is not None:
             raise RuntimeError("reduce(stage) was called twice in one step: zero() must begin the next one")
-        self._waiting = set(self._spans)
+        self._waiting = {p for p in self._spans if only is None or p in only}
+
+    @property
+    def params(self) -> tuple[nn.Parameter, ...]:
+        """The parameters in it."""
+        return tuple(self._spans)
 
     @property
     def full(self) -> bool:

@@ -40,7 +40,7 @@ class DataParallel:
         self.declared: tuple[Declared, ...] = ()
         self.buckets: dict[int, list[Bucket]] = {}
         for stage, module in stages.items():
-            declared = collect(module)
+            declared = collect(module, elsewhere={d.param for d in self.declared})
             axis_of = {d.replicas: state.axis(*d.replicas) for d in declared}
             self.declared += declared
             self.buckets[stage] = fill_buckets(declared, axis_of, int(bucket_mb * 2**20))
@@ -73,9 +73,13 @@ class DataParallel:
     def reduce(self, stage: int) -> None:
         """The next backward of the stage is its last of this step: buckets leave as they fill."""
         self._main_gradients.flush()  # of an earlier backward: not among the last ones
+        # Where weight gradients of the stage wait for a W that comes next, all others came with the last I.
+        here = {param for bucket in self.buckets[stage] for param in bucket.params}
+        waiting = here & self._main_gradients.deferred.weights()
         for bucket in self.buckets[stage]:
-            bucket.arm()
+            bucket.arm(waiting or None)
             self._unsent.append(bucket)
+        self._send_full()
 
     def finish(self) -> None:
         """Wait for the reductions, then sum what replicated parameters hold parts of. Gradients are whole after it.

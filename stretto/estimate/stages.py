@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stretto.arguments.pipeline import num_stages
 from stretto.arguments.schema import Arguments
 from stretto.estimate.parameters import count_parameters
 from stretto.schedule import partition
@@ -15,4 +16,4 @@ def stage_layers(args: Arguments) -> tuple[range, ...]:
     """
     p = count_parameters(args.model, args.batch.seq_len)
     head = args.model.vocab_size * args.model.hidden / p.layer
-    return partition(args.model.layers, args.parallel.pp, explicit=args.parallel.stage_layers, head=head)
+    return partition(args.model.layers, num_stages(args.parallel), explicit=args.parallel.stage_layers, head=head)

@@ -8,10 +8,9 @@
 `Executor` dispatches the actions of a schedule, which alone says what happens when.
 """
 
-from stretto.pipeline_parallel.deferred import DeferredGradients
 from stretto.pipeline_parallel.executor import Executor, LeftoverError, OwnWeights, Weights
 from stretto.pipeline_parallel.link import Link
 from stretto.pipeline_parallel.meta import TensorMeta
 from stretto.pipeline_parallel.stage import Stage
 
-__all__ = ["DeferredGradients", "Executor", "LeftoverError", "Link", "OwnWeights", "Stage", "TensorMeta", "Weights"]
+__all__ = ["Executor", "LeftoverError", "Link", "OwnWeights", "Stage", "TensorMeta", "Weights"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.distributed import AdamW, DataParallel, MainGradients
 from stretto.estimate import stage_layers
@@ -50,7 +51,10 @@ def build(args: Arguments, state: ParallelState) -> Built:
     layout, axis = state.layout, state.axis("pp")
     parts = stage_specs(args)
     microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
-    program = lower(schedule_for(args.parallel.schedule, axis.size, microbatches), DDP)
+    schedule = schedule_for(args.parallel.schedule, axis.size, microbatches, vpp_of(args.parallel))
+    if schedule.placement != layout.placement:
+        raise ValueError(f"{args.parallel.schedule} places stages {schedule.placement}, {layout} {layout.placement}")
+    program = lower(schedule, DDP)
     direct, fuse, tp = MainGradients(), fused if args.run.compile else unfused, state.axis("tp")
     passes = partial(fused, dynamic=True) if args.run.compile else unfused
     fp8 = None if args.run.fp8 == "none" else RECIPES[args.run.fp8](tp, passes)
@@ -66,13 +70,16 @@ def build(args: Arguments, state: ParallelState) -> Built:
         gemms=fp8,
     )
     boundary = _boundary(args, place)
-    mine = [s for s, rank in enumerate(program.placement) if rank == axis.rank]
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
     attend = attention_by(args.run.attention, deterministic=args.run.deterministic)
-    modules = {
-        s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=recompute, attend=attend) for s in mine
-    }
-    stages = {s: Stage(s, module, boundary if s else None) for s, module in modules.items()}
+    modules: dict[int, Transformer] = {}
+    for s in layout.stages(state.world.rank):
+        # A tied embedding whose two ends meet on this rank is one parameter.
+        tied = modules[0].model.embed_tokens.weight if 0 in modules and modules[0].model.embed_tokens else None
+        modules[s] = Transformer(
+            args.model, parts[s], place, seq_len=seq_len, recompute=recompute, attend=attend, embedding=tied
+        )
+    stages = {s: Stage(s, module, boundary if s else None, direct.deferred) for s, module in modules.items()}
     weights = DataParallel(modules, state, bucket_mb=args.parallel.bucket_mb, direct=direct)
     config = args.optimizer
     optimizer = AdamW(
@@ -83,7 +90,8 @@ def build(args: Arguments, state: ParallelState) -> Built:
         fuse=partial(fused, dynamic=True) if args.run.compile else None,
     )
     optimizer.initialize(args.run.seed)
-    link = Link.between(axis, state.world.device, state.axis)
+    ring = layout.vpp > 1 and layout.shape == "loop"
+    link = Link.between(axis, state.world.device, state.axis, ring=ring)
     trainer = Trainer(
         Executor(program, axis.rank, stages, link, weights),
         weights,
@@ -91,7 +99,7 @@ def build(args: Arguments, state: ParallelState) -> Built:
         clip_grad=config.clip_grad,
         steady=fp8.steady if fp8 else nullcontext,
     )
-    forwards = lower(forward_only(axis.size, microbatches), DDP)
+    forwards = lower(forward_only(axis.size, microbatches, layout.placement), DDP)
     return Built(modules, trainer, Executor(forwards, axis.rank, stages, link, weights), fp8)
 
 

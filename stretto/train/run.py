@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from stretto.arguments import Arguments, ConfigError, Resolved, Violation
+from stretto.arguments.elsewhere import in_layout
 from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls
 from stretto.data.corpus import Corpus
@@ -131,9 +132,7 @@ def load_whole(args: Arguments, checkpoint: Path, world: World) -> Built:
 
     Raises CheckpointError when it does not fit.
     """
-    parallel = replace(args.parallel, tp=1, cp=1, pp=1, dp=1, ep=1, etp=1, sequence_parallel=False, stage_layers=None)
-    alone = replace(args, parallel=parallel)
-    built = build(alone, ParallelState.build(Layout.of(), world))
+    built = build(in_layout(args, Layout.of()), ParallelState.build(Layout.of(), world))
     weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
     load(checkpoint, weights, world, prefixes=("model/",))
     built.optimizer.loaded(0)

@@ -287,16 +287,16 @@ DIRECT = Said(
     Fault(
         "what a failed step deferred added in the next",
         "distributed/main_gradients.py",
-        "        self._put_off = None\n        self._added.clear()",
+        "        self.deferred.clear()\n        self._added.clear()",
         "        self._added.clear()",
     ),
     Fault(
         "what is deferred lost to the next",
-        "distributed/main_gradients.py",
-        "        self.flush()\n        self._put_off = weight, write\n",
-        "        self._put_off = weight, write\n",
+        "deferred.py",
+        "        self.flush()\n        self._behind = job\n",
+        "        self._behind = job\n",
     ),
-    Fault("a gradient recorded by autograd", "distributed/main_gradients.py", "with torch.no_grad():", "if True:"),
+    Fault("a gradient recorded by autograd", "distributed/main_gradients.py", "    @torch.no_grad()\n", ""),
 )
 
 OVERLAP = Said(

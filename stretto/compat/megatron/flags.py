@@ -160,8 +160,6 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         "--no-fp8-wgrad": "with one scale for a tensor all three products are in fp8; say --fp8 rowwise in its place",
         "--fp8-param-gather": "weights are gathered in bf16",
         "--fp16": "fp16 with loss scaling is not available; bf16 needs no scaling",
-        "--num-layers-per-virtual-pipeline-stage": "there is no interleaved schedule yet",
-        "--num-virtual-stages-per-pipeline-rank": "there is no interleaved schedule yet",
         "--rampup-batch-size": "the global batch has one size for the whole run",
         "--squared-relu": "the activations are swiglu, gelu and gelu-tanh",
         "--grad-reduce-in-bf16": "gradients are reduced in fp32",

@@ -225,6 +225,28 @@ def _clock(g: Given) -> Iterator[Setting]:
         yield "run.exit_duration", 60 * _number(g, flag), flag
 
 
+def _interleaved(g: Given) -> Iterator[Setting]:
+    """Several stages on a rank are said by their number, or by the layers of each: then the schedule is interleaved."""
+    count, layers, pp = "--num-virtual-stages-per-pipeline-rank", "--num-layers-per-virtual-pipeline-stage", 1
+    if "--pipeline-model-parallel-size" in g:
+        pp = _positive(g, "--pipeline-model-parallel-size")
+    if count in g:
+        flag, vpp = count, _positive(g, count)
+    elif layers in g and "--num-layers" in g:
+        flag, each, whole = layers, _positive(g, layers), _positive(g, "--num-layers")
+        vpp, rest = divmod(whole, each * pp)
+        if rest or not vpp:
+            raise RejectedError(flag, f"{whole} layers are no multiple of {each} layers * {pp} ranks")
+    else:
+        return
+    if vpp > 1:
+        yield "parallel.vpp", vpp, flag
+        yield "parallel.schedule", "interleaved", flag
+    group = "--microbatch-group-size-per-virtual-pipeline-stage"
+    if group in g and _positive(g, group) != pp:
+        raise RejectedError(group, f"groups are of as many microbatches as there are ranks, {pp}, or a few more")
+
+
 def _streams(g: Given) -> Iterator[Setting]:
     flag, known = "--high-priority-stream-groups", {"tp": "tp", "cp": "cp", "pp": "pp", "dp": "dp", "dp_cp": "dp-cp"}
     if flag not in g:
@@ -271,6 +293,11 @@ COMPUTED: Mapping[Rule, tuple[str, ...]] = {
         "--lr-wsd-decay-style",
     ),
     _split: ("--split", "--eval-iters"),
+    _interleaved: (
+        "--num-virtual-stages-per-pipeline-rank",
+        "--num-layers-per-virtual-pipeline-stage",
+        "--microbatch-group-size-per-virtual-pipeline-stage",
+    ),
     _streams: ("--high-priority-stream-groups",),
     _clock: ("--distributed-timeout-minutes", "--exit-duration-in-mins"),
     _optimizer: ("--optimizer",),
