@@ -119,8 +119,17 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
         raise ConfigError(violations)
 
     p = found.args.parallel
-    sizes = {"tp": p.tp, "cp": p.cp, "dp": p.dp or 1, "ep": p.ep, "etp": p.etp}
-    layout = Layout.of(**sizes, pp=p.pp, order=p.order, vpp=vpp_of(p), shape=shape_of(p))
+    layout = Layout.of(
+        tp=p.tp,
+        cp=p.cp,
+        dp=p.dp or 1,
+        pp=p.pp,
+        ep=p.ep,
+        etp=p.etp,
+        order=p.order,
+        vpp=vpp_of(p),
+        shape=shape_of(p),
+    )
     return Resolved(found.args, found.sources, layout)
 
 

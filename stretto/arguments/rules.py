@@ -145,7 +145,7 @@ def schedule_has_so_many_stages(a: Arguments) -> RuleViolation | None:
     made = GENERATORS[p.schedule]
     if made.any_stages or vpp_of(p) == made.stages:
         return None
-    others = tuple(name for name, other in GENERATORS.items() if other.any_stages or other.stages == p.vpp)
+    others = ("interleaved", *(name for name, other in GENERATORS.items() if other.any_stages or other.stages == p.vpp))
     return RuleViolation(
         f"vpp = {p.vpp}, but {p.schedule} has {made.stages} stage{'s' * (made.stages > 1)} on a rank",
         {"parallel.vpp": (made.stages,), "parallel.schedule": others},

@@ -99,6 +99,7 @@ class ParallelConfig:
     )
     schedule: Literal[
         "1f1b",
+        "auto",
         "depth-first",
         "dualpipev",
         "gpipe",
@@ -110,12 +111,10 @@ class ParallelConfig:
         "zb-h1",
         "zb-h2",
         "zbv",
-    ] = setting("1f1b", "order of forwards and backwards in the pipeline")
-    vpp: int | None = setting(
-        None, "pipeline stages on each rank (virtual stages); unset: what the schedule has", unit="stages", at_least=1
-    )
+    ] = setting("1f1b", "order of forwards and backwards: `stretto schedule list` has all")
+    vpp: int | None = setting(None, "virtual stages: so many on each rank; unset: what the schedule has", at_least=1)
     stage_layers: tuple[int, ...] | None = setting(
-        None, "layers of each of the pp * vpp stages; 0 is allowed; unset: balanced", at_least=0
+        None, "layers of each of the pp * vpp stages, or a layout such as Et*3|(tt|)*2t|L; unset: balanced", at_least=0
     )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
 

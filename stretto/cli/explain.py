@@ -18,7 +18,7 @@ from stretto.data.errors import DataError
 from stretto.data.tokenizer import load_tokenizer
 from stretto.estimate import count_parameters, stage_layers
 from stretto.layout import Layout, Topology, warnings
-from stretto.schedule import Cost, schedule_for, simulate
+from stretto.schedule import Cost, bubble, schedule_for, simulate
 from stretto.schedule.draw import gantt
 
 USAGE_ERROR = 2
@@ -186,7 +186,10 @@ def _schedule(args: Arguments, width: int) -> Iterator[str]:
     p, m = args.parallel.pp, _microbatches(args)
     layers = tuple(float(max(len(stage), 1)) for stage in stage_layers(args))
     schedule = schedule_for(args.parallel.schedule, p, m, vpp_of(args.parallel))
-    ideal = f"(pp-1)/(m+pp-1) = {p - 1}/{m + p - 1} = {(p - 1) / (m + p - 1):.1%}"
+    if args.parallel.schedule in ("1f1b", "gpipe"):
+        ideal = f"(pp-1)/(m+pp-1) = {p - 1}/{m + p - 1} = {(p - 1) / (m + p - 1):.1%}"
+    else:
+        ideal = f"{bubble(simulate(schedule)):.1%}"
     yield f"{args.parallel.schedule}, {m} microbatches; bubble {ideal} if stages were equal"
     if len(schedule.ranks) * m <= _DRAWABLE:
         yield "with these layers, a backward taken as two forwards and messages as free:"

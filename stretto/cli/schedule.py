@@ -4,6 +4,7 @@
     stretto schedule draw zbv --pp 4 --microbatches 8 --out zbv.svg
     stretto schedule simulate 1f1b zbv --pp 8 --microbatches 32 --weight-gradient 0.7
     stretto schedule check mine.csv
+    stretto schedule search --pp 4 --microbatches 8 --memory 2 --exact 30
 
 A schedule is one by name, or a file: a table of PyTorch's pipelining (.csv), or a line of actions for each rank.
 """
@@ -22,6 +23,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from stretto.layout import Shape
 from stretto.layout.picture import Colour, readable
 from stretto.schedule import (
     GENERATORS,
@@ -39,12 +41,16 @@ from stretto.schedule import (
     step_time,
 )
 from stretto.schedule.csv import from_csv, to_csv
+from stretto.schedule.exact import solve
 from stretto.schedule.grid import failing, grid
 from stretto.schedule.picture import COLOURS, chrome_trace, picture, shade
+from stretto.schedule.search import Found, search
 
 USAGE_ERROR = 2
+_PLACEMENTS: Final[tuple[tuple[int, Shape], ...]] = ((1, "loop"), (2, "loop"), (2, "v"), (3, "loop"), (4, "loop"))
 ABOUT: Final = {
     "1f1b": "one forward, one backward in turn",
+    "auto": "the quickest in a V that a search finds",
     "depth-first": "interleaved in groups of exactly pp microbatches",
     "dualpipev": "DualPipe in a V: a forward beside a backward",
     "gpipe": "all forwards, then all backwards",
@@ -64,8 +70,9 @@ def main(argv: Sequence[str]) -> int:
     said = _parser().parse_args(argv)
     console = Console(width=said.width, highlight=False) if said.width else Console(highlight=False)
     try:
-        {"list": _list, "draw": _draw, "check": _check, "simulate": _simulate}[said.what](said, console)
-    except (ValueError, OSError) as error:
+        run = {"list": _list, "draw": _draw, "check": _check, "simulate": _simulate, "search": _search}
+        run[said.what](said, console)
+    except (ValueError, OSError, ImportError) as error:
         print(f"stretto schedule: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return USAGE_ERROR
     return 0
@@ -73,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("stretto schedule", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["list", "draw", "check", "simulate"])
+    parser.add_argument("what", choices=["list", "draw", "check", "simulate", "search"])
     parser.add_argument("schedule", nargs="*", help=f"names or files; the names are {', '.join(GENERATORS)}")
     parser.add_argument("--pp", type=int, default=4, help="pipeline ranks (4)")
     parser.add_argument("--vpp", type=int, help="stages on each rank; left out: what the schedule has")
@@ -86,6 +93,8 @@ def _parser() -> ArgumentParser:
     costs.add_argument("--transfer", type=float, default=0.0, help="of a message on its link: bytes / bandwidth")
     costs.add_argument("--finish", type=float, default=0.0, help="norm and update after the last gradient of the step")
     parser.add_argument("--out", type=Path, action="append", default=[], help=".svg, .png, .json (trace), .csv or .txt")
+    parser.add_argument("--memory", type=float, help="search: microbatches whose activations a rank may hold (pp)")
+    parser.add_argument("--exact", type=float, metavar="SECONDS", help="search: by a solver as well, for small sizes")
     parser.add_argument("--width", type=int, help="columns of the terminal")
     return parser
 
@@ -133,8 +142,12 @@ def _draw(said: Namespace, console: Console) -> None:
         print(gantt(timeline, width=console.width))
     else:
         console.print(coloured(timeline, console.width), soft_wrap=True)
+    _write(said.out, s, timeline, name)
+
+
+def _write(paths: Sequence[Path], s: Schedule, timeline: StartTimeline, name: str) -> None:
     title = f"{name}, {s.num_ranks} ranks, {s.num_stages} stages, {s.num_microbatches} microbatches"
-    for path in said.out:
+    for path in paths:
         texts = {".json": lambda: chrome_trace(timeline), ".csv": lambda: to_csv(s), ".txt": lambda: f"{s}\n"}
         if path.suffix in texts:
             path.write_text(texts[path.suffix](), encoding="utf-8")
@@ -170,6 +183,34 @@ def coloured(timeline: StartTimeline, width: int) -> Text:
 
 def _style(fill: Colour) -> Style:
     return Style(color=f"rgb{readable(fill)}".replace(" ", ""), bgcolor=f"rgb{fill}".replace(" ", ""))
+
+
+def _search(said: Namespace, _: Console) -> None:
+    """Over the placements, or those of --vpp, or those for which costs are given."""
+    if said.schedule:
+        raise ValueError(f"search takes no schedule, got {' '.join(said.schedule)}")
+    memory, found = said.memory if said.memory is not None else said.pp, list[tuple[Found, str]]()
+    for v, shape in _PLACEMENTS:
+        place = Schedule([0] * said.pp * v, said.microbatches, [()] * said.pp)
+        cost = _cost(said, place)
+        if said.vpp not in (None, v) or cost.num_stages not in (None, said.pp * v):
+            continue
+        cap = [int(memory * v + 1e-9)] * said.pp
+        try:
+            best = search(said.pp, v, said.microbatches, cost, cap, shape)
+            if said.exact is not None:
+                best = solve(said.pp, v, said.microbatches, cost, cap, shape, seconds=said.exact)
+        except ScheduleError as error:
+            print(f"passed over: {error}")
+            continue
+        where = f"{v} stage{'s' * (v > 1)} a rank in a {shape}"
+        found.append((best, where))
+        print(f"{where}: {best.origin}, a step takes {best.time:g}, at most {best.gap:.1%} above the best there is")
+    if not found:
+        raise ValueError("no schedule was found: allow more --memory, or another --vpp")
+    best, where = min(found, key=lambda each: each[0].time)
+    print(f"quickest: {where}, {best.origin}")
+    _write(said.out, best.schedule, simulate(best.schedule, _cost(said, best.schedule)), best.origin)
 
 
 def _check(said: Namespace, _: Console) -> None:

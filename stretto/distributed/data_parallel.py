@@ -40,7 +40,8 @@ class DataParallel:
         self.declared: tuple[Declared, ...] = ()
         self.buckets: dict[int, list[Bucket]] = {}
         for stage, module in stages.items():
-            declared = collect(module, elsewhere={d.param for d in self.declared})
+            here: tuple[Declared, ...] = self.declared
+            declared = collect(module, elsewhere={known.param for known in here})
             axis_of = {d.replicas: state.axis(*d.replicas) for d in declared}
             self.declared += declared
             self.buckets[stage] = fill_buckets(declared, axis_of, int(bucket_mb * 2**20))

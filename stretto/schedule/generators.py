@@ -9,6 +9,7 @@ from typing import Final
 
 from stretto.layout.stages import Shape
 from stretto.schedule import families, vshape
+from stretto.schedule.costs import Cost
 from stretto.schedule.families import forward_only, gpipe, one_f_one_b
 from stretto.schedule.ir import Schedule
 
@@ -30,6 +31,12 @@ class Generator:
     """Whether backwards are split, some or all."""
 
 
+def _auto(p: int, v: int, m: int, cost: Cost) -> Schedule:
+    from stretto.schedule.search import search  # which takes all others for candidates
+
+    return search(p, v, m, cost, [v * p] * p, "v").schedule
+
+
 def _single(make: Callable[[int, int], Schedule], *, splits: bool = False) -> Generator:
     return Generator(lambda p, _, m: make(p, m), 1, False, "loop", splits)
 
@@ -44,6 +51,7 @@ def _v(make: Callable[[int, int], Schedule]) -> Generator:
 
 GENERATORS: Final[Mapping[str, Generator]] = MappingProxyType(
     {
+        "auto": Generator(lambda p, v, m: _auto(p, v, m, Cost()), 2, False, "v", True),
         "1f1b": _single(one_f_one_b),
         "depth-first": _loop(families.depth_first),
         "dualpipev": _v(vshape.dualpipev),
@@ -60,12 +68,15 @@ GENERATORS: Final[Mapping[str, Generator]] = MappingProxyType(
 )
 
 
-def schedule_for(name: str, p: int, m: int, v: int | None = None) -> Schedule:
-    """The schedule of this name for p pipeline ranks, m microbatches and v stages on each rank."""
+def schedule_for(name: str, p: int, m: int, v: int | None = None, cost: Cost | None = None) -> Schedule:
+    """The schedule of this name for p pipeline ranks, m microbatches and v stages on each rank.
+
+    `auto` is the quickest in a V that `search` finds for `cost`, with the activations of 1F1B.
+    """
     v = stages_on_a_rank(name, v)
     if p < 1 or m < 1:
         raise ValueError(f"a pipeline of {p} ranks and {m} microbatches: both must be at least 1")
-    return GENERATORS[name].make(p, v, m)
+    return _auto(p, v, m, cost) if name == "auto" and cost is not None else GENERATORS[name].make(p, v, m)
 
 
 def stages_on_a_rank(name: str, v: int | None) -> int:

@@ -24,7 +24,7 @@ def v_min(p: int, m: int) -> Schedule:
 
     The block passes every rank at full speed; at most (p + 4) // 3 microbatches' activations (two stages each).
     """
-    return _repeated(p, m, (1, 1, 1, 1), (p + 4) // 3)
+    return _squeezed(p, m, (1, 1, 1, 1), (p + 4) // 3)
 
 
 def v_half(p: int, m: int) -> Schedule:
@@ -32,7 +32,7 @@ def v_half(p: int, m: int) -> Schedule:
 
     At most (p + 2) // 2 microbatches' activations (two stages each).
     """
-    return _repeated(p, m, (1, 2, 1, 2), (p + 2) // 2)
+    return _squeezed(p, m, (1, 2, 1, 2), (p + 2) // 2)
 
 
 def zbv(p: int, m: int) -> Schedule:
@@ -40,11 +40,16 @@ def zbv(p: int, m: int) -> Schedule:
 
     ZB-V (Qi et al. 2023), V-ZB of the family.
     """
-    return _repeated(p, m, (1, 5, 1, 2), p)
+    return _squeezed(p, m, (1, 5, 1, 2), p)
 
 
-def _repeated(p: int, m: int, slopes: tuple[int, int, int, int], most: int) -> Schedule:
-    """The block of these slopes for every microbatch, then squeezed to at most 2 * `most` activations of a stage."""
+def _squeezed(p: int, m: int, slopes: tuple[int, int, int, int], most: int) -> Schedule:
+    """The block of these slopes, squeezed to at most 2 * `most` activations of a stage."""
+    return squeeze(repeated(p, m, slopes), cap=[2 * most] * p)
+
+
+def repeated(p: int, m: int, slopes: tuple[int, int, int, int]) -> Schedule:
+    """The block of these slopes for every microbatch, in the order of its times. Raises ValueError if none is."""
     f1, f2, i2, i1, w2, w1 = _block(p, slopes)
     mb = np.arange(m)
     orders: list[Ints] = []
@@ -54,7 +59,7 @@ def _repeated(p: int, m: int, slopes: tuple[int, int, int, int], most: int) -> S
         codes = np.concatenate([encode(stage, op, mb) for stage, op, _ in verbs])
         keys = np.concatenate([at[r] + _PERIOD * mb for _, _, at in verbs])
         orders.append(codes[np.argsort(keys)])
-    return squeeze(Schedule(placement(p, 2, "v"), m, orders), cap=[2 * most] * p)
+    return Schedule(placement(p, 2, "v"), m, orders)
 
 
 def _block(p: int, slopes: tuple[int, int, int, int]) -> tuple[Ints, ...]:
@@ -73,7 +78,7 @@ def _block(p: int, slopes: tuple[int, int, int, int]) -> tuple[Ints, ...]:
         if (np.diff(np.sort(times % _PERIOD, axis=0), axis=0) > 0).all():
             w2, w1 = np.array([_free(times[:, rank]) for rank in range(p)]).T
             return f1, f2, i2, i1, w2, w1
-    raise AssertionError(f"no building block of slopes {slopes} for {p} ranks")
+    raise ValueError(f"no building block of slopes {slopes} for {p} ranks")
 
 
 def _free(times: Ints) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import torch
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.distributed import AdamW, DataParallel, MainGradients
-from stretto.estimate import stage_layers
+from stretto.estimate import stage_costs, stage_layers
 from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer, attention_by
 from stretto.parallel_state import ParallelState
@@ -51,7 +51,8 @@ def build(args: Arguments, state: ParallelState) -> Built:
     layout, axis = state.layout, state.axis("pp")
     parts = stage_specs(args)
     microbatches = args.batch.global_batch // (args.batch.micro_batch * layout.size("dp"))
-    schedule = schedule_for(args.parallel.schedule, axis.size, microbatches, vpp_of(args.parallel))
+    costs = stage_costs(args)
+    schedule = schedule_for(args.parallel.schedule, axis.size, microbatches, vpp_of(args.parallel), costs)
     if schedule.placement != layout.placement:
         raise ValueError(f"{args.parallel.schedule} places stages {schedule.placement}, {layout} {layout.placement}")
     program = lower(schedule, DDP)

@@ -128,8 +128,8 @@ class _Step:
         declared = self.declared(parts, tp_rank)
         numbers = {"dp-cp": sum(item.param.numel() for item in declared)}
         for axis in ("tp", "embed"):
-            parts = [each for item in declared for each in item.logical if axis in each.spec.sum_grad]
-            numbers[axis] = sum(_spread(each, axis) for each in parts)
+            partial = [each for item in declared for each in item.logical if axis in each.spec.sum_grad]
+            numbers[axis] = sum(_spread(each, axis) for each in partial)
         return {(axis, "all_reduce"): self.all_reduce(axis, n * self.wide) for axis, n in numbers.items()}
 
     def declared(self, parts: Sequence[StageSpec], tp_rank: int) -> tuple[Declared, ...]:

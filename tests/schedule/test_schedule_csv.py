@@ -36,16 +36,6 @@ def test_a_cell_that_is_no_action_is_named() -> None:
         from_csv("0F0,0B0\n1F0,,1X0\n")
 
 
-def test_a_table_that_torch_reads() -> None:
-    """torch's own parser takes every cell."""
-    from torch.distributed.pipelining.schedules import _Action
-
-    for name in ("1f1b", "zbv", "interleaved-zb"):
-        for line in to_csv(schedule_for(name, 4, 8)).splitlines():
-            for cell in line.split(","):
-                assert str(_Action.from_str(cell)) == cell
-
-
 def test_the_grid_marks_the_failing_cells() -> None:
     crossed = Schedule.parse("0F0 0B0 0F1 0B1\n1F0 1F1 1B0 1B1")
     with pytest.raises(ScheduleError) as caught:

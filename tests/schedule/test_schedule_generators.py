@@ -69,6 +69,7 @@ def figures(name: str, p: int, m: int, v: int, cost: Cost | None = None) -> tupl
 VPP = st.integers(2, 4)
 
 
+@settings(max_examples=30)
 @given(**SIZES, v=VPP)
 def test_interleaving_divides_the_bubble(p: int, m: int, v: int) -> None:
     """Narayanan et al. 2021, section 2.2.2: a bubble of (p-1)(F+B)/v; and 2(p-1) + (v-1)p + 1 activations of a stage.
@@ -179,7 +180,7 @@ def test_names() -> None:
     assert schedule_for("1f1b", 3, 4) == one_f_one_b(3, 4)
     assert schedule_for("gpipe", 3, 4) == gpipe(3, 4)
     assert set(GENERATORS) == set(get_args(get_type_hints(ParallelConfig)["schedule"]))
-    with pytest.raises(ValueError, match="no schedule is named 'zigzag'; there are: 1f1b, depth-first"):
+    with pytest.raises(ValueError, match="no schedule is named 'zigzag'; there are: 1f1b, auto, depth-first"):
         schedule_for("zigzag", 2, 2)
 
 

@@ -1,7 +1,7 @@
 """Every schedule on the real model: the gradients of GPipe bit for bit, I and W truly split, a tied embedding whole.
 
-A gradient left in the I, or one lost between I and W, an embedding that is two parameters on one rank, a bucket that
-leaves before a deferred gradient: each shows here.
+Faults to catch: a weight gradient that is computed in the I; a tied embedding that is two parameters on one rank; a
+head that counts only with the W; an evaluation that takes the stages for single ones.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from stretto.arguments.elsewhere import validated_in
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig, RunConfig
 from stretto.deferred import Deferred
+from stretto.distributed import DataParallel
 from stretto.layout import Layout
 from stretto.schedule import GENERATORS, Op
 from stretto.testing import Pool
@@ -45,8 +46,9 @@ def run_with(
 def gradients(world: World, args: Arguments, layout: Layout) -> tuple[dict[str, Tensor], float]:
     with build(args, layout, world) as session:
         session.load_full(random_weights(session, 0))
+        before = session.evaluate(random_batch(args, 2))
         loss, _ = session.step(random_batch(args, 1))
-        return session.full_grads(), loss
+        return {**session.full_grads(), "evaluation": torch.tensor(before)}, loss
 
 
 def every(world: World, pp: int, tied: bool) -> dict[str, tuple[dict[str, Tensor], float]]:
@@ -99,3 +101,22 @@ def test_the_weight_gradients_come_with_w(monkeypatch: pytest.MonkeyPatch) -> No
         program = session.built.trainer.executor.program
     assert Counter(a.op for a in program.ranks[0])[Op.W] == 2 * 5
     assert jobs == {(s, mb): 4 * 3 + (s == 0) for s in range(2) for mb in range(5)}
+
+
+@pytest.mark.parametrize("name", sorted(GENERATORS))
+def test_every_bucket_has_left_when_the_last_backward_is_over(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a W is a stage's last, norms and biases had their gradients before: a bucket that waited for those would
+    leave only at the end, right but not overlapped."""
+    left: list[bool] = []
+    finish = DataParallel.finish
+
+    def noted(self: DataParallel) -> None:
+        left.extend(bucket.sent for bucket in self.all_buckets)
+        finish(self)
+
+    monkeypatch.setattr(DataParallel, "finish", noted)
+    args, layout = run_with(name, 1)
+    with build(args, layout, World.single()) as session:
+        session.step(random_batch(args, 1))
+    assert left
+    assert all(left)

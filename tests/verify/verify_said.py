@@ -9,6 +9,7 @@ from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
+from verify_said_schedules import SCHEDULES
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -580,4 +581,5 @@ SAID = (
     EXCHANGE,
     BASH,
     SCRIPTS,
+    SCHEDULES,
 )

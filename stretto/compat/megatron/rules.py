@@ -4,66 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from stretto.arguments.setting import Value
-from stretto.arguments.tree import settings
-from stretto.arguments.values import from_text
-from stretto.compat.megatron.bash import marks
 from stretto.compat.megatron.flags import DEFAULTS, SWITCHES
-
-Given = Mapping[str, Sequence[str]]
-"""Flags with their values."""
-
-Setting = tuple[str, Value, str]
-"""Path, value, and the flags that say so."""
-
-Rule = Callable[[Given], Iterator[Setting]]
-
-
-class RejectedError(Exception):
-    """Something that a flag asks for and that cannot be had."""
-
-
-class UnfilledError(Exception):
-    """A value that is not known: whoever read the script has said so."""
-
-
-def value(g: Given, flag: str, path: str) -> Value:
-    """The value of a flag, read as the setting's type."""
-    try:
-        return from_text(settings()[path], _one(g, flag))
-    except ValueError as error:
-        raise RejectedError(flag, str(error)) from error
-
-
-def _one(g: Given, flag: str) -> str:
-    values = g[flag]
-    if marks("".join(values)):
-        raise UnfilledError(flag)
-    if len(values) != 1:
-        raise RejectedError(flag, f"takes one value, got {len(values)}")
-    if "$" in values[0]:
-        raise RejectedError(flag, f"the value of {values[0]} is not known here")
-    return values[0]
-
-
-def _number(g: Given, flag: str) -> float:
-    said = _one(g, flag)
-    try:
-        number = float(said)
-    except ValueError as error:
-        raise RejectedError(flag, f"{said!r} is not a number") from error
-    if not math.isfinite(number) or number < 0:
-        raise RejectedError(flag, f"{said} is no finite number from 0 on")
-    return number
-
-
-def _positive(g: Given, flag: str) -> int:
-    number = _number(g, flag)
-    if number < 1 or number != int(number):
-        raise RejectedError(flag, f"{_one(g, flag)} is no whole number from 1 on")
-    return int(number)
+from stretto.compat.megatron.pipeline import interleaved, stages
+from stretto.compat.megatron.reading import (
+    Given,
+    RejectedError,
+    Rule,
+    Setting,
+    number,
+    one,
+    positive,
+    value,
+)
 
 
 def _architecture(g: Given) -> Iterator[Setting]:
@@ -76,7 +30,7 @@ def _architecture(g: Given) -> Iterator[Setting]:
         yield "model.ffn", value(g, "--ffn-hidden-size", "model.ffn"), "--ffn-hidden-size"
     elif swiglu and "--hidden-size" in g:
         # Megatron-LM rounds 8h/3 down to a multiple of 64, Stretto's own default rounds up.
-        yield "model.ffn", int(4 * _number(g, "--hidden-size") * 2 / 3 / 64) * 64, "--hidden-size with --swiglu"
+        yield "model.ffn", int(4 * number(g, "--hidden-size") * 2 / 3 / 64) * 64, "--hidden-size with --swiglu"
 
 
 def _activation(g: Given) -> tuple[str, str]:
@@ -104,19 +58,19 @@ def _positions(g: Given) -> Iterator[Setting]:
     yield "model.position", "rope" if rotary else kind, "--position-embedding-type"
     if (rotary or kind == "rope") and "--rotary-base" in g:
         yield "model.rope_base", value(g, "--rotary-base", "model.rope_base"), "--rotary-base"
-    if "--rotary-percent" in g and _number(g, "--rotary-percent") != 1:
+    if "--rotary-percent" in g and number(g, "--rotary-percent") != 1:
         raise RejectedError("--rotary-percent", "all dimensions of a head are turned")
 
 
 def _sequence_parallel(g: Given) -> Iterator[Setting]:
-    tp = _number(g, "--tensor-model-parallel-size") if "--tensor-model-parallel-size" in g else 1
+    tp = number(g, "--tensor-model-parallel-size") if "--tensor-model-parallel-size" in g else 1
     if "--sequence-parallel" in g and tp > 1:  # Megatron-LM drops it in silence at tp = 1
         yield "parallel.sequence_parallel", True, "--sequence-parallel"
 
 
 def _attention_dropout(g: Given) -> Iterator[Setting]:
     flag = "--attention-dropout"
-    if flag not in g or _number(g, flag) != 0:
+    if flag not in g or number(g, flag) != 0:
         raise RejectedError(flag, f"attention weights are not dropped: say {flag} 0 (Megatron-LM's default is 0.1)")
     yield from ()
 
@@ -132,7 +86,7 @@ def _fp8(g: Given) -> Iterator[Setting]:
     form, recipe = "--fp8-format", "--fp8-recipe"
     if form not in g:  # Megatron-LM reads the recipe with a format alone
         return
-    if recipe not in g or _one(g, recipe) == "delayed":
+    if recipe not in g or one(g, recipe) == "delayed":
         raise RejectedError(form, f"delayed scaling, Megatron-LM's default, is not available: say {recipe} tensorwise")
     kind = _choice(g, recipe, {"tensorwise": "tensorwise"})
     _choice(g, form, {"hybrid": "hybrid"})  # e4m3, and e5m2 for gradients of activations
@@ -142,12 +96,12 @@ def _fp8(g: Given) -> Iterator[Setting]:
 def _steps(g: Given, name: str) -> int | None:
     """A length that is given in iterations or in samples."""
     if f"{name}-iters" in g:
-        return round(_number(g, f"{name}-iters"))
+        return round(number(g, f"{name}-iters"))
     if f"{name}-samples" not in g:
         return None
     if "--global-batch-size" not in g:
         raise RejectedError(f"{name}-samples", "needs --global-batch-size")
-    return int(_number(g, f"{name}-samples") // _positive(g, "--global-batch-size"))
+    return int(number(g, f"{name}-samples") // positive(g, "--global-batch-size"))
 
 
 def _length(g: Given) -> Iterator[Setting]:
@@ -164,7 +118,7 @@ def _learning_rate(g: Given) -> Iterator[Setting]:
         yield "optimizer.decay_steps", decay, "--lr-decay-iters or --lr-decay-samples"
     if "--lr-warmup-fraction" in g:
         whole = decay or _steps(g, "--train") or 0
-        yield "optimizer.warmup_steps", round(_number(g, "--lr-warmup-fraction") * whole), "--lr-warmup-fraction"
+        yield "optimizer.warmup_steps", round(number(g, "--lr-warmup-fraction") * whole), "--lr-warmup-fraction"
     elif warmup := _steps(g, "--lr-warmup"):
         yield "optimizer.warmup_steps", warmup, "--lr-warmup-iters or --lr-warmup-samples"
     if style == "wsd" and (cooldown := _steps(g, "--lr-wsd-decay")):
@@ -175,19 +129,19 @@ def _learning_rate(g: Given) -> Iterator[Setting]:
 def _split(g: Given) -> Iterator[Setting]:
     if "--split" in g:
         yield "data.held_out", held_out(g), "--split"
-    if "--eval-iters" in g and _number(g, "--eval-iters") == 0:
+    if "--eval-iters" in g and number(g, "--eval-iters") == 0:
         yield "run.eval_every", 0, NEVER
     elif "--eval-iters" in g:
         yield "run.eval_batches", value(g, "--eval-iters", "run.eval_batches"), "--eval-iters"
     if "--split" in g and held_out(g) == 0:
-        yield "run.eval_every", 0, NEVER if "--eval-iters" in g and _number(g, "--eval-iters") == 0 else "--split"
+        yield "run.eval_every", 0, NEVER if "--eval-iters" in g and number(g, "--eval-iters") == 0 else "--split"
 
 
 def held_out(g: Given) -> float:
     """What is not trained on; whatever stands between the numbers, Megatron-LM passes over."""
     if "--split" not in g:
         return float(str(DEFAULTS["data.held_out"]))
-    said = _one(g, "--split")
+    said = one(g, "--split")
     shares = [float(share) for share in re.findall(r"\d+\.?\d*|\.\d+", said)]
     if re.search(r"[^\d.,/'\"\s:]", said) or not shares or len(shares) > 3:
         raise RejectedError("--split", f"{said!r} is not one to three numbers, as in 969,30,1")
@@ -200,9 +154,9 @@ def global_batch(g: Given, processes: int | None) -> Iterator[Setting]:
     """Megatron-LM's default: one microbatch for each data-parallel rank."""
     if "--global-batch-size" in g or "--micro-batch-size" not in g:
         return
-    sizes = {name: _positive(g, flag) if flag in g else 1 for name, flag in _CUTS.items()}
+    sizes = {name: positive(g, flag) if flag in g else 1 for name, flag in _CUTS.items()}
     cut, product = math.prod(sizes.values()), "*".join(map(str, sizes.values()))
-    flag, micro = "--global-batch-size", _positive(g, "--micro-batch-size")
+    flag, micro = "--global-batch-size", positive(g, "--micro-batch-size")
     if processes is None:
         raise RejectedError(
             flag, f"is missing; Megatron-LM's default, micro batch * dp, needs dp: say {flag} {micro} times dp"
@@ -219,32 +173,10 @@ def global_batch(g: Given, processes: int | None) -> Iterator[Setting]:
 def _clock(g: Given) -> Iterator[Setting]:
     if "--distributed-timeout-minutes" in g:
         flag = "--distributed-timeout-minutes"
-        yield "run.timeout", 60 * _number(g, flag), flag
+        yield "run.timeout", 60 * number(g, flag), flag
     if "--exit-duration-in-mins" in g:
         flag = "--exit-duration-in-mins"
-        yield "run.exit_duration", 60 * _number(g, flag), flag
-
-
-def _interleaved(g: Given) -> Iterator[Setting]:
-    """Several stages on a rank are said by their number, or by the layers of each: then the schedule is interleaved."""
-    count, layers, pp = "--num-virtual-stages-per-pipeline-rank", "--num-layers-per-virtual-pipeline-stage", 1
-    if "--pipeline-model-parallel-size" in g:
-        pp = _positive(g, "--pipeline-model-parallel-size")
-    if count in g:
-        flag, vpp = count, _positive(g, count)
-    elif layers in g and "--num-layers" in g:
-        flag, each, whole = layers, _positive(g, layers), _positive(g, "--num-layers")
-        vpp, rest = divmod(whole, each * pp)
-        if rest or not vpp:
-            raise RejectedError(flag, f"{whole} layers are no multiple of {each} layers * {pp} ranks")
-    else:
-        return
-    if vpp > 1:
-        yield "parallel.vpp", vpp, flag
-        yield "parallel.schedule", "interleaved", flag
-    group = "--microbatch-group-size-per-virtual-pipeline-stage"
-    if group in g and _positive(g, group) != pp:
-        raise RejectedError(group, f"groups are of as many microbatches as there are ranks, {pp}, or a few more")
+        yield "run.exit_duration", 60 * number(g, flag), flag
 
 
 def _streams(g: Given) -> Iterator[Setting]:
@@ -263,7 +195,7 @@ def _optimizer(g: Given) -> Iterator[Setting]:
 
 
 def _choice(g: Given, flag: str, known: Mapping[str, str], default: str = "") -> str:
-    said = _one(g, flag) if flag in g else default
+    said = one(g, flag) if flag in g else default
     if said not in known:
         raise RejectedError(flag, f"{said!r} is not available; there is {', '.join(known)}")
     return known[said]
@@ -293,11 +225,12 @@ COMPUTED: Mapping[Rule, tuple[str, ...]] = {
         "--lr-wsd-decay-style",
     ),
     _split: ("--split", "--eval-iters"),
-    _interleaved: (
+    interleaved: (
         "--num-virtual-stages-per-pipeline-rank",
         "--num-layers-per-virtual-pipeline-stage",
         "--microbatch-group-size-per-virtual-pipeline-stage",
     ),
+    stages: ("--pipeline-model-parallel-layout",),
     _streams: ("--high-priority-stream-groups",),
     _clock: ("--distributed-timeout-minutes", "--exit-duration-in-mins"),
     _optimizer: ("--optimizer",),

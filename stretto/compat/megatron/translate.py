@@ -24,18 +24,8 @@ from stretto.compat.megatron.flags import (
     SWITCHES,
     UNSAID,
 )
-from stretto.compat.megatron.rules import (
-    BARE,
-    COMPUTED,
-    NEVER,
-    Given,
-    RejectedError,
-    Rule,
-    Setting,
-    UnfilledError,
-    global_batch,
-    value,
-)
+from stretto.compat.megatron.reading import Given, RejectedError, Rule, Setting, UnfilledError, value
+from stretto.compat.megatron.rules import BARE, COMPUTED, NEVER, global_batch
 
 
 @dataclass(frozen=True)
