@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from stretto.arguments.model_rules import UNUSED, Unused
+from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get, settings
@@ -194,6 +195,10 @@ def _dp(a: Arguments) -> tuple[Value, str] | None:
     return None if rest else (dp, f"nproc / (tp*cp*pp) = {world} / ({p.tp}*{p.cp}*{p.pp})")
 
 
+def _vpp(a: Arguments) -> tuple[Value, str] | None:
+    return vpp_of(a.parallel), f"schedule = {a.parallel.schedule}"
+
+
 def _gpus_per_node(a: Arguments) -> tuple[Value, str] | None:
     return (8, "usual") if a.run.device == "cuda" else (a.run.nproc, "nproc: one machine")
 
@@ -243,6 +248,7 @@ _SIZES = ("parallel.tp", "parallel.cp", "parallel.pp")
 DERIVATIONS: tuple[Derivation, ...] = (
     Derivation("run.nproc", (*_SIZES, "parallel.dp"), "tp*cp*pp*dp, with dp = 1 unless set", _nproc),
     Derivation("parallel.dp", (*_SIZES, "run.nproc"), "nproc / (tp*cp*pp)", _dp),
+    Derivation("parallel.vpp", ("parallel.schedule",), "what the schedule has: 1 or 2", _vpp),
     Derivation("parallel.gpus_per_node", ("run.device", "run.nproc"), "8 (cuda), nproc (cpu)", _gpus_per_node),
     Derivation("run.compile", ("run.device",), "true (cuda), false (cpu)", _compile),
     Derivation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stretto.arguments.layers import Layer
+from stretto.arguments.pipeline import with_stages_of
 from stretto.arguments.resolve import Resolved, resolve
 from stretto.arguments.schema import Arguments
 from stretto.arguments.sources import Source, SourceKind
@@ -29,7 +30,7 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
     size = {axis: layout.size(axis) for axis in AXES}
     given, cut = args.parallel.stage_layers, args.parallel.sequence_parallel and layout.size("tp") > 1
     parallel = replace(
-        args.parallel,
+        with_stages_of(args.parallel, layout),
         tp=size["tp"],
         cp=size["cp"],
         dp=size["dp"],
@@ -39,7 +40,7 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
         dp_shard=layout.size("dp.0") if "dp.0" in layout.axes else None,
         sequence_parallel=cut,
         tp_comm_overlap=args.parallel.tp_comm_overlap if cut else None,
-        stage_layers=given if given is not None and len(given) == size["pp"] else None,
+        stage_layers=given if given is not None and len(given) == size["pp"] * layout.vpp else None,
     )
     return replace(args, parallel=parallel, run=replace(args.run, nproc=layout.world))
 

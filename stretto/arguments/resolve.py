@@ -14,6 +14,7 @@ from stretto.arguments.help import help_text
 from stretto.arguments.layers import Layer, not_a_value, read_layer
 from stretto.arguments.machine import of_machine, uses_gpus
 from stretto.arguments.paths import check_paths
+from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.record import Record
 from stretto.arguments.schema import Arguments, ParallelConfig
 from stretto.arguments.setting import Value
@@ -134,7 +135,17 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
         raise ConfigError(violations)
 
     p = found.args.parallel
-    layout = Layout.of(tp=p.tp, cp=p.cp, dp=dp_levels(p), pp=p.pp, ep=p.ep, etp=p.etp, order=p.order)
+    layout = Layout.of(
+        tp=p.tp,
+        cp=p.cp,
+        dp=dp_levels(p),
+        pp=p.pp,
+        ep=p.ep,
+        etp=p.etp,
+        order=p.order,
+        vpp=vpp_of(p),
+        shape=shape_of(p),
+    )
     return Resolved(found.args, found.sources, layout)
 
 

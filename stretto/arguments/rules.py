@@ -11,10 +11,12 @@ from stretto.arguments.group_rules import (
 )
 from stretto.arguments.model_rules import MODEL_RULES
 from stretto.arguments.nearby import by_distance, divisors, even_split, multiples, sizes
+from stretto.arguments.pipeline import num_stages, vpp_of
 from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide
 from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import Nearby, Rule, RuleViolation, rule
 from stretto.arguments.schema import Arguments
+from stretto.schedule.generators import GENERATORS
 
 
 def _divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | None:
@@ -146,23 +148,39 @@ def copies_are_whole(a: Arguments) -> RuleViolation | None:
     return None if shard is None or dp is None else _divides("parallel.dp", dp, "parallel.dp_shard", shard)
 
 
-@rule("parallel.stage_layers", "parallel.pp", "model.layers")
+@rule("parallel.vpp", "parallel.schedule")
+def schedule_has_so_many_stages(a: Arguments) -> RuleViolation | None:
+    """A schedule fits the number of stages on a rank."""
+    p = a.parallel
+    made = GENERATORS[p.schedule]
+    if made.any_stages or vpp_of(p) == made.stages:
+        return None
+    others = ("interleaved", *(name for name, other in GENERATORS.items() if other.any_stages or other.stages == p.vpp))
+    return RuleViolation(
+        f"vpp = {p.vpp}, but {p.schedule} has {made.stages} stage{'s' * (made.stages > 1)} on a rank",
+        {"parallel.vpp": (made.stages,), "parallel.schedule": others},
+    )
+
+
+@rule("parallel.stage_layers", "parallel.pp", "parallel.vpp", "model.layers")
 def stage_layers_place_every_layer(a: Arguments) -> RuleViolation | None:
     """An explicit split names every pipeline stage and places every layer once."""
-    counts, pp, layers = a.parallel.stage_layers, a.parallel.pp, a.model.layers
+    counts, stages, layers = a.parallel.stage_layers, num_stages(a.parallel), a.model.layers
     if counts is None:
         return None
     wrong = []
-    if len(counts) != pp:
-        wrong.append(f"stage_layers has {len(counts)} entries, must be pp = {pp}")
+    if len(counts) != stages:
+        vpp = vpp_of(a.parallel)
+        sizes = f"pp = {stages}" if vpp == 1 else f"pp*vpp = {a.parallel.pp}*{vpp} = {stages}"
+        wrong.append(f"stage_layers has {len(counts)} entries, must be {sizes}")
     if sum(counts) != layers:
         wrong.append(f"stage_layers sums to {sum(counts)}, must be layers = {layers}")
     if not wrong:
         return None
     nearby: Nearby = {
-        "parallel.stage_layers": even_split(layers, pp),
+        "parallel.stage_layers": even_split(layers, stages),
         "model.layers": (sum(counts),),
-        "parallel.pp": (len(counts),),
+        **({} if len(counts) % vpp_of(a.parallel) else {"parallel.pp": (len(counts) // vpp_of(a.parallel),)}),
     }
     return RuleViolation("; ".join(wrong), nearby)
 
@@ -258,6 +276,7 @@ RULES: tuple[Rule, ...] = (
     schedule_is_bounded,
     microbatch_is_bounded,
     copies_are_whole,
+    schedule_has_so_many_stages,
     stage_layers_place_every_layer,
     rate_decays,
     warmup_ends_before_decay,

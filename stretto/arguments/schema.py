@@ -46,9 +46,24 @@ class ParallelConfig:
         "that reach each other; unset: on GPUs",
         carried=False,
     )
-    schedule: Literal["1f1b", "gpipe"] = setting("1f1b", "order of forwards and backwards in the pipeline")
+    schedule: Literal[
+        "1f1b",
+        "auto",
+        "depth-first",
+        "dualpipev",
+        "gpipe",
+        "interleaved",
+        "interleaved-zb",
+        "looped-bfs",
+        "v-half",
+        "v-min",
+        "zb-h1",
+        "zb-h2",
+        "zbv",
+    ] = setting("1f1b", "order of forwards and backwards: `stretto schedule list` has all")
+    vpp: int | None = setting(None, "virtual stages: so many on each rank; unset: what the schedule has", at_least=1)
     stage_layers: tuple[int, ...] | None = setting(
-        None, "layers of each pipeline stage; 0 is allowed; unset: balanced", at_least=0
+        None, "layers of each of the pp * vpp stages, or a layout such as Et*3|(tt|)*2t|L; unset: balanced", at_least=0
     )
     sharding: Literal["none", "zero1", "zero2", "fsdp"] = setting(
         "none",

@@ -125,9 +125,10 @@ class Setting:
 
     @property
     def takes(self) -> str:
-        """What stands after the flag, in short: `N`, `X`, `TEXT`, `N,N,...` or the choices."""
+        """What stands after the flag, in short: `N`, `X`, `TEXT`, `N,N,...` or the choices, if they are few."""
         if self.choices and self.kind is str:
-            return "|".join(self.choices)
+            shown = "|".join(self.choices)
+            return shown if len(shown) <= 50 else self.name.upper()
         lists = {int: "N,N,...", float: "X,X,...", str: "NAME,..."}
         return {int: "N", float: "X", str: "TEXT", tuple: lists[self.entry], dict: "NAME=N,...", bool: ""}[self.kind]
 

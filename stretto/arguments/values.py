@@ -11,6 +11,7 @@ from typing import TypeGuard, cast
 from stretto.arguments.peers import choice_of
 from stretto.arguments.setting import Setting, Value
 from stretto.reading import shown
+from stretto.schedule.partition import layers_of
 
 AUTO = "auto"
 """How a file or a flag asks for the derived value, where something weaker set one."""
@@ -29,6 +30,8 @@ def from_data(setting: Setting, raw: object) -> Value:
     """The value that an entry of a file or a checkpoint stands for; types are not bent into each other."""
     if setting.optional and (raw is None or raw == AUTO):
         return None
+    if setting.path == "parallel.stage_layers" and isinstance(raw, str) and "E" in raw:
+        raw = layers_of(raw)
     if setting.kind is tuple and isinstance(raw, (list, tuple)):
         return _entries(setting, raw)
     if setting.kind is dict and isinstance(raw, tuple):

@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "launch": "run on this machine, or write a SLURM script or a Kubernetes manifest",
     "data": "tokenize a corpus, and say what is in it",
     "convert": "turn the flags of a Megatron-LM script into a settings file",
+    "schedule": "list, draw, check and simulate schedules of a pipeline",
     "layout": "show where each rank stands, and who its peers are",
 }
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stretto.arguments import Arguments, ConfigError, Resolved, table
+from stretto.arguments.pipeline import vpp_of
 from stretto.cli.megatron import layer
 from stretto.cli.memory import memory_table, take_limit, verdict
 from stretto.cli.words import origin, parse_or_demo, with_vocabulary
@@ -16,7 +17,7 @@ from stretto.console import console
 from stretto.data.errors import DataError
 from stretto.estimate import count_parameters, norms_of_a_layer, positions, qk_norms, stage_layers
 from stretto.layout import Layout, Topology, warnings
-from stretto.schedule import Cost, schedule_for, simulate
+from stretto.schedule import Cost, bubble, schedule_for, simulate
 from stretto.schedule.draw import gantt
 from stretto.terminal import say
 
@@ -134,13 +135,14 @@ def _stages(resolved: Resolved) -> Table:
     rows = Table(box=None, pad_edge=True)
     for name in ("stage", "layers", "also", "parameters", "per rank", "ranks"):
         rows.add_column(name, justify="right" if name in ("parameters", "per rank") else "left")
-    parts, last = stage_layers(args), args.parallel.pp - 1
+    parts = stage_layers(args)
+    last = len(parts) - 1
     p = count_parameters(args.model, args.batch.seq_len)
     for stage, layers in enumerate(parts):
         head = p.final_norm + (p.embedding if args.model.tied and last else p.head)
         size = len(layers) * p.layer + p.embedding * (stage == 0) + head * (stage == last)
         also = [name for name, here in (("embedding", stage == 0), ("norm, head", stage == last)) if here]
-        first = layout.rank(pp=stage)
+        first = layout.rank(pp=layout.placement[stage])
         ranks = layout.group(first, "tp", "cp", "dp")
         rows.add_row(
             str(stage),
@@ -185,8 +187,11 @@ def _parameters(args: Arguments) -> Iterator[str]:
 def _schedule(args: Arguments, width: int) -> Iterator[str]:
     p, m = args.parallel.pp, _microbatches(args)
     layers = tuple(float(max(len(stage), 1)) for stage in stage_layers(args))
-    schedule = schedule_for(args.parallel.schedule, p, m)
-    ideal = f"(pp-1)/(m+pp-1) = {p - 1}/{m + p - 1} = {(p - 1) / (m + p - 1):.1%}"
+    schedule = schedule_for(args.parallel.schedule, p, m, vpp_of(args.parallel))
+    if args.parallel.schedule in ("1f1b", "gpipe"):
+        ideal = f"(pp-1)/(m+pp-1) = {p - 1}/{m + p - 1} = {(p - 1) / (m + p - 1):.1%}"
+    else:
+        ideal = f"{bubble(simulate(schedule)):.1%}"
     yield f"{args.parallel.schedule}, {m} microbatches; bubble {ideal} if stages were equal"
     if len(schedule.ranks) * m <= _DRAWABLE:
         yield "with these layers, a backward taken as two forwards and messages as free:"

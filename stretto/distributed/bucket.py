@@ -9,7 +9,7 @@ reduce-scatter reads where it wrote.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from itertools import groupby
 
 import torch
@@ -159,14 +159,19 @@ class Bucket:
         if self._waiting is not None:
             self._waiting.discard(param)
 
-    def arm(self) -> None:
-        """The next gradient of each parameter is the last before a sum over the ranks.
+    def arm(self, only: Container[nn.Parameter] | None = None) -> None:
+        """The next gradient of each parameter is the last before a sum over the ranks, or of those among `only`.
 
         Raises RuntimeError the second time in a step, where gradients are not sharded.
         """
         if self._waiting is not None:
             raise RuntimeError("reduce(stage) was called twice in one step: zero() must begin the next one")
-        self._waiting = set(self._spans)
+        self._waiting = {p for p in self._spans if only is None or p in only}
+
+    @property
+    def params(self) -> tuple[nn.Parameter, ...]:
+        """The parameters in it."""
+        return tuple(self._spans)
 
     @property
     def full(self) -> bool:

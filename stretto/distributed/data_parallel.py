@@ -66,7 +66,8 @@ class DataParallel:
         self.buckets: dict[int, list[Bucket]] = {}
         self._reducing: deque[Bucket] = deque()
         for stage, module in stages.items():
-            declared = collect(module)
+            held = {each.param for each in self.declared}
+            declared = collect(module, elsewhere=held)
             self.declared += declared
             if self.sharding.params:
                 groups = fill_units(declared, sections_of(module))
@@ -115,6 +116,9 @@ class DataParallel:
     def reduce(self, stage: int) -> None:
         """The next backward of the stage is its last of this step, or of this sum: buckets leave as they fill."""
         self._main_gradients.flush()  # of an earlier backward: not among the last ones
+        # Where weight gradients of the stage wait for a W that comes next, all others came with the last I.
+        here = {param for bucket in self.buckets[stage] for param in bucket.params}
+        waiting = here & self._main_gradients.deferred.weights()
         if self._each and not self.sharding.grads:  # one rank, and nothing to send in each microbatch
             return
         for bucket in self.buckets[stage]:
@@ -125,8 +129,9 @@ class DataParallel:
                 self._send(bucket)
             if self.sharding.grads and bucket.sent:
                 bucket.wait()
-            bucket.arm()
+            bucket.arm(waiting or None)
             self._unsent.append(bucket)
+        self._send_full()
 
     def finish(self) -> None:
         """Wait for the reductions, then sum what replicated parameters hold parts of. Gradients are whole after it.

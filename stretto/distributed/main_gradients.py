@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from stretto.deferred import Deferred
 from stretto.distributed.bucket import Bucket
 
 
@@ -23,7 +25,8 @@ class MainGradients:
         self._added: Counter[nn.Parameter] = Counter()
         self._home: Mapping[nn.Parameter, Bucket] = {}
         self._send_full: Callable[[], None] = _nothing
-        self._put_off: tuple[nn.Parameter, Callable[[Tensor, bool], object]] | None = None
+        self.deferred = Deferred()
+        """Gradients that are not added yet: of a W, or covered by the next collective."""
 
     def expect(self, weight: nn.Parameter) -> None:
         """One more place uses `weight`."""
@@ -34,7 +37,7 @@ class MainGradients:
         self._home, self._send_full = home, send_full
 
     def add_in_forward(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        """Let `write` add what is known in a forward; the backward's `add` then says that it was all.
+        """Let `write` add what is known in a forward; the backward then calls `complete`.
 
         Raises RuntimeError when its bucket has left.
         """
@@ -45,28 +48,40 @@ class MainGradients:
 
         Each product has one message and one weight gradient in its backward.
         """
-        self.flush()
-        self._put_off = weight, write
+        if not self._until_w(weight, write):
+            self.deferred.behind(partial(self._add, weight, write))
 
     def flush(self) -> None:
         """Do what was deferred. It is no part of what is going on, of a forward, say."""
-        if self._put_off is not None:
-            job, self._put_off = self._put_off, None
-            with torch.no_grad():
-                self.add(*job)
+        self.deferred.flush()
 
     def forget(self) -> None:
         """A step begins; what is left of one that did not come to its end is not for this one."""
-        self._put_off = None
+        self.deferred.clear()
         self._added.clear()
 
     def add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         """Let `write(total, first_microbatch)` add a gradient of `weight`, or set it where it is the first of the step.
 
-        Raises RuntimeError when its bucket has left.
+        During an I that is left to the W. Raises RuntimeError when its bucket has left.
         """
+        if not self._until_w(weight, write):
+            self._add(weight, write)
+
+    def complete(self, weight: nn.Parameter) -> None:
+        """The backward of a use whose gradient was added `add_in_forward`: nothing is left to add, nor to defer."""
+        self._count(weight)
+
+    def _until_w(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> bool:
+        return self.deferred.defer(weight, partial(self._add, weight, write))
+
+    @torch.no_grad()
+    def _add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
+        self._home[weight].add(weight, write)
+        self._count(weight)
+
+    def _count(self, weight: nn.Parameter) -> None:
         bucket = self._home[weight]
-        bucket.add(weight, write)
         self._added[weight] += 1
         if self._added[weight] == self._uses[weight]:
             self._added[weight] = 0

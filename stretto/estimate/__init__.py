@@ -3,7 +3,7 @@
 from stretto.estimate.flops import Flops, flops_per_token
 from stretto.estimate.memory import Ledger, fitting, ledger
 from stretto.estimate.parameters import Parameters, count_parameters, norms_of_a_layer, positions, qk_norms
-from stretto.estimate.stages import stage_layers
+from stretto.estimate.stages import stage_costs, stage_layers
 
 __all__ = [
     "Flops",
@@ -16,5 +16,6 @@ __all__ = [
     "norms_of_a_layer",
     "positions",
     "qk_norms",
+    "stage_costs",
     "stage_layers",
 ]

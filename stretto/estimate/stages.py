@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from stretto.arguments.pipeline import num_stages
 from stretto.arguments.schema import Arguments
 from stretto.estimate.parameters import count_parameters
-from stretto.schedule import partition
+from stretto.schedule import Cost, partition
+
+
+def stage_costs(args: Arguments) -> Cost:
+    """How long each stage takes for a microbatch, in forwards of a layer: by its multiplications alone.
+
+    A weight is multiplied once in each of F, I and W. Causal attention multiplies seq_len * heads * head_dim a token
+    forward, and 2.5 times that back, for its inputs alone. The head makes its gradients with the loss, in its forward.
+    A recomputed block has its forward once more in the backward.
+    """
+    layer = count_parameters(args.model, args.batch.seq_len).layer
+    attention = args.batch.seq_len * args.model.heads * args.model.dim_per_head / layer
+    head = args.model.vocab_size * args.model.hidden / layer / (1 + attention)
+    f, i, w = 1.0, (1 + 2.5 * attention) / (1 + attention), 1 / (1 + attention)
+    counts = [len(held) for held in stage_layers(args)]
+    recompute = f if args.run.recompute == "block" else 0.0
+    last = len(counts) - 1
+    return Cost.split(
+        tuple(n * f + 3 * head * (s == last) for s, n in enumerate(counts)),
+        tuple(n * (i + recompute) for n in counts),
+        tuple(n * w for n in counts),
+    )
 
 
 def stage_layers(args: Arguments) -> tuple[range, ...]:
@@ -15,4 +37,4 @@ def stage_layers(args: Arguments) -> tuple[range, ...]:
     """
     p = count_parameters(args.model, args.batch.seq_len)
     head = args.model.vocab_size * args.model.hidden / p.layer
-    return partition(args.model.layers, args.parallel.pp, explicit=args.parallel.stage_layers, head=head)
+    return partition(args.model.layers, num_stages(args.parallel), explicit=args.parallel.stage_layers, head=head)

@@ -62,6 +62,7 @@ class Transformer(nn.Module):
     for the next stage, or on the last stage the loss []. Names are those of the Hugging Face Llama, with global
     layer numbers. With `recompute` of the activations only what enters each block is kept for the backward, which
     computes the rest once more: the same bits, for a third more work. `attend` computes the attention.
+    `embedding` is that of another stage on this rank, for a head that is tied to it.
     """
 
     def __init__(
@@ -73,16 +74,18 @@ class Transformer(nn.Module):
         seq_len: int,
         recompute: bool = False,
         attend: Attend = causal_attention,
+        embedding: nn.Parameter | None = None,
     ) -> None:
         super().__init__()
         self.model = Backbone(config, part, build, seq_len=seq_len, recompute=recompute, attend=attend)
         if part.last:
-            embedding = self.model.embed_tokens if config.tied else None
+            if self.model.embed_tokens is not None:
+                embedding = self.model.embed_tokens.weight
             name = "model.embed_tokens.weight" if config.tied else ""
             self.lm_head = VocabParallelHead(
                 _vocab(config, name),
                 build,
-                weight=None if embedding is None else embedding.weight,
+                weight=embedding if config.tied else None,
                 softcap=config.logit_softcap,
             )
 

@@ -79,7 +79,7 @@ def default_axes(layout: Layout) -> tuple[Axes, ...]:
         ("tp",),
         ("dp",),
         ("pp",),
-        *neighbours(layout.size("pp")),
+        *neighbours(layout.size("pp"), ring=layout.vpp > 1 and layout.shape == "loop"),
         ("cp",),
         *levels,
         ("dp", "cp"),

@@ -63,8 +63,8 @@ class Executor:
         if whole := sorted(s for s in splits if not stages[s].splits):
             raise ValueError(
                 f"the program computes weight gradients apart, but no layer of stage {', '.join(map(str, whole))} "
-                "leaves any for it: its I would be a whole backward, and its W nothing; give Stage(later=) the queue "
-                "that its layers use, or take a schedule without W, such as 1f1b"
+                "leaves any for it: its I would be a whole backward, and its W nothing; give Stage(deferred=) the "
+                "queue that its layers use, or take a schedule without W, such as 1f1b"
             )
         self.program = program
         self.rank = rank

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from stretto.pipeline_parallel.deferred import DeferredGradients
+from stretto.deferred import Deferred
 from stretto.pipeline_parallel.meta import DTYPES, MAX_DIM, TensorMeta
 
 
@@ -33,8 +33,8 @@ class Stage:
     `x` is the activation of the stage before, of shape and dtype `boundary`; on the first stage both are
     None. The module returns the activation for the next stage, or on the last stage the scalar loss, already
     divided by whatever it is a mean over: the gradients of the microbatches are added up as they come.
-    Gradients go into the parameters' `.grad`, through the usual hooks. `deferred` is the one that layers of the
-    module were given, if any were: with it, a backward can be split in two.
+    Gradients go into the parameters' `.grad`, through the usual hooks. `deferred` is the queue that layers
+    of the module were given, if any were: with it, a backward can be split in two.
 
     Raises ValueError if `boundary` is none that stages can exchange.
     """
@@ -44,7 +44,7 @@ class Stage:
         index: int,
         module: Callable[..., Any],
         boundary: TensorMeta | None,
-        deferred: DeferredGradients | None = None,
+        deferred: Deferred | None = None,
     ) -> None:
         if (boundary is None) != (index == 0):
             raise ValueError(f"stage {index} has boundary={boundary}: the first stage, and no other, has none")
@@ -56,13 +56,13 @@ class Stage:
         self.boundary = boundary
         self.splits = deferred is not None
         """Whether its layers may leave weight gradients for W."""
-        self._deferred = DeferredGradients() if deferred is None else deferred
+        self._deferred = Deferred() if deferred is None else deferred
         self._kept: dict[int, _Kept] = {}
 
     @property
     def kept(self) -> tuple[int, ...]:
         """Microbatches that went forward and not yet all the way back."""
-        return (*self._kept, *self._deferred.waiting)
+        return (*self._kept, *self._deferred.waiting(self.index))
 
     def forward(self, mb: int, x: Tensor | None, microbatch: Any) -> Tensor:
         """Run microbatch number `mb`; with gradients enabled, keep the graph for its backward.
@@ -100,10 +100,10 @@ class Stage:
         return torch.zeros_like(kept.x) if kept.x.grad is None else kept.x.grad
 
     def backward_input(self, mb: int, dy: Tensor | None) -> Tensor | None:
-        """Like `backward`, but the weight gradients that layers deferred wait for `backward_weight(mb)`."""
-        with self._deferred.collect(mb):
+        """Like `backward`, but the weight gradients that layers defer wait for `backward_weight(mb)`."""
+        with self._deferred.collect(self.index, mb):
             return self.backward(mb, dy)
 
     def backward_weight(self, mb: int) -> None:
         """Add the weight gradients of microbatch `mb` that were deferred."""
-        self._deferred.run(mb)
+        self._deferred.run(self.index, mb)

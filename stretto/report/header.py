@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text as RichText
 
 from stretto.arguments import Arguments
+from stretto.arguments.pipeline import num_stages
 from stretto.estimate import count_parameters
 from stretto.train.directory import Paths
 from stretto.train.run import Text
@@ -43,7 +44,8 @@ def layout_line(args: Arguments) -> str:
     p, r = args.parallel, args.run
     ranks = "1 rank" if r.nproc == 1 else f"{r.nproc} ranks"
     parts = [f"tp={p.tp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device})"]
-    parts += ["sequence parallel"] * p.sequence_parallel + [p.schedule] * (p.pp > 1) + [r.dtype]
+    staged = [p.schedule + (f", {p.vpp} stages a rank" if (p.vpp or 1) > 1 else "")] * (num_stages(p) > 1)
+    parts += ["sequence parallel"] * p.sequence_parallel + staged + [r.dtype]
     return ", ".join(parts)
 
 

@@ -13,6 +13,7 @@ function in `generators`.
 from stretto.schedule.actions import Action, Op
 from stretto.schedule.check import check
 from stretto.schedule.check_lowered import check_lowered
+from stretto.schedule.costs import Cost
 from stretto.schedule.draw import draw, gantt
 from stretto.schedule.generators import GENERATORS, gpipe, one_f_one_b, schedule_for
 from stretto.schedule.ir import Order, Schedule, ScheduleError
@@ -20,7 +21,7 @@ from stretto.schedule.lower import lower
 from stretto.schedule.partition import partition
 from stretto.schedule.requires import requires
 from stretto.schedule.sharding import DDP, FSDP, ZERO1, ZERO2, Sharding
-from stretto.schedule.simulate import Cost, DeadlockError, Span, Timeline, bubble, makespan, peak_live, simulate
+from stretto.schedule.simulate import DeadlockError, Span, Timeline, bubble, makespan, peak_live, simulate, step_time
 
 __all__ = [
     "DDP",
@@ -52,4 +53,5 @@ __all__ = [
     "requires",
     "schedule_for",
     "simulate",
+    "step_time",
 ]

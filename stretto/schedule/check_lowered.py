@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 
-from stretto.schedule.actions import RECV_B, RECV_F, RECVS, SEND_B, SEND_F, SENDS, Action, Op
+from stretto.schedule.actions import (
+    RECV_B,
+    RECV_F,
+    REDUCE,
+    RESHARD,
+    SEND_B,
+    SEND_F,
+    UNSHARD,
+    Action,
+    B,
+    F,
+    I,
+    Ints,
+    Op,
+    W,
+    encode,
+    mbs_of,
+    ops_of,
+    stages_of,
+)
 from stretto.schedule.check import (
     address_violations,
     completeness_violations,
@@ -44,24 +62,45 @@ def check_lowered(s: Schedule, sharding: Sharding = DDP) -> None:
 
 def _message_violations(s: Schedule) -> Iterator[str]:
     """Is all that changes ranks sent and received, and nothing else?"""
-    sends = [
-        send
-        for stage in range(s.num_stages - 1)
-        if s.crosses(stage, stage + 1)
-        for mb in range(s.num_microbatches)
-        for send in (Action(stage, Op.SEND_F, mb), Action(stage + 1, Op.SEND_B, mb))
-    ]
-    needed = {*sends, *map(_receive_of, sends)}
-    there = {a for a in s.actions if a.op in (*SENDS, *RECVS)}
-    yield from (f"{a} is missing" for a in sorted(needed - there))
-    yield from (f"{a} is a message that nothing needs" for a in sorted(there - needed))
+    home, mbs = np.asarray(s.placement), np.arange(s.num_microbatches)
+    below = np.flatnonzero(home[:-1] != home[1:])[:, None]
+    pairs = ((below, SEND_F), (below + 1, RECV_F), (below + 1, SEND_B), (below, RECV_B))
+    needed = np.concatenate([encode(stage, op, mbs).ravel() for stage, op in pairs])
+    there = s.table.codes[np.isin(s.table.op, (SEND_F, RECV_F, SEND_B, RECV_B))]
+    yield from (f"{a} is missing" for a in _actions(np.setdiff1d(needed, there)))
+    yield from (f"{a} is a message that nothing needs" for a in _actions(np.setdiff1d(there, needed)))
+
+
+def _actions(codes: Ints) -> list[Action]:
+    return sorted(map(Action.of_code, codes.tolist()))
 
 
 def _weight_violations(s: Schedule, sharding: Sharding) -> Iterator[str]:
     """Do the verbs of the weights stand where the executor relies on them?"""
-    for stage in range(s.num_stages):
-        yield from _visit_violations(stage, [a for a in s.ranks[s.placement[stage]] if a.stage == stage], sharding)
-        yield from _reduce_violations(stage, [a for a in s.ranks[s.placement[stage]] if a.stage == stage], sharding)
+    for stage, rank in enumerate(s.placement):
+        codes = s.ranks[rank].codes
+        codes = codes[stages_of(codes) == stage]
+        if not _weights_are_right(codes, sharding):
+            order = [Action.of_code(code) for code in codes.tolist()]
+            yield from _visit_violations(stage, order, sharding)
+            yield from _reduce_violations(stage, order, sharding)
+
+
+def _weights_are_right(codes: Ints, sharding: Sharding) -> bool:
+    """Whether the two lists of violations that follow are empty for these actions of a stage, without making them."""
+    op, number = ops_of(codes), mbs_of(codes)
+    opens, ends, reduces = (np.flatnonzero(op == verb) for verb in (UNSHARD, RESHARD, REDUCE))
+    whole = np.cumsum(op == UNSHARD) - np.cumsum(op == RESHARD)
+    uses = (op == F) | (op == B) | (op == I)
+    gradients = np.flatnonzero((op == B) | (op == W))
+    expected = gradients if sharding.reduce_each else gradients[-1:]
+    return bool(
+        np.isin(whole, (0, 1)).all()
+        and (whole[uses] == 1).all()
+        and all(np.array_equal(number[at], np.arange(len(at))) for at in (opens, ends, reduces))
+        and len(ends) == (len(opens) if sharding.params else 0)
+        and np.array_equal(reduces, expected - 1)
+    )
 
 
 def _visit_violations(stage: int, order: list[Action], sharding: Sharding) -> Iterator[str]:
@@ -101,19 +140,21 @@ def _reduce_violations(stage: int, order: list[Action], sharding: Sharding) -> I
 
 def _pairing_violations(s: Schedule) -> Iterator[str]:
     """Between two ranks messages carry no names: does the order in which they are received fit?"""
-    expected: dict[tuple[int, int], list[Action]] = defaultdict(list)
-    posted: dict[tuple[int, int], list[Action]] = defaultdict(list)
-    for rank, order in enumerate(s.ranks):
-        for a in order:
-            if a.op in SENDS:
-                expected[rank, s.peer(a)].append(_receive_of(a))
-            elif a.op in RECVS:
-                posted[s.peer(a), rank].append(a)
-    for (source, target), receives in expected.items():
-        for k, (want, got) in enumerate(zip(receives, posted[source, target], strict=True)):
-            if want != got:
-                yield f"message {k} from rank {source} to rank {target} is for {want}, but {got} receives it"
-                break
+    t, home = s.table, np.asarray(s.placement)
+    sent, got = np.isin(t.op, (SEND_F, SEND_B)), np.isin(t.op, (RECV_F, RECV_B))
+    forth = np.isin(t.op, (SEND_F, RECV_B))
+    other = home[np.clip(t.stage + np.where(forth, 1, -1), 0, s.num_stages - 1)]
+    pair = np.where(sent, t.rank * s.num_ranks + other, other * s.num_ranks + t.rank)
+    step, receive = np.where(t.op == SEND_F, 1, -1), np.where(t.op == SEND_F, RECV_F, RECV_B)
+    wanted = encode(t.stage + np.where(sent, step, 0), np.where(sent, receive, t.op), t.mb)
+    # Both in the order of their pair, and within it of their list: the k-th send meets the k-th receive.
+    sends, receives = (rows[np.argsort(pair[rows], kind="stable")] for rows in map(np.flatnonzero, (sent, got)))
+    wrong = np.flatnonzero(wanted[sends] != wanted[receives])
+    for k in wrong[np.unique(pair[sends[wrong]], return_index=True)[1]].tolist():
+        source, target = divmod(int(pair[sends[k]]), s.num_ranks)
+        number = k - int(np.searchsorted(pair[sends], pair[sends[k]]))
+        want, have = (Action.of_code(int(wanted[rows[k]])) for rows in (sends, receives))
+        yield f"message {number} from rank {source} to rank {target} is for {want}, but {have} receives it"
 
 
 def _play_rendezvous(s: Schedule) -> None:
@@ -152,10 +193,3 @@ def _play_rendezvous(s: Schedule) -> None:
     stuck = [Action.of_code(int(t.codes[i])) for i, end in zip(at, last, strict=True) if i < end]
     if stuck:
         raise DeadlockError(stuck, f"deadlock if sends block until received, at {' '.join(map(str, stuck))}")
-
-
-def _receive_of(send: Action) -> Action:
-    """The receive, on the neighbouring stage, that takes what this action sends."""
-    if send.op is Op.SEND_F:
-        return Action(send.stage + 1, Op.RECV_F, send.mb)
-    return Action(send.stage - 1, Op.RECV_B, send.mb)

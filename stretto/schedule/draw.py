@@ -29,7 +29,7 @@ def gantt(spans: Sequence[Span], *, width: int = 110) -> str:
     """Every rank's computation against time, in at most about `width` columns.
 
     A block is as long as its action takes and shows the microbatch, with its stage before it where ranks
-    hold several (`5:2`); blank is a bubble. A label that would hide its whole block is left out.
+    hold several (`5:2`) and there is room; blank is a bubble. A label that would hide its whole block is left out.
     """
     blocks = [span for span in spans if span.action.op in COMPUTE and span.end > span.start]
     names = [f"rank {rank}" for rank in range(1 + max(span.rank for span in blocks))]
@@ -40,7 +40,8 @@ def gantt(spans: Sequence[Span], *, width: int = 110) -> str:
     rows = [[" "] * round(makespan(blocks) * scale) for _ in names]
     for span, label in zip(blocks, labels, strict=True):
         left, right = round(span.start * scale), round(span.end * scale)
-        rows[span.rank][left:right] = _block(label, _INK[span.action.op][0], right - left)
+        short = label if len(label) < right - left else str(span.action.mb)
+        rows[span.rank][left:right] = _block(short, _INK[span.action.op][0], right - left)
     legend = [" ".join(_INK[op]) for op in COMPUTE if any(span.action.op is op for span in blocks)]
     live = " ".join(map(str, peak_live(spans)))
     figures = f"time {makespan(spans):g}   bubble {bubble(spans):.1%}   peak activations {live}"

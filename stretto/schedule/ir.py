@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -163,6 +163,8 @@ class Table:
         highest = int(self.mb.max(initial=0))
         self._width = max(s.num_microbatches, highest + 1 if highest <= len(self.codes) else 0, 1)
         self._places: dict[int, Ints] = {}
+        self.played: dict[Any, Any] = {}
+        """Timelines by cost, once simulated."""
 
     def __len__(self) -> int:
         return len(self.codes)

@@ -14,9 +14,10 @@ from __future__ import annotations
 import numpy as np
 
 from stretto.schedule.actions import RECV_B, RECV_F, SEND_B, SEND_F, B, F, I, Ints, encode
+from stretto.schedule.costs import Cost
 from stretto.schedule.ir import Schedule
 from stretto.schedule.sharding import DDP, Sharding
-from stretto.schedule.simulate import Cost, simulate
+from stretto.schedule.simulate import simulate
 from stretto.schedule.weights import with_weights
 
 

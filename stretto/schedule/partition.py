@@ -33,6 +33,47 @@ def partition(
     return tuple(range(a, b) for a, b in pairwise(accumulate(counts, initial=0)))
 
 
+def layers_of(text: str) -> tuple[int, ...]:
+    """Layers of each stage, from Megatron-LM's compact form: `Et*3|(tt|)*29,t|L`.
+
+    `|` ends a stage, `t` is a layer, `E` the embedding, `L` the loss with the head, `*n` repeats the letter or the
+    group in parentheses before it, commas are for the eye. `ValueError` for what cannot be: an embedding that is not
+    first, a loss that is not last, another letter.
+    """
+    plain = _unfolded(text.replace(",", "").replace(" ", ""), text)
+    stages = plain.split("|")
+    if unknown := sorted(set(plain) - set("EtL|")):
+        what = "multi-token prediction is not available" if "m" in unknown else "there are E, t, L, |, (), * and ,"
+        raise ValueError(f"layout {text!r} has {' '.join(unknown)}: {what}")
+    if plain.count("E") != 1 or not stages[0].startswith("E"):
+        raise ValueError(f"layout {text!r} must begin with the embedding, E, and have no other")
+    if plain.count("L") != 1 or not stages[-1].endswith("L"):
+        raise ValueError(f"layout {text!r} must end with the loss, L, and have no other")
+    return tuple(stage.count("t") for stage in stages)
+
+
+def _unfolded(text: str, whole: str) -> str:
+    """Without parentheses and multipliers."""
+    out, at = "", 0
+    while at < len(text):
+        if text[at] == "(":
+            end = text.find(")", at)
+            if end < 0 or "(" in text[at + 1 : end]:
+                raise ValueError(f"layout {whole!r}: each ( needs its ), and none inside another")
+            piece, at = _unfolded(text[at + 1 : end], whole), end + 1
+        elif text[at] in ")*":
+            raise ValueError(f"layout {whole!r}: nothing stands before {text[at]}")
+        else:
+            piece, at = text[at], at + 1
+        if at < len(text) and text[at] == "*":
+            digits = len(text[at + 1 :]) - len(text[at + 1 :].lstrip("0123456789"))
+            if not 1 <= digits <= 6:
+                raise ValueError(f"layout {whole!r}: a number must follow *")
+            piece, at = piece * int(text[at + 1 : at + 1 + digits]), at + 1 + digits
+        out += piece
+    return out
+
+
 def _balanced(layers: int, stages: int, embedding: float, head: float) -> tuple[int, ...]:
     counts = [0] * stages
     extra = [0.0] * stages

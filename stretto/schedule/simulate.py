@@ -8,13 +8,11 @@ from functools import cached_property
 from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stretto.schedule.actions import Action, B, F, I, Ints, Op, W
+from stretto.schedule.actions import Action, Ints, Op
+from stretto.schedule.costs import Cost, Times
 from stretto.schedule.ir import Schedule, ScheduleError, Table
 from stretto.schedule.requires import needs
-
-Times = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,34 +23,6 @@ class Span:
     action: Action
     start: float
     end: float
-
-
-@dataclass(frozen=True)
-class Cost:
-    """How long things take, in any one unit of time.
-
-    The default is the textbook's: a backward is two forwards, its halves one each, messages are free.
-    `stages[s]`, if given, multiplies the computation of stage s (its number of layers, say). `hop` is the
-    time from the end of a producer on one rank to the start of its consumer on another.
-    """
-
-    forward: float = 1.0
-    backward: float = 2.0
-    input_gradient: float = 1.0
-    weight_gradient: float = 1.0
-    hop: float = 0.0
-    stages: tuple[float, ...] = ()
-
-    def time(self, a: Action) -> float:
-        """How long the action keeps its rank busy: messages and the verbs of the weights do not."""
-        return float(self.times(np.array([a.stage]), np.array([list(Op).index(a.op)]))[0])
-
-    def times(self, stage: Ints, op: Ints) -> Times:
-        """The same for columns of actions."""
-        by_op = np.zeros(len(Op))
-        by_op[[F, B, I, W]] = self.forward, self.backward, self.input_gradient, self.weight_gradient
-        scale = np.asarray(self.stages, float)[stage] if self.stages else 1.0
-        return np.asarray(by_op[op] * scale, float)
 
 
 class DeadlockError(ScheduleError):
@@ -92,10 +62,16 @@ class Timeline(Sequence[Span]):
 def simulate(s: Schedule, cost: Cost | None = None) -> Timeline:
     """When every action runs if each rank does its list in order, each action as early as `requires` lets it.
 
-    One pass over the actions. Raises `DeadlockError`, naming for every rank that is stuck its next action and what
-    that waits for.
+    One pass over the actions, once for each cost: the schedule keeps the result. Raises `DeadlockError`, naming for
+    every rank that is stuck its next action and what that waits for.
     """
     cost = cost or Cost()
+    if (played := s.table.played.get(cost)) is None:
+        played = s.table.played[cost] = _simulated(s, cost)
+    return played
+
+
+def _simulated(s: Schedule, cost: Cost) -> Timeline:
     table = s.table
     found = needs(table.codes, np.arange(len(table)), table)
     places = np.stack([table.find(row) for row in found])
@@ -115,32 +91,48 @@ def _play(table: Table, waits: Ints, cost: Cost) -> tuple[list[float], list[floa
     """Starts, ends, and the order in which actions ended, until no rank can go on. Position n never happens."""
     source, time = waits.tolist(), cost.times(table.stage, table.op).tolist()
     start, end = [0.0] * len(table), [-1.0] * (len(table) + 1)
+    link = _links(table, waits) if cost.transfer else None
+    free: dict[int, float] = {}
+    arrives = end if link is None else [-1.0] * (len(table) + 1)  # at the other end of its link, but for the latency
     at, last = table.first[:-1].tolist(), table.first[1:].tolist()
     clock = [0.0] * len(at)
-    waiting: dict[int, list[int]] = {}
+    waiter = [-1] * (len(table) + 1)  # each result goes to one other rank at most
     order: list[int] = []
     ready = list(range(len(at)))[::-1]
     hop, append = cost.hop, order.append
     while ready:
         rank = ready.pop()
-        now, i = clock[rank], at[rank]
-        while i < last[rank]:
+        now, i, stop = clock[rank], at[rank], last[rank]
+        while i < stop:
             n = source[i]
             if n >= 0:
-                arrival = end[n]
+                arrival = arrives[n]
                 if arrival < 0:
-                    waiting.setdefault(n, []).append(rank)
+                    waiter[n] = rank
                     break
-                now = max(now, arrival + hop)
+                arrival += hop
+                if arrival > now:
+                    now = arrival
             start[i] = now
             now += time[i]
             end[i] = now
             append(i)
-            if i in waiting:
-                ready += waiting.pop(i)
+            if link is not None and (on := link[i]) >= 0:
+                arrives[i] = free[on] = max(now, free.get(on, 0.0)) + cost.transfer
+            if waiter[i] >= 0:
+                ready.append(waiter[i])
             i += 1
         clock[rank], at[rank] = now, i
     return start, end[:-1], order
+
+
+def _links(table: Table, waits: Ints) -> list[int]:
+    """Over which link, a pair of ranks in one direction, each action's result goes; -1 of one that stays."""
+    links = np.full(len(table) + 1, -1, np.int64)
+    users = np.flatnonzero(waits >= 0)
+    links[waits[users]] = table.rank[waits[users]] * (len(table.first) - 1) + table.rank[users]
+    found: list[int] = links[:-1].tolist()
+    return found
 
 
 def _raise_deadlock(table: Table, found: Ints, places: Ints, order: list[int]) -> None:
@@ -164,6 +156,19 @@ def _raise_deadlock(table: Table, found: Ints, places: Ints, order: list[int]) -
 def makespan(spans: Sequence[Span]) -> float:
     """When the last action ends."""
     return float(spans.end.max()) if isinstance(spans, Timeline) else max(span.end for span in spans)
+
+
+def step_time(spans: Timeline, cost: Cost | None = None, *, barrier: bool = True) -> float:
+    """From one step to the next: until the last action of any rank and what finishes the step.
+
+    Without the barrier of a gradient norm no rank waits for the others: the next step begins on each as soon as its own
+    actions are over, and steps follow each other like tiles.
+    """
+    finish = cost.finish if cost else 0.0
+    if barrier:
+        return makespan(spans) + finish
+    bounds = list(zip(spans.table.first[:-1].tolist(), spans.table.first[1:].tolist(), strict=True))
+    return finish + max(float(spans.end[a:b].max() - spans.start[a:b].min()) for a, b in bounds)
 
 
 def bubble(spans: Sequence[Span]) -> float:

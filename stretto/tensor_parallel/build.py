@@ -27,13 +27,16 @@ class Accumulators(Protocol):
         """Call `write(total, first_microbatch)`: it adds a gradient to `total`, or sets it in the first microbatch."""
 
     def defer(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        """The same, deferred: until a message is under way, at the latest until the end of the step's backwards."""
+        """The same, deferred until a message is under way, at the latest until the end of the step's backwards."""
 
     def flush(self) -> None:
         """A message is under way: do what was deferred, so that it passes behind that."""
 
     def add_in_forward(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        """The same in a forward. The backward of that use calls `add` all the same, when nothing is left to add."""
+        """The same in a forward. The backward of that use calls `complete`."""
+
+    def complete(self, weight: nn.Parameter) -> None:
+        """The backward of a use whose gradient was added `add_in_forward`."""
 
 
 Factor = tuple[Tensor, ...]

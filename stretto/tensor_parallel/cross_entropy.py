@@ -105,13 +105,9 @@ class _HeadLoss(Function):
         if into is None:
             (dw,) = made
             return dx * scale.to(dx.dtype), (dw * scale.to(dw.dtype)).to(ctx.param.dtype), None, None, None, None
-        into.add(ctx.param, _added_already)
+        into.complete(ctx.param)
         # The weight's gradient is that of the loss itself. Of a multiple it would be wrong, which must not stay unseen.
         return dx * torch.where(scale == 1, 1.0, torch.nan).to(dx.dtype), None, None, None, None, None
-
-
-def _added_already(total: Tensor, first_microbatch: bool) -> None:
-    """In the forward."""
 
 
 class _CrossEntropy(Function):

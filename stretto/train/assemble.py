@@ -13,7 +13,7 @@ from stretto.distributed import DataParallel, MainGradients
 from stretto.distributed.replicate import align
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, TensorMeta
-from stretto.schedule import DDP, Op, Schedule, Sharding, check_lowered, lower, partition, schedule_for
+from stretto.schedule import DDP, Op, Schedule, Sharding, check_lowered, lower, partition
 from stretto.schedule.generators import forward_only
 from stretto.tensor_parallel import Build
 from stretto.train.busy import BusyTime, TimedStage
@@ -70,8 +70,7 @@ def assemble(
     make: Callable[[int], M],
     *,
     optimizer: Callable[[DataParallel], Optimizer],
-    schedule: str,
-    microbatches: int,
+    schedule: Schedule,
     boundary: TensorMeta | None,
     seed: int,
     clip_grad: float,
@@ -87,6 +86,7 @@ def assemble(
 
     Args:
         make: the module of a stage, by its number.
+        schedule: the order of forwards and backwards; it places stages as the layout does.
         boundary: what crosses between stages; None where there is one stage.
         direct: the accumulators that the modules' layers are built with.
         sharding: what each data-parallel rank keeps a part of.
@@ -97,13 +97,19 @@ def assemble(
     """
     axis = state.axis("pp")
     sharding = sharding if state.axis("dp", "cp").size > 1 else DDP
-    program = lower(schedule_for(schedule, axis.size, microbatches), sharding)
+    layout = state.layout
+    if schedule.placement != layout.placement:
+        raise ValueError(f"the schedule places stages {schedule.placement}, {layout} {layout.placement}")
+    program = lower(schedule, sharding)
     check_lowered(program, sharding)
     modules = {s: make(s) for s, rank in enumerate(program.placement) if rank == axis.rank}
     for module in modules.values():
         align(module, state)
     busy = BusyTime(state.world.device)
-    stages = {s: TimedStage(busy, s, call(s, module), boundary if s else None) for s, module in modules.items()}
+    stages = {
+        s: TimedStage(busy, s, call(s, module), boundary if s else None, direct.deferred)
+        for s, module in modules.items()
+    }
     weights = DataParallel(
         modules,
         state,
@@ -116,11 +122,12 @@ def assemble(
     made = optimizer(weights)
     if draw:
         made.initialize(seed)
-    link = Link.between(axis, state.world.device, state.axis)
+    ring = layout.vpp > 1 and layout.shape == "loop"
+    link = Link.between(axis, state.world.device, state.axis, ring=ring)
     stepper = Stepper(
         Executor(program, axis.rank, stages, link, weights), weights, made, clip_grad=clip_grad, steady=steady
     )
-    forwards = lower(forward_only(axis.size, microbatches), sharding)
+    forwards = lower(forward_only(axis.size, schedule.num_microbatches, layout.placement), sharding)
     return Assembly(modules, stepper, Executor(forwards, axis.rank, stages, link, weights), busy)
 
 

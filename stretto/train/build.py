@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
+from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments, OptimizerConfig
 from stretto.distributed import AdamWRule, LionRule, MainGradients, Rule, SGDRule
-from stretto.estimate import stage_layers
+from stretto.estimate import stage_costs, stage_layers
 from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer, attention_by
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import TensorMeta
+from stretto.schedule import schedule_for
 from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
@@ -34,6 +36,7 @@ class Built(Assembly[Transformer]):
 
 def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     """Build this rank's part of the run, with initial weights drawn from `run.seed`, or zeros that are filled later."""
+    microbatches = args.batch.global_batch // (args.batch.micro_batch * state.layout.size("dp"))
     parts = stage_specs(args)
     direct, fuse, tp = MainGradients(), fused if args.run.compile else unfused, state.axis("tp")
     passes = partial(fused, dynamic=True) if args.run.compile else unfused
@@ -52,13 +55,30 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     )
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
     attend = attention_by(args.run.attention, deterministic=args.run.deterministic)
+    made_here: dict[int, Transformer] = {}
+
+    def make(s: int) -> Transformer:
+        # A tied embedding whose two ends meet on this rank is one parameter.
+        first = made_here[0].model.embed_tokens if 0 in made_here else None
+        made_here[s] = Transformer(
+            args.model,
+            parts[s],
+            place,
+            seq_len=seq_len,
+            recompute=recompute,
+            attend=attend,
+            embedding=None if first is None else first.weight,
+        )
+        return made_here[s]
+
     config = args.optimizer
     made = assemble(
         state,
-        lambda s: Transformer(args.model, parts[s], place, seq_len=seq_len, recompute=recompute, attend=attend),
+        make,
         optimizer=flat(update_rule(config), fuse=partial(fused, dynamic=True) if args.run.compile else None),
-        schedule=args.parallel.schedule,
-        microbatches=args.batch.global_batch // (args.batch.micro_batch * state.layout.size("dp")),
+        schedule=schedule_for(
+            args.parallel.schedule, state.axis("pp").size, microbatches, vpp_of(args.parallel), stage_costs(args)
+        ),
         boundary=_boundary(args, place),
         seed=args.run.seed,
         clip_grad=config.clip_grad,

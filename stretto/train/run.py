@@ -228,6 +228,8 @@ def load_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Built:
         etp=1,
         sequence_parallel=False,
         tp_comm_overlap=False,
+        schedule="1f1b",
+        vpp=1,
         stage_layers=None,
         dp_shard=None,
         sharding="none",

@@ -22,7 +22,7 @@ from stretto.initialize.stop import StopFlag
 from stretto.initialize.timeline import StartTimeline
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import TensorMeta
-from stretto.schedule import DDP, Sharding
+from stretto.schedule import DDP, Sharding, schedule_for
 from stretto.tensor_parallel import Build
 from stretto.train.assemble import Assembly, StageSpec, assemble
 from stretto.train.batches import Batches, Cut, Evaluation, RowBatches, RowEvaluation, Share, Source
@@ -131,8 +131,7 @@ class Trainer:
                 state,
                 partial(_stage, model, axis.size, build),
                 optimizer=optimizer or AdamW(),
-                schedule=schedule,
-                microbatches=cut.microbatches,
+                schedule=schedule_for(schedule, axis.size, cut.microbatches, state.layout.vpp),
                 boundary=_boundary(model, boundary, dtype, axis.size),
                 seed=seed,
                 clip_grad=clip_grad,

@@ -12,7 +12,7 @@ and by nothing only if d is zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -80,7 +80,8 @@ class ActivationObserver:
         for number, stage in self.stages.items():
             self._hooks.append(stage.register_forward_pre_hook(self._begin))
             self._hooks.append(stage.register_forward_hook(self._end))
-            for module, pieces in pieces_of(stage):
+            others = {p for other in self.stages.values() if other is not stage for p in other.parameters()}
+            for module, pieces in pieces_of(stage, elsewhere=others):
                 self._stage_of |= {p.name: number for p in pieces}
                 self._hooks.append(module.register_forward_hook(partial(self._output, pieces)))
         return self
@@ -152,9 +153,12 @@ class ActivationObserver:
         return self._directions[key]
 
 
-def pieces_of(stage: nn.Module) -> Iterator[tuple[nn.Module, list[Piece]]]:
-    """The modules whose outputs are activations, under Hugging Face names, and what these hold."""
-    logical = {item.name: item.logical for item in collect(stage)}
+def pieces_of(stage: nn.Module, elsewhere: Container[nn.Parameter] = ()) -> Iterator[tuple[nn.Module, list[Piece]]]:
+    """The modules whose outputs are activations, under Hugging Face names, and what these hold.
+
+    `elsewhere` are parameters of other stages, with which this one may share an embedding.
+    """
+    logical = {item.name: item.logical for item in collect(stage, elsewhere=elsewhere)}
     for path, module in stage.named_modules():
         if isinstance(module, ColumnParallelLinear):
             yield module, [_features(part) for part in logical[f"{path}.weight"]]

@@ -9,6 +9,8 @@ of an all-gather or reduce-scatter.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
@@ -37,10 +39,15 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     if args.parallel.sharding == "fsdp" or "dp.0" in layout.axes:
         raise NotImplementedError("no textbook volumes for weights that are gathered block by block yet")
     at, step = layout.coords(rank), _Step(args, layout)
-    part = stage_specs(args)[at["pp"]]
+    stages, every = layout.stages(rank), stage_specs(args)
     found: Bytes = {}
-    terms = (step.borders(part), step.scales(part), step.squares(part), step.loss(part), step.messages(at["pp"]))
-    for term in (*terms, step.gradients(part, at["tp"])):
+    terms = [
+        term
+        for stage in stages
+        for part in (every[stage],)
+        for term in (step.borders(part), step.scales(part), step.squares(part), step.loss(part), step.messages(stage))
+    ]
+    for term in (*terms, step.gradients([every[stage] for stage in stages], at["tp"])):
         for key, size in term.items():
             found[key] = found.get(key, 0.0) + size
     # The count of tokens; the gradient's norm; the loss and the votes to stop.
@@ -124,17 +131,19 @@ class _Step:
         """Each microbatch's activation to the next stage, and its gradient to the one before."""
         cut = self.layout.size("tp") if self.args.parallel.sequence_parallel else 1
         size = self.microbatches * self.activation / cut
-        last = stage == self.layout.size("pp") - 1
-        down = {} if last else {(f"pp:{stage}>{stage + 1}", "send"): size}
-        return {**down, **({(f"pp:{stage}>{stage - 1}", "send"): size} if stage else {})}
+        home, found = self.layout.placement, Counter[tuple[str, str]]()
+        for other in (stage + 1, stage - 1):
+            if 0 <= other < len(home) and home[other] != home[stage]:
+                found[f"pp:{home[stage]}>{home[other]}", "send"] += 1
+        return {key: size * times for key, times in found.items()}
 
-    def gradients(self, part: StageSpec, tp_rank: int) -> Bytes:
+    def gradients(self, parts: Sequence[StageSpec], tp_rank: int) -> Bytes:
         """Every gradient once over the replicas; those of which several ranks hold parts once more over these.
 
         Where the optimizer is sharded a gradient is reduced and scattered, with zero2 once for each microbatch, and the
         weights are gathered; a rank then holds parts of its shard alone.
         """
-        declared, how = self.declared(part, tp_rank), self.args.parallel.sharding
+        declared, how = self.declared(parts, tp_rank), self.args.parallel.sharding
         numbers = {"dp-cp": sum(item.param.numel() for item in declared)}
         if how != "none" and (n := self.layout.size("dp", "cp")) > 1:
             times, half = self.microbatches if how == "zero2" else 1, (n - 1) / n * numbers["dp-cp"]
@@ -147,20 +156,22 @@ class _Step:
                 ("dp:gather-cp", "all_gather"): half * itemsize,
             }
         for axis in ("tp", "embed"):
-            parts = [each for item in declared for each in item.logical if axis in each.spec.sum_grad]
-            numbers[axis] = sum(_spread(each, axis) for each in parts)
+            partial = [each for item in declared for each in item.logical if axis in each.spec.sum_grad]
+            numbers[axis] = sum(_spread(each, axis) for each in partial)
         return {(axis, "all_reduce"): self.all_reduce(axis, n * self.wide) for axis, n in numbers.items()}
 
-    def declared(self, part: StageSpec, tp_rank: int) -> tuple[Declared, ...]:
+    def declared(self, parts: Sequence[StageSpec], tp_rank: int) -> tuple[Declared, ...]:
         """The parameters that a rank stores; nothing is allocated."""
         tp = Axis("tp", tp_rank, tuple(range(self.layout.size("tp"))))
         place = Build(tp, self.args.parallel.sequence_parallel, DTYPES[self.args.run.dtype], "meta")
-        return collect(Transformer(self.args.model, part, place, seq_len=self.args.batch.seq_len))
+        seq_len = self.args.batch.seq_len
+        held = [d for part in parts for d in collect(Transformer(self.args.model, part, place, seq_len=seq_len))]
+        return tuple({d.logical[0].name: d for d in held}.values())  # a tied embedding with both ends here is one
 
     def all_reduce(self, axis: str, size: float) -> float:
         """Bytes that a rank sends in an all-reduce of `size` bytes over all the ranks of an axis."""
         # Both end stages hold a tied embedding; the stages between them none.
-        sizes = [min(2, self.layout.size("pp")) if a == "embed" else self.layout.size(a) for a in axis.split("-")]
+        sizes = [self.layout.size(a) for a in axis.split("-")]
         n = math.prod(sizes)
         return 2 * (n - 1) / n * size
 
@@ -168,7 +179,8 @@ class _Step:
 def padding(args: Arguments, layout: Layout, rank: int) -> float:
     """Bytes that `rank` may send beyond the textbook: flat gradients begin each parameter at an aligned element."""
     step, at = _Step(args, layout), layout.coords(rank)
-    parameters = len(step.declared(stage_specs(args)[at["pp"]], at["tp"]))
+    every = stage_specs(args)
+    parameters = len(step.declared([every[stage] for stage in layout.stages(rank)], at["tp"]))
     shards = 1 if args.parallel.sharding == "none" else layout.size("dp", "cp") * step.microbatches
     return step.all_reduce("dp-cp", parameters * (ALIGNED - 1 + ALIGNED * (shards > 1) * shards) * step.wide)
 

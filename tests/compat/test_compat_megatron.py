@@ -219,6 +219,27 @@ def test_rejected_flags_and_broken_rules_are_told_together(tmp_path: Path, capsy
     assert main(["args", str(tmp_path / "none.sh")]) == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "vpp", "layers"),
+    [
+        ("--num-virtual-stages-per-pipeline-rank 2", 2, None),
+        ("--num-virtual-stages-per-pipeline-rank 1", None, None),
+        ("--num-layers-per-virtual-pipeline-stage 2", 4, None),
+        ("--pipeline-model-parallel-layout 'Et*4|(t*4|)*2t*4L'", 2, (4, 4, 4, 4)),
+        ("--pipeline-model-parallel-layout 'Et*8|t*8L'", None, (8, 8)),
+    ],
+)
+def test_stages_of_a_rank(flags: str, vpp: int | None, layers: tuple[int, ...] | None) -> None:
+    """Catches a rest that is dropped, and stages counted for layers."""
+    words = f"{SMALL} --num-layers 16 --pipeline-model-parallel-size 2 {flags}"
+    said = values(words)
+    assert said.get("parallel.vpp") == vpp
+    assert said.get("parallel.schedule") == ("interleaved" if vpp else None)
+    assert said.get("parallel.stage_layers") == layers
+    odd = f"{SMALL} --pipeline-model-parallel-size 2 --pipeline-model-parallel-layout 'Et*3|(tt|)*6t|L'"
+    assert "9 stages are no multiple of 2 ranks" in str(translated(odd).rejected)
+
+
 def test_the_reference_page_is_current() -> None:
     written = (Path(__file__).parents[2] / "docs" / "reference" / PAGE).read_text(encoding="utf-8")
     assert written == page(), "run: python -m stretto.compat.megatron.reference docs/reference"

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from stretto.deferred import Deferred
 from stretto.distributed import AdamW, DataParallel
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.params import Init, ParamSpec, declare
-from stretto.pipeline_parallel import DeferredGradients
 from stretto.testing import Pool
 from stretto.world import World
 
@@ -154,17 +154,17 @@ def test_a_gradient_that_comes_too_late_is_an_error() -> None:
 def test_weight_gradients_that_are_put_off() -> None:
     """Autograd runs a parameter's hooks in the I already, with nothing there; the bucket waits for the W."""
     with ParallelState.build(Layout.of(), World.single()) as state:
-        net, defer = nn.Module(), DeferredGradients()
+        net, deferred = nn.Module(), Deferred()
         weight = declare(net, "weight", ParamSpec((3, 2), Init()), dtype=torch.float64)
         weight.data.copy_(torch.arange(6).view(3, 2))
         with DataParallel({0: net}, state) as weights:
             x = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
-            y = _PutOff.apply(x, weight, defer).sum()
+            y = _PutOff.apply(x, weight, deferred).sum()
             weights.reduce(0)
-            with defer.collect(0):
+            with deferred.collect(0, 0):
                 y.backward()
             assert not weights.buckets[0][0].sent
-            defer.run(0)
+            deferred.run(0, 0)
             assert weights.buckets[0][0].sent
             weights.finish()
             assert torch.equal(weights.grad(weight), torch.tensor([[1.0, 2.0]] * 3, dtype=torch.float64))
@@ -307,12 +307,12 @@ def _scalars(*names: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 class _PutOff(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, defer: DeferredGradients) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, deferred: Deferred) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.defer = defer
+        ctx.deferred = deferred
         return x @ weight.t()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        return dy @ weight, ctx.defer.add(weight, lambda: dy.t() @ x), None
+        return dy @ weight, ctx.deferred.gradient(weight, lambda: dy.t() @ x), None

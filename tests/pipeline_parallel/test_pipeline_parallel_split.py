@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pipeline_reference import Model
 from torch import Tensor, nn
 
-from stretto.pipeline_parallel import DeferredGradients, Executor, LeftoverError, Link, OwnWeights, Stage, TensorMeta
+from stretto.deferred import Deferred
+from stretto.pipeline_parallel import Executor, LeftoverError, Link, OwnWeights, Stage, TensorMeta
 from stretto.schedule import Action, Op, Schedule, check, lower, requires
 from stretto.testing import Pool
 from stretto.world import Axis, World
@@ -28,7 +29,7 @@ class PutOff(torch.autograd.Function):
     """y = x w^T, as a layer would write it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, deferred: DeferredGradients) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, deferred: Deferred) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.deferred = deferred
         return x @ w.mT
@@ -36,7 +37,7 @@ class PutOff(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, w = ctx.saved_tensors
-        return dy @ w, ctx.deferred.add(w, partial(outer, dy, x)), None
+        return dy @ w, ctx.deferred.gradient(w, partial(outer, dy, x)), None
 
 
 def outer(dy: Tensor, x: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def outer(dy: Tensor, x: Tensor) -> Tensor:
 
 
 class Linear(nn.Module):
-    def __init__(self, inner: nn.Linear, deferred: DeferredGradients) -> None:
+    def __init__(self, inner: nn.Linear, deferred: Deferred) -> None:
         super().__init__()
         self.weight, self.bias, self.deferred = inner.weight, inner.bias, deferred
 
@@ -54,8 +55,8 @@ class Linear(nn.Module):
 
 
 def split_stage(model: Model, stage: int, aware: bool) -> Stage:
-    """A stage of the model; if `aware`, its linears leave their weight gradients with a `DeferredGradients`."""
-    whole, deferred = model.stage(stage), DeferredGradients()
+    """A stage of the model; if `aware`, its linears leave their weight gradients with a queue."""
+    whole, deferred = model.stage(stage), Deferred()
     if aware:
         layers = whole.module.layers
         for n, layer in enumerate(layers):
@@ -101,7 +102,7 @@ def test_zero_bubble_equals_one_process(pool: Pool, p: int, m: int, aware: bool)
 
 
 def prepared(dtype: torch.dtype = torch.float64) -> tuple[Stage, Linear, Tensor, Tensor]:
-    deferred = DeferredGradients()
+    deferred = Deferred()
     layer = Linear(nn.Linear(4, 4, dtype=dtype), deferred)
     stage = Stage(1, lambda_module(lambda x, _: torch.tanh(layer(x))), TensorMeta((2, 4), dtype), deferred)
     return stage, layer, torch.randn(2, 4, dtype=dtype), torch.randn(2, 4, dtype=dtype)
@@ -153,7 +154,7 @@ def test_hooks_of_the_weight_run_with_the_weight_gradient() -> None:
 
 
 def test_the_graph_is_gone_after_the_input_gradient() -> None:
-    deferred = DeferredGradients()
+    deferred = Deferred()
     layer = Linear(nn.Linear(4, 4), deferred)
     seen: list[weakref.ref[Any]] = []
 
@@ -170,7 +171,7 @@ def test_the_graph_is_gone_after_the_input_gradient() -> None:
 
 
 def test_a_weight_that_is_a_view() -> None:
-    deferred = DeferredGradients()
+    deferred = Deferred()
     whole = nn.Parameter(torch.randn(8, 4, dtype=torch.float64))
     module = lambda_module(lambda x, _: PutOff.apply(x, whole[2:6], deferred))
     stage = Stage(1, module, TensorMeta((2, 4), torch.float64), deferred)

@@ -12,8 +12,8 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-WITH_TORCH = {"stretto/kernels/": "triton"}
-"""What torch for GPUs brings and torch for CPUs does not, and the only room that may import it."""
+WITH_TORCH = {"stretto/kernels/": "triton", "stretto/schedule/exact.py": "ortools"}
+"""What torch for GPUs brings and torch for CPUs does not, and what an extra brings: where each may be imported."""
 
 
 def _package(requirement: str) -> str:

@@ -2,11 +2,11 @@
 
 from hypothesis import strategies as st
 
-from stretto.schedule import Action, Op, Schedule, gpipe, one_f_one_b, requires
+from stretto.schedule import GENERATORS, Action, Op, Schedule, requires, schedule_for
 
 GENERATED = st.builds(
-    lambda make, p, m: make(p, m),
-    st.sampled_from([gpipe, one_f_one_b]),
+    schedule_for,
+    st.sampled_from(sorted(set(GENERATORS) - {"auto"})),
     st.integers(1, 6),
     st.integers(1, 10),
 )

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.schedule import partition
+from stretto.schedule.partition import layers_of
 
 pytestmark = pytest.mark.pure
 
@@ -88,3 +89,38 @@ def test_costs_that_are_none(cost: float) -> None:
         partition(4, 2, embedding=cost)
     with pytest.raises(ValueError, match=f"embedding=0.0, head={cost}"):
         partition(4, 2, head=cost)
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("Et*3|(tt|)*2t|L", (3, 2, 2, 1, 0)),
+        ("Et*3|(tt|)*29,t|L", (3, *[2] * 29, 1, 0)),
+        ("E|t|tL", (0, 1, 1)),
+        ("Et*4|(t*4|)*2t*4L", (4, 4, 4, 4)),
+        ("E||ttL", (0, 0, 2)),
+        ("EttL", (2,)),
+    ],
+)
+def test_a_compact_layout(text: str, layers: tuple[int, ...]) -> None:
+    assert layers_of(text) == layers
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("t|L", "must begin with the embedding"),
+        ("Et|Et|L", "must begin with the embedding, E, and have no other"),
+        ("Et|tL|t", "must end with the loss"),
+        ("Et|m|L", "multi-token prediction is not available"),
+        ("Et*|L", "a number must follow"),
+        ("Et*99999999|L", "a number must follow"),
+        ("E(t|L", "needs its"),
+        ("E((t)*2)*2|L", "none inside another"),
+        ("*3E|L", "nothing stands before"),
+        ("Ex|L", "has x: there are E, t, L"),
+    ],
+)
+def test_a_compact_layout_that_is_none(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        layers_of(text)

@@ -12,11 +12,11 @@ from stretto.distributed import DataParallel
 from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
-from stretto.pipeline_parallel import Executor
-from stretto.schedule import Action, Op, Schedule, lower
+from stretto.schedule import Schedule, lower
 from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build
-from stretto.train.build import build, visits
+from stretto.train.assemble import visits
+from stretto.train.build import build
 
 pytestmark = pytest.mark.gloo
 
@@ -41,17 +41,6 @@ def test_gradients_go_up_on_a_communicator_of_their_own(rank: int) -> None:
             down, up = executor.link.pairs[0, 1], executor.link.pairs[1, 0]
             assert None not in (down.group, up.group)
             assert up.group is not down.group
-        built.weights.close()
-
-
-def test_a_split_backward_needs_layers_that_leave_something_for_w() -> None:
-    """All gradients would come with I, and W would do nothing, unnoticed: no layer of the model has a queue yet."""
-    with ParallelState.inspect(Layout.of(), 0) as state:
-        built = build(SMALL, state)
-        actions = (Action(0, Op.F, 0), Action(0, Op.I, 0), Action(0, Op.W, 0))
-        executor = built.stepper.executor
-        with pytest.raises(ValueError, match="no layer of stage 0 leaves any for it"):
-            Executor(Schedule((0,), 1, (actions,)), 0, executor.stages, executor.link, built.weights)
         built.weights.close()
 
 

@@ -11,6 +11,7 @@ from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
+from verify_said_schedules import SCHEDULES
 from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, NOT_FINITE, RULES, SHARDING
 
 COLLECTIVES = Said(
@@ -306,16 +307,16 @@ DIRECT = Said(
     Fault(
         "what a failed step deferred added in the next",
         "distributed/main_gradients.py",
-        "        self._put_off = None\n        self._added.clear()",
+        "        self.deferred.clear()\n        self._added.clear()",
         "        self._added.clear()",
     ),
     Fault(
         "what is deferred lost to the next",
-        "distributed/main_gradients.py",
-        "        self.flush()\n        self._put_off = weight, write\n",
-        "        self._put_off = weight, write\n",
+        "deferred.py",
+        "        self.flush()\n        self._behind = job\n",
+        "        self._behind = job\n",
     ),
-    Fault("a gradient recorded by autograd", "distributed/main_gradients.py", "with torch.no_grad():", "if True:"),
+    Fault("a gradient recorded by autograd", "distributed/main_gradients.py", "    @torch.no_grad()\n", ""),
 )
 
 OVERLAP = Said(
@@ -621,4 +622,5 @@ SAID = (
     FILES,
     IN_AND_OUT,
     CACHE,
+    SCHEDULES,
 )

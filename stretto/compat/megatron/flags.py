@@ -161,8 +161,6 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         "--fp8-param-gather": "weights are gathered in bf16",
         "--num-distributed-optimizer-instances": "state is sharded over all data-parallel ranks",
         "--fp16": "fp16 with loss scaling is not available; bf16 needs no scaling",
-        "--num-layers-per-virtual-pipeline-stage": "there is no interleaved schedule yet",
-        "--num-virtual-stages-per-pipeline-rank": "there is no interleaved schedule yet",
         "--rampup-batch-size": "the global batch has one size for the whole run",
         "--squared-relu": "the activations are swiglu, gelu and gelu-tanh",
         "--grad-reduce-in-bf16": "gradients are reduced in fp32",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from stretto.compat.megatron.flags import DEFAULTS, SWITCHES
 from stretto.compat.megatron.given import Given, RejectedError, Setting, choice, number, one, positive, value
+from stretto.compat.megatron.pipeline import interleaved, stages
 
 Rule = Callable[[Given], Iterator[Setting]]
 
@@ -220,6 +221,12 @@ COMPUTED: Mapping[Rule, tuple[str, ...]] = {
         "--lr-wsd-decay-style",
     ),
     _split: ("--split", "--eval-iters"),
+    interleaved: (
+        "--num-virtual-stages-per-pipeline-rank",
+        "--num-layers-per-virtual-pipeline-stage",
+        "--microbatch-group-size-per-virtual-pipeline-stage",
+    ),
+    stages: ("--pipeline-model-parallel-layout",),
     _streams: ("--high-priority-stream-groups",),
     _clock: ("--distributed-timeout-minutes", "--exit-duration-in-mins"),
     _optimizer: ("--optimizer",),

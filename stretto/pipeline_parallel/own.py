@@ -1,0 +1,91 @@
+"""Any modules as the stages of a pipeline, under any schedule: for models of one's own, without the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from stretto.deferred import Deferred
+from stretto.pipeline_parallel.executor import Executor, OwnWeights
+from stretto.pipeline_parallel.link import Link
+from stretto.pipeline_parallel.meta import TensorMeta
+from stretto.pipeline_parallel.stage import Stage
+from stretto.schedule import Schedule, lower
+from stretto.world import Axis
+
+
+class Pipeline:
+    """The stages of this rank, and a step over them.
+
+        pipeline = Pipeline(make, schedule_for("zbv", 2, 8), axis, TensorMeta((4, 64), torch.float32))
+        loss = pipeline.step(microbatches)           # gradients are in the parameters' .grad
+
+    `make(s)` is the module of stage s, of those that the schedule places on this rank. It is called as
+    `module(x, microbatch)`, x None on the first stage and else of `boundary`; the last returns the scalar loss. Where
+    the schedule splits backwards, the weights of `nn.Linear` wait for W; all other gradients come with I.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], nn.Module],
+        schedule: Schedule,
+        axis: Axis,
+        boundary: TensorMeta,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.deferred = Deferred()
+        mine = [stage for stage, rank in enumerate(schedule.placement) if rank == axis.rank]
+        self.modules = {stage: defer_linear(make(stage), self.deferred) for stage in mine}
+        """By stage; their parameters are those to optimize."""
+        stages = {s: Stage(s, module, boundary if s else None, self.deferred) for s, module in self.modules.items()}
+        link = Link(axis, torch.device(device))
+        self.executor = Executor(lower(schedule), axis.rank, stages, link, OwnWeights())
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Of all stages on this rank."""
+        return [p for module in self.modules.values() for p in module.parameters()]
+
+    def step(self, microbatches: Sequence[Any]) -> Tensor:
+        """Forwards and backwards of all microbatches: the sum of the losses on the rank of the last stage, else 0."""
+        return self.executor.step(microbatches)
+
+
+def defer_linear(module: nn.Module, deferred: Deferred) -> nn.Module:
+    """Let the gradients of the weights of every `nn.Linear` in `module` wait for the W of a split backward."""
+    for each in module.modules():
+        if type(each) is nn.Linear:
+            each.forward = partial(_linear, each, deferred)  # type: ignore[method-assign]
+    return module
+
+
+def _linear(layer: nn.Linear, deferred: Deferred, x: Tensor) -> Tensor:
+    y: Tensor = _Linear.apply(x, layer.weight, deferred)  # type: ignore[no-untyped-call]
+    bias = cast("Tensor | None", layer.bias)
+    return y if bias is None else y + bias
+
+
+class _Linear(Function):
+    """y = x w^T: x [.., d_in], w [d_out, d_in] -> [.., d_out]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, deferred: Deferred) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.deferred = deferred
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        dx = dy @ weight if ctx.needs_input_grad[0] else None
+        dw = ctx.deferred.gradient(weight, partial(_wgrad, dy, x)) if ctx.needs_input_grad[1] else None
+        return dx, dw, None
+
+
+def _wgrad(dy: Tensor, x: Tensor) -> Tensor:
+    return dy.reshape(-1, dy.shape[-1]).t() @ x.reshape(-1, x.shape[-1])

@@ -1,0 +1,77 @@
+"""`stretto schedule`: words in, text and files out, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stretto.cli.schedule import ABOUT, coloured, main
+from stretto.schedule import GENERATORS, schedule_for, simulate
+
+pytestmark = pytest.mark.pure
+
+
+def test_draw_writes_every_kind_of_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = [tmp_path / f"zbv{ending}" for ending in (".svg", ".png", ".json", ".csv", ".txt")]
+    words = [word for path in out for word in ("--out", str(path))]
+    assert main(["draw", "zbv", "--pp", "4", "--microbatches", "8", "--width", "150", *words]) == 0
+    assert "bubble 5.9%" in capsys.readouterr().out
+    assert all(path.stat().st_size > 200 for path in out)
+    for path in out[3:]:
+        assert main(["check", str(path)]) == 0
+        assert "complete, in place, no deadlock" in capsys.readouterr().out
+
+
+def test_an_error_shows_the_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "crossed.csv"
+    table.write_text("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1\n")
+    assert main(["check", str(table)]) == 2
+    error = capsys.readouterr().err
+    assert "deadlock: 0B0 waits for 1B0" in error
+    assert "rank 0   0F0  [0B0]  0F1   0B1" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["draw", "zvb"], "no schedule is named 'zvb'"),
+        (["draw", "zbv", "--vpp", "3"], "zbv has 2 stages on a rank, not 3"),
+        (["draw"], "draw takes one schedule, got 0"),
+        (["check", "none.csv"], "none.csv"),
+        (["simulate", "1f1b", "--forward", "1,2"], "times are given for 2 stages, but there is a stage 3"),
+        (["simulate", "1f1b", "--forward", "-1"], "times are finite and not negative"),
+        (["draw", "1f1b", "--out", "x.gif"], "written as .svg or .png"),
+    ],
+)
+def test_a_wrong_word_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_simulate_takes_costs_of_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "1f1b", "--pp", "2", "--microbatches", "4"]
+    assert main([*words, "--forward", "1,3", "--input-gradient", "1,3", "--weight-gradient", "1,3"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("a step takes 39,")  # 1 + 4 * 9 + 2
+
+
+def test_all_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--pp", "2", "--microbatches", "4", "--width", "140"]) == 0
+    text = capsys.readouterr().out
+    assert set(ABOUT) == set(GENERATORS)
+    assert all(name in text for name in GENERATORS)
+
+
+def test_colours_show_every_microbatch() -> None:
+    text = coloured(simulate(schedule_for("1f1b", 2, 4)), 100).plain
+    assert [text.splitlines()[0].count(str(mb)) for mb in range(1, 4)] == [2, 2, 2]
+
+
+def test_torch_is_not_imported() -> None:
+    code = "import sys; from stretto.cli.schedule import main; main(['list']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -1,0 +1,33 @@
+"""As `verify_said`: schedules on the real model."""
+
+from __future__ import annotations
+
+from verify_fault import Fault, Said
+
+SCHEDULES = Said(
+    "tests/train/test_train_schedules.py",
+    Fault(
+        "a weight gradient that is computed in the I",
+        "distributed/main_gradients.py",
+        "return self.deferred.defer(weight, partial(self._add, weight, write))",
+        "return False",
+    ),
+    Fault(
+        "a tied embedding that is two parameters on one rank",
+        "train/build.py",
+        "embedding=tied",
+        "embedding=None",
+    ),
+    Fault(
+        "a head that counts only with the W",
+        "tensor_parallel/cross_entropy.py",
+        "into.complete(ctx.param)",
+        "into.add(ctx.param, lambda *_: None)",
+    ),
+    Fault(
+        "an evaluation that takes the stages for single ones",
+        "train/build.py",
+        "forward_only(axis.size, microbatches, layout.placement)",
+        "forward_only(axis.size, microbatches)",
+    ),
+)
