@@ -65,10 +65,11 @@ class DataParallel:
         self.declared: tuple[Declared, ...] = ()
         self.buckets: dict[int, list[Bucket]] = {}
         self._reducing: deque[Bucket] = deque()
+        held: set[nn.Parameter] = set()
         for stage, module in stages.items():
-            held = {each.param for each in self.declared}
             declared = collect(module, elsewhere=held)
             self.declared += declared
+            held |= {each.param for each in declared}
             if self.sharding.params:
                 groups = fill_units(declared, sections_of(module))
             else:

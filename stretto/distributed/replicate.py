@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TypeVar
 
 import torch
@@ -40,9 +41,9 @@ def replicate(module: M, state: ParallelState | None = None) -> M:
 
 
 @torch.no_grad()
-def align(module: nn.Module, state: ParallelState) -> None:
+def align(module: nn.Module, state: ParallelState, elsewhere: Container[nn.Parameter] = ()) -> None:
     """Give all ranks that hold the same block of a parameter whose values are kept those of the first of them."""
-    for item in collect(module):
+    for item in collect(module, elsewhere=elsewhere):
         if item.init_kept:
             cut = {shard.axis for part in item.logical for shard in part.spec.shard}
             for axis in (state.axis(*item.replicas), *(() if "tp" in cut else (state.axis("tp"),))):

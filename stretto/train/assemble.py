@@ -103,8 +103,10 @@ def assemble(
     program = lower(schedule, sharding)
     check_lowered(program, sharding)
     modules = {s: make(s) for s, rank in enumerate(program.placement) if rank == axis.rank}
+    known: set[nn.Parameter] = set()
     for module in modules.values():
-        align(module, state)
+        align(module, state, elsewhere=known)
+        known |= set(module.parameters())
     busy = BusyTime(state.world.device)
     stages = {
         s: TimedStage(busy, s, call(s, module), boundary if s else None, direct.deferred)
