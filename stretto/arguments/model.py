@@ -35,7 +35,7 @@ class ModelConfig:
     parallel_residual: bool = setting(False, "attention and feed-forward read the same residual, as in GPT-NeoX")
     position: Literal["rope", "learned"] = setting("rope", "rotary or learned absolute positions")
     learned_positions: int | None = setting(
-        None, "positions that a learned embedding has; unset: seq_len", unit="tokens", at_least=1
+        None, "positions that a learned embedding has; unset: seq_len", unit="tokens", at_least=1, at_most=2**26
     )
     rope_base: float = setting(10_000.0, "base of the rotary wavelengths", above=1)
     rope_local_base: float | None = setting(
@@ -47,7 +47,7 @@ class ModelConfig:
     )
     rope_factor: float = setting(1.0, "with rope_scaling, contexts become so many times as long", at_least=1)
     rope_original_positions: int | None = setting(
-        None, "with rope_scaling, positions before the stretch", unit="tokens", at_least=1
+        None, "with rope_scaling, positions before the stretch", unit="tokens", at_least=1, at_most=2**40
     )
     rope_low_freq: float = setting(
         1.0,
@@ -72,7 +72,10 @@ class ModelConfig:
         (), "with longrope, what each wavelength is stretched by in longer sequences", above=0
     )
     window: int | None = setting(
-        None, "each position attends to so many at most, itself the last; unset: to all before it", at_least=1
+        None,
+        "each position attends to so many at most, itself the last; unset: to all before it",
+        at_least=1,
+        at_most=2**26,
     )
     global_layers: tuple[int, ...] = setting((), "layers without the window, counted from 0", at_least=0)
     attention_scalar: float | None = setting(

@@ -94,7 +94,7 @@ def parse(
     files_named = [*map(read_config, line.configs), *_foreign(line, translate)]
     record = _found(checkpoint, (*files_named, line.layer)) if callable(checkpoint) else checkpoint
     presets = [*map(read_preset, line.presets)]
-    model = _model(adopt if files else None, (*presets, *files_named, line.layer)) if record is None else []
+    model = _model(adopt, (*presets, *files_named, line.layer)) if record is None else []
     if line.presets or files_named or model or record is not None:
         fallback = None
     surroundings = _surroundings(world_size, os.environ if env is None else env)

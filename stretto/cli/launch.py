@@ -11,11 +11,11 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from stretto.arguments import ConfigError, Resolved
+from stretto.arguments import ConfigError, Resolved, parse
 from stretto.arguments.command_line import MEGATRON
 from stretto.arguments.sources import SourceKind
 from stretto.cli.megatron import layer
-from stretto.cli.words import parse_or_demo
+from stretto.cli.words import FALLBACK
 from stretto.launch.kubernetes import KubernetesJob
 from stretto.launch.slurm import SlurmJob
 from stretto.terminal import hand_on, said_plainly, say
@@ -110,9 +110,10 @@ def _read(kind: type[J], argv: Sequence[str], command: str) -> J:
 def _check(train: tuple[str, ...], ranks: int) -> Resolved:
     """The run, which is rejected here if it would only be rejected on the cluster, hours later.
 
-    Its data, its tokenizer and its directory lie there: nobody looks for them here.
+    Its data, its tokenizer, its model and its directory lie there: nobody looks for them here.
     """
-    return parse_or_demo(list(train), world_size=ranks, translate=partial(layer, processes=ranks), files=False)
+    translate = partial(layer, processes=ranks)
+    return parse(list(train), world_size=ranks, translate=translate, files=False, fallback=FALLBACK)
 
 
 def _deliver(text: str, out: Path | None, submit: list[str] | None) -> int:

@@ -74,15 +74,21 @@ class Task:
     layout: Layout
 
     def __call__(self) -> int:
-        """Continue the prompt; the first rank prints it."""
+        """Continue the prompt; the first rank prints it, or why the weights cannot be used."""
+        from stretto.checkpoint import CheckpointError
+        from stretto.cli.usage_error import reject
         from stretto.initialize import initialize
+        from stretto.initialize.environment import detect
         from stretto.world import World
 
-        if self.layout.world == 1:
-            return self._say(self._continued(World.single(self.wanted.device)))
-        with initialize(device=self.wanted.device, timeout=self.args.run.timeout) as world:
-            continued = self._continued(world)
-            return self._say(continued) if world.rank == 0 else 0
+        try:
+            if self.layout.world == 1:
+                return self._say(self._continued(World.single(self.wanted.device)))
+            with initialize(device=self.wanted.device, timeout=self.args.run.timeout) as world:
+                continued = self._continued(world)
+                return self._say(continued) if world.rank == 0 else 0
+        except CheckpointError as error:  # on all ranks alike
+            return reject(error, detect(os.environ), command="stretto sample")
 
     def _continued(self, world: World) -> str:
         from stretto.parallel_state import ParallelState

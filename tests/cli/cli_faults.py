@@ -60,7 +60,7 @@ def a_flipped_bit(argv: Sequence[str]) -> int:
     def step_and_flip(self: Loop) -> Any:
         done = begin(self)
         if (self.train_state.step, self.state.world.rank) == (3, 1):
-            weight = next(p for p in self.built.optimizer.slices() if p.name.endswith("down_proj.weight"))
+            weight = next(p for p in self.assembly.optimizer.slices() if p.name.endswith("down_proj.weight"))
             weight.tensor.view(torch.int32)[0, 0] ^= 1
         return done
 
