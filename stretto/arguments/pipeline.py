@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from stretto.arguments.schema import ParallelConfig
 from stretto.layout import Layout, Shape
-from stretto.schedule.generators import GENERATORS
+from stretto.layout.schedules import FAMILIES
 
 
 def vpp_of(p: ParallelConfig) -> int:
     """Stages on each rank: as said, or as many as the schedule has by itself."""
-    return GENERATORS[p.schedule].stages if p.vpp is None else p.vpp
+    return FAMILIES[p.schedule].stages if p.vpp is None else p.vpp
 
 
 def num_stages(p: ParallelConfig) -> int:
@@ -21,11 +21,11 @@ def num_stages(p: ParallelConfig) -> int:
 
 def shape_of(p: ParallelConfig) -> Shape:
     """How they lie on the ranks."""
-    return GENERATORS[p.schedule].shape if vpp_of(p) > 1 else "loop"
+    return FAMILIES[p.schedule].shape if vpp_of(p) > 1 else "loop"
 
 
 def with_stages_of(p: ParallelConfig, layout: Layout) -> ParallelConfig:
     """The schedule where it has as many stages on a rank as the layout, in its shape; else 1F1B over single stages."""
-    made = GENERATORS[p.schedule]
+    made = FAMILIES[p.schedule]
     fits = (layout.vpp == made.stages or made.any_stages) and (layout.vpp == 1 or layout.shape == made.shape)
     return replace(p, schedule=p.schedule if fits else "1f1b", vpp=layout.vpp)

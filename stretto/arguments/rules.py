@@ -16,7 +16,7 @@ from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_
 from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import Nearby, Rule, RuleViolation, rule
 from stretto.arguments.schema import Arguments
-from stretto.schedule.generators import GENERATORS
+from stretto.layout.schedules import FAMILIES
 
 
 def _divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | None:
@@ -152,10 +152,10 @@ def copies_are_whole(a: Arguments) -> RuleViolation | None:
 def schedule_has_so_many_stages(a: Arguments) -> RuleViolation | None:
     """A schedule fits the number of stages on a rank."""
     p = a.parallel
-    made = GENERATORS[p.schedule]
+    made = FAMILIES[p.schedule]
     if made.any_stages or vpp_of(p) == made.stages:
         return None
-    others = ("interleaved", *(name for name, other in GENERATORS.items() if other.any_stages or other.stages == p.vpp))
+    others = ("interleaved", *(name for name, other in FAMILIES.items() if other.any_stages or other.stages == p.vpp))
     return RuleViolation(
         f"vpp = {p.vpp}, but {p.schedule} has {made.stages} stage{'s' * (made.stages > 1)} on a rank",
         {"parallel.vpp": (made.stages,), "parallel.schedule": others},

@@ -11,7 +11,6 @@ from typing import TypeGuard, cast
 from stretto.arguments.peers import choice_of
 from stretto.arguments.setting import Setting, Value
 from stretto.reading import shown
-from stretto.schedule.partition import layers_of
 
 AUTO = "auto"
 """How a file or a flag asks for the derived value, where something weaker set one."""
@@ -31,6 +30,8 @@ def from_data(setting: Setting, raw: object) -> Value:
     if setting.optional and (raw is None or raw == AUTO):
         return None
     if setting.path == "parallel.stage_layers" and isinstance(raw, str) and "E" in raw:
+        from stretto.schedule.partition import layers_of  # numpy comes with it: not for a help text
+
         raw = layers_of(raw)
     if setting.kind is tuple and isinstance(raw, (list, tuple)):
         return _entries(setting, raw)

@@ -143,7 +143,9 @@ class Logical:
             view = stored.flat[begin + each.start - stored.part.start :][: math.prod(each.shape)].view(each.shape)
             for dim, n in enumerate(shape := each.within(self.block.shape)):
                 view = view.narrow(dim, 0, n)
-            if 0 not in shape or 0 in self.block.shape:  # a rank without any of the tensor says so
+            if 0 in self.block.shape:  # a rank without any of the tensor says so
+                yield self.block.offsets, view
+            elif 0 not in shape:
                 yield tuple(a + b for a, b in zip(self.block.offsets, each.offsets, strict=True)), view
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from stretto.layout.stages import Shape
+from stretto.layout.schedules import FAMILIES, Family
 from stretto.schedule import families, vshape
 from stretto.schedule.costs import Cost
 from stretto.schedule.families import forward_only, gpipe, one_f_one_b
@@ -17,18 +17,10 @@ __all__ = ["GENERATORS", "Generator", "forward_only", "gpipe", "one_f_one_b", "s
 
 
 @dataclass(frozen=True)
-class Generator:
-    """A family of schedules, over p ranks, v stages a rank and m microbatches."""
+class Generator(Family):
+    """A family of schedules, and what makes them: over p ranks, v stages a rank and m microbatches."""
 
-    make: Callable[[int, int, int], Schedule]
-    stages: int
-    """Stages on a rank, where the user says nothing."""
-    any_stages: bool
-    """Whether there may be another number of them."""
-    shape: Shape
-    """How the stages lie on the ranks, where there are several."""
-    splits: bool
-    """Whether backwards are split, some or all."""
+    make: Callable[[int, int, int], Schedule] = field(kw_only=True)
 
 
 def _auto(p: int, v: int, m: int, cost: Cost) -> Schedule:
@@ -37,34 +29,26 @@ def _auto(p: int, v: int, m: int, cost: Cost) -> Schedule:
     return search(p, v, m, cost, [v * p] * p, "v").schedule
 
 
-def _single(make: Callable[[int, int], Schedule], *, splits: bool = False) -> Generator:
-    return Generator(lambda p, _, m: make(p, m), 1, False, "loop", splits)
-
-
-def _loop(make: Callable[[int, int, int], Schedule], *, splits: bool = False) -> Generator:
-    return Generator(make, 2, True, "loop", splits)
-
-
-def _v(make: Callable[[int, int], Schedule]) -> Generator:
-    return Generator(lambda p, _, m: make(p, m), 2, False, "v", True)
-
+_MAKE: Final[Mapping[str, Callable[[int, int, int], Schedule]]] = MappingProxyType(
+    {
+        "auto": lambda p, v, m: _auto(p, v, m, Cost()),
+        "1f1b": lambda p, _, m: one_f_one_b(p, m),
+        "depth-first": families.depth_first,
+        "dualpipev": lambda p, _, m: vshape.dualpipev(p, m),
+        "gpipe": lambda p, _, m: gpipe(p, m),
+        "interleaved": families.interleaved,
+        "interleaved-zb": families.interleaved_zb,
+        "looped-bfs": families.looped_bfs,
+        "v-half": lambda p, _, m: vshape.v_half(p, m),
+        "v-min": lambda p, _, m: vshape.v_min(p, m),
+        "zb-h1": lambda p, _, m: families.zb_h1(p, m),
+        "zb-h2": lambda p, _, m: families.zb_h2(p, m),
+        "zbv": lambda p, _, m: vshape.zbv(p, m),
+    }
+)
 
 GENERATORS: Final[Mapping[str, Generator]] = MappingProxyType(
-    {
-        "auto": Generator(lambda p, v, m: _auto(p, v, m, Cost()), 2, False, "v", True),
-        "1f1b": _single(one_f_one_b),
-        "depth-first": _loop(families.depth_first),
-        "dualpipev": _v(vshape.dualpipev),
-        "gpipe": _single(gpipe),
-        "interleaved": _loop(families.interleaved),
-        "interleaved-zb": _loop(families.interleaved_zb, splits=True),
-        "looped-bfs": _loop(families.looped_bfs),
-        "v-half": _v(vshape.v_half),
-        "v-min": _v(vshape.v_min),
-        "zb-h1": _single(families.zb_h1, splits=True),
-        "zb-h2": _single(families.zb_h2, splits=True),
-        "zbv": _v(vshape.zbv),
-    }
+    {name: Generator(**vars(family), make=_MAKE[name]) for name, family in FAMILIES.items()}
 )
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stretto.params import Init, ParamSpec, Shard, collect, declare, fill, slices
+from stretto.params import Init, ParamSpec, Part, Shard, collect, declare, fill, slices
 from stretto.world import Axis
 
 pytestmark = pytest.mark.gloo
@@ -243,3 +243,16 @@ def test_names() -> None:
     assert [part.name for d in declared for part in d.logical] == ["scale", "embed.weight"]
     fill(declared, 0, lambda p: p.data)
     assert model.scale.item() == 2.0
+
+
+def test_parts_of_a_block_that_holds_nothing_stay_inside() -> None:
+    """Two words on two ranks: the second stores padding alone, of which each shard has a part."""
+    module = nn.Module()
+    declare(module, "w", ParamSpec((2, 3), Init(std=1.0), (Shard("tp", 0, multiple=8),)), axes=[axis("tp", 1, 2)])
+    declared = collect(module)
+    for part in (range(12), range(12, 24)):
+        fill(declared, 0, lambda p, part=part: Part(p.data.view(-1)[part.start : part.stop], part))
+        assert {
+            p.offsets
+            for p in slices(declared, lambda p, part=part: Part(p.data.view(-1)[part.start : part.stop], part), {})
+        } == {(2, 0)}

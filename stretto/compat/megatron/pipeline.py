@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stretto.compat.megatron.given import Given, RejectedError, Setting, one, positive
-from stretto.schedule.partition import layers_of
 
 
 def interleaved(g: Given) -> Iterator[Setting]:
@@ -38,6 +37,8 @@ def stages(g: Given) -> Iterator[Setting]:
     pp = positive(g, "--pipeline-model-parallel-size") if "--pipeline-model-parallel-size" in g else 1
     text = one(g, flag)
     try:
+        from stretto.schedule.partition import layers_of  # numpy comes with it: not for a help text
+
         layers = layers_of(text)
     except ValueError as error:
         raise RejectedError(flag, str(error)) from error

@@ -1,0 +1,45 @@
+"""What schedules there are, without making any: what settings and help ask, so nothing here imports numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from stretto.layout.stages import Shape
+
+
+@dataclass(frozen=True)
+class Family:
+    """What schedules of one name have in common."""
+
+    stages: int = 1
+    """Stages on a rank, where the user says nothing."""
+    any_stages: bool = False
+    """Whether there may be another number of them."""
+    shape: Shape = "loop"
+    """How the stages lie on the ranks, where there are several."""
+    splits: bool = False
+    """Whether backwards are split, some or all."""
+
+
+_LOOP, _V = Family(2, any_stages=True), Family(2, shape="v", splits=True)
+
+FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
+    {
+        "auto": _V,
+        "1f1b": Family(),
+        "depth-first": _LOOP,
+        "dualpipev": _V,
+        "gpipe": Family(),
+        "interleaved": _LOOP,
+        "interleaved-zb": Family(2, any_stages=True, splits=True),
+        "looped-bfs": _LOOP,
+        "v-half": _V,
+        "v-min": _V,
+        "zb-h1": Family(splits=True),
+        "zb-h2": Family(splits=True),
+        "zbv": _V,
+    }
+)
