@@ -14,6 +14,7 @@ from stretto.arguments.model import ModelConfig as ModelConfig
 from stretto.arguments.setting import setting
 from stretto.layout import DEFAULT_ORDER
 
+ScheduleName = Literal["1f1b", "auto", "depth-first", "dualpipev", "gpipe", "interleaved", "interleaved-zb", "looped-bfs", "v-half", "v-min", "zb-h1", "zb-h2", "zbv"]  # fmt: skip  # noqa: E501
 AxisName = Literal["tp", "dp", "pp", "cp", "dp-cp", "tp-pp", "pp-dp-cp", "embed", "tp-cp-dp-pp"]
 """Axes that have process groups, and combinations of axes that have groups of their own."""
 
@@ -46,21 +47,7 @@ class ParallelConfig:
         "that reach each other; unset: on GPUs",
         carried=False,
     )
-    schedule: Literal[
-        "1f1b",
-        "auto",
-        "depth-first",
-        "dualpipev",
-        "gpipe",
-        "interleaved",
-        "interleaved-zb",
-        "looped-bfs",
-        "v-half",
-        "v-min",
-        "zb-h1",
-        "zb-h2",
-        "zbv",
-    ] = setting("1f1b", "order of forwards and backwards: `stretto schedule list` has all")
+    schedule: ScheduleName = setting("1f1b", "order of forwards and backwards: `stretto schedule list` has all")
     vpp: int | None = setting(None, "virtual stages: so many on each rank; unset: what the schedule has", at_least=1)
     stage_layers: tuple[int, ...] | None = setting(
         None, "layers of each of the pp * vpp stages, or a layout such as Et*3|(tt|)*2t|L; unset: balanced", at_least=0

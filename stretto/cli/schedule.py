@@ -11,7 +11,6 @@ A schedule is one by name, or a file: a table of PyTorch's pipelining (.csv), or
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,6 +22,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from stretto.console import console
 from stretto.layout import Shape
 from stretto.layout.picture import Colour, readable
 from stretto.schedule import (
@@ -45,6 +45,7 @@ from stretto.schedule.exact import solve
 from stretto.schedule.grid import failing, grid
 from stretto.schedule.picture import COLOURS, chrome_trace, picture, shade
 from stretto.schedule.search import Found, search
+from stretto.terminal import say
 
 USAGE_ERROR = 2
 _PLACEMENTS: Final[tuple[tuple[int, Shape], ...]] = ((1, "loop"), (2, "loop"), (2, "v"), (3, "loop"), (4, "loop"))
@@ -68,12 +69,12 @@ ABOUT: Final = {
 def main(argv: Sequence[str]) -> int:
     """Run `stretto schedule ...`; 0, or 2 for what is no schedule."""
     said = _parser().parse_args(argv)
-    console = Console(width=said.width, highlight=False) if said.width else Console(highlight=False)
+    screen = console(width=said.width) if said.width else console()
     try:
         run = {"list": _list, "draw": _draw, "check": _check, "simulate": _simulate, "search": _search}
-        run[said.what](said, console)
+        run[said.what](said, screen)
     except (ValueError, OSError, ImportError) as error:
-        print(f"stretto schedule: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        say("\n".join([f"stretto schedule: {error}", *getattr(error, "__notes__", ())]))
         return USAGE_ERROR
     return 0
 
@@ -134,14 +135,14 @@ def _one(said: Namespace) -> str:
     return str(said.schedule[0])
 
 
-def _draw(said: Namespace, console: Console) -> None:
+def _draw(said: Namespace, screen: Console) -> None:
     name = _one(said)
     s = _made(said, name)
     timeline = simulate(s, _cost(said, s))
-    if console.color_system is None:
-        print(gantt(timeline, width=console.width))
+    if screen.color_system is None:
+        say(gantt(timeline, width=screen.width), out=True)
     else:
-        console.print(coloured(timeline, console.width), soft_wrap=True)
+        screen.print(coloured(timeline, screen.width), soft_wrap=True)
     _write(said.out, s, timeline, name)
 
 
@@ -153,7 +154,7 @@ def _write(paths: Sequence[Path], s: Schedule, timeline: Timeline, name: str) ->
             path.write_text(texts[path.suffix](), encoding="utf-8")
         else:
             picture(timeline, title=title).save(path)
-        print(f"wrote {path}")
+        say(f"wrote {path}", out=True)
 
 
 def coloured(timeline: Timeline, width: int) -> Text:
@@ -201,36 +202,40 @@ def _search(said: Namespace, _: Console) -> None:
             if said.exact is not None:
                 best = solve(said.pp, v, said.microbatches, cost, cap, shape, seconds=said.exact)
         except ScheduleError as error:
-            print(f"passed over: {error}")
+            say(f"passed over: {error}", out=True)
             continue
         where = f"{v} stage{'s' * (v > 1)} a rank in a {shape}"
         found.append((best, where))
-        print(f"{where}: {best.origin}, a step takes {best.time:g}, at most {best.gap:.1%} above the best there is")
+        say(
+            f"{where}: {best.origin}, a step takes {best.time:g}, at most {best.gap:.1%} above the best there is",
+            out=True,
+        )
     if not found:
         raise ValueError("no schedule was found: allow more --memory, or another --vpp")
     best, where = min(found, key=lambda each: each[0].time)
-    print(f"quickest: {where}, {best.origin}")
+    say(f"quickest: {where}, {best.origin}", out=True)
     _write(said.out, best.schedule, simulate(best.schedule, _cost(said, best.schedule)), best.origin)
 
 
 def _check(said: Namespace, _: Console) -> None:
     s = _made(said, name := _one(said))
-    print(
+    say(
         f"{name}: {s.num_actions:,} actions take {s.num_microbatches} microbatches through {s.num_stages} stages on "
-        f"{s.num_ranks} ranks; complete, in place, no deadlock"
+        f"{s.num_ranks} ranks; complete, in place, no deadlock",
+        out=True,
     )
 
 
-def _list(said: Namespace, console: Console) -> None:
+def _list(said: Namespace, screen: Console) -> None:
     said.schedule = [name for name in GENERATORS if said.vpp in (None, GENERATORS[name].stages) or _any(name)]
-    _simulate(said, console)
+    _simulate(said, screen)
 
 
 def _any(name: str) -> bool:
     return GENERATORS[name].any_stages
 
 
-def _simulate(said: Namespace, console: Console) -> None:
+def _simulate(said: Namespace, screen: Console) -> None:
     names = said.schedule or list(GENERATORS)
     several = len(names) > 1
     columns = ("schedule" if several else "rank", *(("stages a rank", "") if several else ("stages",)))
@@ -245,15 +250,15 @@ def _simulate(said: Namespace, console: Console) -> None:
         for rank in range(s.num_ranks):
             stages = ", ".join(str(n) for n, home in enumerate(s.placement) if home == rank)
             table.add_row(str(rank), stages, *_figures(timeline, s, rank))
-    console.print(table)
+    screen.print(table)
     if several:
-        console.print(
+        screen.print(
             f"{said.pp} ranks, {said.microbatches} microbatches; idle: of the rank that idles most, until the last "
             "action of any; activations: of all layers of a rank for one microbatch, at the rank with most"
         )
     else:
         end, free = step_time(timeline, cost), step_time(timeline, cost, barrier=False)
-        console.print(f"a step takes {end:g}, or {free:g} where no rank waits for the gradient norm of all")
+        screen.print(f"a step takes {end:g}, or {free:g} where no rank waits for the gradient norm of all")
 
 
 def _figures(timeline: Timeline, s: Schedule, rank: int | None = None) -> tuple[str, str, str, str]:

@@ -19,9 +19,12 @@ def fill(declared: Sequence[Declared], seed: int, into: Callable[[nn.Parameter],
     """
     with torch.no_grad():
         for item in declared:
+            stored = into(item.param)
             if item.init_kept:
+                if isinstance(stored, Tensor):  # a part of it was made from it
+                    stored.copy_(item.param)
                 continue
-            stored = into(item.param).zero_()
+            stored = stored.zero_()
             for logical in item.logical:
                 spec, init = logical.spec, logical.spec.init or Init()
                 for offsets, view in logical.pieces(stored):

@@ -310,7 +310,7 @@ def _copies(world: World) -> dict[str, tuple[int, bool, bool]]:
         for mode in SHARDED:
             args = example(1, 1, world.size, mode, options=False)
             with build(args, Layout.of(dp=world.size), world) as session:
-                trainer, buckets = session.built.trainer, session.built.weights.all_buckets
+                trainer, buckets = session.built.stepper, session.built.weights.all_buckets
                 gathered, reducing = [0], [0]
 
                 look = partial(_bytes, buckets, gathered, reducing)

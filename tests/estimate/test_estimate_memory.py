@@ -78,7 +78,7 @@ def test_sharding_makes_what_it_shards_smaller() -> None:
     model = ModelConfig(layers=8, hidden=64, heads=4, vocab=64)
     args = Arguments(
         model=model,
-        parallel=ParallelConfig(dp=4),
+        parallel=ParallelConfig(dp=4, bucket_mb=0.05),
         batch=BatchConfig(seq_len=8, micro_batch=1, global_batch=4),
         run=RunConfig(dtype="bf16"),
     )

@@ -98,7 +98,7 @@ def test_the_weight_gradients_come_with_w(monkeypatch: pytest.MonkeyPatch) -> No
     args, layout = run_with("zbv", 1)
     with build(args, layout, World.single()) as session:
         session.step(random_batch(args, 1))
-        program = session.built.trainer.executor.program
+        program = session.built.stepper.executor.program
     assert Counter(a.op for a in program.ranks[0])[Op.W] == 2 * 5
     assert jobs == {(s, mb): 4 * 3 + (s == 0) for s in range(2) for mb in range(5)}
 

@@ -74,8 +74,8 @@ PARAMS = Said(
     Fault(
         "padding not zero",
         "params/values.py",
-        "stored = into(item.param).zero_()",
-        "stored = into(item.param).fill_(0.5)",
+        "stored = stored.zero_()",
+        "stored = stored.fill_(0.5)",
     ),
     Fault("an undeclared parameter passed over", "params/declare.py", "    if unknown:\n", "    if False:\n"),
 )
