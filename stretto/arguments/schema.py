@@ -47,7 +47,7 @@ class ParallelConfig:
         "that reach each other; unset: on GPUs",
         carried=False,
     )
-    schedule: ScheduleName = setting("1f1b", "order of forwards and backwards: `stretto schedule list` has all")
+    schedule: ScheduleName = setting("1f1b", "order of forwards and backwards: `stretto schedule list` has all")  # noqa: RUF009
     vpp: int | None = setting(None, "virtual stages: so many on each rank; unset: what the schedule has", at_least=1)
     stage_layers: tuple[int, ...] | None = setting(
         None, "layers of each of the pp * vpp stages, or a layout such as Et*3|(tt|)*2t|L; unset: balanced", at_least=0
