@@ -93,10 +93,10 @@ class Sums:
         write(self.totals.setdefault(weight, torch.full_like(weight, torch.nan, requires_grad=False)), first_microbatch)
 
     def defer(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        self.overlap_with()
+        self.flush()
         self.deferred.append((weight, write))
 
-    def overlap_with(self) -> None:
+    def flush(self) -> None:
         if self.deferred:
             self.add(*self.deferred.pop())
 
@@ -144,7 +144,7 @@ def trained(build: Build, layers: int = 2, times: int = 1) -> tuple[Tensor, Tens
         y = made(x)
         y.backward(mine(draw((S, B, H), "dy"), build.tp, build.sequence_parallel))
     if sums is not None:
-        sums.overlap_with()
+        sums.flush()
     assert x.grad is not None
     return y.detach(), x.grad, gradients(made, sums)
 

@@ -138,17 +138,17 @@ def test_what_goes_past_is_the_input_and_its_gradient_is_added(name: str, recomp
     with_residual = Pointwise.of(formula, build, **bound).with_residual(*args)
     if recompute:
         with pytest.raises(RuntimeError, match="when a GEMM has taken"):
-            _ = with_residual.dresidual
+            _ = with_residual.residual
     y = linear(with_residual.output, weight, None, build, column=True)
-    assert torch.equal(with_residual.dresidual, args[0])
-    (y.sin().sum() + with_residual.dresidual.square().sum()).backward()
+    assert torch.equal(with_residual.residual, args[0])
+    (y.sin().sum() + with_residual.residual.square().sum()).backward()
     want = inputs(vectors)
     (F.linear(plain(*want), weight).sin().sum() + want[0].square().sum()).backward()
     for one, other in zip(args, want, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("way", ["through", "dresidual"])
+@pytest.mark.parametrize("way", ["output", "residual"])
 def test_one_way_of_a_fork_may_be_left(way: str) -> None:
     formula, bound, plain, vectors = CASES["rms"]
     args = inputs(vectors)
@@ -156,7 +156,7 @@ def test_one_way_of_a_fork_may_be_left(way: str) -> None:
     taken = getattr(with_residual, way)
     (taken * taken).sum().backward()
     want = inputs(vectors)
-    (plain(*want) if way == "through" else want[0]).square().sum().backward()
+    (plain(*want) if way == "output" else want[0]).square().sum().backward()
     for one, other in zip(args, want, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12)
 
