@@ -43,7 +43,9 @@ class GroupOptions:
         if used not in ("nccl", "gloo") or (used == "nccl" and device != "cuda"):
             raise ValueError(f"{name}: backend={used!r} for tensors on {device}; choose 'gloo', or 'nccl' on cuda")
         idle = [
-            option for option in ("high_priority", "min_ctas", "max_ctas", "cpu", "peer_buffer") if getattr(self, option)
+            option
+            for option in ("high_priority", "min_ctas", "max_ctas", "cpu", "peer_buffer")
+            if getattr(self, option)
         ]
         if used != "nccl" and idle:
             raise ValueError(f"{name}: {', '.join(idle)} would have no effect on {used}; leave it out, or use nccl")
