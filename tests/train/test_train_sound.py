@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stretto.arguments import parse
 from stretto.layout import Layout
+from stretto.params import slices
 from stretto.testing import Pool
 from stretto.train.sound import UnsoundError, checksum, require_equal_replicas, require_finite
 from stretto.verify import Session, build, random_batch
@@ -45,8 +46,9 @@ def _damaged(
 
 
 def _everything(session: Session) -> list[tuple[str, Tensor]]:
-    params = [(f"param/{name}", tensor) for name, tensor, _ in session.local_params()]
-    return [*((p.name, p.tensor) for p in session.built.optimizer.slices()), *params]
+    weights = session.built.weights
+    params = slices(weights.declared, lambda p: p.data, weights.position(), prefix="param/")
+    return [(p.name, p.tensor) for p in (*session.built.optimizer.slices(), *params)]
 
 
 def _said(check: Callable[..., None], session: Session) -> str:
@@ -103,7 +105,7 @@ def test_a_weight_that_no_token_used_is_not_saved_as_nan(tmp_path: Path) -> None
         run.advance()
         run.advance()
         assert saved == [3]
-        embedding = next(p.tensor for p in run.built.optimizer.slices() if p.name == f"model/{EMBEDDING}")
+        embedding = next(p.tensor for p in run.assembly.optimizer.slices() if p.name == f"model/{EMBEDDING}")
         embedding[63] = math.nan  # the text has ids up to 60
         run.advance()
         run.advance()

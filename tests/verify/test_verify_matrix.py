@@ -79,8 +79,8 @@ def test_what_is_not_verified_is_said_in_one_line() -> None:
     assert "\n" not in (untested(strange) or "")
     more = replace(strange, model=replace(plain.model, dropout=0.1), run=replace(plain.run, recompute="block"))
     assert "tp, dropout + recomputation of blocks, cp=2, fp32" in (untested(more) or "")
-    object.__setattr__(more.run, "recompute", "selective")
-    assert "tp, dropout, cp=2, recompute=selective, fp32" in (untested(more) or "")
+    object.__setattr__(more.run, "recompute", "everything")
+    assert "tp, dropout, cp=2, recompute=everything, fp32" in (untested(more) or "")
 
 
 def test_every_choice_of_the_schema_is_in_the_matrix() -> None:

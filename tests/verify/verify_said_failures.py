@@ -66,7 +66,7 @@ COUNTS = Said(
     ),
     Fault(
         "a record with lists of ranks",
-        "traffic/last.py",
+        "collective_trace/last.py",
         "c.ranks if len(c.ranks) <= 2 else []",
         "c.ranks",
     ),
@@ -117,7 +117,7 @@ SOUND = Said(
     Fault(
         "a NaN in what no token used that is saved",
         "train/loop.py",
-        "                require_finite(self.built, self.state, pending.step)\n",
+        "        require_finite(self.assembly, self.state, step)\n",
         "",
     ),
 )

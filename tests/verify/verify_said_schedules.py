@@ -15,7 +15,7 @@ SCHEDULES = Said(
     Fault(
         "a tied embedding that is two parameters on one rank",
         "train/build.py",
-        "embedding=tied",
+        "embedding=None if first is None else first.weight",
         "embedding=None",
     ),
     Fault(
@@ -26,8 +26,8 @@ SCHEDULES = Said(
     ),
     Fault(
         "an evaluation that takes the stages for single ones",
-        "train/build.py",
-        "forward_only(axis.size, microbatches, layout.placement)",
-        "forward_only(axis.size, microbatches)",
+        "train/assemble.py",
+        "forward_only(axis.size, schedule.num_microbatches, layout.placement)",
+        "forward_only(axis.size, schedule.num_microbatches)",
     ),
 )
