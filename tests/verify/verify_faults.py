@@ -403,7 +403,8 @@ OPTIMIZER = [
     Fault(
         "parameters do not follow their masters",
         "distributed/rules.py",
-        "    master.mul_(keep).sub_(rate * first / ((second / correction).sqrt() + eps))\n    if rounded is not None:\n",
+        "    master.mul_(keep).sub_(rate * first / ((second / correction).sqrt() + eps))\n"
+        "    if rounded is not None:\n",
         "    master.mul_(keep).sub_(rate * first / ((second / correction).sqrt() + eps))\n    if False:\n",
     ),
     Fault(
