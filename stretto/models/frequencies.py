@@ -33,6 +33,8 @@ def frequencies(config: ModelConfig, seq_len: int, *, windowed: bool) -> tuple[T
         raise ValueError(f"rope_scaling = {c.rope_scaling} needs rope_original_positions")
     if c.rope_scaling == "dynamic":  # the base grows with the length, so that the slowest pair is stretched whole
         stretch = c.rope_factor * max(seq_len, original) / original - (c.rope_factor - 1)
+        if dim == 2:  # one pair, which turns once whatever the base
+            return frequency, 1.0
         return plain(dim, c.rope_base * stretch ** (dim / (dim - 2))), 1.0
     turns = original * frequency / (2 * math.pi)
     if c.rope_scaling == "llama3":  # Grattafiori et al., "The Llama 3 herd of models", 2024

@@ -43,9 +43,10 @@ def _bias_in_every_part(self: RowParallelLinear, x: Tensor) -> Tensor:
     )
 
 
-def _third_layer_louder(self: block.Block, x: Tensor, rotation: Any, _samples: Any = None) -> Tensor:
-    x = x + self.self_attn(self.input_layernorm(x).through, rotation)
-    return x + self.mlp(self.post_attention_layernorm(x).through) * (1.0 + 1e-6 * self.self_attn.qkv_proj.build.tp.rank)
+def _third_layer_louder(self: block.Block, x: Tensor, rotations: Any, *_: Any) -> Tensor:
+    x = x + self.self_attn(self.input_layernorm(x).output, rotations.whole)
+    more = self.mlp(self.post_attention_layernorm(x).output)
+    return x + more * (1.0 + 1e-6 * self.self_attn.qkv_proj.build.tp.rank)
 
 
 def _whole_on_each_rank(shape: tuple[int, ...], init: Init, **_: Any) -> ParamSpec:
