@@ -43,8 +43,7 @@ def runs(draw: Any) -> Arguments:
         norm=draw(st.sampled_from(["rms", "layer"])),
         position=draw(st.sampled_from(["rope", "learned"])),
         activation=draw(st.sampled_from(["swiglu", "gelu", "gelu-tanh"])),
-        bias=draw(st.booleans()),
-        qkv_bias=draw(st.booleans()),
+        **draw(st.sampled_from([{}, {"bias": True}, {"qkv_bias": True}])),
         tied=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
     )
