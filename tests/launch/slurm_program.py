@@ -86,7 +86,7 @@ def run(what: str, seconds: float, argv: list[str]) -> int:
     """`stretto ARGV` with that between its steps, or at its start."""
     first = not int(os.environ.get("SLURM_RESTART_COUNT", "0")) and "SECOND" not in os.environ
     happen = globals()[what]
-    meet, step = process.meet, Loop._step
+    meet, step = process.rendezvous, Loop._step
 
     def meet_after_it(*args: Any, **more: Any) -> Any:
         if first and what.endswith("_at_the_start"):
@@ -99,7 +99,7 @@ def run(what: str, seconds: float, argv: list[str]) -> int:
             happen()
         return step(self)
 
-    process.meet = meet_after_it
+    process.rendezvous = meet_after_it
     Loop._step = step_after_it  # type: ignore[method-assign]
     print(f"rank {RANK}: {os.environ['SLURM_CPUS_PER_TASK']} cpus, {os.environ['OMP_NUM_THREADS']} threads", flush=True)
     code = main(argv)
