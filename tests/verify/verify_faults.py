@@ -196,7 +196,7 @@ PRODUCTS = [
         "what is made again comes from this rank's part of the sequence alone",
         "tensor_parallel/linear.py",
         "recomputed = all_gather_async(x, build.tp) if ctx.column and build.sequence_parallel else AsyncTensor(x)",
-        "recompute = AsyncTensor(torch.cat([x] * (build.tp.size if ctx.column and build.sequence_parallel else 1)))",
+        "recomputed = AsyncTensor(torch.cat([x] * (build.tp.size if ctx.column and build.sequence_parallel else 1)))",
     ),
     Fault(
         "a bias gets the mean over the tokens",
@@ -411,7 +411,7 @@ OPTIMIZER = [
         "parameters follow their masters a step late",
         "distributed/rules.py",
         "    grad = grad * scale\n    first.lerp_(grad, 1 - betas[0])\n",
-        "    if narrow is not None:\n        narrow.copy_(master)\n        narrow = None\n"
+        "    if rounded is not None:\n        rounded.copy_(master)\n        rounded = None\n"
         "    grad = grad * scale\n    first.lerp_(grad, 1 - betas[0])\n",
     ),
     Fault(

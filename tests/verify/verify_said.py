@@ -349,7 +349,7 @@ OVERLAP = Said(
         "what is gathered again waited for at once",
         "tensor_parallel/linear.py",
         "recomputed = all_gather_async(x, build.tp) if",
-        "recompute = AsyncTensor(all_gather_async(x, build.tp).wait()) if",
+        "recomputed = AsyncTensor(all_gather_async(x, build.tp).wait()) if",
     ),
 )
 
