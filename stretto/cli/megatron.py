@@ -28,7 +28,7 @@ def as_layer(t: Translation, before: Sequence[Violation] = ()) -> Layer:
 
 def print_notes(t: Translation) -> None:
     """Say which flags change nothing here, and which are to be said in other words, on standard error."""
-    for title, flags in (("changes nothing here", t.moot), ("to be said by hand", t.hand_written)):
+    for title, flags in (("changes nothing here", t.moot), ("to be said by hand", t.manual)):
         for flag, reason in flags.items():
             say(f"{title}: {flag}: {reason}")
     for note in t.notes:

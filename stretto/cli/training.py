@@ -199,10 +199,10 @@ class Task:
         screen = console_for(self.resolved.args.run.progress, launcher)[0]
         if not outcome.finished:
             same = self.resume or self.resolved.args.checkpoint.auto_resume
-            recompute = "the same command" if same else "the same command and --resume"
+            command = "the same command" if same else "the same command and --resume"
             steps = self.resolved.args.run.steps
             asks = f"; {asks} asks for that" if asks else ""
-            line = f"stopped at step {outcome.step} of {steps}; go on with {recompute}{asks}"
+            line = f"stopped at step {outcome.step} of {steps}; go on with {command}{asks}"
             screen.print(line, soft_wrap=not screen.is_terminal)
             return
         args = self.resolved.args

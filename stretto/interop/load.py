@@ -88,8 +88,8 @@ def _fill(files: TensorFiles, held: FileTensor, n: int, name: str, part: Slice) 
 def _require_copy(files: TensorFiles, held: FileTensor, n: int, name: str, copy: str, part: Slice) -> None:
     """Raise InteropError unless a tied head that the files hold as well is the embedding."""
     if files.tensors[copy].shape == held.shape:
-        recompute = torch.empty_like(part.tensor)
-        _fill(files, held, n, copy, replace(part, tensor=recompute))
-        if torch.equal(recompute, part.tensor):
+        head = torch.empty_like(part.tensor)
+        _fill(files, held, n, copy, replace(part, tensor=head))
+        if torch.equal(head, part.tensor):
             return
     raise InteropError(f"{files.directory}: config.json ties the head to the embedding, but {copy} is not {name}", [])

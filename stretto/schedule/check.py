@@ -64,8 +64,8 @@ def address_violations(s: Schedule, allowed: Sequence[Op]) -> Iterator[str]:
         if beyond[i]:
             yield f"{a} on rank {rank}: there is no microbatch {a.mb} of {s.num_microbatches}"
     codes, first, times = np.unique(t.codes, return_index=True, return_counts=True)
-    recompute = np.flatnonzero(times > 1)
-    for k in recompute[np.argsort(first[recompute])].tolist():
+    repeated = np.flatnonzero(times > 1)
+    for k in repeated[np.argsort(first[repeated])].tolist():
         yield f"{Action.of_code(int(codes[k]))} is there {times[k]} times"
 
 

@@ -78,8 +78,8 @@ def test_any_text_survives_the_resolved_file(data: str, out: str, layers: list[i
     except ConfigError:  # no layer at all
         assert sum(layers) == 0
         return
-    recompute = resolve([read_layer(tomllib.loads(as_toml(first)), Source(SourceKind.FILE, "resolved.toml"))])
-    assert recompute.args == put(first.args, "data.data", from_the_root("data.data", data))
+    again = resolve([read_layer(tomllib.loads(as_toml(first)), Source(SourceKind.FILE, "resolved.toml"))])
+    assert again.args == put(first.args, "data.data", from_the_root("data.data", data))
 
 
 @pytest.mark.parametrize("path", [path for path, s in settings().items() if s.kind in (int, float)])

@@ -64,8 +64,8 @@ def test_a_command_falls_back_on_the_demo_only_where_nothing_else_is_named(tmp_p
     assert resolve("--tp 1 --pp 4 --steps 300").args.model.layers == 2
     for words in ("--preset tiny", f"--config {file}"):
         assert resolve(words).fallback is None
-    recompute = resolve("", checkpoint=resolve("--preset tiny").record())
-    assert (recompute.fallback, recompute.args.model.layers) == (None, resolve("--preset tiny").args.model.layers)
+    again = resolve("", checkpoint=resolve("--preset tiny").record())
+    assert (again.fallback, again.args.model.layers) == (None, resolve("--preset tiny").args.model.layers)
 
 
 def test_flags_are_unique_over_all_sections() -> None:
@@ -163,11 +163,11 @@ def test_yaml_numbers_are_numbers_and_words_are_words(tmp_path: Path) -> None:
 def test_a_checkpoint_stands_between_preset_and_file() -> None:
     first = resolve("--preset tiny --seed 7 --tp 2 --out elsewhere")
     record = Record.from_dict(first.record().as_dict(), "step 4")
-    recompute = resolve("--steps 9", checkpoint=record)
-    assert (recompute.args.run.seed, recompute.args.model.ffn, recompute.args.run.steps) == (7, 48, 9)
-    assert str(recompute.sources["run.seed"]) == "checkpoint step 4"
-    assert recompute.args.optimizer.decay_steps == 9, "derived values are derived again"
-    assert recompute.args.checkpoint.out == "runs/latest", "where a run writes is not taken from a checkpoint"
+    again = resolve("--steps 9", checkpoint=record)
+    assert (again.args.run.seed, again.args.model.ffn, again.args.run.steps) == (7, 48, 9)
+    assert str(again.sources["run.seed"]) == "checkpoint step 4"
+    assert again.args.optimizer.decay_steps == 9, "derived values are derived again"
+    assert again.args.checkpoint.out == "runs/latest", "where a run writes is not taken from a checkpoint"
     assert resolve("--dp 2", checkpoint=record).layout == Layout.of(tp=2, dp=2)
 
 
@@ -182,9 +182,9 @@ def test_a_checkpoint_is_looked_for_only_to_resume_and_before_anything_is_judged
 
     assert resolve("", checkpoint=find).args.model.heads == 6
     assert asked == []
-    recompute = resolve("--resume --out there --tp 4", checkpoint=find)
+    again = resolve("--resume --out there --tp 4", checkpoint=find)
     assert asked == [("there", True)]
-    assert (recompute.args.model.heads, recompute.layout) == (8, Layout.of(tp=4))
+    assert (again.args.model.heads, again.layout) == (8, Layout.of(tp=4))
     assert resolve("--resume", checkpoint=find).args.run.nproc == 4, "as many processes as before"
     assert resolve("--auto-resume --out there", checkpoint=find).args.model.heads == 8
     assert asked[-1] == ("there", False)

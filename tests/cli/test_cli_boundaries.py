@@ -282,9 +282,9 @@ def test_relative_names_are_understood_in_another_directory(tmp_path: Path, monk
     record = json.loads(json.dumps(parse(["--data", "a.txt"], env={}).record().as_dict()))
     assert record["given"] == {"data.data": "a.txt"}
     monkeypatch.chdir("/")
-    recompute = parse([], env={}, checkpoint=Record.from_dict(record, "x"))
-    assert recompute.args.data.data == str(tmp_path / "a.txt")
-    assert recompute.args.data.tokenizer == "byte"
+    again = parse([], env={}, checkpoint=Record.from_dict(record, "x"))
+    assert again.args.data.data == str(tmp_path / "a.txt")
+    assert again.args.data.tokenizer == "byte"
 
 
 def test_a_changed_schedule_is_told_with_both_rates() -> None:

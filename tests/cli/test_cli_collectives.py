@@ -58,8 +58,8 @@ def run(options: list[str], tmp_path: Path) -> list[str]:
 def test_a_checked_run_trains_as_ever(fresh: Fresh, run: list[str], tmp_path: Path) -> None:
     ended = fresh.run(main, [*run, "--nproc", "2", "--check-collectives"], env=ENV)
     assert (ended.code, ended.err) == (0, "")
-    recompute = [*run[:-1], str(tmp_path / "unchecked"), "--nproc", "2"]
-    assert fresh.run(main, recompute, env=ENV).code == 0
+    again = [*run[:-1], str(tmp_path / "unchecked"), "--nproc", "2"]
+    assert fresh.run(main, again, env=ENV).code == 0
     assert rows(tmp_path / "run") == rows(tmp_path / "unchecked") != []
 
 

@@ -118,9 +118,9 @@ def test_what_was_trained_goes_out_and_on(fresh: Fresh, qwen: Path, options: lis
     words = ["export", "--checkpoint", str(out), "--to", str(tmp_path / "hf"), "--family", "qwen3", "--dtype", "fp32"]
     ended = fresh.run(main, words, env=ENV)
     assert (ended.code, ended.err) == (0, "")
-    recompute = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     first = AutoModelForCausalLM.from_pretrained(qwen, dtype=torch.float32)
-    assert not torch.equal(recompute.model.norm.weight, first.model.norm.weight)
+    assert not torch.equal(again.model.norm.weight, first.model.norm.weight)
     shutil.copyfile(TOKENIZER, tmp_path / "hf" / "tokenizer.json")
     ended = train(fresh, tmp_path / "hf", options, tmp_path / "on", "--lr", "1e-30", "--eval-batches", "8")
     assert (ended.code, ended.err) == (0, "")

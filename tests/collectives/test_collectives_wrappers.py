@@ -154,8 +154,8 @@ def _hold(case: Case, axis: Axis) -> None:
 
     # The backward is linear in y, so its own transpose is the forward again.
     z = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    (recompute,) = torch.autograd.grad(back, y, z)
-    torch.testing.assert_close(recompute, _reference(case, _everyone(z, axis), axis), rtol=0, atol=1e-12)
+    (again,) = torch.autograd.grad(back, y, z)
+    torch.testing.assert_close(again, _reference(case, _everyone(z, axis), axis), rtol=0, atol=1e-12)
 
 
 def _apply(case: Case, x: Tensor, axis: Axis) -> Tensor:

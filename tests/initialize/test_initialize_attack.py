@@ -74,17 +74,17 @@ def test_a_stranger_who_writes_to_the_store_runs_nothing(written: str, tmp_path:
 def test_what_a_rank_reports_comes_back_without_control_characters() -> None:
     error = ValueError("a \x1b[2Jb\x07 line\nand another\ttab")
     failure = Failure.of(3, error)
-    recompute = Failure.decode(failure.encode())
-    assert (recompute.rank, recompute.consequence, recompute.finding, recompute.pickled) == (3, False, False, b"")
-    assert "\x1b" not in recompute.text + recompute.summary
-    assert "\x07" not in recompute.text
-    assert "and another\ttab" in recompute.text
+    again = Failure.decode(failure.encode())
+    assert (again.rank, again.consequence, again.finding, again.pickled) == (3, False, False, b"")
+    assert "\x1b" not in again.text + again.summary
+    assert "\x07" not in again.text
+    assert "and another\ttab" in again.text
 
 
 def test_the_longest_report_of_the_widest_characters_is_still_one() -> None:
     wide = "\N{GRINNING FACE}" * LONGEST
-    recompute = Failure.decode(Failure(0, wide, wide, consequence=False).encode())
-    assert (recompute.summary, recompute.text) == (wide, wide)
+    again = Failure.decode(Failure(0, wide, wide, consequence=False).encode())
+    assert (again.summary, again.text) == (wide, wide)
 
 
 @pytest.mark.parametrize(

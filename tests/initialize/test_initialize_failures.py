@@ -74,8 +74,8 @@ def test_the_silent_rank_is_the_one_that_is_told_of_wherever_it_is_repeated() ->
     first = Failure.decode(Failure.of(0, silent).encode())
     assert (first.rank, first.silent, first.phase) == (2, True, "in step 7")
     assert first.text == "2 ranks do not answer (noticed in step 7)\n"
-    recompute = Failure.of(1, PeerFailedError(first, "in step 8"))
-    assert (recompute.rank, recompute.text, recompute.consequence, recompute.silent) == (2, first.text, True, True)
+    again = Failure.of(1, PeerFailedError(first, "in step 8"))
+    assert (again.rank, again.text, again.consequence, again.silent) == (2, first.text, True, True)
     assert str(PeerFailedError(first)) == first.text
 
 

@@ -82,7 +82,7 @@ def test_without_a_launcher_that_watches_too(fresh: Fresh, port: int) -> None:
     assert ended.seconds < 15 + 15
 
 
-def hand_written(rank: int, port: int) -> None:
+def by_hand(rank: int, port: int) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     raise_while_another_is_stuck("")
 
@@ -90,7 +90,7 @@ def hand_written(rank: int, port: int) -> None:
 def both_by_hand(port: int) -> int:
     from multiprocessing import Process
 
-    ranks = [Process(target=hand_written, args=(rank, port)) for rank in range(2)]
+    ranks = [Process(target=by_hand, args=(rank, port)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:

@@ -104,7 +104,7 @@ def main(what: str, nproc: int) -> int:
     return run_local(nproc, partial(rank, what))
 
 
-def hand_written(what: str, number: int, port: int) -> int:
+def by_hand(what: str, number: int, port: int) -> int:
     """One of two ranks, as a launcher starts it that neither watches nor ends its processes."""
     os.environ.update(RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     return rank(what)
@@ -112,7 +112,7 @@ def hand_written(what: str, number: int, port: int) -> int:
 
 def both_by_hand(what: str, port: int) -> int:
     """Two processes without a launcher; 0 when both have failed."""
-    ranks = [Process(target=hand_written, args=(what, number, port)) for number in range(2)]
+    ranks = [Process(target=by_hand, args=(what, number, port)) for number in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -124,6 +124,6 @@ def rank(what: str) -> int:
     with initialize(timeout=60, start_timeout=30) as world:
         code: int = globals()[what](world)
     if what == "twice":
-        with initialize(timeout=60, start_timeout=30) as recompute:
-            return twice(recompute)
+        with initialize(timeout=60, start_timeout=30) as again:
+            return twice(again)
     return code

@@ -50,7 +50,7 @@ class Submitted:
 
     directory: Path
     job: str
-    recompute: str | None
+    again: str | None
 
     def end(self, job: str | None = None) -> dict[str, str]:
         """What SLURM says of it when it has ended."""
@@ -110,11 +110,11 @@ def submit(root: Path, what: str, seconds: float, *options: str) -> Submitted:
     train += ["--data", str(root / "text"), "--cache", str(directory / "cache")]
     assert main([*words, "--out", str(script), "--", *train]) == 0
     job = slurm("sbatch", "--parsable", f"--chdir={directory}", str(script)).strip()
-    recompute = None
+    again = None
     if what in RESUBMITTED:
         waits = (f"--dependency=afterany:{job}", "--export=ALL,SECOND=1")
-        recompute = slurm("sbatch", "--parsable", f"--chdir={directory}", *waits, str(script)).strip()
-    return Submitted(directory, job, recompute)
+        again = slurm("sbatch", "--parsable", f"--chdir={directory}", *waits, str(script)).strip()
+    return Submitted(directory, job, again)
 
 
 def test_a_warned_job_is_requeued_and_goes_on_though_a_rank_is_slow_to_leave(jobs: dict[str, Submitted]) -> None:

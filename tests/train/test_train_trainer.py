@@ -167,11 +167,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> No
     for name in ("step-00000006",):  # as if it had been killed after the save of step 4
         for file in sorted((tmp_path / "cut" / "checkpoints" / name).iterdir()):
             file.unlink()
-    recompute, outcome = alone(tmp_path / "cut", 10, source(), resume=True, **more)
+    again, outcome = alone(tmp_path / "cut", 10, source(), resume=True, **more)
     assert (outcome.finished, outcome.step) == (True, 10)
-    assert [(r.step, r.loss, r.epoch) for r in recompute.steps] == [(r.step, r.loss, r.epoch) for r in whole.steps[4:]]
-    assert recompute.order[:2] == ["started 4/10", "saving 8"]
-    assert recompute.order[-2:] == ["saved 10 True True", "close"]
+    assert [(r.step, r.loss, r.epoch) for r in again.steps] == [(r.step, r.loss, r.epoch) for r in whole.steps[4:]]
+    assert again.order[:2] == ["started 4/10", "saving 8"]
+    assert again.order[-2:] == ["saved 10 True True", "close"]
     kept = ("step", "loss", "tokens", "held_out_loss")
     rows = [
         [{k: row[k] for k in kept if k in row} for row in map(json.loads, path.read_text().splitlines())]

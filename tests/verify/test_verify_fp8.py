@@ -35,8 +35,8 @@ def verdict(world: World, words: str, wrong: str = "") -> list[str]:
             return make(self, weight, column=column)
 
         def added_twice(self, total, fresh, dy, x):
-            for recompute in range(self.tp.size):
-                add(self, total, fresh and not recompute, dy, x)
+            for again in range(self.tp.size):
+                add(self, total, fresh and not again, dy, x)
 
         def doubled(self, dy, weight, *, column):
             dx, left = back(self, dy, weight, column=column)

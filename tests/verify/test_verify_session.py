@@ -180,13 +180,13 @@ def test_a_watched_step_sees_every_module_once_in_forward_order(pool: Pool) -> N
 def test_nudged_weights_are_the_same_but_for_what_bf16_cannot_hold() -> None:
     """Catches weights that stay as they are, all round as before, or are other ones; and a zero that is none."""
     weights = {"w": torch.randn(4000, generator=torch.Generator().manual_seed(0)), "zero": torch.zeros(3)}
-    moved, recompute = perturbed(weights, 2.0**-8, 1), perturbed(weights, 2.0**-8, 2)
+    moved, again = perturbed(weights, 2.0**-8, 1), perturbed(weights, 2.0**-8, 2)
     assert not moved["zero"].any()
     last_place = 2.0 ** weights["w"].abs().log2().floor() / 128  # 7 bits follow the first
     assert ((moved["w"] - weights["w"]).abs() <= last_place / 7.9).all()
     elsewhere = moved["w"].bfloat16() != weights["w"].bfloat16()
     assert 0.02 < elsewhere.double().mean() < 0.12
-    assert not torch.equal(moved["w"].bfloat16(), recompute["w"].bfloat16())
+    assert not torch.equal(moved["w"].bfloat16(), again["w"].bfloat16())
 
 
 @pytest.mark.parametrize("tied", [True, False])

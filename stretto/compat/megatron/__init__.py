@@ -2,7 +2,7 @@
 
 s = script_of(text)                            # the flags of the command that trains, as bash would pass them on
 t = translate(s.flags, processes=s.processes)  # as settings
-t.values, t.moot, t.hand_written, t.rejected, t.notes
+t.values, t.moot, t.manual, t.rejected, t.notes
 """
 
 from stretto.compat.megatron.script import Script, flags_of, script_of, words_of

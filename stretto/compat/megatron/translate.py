@@ -37,7 +37,7 @@ class Translation:
 
     values: Mapping[str, tuple[Value, str]]
     moot: Mapping[str, str]
-    hand_written: Mapping[str, str]
+    manual: Mapping[str, str]
     rejected: tuple[Violation, ...]
     notes: tuple[str, ...] = ()
 
