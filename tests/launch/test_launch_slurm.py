@@ -72,7 +72,8 @@ class Submitted:
         """The metrics of the run, all but what a clock has measured."""
         (run,) = (self.directory / "runs").iterdir()
         lines = (run / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+        figures = ("step", "loss", "grad_norm", "lr", "tokens", "epoch", "held_out_loss", "held_out_bits_per_byte")
+        return [{k: v for k, v in json.loads(line).items() if k in figures} for line in lines]
 
     def require_whole(self, other: Submitted) -> None:
         """It has ended, with the figures of the undisturbed run."""
@@ -143,9 +144,9 @@ def test_a_resubmitted_script_goes_on(jobs: dict[str, Submitted], what: str, sta
     job = jobs[what]
     end = job.end()
     assert (end["JobState"], end["Restarts"]) == (state, "0"), job.log()
-    assert job.recompute
-    assert job.end(job.recompute)["JobState"] == "COMPLETED", job.log(job.recompute)
-    assert f"step {from_step}, runs/stretto-" in job.log(job.recompute)
+    assert job.again
+    assert job.end(job.again)["JobState"] == "COMPLETED", job.log(job.again)
+    assert f"step {from_step}, runs/stretto-" in job.log(job.again)
     job.require_whole(jobs["undisturbed"])
 
 
