@@ -29,15 +29,22 @@ def replicate(module: M, state: ParallelState | None = None) -> M:
                 f"{name or 'the module'} is a {type(part).__name__}, which normalizes over the rows of one microbatch: "
                 "the layout would change the model; use LayerNorm or GroupNorm"
             )
+    declare_rest(module)
+    if state is not None:
+        align(module, state)
+    return module
+
+
+def declare_rest(module: nn.Module) -> int:
+    """Declare what is not declared yet as whole on every rank, with the values that it has; how many there were."""
     known = {getattr(part, name) for part in module.modules() for name in declared_in(part)}
+    before = len(known)
     for part in module.modules():
         for name, param in part.named_parameters(recurse=False):
             if param not in known:  # nor shared with a module before
                 declare(part, name, ParamSpec(tuple(param.shape), None, weight_decay=param.dim() > 1))
                 known.add(param)
-    if state is not None:
-        align(module, state)
-    return module
+    return len(known) - before
 
 
 @torch.no_grad()

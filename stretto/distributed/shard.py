@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from stretto.distributed.data_parallel import DataParallel
 from stretto.distributed.norm import clip_factor, grad_norm
 from stretto.distributed.optimizer import Fuse, Optimizer
+from stretto.distributed.replicate import declare_rest
 from stretto.distributed.rules import Rule
 from stretto.parallel_state import ParallelState
-from stretto.params import Init, ParamSpec, declare, is_declared
 from stretto.schedule.sharding import MODES
 
 
@@ -96,20 +96,8 @@ def shard(
     """
     if sharding not in MODES:
         raise ValueError(f"sharding={sharding!r}: take one of {', '.join(MODES)}")
-    if unknown := _declare_rest(module):
+    if unknown := declare_rest(module):
         apart = [name for name in ("tp", "pp") if state.axis(name).size > 1]
         say = logging.getLogger(__name__).warning if apart else logging.getLogger(__name__).info
         say("%d parameters without a declared place count as whole on every rank", unknown)
     return Sharded(module, state, sharding, microbatches, bucket_mb=bucket_mb, keep=keep)
-
-
-def _declare_rest(module: nn.Module) -> int:
-    """Declare what is not declared; how many there were."""
-    named = [(each, name, p) for each in module.modules() for name, p in each.named_parameters(recurse=False)]
-    seen, count = {param for each, name, param in named if is_declared(each, name)}, 0
-    for each, name, param in named:
-        if param not in seen:
-            seen.add(param)
-            declare(each, name, ParamSpec(tuple(param.shape), Init(), weight_decay=param.dim() > 1))
-            count += 1
-    return count

@@ -1,6 +1,6 @@
 """The sharding spec of each parameter, stated once: `declare` it, `collect` all, `fill` them, take their `slices`."""
 
-from stretto.params.declare import collect, declare, declared_in, is_declared
+from stretto.params.declare import collect, declare, declared_in
 from stretto.params.spec import Block, Declared, Init, Logical, ParamSpec, Part, Shard, Slice
 from stretto.params.values import fill, slices
 
@@ -17,6 +17,5 @@ __all__ = [
     "declare",
     "declared_in",
     "fill",
-    "is_declared",
     "slices",
 ]

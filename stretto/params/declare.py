@@ -49,11 +49,6 @@ def declare(
     return param
 
 
-def is_declared(module: nn.Module, name: str) -> bool:
-    """Whether the parameter `name` of this very module is declared."""
-    return name in module.__dict__.get(_DECLARED, {})
-
-
 def collect(model: nn.Module, prefix: str = "", elsewhere: Container[nn.Parameter] = ()) -> tuple[Declared, ...]:
     """Every stored parameter of `model` with its logical tensors, in the order of the modules.
 

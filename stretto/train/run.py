@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.arguments import Arguments, ConfigError, Resolved, Violation
+from stretto.arguments.elsewhere import in_layout
 from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.tree import settings
 from stretto.checkpoint import load
@@ -217,23 +218,8 @@ def load_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Built:
 
     Raises CheckpointError when it does not fit.
     """
-    tp, pp = state.layout.size("tp"), state.layout.size("pp")
-    parallel = replace(
-        args.parallel,
-        tp=tp,
-        cp=1,
-        pp=pp,
-        dp=1,
-        ep=1,
-        etp=1,
-        sequence_parallel=False,
-        tp_comm_overlap=False,
-        schedule="1f1b",
-        vpp=1,
-        stage_layers=None,
-        dp_shard=None,
-        sharding="none",
-    )
+    args = in_layout(args, state.layout)
+    parallel = replace(args.parallel, sequence_parallel=False, tp_comm_overlap=False, sharding="none")
     batch = replace(args.batch, global_batch=args.batch.micro_batch)  # no step is planned that is not made
     args = replace(args, parallel=parallel, batch=batch)
     require_fits(args, checkpoint)

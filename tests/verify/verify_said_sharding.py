@@ -175,7 +175,12 @@ LOOP = Said(
         "        self.weights.zero()\n        return norm",
         "        return norm",
     ),
-    Fault("a declaration that is overwritten", "distributed/shard.py", "if is_declared(each, name)}", "if False}"),
+    Fault(
+        "a declaration that is overwritten",
+        "distributed/replicate.py",
+        "known = {getattr(part, name) for part in module.modules() for name in declared_in(part)}",
+        "known: set[nn.Parameter] = set()",
+    ),
 )
 
 NOT_FINITE = Said(
