@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.gloo
 
 def with_errors_on_its_terminal(argv: Sequence[str]) -> int:
     os.dup2(0, 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)  # as in an interpreter that starts there
     return main(argv)
 
 

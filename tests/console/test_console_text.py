@@ -34,6 +34,7 @@ def test_foreign_text_is_neither_markup_nor_control(terminal: bool) -> None:
     ("said", "width"), [("0", 80), ("²", 80), ("9" * 99, 80), ("-3", 80), ("19", 80), ("132", 132)]
 )
 def test_a_width_that_is_none_is_passed_over(monkeypatch: pytest.MonkeyPatch, said: str, width: int) -> None:
-    monkeypatch.setenv("COLUMNS", said)
-    monkeypatch.setenv("LINES", said)
-    assert console(file=io.StringIO()).width == width
+    with monkeypatch.context() as within:  # pytest itself asks how wide the terminal is before the test's own end
+        within.setenv("COLUMNS", said)
+        within.setenv("LINES", said)
+        assert console(file=io.StringIO()).width == width
