@@ -26,7 +26,6 @@ from stretto.interop.config import read_config
 from stretto.interop.hub import located
 from stretto.interop.load import load_weights
 from stretto.interop.shapes import logical_shapes
-from stretto.layout import Layout
 from stretto.parallel_state import GroupCost, ParallelState
 from stretto.train.build import Built, build
 from stretto.train.checkpointing import require_fits
@@ -203,14 +202,6 @@ def init_from(args: Arguments, built: Built) -> None:
     named = [replace(s, name=s.name.removeprefix("model/")) for s in weights]
     load_weights(directory, config, shapes, named)
     built.optimizer.loaded(0)
-
-
-def load_whole(args: Arguments, checkpoint: Path, world: World) -> Built:
-    """The whole model of a checkpoint in this process alone, whatever layout wrote it.
-
-    Raises CheckpointError when it does not fit.
-    """
-    return load_over(args, checkpoint, ParallelState.build(Layout.of(), world))
 
 
 def load_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Built:

@@ -18,8 +18,10 @@ from stretto.arguments import from_dict
 from stretto.checkpoint.marker import read_extra
 from stretto.cli import main, training  # noqa: F401  # loaded before the fork, not after it in each program
 from stretto.data.evaluation import held_out_batches
+from stretto.layout import Layout
+from stretto.parallel_state import ParallelState
 from stretto.testing import Fresh
-from stretto.train.run import Text, load_whole
+from stretto.train.run import Text, load_over
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -79,7 +81,7 @@ def test_one_process_computes_the_logits_of_the_layout(cube: tuple[Path, str]) -
     """The held-out loss that eight ranks measured, from the whole model's logits. P14."""
     path = cube[0] / "checkpoints" / "step-00000012"
     args = from_dict(read_extra(path)["record"]["arguments"])
-    model = load_whole(args, path, World.single()).stages[0]
+    model = load_over(args, path, ParallelState.build(Layout.of(), World.single())).stages[0]
     total = count = 0.0
     for (batch,) in held_out_batches(
         Text.open(args).splits.held_out, seq_len=16, global_batch=8, dp_rank=0, dp_size=1, micro_batch=8, limit=1
