@@ -101,7 +101,7 @@ def rejected(world: World) -> list[str]:
 
 def test_options_without_effect_are_rejected(pool: Pool) -> None:
     no_effect, no_nccl, unknown = pool.run(2, rejected)[1]
-    assert "tp: max_ctas, cpu, window would have no effect on gloo; leave it out, or use nccl" in no_effect
+    assert "tp: max_ctas, cpu, peer_buffer would have no effect on gloo; leave it out, or use nccl" in no_effect
     assert "tp: backend='nccl' for tensors on cpu; choose 'gloo', or 'nccl' on cuda" in no_nccl
     assert "backend='mpi'" in unknown
 
