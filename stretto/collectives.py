@@ -12,7 +12,7 @@ return a `Work`: they are for buckets and other storage that the caller owns. Th
 return at once what is `AsyncTensor`: who has something else to do does it before taking that. The differentiable ones
 call `overlap_with` while they are under way, forward and backward.
 
-What goes over an axis with a window goes through that where it may; it is the same operation to whoever asks for it.
+What goes over an axis with a peer buffer goes through that where it may; to the caller it is the same operation.
 """
 
 from __future__ import annotations
@@ -162,10 +162,10 @@ def reduce_scatter_async(x: Tensor, axis: Axis) -> AsyncTensor:
 def reduce_scatter_rows_async(rows: Rows, like: Tensor, axis: Axis) -> AsyncTensor:
     """`reduce_scatter_async` of a tensor as `like`, of which `rows` gives each rank's part when that can leave.
 
-    Raises ValueError where there is no window: nothing would leave before all is there.
+    Raises ValueError where there is no peer buffer: nothing would leave before all is there.
     """
     if axis.peer_buffer is None:
-        raise ValueError(f"{axis} has no window to send a sum through in parts")
+        raise ValueError(f"{axis} has no peer buffer to send a sum through in parts")
     _tell(axis, "reduce_scatter", like)
     return axis.peer_buffer.scatter(rows, like[: _divided(like, axis, 0, "reduce_scatter")])
 

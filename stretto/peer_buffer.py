@@ -4,7 +4,7 @@ A large GEMM has one block on each multiprocessor for as long as it lasts, and a
 blocks too: what is issued beside a product runs before or after it, so nothing is hidden (`benchmarks/spike_overlap.py`
 has the figures). Copy engines need no multiprocessor.
 
-A rank puts what others are to read into a slot of its window and writes the number of the message into their flags,
+A rank puts what others are to read into a slot of its buffer and writes the number of the message into their flags,
 they copy it and write the number back. All of that lies on a stream of its own, and neither the host nor a kernel waits
 for a flag: the stream itself does (`cuStreamWaitValue32`). A slot is used again when all have read it.
 """

@@ -1,4 +1,4 @@
-"""Whether the ranks of a group reach each other's memory, and the window through which they do."""
+"""Whether the ranks of a group reach each other's memory, and the peer buffer through which they do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WAIT_SECONDS = 60.0
 def open_peer_buffers(
     world: World, groups: Mapping[PlannedGroup, ProcessGroup], store: Store
 ) -> dict[PlannedGroup, CopyEngineBuffer]:
-    """The windows of those groups that are to have one, and whose ranks all reach each other.
+    """The peer buffers of those groups that are to have one, and whose ranks all reach each other.
 
     All members of a group come to the same answer; `store` is for them to find it.
     """

@@ -1,4 +1,4 @@
-"""Gemms of the forward whose messages pass behind a part of them, where a window carries the messages.
+"""GEMMs of the forward whose communication overlaps a part of them, where a peer buffer carries it.
 
 A product that gathers begins with the rows that this rank has; one that scatters begins with those of the other ranks.
 Each row is what it would be: only the order is another.
@@ -16,7 +16,7 @@ from stretto.world import Axis
 
 
 def overlaps(x: Tensor, build: Build, *, column: bool, d_out: int) -> bool:
-    """Whether the message of a product of x [s(/t), b, d_in] goes through a window, and the product is a plain one."""
+    """Whether the collective of a GEMM of x [s(/t), b, d_in] goes through a peer buffer, and the GEMM is a plain one."""
     peer_buffer = build.tp.peer_buffer
     if peer_buffer is None or build.gemms is not None or not build.sequence_parallel:
         return False

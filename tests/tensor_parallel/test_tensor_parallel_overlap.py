@@ -234,5 +234,5 @@ def _events_again(world: World) -> list[str]:
 
 
 def test_a_sum_in_parts_needs_a_window() -> None:
-    with pytest.raises(ValueError, match="no window"):
+    with pytest.raises(ValueError, match="no peer buffer"):
         reduce_scatter_rows_async(lambda _, __: torch.ones(1), torch.ones(2), Axis("tp", 0, (0, 1)))
