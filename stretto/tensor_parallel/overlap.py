@@ -16,7 +16,7 @@ from stretto.world import Axis
 
 
 def overlaps(x: Tensor, build: Build, *, column: bool, d_out: int) -> bool:
-    """Whether the collective of a GEMM of x [s(/t), b, d_in] goes through a peer buffer, and the GEMM is a plain one."""
+    """Whether the collective of a GEMM of x [s(/t), b, d_in] goes through a peer buffer, and the GEMM is plain."""
     peer_buffer = build.tp.peer_buffer
     if peer_buffer is None or build.gemms is not None or not build.sequence_parallel:
         return False
