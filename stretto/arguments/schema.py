@@ -105,6 +105,10 @@ class BatchConfig:
         32, "sequences of one optimizer step, over all ranks", unit="sequences", at_least=1, at_most=2**22
     )
 
+    def microbatches(self, dp: int | None) -> int:
+        """Microbatches of each rank in a step, over `dp` replicas of the model."""
+        return self.global_batch // (self.micro_batch * (dp or 1))
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:

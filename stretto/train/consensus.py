@@ -14,6 +14,7 @@ from stretto.checkpoint.peers import Peers
 from stretto.data.errors import DataError
 from stretto.data.prepare import Splits
 from stretto.interop.errors import InteropError
+from stretto.layout.ranks import named
 from stretto.parallel_state import ParallelState
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ def require_same_text(state: ParallelState, splits: Splits) -> None:
     here = f"on {socket.gethostname()}, Python {platform.python_version()}, from {splits.train.path.parent}"
     where = Peers.of(state.world, state.axis("tp", "cp", "dp", "pp").group).gather(here)
     lines = [
-        f"  {_name(who)} {where[who[0]]}: {train[1]} to train on ({train[0][:8]}), {held[1]} held out ({held[0][:8]})"
+        f"  {named(who)} {where[who[0]]}: {train[1]} to train on ({train[0][:8]}), {held[1]} held out ({held[0][:8]})"
         for (train, held), who in ((json.loads(value), who) for value, who in ranks.items())
     ]
     raise RunRejectedError(
@@ -74,8 +75,4 @@ def _by_value(state: ParallelState, mine: str) -> dict[str, list[int]]:
 
 
 def _only(who: list[int], state: ParallelState) -> str:
-    return "" if 0 in who else f" ({_name(who)} of {state.layout.world})"
-
-
-def _name(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+    return "" if 0 in who else f" ({named(who)} of {state.layout.world})"

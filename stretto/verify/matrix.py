@@ -114,7 +114,7 @@ def example(of: Combination, *, options: bool) -> Arguments:
         pp=pp,
         dp=dp,
         sequence_parallel=of.tensor == TENSOR[2],
-        schedule=schedule,
+        schedule=schedule,  # type: ignore[arg-type]
         stage_layers=((3, 0) if stages == 2 else (2, 0, 2, 1)) if options and pp == 2 else None,
         bucket_mb=0.005,
         sharding=of.data if of.data in DATA[2:] else "none",  # type: ignore[arg-type]
