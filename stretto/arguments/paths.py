@@ -21,6 +21,8 @@ def _data(args: Arguments) -> Iterator[Violation]:
     path = Path(args.data.data).expanduser()
     if not path.exists():
         problem = f"{path} does not exist"
+    elif not path.is_dir() and not path.is_file():
+        problem = f"{path} is a pipe, socket or device"
     elif path.is_dir() and not any(files for _, _, files in os.walk(path)):
         problem = f"{path} has no files"
     elif path.is_file() and path.stat().st_size == 0:

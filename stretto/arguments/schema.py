@@ -169,8 +169,12 @@ class DataConfig:
     data: str | None = setting(
         None, "directory of text files, or a .jsonl; unset: the sources of Python's standard library"
     )
+    text_key: str = setting("text", "the field of each JSON line that holds its text")
     tokenizer: str = setting("byte", "byte, or a tokenizer.json of the tokenizers library, or its directory")
     held_out: float = setting(0.05, "share of the files kept for evaluation", at_least=0, below=1)
+    max_lost: float = setting(
+        0.01, "share of the text that the tokenizer may fail to give back when it decodes", at_least=0, at_most=1
+    )
     cache: str = setting("~/.cache/stretto", "directory for tokenized text")
 
 

@@ -5,36 +5,43 @@ It takes the words of `stretto train`, so that the same presets, files and flags
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
-from stretto.arguments import ConfigError, DataConfig
+from stretto.arguments import Arguments, ConfigError
 from stretto.arguments.help import help_text
 from stretto.cli.words import FALLBACK, parse_or_demo
-from stretto.data.baselines import baselines
 from stretto.data.corpus import Corpus
+from stretto.data.describe import lossy
 from stretto.data.errors import DataError
 from stretto.data.prepare import Splits, prepare
 from stretto.data.tokenizer import load_tokenizer
+from stretto.report.tokenizing import Tokenizing
 
 USAGE_ERROR = 2
 
+MOST_WORKERS: Final = 1024
+
 VERBS: Final = {
     "build": "tokenize a corpus into the cache, so that all ranks of a run find it there",
-    "inspect": "the same; then check every token, and measure what a model must beat",
+    "inspect": "the same; then check every token, and say what a model must beat",
 }
 
 USAGE: Final = f"""\
 usage: stretto data build [options]      {VERBS["build"]}
        stretto data inspect [options]    {VERBS["inspect"]}
 
-The options are those of `stretto train`; --data, --tokenizer, --held-out and --cache matter."""
+The options are those of `stretto train`; --data, --text-key, --tokenizer, --held-out, --max-lost and --cache matter.
+--workers N: so many processes tokenize; all cores, unless set. On several nodes that share the cache, run the same
+command on each: they share the work."""
 
 HELP: Final = """\
 stretto data {verb}: {what}
@@ -42,7 +49,11 @@ stretto data {verb}: {what}
 The words of a run may stand here as they are: the other settings of `stretto train`, which its --help lists, are
 understood and have no effect.
 
+  {workers}
+
 """
+
+WORKERS: Final = "--workers N  so many processes tokenize, each on one core; unset: as many as there are cores"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,31 +64,60 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else USAGE_ERROR
     if {"-h", "--help"} & set(rest):
-        print(HELP.format(verb=verb, what=VERBS[verb]), end="")
+        print(HELP.format(verb=verb, what=VERBS[verb], workers=WORKERS), end="")
         width = shutil.get_terminal_size((100, 24)).columns
         print(help_text(f"stretto data {verb}", width, fallback=FALLBACK, only=("data",)), end="")
         return 0
     try:
-        config = parse_or_demo(rest).args.data
-        _run(config, Console(soft_wrap=True), inspect=verb == "inspect")
+        rest, workers = _workers(rest)
+        args = parse_or_demo(rest).args
+        _run(args, Console(soft_wrap=True), workers, inspect=verb == "inspect")
     except (ConfigError, DataError) as error:
         print(f"stretto data: {error}", file=sys.stderr)
         return USAGE_ERROR
     return 0
 
 
-def _run(config: DataConfig, console: Console, *, inspect: bool) -> None:
+def _workers(words: Sequence[str]) -> tuple[list[str], int]:
+    """The words without `--workers N`, and N, or as many as there are cores. Raises DataError for what is none."""
+    left, workers = list(words), len(os.sched_getaffinity(0))
+    for i, word in enumerate(words):
+        if word == "--workers" or word.startswith("--workers="):
+            said = word.partition("=")[2] or next(iter(words[i + 1 :]), "")
+            if not said.isdecimal() or not 1 <= int(said) <= MOST_WORKERS:
+                raise DataError(f"--workers {said}: must be a number of processes, 1 to {MOST_WORKERS}")
+            del left[i : i + 1 + ("=" not in word)]
+            return left, int(said)
+    return left, workers
+
+
+def _run(args: Arguments, console: Console, workers: int, *, inspect: bool) -> None:
     begin = time.perf_counter()
-    corpus = Corpus.open(config.data)
-    splits = prepare(corpus, load_tokenizer(config.tokenizer), held_out=config.held_out, cache=config.cache)
-    console.print(f"{corpus.root}: {len(corpus.files)} files, ready in {time.perf_counter() - begin:.1f} s")
+    config = args.data
+    corpus, tokenizer = Corpus.open(config.data, config.text_key), load_tokenizer(config.tokenizer)
+    with Tokenizing.shown(sys.stderr) as tell:
+        splits = prepare(
+            corpus,
+            tokenizer,
+            held_out=config.held_out,
+            cache=config.cache,
+            most_lost=config.max_lost,
+            workers=workers,
+            tell=tell,
+        )
+    passed = splits.account.passed
+    beside = f", and {passed.total:,} passed over: {passed}" if passed.total else ""
+    files, took = len(corpus.files) + corpus.passed.total - passed.total, time.perf_counter() - begin
+    say = partial(console.print, markup=False, highlight=False)
+    say(f"{corpus.root}: {files:,} file{'s' * (files != 1)}{beside}; ready in {took:.1f} s")
     console.print(_table(splits))
-    console.print(f"cache: {splits.train.path.parent}")
+    say(f"cache: {splits.train.path.parent}")
+    for warning in lossy(splits, tokenizer):
+        say(f"warning: {warning}")
     if inspect:
         _check(splits)
-        if config.held_out > 0:
-            measured = baselines(corpus, config.held_out)
-            console.print(f"held out, bits per byte: bigram {measured.bigram:.3f}, zlib {measured.zlib:.3f}")
+        if (measured := splits.account.baselines) is not None:
+            say(f"held out, bits per byte: bigram {measured.bigram:.3f}, zlib {measured.zlib:.3f}")
 
 
 def _table(splits: Splits) -> Table:

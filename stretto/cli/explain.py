@@ -13,6 +13,7 @@ from rich.text import Text
 from stretto.arguments import Arguments, ConfigError, Resolved, table
 from stretto.cli.megatron import layer
 from stretto.cli.words import origin, parse_or_demo
+from stretto.data.describe import epochs_line, foreseen, loud, tokenizer_line
 from stretto.data.errors import DataError
 from stretto.data.tokenizer import load_tokenizer
 from stretto.estimate import count_parameters, stage_layers
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 def show(resolved: Resolved, console: Console) -> None:
     """Print layout, batch, stages, schedule, and every setting that is not a default with its source."""
     args = resolved.args
-    for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args))):
+    for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args)), ("data", _data(args))):
         console.print(Text(title, style="bold"))
         for line in lines:
             console.print(f"  {line}", highlight=False)
@@ -122,6 +123,21 @@ def _batch(args: Arguments) -> Iterator[str]:
     yield f"{b.global_batch} sequences = micro_batch {b.micro_batch} * dp {dp} * {m} microbatches"
     yield f"{tokens:,} tokens a step = {b.global_batch} * seq_len {b.seq_len}"
     yield f"{tokens * steps:,} tokens = {steps:,} steps * {tokens:,}"
+
+
+def _data(args: Arguments) -> Iterator[str]:
+    """The text as far as this machine has it: nothing is tokenized here."""
+    try:
+        tokenizer = load_tokenizer(args.data.tokenizer)
+        words, tokens, bytes_per_token = foreseen(args, tokenizer)
+    except DataError as error:
+        yield f"{args.data.data or 'the standard library'}: not known here ({error})"
+        return
+    yield words
+    yield f"tokenizer {tokenizer_line(tokenizer, bytes_per_token)}"
+    yield epochs_line(args, tokens, args.run.steps)
+    for warning in loud(args, tokenizer, tokens):
+        yield f"WARNING: {warning}"
 
 
 def _microbatches(args: Arguments) -> int:

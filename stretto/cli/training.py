@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -21,7 +21,6 @@ from stretto.arguments import ConfigError, Resolved, Violation
 from stretto.checkpoint import latest_complete
 from stretto.cli.usage_error import reject
 from stretto.cli.words import origin
-from stretto.data.baselines import baselines
 from stretto.initialize import Launch, RendezvousError, initialize
 from stretto.initialize.environment import detect
 from stretto.initialize.group import largest
@@ -35,6 +34,7 @@ from stretto.report.header import header
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
 from stretto.report.summary import sample_panel, summary
+from stretto.report.tokenizing import Tokenizing
 from stretto.train.consensus import USAGE_ERRORS
 from stretto.train.directory import Paths, occupied
 from stretto.train.loop import DivergedError
@@ -55,8 +55,8 @@ def run(resolved: Resolved, launch: Launch, resume: Path | None, stop: StopFlag,
     stop.limit = resolved.args.run.exit_duration
     try:
         _require_devices(resolved)
-        with timeline.phase("data"):
-            text = Text.open(resolved.args)
+        with timeline.phase("data"), Tokenizing.shown(sys.stderr) if launch.rank == 0 else nullcontext() as tell:
+            text = Text.open(resolved.args, tell)
         resolved = with_vocabulary(resolved, text.tokenizer)
     except USAGE_ERRORS as error:
         return reject(error, launch)
@@ -192,8 +192,7 @@ class Task:
                 seed=args.run.seed,
             )
             console.print(sample_panel(prompt, tokenizer.decode(np.array(tokens, dtype=np.int64))))
-        beside = baselines(self.text.corpus, args.data.held_out) if args.data.held_out else None
-        console.print(summary(args, checkpoint, beside))
+        console.print(summary(args, checkpoint, self.text.splits.account.baselines))
 
     def _after_divergence(self) -> str:
         """What there is to go on from."""

@@ -125,6 +125,14 @@ class StoreWriter:
         self._offsets.append(self._offsets[-1] + len(ids) + 1)
         self._bytes += text_bytes
 
+    def extend(self, other: TokenStore) -> None:
+        """Append all documents of a store of the same vocabulary."""
+        for start in range(1, other.header.tokens, 1 << 22):
+            self._write(other.tokens[start : start + (1 << 22)])
+        moved = other.offsets[1:] + (self._offsets[-1] - 1)
+        self._offsets.frombytes(moved.astype(np.int64).tobytes())
+        self._bytes += other.header.bytes
+
     @property
     def documents(self) -> int:
         """Documents so far."""
@@ -147,8 +155,8 @@ class StoreWriter:
         self._file.seek(0)
         self._file.write(json.dumps({"format": _FORMAT, **asdict(header)}, indent=1).encode())
 
-    def _write(self, ids: NDArray[np.int64]) -> None:
-        raw = ids.astype(self._dtype).tobytes()
+    def _write(self, ids: NDArray[np.integer[Any]]) -> None:
+        raw = ids.astype(self._dtype, copy=False).tobytes()
         self._digest.update(raw)
         self._file.write(raw)
 

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stretto.arguments import Arguments
+from stretto.data.describe import corpus_line, epochs_line, lossy, loud, tokenizer_line
 from stretto.estimate import count_parameters
 from stretto.train.directory import Paths
 from stretto.train.run import Text
@@ -30,8 +31,12 @@ def header(
     if (warning := untested(args)) is not None:
         table.add_row("[yellow]warning[/]", warning)
     table.add_row("model", _model(args))
-    table.add_row("data", escape(_data(text)))
-    table.add_row("steps", _steps(args, after))
+    train = text.splits.train
+    table.add_row("data", escape(corpus_line(text.corpus, text.splits)))
+    table.add_row("tokenizer", escape(tokenizer_line(text.tokenizer, train.bytes_per_token)))
+    table.add_row("steps", _steps(args, after, train.header.tokens))
+    for warning in (*loud(args, text.tokenizer, train.header.tokens), *lossy(text.splits, text.tokenizer)):
+        table.add_row("[bold yellow]warning[/]", f"[bold yellow]{escape(warning)}[/]")
     if resume is not None:
         table.add_row("from", escape(f"step {after}, {resume}"))
     table.add_row("to", escape(f"{Paths.of(args).root}" + (f"  (an earlier run moved to {aside})" if aside else "")))
@@ -53,18 +58,13 @@ def _model(args: Arguments) -> str:
     return f"{total:,} parameters: {m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"
 
 
-def _data(text: Text) -> str:
-    train, held = text.splits.train.header, text.splits.held_out.header
-    beside = f", {held.tokens:,} held out" if held.documents else ""
-    return f"{text.corpus.label}: {train.documents + held.documents:,} documents, {train.tokens:,} tokens{beside}"
-
-
-def _steps(args: Arguments, after: int) -> str:
+def _steps(args: Arguments, after: int, available: int) -> str:
     b = args.batch
     tokens = b.global_batch * b.seq_len
     left = args.run.steps - after
     return (
-        f"{left:,} of {b.global_batch} x {b.seq_len} = {tokens:,} tokens, {left * tokens:,} in all"
+        f"{left:,} of {b.global_batch} x {b.seq_len} = {tokens:,} tokens, {left * tokens:,} in all: "
+        f"{epochs_line(args, available, left)}"
         if left
         else f"all {args.run.steps:,} are done"
     )

@@ -41,7 +41,8 @@ class LiveProgress:
             self.say(f"{step}  loss {loss}  norm {norm}  lr {lr}  {rate} tokens/s  {left}")
 
     def evaluated(self, record: EvalRecord) -> None:
-        self.say(f"step {record.step}: held-out loss {record.loss:.4f}, {record.bits_per_byte:.3f} bits per byte")
+        bits = "" if record.bits_per_byte is None else f", {record.bits_per_byte:.3f} bits per byte"
+        self.say(f"step {record.step}: held-out loss {record.loss:.4f}{bits}")
 
     def saved(self, step: int, path: Path) -> None:
         self.say(f"step {step}: saved {path}")

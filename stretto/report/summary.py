@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.markup import escape
@@ -27,7 +28,7 @@ def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None) -> T
     paths = Paths.of(args)
     rows = read_rows(paths.metrics)
     steps = [StepRecord(**row) for row in rows if "loss" in row]
-    held = [row["held_out_bits_per_byte"] for row in rows if "held_out_loss" in row]
+    held = [row for row in rows if "held_out_loss" in row]
     table = Table(box=box.ROUNDED, show_header=False, title="The run", title_justify="left", title_style="bold")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -39,7 +40,7 @@ def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None) -> T
         table.add_row("loss", f"{first.loss:.4f} → [bold cyan]{last.loss:.4f}[/]  [cyan]{curve(steps)}[/]")
         table.add_row("tokens/s", f"{_median([step.tokens_per_second for step in steps]):,.0f} in the median step")
     if held:
-        table.add_row("held-out bits per byte", f"[bold cyan]{held[-1]:.3f}[/]{_beside(baselines)}")
+        table.add_row(*_held_out(held[-1], baselines))
     table.add_row("checkpoint", escape(f"{checkpoint}"))
     table.add_row("metrics", escape(f"{paths.metrics}"))
     return table
@@ -73,7 +74,9 @@ def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def _beside(baselines: Baselines | None) -> str:
-    if baselines is None:
-        return ""
-    return f"  (bigram {baselines.bigram:.3f}, zlib {baselines.zlib:.3f} on the same files)"
+def _held_out(row: dict[str, Any], baselines: Baselines | None) -> tuple[str, str]:
+    """The last evaluation: bits per byte, or the loss where the tokenizer loses text."""
+    if (bits := row.get("held_out_bits_per_byte")) is None:
+        return "held-out loss", f"[bold cyan]{row['held_out_loss']:.4f}[/]  (no bits per byte: see the warning above)"
+    beside = f"  (bigram {baselines.bigram:.3f}, zlib {baselines.zlib:.3f} on the same files)" if baselines else ""
+    return "held-out bits per byte", f"[bold cyan]{bits:.3f}[/]{beside}"

@@ -16,7 +16,7 @@ from stretto.batch import Batch
 from stretto.collectives import all_reduce
 from stretto.data.baselines import bits_per_byte
 from stretto.data.evaluation import held_out_batches
-from stretto.data.store import TokenStore
+from stretto.data.prepare import Splits
 from stretto.initialize.timeline import StartTimeline
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
@@ -65,7 +65,7 @@ class Loop:
     state: ParallelState
     built: Built
     train_state: TrainState
-    held_out: TokenStore
+    text: Splits
     listener: Listener
     save: Callable[[], Path]
     stop: Callable[[], bool]
@@ -136,7 +136,7 @@ class Loop:
         batch = self.args.batch
         total = count = torch.zeros((), dtype=torch.float64, device=self.state.world.device)
         for rows in held_out_batches(
-            self.held_out,
+            self.text.held_out,
             seq_len=batch.seq_len,
             global_batch=batch.global_batch,
             dp_rank=self.state.axis("dp").rank,
@@ -151,7 +151,7 @@ class Loop:
         summed, tokens_seen = Readback(total, count).read()
         if tokens_seen:
             loss = summed / tokens_seen
-            bits = bits_per_byte(loss, self.held_out.bytes_per_token)
+            bits = bits_per_byte(loss, self.text.held_out.bytes_per_token, self.text.account.held_out)
             self.listener.evaluated(EvalRecord(self.train_state.step, loss, bits))
 
     def _report(self, pending: Pending) -> bool:

@@ -29,7 +29,8 @@ class EvalRecord:
     step: int
     loss: float
     """Nats per token."""
-    bits_per_byte: float
+    bits_per_byte: float | None
+    """None where the tokenizer loses text, which the model then never sees."""
 
 
 class Listener(Protocol):
@@ -90,7 +91,8 @@ class JsonLines:
         self._write(asdict(record))
 
     def evaluated(self, record: EvalRecord) -> None:
-        self._write({"step": record.step, "held_out_loss": record.loss, "held_out_bits_per_byte": record.bits_per_byte})
+        row = {"step": record.step, "held_out_loss": record.loss, "held_out_bits_per_byte": record.bits_per_byte}
+        self._write({name: value for name, value in row.items() if value is not None})
 
     def saved(self, step: int, path: Path) -> None:
         """Nothing: the directory of the checkpoints says it."""
@@ -125,7 +127,8 @@ class TensorBoard:
 
     def evaluated(self, record: EvalRecord) -> None:
         self._writer.add_scalar("loss/held_out", record.loss, record.step)
-        self._writer.add_scalar("bits_per_byte/held_out", record.bits_per_byte, record.step)
+        if record.bits_per_byte is not None:
+            self._writer.add_scalar("bits_per_byte/held_out", record.bits_per_byte, record.step)
 
     def saved(self, step: int, path: Path) -> None:
         """Nothing to plot."""

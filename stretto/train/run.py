@@ -13,6 +13,7 @@ from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls
 from stretto.data.corpus import Corpus
 from stretto.data.feed import Feed
+from stretto.data.lock import Tell
 from stretto.data.prepare import Splits, prepare
 from stretto.data.tokenizer import Tokenizer, load_tokenizer
 from stretto.initialize.failures import is_consequence
@@ -38,11 +39,23 @@ class Text:
     splits: Splits
 
     @classmethod
-    def open(cls, args: Arguments) -> Text:
-        """From the cache, or built there. Raises DataError when the data cannot be used."""
+    def open(cls, args: Arguments, tell: Tell | None = None, workers: int = 1) -> Text:
+        """From the cache, or built there; `tell` hears how far that is, whoever does it.
+
+        Raises DataError when the data cannot be used.
+        """
         data = args.data
-        corpus, tokenizer = Corpus.open(data.data), load_tokenizer(data.tokenizer)
-        return cls(corpus, tokenizer, prepare(corpus, tokenizer, held_out=data.held_out, cache=data.cache))
+        corpus, tokenizer = Corpus.open(data.data, data.text_key), load_tokenizer(data.tokenizer)
+        splits = prepare(
+            corpus,
+            tokenizer,
+            held_out=data.held_out,
+            cache=data.cache,
+            most_lost=data.max_lost,
+            workers=workers,
+            tell=tell or (lambda _: None),
+        )
+        return cls(corpus, tokenizer, splits)
 
 
 @dataclass(frozen=True)
@@ -117,7 +130,7 @@ def train(
 
         told = on_all_ranks(state, begun)
         try:
-            loop = Loop(args, state, built, train_state, text.splits.held_out, told, save, stop, timeline)
+            loop = Loop(args, state, built, train_state, text.splits, told, save, stop, timeline)
             since = time.perf_counter()
             finished = loop.run()
             return Outcome(finished, train_state.step, time.perf_counter() - since)

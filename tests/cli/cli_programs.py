@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -52,6 +53,10 @@ def reads_other_text(ranks: Sequence[int], data: str, argv: Sequence[str]) -> in
 
     training.train = train_on_other
     return main(argv)
+
+
+def remove_the_text() -> None:
+    shutil.rmtree(os.environ["TEXT"])
 
 
 def ctrl_c() -> None:

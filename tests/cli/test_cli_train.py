@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -208,3 +209,33 @@ def test_a_run_goes_on_when_nobody_reads(options: list[str], tmp_path: Path) -> 
         program.stdout.close()
         assert (program.wait(120), program.stderr.read()) == (0, "")
     assert rows(tmp_path / "run")[-1]["step"] == 12
+
+
+def test_text_that_is_removed_ends_no_run(fresh: Fresh, options: list[str], corpus: Path, tmp_path: Path) -> None:
+    """Catches: a closing table that reads the text once more, in a run that is finished and saved."""
+    text = tmp_path / "text"
+    shutil.copytree(corpus, text)
+    words = [*options, "--data", str(text), "--steps", "4", "--out", str(tmp_path / "run")]
+    ended = fresh.run(happens, "remove_the_text", 3, 0, words, env={**ENV, "TEXT": str(text)})
+    assert (ended.code, ended.err) == (0, "")
+    assert "bigram" in ended.out
+    assert not text.exists()
+
+
+def test_a_tokenizer_that_loses_text_has_no_bits_per_byte(fresh: Fresh, tmp_path: Path) -> None:
+    """Catches: 0.1 bits per byte after four steps, of bytes that no model saw; and nothing said about it."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"Ünïcödé {i} ab"}) + "\n" for i in range(60)))
+    vocab = {"</s>": 0, **{chr(c): i for i, c in enumerate(range(32, 127), 1)}}
+    Tokenizer(models.BPE(vocab=vocab, merges=[])).save(str(tmp_path / "tokenizer.json"))
+    words = (
+        f"train --preset tiny --steps 4 --data {tmp_path}/a.jsonl --held-out 0.2 --cache {tmp_path} --no-tensorboard"
+    )
+    words += f" --tokenizer {tmp_path}/tokenizer.json --out {tmp_path}/run"
+    ended = fresh.run(main, words.split(), env=ENV)
+    assert ended.code == 2
+    assert "of the text, above all" in ended.err
+    ended = fresh.run(main, [*words.split(), "--max-lost", "1"], env=ENV)
+    assert (ended.code, ended.err) == (0, "")
+    assert "bits per byte" not in ended.out.replace("no bits per byte", "")
+    assert "held-out loss" in ended.out.splitlines()[-5]
+    assert not [row for row in rows(tmp_path / "run") if "held_out_bits_per_byte" in row]

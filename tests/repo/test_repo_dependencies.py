@@ -12,8 +12,8 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-WITH_TORCH = {"stretto/kernels/": "triton"}
-"""What torch for GPUs brings and torch for CPUs does not, and the only room that may import it."""
+OPTIONAL = {"stretto/kernels/": "triton", "stretto/data/zstd.py": "zstandard"}
+"""What torch for GPUs alone brings, and what extras bring: each with the one place that imports it."""
 
 
 def _package(requirement: str) -> str:
@@ -54,7 +54,7 @@ def test_the_library_imports_only_what_the_base_install_brings(pyproject, librar
         for module, line in _imports(tree)
         if module not in sys.stdlib_module_names
         and module != "stretto"
-        and not any(name.startswith(room) and module == brought for room, brought in WITH_TORCH.items())
+        and not any(name.startswith(room) and module == brought for room, brought in OPTIONAL.items())
         and not declared & set(map(_package, distributions.get(module, [])))
     ]
     assert offenders == []

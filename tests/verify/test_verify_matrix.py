@@ -14,6 +14,8 @@ import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not i
 from rich.console import Console
 
 from stretto.arguments.schema import Arguments, ParallelConfig, RunConfig
+from stretto.data.account import Account
+from stretto.data.tokenizer import ByteTokenizer
 from stretto.layout import Layout
 from stretto.report.header import header
 from stretto.testing import Pool
@@ -105,7 +107,7 @@ def measure(world: World, row: Row) -> dict[tuple[str, bool], float]:
 def test_the_header_of_a_run_warns() -> None:
     """Catches a warning that nobody is shown; a verified run has none."""
     args = replace(Arguments(), parallel=ParallelConfig(tp=2, dp=1))
-    args = replace(args, model=replace(args.model, vocab=256))
+    args = replace(args, model=replace(args.model, vocab=257))
     assert "warning" not in _header(args)
     assert "not among the verified combinations: tp, cp=2, fp32" in _header(
         replace(args, parallel=replace(args.parallel, cp=2))
@@ -113,9 +115,9 @@ def test_the_header_of_a_run_warns() -> None:
 
 
 def _header(args: Arguments) -> str:
-    store = SimpleNamespace(header=SimpleNamespace(documents=1, tokens=1000))
-    splits = SimpleNamespace(train=store, held_out=store)
-    text = SimpleNamespace(corpus=SimpleNamespace(label="text"), splits=splits)
+    store = SimpleNamespace(header=SimpleNamespace(documents=1, tokens=10**9), bytes_per_token=1.0)
+    splits = SimpleNamespace(train=store, held_out=store, account=Account())
+    text = SimpleNamespace(corpus=SimpleNamespace(label="text"), splits=splits, tokenizer=ByteTokenizer())
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(header(args, text, resume=None, after=0, aside=None))
     return console.export_text()
