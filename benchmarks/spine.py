@@ -139,7 +139,7 @@ def train(args: Arguments, world: World, text: Text, steps: int) -> tuple[list[f
         torch.cuda.reset_peak_memory_stats()
     with ParallelState.build(layout_of(args.parallel), world) as state:
         built = build(args, state)
-        feed = Feed(text.splits.train, seq_len=args.batch.seq_len, seed=args.run.seed)
+        feed = Feed(text.mix, seq_len=args.batch.seq_len, seed=args.run.seed)
         losses, times = [], []
         for step in range(steps):
             begin = time.perf_counter()

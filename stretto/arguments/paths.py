@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from stretto.arguments.corpora import named, shares, there
 from stretto.arguments.errors import Violation
 from stretto.arguments.schema import TOKENIZERS, Arguments
 
@@ -16,10 +17,23 @@ def check_paths(args: Arguments) -> tuple[Violation, ...]:
 
 
 def _data(args: Arguments) -> Iterator[Violation]:
-    if args.data.data is None:
-        return
-    path = Path(args.data.data).expanduser()
+    try:
+        for share in shares(args.data.data) if args.data.data is not None else ():
+            yield from _text("data.data", share.path)
+    except ValueError as error:
+        yield Violation("data_is_named", ("data.data",), f"{error}", hint="as in code/:0.7,text.jsonl:0.3")
+    try:
+        for _, path in named(args.data.eval_data):
+            yield from _text("data.eval_data", path)
+    except ValueError as error:
+        yield Violation("eval_data_is_named", ("data.eval_data",), f"{error}", hint="as in wiki=wiki.jsonl,code=code/")
+
+
+def _text(field: str, name: str) -> Iterator[Violation]:
+    path = Path(name).expanduser()
     if not path.exists():
+        if there(name):
+            return
         problem = f"{path} does not exist"
     elif not path.is_dir() and not path.is_file():
         problem = f"{path} is a pipe, socket or device"
@@ -32,7 +46,7 @@ def _data(args: Arguments) -> Iterator[Violation]:
     else:
         return
     hint = "name a directory of text files or a .jsonl, or leave --data out for the standard library's sources"
-    yield Violation("data_exists", ("data.data",), problem, hint=hint)
+    yield Violation("data_exists", (field,), problem, hint=hint)
 
 
 def _tokenizer(args: Arguments) -> Iterator[Violation]:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stretto.arguments import Arguments, ConfigError
@@ -22,8 +23,9 @@ from stretto.cli.words import FALLBACK, parse_or_demo
 from stretto.data.corpus import Corpus
 from stretto.data.describe import lossy
 from stretto.data.errors import DataError
-from stretto.data.prepare import Splits, prepare
-from stretto.data.tokenizer import load_tokenizer
+from stretto.data.indexed import IndexedTokens
+from stretto.data.text import Source, Text
+from stretto.report.batch import first_batch
 from stretto.report.tokenizing import Tokenizing
 
 USAGE_ERROR = 2
@@ -32,14 +34,15 @@ MOST_WORKERS: Final = 1024
 
 VERBS: Final = {
     "build": "tokenize a corpus into the cache, so that all ranks of a run find it there",
-    "inspect": "the same; then check every token, and say what a model must beat",
+    "inspect": "the same; then check every token, say what a model must beat, and show what the first batch holds",
 }
 
 USAGE: Final = f"""\
 usage: stretto data build [options]      {VERBS["build"]}
        stretto data inspect [options]    {VERBS["inspect"]}
 
-The options are those of `stretto train`; --data, --text-key, --tokenizer, --held-out, --max-lost and --cache matter.
+The options are those of `stretto train`; those of [data] matter, and, for the batch
+that is shown, --seq-len, --global-batch and --seed.
 --workers N: so many processes tokenize; all cores, unless set. On several nodes that share the cache, run the same
 command on each: they share the work."""
 
@@ -93,46 +96,51 @@ def _workers(words: Sequence[str]) -> tuple[list[str], int]:
 
 def _run(args: Arguments, console: Console, workers: int, *, inspect: bool) -> None:
     begin = time.perf_counter()
-    config = args.data
-    corpus, tokenizer = Corpus.open(config.data, config.text_key), load_tokenizer(config.tokenizer)
     with Tokenizing.shown(sys.stderr) as tell:
-        splits = prepare(
-            corpus,
-            tokenizer,
-            held_out=config.held_out,
-            cache=config.cache,
-            most_lost=config.max_lost,
-            workers=workers,
-            tell=tell,
-        )
-    passed = splits.account.passed
-    beside = f", and {passed.total:,} passed over: {passed}" if passed.total else ""
-    files, took = len(corpus.files) + corpus.passed.total - passed.total, time.perf_counter() - begin
+        text = Text.open(args, tell, workers)
+    took = time.perf_counter() - begin
     say = partial(console.print, markup=False, highlight=False)
-    say(f"{corpus.root}: {files:,} file{'s' * (files != 1)}{beside}; ready in {took:.1f} s")
-    console.print(_table(splits))
-    say(f"cache: {splits.train.path.parent}")
-    for warning in lossy(splits, tokenizer):
+    for source in text.sources:
+        say(f"{_files(source)}; ready in {took:.1f} s")
+    console.print(_table(text))
+    for source in text.sources:
+        if isinstance(source.corpus, Corpus):
+            say(f"cache: {source.splits.train.path.parent}")
+    for warning in lossy(text):
         say(f"warning: {warning}")
-    if inspect:
-        _check(splits)
-        if (measured := splits.account.baselines) is not None:
-            say(f"held out, bits per byte: bigram {measured.bigram:.3f}, zlib {measured.zlib:.3f}")
+    if not inspect:
+        return
+    for store in (*text.mix.stores, *(each.store for each in text.eval_sets)):
+        if not store.intact():
+            raise DataError(f"{store.path} is damaged: its tokens do not have the digest of its header; delete it")
+    for each in text.eval_sets:
+        if (beat := each.baselines) is not None:
+            name = each.name.replace("held_out", "held out")
+            say(f"{name}, bits per byte: bigram {beat.bigram:.3f}, zlib {beat.zlib:.3f}")
+    console.print(first_batch(args, text))
 
 
-def _table(splits: Splits) -> Table:
+def _files(source: Source) -> str:
+    """What was read, and what was passed over."""
+    corpus, passed = source.corpus, source.splits.account.passed
+    if isinstance(corpus, IndexedTokens):
+        return f"{corpus.tokens}: tokens that are made"
+    beside = f", and {passed.total:,} passed over: {passed}" if passed.total else ""
+    files = len(corpus.files) + corpus.passed.total - passed.total
+    return f"{corpus.root}: {files:,} file{'s' * (files != 1)}{beside}"
+
+
+def _table(text: Text) -> Table:
     table = Table("split", "documents", "bytes", "tokens", "bytes/token", "digest")
     for column in table.columns[1:5]:
         column.justify = "right"
-    for name, store in (("train", splits.train), ("held out", splits.held_out)):
+    several = len(text.sources) > 1
+    rows = [(source.name if several else "train", source.splits.train) for source in text.sources]
+    rows += [(f"{source.name}, held out" if several else "held out", source.splits.held_out) for source in text.sources]
+    known = {id(store) for _, store in rows}
+    rows += [(each.name, each.store) for each in text.eval_sets if id(each.store) not in known]
+    for name, store in rows:
         head = store.header
         sizes = (f"{head.documents:,}", f"{head.bytes:,}", f"{head.tokens:,}", f"{store.bytes_per_token:.2f}")
-        table.add_row(name, *sizes, head.digest[:12])
+        table.add_row(escape(name), *sizes, head.digest[:12])
     return table
-
-
-def _check(splits: Splits) -> None:
-    """Raise DataError when a store no longer holds the tokens that were written."""
-    for store in (splits.train, splits.held_out):
-        if not store.intact():
-            raise DataError(f"{store.path} is damaged: its tokens do not have the digest of its header; delete it")

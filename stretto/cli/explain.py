@@ -13,7 +13,7 @@ from rich.text import Text
 from stretto.arguments import Arguments, ConfigError, Resolved, table
 from stretto.cli.megatron import layer
 from stretto.cli.words import origin, parse_or_demo
-from stretto.data.describe import epochs_line, foreseen, loud, tokenizer_line
+from stretto.data.describe import foreseen_lines
 from stretto.data.errors import DataError
 from stretto.data.tokenizer import load_tokenizer
 from stretto.estimate import count_parameters, stage_layers
@@ -129,15 +129,9 @@ def _data(args: Arguments) -> Iterator[str]:
     """The text as far as this machine has it: nothing is tokenized here."""
     try:
         tokenizer = load_tokenizer(args.data.tokenizer)
-        words, tokens, bytes_per_token = foreseen(args, tokenizer)
+        yield from foreseen_lines(args, tokenizer)
     except DataError as error:
         yield f"{args.data.data or 'the standard library'}: not known here ({error})"
-        return
-    yield words
-    yield f"tokenizer {tokenizer_line(tokenizer, bytes_per_token)}"
-    yield epochs_line(args, tokens, args.run.steps)
-    for warning in loud(args, tokenizer, tokens):
-        yield f"WARNING: {warning}"
 
 
 def _microbatches(args: Arguments) -> int:

@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     except (CheckpointError, DataError, ValueError) as error:
         print(f"stretto sample: {error}", file=sys.stderr)
         return 2
-    from stretto.report.summary import printable, sample_panel
+    from stretto.report.printable import printable
+    from stretto.report.summary import sample_panel
 
     console = Console()
     if console.is_terminal:

@@ -21,6 +21,7 @@ from stretto.arguments import ConfigError, Resolved, Violation
 from stretto.checkpoint import latest_complete
 from stretto.cli.usage_error import reject
 from stretto.cli.words import origin
+from stretto.data.text import Text
 from stretto.initialize import Launch, RendezvousError, initialize
 from stretto.initialize.environment import detect
 from stretto.initialize.group import largest
@@ -39,7 +40,7 @@ from stretto.train.consensus import USAGE_ERRORS
 from stretto.train.directory import Paths, occupied
 from stretto.train.loop import DivergedError
 from stretto.train.record import Everyone, JsonLines, Listener, TensorBoard
-from stretto.train.run import Outcome, Text, load_whole, train, with_vocabulary
+from stretto.train.run import Outcome, load_whole, train, with_vocabulary
 from stretto.train.sample import sample
 from stretto.world import World
 
@@ -192,7 +193,8 @@ class Task:
                 seed=args.run.seed,
             )
             console.print(sample_panel(prompt, tokenizer.decode(np.array(tokens, dtype=np.int64))))
-        console.print(summary(args, checkpoint, self.text.splits.account.baselines))
+        beaten = {each.name: each.baselines for each in self.text.eval_sets if each.baselines is not None}
+        console.print(summary(args, checkpoint, beaten))
 
     def _after_divergence(self) -> str:
         """What there is to go on from."""

@@ -21,7 +21,8 @@ from stretto.data.lost import Lost
 
 _VOCAB = 257
 _EOD = 256
-_COMPARABLE = 0.001
+COMPARABLE = 0.001
+"""The share of a text that may be lost where bits per byte are still given."""
 _BLOCK = 1 << 22  # bytes counted at a time: one histogram of 257 x 257 for many short documents
 
 
@@ -63,7 +64,7 @@ def bits_per_byte(nats_per_token: float, bytes_per_token: float, lost: Lost | No
     """
     share = lost.share if lost else 0.0
     seen = bytes_per_token * (1 - share)
-    return None if seen == 0 or share > _COMPARABLE else nats_per_token / math.log(2) / seen
+    return None if seen == 0 or share > COMPARABLE else nats_per_token / math.log(2) / seen
 
 
 def pair_counts(texts: Iterable[bytes]) -> NDArray[np.int64]:

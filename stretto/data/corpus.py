@@ -20,6 +20,9 @@ from stretto.data.formats import Document, Piece, read
 
 _NOT_SOURCE = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
+_OF_TABLES = frozenset({"dataset_info.json", "state.json", "dataset_dict.json"})
+"""What the package `datasets` writes beside its tables."""
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -90,7 +93,11 @@ def _standard_library() -> Corpus:
 
 
 def _directory(root: Path, text_key: str) -> Corpus:
-    files, passed = walk(root)
+    found, passed = walk(root)
+    tables = any(name.endswith(".arrow") for name in found)
+    files = [name for name in found if not (tables and name.rpartition("/")[2] in _OF_TABLES)]
+    kept = set(files)
+    passed += PassedOver.of(("description of a dataset", name) for name in found if name not in kept)
     if not files:
         beside = f"; passed over: {passed}" if passed.total else ""
         raise DataError(f"data.data={str(root)!r} has no files (hidden ones do not count){beside}")

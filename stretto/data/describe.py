@@ -7,8 +7,11 @@ from itertools import islice
 from typing import Final
 
 from stretto.arguments.schema import Arguments
+from stretto.data.baselines import COMPARABLE
 from stretto.data.corpus import Corpus
-from stretto.data.prepare import Splits, find
+from stretto.data.indexed import IndexedTokens
+from stretto.data.prepare import Splits
+from stretto.data.text import HELD_OUT, Text, foreseen
 from stretto.data.tokenizer import Tokenizer
 
 _SAMPLE: Final = 1 << 16
@@ -37,12 +40,11 @@ def loud(args: Arguments, tokenizer: Tokenizer, available: float) -> Iterator[st
         )
 
 
-def lossy(splits: Splits, tokenizer: Tokenizer) -> Iterator[str]:
+def lossy(text: Text) -> Iterator[str]:
     """A tokenizer that does not give back the text it was given."""
-    if splits.account.lost.bytes:
-        yield f"the tokenizer {tokenizer.name} loses {splits.account.lost}, which the model never sees" + (
-            ", and there are no bits per byte" if splits.account.held_out.share > 0.001 else ""
-        )
+    if (lost := text.account.lost).bytes:
+        no_bits = ", and there are no bits per byte" if text.account.held_out.share > COMPARABLE else ""
+        yield f"the tokenizer {text.tokenizer.name} loses {lost}, which the model never sees{no_bits}"
 
 
 def tokenizer_line(tokenizer: Tokenizer, bytes_per_token: float) -> str:
@@ -51,34 +53,63 @@ def tokenizer_line(tokenizer: Tokenizer, bytes_per_token: float) -> str:
     return f"{tokenizer.name}, {tokenizer.vocab_size:,} entries{size}"
 
 
-def corpus_line(corpus: Corpus, splits: Splits) -> str:
+def corpus_line(name: str, splits: Splits) -> str:
     """Name, documents, tokens, what was passed over."""
     train, held = splits.train.header, splits.held_out.header
     beside = f", {held.tokens:,} held out" if held.documents else ""
     passed = splits.account.passed
     over = f"; passed over: {passed}" if passed.total else ""
-    return f"{corpus.label}: {train.documents + held.documents:,} documents, {train.tokens:,} tokens{beside}{over}"
+    return f"{name}: {train.documents + held.documents:,} documents, {train.tokens:,} tokens{beside}{over}"
 
 
-def foreseen(args: Arguments, tokenizer: Tokenizer) -> tuple[str, float, float]:
-    """A corpus in words, its tokens to train on and bytes a token: as they are, or, not tokenized yet, about so many.
+def data_lines(args: Arguments, text: Text) -> Iterator[str]:
+    """Each corpus with its share, and how often the run reads it."""
+    epochs = text.mix.order(args.batch.seq_len, args.run.seed).epochs(args.run.steps * args.batch.global_batch)
+    for source, times in zip(text.sources, epochs, strict=True):
+        share = f", {float(source.weight):.4g} of the samples, {times:,.2f} epochs" if source.weight else ""
+        yield corpus_line(source.name, source.splits) + share
+    names = {HELD_OUT, *(source.name for source in text.sources)}
+    for each in text.eval_sets:
+        if each.name not in names:
+            yield f"validation set {each.name}: {each.store.header.tokens:,} tokens"
 
-    Raises DataError when the corpus cannot be read.
-    """
-    data = args.data
-    corpus = Corpus.open(data.data, data.text_key)
-    splits = find(corpus, tokenizer, held_out=data.held_out, cache=data.cache)
-    if splits is not None:
-        return corpus_line(corpus, splits), splits.train.header.tokens, splits.train.bytes_per_token
-    size, sample = sum(corpus.stat(file).st_size for file in corpus.files), ""
+
+def foreseen_lines(args: Arguments, tokenizer: Tokenizer) -> Iterator[str]:
+    """The same as far as it is known before anything is tokenized. Raises DataError when a corpus cannot be read."""
+    total = size = 0.0
+    for name, corpus, splits in foreseen(args, tokenizer):
+        if splits is not None:
+            yield corpus_line(name, splits)
+            tokens, text = float(splits.train.header.tokens), float(splits.train.header.bytes)
+        elif isinstance(corpus, IndexedTokens):
+            yield f"{name}: tokens of {corpus.size():,} bytes, made elsewhere"
+            tokens, text = len_of(corpus) * (1 - args.data.held_out), 0.0
+        else:
+            files = sum(corpus.stat(file).st_size for file in corpus.files)
+            yield f"{name}: {len(corpus.files):,} files of {files:,} bytes, not tokenized yet, so figures are about"
+            text = files * (1 - args.data.held_out)
+            tokens = text / _bytes_per_token(corpus, tokenizer)
+        total, size = total + tokens, size + text
+    yield f"tokenizer {tokenizer_line(tokenizer, size / max(total, 1))}"
+    yield epochs_line(args, total, args.run.steps)
+    for warning in loud(args, tokenizer, total):
+        yield f"WARNING: {warning}"
+
+
+def len_of(tokens: IndexedTokens) -> int:
+    """How many there are."""
+    return int(tokens.offsets()[1][-1])
+
+
+def _bytes_per_token(corpus: Corpus, tokenizer: Tokenizer) -> float:
+    """Of the first documents."""
+    sample = ""
     for document in islice(corpus.documents(), 100):
         sample += document.text[:_SAMPLE]
         if len(sample) >= _SAMPLE:
             break
     ids = len(tokenizer.encode(sample[:_SAMPLE])) if sample else 0
-    bytes_per_token = len(sample[:_SAMPLE].encode()) / ids if ids else 1.0
-    words = f"{corpus.label}: {len(corpus.files):,} files of {size:,} bytes, not tokenized yet, so figures are about"
-    return words, size * (1 - data.held_out) / bytes_per_token, bytes_per_token
+    return len(sample[:_SAMPLE].encode()) / ids if ids else 1.0
 
 
 def _epochs(args: Arguments, available: float, steps: int) -> float:

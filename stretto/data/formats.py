@@ -18,12 +18,15 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import IO, Any, BinaryIO, Final, cast
 
+from stretto.data.columns import SUFFIXES, rows
 from stretto.data.errors import DataError
 from stretto.data.files import open_regular
 from stretto.data.zstd import open_zstd
 
 LARGEST_TEXT: Final = 1 << 30
 """Bytes of one document."""
+
+_BLOCK: Final = 1 << 20
 
 _LINES: Final = frozenset({".jsonl", ".ndjson"})
 
@@ -60,7 +63,10 @@ class Document:
 
 @dataclass(frozen=True)
 class Piece:
-    """A file, or lines of it: those that begin at the bytes `start`..`stop`, of which the first has number `first`."""
+    """A file, or lines of it: those that begin at the bytes `start`..`stop`, of which the first has number `first`.
+
+    Of a parquet file, the row groups `start`..`stop`, of which the first begins with the row `first`.
+    """
 
     file: str
     start: int = 0
@@ -93,6 +99,9 @@ def read(root: Path, piece: Piece, key: str, pass_over: PassOver = _unheard) -> 
     try:
         with ExitStack() as stack:
             file: IO[bytes] = stack.enter_context(open_regular(path))
+            if suffix in SUFFIXES and not packed:
+                yield from _table(cast(BinaryIO, file), path, piece, key)
+                return
             if packed:
                 file = stack.enter_context(_UNPACK[packed](file))  # type: ignore[arg-type]
             elif piece.start:
@@ -102,14 +111,19 @@ def read(root: Path, piece: Piece, key: str, pass_over: PassOver = _unheard) -> 
                 begin = _line(file, path, 1)
             if suffix in _LINES or piece.start or (begin and is_record(begin, key)):
                 yield from _lines(file, begin, path, piece, key)
-            elif text := _text(
-                begin + file.read(LARGEST_TEXT + 1 - len(begin)), path, lambda reason: pass_over(reason, piece.file)
-            ):
+            elif text := _text(_whole(file, begin), path, lambda reason: pass_over(reason, piece.file)):
                 yield Document(piece.file, text)
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise DataError(f"cannot unpack {path}: {error}; it is damaged or cut short") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _table(file: BinaryIO, path: Path, piece: Piece, key: str) -> Iterator[Document]:
+    """One document for each row; empty ones and those without a text are passed over."""
+    for number, text in enumerate(rows(path, file, key, (piece.start, piece.stop)), start=piece.first):
+        if text is not None and (checked := text_of({key: text}, f"{path}, row {number}", key)):
+            yield Document(f"{piece.file}:{number}", checked)
 
 
 def is_record(line: bytes, key: str) -> bool:
@@ -143,6 +157,15 @@ def _text(raw: bytes, path: Path, pass_over: Callable[[str], None]) -> str:
     except UnicodeDecodeError:
         pass_over("not UTF-8")
     return ""
+
+
+def _whole(file: IO[bytes], begin: bytes) -> bytes:
+    """The rest of a file after its beginning; of one that is too large, as much as shows it."""
+    pieces, size = [begin], len(begin)
+    while size <= LARGEST_TEXT and (block := file.read(_BLOCK)):  # a read of a GiB would ask for a GiB of memory first
+        pieces.append(block)
+        size += len(block)
+    return b"".join(pieces)
 
 
 def _line(file: IO[bytes], path: Path, number: int) -> bytes:

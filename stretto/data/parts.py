@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from stretto.data.account import Account
+from stretto.data.columns import row_groups
 from stretto.data.corpus import Corpus, position
 from stretto.data.errors import DataError
 from stretto.data.files import PassedOver, open_regular
@@ -27,7 +28,7 @@ from stretto.data.tokenizer import Tokenizer
 
 _PART = 1 << 24  # bytes of text: some ten seconds of one core
 _CHUNK = 1 << 22  # characters tokenized at a time
-_COMPARED = 1 << 20  # bytes of each part's text to train on that are decoded and compared
+_COMPARED = 1 << 18  # bytes of each part's text to train on that are decoded and compared
 _BLOCK = 1 << 22  # bytes read at a time to find the ends of lines
 
 Done = Callable[[int, int], None]
@@ -98,7 +99,6 @@ def work(job: Job, done: Done, timeout: float) -> None:
         for part in left:
             with Lock.opened(job.folder / f"{part:06}.lock") as lock:
                 if lock.wait() and job.account(part) is None:
-                    _clean(job, part, lock)
                     make(job, part, done)
                     since = time.monotonic()
         left = [part for part in left if job.account(part) is None]
@@ -157,16 +157,12 @@ def _lost(tokenizer: Tokenizer, document: Document, ids: object) -> Lost:
     return Lost.between(document.text, tokenizer.decode(ids))  # type: ignore[arg-type]
 
 
-def _clean(job: Job, part: int, lock: Lock) -> None:
-    """Remove what one that was killed at this part has left."""
-    if lock.alone:
-        for left in job.folder.glob(f"{part:06}.*.tmp"):
-            left.unlink(missing_ok=True)
-
-
 def _pieces(corpus: Corpus, file: str) -> Iterator[tuple[Piece, int]]:
     """A file whole, or cut between lines where it is a large one of lines; and the bytes of each piece."""
     size, (suffix, packed) = corpus.stat(file).st_size, suffixes(file)
+    if suffix == ".parquet" and not packed and size >= 2 * _PART:
+        yield from _groups(corpus, file)
+        return
     if packed or size < 2 * _PART or suffix not in (".jsonl", ".ndjson", ".json"):
         yield Piece(file), size
         return
@@ -182,6 +178,21 @@ def _pieces(corpus: Corpus, file: str) -> Iterator[tuple[Piece, int]]:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     for (start, first), (stop, _) in zip(starts, [*starts[1:], (size, 0)], strict=True):
         yield Piece(file, start, stop, first), stop - start
+
+
+def _groups(corpus: Corpus, file: str) -> Iterator[tuple[Piece, int]]:
+    """The row groups of a large table, several small ones together."""
+    path, begin, first, rows, size = corpus.root / file, 0, 1, 0, 0
+    try:
+        with open_regular(path) as table:
+            groups = row_groups(path, table)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    for number, (count, length) in enumerate(groups, start=1):
+        rows, size = rows + count, size + length
+        if size >= _PART or number == len(groups):
+            yield Piece(file, begin, number, first), size
+            begin, first, rows, size = number, first + rows, 0, 0
 
 
 def _starts(file: IO[bytes]) -> Iterator[tuple[int, int]]:

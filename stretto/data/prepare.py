@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from operator import add
@@ -130,7 +131,9 @@ def _prepared(
         with Lock.opened(folder / "lock") as lock:
             if not lock.wait():
                 if workers > 1:
-                    _tokenize(job, workers, timeout, _teller(job, tell))
+                    # What goes wrong is for the builder to say: it may also have finished and removed the parts.
+                    with suppress(DataError, OSError):
+                        _tokenize(job, workers, timeout, _teller(job, tell))
                 lock.wait(timeout, tell)
             if found := _open(folder, key):  # built while this process waited
                 shutil.rmtree(parts, ignore_errors=True)

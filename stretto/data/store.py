@@ -87,7 +87,12 @@ class TokenStore:
 
     def document(self, i: int) -> NDArray[np.int64]:
         """The ids [n] of document i, without its closing `eod`."""
-        return self.tokens[self.offsets[i] : self.offsets[i + 1] - 1].astype(np.int64)
+        ids = self.tokens[self.offsets[i] : self.offsets[i + 1]].astype(np.int64)
+        return ids[:-1] if len(ids) and ids[-1] == self.header.eod else ids
+
+    def window(self, number: int, seq_len: int) -> NDArray[np.unsignedinteger[Any]]:
+        """The tokens `number * seq_len`.. of one sample, one more than it has predictions; fewer at the end."""
+        return self.tokens[number * seq_len : (number + 1) * seq_len + 1]
 
     def intact(self) -> bool:
         """Whether the tokens still have the digest that the header says. Reads the whole file."""

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import IO, Any, Final
@@ -128,7 +128,8 @@ def main(folder: str, out: IO[bytes]) -> int:
     except BrokenPipeError:
         return 1
     except (DataError, OSError) as error:
-        say(error=str(error))
+        with suppress(BrokenPipeError):
+            say(error=str(error))
     return 0
 
 

@@ -8,10 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from stretto.arguments import Arguments
-from stretto.data.describe import corpus_line, epochs_line, lossy, loud, tokenizer_line
+from stretto.data.describe import data_lines, epochs_line, lossy, loud, tokenizer_line
+from stretto.data.text import Text
 from stretto.estimate import count_parameters
 from stretto.train.directory import Paths
-from stretto.train.run import Text
 from stretto.verify.matrix import untested
 
 
@@ -31,11 +31,12 @@ def header(
     if (warning := untested(args)) is not None:
         table.add_row("[yellow]warning[/]", warning)
     table.add_row("model", _model(args))
-    train = text.splits.train
-    table.add_row("data", escape(corpus_line(text.corpus, text.splits)))
-    table.add_row("tokenizer", escape(tokenizer_line(text.tokenizer, train.bytes_per_token)))
-    table.add_row("steps", _steps(args, after, train.header.tokens))
-    for warning in (*loud(args, text.tokenizer, train.header.tokens), *lossy(text.splits, text.tokenizer)):
+    stores = text.mix.stores
+    tokens, size = (sum(of) for of in zip(*((s.header.tokens, s.header.bytes) for s in stores), strict=True))
+    table.add_row("data", escape("\n".join(data_lines(args, text))))
+    table.add_row("tokenizer", escape(tokenizer_line(text.tokenizer, size / tokens)))
+    table.add_row("steps", _steps(args, after, tokens))
+    for warning in (*loud(args, text.tokenizer, tokens), *lossy(text)):
         table.add_row("[bold yellow]warning[/]", f"[bold yellow]{escape(warning)}[/]")
     if resume is not None:
         table.add_row("from", escape(f"step {after}, {resume}"))

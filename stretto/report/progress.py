@@ -42,7 +42,7 @@ class LiveProgress:
 
     def evaluated(self, record: EvalRecord) -> None:
         bits = "" if record.bits_per_byte is None else f", {record.bits_per_byte:.3f} bits per byte"
-        self.say(f"step {record.step}: held-out loss {record.loss:.4f}{bits}")
+        self.say(f"step {record.step}: {record.name.replace('held_out', 'held-out')} loss {record.loss:.4f}{bits}")
 
     def saved(self, step: int, path: Path) -> None:
         self.say(f"step {step}: saved {path}")

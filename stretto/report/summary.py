@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stretto.arguments import Arguments
 from stretto.data.baselines import Baselines
 from stretto.estimate import count_parameters
 from stretto.report.header import layout_line
+from stretto.report.printable import printable
 from stretto.train.directory import Paths
 from stretto.train.record import StepRecord, read_rows
 
@@ -23,12 +25,12 @@ CURVE = 24
 """Characters of the loss curve."""
 
 
-def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None) -> Table:
+def summary(args: Arguments, checkpoint: Path, baselines: Mapping[str, Baselines]) -> Table:
     """What was trained, how well, how fast, and where the results lie: read from the run's metrics."""
     paths = Paths.of(args)
     rows = read_rows(paths.metrics)
     steps = [StepRecord(**row) for row in rows if "loss" in row]
-    held = [row for row in rows if "held_out_loss" in row]
+    evaluated = {key.removesuffix("_loss"): row for row in rows for key in row if key.endswith("_loss")}
     table = Table(box=box.ROUNDED, show_header=False, title="The run", title_justify="left", title_style="bold")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -39,8 +41,8 @@ def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None) -> T
         table.add_row("tokens seen", f"{last.tokens:,} in {last.step:,} steps")
         table.add_row("loss", f"{first.loss:.4f} → [bold cyan]{last.loss:.4f}[/]  [cyan]{curve(steps)}[/]")
         table.add_row("tokens/s", f"{_median([step.tokens_per_second for step in steps]):,.0f} in the median step")
-    if held:
-        table.add_row(*_held_out(held[-1], baselines))
+    for name, row in evaluated.items():
+        table.add_row(*_evaluation(name, row, baselines.get(name)))
     table.add_row("checkpoint", escape(f"{checkpoint}"))
     table.add_row("metrics", escape(f"{paths.metrics}"))
     return table
@@ -65,18 +67,14 @@ def sample_panel(prompt: str, continued: str) -> Panel:
     return Panel(text, title="a sample", title_align="left")
 
 
-def printable(text: str) -> str:
-    """`text` with its control characters, which a model of bytes makes like any other, as dots."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "·" for c in text)
-
-
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def _held_out(row: dict[str, Any], baselines: Baselines | None) -> tuple[str, str]:
-    """The last evaluation: bits per byte, or the loss where the tokenizer loses text."""
-    if (bits := row.get("held_out_bits_per_byte")) is None:
-        return "held-out loss", f"[bold cyan]{row['held_out_loss']:.4f}[/]  (no bits per byte: see the warning above)"
+def _evaluation(name: str, row: dict[str, Any], baselines: Baselines | None) -> tuple[str, str]:
+    """The last evaluation of a set: bits per byte, or the loss where its bytes are not known, or not seen."""
+    said = "held-out" if name == "held_out" else escape(name)
+    if (bits := row.get(f"{name}_bits_per_byte")) is None:
+        return f"{said} loss", f"[bold cyan]{row[f'{name}_loss']:.4f}[/]"
     beside = f"  (bigram {baselines.bigram:.3f}, zlib {baselines.zlib:.3f} on the same files)" if baselines else ""
-    return "held-out bits per byte", f"[bold cyan]{bits:.3f}[/]{beside}"
+    return f"{said} bits per byte", f"[bold cyan]{bits:.3f}[/]{beside}"

@@ -16,7 +16,7 @@ from stretto.batch import Batch
 from stretto.collectives import all_reduce
 from stretto.data.baselines import bits_per_byte
 from stretto.data.evaluation import held_out_batches
-from stretto.data.prepare import Splits
+from stretto.data.text import EvalSet
 from stretto.initialize.timeline import StartTimeline
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
@@ -51,6 +51,7 @@ class Pending:
     figures: Readback
     """Loss, gradient norm, votes to stop."""
     done_at: float
+    data_seconds: float
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Loop:
     state: ParallelState
     built: Built
     train_state: TrainState
-    text: Splits
+    eval_sets: Sequence[EvalSet]
     listener: Listener
     save: Callable[[], Path]
     stop: Callable[[], bool]
@@ -116,11 +117,14 @@ class Loop:
         step = self.train_state.step + 1
         self.timeline.current = f"in step {step}"
         lr = learning_rate(step, self.args.optimizer)
-        result = self.built.trainer.step(self._next_batch(), lr, stop=self.stop())
+        since = time.perf_counter()
+        batch = self._next_batch()
+        data_seconds = time.perf_counter() - since
+        result = self.built.trainer.step(batch, lr, stop=self.stop())
         figures = Readback(result.loss, result.grad_norm, result.votes)
         self.train_state.step = step
         tokens = self.train_state.feed.consumed * self.args.batch.seq_len
-        return Pending(step, lr, tokens, result, figures, time.perf_counter())
+        return Pending(step, lr, tokens, result, figures, time.perf_counter(), data_seconds)
 
     def _due(self, every: int) -> bool:
         """Whether something that is done `every` so many steps, and after the last, is to be done now."""
@@ -132,17 +136,21 @@ class Loop:
             self.evaluate()
 
     def evaluate(self) -> None:
-        """Mean loss over held-out batches, every token weighing the same. Nothing without held-out text."""
+        """Mean loss over batches of each validation set, every token weighing the same."""
+        for each in self.eval_sets:
+            self._evaluate(each)
+
+    def _evaluate(self, text: EvalSet) -> None:
         batch = self.args.batch
         total = count = torch.zeros((), dtype=torch.float64, device=self.state.world.device)
         for rows in held_out_batches(
-            self.text.held_out,
+            text.store,
             seq_len=batch.seq_len,
             global_batch=batch.global_batch,
             dp_rank=self.state.axis("dp").rank,
             dp_size=self.state.axis("dp").size,
             micro_batch=batch.micro_batch,
-            limit=self.args.run.eval_batches,
+            limit=self.args.run.eval_batches or None,
         ):
             microbatches = self._microbatches(rows)
             tokens = microbatches[0].count
@@ -151,8 +159,8 @@ class Loop:
         summed, tokens_seen = Readback(total, count).read()
         if tokens_seen:
             loss = summed / tokens_seen
-            bits = bits_per_byte(loss, self.text.held_out.bytes_per_token, self.text.account.held_out)
-            self.listener.evaluated(EvalRecord(self.train_state.step, loss, bits))
+            bits = bits_per_byte(loss, text.store.bytes_per_token, text.lost)
+            self.listener.evaluated(EvalRecord(self.train_state.step, loss, bits, text.name))
 
     def _report(self, pending: Pending) -> bool:
         """Tell of a step; whether some rank asked to stop. Raises DivergedError, on all ranks alike."""
@@ -161,7 +169,8 @@ class Loop:
             raise DivergedError(pending.step, loss, norm, pending.lr)
         rate = self.args.batch.global_batch * self.args.batch.seq_len / (pending.done_at - self._clock)
         self._clock = pending.done_at
-        self.listener.stepped(StepRecord(pending.step, loss, norm, pending.lr, pending.tokens, rate))
+        record = StepRecord(pending.step, loss, norm, pending.lr, pending.tokens, rate, pending.data_seconds)
+        self.listener.stepped(record)
         return bool(votes > 0)
 
     def _next_batch(self) -> list[Microbatch]:

@@ -20,6 +20,8 @@ class StepRecord:
     lr: float
     tokens: int
     tokens_per_second: float
+    data_seconds: float = 0.0
+    """That the host spent on making the batch; a device that has work meanwhile does not wait for it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class EvalRecord:
     """Nats per token."""
     bits_per_byte: float | None
     """None where the tokenizer loses text, which the model then never sees."""
+    name: str = "held_out"
+    """Of the validation set."""
 
 
 class Listener(Protocol):
@@ -91,7 +95,11 @@ class JsonLines:
         self._write(asdict(record))
 
     def evaluated(self, record: EvalRecord) -> None:
-        row = {"step": record.step, "held_out_loss": record.loss, "held_out_bits_per_byte": record.bits_per_byte}
+        row = {
+            "step": record.step,
+            f"{record.name}_loss": record.loss,
+            f"{record.name}_bits_per_byte": record.bits_per_byte,
+        }
         self._write({name: value for name, value in row.items() if value is not None})
 
     def saved(self, step: int, path: Path) -> None:
@@ -121,14 +129,15 @@ class TensorBoard:
             "grad_norm": record.grad_norm,
             "lr": record.lr,
             "tokens_per_second": record.tokens_per_second,
+            "data_seconds": record.data_seconds,
         }
         for name, value in values.items():
             self._writer.add_scalar(name, value, record.step)
 
     def evaluated(self, record: EvalRecord) -> None:
-        self._writer.add_scalar("loss/held_out", record.loss, record.step)
+        self._writer.add_scalar(f"loss/{record.name}", record.loss, record.step)
         if record.bits_per_byte is not None:
-            self._writer.add_scalar("bits_per_byte/held_out", record.bits_per_byte, record.step)
+            self._writer.add_scalar(f"bits_per_byte/{record.name}", record.bits_per_byte, record.step)
 
     def saved(self, step: int, path: Path) -> None:
         """Nothing to plot."""

@@ -11,11 +11,9 @@ from pathlib import Path
 from stretto.arguments import Arguments, ConfigError, Resolved, Violation
 from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls
-from stretto.data.corpus import Corpus
 from stretto.data.feed import Feed
-from stretto.data.lock import Tell
-from stretto.data.prepare import Splits, prepare
-from stretto.data.tokenizer import Tokenizer, load_tokenizer
+from stretto.data.text import Text
+from stretto.data.tokenizer import Tokenizer
 from stretto.initialize.failures import is_consequence
 from stretto.initialize.timeline import StartTimeline
 from stretto.layout import Layout
@@ -28,34 +26,6 @@ from stretto.train.groups import group_options
 from stretto.train.loop import Loop
 from stretto.train.record import Listener
 from stretto.world import World
-
-
-@dataclass(frozen=True)
-class Text:
-    """What a run reads: corpus, tokenizer, token stores."""
-
-    corpus: Corpus
-    tokenizer: Tokenizer
-    splits: Splits
-
-    @classmethod
-    def open(cls, args: Arguments, tell: Tell | None = None, workers: int = 1) -> Text:
-        """From the cache, or built there; `tell` hears how far that is, whoever does it.
-
-        Raises DataError when the data cannot be used.
-        """
-        data = args.data
-        corpus, tokenizer = Corpus.open(data.data, data.text_key), load_tokenizer(data.tokenizer)
-        splits = prepare(
-            corpus,
-            tokenizer,
-            held_out=data.held_out,
-            cache=data.cache,
-            most_lost=data.max_lost,
-            workers=workers,
-            tell=tell or (lambda _: None),
-        )
-        return cls(corpus, tokenizer, splits)
 
 
 @dataclass(frozen=True)
@@ -113,8 +83,8 @@ def train(
         state = ParallelState.build(resolved.layout, world, timeout=args.run.timeout, options=options, tracer=tracer)
     with state:
         with timeline.phase("data"):
-            require_same_text(state, text.splits)
-            feed = on_all_ranks(state, lambda: Feed(text.splits.train, seq_len=args.batch.seq_len, seed=args.run.seed))
+            require_same_text(state, text)
+            feed = on_all_ranks(state, lambda: Feed(text.mix, seq_len=args.batch.seq_len, seed=args.run.seed))
         with timeline.phase("model"):
             built = build(args, state)
         train_state = TrainState(built.optimizer, feed)
@@ -130,7 +100,7 @@ def train(
 
         told = on_all_ranks(state, begun)
         try:
-            loop = Loop(args, state, built, train_state, text.splits, told, save, stop, timeline)
+            loop = Loop(args, state, built, train_state, text.eval_sets, told, save, stop, timeline)
             since = time.perf_counter()
             finished = loop.run()
             return Outcome(finished, train_state.step, time.perf_counter() - since)

@@ -109,7 +109,9 @@ def fail() -> None:
 def rows(run: Path) -> list[dict[str, Any]]:
     """The metrics of a run, all but what a clock has measured."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in ("tokens_per_second", "data_seconds")} for line in lines
+    ]
 
 
 def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:

@@ -19,8 +19,9 @@ from stretto.arguments import from_dict
 from stretto.checkpoint.marker import read_extra
 from stretto.cli import main, training  # noqa: F401  # loaded before the fork, not after it in each program
 from stretto.data.evaluation import held_out_batches
+from stretto.data.text import Text
 from stretto.testing import Fresh
-from stretto.train.run import Text, load_whole
+from stretto.train.run import load_whole
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -69,6 +70,7 @@ def test_tensorboard_has_the_rows_of_the_metrics(cube: tuple[Path, str]) -> None
         "grad_norm": "grad_norm",
         "lr": "lr",
         "tokens_per_second": "tokens_per_second",
+        "data_seconds": "data_seconds",
         "loss/held_out": "held_out_loss",
         "bits_per_byte/held_out": "held_out_bits_per_byte",
     }.items():
@@ -83,7 +85,7 @@ def test_one_process_computes_the_logits_of_the_layout(cube: tuple[Path, str]) -
     model = load_whole(args, path, World.single()).stages[0]
     total = count = 0.0
     for (batch,) in held_out_batches(
-        Text.open(args).splits.held_out, seq_len=16, global_batch=8, dp_rank=0, dp_size=1, micro_batch=8, limit=1
+        Text.open(args).eval_sets[0].store, seq_len=16, global_batch=8, dp_rank=0, dp_size=1, micro_batch=8, limit=1
     ):
         with torch.no_grad():
             logits = model.logits(batch.tokens)[..., :257].transpose(0, 1)  # [b, s, v]
@@ -220,6 +222,30 @@ def test_text_that_is_removed_ends_no_run(fresh: Fresh, options: list[str], corp
     assert (ended.code, ended.err) == (0, "")
     assert "bigram" in ended.out
     assert not text.exists()
+
+
+def test_a_mix_with_validation_sets_is_the_same_run_in_another_layout(
+    fresh: Fresh, options: list[str], corpus: Path, tmp_path: Path
+) -> None:
+    """Catches: a set that is evaluated in another order, or on other rows, by other ranks; a curve without its name."""
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("".join(json.dumps({"text": f"line {i} " * 9}) + "\n" for i in range(60)))
+    mixed = [*options, "--data", f"{corpus}:0.7,{lines}:0.3", "--eval-data", f"again={lines}", "--eval-batches", "0"]
+    mixed += ["--steps", "4"]
+    found = []
+    for i, layout in enumerate((["--nproc", "1"], ["--nproc", "4", "--dp", "2", "--pp", "2"])):
+        ended = fresh.run(main, [*mixed, *layout, "--out", str(tmp_path / f"run{i}")], env=ENV)
+        assert (ended.code, ended.err) == (0, "")
+        for name in ("songbook", "lines", "again"):
+            assert f"step 4: {name} loss" in ended.out
+            assert f"{name} bits per byte" in ended.out
+        assert "0.3 of the samples" in ended.out
+        found.append(rows(tmp_path / f"run{i}"))
+    keys = [[*row] for row in found[0]]
+    assert keys == [[*row] for row in found[1]]
+    assert sum("again_loss" in row for row in found[0]) == 1
+    one, other = ([v for row in run for k, v in row.items() if "loss" in k or "bits" in k] for run in found)
+    assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_a_tokenizer_that_loses_text_has_no_bits_per_byte(fresh: Fresh, tmp_path: Path) -> None:

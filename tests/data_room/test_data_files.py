@@ -1,4 +1,9 @@
-"""What is read of a directory, in which form, and what is passed over and counted (P28)."""
+"""What is read of a directory, in which form, and what is passed over and counted (P28).
+
+Faults to catch: a pipe that is taken for a file; an open that waits for a writer; names that steer the terminal; a
+file that is not UTF-8 passed over in silence; JSON lines in a `.json` learnt as text; a key that is not looked under;
+an archive that ends in the middle taken as whole; memory without bound for one line.
+"""
 
 from __future__ import annotations
 

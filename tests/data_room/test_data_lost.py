@@ -1,4 +1,8 @@
-"""A tokenizer that does not give back its text is found out: no figure counts text that no model saw (P28)."""
+"""A tokenizer that does not give back its text is found out: no figure counts text that no model saw (P28).
+
+Faults to catch: lost characters counted once each; lost text that is not held against its bound; bits over bytes that
+no model saw.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A corpus is tokenized in parts that survive a kill, by any number of processes, into the same tokens."""
+"""A corpus is tokenized in parts that survive a kill, by any number of processes, into the same tokens.
+
+Faults to catch: a part made again after a kill; temporary files that stay; a waiter that gives up while the builder
+gets on; a line that is twice where a file is cut; lines that get other numbers; a file that changes while it is read.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +72,7 @@ def test_a_killed_builder_loses_one_part_and_leaves_nothing(
     command = [sys.executable, "-c", DIES, str(lines), str(tmp_path / "cache")]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert [name for name in files(tmp_path / "cache") if name.endswith(".tmp")]
+    next((tmp_path / "cache").iterdir()).joinpath("train.other-1.tmp").touch()  # of one who was killed while joining
     monkeypatch.setattr(parts, "_PART", 400)
     made, make = [], parts.make
 
@@ -96,6 +101,30 @@ def test_many_workers_make_the_same_tokens(lines: Path, tmp_path: Path, monkeypa
     assert files(tmp_path / "cache") == LEFT
     assert told[0].done == 0
     assert all(one.done <= two.done <= two.total for one, two in pairwise(told))
+
+
+TWO = """
+import sys, time
+from pathlib import Path
+from stretto.data import corpus, parts, prepare, tokenizer
+root, cache, start = sys.argv[1:]
+parts._PART = 400
+while not Path(start).exists(): time.sleep(0.001)
+made = prepare.prepare(corpus.Corpus.open(root), tokenizer.ByteTokenizer(), held_out=0.25, cache=cache, workers=2)
+print(made.train.header.digest, made.held_out.header.digest)
+"""
+
+
+def test_two_builders_share_the_work(lines: Path, tmp_path: Path) -> None:
+    """As on two nodes with one cache. Catches: a second builder that fails, or makes other tokens."""
+    whole = build(lines, tmp_path / "whole")
+    command = [sys.executable, "-c", TWO, str(lines), str(tmp_path / "cache"), str(tmp_path / "start")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    (tmp_path / "start").touch()
+    printed = {process.communicate(timeout=60)[0] for process in running}
+    assert [process.returncode for process in running] == [0, 0]
+    assert printed == {f"{whole.train.header.digest} {whole.held_out.header.digest}\n"}
+    assert files(tmp_path / "cache") == LEFT
 
 
 def test_what_a_worker_finds_wrong_is_told_once(lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

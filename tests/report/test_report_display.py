@@ -11,9 +11,10 @@ from rich.console import Console
 
 from stretto.data.lock import Progress
 from stretto.initialize.timeline import StartTimeline
+from stretto.report.printable import printable
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
-from stretto.report.summary import curve, printable, sample_panel
+from stretto.report.summary import curve, sample_panel
 from stretto.report.tokenizing import Tokenizing
 from stretto.train.record import EvalRecord, StepRecord
 from stretto.world import World

@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from stretto.arguments import parse
 from stretto.data.feed import Feed
+from stretto.data.lost import Lost
 from stretto.data.store import TokenStore, write_store
+from stretto.data.text import EvalSet
 from stretto.layout import Layout
 from stretto.testing import Pool
 from stretto.train.checkpointing import TrainState
@@ -56,7 +58,16 @@ def loop(world: World, directory: Path, words: str = "") -> Iterator[Loop]:
     text = TokenStore.open(path)
     with build(args, Layout.of(), world) as session:
         state = TrainState(session.built.optimizer, Feed(text, seq_len=16, seed=0))
-        made = Loop(args, session.state, session.built, state, text, Everyone([]), save=Path, stop=bool)
+        made = Loop(
+            args,
+            session.state,
+            session.built,
+            state,
+            [EvalSet("held_out", text, Lost(), None)],
+            Everyone([]),
+            save=Path,
+            stop=bool,
+        )
         made.advance()
         yield made
 

@@ -37,8 +37,24 @@ def write(path: Path, steps: range, *, after: int) -> None:
 def test_reads_like_a_run(tmp_path: Path) -> None:
     write(tmp_path / "new" / "metrics.jsonl", range(1, 3), after=0)
     assert [json.loads(line) for line in (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()] == [
-        {"step": 1, "loss": 1.0, "grad_norm": 2.0, "lr": 1e-3, "tokens": 64, "tokens_per_second": 10.0},
-        {"step": 2, "loss": 0.5, "grad_norm": 2.0, "lr": 1e-3, "tokens": 128, "tokens_per_second": 10.0},
+        {
+            "step": 1,
+            "loss": 1.0,
+            "grad_norm": 2.0,
+            "lr": 1e-3,
+            "tokens": 64,
+            "tokens_per_second": 10.0,
+            "data_seconds": 0.0,
+        },
+        {
+            "step": 2,
+            "loss": 0.5,
+            "grad_norm": 2.0,
+            "lr": 1e-3,
+            "tokens": 128,
+            "tokens_per_second": 10.0,
+            "data_seconds": 0.0,
+        },
         {"step": 2, "held_out_loss": 3.0, "held_out_bits_per_byte": 4.0},
     ]
 

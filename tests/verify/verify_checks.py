@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
 from stretto.batch import Batch
 from stretto.data.feed import Feed
+from stretto.data.lost import Lost
 from stretto.data.store import TokenStore, write_store
+from stretto.data.text import EvalSet
 from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.params import Slice, collect, slices
@@ -140,7 +142,9 @@ def held_out_loss(world: World) -> str:
             session.load_full(weights)
             state = TrainState(session.built.optimizer, Feed(text, seq_len=seq, seed=0))
             told = _Heard()
-            Loop(args, session.state, session.built, state, text, told, Path, bool).evaluate()
+            Loop(
+                args, session.state, session.built, state, [EvalSet("held_out", text, Lost(), None)], told, Path, bool
+            ).evaluate()
         tokens = torch.from_numpy(text.tokens.astype("int64"))
     model = _whole_model(args, weights)
     total = 0.0

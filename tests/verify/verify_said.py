@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
+from verify_said_data import FILES, INDEXED, LOST, MIXTURE, PARTS
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 
@@ -580,4 +581,9 @@ SAID = (
     EXCHANGE,
     BASH,
     SCRIPTS,
+    FILES,
+    LOST,
+    PARTS,
+    MIXTURE,
+    INDEXED,
 )

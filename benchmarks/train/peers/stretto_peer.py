@@ -89,7 +89,7 @@ class Peer:
             self.state,
             self.built,
             TrainState(self.built.optimizer, feed),
-            feed.store,
+            (),
             self._listener(),
             save=Path,
             stop=bool,
