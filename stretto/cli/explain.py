@@ -14,7 +14,9 @@ from stretto.cli.megatron import layer
 from stretto.cli.memory import memory_table, take_limit, verdict
 from stretto.cli.words import origin, parse_or_demo, with_vocabulary
 from stretto.console import console
+from stretto.data.describe import foreseen_lines
 from stretto.data.errors import DataError
+from stretto.data.tokenizer import load_tokenizer
 from stretto.estimate import count_parameters, norms_of_a_layer, positions, qk_norms, stage_layers
 from stretto.layout import Layout, Topology, warnings
 from stretto.schedule import Cost, bubble, schedule_for, simulate
@@ -57,7 +59,7 @@ def show(resolved: Resolved, screen: Console, limit: float | None = None) -> Non
     `limit` is what a device has, in GiB.
     """
     args = resolved.args
-    for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args))):
+    for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args)), ("data", _data(args))):
         screen.print(Text(title, style="bold"))
         for line in lines:
             screen.print(f"  {line}")
@@ -124,6 +126,15 @@ def _batch(args: Arguments) -> Iterator[str]:
     yield f"{b.global_batch} sequences = micro_batch {b.micro_batch} * dp {dp} * {m} microbatches"
     yield f"{tokens:,} tokens a step = {b.global_batch} * seq_len {b.seq_len}"
     yield f"{tokens * steps:,} tokens = {steps:,} steps * {tokens:,}"
+
+
+def _data(args: Arguments) -> Iterator[str]:
+    """The text as far as this machine has it: nothing is tokenized here."""
+    try:
+        tokenizer = load_tokenizer(args.data.tokenizer)
+        yield from foreseen_lines(args, tokenizer)
+    except DataError as error:
+        yield f"{args.data.data or 'the standard library'}: not known here ({error})"
 
 
 def _microbatches(args: Arguments) -> int:

@@ -273,7 +273,14 @@ def test_a_record_never_says_where_a_run_writes() -> None:
     args = parse([], env={}, files=False, checkpoint=Record.from_dict(record, "x")).args
     assert evil in (args.data.data, args.data.tokenizer)  # what is read comes from there
     assert evil not in (args.data.cache, args.checkpoint.out, args.run.log_dir)
-    assert set(paths) == {"data.data", "data.tokenizer", "data.cache", "checkpoint.out", "run.log_dir"}
+    assert set(paths) == {
+        "data.data",
+        "data.eval_data",
+        "data.tokenizer",
+        "data.cache",
+        "checkpoint.out",
+        "run.log_dir",
+    }
 
 
 def test_relative_names_are_understood_in_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
