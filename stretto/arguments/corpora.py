@@ -95,10 +95,13 @@ def with_paths(setting: str, value: str, change: Callable[[str], str]) -> str:
     paths = paths_in(setting, value)
     if paths == (value,):
         return change(value)
-    words = [(word, path) for word, path in zip(value.split(","), paths, strict=False)]
+    changed = [change(path) for path in paths]
+    if any("," in path for path in changed):  # a list of them could not be read again
+        return value
+    pairs = zip(value.split(","), paths, changed, strict=True)
     if setting == "data.eval_data":
-        return ",".join(f"{word.partition('=')[0]}={change(path)}" for word, path in words)
-    return ",".join(change(path) + word[len(path) :] for word, path in words)
+        return ",".join(f"{word.partition('=')[0]}={new}" for word, _, new in pairs)
+    return ",".join(new + word[len(old) :] for word, old, new in pairs)
 
 
 def _check(found: Sequence[Share]) -> None:

@@ -126,7 +126,8 @@ def _files(source: Source) -> str:
         return f"{corpus.tokens}: tokens that are made"
     beside = f", and {passed.total:,} passed over: {passed}" if passed.total else ""
     files = len(corpus.files) + corpus.passed.total - passed.total
-    return f"{corpus.root}: {files:,} file{'s' * (files != 1)}{beside}"
+    where = corpus.root if corpus.whole else corpus.root / corpus.files[0]
+    return f"{where}: {files:,} file{'s' * (files != 1)}{beside}"
 
 
 def _table(text: Text) -> Table:

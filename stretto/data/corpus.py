@@ -37,6 +37,8 @@ class Corpus:
     """What lies beside them and is not to be opened. What is no text is found only when it is read."""
     text_key: str = "text"
     """The field of a JSON line that holds its text."""
+    whole: bool = True
+    """All that is below `root`, and not one file of it that was named."""
 
     @classmethod
     def open(cls, data: str | Path | None, text_key: str = "text") -> Corpus:
@@ -53,7 +55,7 @@ class Corpus:
             raise DataError(f"data.data={str(data)!r} does not exist (looked at {path.absolute()})")
         if not path.is_file():
             raise DataError(f"data.data={str(data)!r} is a pipe, socket or device; write its text to a file first")
-        return cls(path.name.split(".")[0] or "file", path.parent, (path.name,), text_key=text_key)
+        return cls(path.name.split(".")[0] or "file", path.parent, (path.name,), text_key=text_key, whole=False)
 
     def documents(self) -> Iterator[Document]:
         """All documents with a text, in the order of `files`."""

@@ -294,6 +294,28 @@ def test_relative_names_are_understood_in_another_directory(tmp_path: Path, monk
     assert again.args.data.tokenizer == "byte"
 
 
+def test_each_of_several_corpora_is_understood_in_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a list of corpora taken for one name; validation sets that stay relative; a list that is too long."""
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text("text")
+    monkeypatch.chdir(tmp_path)
+    many = ",".join(["./" * i + "c.txt" for i in range(1, 30)])
+    words = ["--data", "a.txt:0.7,b.txt:.3", "--eval-data", "x=c.txt,y=" + str(tmp_path / "a.txt")]
+    record = json.loads(json.dumps(parse(words, env={}).record().as_dict()))
+    data = record["arguments"]["data"]
+    assert data["data"] == f"{tmp_path}/a.txt:0.7,{tmp_path}/b.txt:.3"
+    assert data["eval_data"] == f"x={tmp_path}/c.txt,y={tmp_path}/a.txt"
+    assert record["given"] == {"data.data": words[1], "data.eval_data": words[3]}
+    monkeypatch.chdir("/")
+    again = parse([], env={}, checkpoint=Record.from_dict(record, "x"))
+    assert (again.args.data.data, again.args.data.eval_data) == (data["data"], data["eval_data"])
+    monkeypatch.chdir(tmp_path)
+    assert len(many) > 255
+    assert parse(["--data", many], env={}).args.data.data == many
+
+
 def test_a_changed_schedule_is_told_with_both_rates() -> None:
     """8 steps, then 16: the rate of step 9 was the floor, and is in the middle of the decay."""
     base = ["--lr", "1e-3", "--min-lr", "1e-4", "--warmup-steps", "0"]

@@ -107,3 +107,11 @@ def test_help_has_the_options_that_matter_here(capsys: pytest.CaptureFixture[str
     for word in ("stretto data build: tokenize", "--data TEXT", "--tokenizer", "--held-out", "--cache", "--preset"):
         assert word in helped
     assert "--tp" not in helped.replace("--set parallel.tp", "")
+
+
+def test_a_file_is_told_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: the directory in which it lies, as if all of that had been read."""
+    (tmp_path / "a.jsonl").write_text('{"text": "one two"}\n' * 9)
+    (tmp_path / "b.txt").write_text("another")
+    assert main(["build", "--data", str(tmp_path / "a.jsonl"), "--held-out", "0", "--cache", str(tmp_path / "c")]) == 0
+    assert f"{tmp_path / 'a.jsonl'}: 1 file; ready in" in capsys.readouterr().out
