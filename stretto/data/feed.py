@@ -40,10 +40,11 @@ class Feed:
         same global batch for every dp_size and micro_batch. Raises ValueError when it does not divide.
         """
         mine = rows_of(global_batch, dp_rank, dp_size, micro_batch)
+        own = np.concatenate([np.arange(rows.start, rows.stop) for rows in mine])
         corpora, windows = self.order.places(self.consumed, global_batch)
-        samples = torch.arange(self.consumed, self.consumed + global_batch)
+        made = replace(self._rows(corpora[own], windows[own]), samples=torch.from_numpy(own + self.consumed))
         self.consumed += global_batch
-        return [replace(self._rows(corpora[rows], windows[rows]), samples=samples[rows]) for rows in mine]
+        return [made.rows(slice(start, start + micro_batch)) for start in range(0, len(own), micro_batch)]
 
     def _rows(self, corpora: NDArray[np.int64], windows: NDArray[np.int64]) -> Batch:
         stores = self.mix.stores
