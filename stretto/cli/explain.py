@@ -14,9 +14,7 @@ from stretto.cli.megatron import layer
 from stretto.cli.memory import memory_table, take_limit, verdict
 from stretto.cli.words import origin, parse_or_demo, with_vocabulary
 from stretto.console import console
-from stretto.data.describe import foreseen_lines
 from stretto.data.errors import DataError
-from stretto.data.tokenizer import load_tokenizer
 from stretto.estimate import count_parameters, norms_of_a_layer, positions, qk_norms, stage_layers
 from stretto.layout import Layout, Topology, warnings
 from stretto.schedule import Cost, bubble, schedule_for, simulate
@@ -62,7 +60,7 @@ def show(resolved: Resolved, screen: Console, limit: float | None = None) -> Non
     for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args)), ("data", _data(args))):
         screen.print(Text(title, style="bold"))
         for line in lines:
-            screen.print(f"  {line}")
+            screen.print(Text(f"  {line}", style="bold yellow" if line.startswith("WARNING: ") else ""))
     screen.print(Text("stages", style="bold"))
     screen.print(_stages(resolved))
     for line in _parameters(args):
@@ -130,6 +128,9 @@ def _batch(args: Arguments) -> Iterator[str]:
 
 def _data(args: Arguments) -> Iterator[str]:
     """The text as far as this machine has it: nothing is tokenized here."""
+    from stretto.data.describe import foreseen_lines  # NumPy and tokenizers, which --help does not wait for
+    from stretto.data.tokenizer import load_tokenizer
+
     try:
         tokenizer = load_tokenizer(args.data.tokenizer)
         yield from foreseen_lines(args, tokenizer)
