@@ -58,10 +58,10 @@ def show(resolved: Resolved, screen: Console, limit: float | None = None) -> Non
     `limit` is what a device has, in GiB.
     """
     args = resolved.args
-    for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args))):
+    for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args)), ("data", _data(args))):
         screen.print(Text(title, style="bold"))
         for line in lines:
-            screen.print(f"  {line}")
+            screen.print(Text(f"  {line}", style="bold yellow" if line.startswith("WARNING: ") else ""))
     screen.print(Text("stages", style="bold"))
     screen.print(_stages(resolved))
     for line in _parameters(args):
@@ -112,6 +112,25 @@ def _batch(args: Arguments) -> Iterator[str]:
     yield f"{tokens * steps:,} tokens = {steps:,} steps * {tokens:,}"
 
 
+<<<<<<< HEAD
+=======
+def _data(args: Arguments) -> Iterator[str]:
+    """The text as far as this machine has it: nothing is tokenized here."""
+    from stretto.data.describe import foreseen_lines  # NumPy and tokenizers, which --help does not wait for
+    from stretto.data.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(args.data.tokenizer)
+        yield from foreseen_lines(args, tokenizer)
+    except DataError as error:
+        yield f"{args.data.data or 'the standard library'}: not known here ({error})"
+
+
+def _microbatches(args: Arguments) -> int:
+    return args.batch.global_batch // (args.batch.micro_batch * (args.parallel.dp or 1))
+
+
+>>>>>>> dm
 def _stages(resolved: Resolved) -> Table:
     args, layout = resolved.args, resolved.layout
     rows = Table(box=None, pad_edge=True)

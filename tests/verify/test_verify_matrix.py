@@ -7,7 +7,6 @@ import re
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -15,7 +14,8 @@ import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not i
 from allpairspy import AllPairs
 from rich.console import Console
 
-from stretto.arguments.schema import Arguments, ParallelConfig, RunConfig
+from stretto.arguments.schema import Arguments, DataConfig, ParallelConfig, RunConfig
+from stretto.data.text import Text
 from stretto.layout import Layout
 from stretto.report.header import header
 from stretto.testing import Pool
@@ -100,20 +100,23 @@ def test_every_choice_of_the_schema_is_in_the_matrix() -> None:
     assert TENSOR[0] == PIPELINE[0] == DATA[0] == "-"
 
 
-def test_the_header_of_a_run_warns() -> None:
+def test_the_header_of_a_run_warns(tmp_path: Path) -> None:
     """Catches a warning that nobody is shown; a verified run has none."""
-    args = replace(Arguments(), parallel=ParallelConfig(tp=2, dp=1))
-    args = replace(args, model=replace(args.model, vocab=256))
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text("some text " * 99)
+    data = DataConfig(data=str(tmp_path), cache=str(tmp_path / ".cache"), held_out=0.3)
+    args = replace(Arguments(), parallel=ParallelConfig(tp=2, dp=1), data=data)
+    args = replace(args, model=replace(args.model, vocab=257))
     assert "warning" not in _header(args)
     assert "not among the verified combinations: tp, cp=2, fp32" in _header(
         replace(args, parallel=replace(args.parallel, cp=2))
     )
+    assert "a vocabulary of 50,257, of which the tokenizer byte uses 257" in _header(
+        replace(args, model=replace(args.model, vocab=50257))
+    )
 
 
 def _header(args: Arguments) -> str:
-    store = SimpleNamespace(header=SimpleNamespace(documents=1, tokens=1000))
-    splits = SimpleNamespace(train=store, held_out=store)
-    text = SimpleNamespace(corpus=SimpleNamespace(label="text"), splits=splits)
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(header(args, text, resume=None, after=0, aside=None))
+    console.print(header(args, Text.open(args), resume=None, after=0, aside=None))
     return console.export_text()
