@@ -112,8 +112,6 @@ def _batch(args: Arguments) -> Iterator[str]:
     yield f"{tokens * steps:,} tokens = {steps:,} steps * {tokens:,}"
 
 
-<<<<<<< HEAD
-=======
 def _data(args: Arguments) -> Iterator[str]:
     """The text as far as this machine has it: nothing is tokenized here."""
     from stretto.data.describe import foreseen_lines  # NumPy and tokenizers, which --help does not wait for
@@ -126,11 +124,6 @@ def _data(args: Arguments) -> Iterator[str]:
         yield f"{args.data.data or 'the standard library'}: not known here ({error})"
 
 
-def _microbatches(args: Arguments) -> int:
-    return args.batch.global_batch // (args.batch.micro_batch * (args.parallel.dp or 1))
-
-
->>>>>>> dm
 def _stages(resolved: Resolved) -> Table:
     args, layout = resolved.args, resolved.layout
     rows = Table(box=None, pad_edge=True)
