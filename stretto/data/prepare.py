@@ -237,22 +237,22 @@ def _check_split(corpus: Corpus, account: Account, train: int, held: int, held_o
     total = train + held
     if total == 0:
         beside = f" ({account.passed})" if account.passed.total else ""
-        raise DataError(f"none of the {len(corpus.files)} files in {corpus.root} has any UTF-8 text{beside}")
+        raise DataError(f"none of the {len(corpus.files)} files in {corpus.place} has any UTF-8 text{beside}")
     if held_out == 0:
         return
     if total == 1:
         raise DataError(
-            f"{corpus.root} has 1 document, which cannot be split; --held-out 0 trains on it and evaluates nothing, or "
-            "bring more documents, or a .jsonl of many"
+            f"{corpus.place} has 1 document, which cannot be split; --held-out 0 trains on it and evaluates nothing, "
+            "or bring more documents, or a .jsonl of many"
         )
     if held == 0:
         raise DataError(
-            f"data.held_out={held_out} holds out none of the {total} documents in {corpus.root}; "
+            f"data.held_out={held_out} holds out none of the {total} documents in {corpus.place}; "
             f"data.held_out={_above(account.lowest)} holds out at least one, 0 goes without"
         )
     if train == 0:
         raise DataError(
-            f"data.held_out={held_out} holds out all {total} documents in {corpus.root}; "
+            f"data.held_out={held_out} holds out all {total} documents in {corpus.place}; "
             f"data.held_out={_below(account.highest)} leaves some to train on"
         )
 
