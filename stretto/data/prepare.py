@@ -1,8 +1,8 @@
 """From a corpus and a tokenizer to two open token stores, built once for each file system.
 
-Every rank calls `prepare`. The first builds, under a lock; the others wait as long as it gets on. The name of the cache
-holds a hash of all that the tokens depend on, so a changed corpus has another name and nothing is stale.
-The lock saves work and is not needed to be right: a store appears by one atomic rename, so that on a file
+Any process may call `prepare`: of a run few ranks do, see `stretto.train.shared_text`. The first builds, under a lock;
+others wait as long as it gets on. The name of the cache holds a hash of all that the tokens depend on, so a changed
+corpus has another name and nothing is stale. The lock saves work and is not needed to be right: a store appears by one atomic rename, so that on a file
 system without locks two builders only do the same work twice.
 """
 
