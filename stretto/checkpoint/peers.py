@@ -15,12 +15,9 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
+from stretto.checkpoint.errors import CheckpointError, describe
 from stretto.exchange import all_gather_bytes, all_same, gather_json
 from stretto.world import World
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message is the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +84,6 @@ class Peers:
         problems = self.gather(problem)
         if any(p is not None for p in problems):
             raise CheckpointError(_report(doing, dict(enumerate(problems)))) from cause
-
-
-def describe(error: BaseException) -> str:
-    """The error's own words when they are ours, else its type as well."""
-    return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
 
 
 def _report(doing: str, problems: dict[int, str | None]) -> str:

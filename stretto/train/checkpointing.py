@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from stretto.arguments import Arguments
 from stretto.checkpoint import CheckpointError, load, prune, save
-from stretto.checkpoint.contents import read_contents
+from stretto.checkpoint.index import Index
 from stretto.estimate import count_parameters
 from stretto.parallel_state import ParallelState
 from stretto.reading import shown
@@ -55,7 +56,7 @@ def require_fits(args: Arguments, path: Path) -> None:
     A record may be damaged, or somebody's who wants memory to run out. What is nearly as large is loaded, which tells
     all tensors that differ.
     """
-    held = sum(t.size.numel() for name, t in read_contents(path).tensors.items() if name.startswith("model/"))
+    held = sum(prod(t.shape) for name, t in Index(path).tensors.items() if name.startswith("model/"))
     wanted = count_parameters(args.model, args.batch.seq_len).total
     if wanted > 4 * held + _SMALL:
         raise CheckpointError(
