@@ -82,9 +82,7 @@ def _central(name: str, size: int, crc: int, at: int) -> bytes:
     wide = size >= _WIDE
     short, version, extra = (_WIDE, 45, _zip64(size, size)) if wide else (size, 20, b"")
     lengths = (len(name), len(extra), 0, 0, 0)
-    fixed = struct.pack(
-        "<4s6H3I5H2I", b"PK\1\2", version, version, 0, 0, 0, _DATE, crc, short, short, *lengths, 0, at
-    )
+    fixed = struct.pack("<4s6H3I5H2I", b"PK\1\2", version, version, 0, 0, 0, _DATE, crc, short, short, *lengths, 0, at)
     return fixed + name.encode() + extra
 
 

@@ -100,9 +100,7 @@ def encoded(tensors: Iterable[Tensor]) -> tuple[bytes, int]:
     files: dict[str, int] = {}
     lines, table, at = [], {}, 0
     for tensor in tensors:
-        pieces = [
-            [p.offsets, p.sizes, files.setdefault(p.file, len(files)), p.at, p.sums] for p in tensor.pieces
-        ]
+        pieces = [[p.offsets, p.sizes, files.setdefault(p.file, len(files)), p.at, p.sums] for p in tensor.pieces]
         line = json.dumps(pieces, separators=(",", ":")).encode() + b"\n"
         table[tensor.name] = [tensor.dtype, tensor.shape, at, len(line), checksum(line)]
         lines.append(line)

@@ -139,7 +139,9 @@ def whole_tensors(parts: Iterable[Mapping[str, Any]], names: Sequence[str]) -> l
             elif all(sizes):
                 held.append(Piece(tuple(offsets), tuple(sizes), file, at, tuple(sums), start, length))
     found = [Tensor(name, *known[name], tuple(pieces[name])) for name in sorted(known)]
-    errors |= {f"{t.name}: {e}" for t in found for e in tiling_errors(t.shape, [(p.offsets, p.sizes) for p in t.pieces])}
+    errors |= {
+        f"{t.name}: {e}" for t in found for e in tiling_errors(t.shape, [(p.offsets, p.sizes) for p in t.pieces])
+    }
     errors |= {f"{name}: no rank is owner of any piece" for name in copies - known.keys()}
     if errors:
         raise CheckpointError("the slices do not make whole tensors\n  " + "\n  ".join(sorted(errors)))

@@ -103,9 +103,7 @@ def _blocks(reads: Iterable[tuple[index.Tensor, Piece, Slice]]) -> Iterator[Bloc
                 yield Block(piece.file, piece.at + begin, length, digest, dtype, sizes, copies)
 
 
-def _copy(
-    offsets: Sequence[int], sizes: Sequence[int], s: Slice
-) -> tuple[Sequence[tuple[int, int]], Tensor] | None:
+def _copy(offsets: Sequence[int], sizes: Sequence[int], s: Slice) -> tuple[Sequence[tuple[int, int]], Tensor] | None:
     common = intersection((offsets, sizes), (s.offsets, tuple(s.tensor.shape)))
     if common is None:
         return None

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed import ProcessGroup
 
 from stretto.checkpoint.directory import Retention, abandon, step_path
@@ -75,9 +74,7 @@ class _UnderWay:
 class Saver:
     """Saves of one run on one rank; all ranks make one and use it together."""
 
-    def __init__(
-        self, world: World, *, group: ProcessGroup | None = None, retention: Retention | None = None
-    ) -> None:
+    def __init__(self, world: World, *, group: ProcessGroup | None = None, retention: Retention | None = None) -> None:
         """`group` spans exactly the ranks of `world`; with a `retention`, older checkpoints are pruned after each."""
         self.peers, self.device, self.retention = Peers.of(world, group), world.device, retention
         mine = secrets.token_hex(6) if self.peers.rank == 0 else ""

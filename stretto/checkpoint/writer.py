@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stretto.checkpoint.commit import commit, missing_parts
-from stretto.checkpoint.directory import Retention, prepare, prune
+from stretto.checkpoint.directory import prepare, prune
 from stretto.checkpoint.errors import CheckpointError, describe
 from stretto.checkpoint.marker import WRITING
 from stretto.checkpoint.part import Mine, write_part

@@ -17,7 +17,9 @@ from stretto.checkpoint.writer import Job, Line
 HOOKS: Final = "STRETTO_WRITER_HOOKS"
 """Variable with modules that a writer imports first, separated by commas: how drills make a disk slow or full."""
 
-_PROGRAM: Final = "import sys; sys.path[:0] = [sys.argv.pop(1)]; from stretto.checkpoint.writer import main; main(sys.argv[1:])"
+_PROGRAM: Final = (
+    "import sys; sys.path[:0] = [sys.argv.pop(1)]; from stretto.checkpoint.writer import main; main(sys.argv[1:])"
+)
 
 
 class WriterProcess:

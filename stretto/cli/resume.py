@@ -8,10 +8,10 @@ from pathlib import Path
 from stretto.arguments import ConfigError, Record, Resolved, Violation, from_dict
 from stretto.checkpoint import CheckpointError, latest_complete
 from stretto.checkpoint.marker import read_extra
+from stretto.checkpoint.places import place
 from stretto.initialize.environment import Launch
 from stretto.terminal import say
 from stretto.train.checkpointing import step_of
-from stretto.train.directory import Paths
 from stretto.train.learning_rate import changed_rate
 
 
@@ -42,13 +42,13 @@ class Resumed:
             return None
 
 
-def newest(out: str, launch: Launch, *, required: bool) -> list[Resumed]:
-    """The newest complete checkpoint in the directory of a run, if any; rank 0 says which ones it passes over.
+def newest(directory: str, launch: Launch, *, required: bool) -> list[Resumed]:
+    """The newest complete checkpoint in a directory, if any; rank 0 says which ones it passes over.
 
     Raises ConfigError when there is none though `required`, or when it is not a run's.
     """
     try:
-        return _newest(Paths(Path(out).expanduser()).checkpoints, launch, required)
+        return _newest(place(directory), launch, required)
     except CheckpointError as error:
         raise ConfigError([Violation("resume", ("checkpoint.resume",), str(error))]) from error
 

@@ -49,10 +49,10 @@ def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) ->
     world = None if launch.source == "python" else launch.size
     found: list[Resumed] = []
 
-    def resumed(out: str, required: bool) -> Record | None:
+    def resumed(directory: str, required: bool) -> Record | None:
         from stretto.cli.resume import newest  # loads torch
 
-        found.extend(newest(out, launch, required=required))
+        found.extend(newest(directory, launch, required=required))
         return found[0].record if found else None
 
     translate = partial(layer, tell=launch.rank == 0, processes=world)

@@ -73,6 +73,17 @@ class SaveRecord:
     step: int
     path: Path
     seconds: float
+    """From its beginning to its end."""
+    stall: float | None = None
+    """Of these, what training waited, as far as that save went."""
+    waited: float | None = None
+    """Of the stall: until the save before it had ended, of which at most one is under way."""
+    copied: float | None = None
+    """Until a copy of the state was there; from a GPU, beside the next step."""
+    written: float | None = None
+    """Rank 0's part, by its writer."""
+    nbytes: int | None = None
+    """Of rank 0's part."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +160,9 @@ class Everyone(Listener):
             each.close()
 
 
-def figures(record: StepRecord | EvalRecord) -> dict[str, float]:
+def figures(record: StepRecord | EvalRecord | SaveRecord) -> dict[str, float]:
     """The numbers of a record by the names that curves are known under; nothing that is not known."""
-    names = _STEP_NAMES if isinstance(record, StepRecord) else _EVAL_NAMES
+    names = _NAMES[type(record)]
     return {name: value for key, name in names.items() if (value := getattr(record, key)) is not None}
 
 
@@ -168,6 +179,12 @@ _STEP_NAMES: Final = MappingProxyType(
     }
 )
 _EVAL_NAMES: Final = MappingProxyType({"loss": "loss/held_out", "bits_per_byte": "bits_per_byte/held_out"})
+_SAVE_NAMES: Final = MappingProxyType(
+    {"seconds": "checkpoint/seconds"}
+    | {name: f"checkpoint/{name}_seconds" for name in ("stall", "waited", "copied", "written")}
+    | {"nbytes": "checkpoint/bytes"}
+)
+_NAMES: Final = MappingProxyType({StepRecord: _STEP_NAMES, EvalRecord: _EVAL_NAMES, SaveRecord: _SAVE_NAMES})
 
 
 class JsonLines(Listener):
@@ -197,6 +214,9 @@ class JsonLines(Listener):
         row["evaluation_seconds"] = record.seconds
         self._write({"step": record.step, **{key: value for key, value in row.items() if value is not None}})
 
+    def saved(self, record: SaveRecord) -> None:
+        self._write({"step": record.step, **{k.replace("/", "_"): value for k, value in figures(record).items()}})
+
     def close(self) -> None:
         self._file.close()
 
@@ -221,7 +241,10 @@ class TensorBoard(Listener):
     def evaluated(self, record: EvalRecord) -> None:
         self._plot(record)
 
-    def _plot(self, record: StepRecord | EvalRecord) -> None:
+    def saved(self, record: SaveRecord) -> None:
+        self._plot(record)
+
+    def _plot(self, record: StepRecord | EvalRecord | SaveRecord) -> None:
         for name, value in figures(record).items():
             self._writer.add_scalar(name, value, record.step)
 
@@ -259,4 +282,4 @@ def _is_figure(name: str, x: object) -> bool:
 
 def _before(row: dict[str, Any], after: int) -> bool:
     """Whether a row is from before the checkpoint of step `after` was whole."""
-    return bool(row["step"] <= after if "loss" in row else row["step"] < after)
+    return bool(row["step"] <= after if "loss" in row or "checkpoint_seconds" in row else row["step"] < after)

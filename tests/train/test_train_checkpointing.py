@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from stretto.checkpoint.contents import read_contents
 
 from stretto.arguments import parse
 from stretto.checkpoint import CheckpointError, save
-from stretto.checkpoint.contents import read_contents
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.train.build import build
