@@ -155,7 +155,7 @@ class CheckpointConfig:
     save_every: int = setting(0, "save a checkpoint every so many steps; 0: at the end only", unit="steps", at_least=0)
     async_save: bool = setting(
         True,
-        "go on training while a process of its own writes a checkpoint; otherwise wait for the disk",
+        "a process of its own writes checkpoints while training goes on; else training waits",
         carried=False,
     )
     keep: int = setting(2, "so many newest checkpoints stay", at_least=1)

@@ -113,9 +113,8 @@ def prepare(path: Path) -> None:
     """Have an empty directory to write into; a whole checkpoint of the same step moves aside."""
     aside = _aside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if (
-        is_local(path) and os.path.lexists(path) and (path.is_symlink() or not path.is_dir())
-    ):  # not ours to remove; and the save is due
+    if is_local(path) and os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+        # Not ours to remove; and the save is due.
         stray = next(p for n in count(1) if not os.path.lexists(p := path.with_name(f"{path.name}.stray-{n}")))
         path.rename(stray)
         logging.getLogger(__name__).warning("%s was no checkpoint and is in the way of one: moved to %s", path, stray)

@@ -131,7 +131,8 @@ class Index:
 
     def tensor(self, name: str) -> Tensor:
         """A tensor with its pieces."""
-        return self._reading(lambda: self._tensor(name))
+        found: Tensor = self._reading(lambda: self._tensor(name))
+        return found
 
     def __iter__(self) -> Iterator[Tensor]:
         """All tensors with their pieces, one at a time."""

@@ -50,7 +50,7 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 def write_durably(file: Path, content: Iterable[Buffer]) -> None:
     """Write `content` and have it on disk. A crash may leave a part of it under the name, where it lies on a disk."""
-    with file.open("wb", **({"buffering": 0} if is_local(file) else {})) as stream:
+    with file.open("wb", 0) if is_local(file) else file.open("wb") as stream:
         for each in content:
             view = memoryview(each)
             while len(view):  # a raw file writes 2 GiB at a time at most

@@ -40,7 +40,7 @@ def described(slices: Sequence[Slice]) -> tuple[Mine, list[Tensor]]:
 def numbers(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, contiguous, on the CPU."""
     flat = tensor.cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+    return memoryview(flat.view(torch.uint8).numpy().data).cast("B")
 
 
 def wanted(contents: Index, slices: Sequence[Slice]) -> dict[str, Any]:

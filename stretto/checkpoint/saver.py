@@ -27,7 +27,7 @@ from stretto.checkpoint.errors import CheckpointError
 from stretto.checkpoint.marker import MARKER
 from stretto.checkpoint.part import Mine, Owned
 from stretto.checkpoint.peers import Peers
-from stretto.checkpoint.places import place
+from stretto.checkpoint.places import is_local, place
 from stretto.checkpoint.planner import described
 from stretto.checkpoint.staging import Staging
 from stretto.checkpoint.writer import Job
@@ -45,7 +45,7 @@ class Saved:
     seconds: float
     """From the call to the marker."""
     stall: float
-    """Of `begin`: what training waited, all of the next included."""
+    """What training waited, in `begin`."""
     waited: float
     """Of that, for the save before to end."""
     copied: float
@@ -164,7 +164,18 @@ class Saver:
         stays = self.retention
         keep, every = (stays.keep, stays.keep_every) if stays else (0, 0)
         token, peers = f"{self._token}{self._count:x}", self.peers
-        return Job(str(path), step, peers.rank, peers.size, token, staging.places, mine, extra, keep, every)
+        return Job(
+            f"{path.absolute() if is_local(path) else path}",
+            step,
+            peers.rank,
+            peers.size,
+            token,
+            staging.places,
+            mine,
+            extra,
+            keep,
+            every,
+        )
 
     def _settle(self) -> None:
         """The save under way is over: whole, or all ranks raise. First all parts, so that none is written any more."""

@@ -44,7 +44,7 @@ class Staging:
             status = torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.numel(), 0)  # type: ignore[no-untyped-call]
             if int(status) != 0:
                 raise CheckpointError(f"{at:,} bytes of host memory cannot be pinned (CUDA error {int(status)})")
-            self._stream = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def copy(self, tensors: Sequence[Tensor]) -> None:
         """Begin to copy the values that the tensors have now, in the order of the current stream."""
@@ -65,7 +65,7 @@ class Staging:
     @property
     def done(self) -> bool:
         """Whether all that was begun is here."""
-        return self._copied is None or self._copied.query()
+        return self._copied is None or bool(self._copied.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         """The host waits for it."""
@@ -74,7 +74,7 @@ class Staging:
 
     def before_update(self) -> None:
         """What the current stream does from now on comes after it: weights may change then."""
-        if self._copied is not None and not self._copied.query():
+        if self._copied is not None and not self.done:
             torch.cuda.current_stream().wait_event(self._copied)
 
     def close(self) -> None:

@@ -17,9 +17,12 @@ from stretto.checkpoint.writer import Job, Line
 HOOKS: Final = "STRETTO_WRITER_HOOKS"
 """Variable with modules that a writer imports first, separated by commas: how drills make a disk slow or full."""
 
-_PROGRAM: Final = (
-    "import sys; sys.path[:0] = [sys.argv.pop(1)]; from stretto.checkpoint.writer import main; main(sys.argv[1:])"
-)
+_PROGRAM: Final = """
+import sys
+sys.path[:0] = [sys.argv.pop(1)]
+from stretto.checkpoint.writer import main
+main(sys.argv[1:])
+"""
 
 
 class WriterProcess:
@@ -32,7 +35,7 @@ class WriterProcess:
         source = str(Path(__file__).parents[2])
         hooks = [name for name in os.environ.get(HOOKS, "").split(",") if name]
         null = os.open(os.devnull, os.O_RDWR)
-        # Another program, not a fork: the trainer has threads. A session of its own: what ends the trainer is not for it.
+        # Another program, not a fork: the trainer has threads. In a session of its own, signals do not reach it.
         self.pid = os.posix_spawn(
             sys.executable,
             [sys.executable, "-c", _PROGRAM, source, *hooks],
@@ -68,7 +71,7 @@ class WriterProcess:
         line = self.line.take(seconds)
         if line is None and self.line.ended:
             raise CheckpointError(f"the writer process (pid {self.pid}) {self._ending()}")
-        said: dict[str, Any] | None = line and json.loads(line)
+        said: dict[str, Any] | None = json.loads(line) if line else None
         if said and "failed" in said:
             raise CheckpointError(said["failed"])
         return said

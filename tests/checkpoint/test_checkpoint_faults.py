@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import re
 import resource
@@ -262,6 +261,6 @@ def test_a_newer_format_says_so(tmp_path: Path) -> None:
 
 def test_an_index_with_a_hole_is_not_filled_with_what_was_in_memory(pool: Pool, tmp_path: Path) -> None:
     path = Path(pool.run(2, save_rows, str(tmp_path))[0])
-    rewrite(path, lambda lines, table: lines["model/w"].pop())
+    rewrite(path, lambda lines, _: lines["model/w"].pop())
     message = on_all_ranks(pool, 2, load_rows, str(path))
     assert "model/w': owners hold 16 of 32 elements of (8, 4)" in message
