@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.arguments import ConfigError, Record, Resolved, Violation, from_dict
+from stretto.arguments.resuming import changes, forbidden, told
 from stretto.checkpoint import CheckpointError, latest_complete
 from stretto.checkpoint.marker import read_extra
 from stretto.checkpoint.places import place
@@ -31,7 +32,17 @@ class Resumed:
             fix = {"run.steps": self.step + steps}
             raise ConfigError([Violation("steps_ahead", ("run.steps",), problem, fixes=(fix,))])
 
-    def rate_change(self, resolved: Resolved) -> str | None:
+    def require_same_model(self, resolved: Resolved) -> None:
+        """Raise ConfigError, with both values, where the run is to be of another model or in another order."""
+        if wrong := forbidden(changes(self.record, resolved.args), str(self.path)):
+            raise ConfigError(wrong)
+
+    def all_changes(self, resolved: Resolved) -> tuple[tuple[str, str | None], ...]:
+        """What the user has changed, in one line, and what it makes of the learning rate; None where nothing."""
+        changed = told(changes(self.record, resolved.args))
+        return ("changed", changed), ("learning rate", self._rate_change(resolved))
+
+    def _rate_change(self, resolved: Resolved) -> str | None:
         """What the next update's learning rate was to be and is now, where the schedule is another one."""
         if resolved.args.run.steps <= self.step:
             return None

@@ -60,6 +60,7 @@ def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) ->
         resolved = parse_for_here(argv, world_size=world, checkpoint=resumed, translate=translate)
         for each in found:
             each.require_steps_ahead(resolved)
+            each.require_same_model(resolved)
     except ConfigError as error:
         return reject(error, launch)
     from stretto.cli.training import run  # only now: what is wrong with the arguments is said before torch loads

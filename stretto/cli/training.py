@@ -70,8 +70,11 @@ def run(resolved: Resolved, launch: Launch, resumed: Resumed | None, stop: StopF
         resolved = with_vocabulary(resolved, text.tokenizer)
     except USAGE_ERRORS as error:
         return reject(error, launch)
-    path, rate = (resumed.path, resumed.rate_change(resolved)) if resumed else (None, None)
-    work = Task(resolved, text, path, rate, stop, timeline)
+    path = resumed.path if resumed else None
+    changed = (
+        [("changed", resumed.changed(resolved)), ("learning rate", resumed.rate_change(resolved))] if resumed else []
+    )
+    work = Task(resolved, text, path, changed, stop, timeline)
     nproc = resolved.args.run.nproc or 1
     if not alone or nproc == 1:
         return leave_process(work())
@@ -87,8 +90,8 @@ class Task:
     resolved: Resolved
     text: Text
     resume: Path | None
-    rate: str | None
-    """How the learning rate differs from what the run that is gone on with would have had."""
+    changed: tuple[tuple[str, str | None], ...]
+    """What differs from the run that is gone on with, by title: settings, and the learning rate that they make."""
     stop: StopFlag
     timeline: StartTimeline
     """Of the process that started this worker, until then."""
@@ -179,8 +182,9 @@ class Task:
         aside = stack.enter_context(occupied(self.resolved, resume=self.resume is not None))
         about = header(args, self.text, resume=self.resume, after=after, aside=aside, preset=origin(self.resolved))
         here = f", {world.local_size} on this host" if world.local_size < world.size else ""
-        if self.rate is not None:
-            about.add_row("learning rate", self.rate)
+        for title, said in self.changed:
+            if said is not None:
+                about.add_row(title, said)
         about.add_row("ranks", f"{world.size}{here}, started by {world.source}")
         about.add_row(*costs_line(costs).split(" ", 1))
         layout = self.resolved.layout

@@ -180,7 +180,7 @@ _STEP_NAMES: Final = MappingProxyType(
 )
 _EVAL_NAMES: Final = MappingProxyType({"loss": "loss/held_out", "bits_per_byte": "bits_per_byte/held_out"})
 _SAVE_NAMES: Final = MappingProxyType(
-    {"seconds": "checkpoint/seconds"}
+    {"seconds": "checkpoint/total_seconds"}
     | {name: f"checkpoint/{name}_seconds" for name in ("stall", "waited", "copied", "written")}
     | {"nbytes": "checkpoint/bytes"}
 )
@@ -282,4 +282,4 @@ def _is_figure(name: str, x: object) -> bool:
 
 def _before(row: dict[str, Any], after: int) -> bool:
     """Whether a row is from before the checkpoint of step `after` was whole."""
-    return bool(row["step"] <= after if "loss" in row or "checkpoint_seconds" in row else row["step"] < after)
+    return bool(row["step"] <= after if "loss" in row or "checkpoint_bytes" in row else row["step"] < after)
