@@ -7,7 +7,7 @@ fail on one rank alone runs inside `on_all_ranks`: all ranks learn of all failur
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -85,8 +85,27 @@ class Peers:
         if any(p is not None for p in problems):
             raise CheckpointError(_report(doing, dict(enumerate(problems)))) from cause
 
+    def wait_for_all(self, doing: str, done: Callable[[float], bool]) -> None:
+        """Ask `done(seconds)`, which waits so long at most, until it is true on all ranks; together.
 
-def _report(doing: str, problems: dict[int, str | None]) -> str:
+        Raises one `CheckpointError` on all ranks as soon as it raises on any, though others would wait for ever.
+        """
+        pause, cause = 0.0, None
+        while True:
+            try:
+                state = "done" if done(pause) else "waiting"
+            except CheckpointError as error:
+                state, cause = f"failed {error}", error
+            said = [each or "" for each in self.gather(state)]
+            failed = {rank: each.removeprefix("failed ") for rank, each in enumerate(said) if each[:7] == "failed "}
+            if failed:
+                raise CheckpointError(_report(doing, dict(failed))) from cause
+            if set(said) == {"done"}:
+                return
+            pause = min(max(2 * pause, 0.01), 0.5)
+
+
+def _report(doing: str, problems: Mapping[int, str | None]) -> str:
     """One message for all ranks: each distinct problem once, with the ranks that have it."""
     ranks: dict[str, list[int]] = {}
     for rank, problem in sorted(problems.items()):

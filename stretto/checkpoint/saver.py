@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class Saver:
         now = time.monotonic()
         saved = Saved(step, path, 0.0, now - began, waited, now - began - waited, 0.0, staging.nbytes)
         self._now = _UnderWay(self._job(path, step, mine, staging, document), path, saved, began)
-        self.poll()
+        self._look(self._now)
 
     def before_update(self) -> None:
         """Weights are about to change: what is being copied from a GPU comes first."""
@@ -124,10 +124,7 @@ class Saver:
     def poll(self) -> list[Saved]:
         """Hand over what is staged by now; the checkpoints that have become whole since the last time, on rank 0."""
         if self._now is not None and self._failure is None:
-            try:
-                self._advance(self._now, 0.0)
-            except CheckpointError as error:
-                self._failure = str(error)
+            self._look(self._now)
         told, self._told = self._told, []
         return told
 
@@ -140,10 +137,9 @@ class Saver:
         """Wait for it on this rank alone, without the others: all fail alike, and what is staged should not be lost."""
         until = time.monotonic() + seconds
         with suppress(CheckpointError):
-            while (now := self._now) is not None and self._failure is None and not now.whole:
-                if time.monotonic() > until or (now.part and self.peers.rank != 0):
+            while (now := self._now) is not None and self._failure is None:
+                if time.monotonic() > until or self._over(now, 0.05):
                     return
-                self._advance(now, 0.05)
 
     def close(self) -> None:
         """Let the writer end by itself; what it has, it writes."""
@@ -178,64 +174,54 @@ class Saver:
         )
 
     def _settle(self) -> None:
-        """The save under way is over: whole, or all ranks raise. First all parts, so that none is written any more."""
+        """The save under way is over: whole, or all ranks raise."""
         now = self._now
         if now is None:
             return
         try:
-            with self._agreeing(now):
-                while not now.part:
-                    self._advance(now, None)
-            with self._agreeing(now):
-                while not now.whole and self.peers.rank == 0:
-                    self._advance(now, None)
-        finally:
-            self._now, self._failure = None, None
-
-    @contextmanager
-    def _agreeing(self, now: _UnderWay) -> Iterator[None]:
-        try:
-            with self.peers.on_all_ranks(now.doing):
-                if self._failure is not None:
-                    raise CheckpointError(self._failure)
-                yield
+            self.peers.wait_for_all(now.doing, lambda seconds: self._over(now, seconds))
         except CheckpointError:
             if self._writer is not None:
                 self._writer.kill()
                 self._writer = None
+            self.peers.gather("")  # no writer of any rank is left
             if self.peers.rank == 0 and not (now.path / MARKER).exists():
                 abandon(now.path)
             raise
+        finally:
+            self._now, self._failure = None, None
 
-    def _advance(self, now: _UnderWay, seconds: float | None) -> None:
-        """Send the job once its state is staged, and hear what became of it."""
+    def _look(self, now: _UnderWay) -> None:
+        try:
+            self._advance(now, 0.0)
+        except CheckpointError as error:
+            self._failure = str(error)
+
+    def _over(self, now: _UnderWay, seconds: float) -> bool:
+        """Whether this rank has done its part, which is all on rank 0; waits for it so long at most."""
+        if self._failure is not None:
+            raise CheckpointError(self._failure)
+        self._advance(now, seconds)
+        return now.whole if self.peers.rank == 0 else now.part
+
+    def _advance(self, now: _UnderWay, seconds: float) -> None:
+        """Send the job once its state is staged, and hear what became of it; waits so long at most for the latter."""
         assert self._staging is not None
         assert self._writer is not None
         if not now.sent:
-            if seconds is None:
+            if seconds:
                 self._staging.wait()
             if not self._staging.done:
                 return
             if self.device.type == "cuda":
-                copied = time.monotonic() - now.began - now.saved.waited
-                now.saved = replace(now.saved, copied=copied)
+                now.saved = replace(now.saved, copied=time.monotonic() - now.began - now.saved.waited)
             self._writer.send(now.job)
             now.sent = True
-        if now.whole or (now.part and self.peers.rank != 0):
-            return
-        while (said := self._writer.hear(seconds)) is not None:
+        while not (now.whole if self.peers.rank == 0 else now.part):
+            if (said := self._writer.hear(seconds)) is None:
+                return
             if "part" in said:
                 now.part, now.saved = True, replace(now.saved, written=said["seconds"], nbytes=said["bytes"])
             elif "committed" in said:
                 now.whole = True
                 self._told.append(replace(now.saved, seconds=time.monotonic() - now.began))
-            if seconds is None or now.whole:
-                return
-
-
-def sync_saved(step: int, path: Path, seconds: float) -> Saved:
-    """What is told of a save that training waited for."""
-    return Saved(step, path, seconds, seconds, 0.0, 0.0, seconds, 0)
-
-
-__all__ = ["Saved", "Saver", "sync_saved"]

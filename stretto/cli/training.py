@@ -71,9 +71,7 @@ def run(resolved: Resolved, launch: Launch, resumed: Resumed | None, stop: StopF
     except USAGE_ERRORS as error:
         return reject(error, launch)
     path = resumed.path if resumed else None
-    changed = (
-        [("changed", resumed.changed(resolved)), ("learning rate", resumed.rate_change(resolved))] if resumed else []
-    )
+    changed = resumed.all_changes(resolved) if resumed else ()
     work = Task(resolved, text, path, changed, stop, timeline)
     nproc = resolved.args.run.nproc or 1
     if not alone or nproc == 1:

@@ -20,10 +20,11 @@ def rewrite(path: Path, change: Change) -> None:
     lines = {name: json.loads(content[at : at + n]) for name, (_, _, at, n, _) in table["tensors"].items()}
     change(lines, table)
     written = b""
+    entries = table["tensors"] if isinstance(table["tensors"], dict) else {}
     for name, pieces in lines.items():
         line = json.dumps(pieces).encode() + b"\n"
-        if isinstance(table["tensors"].get(name), list):
-            table["tensors"][name][2:] = [len(written), len(line), checksum(line)]
+        if isinstance(entries.get(name), list):
+            entries[name][2:] = [len(written), len(line), checksum(line)]
         written += line
     vouch(path, written + json.dumps(table).encode(), len(written))
 

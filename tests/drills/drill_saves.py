@@ -148,9 +148,8 @@ def main() -> int:
             print(verdict)
     cut, wrong = sum(v.cut for v in verdicts), sum(bool(v.wrong) for v in verdicts)
     by = {name: sum(v.victim == name for v in verdicts) for name in ("trainer", "writer")}
-    print(
-        f"{len(verdicts)} drills ({by['trainer']} trainers, {by['writer']} writers killed): {cut} met a save, {wrong} failed"
-    )
+    who = f"{by['trainer']} trainers, {by['writer']} writers killed"
+    print(f"{len(verdicts)} drills ({who}): {cut} met a save under way, {wrong} failed")
     return 1 if wrong else 0
 
 
