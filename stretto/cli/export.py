@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Export:
     """Write a checkpoint as a Hugging Face directory: config.json, tokenizer files, safetensors."""
 
-    checkpoint: Annotated[Path, tyro.conf.arg(help="a checkpoint, or a directory of a run: its newest one")]
+    checkpoint: Annotated[str, tyro.conf.arg(help="a checkpoint, or a directory of a run: its newest one")]
     to: Annotated[Path, tyro.conf.arg(help="the directory to write: empty, or not there yet")]
     like: Annotated[
         Path | None,
