@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import shutil
@@ -33,6 +34,7 @@ from stretto.checkpoint.directory import prepare, step_path
 from stretto.checkpoint.index import Index
 from stretto.checkpoint.marker import INDEX, METADATA, read_marker
 from stretto.checkpoint.part import Owned, part_name
+from stretto.layout.flat import Flat, overlap, rectangles
 from stretto.params import Slice
 from stretto.world import World
 
@@ -182,42 +184,39 @@ def _forget(file: Path) -> None:
 
 
 def metadata(ranks: int, layers: int, scratch: Path | None) -> dict[str, Any]:
-    """A Llama-like model of `layers` blocks, masters and two moments, each cut over all ranks by rows."""
+    """A model of the shape of Llama-3-70B, masters and two moments; each block is flat storage, cut over all ranks."""
     hidden, ffn, vocab = 8192, 28672, 128256
-    shapes = {"model.embed_tokens.weight": (vocab, hidden), "lm_head.weight": (vocab, hidden)}
-    for i in range(layers):
-        for name, shape in {
-            "q": (hidden, hidden),
-            "k": (1024, hidden),
-            "v": (1024, hidden),
-            "o": (hidden, hidden),
-            "gate": (ffn, hidden),
-            "up": (ffn, hidden),
-            "down": (hidden, ffn),
-            "norm1": (hidden,),
-            "norm2": (hidden,),
-        }.items():
-            shapes[f"model.layers.{i}.{name}.weight"] = shape
+    block = {"q": (hidden, hidden), "k": (1024, hidden), "v": (1024, hidden), "o": (hidden, hidden)}
+    block |= {"gate": (ffn, hidden), "up": (ffn, hidden), "down": (hidden, ffn), "norm1": (hidden,), "norm2": (hidden,)}
+    units: list[dict[str, tuple[int, ...]]] = [{"model.embed_tokens.weight": (vocab, hidden)}]
+    units += [{f"model.layers.{i}.{name}.weight": shape for name, shape in block.items()} for i in range(layers)]
+    units += [{"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}]
+    shapes = {name: shape for unit in units for name, shape in unit.items()}
+    flats = [Flat(tuple(math.prod(shape) for shape in unit.values()), ranks) for unit in units]
 
-    def mine(rank: int) -> list[list[Any]]:
+    def mine(rank: int) -> list[Owned]:
         pieces = []
-        for kind in ("model", "exp_avg", "exp_avg_sq"):
-            for name, shape in shapes.items():
-                begin, end = rank * shape[0] // ranks, (rank + 1) * shape[0] // ranks
-                offsets, sizes = (begin, *(0 for _ in shape[1:])), (end - begin, *shape[1:])
-                pieces.append(Owned(f"{kind}/{name}", "float32", shape, offsets, sizes))
-        return pieces  # type: ignore[return-value]
+        for unit, flat in zip(units, flats, strict=True):
+            for (name, shape), span in zip(unit.items(), flat.spans, strict=True):
+                inside = overlap(flat.shard(rank), span)
+                for each in rectangles(shape, range(inside.start - span.start, inside.stop - span.start)):
+                    pieces += [
+                        Owned(f"{kind}/{name}", "float32", shape, each.offsets, each.shape)
+                        for kind in ("model", "exp_avg", "exp_avg_sq")
+                    ]
+        return pieces
 
     with folder(scratch) as where:
         path = step_path(where, 1)
         prepare(path)
-        own = []
-        at = 0
+        own, total = [], 0
         for rank in range(ranks):
+            own_pieces = mine(rank)
             began = time.perf_counter()
             written = []
             at = 0
-            for p in mine(rank):
+            total += len(own_pieces)
+            for p in own_pieces:
                 written.append([p.name, p.dtype, p.shape, p.offsets, p.sizes, at, p.nbytes + 1024, at, _sums(p)])
                 at += p.nbytes
             document = json.dumps({"pieces": written, "copies": []}, separators=(",", ":")).encode()
@@ -232,16 +231,16 @@ def metadata(ranks: int, layers: int, scratch: Path | None) -> dict[str, Any]:
         marker = read_marker(path)
         seconds, pieces = [], 0
         for rank in (0, ranks // 2, ranks - 1):
+            names = {p.name for p in mine(rank)}
             began = time.perf_counter()
             index = Index(path, read_marker(path))
-            names = {p.name for p in mine(rank)}
-            near = [index.tensor(name) for name in sorted(names)[: len(names) // 8]]
+            near = [index.tensor(name) for name in sorted(names)]
             seconds.append(time.perf_counter() - began)
             pieces = sum(len(t.pieces) for t in near)
         return {
             "ranks": ranks,
             "tensors": 3 * len(shapes),
-            "pieces": ranks * 3 * len(shapes),
+            "pieces": total,
             "save_rank_s": statistics.median(t for t, _ in own),
             "save_rank_bytes": max(n for _, n in own),
             "save_commit_s": committed,

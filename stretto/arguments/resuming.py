@@ -41,10 +41,10 @@ def changes(record: Record, args: Arguments) -> dict[str, Values]:
     found = {}
     for path, s in settings().items():
         section, _, name = path.partition(".")
-        then, value = before.get(section, {}), now[section][name]
+        body, value = before.get(section, {}), now[section][name]
         compared = (s.carried or section == "parallel") and path not in record.derived
-        if compared and isinstance(then, Mapping) and name in then and then[name] != value:
-            found[path] = (then[name], value)
+        if compared and name in body and body[name] != value:
+            found[path] = (body[name], value)
     return found
 
 
