@@ -31,6 +31,7 @@ class Staging:
             places.append(at)
             at += piece.nbytes + -piece.nbytes % ALIGNED
         self.places, self.nbytes = tuple(places), at
+        self.fd = -1
         self.fd = _shared(max(at, 1))
         self._memory = mmap.mmap(self.fd, max(at, 1))
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
@@ -82,6 +83,9 @@ class Staging:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _shared(nbytes: int) -> int:

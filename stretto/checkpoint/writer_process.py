@@ -25,13 +25,20 @@ main(sys.argv[1:])
 """
 
 
+class _Socket(socket.socket):
+    """Closed with who has it, without a warning: a trainer that nobody closes is no fault."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class WriterProcess:
     """Starts a writer, hands it jobs, and hears what became of them. Nothing here waits unless it says so."""
 
     def __init__(self, memory: int | None) -> None:
         """Start the writer; `memory` is a descriptor of shared memory, which it gets with the first job."""
         ours, theirs = socket.socketpair()
-        self.line, self._memory = Line(ours), memory
+        self.line, self._memory = Line(_Socket(fileno=ours.detach())), memory
         source = str(Path(__file__).parents[2])
         hooks = [name for name in os.environ.get(HOOKS, "").split(",") if name]
         null = os.open(os.devnull, os.O_RDWR)
