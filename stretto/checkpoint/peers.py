@@ -17,6 +17,7 @@ from torch.distributed import ProcessGroup
 
 from stretto.checkpoint.errors import CheckpointError, describe
 from stretto.exchange import all_gather_bytes, all_same, gather_json
+from stretto.layout.ranks import named
 from stretto.world import World
 
 
@@ -111,5 +112,5 @@ def _report(doing: str, problems: Mapping[int, str | None]) -> str:
     for rank, problem in sorted(problems.items()):
         if problem is not None:
             ranks.setdefault(problem, []).append(rank)
-    lines = [f"rank {', '.join(map(str, who))}: {problem}" for problem, who in ranks.items()]
+    lines = [f"{named(who)}: {problem}" for problem, who in ranks.items()]
     return f"{doing} failed\n" + "\n".join(lines)

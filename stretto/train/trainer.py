@@ -31,7 +31,7 @@ from stretto.train.checkpointing import TrainState
 from stretto.train.loop import DivergedError, Loop, Pace
 from stretto.train.meter import Meter, Work
 from stretto.train.optimizers import AdamW
-from stretto.train.record import Everyone, JsonLines, Listener, RunRecord
+from stretto.train.record import HELD_OUT, Everyone, JsonLines, Listener, RunRecord
 from stretto.train.saves import SavePolicy, Saves
 from stretto.train.slow_ranks import SlowRanks
 from stretto.train.sound import UnsoundError
@@ -83,7 +83,8 @@ class Trainer:
         async_save: go on training while a process of its own writes; else wait for the disk.
         checkpoint_dir: where checkpoints lie, if not in `out`; also a URL, such as `s3://bucket/run`.
         resume: go on from the newest whole checkpoint in `out`, if there is one.
-        evaluation: what to evaluate on: an iterable of global batches, read anew each time, or an `Evaluation`.
+        evaluation: what to evaluate on: an iterable of global batches, read anew each time, or an `Evaluation`; or
+            several by the names of their validation sets.
         work: tokens (or rows) and operations of a step, for the metrics.
         sharding: what each data-parallel rank keeps a part of: `DDP`, `ZERO1`, `ZERO2`, `FSDP`.
         check_replicas: compare replicas by checksum after every so many steps; 0: never.
@@ -120,7 +121,7 @@ class Trainer:
         async_save: bool = True,
         checkpoint_dir: str | Path | None = None,
         resume: bool = False,
-        evaluation: Iterable[Any] | Evaluation | None = None,
+        evaluation: Iterable[Any] | Evaluation | Mapping[str, Iterable[Any] | Evaluation] | None = None,
         eval_every: int = 0,
         log_every: int = 1,
         about: Mapping[str, Any] | None = None,
@@ -152,9 +153,10 @@ class Trainer:
         self.assembly: Assembly[Any] = model
         batches = data if isinstance(data, Batches) else RowBatches(data, cut)
         self.train_state = TrainState(self.assembly.optimizer, batches)
-        if evaluation is not None and not isinstance(evaluation, Evaluation):
-            evaluation = RowEvaluation(evaluation, cut)
-        self.evaluation: Evaluation | None = evaluation
+        sets = evaluation if isinstance(evaluation, Mapping) else {} if evaluation is None else {HELD_OUT: evaluation}
+        self.evaluations: dict[str, Evaluation] = {
+            name: each if isinstance(each, Evaluation) else RowEvaluation(each, cut) for name, each in sets.items()
+        }
         self.out = None if out is None else Path(out).expanduser()
         self.about = dict(about or {})
         where = checkpoint_dir or (None if self.out is None else self.out / "checkpoints")
@@ -236,7 +238,7 @@ class Trainer:
             self.meter,
             listener,
             self._saves,
-            self.evaluation,
+            self.evaluations,
             stop,
             before_step,
             self.timeline,
