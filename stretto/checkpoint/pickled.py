@@ -37,21 +37,46 @@ class Persistent:
     key: tuple[Any, ...]
 
 
-def pickled(value: Any) -> bytes:
-    """The pickle of plain values and of those above."""
+class Raw(bytes):
+    """Instructions that leave one value: what there are many of is put together by whoever knows its form."""
+
+
+def pickled(value: Any, first: Sequence[str | Named] = ()) -> bytes:
+    """The pickle of plain values and of those above. `Raw` may refer to what comes `first`, see `remembered`."""
     out = bytearray(pickle.PROTO + b"\x02")
     known: dict[Any, int] = {}
+    for each in first:
+        _put_known(each, out, known)
+        out += pickle.POP
     _put(value, out, known)
     return bytes(out + pickle.STOP)
 
 
+def remembered(first: Sequence[str | Named]) -> dict[str | Named, bytes]:
+    """The instructions for each of what comes first."""
+    return {each: pickle.LONG_BINGET + struct.pack("<I", n) for n, each in enumerate(first)}
+
+
+def text(value: str) -> bytes:
+    """The instruction for a text."""
+    content = value.encode("utf-8", "surrogatepass")
+    return pickle.BINUNICODE + struct.pack("<I", len(content)) + content
+
+
+def integers(numbers: Sequence[int]) -> bytes:
+    """The instructions for a tuple of numbers."""
+    return pickle.MARK + b"".join(map(integer, numbers)) + pickle.TUPLE
+
+
 def _put(value: Any, out: bytearray, known: dict[Any, int]) -> None:
-    if isinstance(value, (str, Named)):
+    if isinstance(value, Raw):
+        out += value
+    elif isinstance(value, (str, Named)):
         _put_known(value, out, known)
     elif isinstance(value, bool) or value is None:
         out += {None: pickle.NONE, True: pickle.NEWTRUE, False: pickle.NEWFALSE}[value]
     elif isinstance(value, int):
-        out += _integer(value)
+        out += integer(value)
     elif isinstance(value, tuple):
         out += pickle.MARK
         for each in value:
@@ -77,8 +102,7 @@ def _put_known(value: str | Named, out: bytearray, known: dict[Any, int]) -> Non
         out += pickle.LONG_BINGET + struct.pack("<I", known[value])
         return
     if isinstance(value, str):
-        text = value.encode("utf-8", "surrogatepass")
-        out += pickle.BINUNICODE + struct.pack("<I", len(text)) + text
+        out += text(value)
     else:
         out += pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode()
     known[value] = len(known)
@@ -94,7 +118,8 @@ def _put_all(value: Mapping[Any, Any] | Sequence[Any], out: bytearray, known: di
     out += pickle.SETITEMS if table else pickle.APPENDS
 
 
-def _integer(value: int) -> bytes:
+def integer(value: int) -> bytes:
+    """The instruction for a number."""
     if 0 <= value < 256:
         return pickle.BININT1 + bytes([value])
     if -(2**31) <= value < 2**31:
