@@ -194,13 +194,13 @@ def profiled(args: Arguments, world: World) -> Iterator[Callable[[int], object]]
 
 
 def init_from(args: Arguments, built: Built) -> None:
-    """Begin with the weights of a Hugging Face model; each rank reads those that it holds. Raises InteropError."""
+    """Begin with the weights of a Hugging Face model, each byte of which one rank reads. Raises InteropError."""
     directory = located(args.checkpoint.init_from or "")
     config = read_config(directory)
     shapes = logical_shapes(args.model, args.batch.seq_len)
     weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
     named = [replace(s, name=s.name.removeprefix("model/")) for s in weights]
-    load_weights(directory, config, shapes, named)
+    load_weights(directory, config, shapes, named, built.stepper.state.axis("tp", "cp", "dp", "pp"))
     built.optimizer.loaded(0)
 
 
