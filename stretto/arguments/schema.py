@@ -19,6 +19,8 @@ AxisName = Literal["tp", "dp", "pp", "cp", "dp-cp", "tp-pp", "pp-dp-cp", "embed"
 """Axes that have process groups, and combinations of axes that have groups of their own."""
 
 
+TargetName = Literal["q", "k", "v", "o", "gate", "up", "down"]
+
 TOKENIZERS: Final = MappingProxyType({"byte": 257, "python": 4096})
 """The tokenizers that come with the library, and their vocabularies: 256 bytes and an end of document; byte-level BPE
 over Python sources."""
@@ -131,6 +133,22 @@ class OptimizerConfig:
     eps: float = setting(1e-8, "added to the root of the second moment", above=0)
     momentum: float = setting(0.9, "sgd: decay of the momentum", at_least=0, below=1)
     clip_grad: float = setting(1.0, "gradients are scaled down to this global norm; 0: never", at_least=0)
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """What of a model is trained, where not all of it is."""
+
+    freeze: tuple[str, ...] = setting(
+        (), "parameters that stay as they are, by name: * stands for anything, as in model.embed_tokens.*"
+    )
+    lora_rank: int = setting(
+        0, "train low-rank adapters of this rank alone, and no other parameter; 0: no adapters", at_least=0, at_most=2**14
+    )
+    lora_alpha: float = setting(16.0, "what an adapter adds is multiplied by lora_alpha / lora_rank", above=0)
+    lora_targets: tuple[TargetName, ...] = setting(
+        ("q", "k", "v", "o"), "matrices with an adapter: of attention q, k, v and o, of the feed-forward gate, up and down"
+    )
 
 
 @dataclass(frozen=True)
@@ -288,6 +306,7 @@ class Arguments:
     nccl: NcclConfig = field(default_factory=NcclConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -46,7 +46,7 @@ def load_weights(directory: Path, config: HfConfig, shapes: Shapes, slices: Sequ
     """
     table = file_tensors(config.family.model_type, config.model, shapes)
     with TensorFiles(directory) as files:
-        copy = next((name for name in HEADS if name in files.tensors), None) if config.model.tied else None
+        copy = _copy(files, config)
         names = _matched(files, table, copy)
         numbers = {name: n for n, name in enumerate(shapes)}
         targets = {_key(part, numbers): part.tensor for part in slices}
@@ -60,6 +60,17 @@ def load_weights(directory: Path, config: HfConfig, shapes: Shapes, slices: Sequ
         if copy is not None:
             loading.require_same(numbers[EMBEDDING], copy)
         return loading.finish()
+
+
+def require_weights(directory: Path, config: HfConfig, shapes: Shapes) -> None:
+    """Raise InteropError as `load_weights` does before anything is read. No collective."""
+    with TensorFiles(directory) as files:
+        _matched(files, file_tensors(config.family.model_type, config.model, shapes), _copy(files, config))
+
+
+def _copy(files: TensorFiles, config: HfConfig) -> str | None:
+    """A tied head that the files hold a second time."""
+    return next((name for name in HEADS if name in files.tensors), None) if config.model.tied else None
 
 
 def _key(part: Slice, numbers: Mapping[str, int]) -> Key:
@@ -131,14 +142,13 @@ class _Loading:
 
     def finish(self) -> int:
         """Bytes that were read. Raises what went wrong on any rank."""
-        if self.error is not None:
-            raise self.error
-        if wrong := next((each for each in all_gather_json(self.wrong, self.axis) if each), ""):
-            raise InteropError(
-                f"{self.files.directory}: config.json ties the head to the embedding, but {wrong} is not "
-                f"{next(s.name for s in self.sources.values() if s.held.pieces[s.n].logical == EMBEDDING)}",
-                [],
-            )
+        if self.wrong and self.error is None:
+            what = f"{self.files.directory}: config.json ties the head to the embedding, but {self.wrong} is not "
+            name = next(s.name for s in self.sources.values() if s.held.pieces[s.n].logical == EMBEDDING)
+            self.error = InteropError(what + name, [])
+        said = all_gather_json(str(self.error or ""), self.axis)
+        if first := next(filter(None, said), ""):
+            raise self.error or InteropError(first, [])
         return self.read
 
     def _begin(self, packet: Packet) -> Tensor:

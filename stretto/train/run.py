@@ -24,9 +24,10 @@ from stretto.initialize.failures import is_consequence
 from stretto.initialize.timeline import StartTimeline
 from stretto.interop.config import read_config
 from stretto.interop.hub import located
-from stretto.interop.load import load_weights
+from stretto.interop.load import load_weights, require_weights
 from stretto.interop.shapes import logical_shapes
 from stretto.parallel_state import GroupCost, ParallelState
+from stretto.tensor_parallel.lora import is_adapter
 from stretto.train.build import Built, build
 from stretto.train.checkpointing import require_fits
 from stretto.train.consensus import on_all_ranks, require_same_text
@@ -131,7 +132,8 @@ def train(
                 trainer.load(resume)
         elif args.checkpoint.init_from is not None:
             with timeline.phase("weights"):
-                on_all_ranks(state, lambda: init_from(args, built))
+                on_all_ranks(state, lambda: require_init(args))
+                init_from(args, built)
 
         def begun() -> Listener:
             with timeline.phase("output"):  # not the wait for the others, which their slow phases make
@@ -193,12 +195,18 @@ def profiled(args: Arguments, world: World) -> Iterator[Callable[[int], object]]
         profile.close()
 
 
+def require_init(args: Arguments) -> None:
+    """Raise InteropError where the Hugging Face model to begin with does not fit. No collective."""
+    directory = located(args.checkpoint.init_from or "")
+    require_weights(directory, read_config(directory), logical_shapes(args.model, args.batch.seq_len))
+
+
 def init_from(args: Arguments, built: Built) -> None:
     """Begin with the weights of a Hugging Face model, each byte of which one rank reads. Raises InteropError."""
     directory = located(args.checkpoint.init_from or "")
     config = read_config(directory)
     shapes = logical_shapes(args.model, args.batch.seq_len)
-    weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
+    weights = [s for s in built.optimizer.slices() if s.name.startswith("model/") and not is_adapter(s.name)]
     named = [replace(s, name=s.name.removeprefix("model/")) for s in weights]
     load_weights(directory, config, shapes, named, built.stepper.state.axis("tp", "cp", "dp", "pp"))
     built.optimizer.loaded(0)

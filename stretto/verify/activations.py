@@ -124,6 +124,9 @@ class ActivationObserver:
         if not isinstance(x, Tensor) or x.dim() != 3:
             return
         self._add(self.outputs, pieces, rows, x.detach(), whole=True)
+        if not x.requires_grad:  # all in front of it is frozen
+            self._add(self.gradients, pieces, rows, torch.zeros_like(x), whole=False)
+            return
         x.register_hook(lambda dx: self._add(self.gradients, pieces, rows, dx, whole=False))  # type: ignore[no-untyped-call]
 
     def _add(self, into: dict[str, Tensor], pieces: Sequence[Piece], rows: slice, x: Tensor, *, whole: bool) -> None:
