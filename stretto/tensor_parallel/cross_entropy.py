@@ -34,7 +34,8 @@ class HeadLoss:
 
     At most `limit` bytes of logits exist at once (one row of tokens at least). Accumulators get the weight's gradient
     in the forward, so that none waits for the backward: that must begin at the loss itself. Where it begins at a
-    multiple of it, the gradient of x is NaN. A weight that wants no gradient gets none. With `softcap` c the logits are c tanh(x W^T / c).
+    multiple of it, the gradient of x is NaN. A weight that wants no gradient gets none.
+    With `softcap` c the logits are c tanh(x W^T / c).
     """
 
     def __init__(

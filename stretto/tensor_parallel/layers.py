@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from stretto.arguments.trained import A, B
 from stretto.params import Init, ParamSpec, Shard, declare
 from stretto.tensor_parallel import lora
 from stretto.tensor_parallel.build import Build
@@ -58,8 +59,8 @@ class ColumnParallelLinear(nn.Module):
         self.adapters: lora.Columns | None = None
         if build.lora is not None and build.lora.targets & {p.name for p in parts}:
             first, second = lora.specs_of_columns(build.lora, d_in, parts)
-            self.lora_A = declare_on(self, lora.A, first, build)
-            self.lora_B = declare_on(self, lora.B, second, build)
+            self.lora_A = declare_on(self, A, first, build)
+            self.lora_B = declare_on(self, B, second, build)
             rows = (w.block({"tp": build.tp}).stored[0] for w in weights)
             adapted = (p.name in build.lora.targets for p in parts)
             self.adapters = lora.Columns(build.lora, build, tuple(zip(rows, adapted, strict=True)))
@@ -95,7 +96,7 @@ class RowParallelLinear(nn.Module):
         self.lora = build.lora if build.lora is not None and name in build.lora.targets else None
         if self.lora is not None:
             first, second = lora.specs_of_rows(self.lora, d_in, d_out)
-            self.lora_A, self.lora_B = declare_on(self, lora.A, first, build), declare_on(self, lora.B, second, build)
+            self.lora_A, self.lora_B = declare_on(self, A, first, build), declare_on(self, B, second, build)
         expect(self.weight, build)
 
     def forward(self, x: Tensor | Lazy) -> Tensor:

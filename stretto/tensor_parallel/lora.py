@@ -1,7 +1,7 @@
 """Low-rank adapters of the parallel linear layers: y = W x + s B (A x), W as it is.
 
-Hu et al., "LoRA", 2021. A [r, d_in] and B [d_out, r] are cut as W is: where tp cuts W along d_out it cuts B, where along
-d_in it cuts A, and the other one every rank holds whole. Both products lie inside the tensor-parallel region, before
+Hu et al., "LoRA", 2021. A [r, d_in] and B [d_out, r] are cut as W is: where tp cuts W along d_out it cuts B, where
+along d_in it cuts A, and the other one every rank holds whole. Both products lie inside the tensor-parallel region, before
 the sum over its ranks, so an adapter adds no communication to a forward; of what is held whole each rank has a part of
 the gradient.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,6 @@ from stretto.world import Axis
 if TYPE_CHECKING:
     from stretto.tensor_parallel.layers import Projection
 
-A, B = "lora_A", "lora_B"
-_NAMES: Final = (f".{A}", f".{B}")
-
 
 @dataclass(frozen=True)
 class Lora:
@@ -37,11 +34,6 @@ class Lora:
     rank: int
     scale: float
     targets: frozenset[str]
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a logical name is that of an adapter's matrix."""
-    return name.endswith(_NAMES)
 
 
 def specs_of_columns(lora: Lora, d_in: int, parts: Sequence[Projection]) -> tuple[list[ParamSpec], list[ParamSpec]]:
@@ -92,7 +84,7 @@ def row(x: Tensor | Lazy, weight: nn.Parameter, lora: Lora, build: Build, a: Ten
 
 @dataclass(frozen=True)
 class Columns:
-    """How the adapters of a matrix that is several ones stacked lie: rows of each on this rank, and whether it has one."""
+    """The adapters of a matrix that is several ones stacked: rows of each on this rank, and whether it has one."""
 
     lora: Lora
     build: Build

@@ -11,6 +11,7 @@ from typing import Any
 from stretto.arguments import Arguments, ConfigError, Resolved, Violation
 from stretto.arguments.elsewhere import in_layout
 from stretto.arguments.profile import ProfileWindow
+from stretto.arguments.trained import is_adapter
 from stretto.arguments.tree import settings
 from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls, Waits
@@ -27,7 +28,6 @@ from stretto.interop.hub import located
 from stretto.interop.load import load_weights, require_weights
 from stretto.interop.shapes import logical_shapes
 from stretto.parallel_state import GroupCost, ParallelState
-from stretto.tensor_parallel.lora import is_adapter
 from stretto.train.build import Built, build
 from stretto.train.checkpointing import require_fits
 from stretto.train.consensus import on_all_ranks, require_same_text
@@ -172,7 +172,7 @@ def trainer_of(
         about=about,
         work=Work(
             batch.global_batch * batch.seq_len,
-            flops_per_token(args.model, batch.seq_len),
+            flops_per_token(args.model, batch.seq_len, args.tuning),
             run.peak_tflops or peak_tflops(state.world.device, args.run.dtype),
         ),
         timeline=timeline,

@@ -11,10 +11,11 @@ from torch import nn
 
 from stretto.arguments import Arguments, ConfigError, Violation
 from stretto.arguments.schema import TuningConfig
+from stretto.arguments.trained import is_trained
 from stretto.models import StageSpec, Transformer
-from stretto.params import Declared, collect
+from stretto.params import collect
 from stretto.tensor_parallel import Build
-from stretto.tensor_parallel.lora import Lora, is_adapter
+from stretto.tensor_parallel.lora import Lora
 from stretto.world import Axis
 
 _SHOWN: Final = 8
@@ -34,13 +35,19 @@ def require_trained(args: Arguments) -> None:
         return
     declared = collect(_whole(args))
     names = [part.name for item in declared for part in item.logical]
-    wrong = [f"{p!r} is the name of no parameter" for p in args.tuning.freeze if not any(fnmatchcase(name, p) for name in names)]
+    wrong = [
+        f"{p!r} is the name of no parameter"
+        for p in args.tuning.freeze
+        if not any(fnmatchcase(name, p) for name in names)
+    ]
     for item in declared:
-        chosen = [part.name for part in item.logical if _frozen(part.name, args.tuning)]
+        chosen = [part.name for part in item.logical if not is_trained(part.name, args.tuning)]
         if chosen and len(chosen) < len(item.logical):
             others = ", ".join(part.name for part in item.logical if part.name not in chosen)
-            wrong.append(f"{', '.join(chosen)} cannot be frozen without {others}: they are stored and multiplied as one")
-    if not wrong and all(_frozen(name, args.tuning) for name in names):
+            wrong.append(
+                f"{', '.join(chosen)} cannot be frozen without {others}: they are stored and multiplied as one"
+            )
+    if not wrong and not any(is_trained(name, args.tuning) for name in names):
         wrong.append("it leaves nothing to train")
     if wrong:
         hint = f"names are such as {', '.join(names[: _SHOWN // 2])}"
@@ -51,16 +58,7 @@ def require_trained(args: Arguments) -> None:
 def freeze(module: nn.Module, tuning: TuningConfig, elsewhere: Container[nn.Parameter] = ()) -> None:
     """Take gradients from the parameters of a stage that are not trained; those `elsewhere` are another stage's."""
     for item in collect(module, elsewhere=elsewhere):
-        item.param.requires_grad_(_trained(item, tuning))
-
-
-def _trained(item: Declared, tuning: TuningConfig) -> bool:
-    name = item.logical[0].name
-    return is_adapter(name) if tuning.lora_rank else not _frozen(name, tuning)
-
-
-def _frozen(name: str, tuning: TuningConfig) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in tuning.freeze)
+        item.param.requires_grad_(is_trained(item.logical[0].name, tuning))
 
 
 def _whole(args: Arguments) -> Transformer:
