@@ -181,6 +181,12 @@ class CheckpointConfig:
         "directory of a Hugging Face model, or its name in the cache of downloads: the run begins with its shape, "
         "weights and tokenizer",
     )
+    export_hf: str | None = setting(
+        None,
+        "directory that gets the model as a Hugging Face one when the run has made its last step",
+        carried=False,
+        path=True,
+    )
     resume: bool = setting(
         False, "go on from the newest complete checkpoint in the directory of the run", carried=False
     )

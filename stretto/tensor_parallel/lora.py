@@ -1,9 +1,9 @@
 """Low-rank adapters of the parallel linear layers: y = W x + s B (A x), W as it is.
 
 Hu et al., "LoRA", 2021. A [r, d_in] and B [d_out, r] are cut as W is: where tp cuts W along d_out it cuts B, where
-along d_in it cuts A, and the other one every rank holds whole. Both products lie inside the tensor-parallel region, before
-the sum over its ranks, so an adapter adds no communication to a forward; of what is held whole each rank has a part of
-the gradient.
+along d_in it cuts A, and the other one every rank holds whole. Both products lie inside the tensor-parallel region,
+before the sum over its ranks, so an adapter adds no communication to a forward; of what is held whole each rank has a
+part of the gradient.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stretto.arguments.schema import TuningConfig
 from stretto.params import Init, ParamSpec, Shard
 from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.linear import linear
@@ -34,6 +35,14 @@ class Lora:
     rank: int
     scale: float
     targets: frozenset[str]
+
+
+def lora_of(tuning: TuningConfig) -> Lora | None:
+    """The adapters that the settings describe."""
+    if not tuning.lora_rank:
+        return None
+    targets = frozenset(f"{name}_proj" for name in tuning.lora_targets)
+    return Lora(tuning.lora_rank, tuning.lora_alpha / tuning.lora_rank, targets)
 
 
 def specs_of_columns(lora: Lora, d_in: int, parts: Sequence[Projection]) -> tuple[list[ParamSpec], list[ParamSpec]]:

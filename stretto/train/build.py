@@ -22,10 +22,11 @@ from stretto.schedule import schedule_for
 from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
+from stretto.tensor_parallel.lora import lora_of
 from stretto.train.assemble import Assembly, assemble
 from stretto.train.dtypes import DTYPES
 from stretto.train.optimizers import flat
-from stretto.train.tuning import freeze, lora_of, require_trained
+from stretto.train.tuning import freeze, require_trained
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,11 @@ from stretto.estimate import flops_per_token
 from stretto.initialize.failures import is_consequence
 from stretto.initialize.timeline import StartTimeline
 from stretto.interop.config import read_config
+from stretto.interop.export import SHARD, copy_beside, export, ordered, require_empty, tensors
 from stretto.interop.hub import located
+from stretto.interop.live import Live
 from stretto.interop.load import load_weights, require_weights
+from stretto.interop.outgoing import Outgoing
 from stretto.interop.shapes import logical_shapes
 from stretto.parallel_state import GroupCost, ParallelState
 from stretto.train.build import Built, build
@@ -116,6 +119,7 @@ def train(
             feed = on_all_ranks(state, lambda: Feed(text.splits.train, seq_len=args.batch.seq_len, seed=args.run.seed))
         if resume is not None:
             on_all_ranks(state, lambda: require_fits(args, resume) if world.rank == 0 else None)
+        outgoing = on_all_ranks(state, lambda: outgoing_of(args))
         with timeline.phase("model"):
             built = build(args, state, draw=resume is None and args.checkpoint.init_from is None)
         trainer = trainer_of(
@@ -141,7 +145,10 @@ def train(
 
         with trainer, profiled(args, state.world) as before_step:
             told = on_all_ranks(state, begun)
-            return trainer.fit(args.run.steps, [told], stop=stop, before_step=before_step, metrics=False)
+            outcome = trainer.fit(args.run.steps, [told], stop=stop, before_step=before_step, metrics=False)
+        if outgoing is not None and outcome.finished:
+            export_live(Path(args.checkpoint.export_hf or "").expanduser(), outgoing, built)
+        return outcome
 
 
 def trainer_of(
@@ -210,6 +217,27 @@ def init_from(args: Arguments, built: Built) -> None:
     named = [replace(s, name=s.name.removeprefix("model/")) for s in weights]
     load_weights(directory, config, shapes, named, built.stepper.state.axis("tp", "cp", "dp", "pp"))
     built.optimizer.loaded(0)
+
+
+def outgoing_of(args: Arguments) -> Outgoing | None:
+    """How the model goes out at the end, where it does; what could stand against that is said before the run."""
+    if args.checkpoint.export_hf is None:
+        return None
+    require_empty(Path(args.checkpoint.export_hf).expanduser())
+    return Outgoing.of(args)
+
+
+def export_live(to: Path, outgoing: Outgoing, built: Built) -> None:
+    """Write the model of a run as a Hugging Face directory: all ranks hand their parts over, the first one writes."""
+    axis = built.stepper.state.axis("tp", "cp", "dp", "pp")
+    source = outgoing.merged(Live(built.optimizer.slices(), axis))
+    if axis.rank == 0:
+        export(to, outgoing.raw, outgoing.named, source, limit=SHARD)
+        for directory in outgoing.beside:
+            copy_beside(directory, to)
+    else:
+        for _ in tensors(ordered(outgoing.named, SHARD), source):
+            pass
 
 
 def load_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Built:

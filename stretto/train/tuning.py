@@ -15,18 +15,9 @@ from stretto.arguments.trained import is_trained
 from stretto.models import StageSpec, Transformer
 from stretto.params import collect
 from stretto.tensor_parallel import Build
-from stretto.tensor_parallel.lora import Lora
 from stretto.world import Axis
 
 _SHOWN: Final = 8
-
-
-def lora_of(tuning: TuningConfig) -> Lora | None:
-    """The adapters that layers are built with."""
-    if not tuning.lora_rank:
-        return None
-    targets = frozenset(f"{name}_proj" for name in tuning.lora_targets)
-    return Lora(tuning.lora_rank, tuning.lora_alpha / tuning.lora_rank, targets)
 
 
 def require_trained(args: Arguments) -> None:
