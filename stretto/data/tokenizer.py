@@ -1,4 +1,4 @@
-"""Text to token numbers and back: plain bytes, or a Hugging Face `tokenizers` file."""
+"""Text to token numbers and back: plain bytes, or files of `tokenizers`, SentencePiece or tiktoken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from stretto.arguments.schema import TOKENIZERS
 from stretto.data.errors import DataError
+from stretto.data.sentence_piece import SentencePieceTokenizer
 from stretto.data.special_tokens import begin_of_document, end_of_document
+from stretto.data.tiktoken_file import TiktokenTokenizer, is_tiktoken
 from stretto.reading import UnreadableError, read_bytes
 
 _LARGEST = 2**28
@@ -119,7 +121,10 @@ class FileTokenizer:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names: one that ships, a `tokenizer.json`, or a directory that has one.
+    """The tokenizer that `data.tokenizer` names: one that ships, a file of a tokenizer, or a directory that has one.
+
+    In a directory `tokenizer.json` counts before a SentencePiece or tiktoken `tokenizer.model`, and that before the
+    only file named `*.tiktoken`.
 
     Raises DataError when it cannot be used.
     """
@@ -128,4 +133,10 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name in TOKENIZERS:
         return FileTokenizer(Path(__file__).parent / "tokenizers" / f"{name}.json")
     path = Path(name).expanduser()
-    return FileTokenizer(path / "tokenizer.json" if path.is_dir() else path)
+    if path.is_dir():
+        others = [path / "tokenizer.model", *sorted(path.glob("*.tiktoken"))]
+        path = next((p for p in (path / "tokenizer.json", *others) if p.exists()), path / "tokenizer.json")
+    if path.suffix != ".json" and is_tiktoken(path):
+        return TiktokenTokenizer(path)
+    # Mistral names its models tokenizer.model.v3
+    return SentencePieceTokenizer(path) if ".model" in path.suffixes else FileTokenizer(path)
