@@ -105,7 +105,7 @@ class TiktokenTokenizer:
             self._encoding = tiktoken.Encoding(path.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         except Exception as error:  # the Rust side raises what it will
             raise DataError(f"{path} cannot be used: {error}") from error
-        self.vocab_size = max(max(ranks.values()), *special.values()) + 1
+        self.vocab_size = max(*ranks.values(), *special.values()) + 1
         self._known, self._composed = len(ranks), known is not None and known.composed
         told = f"{pattern}\0{self.eod}\0{self._begin}\0{self.vocab_size}\0{self._composed}".encode()
         self.fingerprint = hashlib.blake2b(raw + told, digest_size=16).hexdigest()

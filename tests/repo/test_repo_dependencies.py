@@ -12,7 +12,12 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-WITH_TORCH = {"stretto/kernels/": "triton", "stretto/schedule/exact.py": "ortools"}
+WITH_TORCH = {
+    "stretto/kernels/": "triton",
+    "stretto/schedule/exact.py": "ortools",
+    "stretto/data/sentence_piece.py": "sentencepiece",
+    "stretto/data/tiktoken_file.py": "tiktoken",
+}
 """What torch for GPUs brings and torch for CPUs does not, and what an extra brings: where each may be imported."""
 
 
