@@ -3,8 +3,9 @@
     python -m benchmarks.hf_load --preset qwen3-0.6b --results benchmarks/results/cpu/hf_load.json
 
 It writes a model of that shape with random weights in bf16 to a temporary directory. Each way takes it in a process
-of its own, in turns, once from a disk whose pages were dropped and once from the page cache; peaks are of the process, less
-what it had before and the tensors that it fills. Ways out write the same bytes and wait until they are on the disk.
+of its own, in turns, once from a disk whose pages were dropped and once from the page cache; peaks are of the
+process, less what it had before, the tensors that it fills among that. Ways out write the same bytes and wait until
+they are on the disk.
 """
 
 from __future__ import annotations

@@ -64,6 +64,11 @@ class ByteTokenizer:
     def encode_all(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         return [self.encode(text) for text in texts]
 
+    def placed(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids [n] of a text, and the character with which each begins."""
+        sizes = [len(character.encode("utf-8")) for character in text]
+        return self.encode(text), np.repeat(np.arange(len(text), dtype=np.int64), sizes)
+
     def decode(self, ids: NDArray[np.int64]) -> str:
         """The text of ids [n]; bytes that are no UTF-8 (a cut character) come back as U+FFFD."""
         ids = np.asarray(ids, dtype=np.int64)
@@ -97,6 +102,7 @@ class FileTokenizer:
         begin = begin_of_document(path, self._tokenizer, vocab)
         # A document follows the end of another, so where one token does both it stands there already.
         self._begin = [] if begin is None or begin == self.eod else [begin]
+        self._marked: tokenizers.Tokenizer | None = None
         told = b"%d" % self.eod + b"".join(b",%d" % token for token in self._begin)
         self.fingerprint = hashlib.blake2b(raw + told, digest_size=16).hexdigest()
 
@@ -113,6 +119,15 @@ class FileTokenizer:
                 f"the tokenizer cannot encode the text ({error}): use another, or data.tokenizer=byte"
             ) from error
         return [np.array([*self._begin, *encoding.ids], dtype=np.int64) for encoding in found]
+
+    def placed(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids [n] of a text in which special tokens are such, and the character with which each begins."""
+        if self._marked is None:
+            self._marked = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+            self._marked.encode_special_tokens = False
+        found = self._marked.encode(text, add_special_tokens=False)
+        starts = [start for start, _ in found.offsets]
+        return np.array(found.ids, dtype=np.int64), np.array(starts, dtype=np.int64)
 
     def decode(self, ids: NDArray[np.int64]) -> str:
         ids = np.asarray(ids, dtype=np.int64)
