@@ -1,6 +1,6 @@
 """Adapters are those of `peft`: the same loss and gradients, its files, and merged the same model.
 
-Faults to catch: a scale that is not alpha / rank; a merge that leaves it out; A and B in each other's place in a file.
+Faults to catch: a scale that is not alpha / rank; a merge that leaves it out; a rectangle of the wrong rank.
 """
 
 from __future__ import annotations

