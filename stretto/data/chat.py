@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from stretto.data.errors import DataError
 from stretto.data.special_tokens import read_object, token_named
-from stretto.data.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
+from stretto.data.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer, load_tokenizer
 
 ASSISTANT: Final = "assistant"
 _PAIR: Final = ("prompt", "completion")
@@ -98,13 +98,13 @@ class ChatTokenizer:
         messages = record.get("messages")
         if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
             raise DataError(
-                f"{shown}...: --format chat takes lines with messages (each a role and its content), or with prompt and "
-                "completion"
+                f"{shown}...: --format chat takes lines with messages (each a role and its content), or with prompt "
+                "and completion"
             )
         if self._template is None:
             raise DataError(
-                f"the tokenizer {self.name} has no chat template, in tokenizer_config.json or chat_template.jinja beside "
-                "it, for messages; lines with prompt and completion need none"
+                f"the tokenizer {self.name} has no chat template, in tokenizer_config.json or chat_template.jinja "
+                "beside it, for messages; lines with prompt and completion need none"
             )
         whole, spans = self._render(messages), []
         for n, message in enumerate(messages):
@@ -128,6 +128,11 @@ class ChatTokenizer:
             raise DataError(
                 f"the chat template of {self.name} cannot render {str(messages)[:80]}...: {error}"
             ) from error
+
+
+def tokenizer_of(name: str, *, chat: bool) -> Tokenizer:
+    """The tokenizer of that name, or it with its template. Raises DataError."""
+    return ChatTokenizer.of(load_tokenizer(name)) if chat else load_tokenizer(name)
 
 
 def _is_message(message: object) -> bool:

@@ -20,6 +20,8 @@ _LARGEST: Final = 1 << 26
 class SentencePieceTokenizer:
     """A model of SentencePiece, with the tokens that `tokenizer_config.json` beside it adds."""
 
+    masks = False
+
     def __init__(self, path: Path) -> None:
         """Read the file. Raises DataError when it is damaged, ends no document, or the library is not installed."""
         try:

@@ -69,6 +69,8 @@ KNOWN: Final[Mapping[int, Known]] = {
 class TiktokenTokenizer:
     """A file of lines `base64 rank`."""
 
+    masks = False
+
     def __init__(self, path: Path) -> None:
         """Read the file. Raises DataError when it is damaged, unknown, or `tiktoken` is not installed."""
         try:

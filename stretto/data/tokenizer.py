@@ -23,7 +23,12 @@ _LARGEST = 2**28
 
 
 class Tokenizer(Protocol):
-    """What the rest of the room asks of a tokenizer. Ids lie in 0..vocab_size-1, `eod` among them."""
+    """What the rest of the package asks of a tokenizer. Ids lie in 0..vocab_size-1, `eod` among them."""
+
+    @property
+    def name(self) -> str:
+        """What `load_tokenizer` takes to give the same one."""
+        ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -36,6 +41,11 @@ class Tokenizer(Protocol):
     @property
     def fingerprint(self) -> str:
         """Equal for two tokenizers only if they give the same ids."""
+        ...
+
+    @property
+    def masks(self) -> bool:
+        """Whether it gives ~id for a token that does not count as a prediction."""
         ...
 
     def encode(self, text: str) -> NDArray[np.int64]:
@@ -54,9 +64,11 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """The 256 bytes of UTF-8, and one more token that ends a document: 257, which nothing divides."""
 
+    name = "byte"
     vocab_size = 257
     eod = 256
     fingerprint = "byte"
+    masks = False
 
     def encode(self, text: str) -> NDArray[np.int64]:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
@@ -78,8 +90,14 @@ class ByteTokenizer:
 class FileTokenizer:
     """A `tokenizer.json` of the Hugging Face `tokenizers` library."""
 
-    def __init__(self, path: Path):
-        """Read the file. Raises DataError when it is missing, invalid, or names no end-of-document token."""
+    masks = False
+
+    def __init__(self, path: Path, name: str | None = None):
+        """Read the file; `name` where it has one of its own.
+
+        Raises DataError when it is missing, invalid, or names no end-of-document token.
+        """
+        self.name = name or str(path.absolute())
         try:
             raw = read_bytes(path, _LARGEST)
         except UnreadableError as error:
@@ -146,7 +164,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name == "byte":
         return ByteTokenizer()
     if name in TOKENIZERS:
-        return FileTokenizer(Path(__file__).parent / "tokenizers" / f"{name}.json")
+        return FileTokenizer(Path(__file__).parent / "tokenizers" / f"{name}.json", name)
     path = Path(name).expanduser()
     if path.is_dir():
         others = [path / "tokenizer.model", *sorted(path.glob("*.tiktoken"))]

@@ -12,9 +12,10 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-WITH_TORCH = {
+OPTIONAL = {
     "stretto/kernels/": "triton",
     "stretto/schedule/exact.py": "ortools",
+    "stretto/data/zstd.py": "zstandard",
     "stretto/data/sentence_piece.py": "sentencepiece",
     "stretto/data/tiktoken_file.py": "tiktoken",
 }
@@ -63,7 +64,7 @@ def test_the_library_imports_only_what_the_base_install_brings(pyproject, librar
         for module, line in _imports(tree)
         if module not in sys.stdlib_module_names
         and module != "stretto"
-        and not any(name.startswith(room) and module == brought for room, brought in WITH_TORCH.items())
+        and not any(name.startswith(room) and module == brought for room, brought in OPTIONAL.items())
         and not declared & set(map(_package, distributions.get(module, [])))
     ]
     assert offenders == []

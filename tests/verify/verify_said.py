@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
+from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, TEXT_FILES
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
@@ -628,4 +629,9 @@ SAID = (
     SHARE,
     ADAPTERS,
     TOKENIZERS,
+    TEXT_FILES,
+    LOST,
+    PARTS,
+    MIXTURE,
+    INDEXED,
 )
