@@ -142,6 +142,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--scratch", help="where the model is written: a directory on the disk in question")
+    parser.add_argument("--ways", default=",".join((*IN, *OUT)), help="which, separated by commas")
+    parser.add_argument("--disk-only", action="store_true", help="nothing from the page cache")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -152,8 +154,8 @@ def main() -> None:
         size = _write(Path(name), asked.preset)
         runs: dict[str, list[dict[str, float]]] = {}
         for _ in range(asked.repeat):  # in turns: a slow minute of the machine is one of all
-            for way in (*IN, *OUT):
-                for cold in (True, False) if way in IN else (True,):
+            for way in asked.ways.split(","):
+                for cold in (True, False) if way in IN and not asked.disk_only else (True,):
                     drop(Path(name)) if cold else read(Path(name))()
                     key = f"{way}, {'disk' if cold else 'page cache'}"
                     runs.setdefault(key, []).append(_run(way, Path(name)))

@@ -39,9 +39,10 @@ class Optimizer:
         self.state = {name: [torch.zeros_like(master) for master in moved] for name in rule.state}
         self._update: Callable[..., None] = rule.update if fuse is None else fuse(rule.update)
 
-    def initialize(self, seed: int) -> None:
-        """Draw the initial weights into the masters, and round them into the parameters."""
-        fill(self.weights.declared, seed, lambda p: self.weights.part(p, self._in(self.masters)))
+    def initialize(self, seed: int, wanted: Callable[[str], bool] = lambda _: True) -> None:
+        """Draw the initial weights that are `wanted`, by name, into the masters, and round them into the parameters."""
+        drawn = [item for item in self.weights.declared if wanted(item.logical[0].name)]
+        fill(drawn, seed, lambda p: self.weights.part(p, self._in(self.masters)))
         self._publish()
 
     @torch.no_grad()

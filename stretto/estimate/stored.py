@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
-from stretto.arguments.schema import Arguments
+from stretto.arguments.schema import Arguments, ParallelConfig
 from stretto.arguments.trained import A, B, has_adapter, is_trained
 from stretto.estimate.parameters import positions
 from stretto.estimate.stages import stage_layers
@@ -18,7 +19,13 @@ _Named = tuple[str, int, bool]
 """A stored tensor: the name of the first logical one in it, its elements, whether it decays."""
 
 
-def stored_tensors(args: Arguments, stage: int) -> list[Stored]:
+def trained_parameters(args: Arguments) -> int:
+    """Of the whole model, those that have a gradient; vocabulary unpadded."""
+    alone = replace(args, parallel=ParallelConfig())
+    return sum(tensor.numel for tensor in stored_tensors(alone, 0, multiple=1) if tensor.kind[1])
+
+
+def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPLE) -> list[Stored]:
     """What each tensor-parallel rank stores of a pipeline stage, padding included: all of them the same.
 
     Their kind says whether it is the embedding of tied ends, which stands alone, and whether it is trained.
@@ -33,7 +40,7 @@ def stored_tensors(args: Arguments, stage: int) -> list[Stored]:
             found.append(Stored(numel, (alone, is_trained(name, args.tuning)), decayed, section))
 
     rows = -(-m.vocab_size // tp)
-    vocab = -(-rows // VOCAB_MULTIPLE) * VOCAB_MULTIPLE * m.hidden
+    vocab = -(-rows // multiple) * multiple * m.hidden
     embedding = "model.embed_tokens.weight"
     if first:
         add([(embedding, vocab, True)], "embedding" if m.tied else "")

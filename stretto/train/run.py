@@ -198,6 +198,7 @@ def init_from(args: Arguments, built: Built) -> None:
     weights = [s for s in built.optimizer.slices() if s.name.startswith("model/") and not is_adapter(s.name)]
     named = [replace(s, name=s.name.removeprefix("model/")) for s in weights]
     load_weights(directory, config, shapes, named, built.stepper.state.axis("tp", "cp", "dp", "pp"))
+    built.optimizer.initialize(args.run.seed, is_adapter)
     built.optimizer.loaded(0)
 
 
