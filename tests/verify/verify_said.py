@@ -14,7 +14,7 @@ from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 from verify_said_schedules import SCHEDULES
 from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, NOT_FINITE, RULES, SHARDING
-from verify_said_tuning import ADAPTERS, SHARE, TOKENIZERS, TUNING
+from verify_said_tuning import ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -629,6 +629,7 @@ SAID = (
     SHARE,
     ADAPTERS,
     TOKENIZERS,
+    CHAT,
     TEXT_FILES,
     LOST,
     PARTS,

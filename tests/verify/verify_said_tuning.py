@@ -107,3 +107,37 @@ TOKENIZERS = Said(
         "",
     ),
 )
+
+CHAT = Said(
+    "tests/data_room/test_data_chat.py",
+    Fault(
+        "a prompt that counts",
+        "data/chat.py",
+        "counts |= (starts >= begin) & (starts < end)",
+        "counts |= starts < end",
+    ),
+    Fault(
+        "an end mark that does not",
+        "data/chat.py",
+        "spans.append((len(before), len(after.rstrip())))",
+        'spans.append((len(before), len(before) + len(message["content"])))',
+    ),
+    Fault(
+        "a mask that is off by one",
+        "data/feed.py",
+        "valid &= rows[:, 1:] & unused == 0",
+        "valid &= rows[:, :-1] & unused == 0",
+    ),
+    Fault(
+        "a separator of documents that counts",
+        "data/store.py",
+        "np.array([~self._eod if self._masked else self._eod])",
+        "np.array([self._eod])",
+    ),
+    Fault(
+        "a special token of a template that is spelled out",
+        "data/tokenizer.py",
+        "self._marked.encode_special_tokens = False",
+        "self._marked.encode_special_tokens = True",
+    ),
+)
