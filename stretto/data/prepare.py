@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from stretto.data.account import Account
 from stretto.data.baselines import baselines
@@ -41,6 +42,26 @@ class Splits:
     train: TokenStore
     held_out: TokenStore
     account: Account
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Splits:
+        """What `as_json` says, where its files are here. Raises DataError where they are not, or are others."""
+        try:
+            sides = [(Path(said[side]["path"]), str(said[side]["digest"])) for side in ("train", "held_out")]
+            account = Account.from_json(said["account"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"no splits of a corpus: {error!r}") from error
+        train, held_out = (TokenStore.open(path) for path, _ in sides)
+        for store, (path, digest) in zip((train, held_out), sides, strict=True):
+            if store.header.digest != digest:
+                raise DataError(f"{path} has other tokens here")
+        return cls(train, held_out, account)
+
+    def as_json(self) -> dict[str, Any]:
+        """Where the stores are and what is known of them, for other processes of this file system."""
+        stores = {"train": self.train, "held_out": self.held_out}
+        sides = {side: {"path": str(s.path.absolute()), "digest": s.header.digest} for side, s in stores.items()}
+        return {**sides, "account": self.account.as_json()}
 
 
 def _unheard(progress: Progress) -> None:
