@@ -159,11 +159,17 @@ def main() -> None:
                     drop(Path(name)) if cold else read(Path(name))()
                     key = f"{way}, {'disk' if cold else 'page cache'}"
                     runs.setdefault(key, []).append(_run(way, Path(name)))
+                    _tell(asked, size, runs)
+
+
+def _tell(asked: argparse.Namespace, size: int, runs: Mapping[str, list[dict[str, float]]]) -> None:
+    """The best of each way so far; a run that is cut short has told of what it did."""
     found = {}
     for key, each in runs.items():
         best = min(each, key=lambda run: run["seconds"])
         found[key] = {**best, "gb_per_s": size / best["seconds"] / 1e9, "all": [run["seconds"] for run in each]}
         print(f"{key:32} {best['seconds']:6.2f} s {found[key]['gb_per_s']:6.2f} GB/s  peak {best['mb']:6.0f} MB")
+    print(flush=True)
     if asked.results:
         asked.results.parent.mkdir(parents=True, exist_ok=True)
         machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
