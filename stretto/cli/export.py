@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Export:
     """Write a checkpoint as a Hugging Face directory: config.json, tokenizer files, safetensors."""
 
-    checkpoint: Annotated[Path, tyro.conf.arg(help="a checkpoint, or a directory of a run: its newest one")]
+    checkpoint: Annotated[str, tyro.conf.arg(help="a checkpoint, or a directory of a run: its newest one")]
     to: Annotated[Path, tyro.conf.arg(help="the directory to write: empty, or not there yet")]
     like: Annotated[
         Path | None,
@@ -87,9 +87,9 @@ class _Checkpoint:
     """Whole tensors out of a checkpoint of any layout."""
 
     def __init__(self, path: Path) -> None:
-        from stretto.checkpoint.contents import read_contents
+        from stretto.checkpoint.index import Index
 
-        self.path, self.contents = path, read_contents(path)
+        self.path, self.contents = path, Index(path)
 
     def __call__(self, wanted: Shapes) -> Mapping[str, Tensor]:
         import torch
@@ -99,10 +99,10 @@ class _Checkpoint:
         from stretto.params import Slice
 
         known = self.contents.tensors
-        dtypes = {name: known[f"model/{name}"].properties.dtype for name in wanted}
+        dtypes = {name: getattr(torch, known[f"model/{name}"].dtype) for name in wanted}
         whole = {name: torch.empty(shape, dtype=dtypes[name]) for name, shape in wanted.items()}
         slices = [Slice(f"model/{name}", x, tuple(x.shape), (0,) * x.dim(), True) for name, x in whole.items()]
-        read_pieces(self.path, self.contents, reads(self.contents, slices))
+        read_pieces(self.path, reads(self.contents, slices))
         return whole
 
 

@@ -123,7 +123,7 @@ IN_AND_OUT = Said(
     Fault(
         "an export that does not read the checkpoint",
         "cli/export.py",
-        "        read_pieces(self.path, self.contents, reads(self.contents, slices))\n",
+        "        read_pieces(self.path, reads(self.contents, slices))\n",
         "",
     ),
     Fault(
