@@ -13,7 +13,7 @@ from itertools import product
 from math import prod
 from pathlib import Path
 from threading import local
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -79,7 +79,8 @@ class Reads:
     ) -> int:
         straight = into.dtype == dtype and into.is_contiguous() and into.device.type == "cpu"
         rectangle = into if straight else self._buffer(into.numel() * dtype.itemsize).view(dtype).view(into.shape)
-        bytes_of = memoryview(rectangle.view(-1).view(torch.uint8).numpy())
+        array: Any = rectangle.view(-1).view(torch.uint8).numpy()
+        bytes_of = memoryview(array)
         at = 0
         for begin, count in runs(shape, dims):
             length = count * dtype.itemsize

@@ -75,10 +75,11 @@ def column(
     build = adapter.build
     x = enter(_made(x), build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)
     y = linear(x, weight, bias, _alone(build), column=True)
-    low = F.linear(x, a).split(adapter.lora.rank, -1)
-    into = b.split([rows for rows, adapted in adapter.parts if adapted])
+    low = torch.split(F.linear(x, a), adapter.lora.rank, -1)
+    into = torch.split(b, [rows for rows, adapted in adapter.parts if adapted])
+    rows_of_all = [rows for rows, _ in adapter.parts]
     found, n = [], 0
-    for part, (_, adapted) in zip(y.split([rows for rows, _ in adapter.parts], -1), adapter.parts, strict=True):
+    for part, (_, adapted) in zip(torch.split(y, rows_of_all, -1), adapter.parts, strict=True):
         found.append(part + adapter.lora.scale * F.linear(low[n], into[n]) if adapted else part)
         n += adapted
     return torch.cat(found, -1) if len(found) > 1 else found[0]
