@@ -168,7 +168,7 @@ def _raise(message: str) -> NoReturn:
 class _Generation(Extension):
     """`{% generation %}` marks what an assistant says; here the turns themselves tell."""
 
-    tags: Final = frozenset({"generation"})  # type: ignore[misc]
+    tags = frozenset({"generation"})  # type: ignore[assignment]
 
     def parse(self, parser: Parser) -> nodes.Node:
         """The inside as it is."""
