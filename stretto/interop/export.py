@@ -173,7 +173,8 @@ def write_tensors(
         for (name, dtype, shape), (found, tensor) in zip(said, tensors, strict=True):
             if (name, dtype, shape) != (found, tensor.dtype, tuple(tensor.shape)):
                 raise ValueError(f"{path}: {found} {tensor.dtype} {list(tensor.shape)} comes where {name} was said")
-            _write(stream, memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+            array: Any = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            _write(stream, memoryview(array))
     temporary.replace(path)
 
 
