@@ -16,6 +16,7 @@ from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_
 from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import Nearby, Rule, RuleViolation, rule
 from stretto.arguments.schema import Arguments
+from stretto.arguments.tuning_rules import TUNING_RULES
 from stretto.layout.schedules import FAMILIES
 
 
@@ -286,4 +287,5 @@ RULES: tuple[Rule, ...] = (
     flash_takes_what_it_is_given,
     fp8_is_within_bf16,
     fp8_sizes_divide,
+    *TUNING_RULES,
 )

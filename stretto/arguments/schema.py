@@ -19,6 +19,8 @@ AxisName = Literal["tp", "dp", "pp", "cp", "dp-cp", "tp-pp", "pp-dp-cp", "embed"
 """Axes that have process groups, and combinations of axes that have groups of their own."""
 
 
+TargetName = Literal["q", "k", "v", "o", "gate", "up", "down"]
+
 TOKENIZERS: Final = MappingProxyType({"byte": 257, "python": 4096})
 """The tokenizers that come with the library, and their vocabularies: 256 bytes and an end of document; byte-level BPE
 over Python sources."""
@@ -138,6 +140,26 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class TuningConfig:
+    """What of a model is trained, where not all of it is."""
+
+    freeze: tuple[str, ...] = setting(
+        (), "parameters that stay as they are, by name: * stands for anything, as in model.embed_tokens.*"
+    )
+    lora_rank: int = setting(
+        0,
+        "train low-rank adapters of this rank alone, and no other parameter; 0: no adapters",
+        at_least=0,
+        at_most=2**14,
+    )
+    lora_alpha: float = setting(16.0, "what an adapter adds is multiplied by lora_alpha / lora_rank", above=0)
+    lora_targets: tuple[TargetName, ...] = setting(
+        ("q", "k", "v", "o"),
+        "matrices with an adapter: of attention q, k, v and o, of the feed-forward gate, up and down",
+    )
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What text to train on, and how it becomes tokens."""
 
@@ -147,6 +169,10 @@ class DataConfig:
         path=True,
     )
     text_key: str = setting("text", "the field of each JSON line that holds its text")
+    format: Literal["text", "chat"] = setting(
+        "text",
+        "chat: JSON lines with messages, or with prompt and completion, of which the answers alone count in the loss",
+    )
     tokenizer: str = setting("byte", "byte, or a tokenizer.json of the tokenizers library, or its directory", path=True)
     eval_data: str | None = setting(None, "more validation sets, each with its curve: name=path,other=path", path=True)
     held_out: float = setting(0.05, "share of the files kept for evaluation", at_least=0, below=1)
@@ -180,6 +206,12 @@ class CheckpointConfig:
         None,
         "directory of a Hugging Face model, or its name in the cache of downloads: the run begins with its shape, "
         "weights and tokenizer",
+    )
+    export_hf: str | None = setting(
+        None,
+        "directory that gets the model as a Hugging Face one when the run has made its last step",
+        carried=False,
+        path=True,
     )
     resume: bool = setting(
         False, "go on from the newest complete checkpoint in the directory of the run", carried=False
@@ -310,6 +342,7 @@ class Arguments:
     nccl: NcclConfig = field(default_factory=NcclConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)

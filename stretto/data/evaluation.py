@@ -39,4 +39,4 @@ def held_out_batches(
         inside = samples < windows
         order[inside] = permute(samples[inside], windows, seed=0, epoch=0)
         pieces = [store.window(int(window), seq_len) for window in order]
-        yield [as_batch(pieces[rows], seq_len, eod=store.header.eod) for rows in mine]
+        yield [as_batch(pieces[rows], seq_len, eod=store.header.eod, unused=store.header.unused) for rows in mine]

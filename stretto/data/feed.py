@@ -49,7 +49,7 @@ class Feed:
     def _rows(self, corpora: NDArray[np.int64], windows: NDArray[np.int64]) -> Batch:
         stores = self.mix.stores
         pieces = [stores[corpus].window(window, self.seq_len) for corpus, window in zip(corpora, windows, strict=True)]
-        return as_batch(pieces, self.seq_len, eod=stores[0].header.eod)
+        return as_batch(pieces, self.seq_len, eod=stores[0].header.eod, unused=stores[0].header.unused)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and what it is a stream of."""
@@ -87,15 +87,19 @@ def rows_of(global_batch: int, dp_rank: int, dp_size: int, micro_batch: int) -> 
     return [slice(start, start + micro_batch) for start in starts]
 
 
-def as_batch(pieces: Sequence[NDArray[Any]], seq_len: int, *, eod: int) -> Batch:
-    """Windows of tokens as a batch [b, seq_len]. What is missing of one, past the end of the text, is masked.
+def as_batch(pieces: Sequence[NDArray[Any]], seq_len: int, *, eod: int, unused: int = 0) -> Batch:
+    """Windows of tokens as a batch [b, seq_len]. What is missing of one, past the end of the text, is masked, as are
+    predictions of tokens that have the bit `unused`.
 
     A window has s + 1 tokens: the last is only a label.
     """
-    rows = np.full((len(pieces), seq_len + 1), eod, dtype=np.int64)
+    rows = np.full((len(pieces), seq_len + 1), eod | unused, dtype=np.int64)
     valid = np.zeros((len(pieces), seq_len), dtype=bool)
     for row, mask, piece in zip(rows, valid, pieces, strict=True):
         row[: len(piece)] = piece
         mask[: max(len(piece) - 1, 0)] = True
+    if unused:
+        valid &= rows[:, 1:] & unused == 0
+        rows &= unused - 1
     tokens = torch.from_numpy(rows)
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.from_numpy(valid))

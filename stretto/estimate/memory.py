@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from stretto.arguments.schema import Arguments
+from stretto.arguments.trained import is_trained
 from stretto.estimate.stages import stage_layers
 from stretto.estimate.stored import stored_tensors
 from stretto.layout.flat import Flat
@@ -66,25 +67,29 @@ def ledger(args: Arguments, stage: int) -> Ledger:
     shards = shard_ranks(args) if sharding.state else 1
     flats = [Flat(tuple(tensors[n].numel for n in group), shards).numel for group in groups]
     whole, part = sum(flats), sum(flats) // shards
+    trained = [bool(tensors[group[0]].kind[1]) for group in groups]
+    moved = sum(f for f, t in zip(flats, trained, strict=True) if t)  # what is frozen has weights alone
     sections = [{tensors[n].section for n in group} for group in groups]
     used = [sum(f for f, s in zip(flats, sections, strict=True) if n in s) for n in range(_sections(args, stage))]
     # A tied embedding on a stage with both ends: used by the last section too, and its gradient fills all the way back.
     both = args.model.tied and args.parallel.pp == 1
-    tied = sum(f for f, group in zip(flats, groups, strict=True) if both and tensors[group[0]].kind == ("embedding",))
+    tied = sum(f for f, group in zip(flats, groups, strict=True) if both and tensors[group[0]].kind[0] == "embedding")
     used[-1:] = [used[-1] + tied] if used else []
     # Buckets of decayed and of other tensors fill side by side, two of each at a time.
     others: dict[bool, list[int]] = {}
-    for size, group in zip(flats, groups, strict=True):
-        if not tied or tensors[group[0]].kind != ("embedding",):
+    for size, group, t in zip(flats, groups, trained, strict=True):
+        if t and (not tied or tensors[group[0]].kind[0] != "embedding"):
             others.setdefault(sharding.params or tensors[group[0]].decayed, []).append(size)
-    filling = tied + sum(sum(sorted(sizes)[-2:]) for sizes in others.values())
+    filling = tied * is_trained("model.embed_tokens.weight", args.tuning) + sum(
+        sum(sorted(sizes)[-2:]) for sizes in others.values()
+    )
     kept = sum(used[max(0, len(used) - keep) :]) if keep else 0
     pairs = max((a + b for a, b in pairwise(used)), default=sum(used))
     return Ledger(
         weights=item * (part if sharding.params else whole),
-        gradients=wide * (part if sharding.grads else whole),
-        masters=wide * part * (item < wide),
-        optimizer=wide * part * STATE[args.optimizer.optimizer],
+        gradients=wide * (moved // shards if sharding.grads else moved),
+        masters=wide * (moved // shards) * (item < wide),
+        optimizer=wide * (moved // shards) * STATE[args.optimizer.optimizer],
         gathered=item * min(whole, pairs + kept) * sharding.params,
         reducing=wide * filling * sharding.grads,
         activations=_activations(args, stage),
@@ -127,7 +132,7 @@ def _activations(args: Arguments, stage: int) -> int:
     item, tokens = BYTES[args.run.dtype], b.seq_len * b.micro_batch
     outside = tokens // p.tp if p.sequence_parallel else tokens
     q, kv = m.heads * m.dim_per_head // p.tp, max(1, m.num_kv_heads // p.tp) * m.dim_per_head
-    inner, gated = m.dim_ffn // p.tp, m.activation == "swiglu"
+    inner, gated = m.dim_ffn // p.tp, m.gated
     entering = outside * m.hidden
     kept = 2 * entering + tokens * (2 * (q + 2 * kv) * (m.position == "rope") + (q + 2 * kv) * (m.position != "rope"))
     kept += tokens * (q + inner * (2 if gated else 1))  # attention's output; what enters the activation

@@ -46,7 +46,9 @@ class Attention(nn.Module):
             bias=config.bias or config.qkv_bias,
             init=Init(std=config.init_std),
         )
-        self.o_proj = RowParallelLinear(config.heads * d, config.hidden, build, bias=config.bias, init=out_init)
+        self.o_proj = RowParallelLinear(
+            config.heads * d, config.hidden, build, bias=config.bias, init=out_init, name="o_proj"
+        )
         self.q_norm: HeadNorm | FullNorm | None = None
         self.k_norm: HeadNorm | FullNorm | None = None
         if config.qk_norm and config.qk_norm_width == "full":

@@ -30,7 +30,9 @@ class FeedForward(nn.Module):
         self.gate_up_proj = ColumnParallelLinear(
             config.hidden, held, build, bias=config.bias, init=Init(std=config.init_std)
         )
-        self.down_proj = RowParallelLinear(inner, config.hidden, build, bias=config.bias, init=out_init)
+        self.down_proj = RowParallelLinear(
+            inner, config.hidden, build, bias=config.bias, init=out_init, name="down_proj"
+        )
 
     def forward(self, x: Tensor | Lazy) -> Tensor:
         # What enters the activation goes nowhere else: its gradient may take its place.

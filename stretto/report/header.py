@@ -12,6 +12,7 @@ from stretto.arguments.pipeline import num_stages
 from stretto.data.describe import data_lines, epochs_line, lossy, loud, tokenizer_line
 from stretto.data.text import Text
 from stretto.estimate import count_parameters
+from stretto.estimate.stored import trained_parameters
 from stretto.train.directory import Paths
 from stretto.verify.matrix import untested
 
@@ -58,7 +59,11 @@ def layout_line(args: Arguments) -> str:
 def _model(args: Arguments) -> str:
     m, total = args.model, count_parameters(args.model, args.batch.seq_len).total
     heads = f"{m.heads} heads" + (f" over {m.num_kv_heads} kv" if m.num_kv_heads != m.heads else "")
-    return f"{total:,} parameters: {m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"
+    trained = trained_parameters(args)
+    alone = "" if trained == total else f", {trained:,} of them trained"
+    if args.tuning.lora_rank:
+        alone = f" and {trained:,} of adapters, which alone are trained"
+    return f"{total:,} parameters{alone}: {m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"
 
 
 def _steps(args: Arguments, after: int, available: int) -> str:

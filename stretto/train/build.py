@@ -22,9 +22,11 @@ from stretto.schedule import schedule_for
 from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
+from stretto.tensor_parallel.lora import lora_of
 from stretto.train.assemble import Assembly, assemble
 from stretto.train.dtypes import DTYPES
 from stretto.train.optimizers import flat
+from stretto.train.tuning import freeze, require_trained
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Built(Assembly[Transformer]):
 
 def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     """Build this rank's part of the run, with initial weights drawn from `run.seed`, or zeros that are filled later."""
+    require_trained(args)
     microbatches = args.batch.microbatches(state.layout.size("dp"))
     parts = stage_specs(args)
     direct, fuse, tp = MainGradients(), fused if args.run.compile else unfused, state.axis("tp")
@@ -52,6 +55,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         accumulators=direct,
         gemms=fp8,
         allocate=False,
+        lora=lora_of(args.tuning),
     )
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
     attend = attention_by(args.run.attention, deterministic=args.run.deterministic)
@@ -69,6 +73,8 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
             attend=attend,
             embedding=None if first is None else first.weight,
         )
+        others = {p for n, module in made_here.items() if n != s for p in module.parameters()}
+        freeze(made_here[s], args.tuning, elsewhere=others)
         return made_here[s]
 
     config = args.optimizer

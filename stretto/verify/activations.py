@@ -98,7 +98,7 @@ class ActivationObserver:
         own = {f"x/{n}": x for n, x in self.outputs.items()} | {f"dx/{n}": x for n, x in self.gradients.items()}
         names, tensors = all_gather_json(order, world), all_gather_tensors(own, world)
         everyone = [
-            (stage, name, seen[f"x/{name}"], seen[f"dx/{name}"])
+            (stage, name, seen[f"x/{name}"], seen.get(f"dx/{name}"))
             for listed, seen in zip(names, tensors, strict=True)
             for stage, name in listed
         ]
@@ -106,7 +106,8 @@ class ActivationObserver:
         gradients: dict[str, Tensor] = {}
         for _, name, x, dx in sorted(everyone, key=lambda each: each[0]):
             outputs[name] = outputs[name] + x if name in outputs else x
-            gradients[name] = gradients[name] + dx if name in gradients else dx
+            if dx is not None:
+                gradients[name] = gradients[name] + dx if name in gradients else dx
         return Seen(outputs, gradients)
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...]) -> None:
@@ -124,7 +125,8 @@ class ActivationObserver:
         if not isinstance(x, Tensor) or x.dim() != 3:
             return
         self._add(self.outputs, pieces, rows, x.detach(), whole=True)
-        x.register_hook(lambda dx: self._add(self.gradients, pieces, rows, dx, whole=False))  # type: ignore[no-untyped-call]
+        if x.requires_grad:  # not where all in front of it is frozen
+            x.register_hook(lambda dx: self._add(self.gradients, pieces, rows, dx, whole=False))  # type: ignore[no-untyped-call]
 
     def _add(self, into: dict[str, Tensor], pieces: Sequence[Piece], rows: slice, x: Tensor, *, whole: bool) -> None:
         """Add the projections of this rank's part [s(/t), b, n]; ranks with the same part count as one together.

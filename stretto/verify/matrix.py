@@ -66,6 +66,8 @@ def combination(args: Arguments) -> Combination:
         other += (f"recompute={r.recompute}",)
     if r.fp8 != "none":
         other += (f"fp8={r.fp8}",)
+    if args.tuning.lora_rank or args.tuning.freeze:
+        other += ("adapters" if args.tuning.lora_rank else "frozen parameters",)
     pipeline, replicas = p.schedule if p.pp > 1 else "-", "dp" if p.sharding == "none" else p.sharding
     data = replicas if (p.dp or 1) > 1 else "-"
     return Combination(tensor, pipeline, data, activations, r.dtype, other)

@@ -117,7 +117,8 @@ class Session:
         else:
             loss = stepper.gradients(microbatches)
         weights = self.built.weights
-        pieces = slices(weights.declared, lambda p: weights.part(p, lambda bucket: bucket.grad), weights.position())
+        trained = [item for item in weights.declared if item.param.requires_grad]
+        pieces = slices(trained, lambda p: weights.part(p, lambda bucket: bucket.grad), weights.position())
         self._grads = [replace(piece, tensor=piece.tensor.clone()) for piece in pieces]
         result = stepper.update(loss, self.args.optimizer.lr)
         return result.loss.item(), result.grad_norm.item()

@@ -195,8 +195,8 @@ PRODUCTS = [
     Fault(
         "what is made again comes from this rank's part of the sequence alone",
         "tensor_parallel/linear.py",
-        "recomputed = all_gather_async(x, build.tp) if ctx.column and build.sequence_parallel else AsyncTensor(x)",
-        "recomputed = AsyncTensor(torch.cat([x] * (build.tp.size if ctx.column and build.sequence_parallel else 1)))",
+        "recomputed = all_gather_async(x, build.tp) if gathers else AsyncTensor(x)",
+        "recomputed = AsyncTensor(torch.cat([x] * (build.tp.size if gathers else 1)))",
     ),
     Fault(
         "a bias gets the mean over the tokens",

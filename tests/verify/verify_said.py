@@ -14,6 +14,7 @@ from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 from verify_said_schedules import SCHEDULES
 from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, NOT_FINITE, RULES, SHARDING
+from verify_said_tuning import ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -444,8 +445,8 @@ VOCABULARY = Said(
     Fault(
         "a gradient that does not see what follows the loss",
         "tensor_parallel/cross_entropy.py",
-        "            (dw,) = made\n",
-        "            (dw,) = made\n            scale = torch.ones_like(scale)\n",
+        "            dw = (made[0] * scale",
+        "            scale = torch.ones_like(scale)\n            dw = (made[0] * scale",
     ),
     Fault(
         "a second derivative that is silently incomplete",
@@ -624,6 +625,11 @@ SAID = (
     IN_AND_OUT,
     CACHE,
     SCHEDULES,
+    TUNING,
+    SHARE,
+    ADAPTERS,
+    TOKENIZERS,
+    CHAT,
     TEXT_FILES,
     LOST,
     PARTS,

@@ -89,8 +89,8 @@ FILES = Said(
     Fault(
         "a transposed matrix read as it is",
         "interop/load.py",
-        "rows.copy_(files.read(name, *columns, (at, count)).t())",
-        "rows.copy_(files.read(name, (at, count), *columns))",
+        "self.files.read(source.name, (*columns, (at, count)), rows.t())",
+        "self.files.read(source.name, ((at, count), *columns), rows)",
     ),
     Fault(
         "a tensor of the directory that nobody reads",
@@ -117,13 +117,13 @@ IN_AND_OUT = Said(
     Fault(
         "weights of the directory that are drawn anew instead",
         "train/run.py",
-        "    load_weights(directory, config, shapes, named)\n",
+        '    load_weights(directory, config, shapes, named, built.stepper.state.axis("tp", "cp", "dp", "pp"))\n',
         "",
     ),
     Fault(
         "an export that does not read the checkpoint",
         "cli/export.py",
-        "        load(self.path, slices, World.single(), prefixes=())\n",
+        "        read_pieces(self.path, reads(self.contents, slices))\n",
         "",
     ),
     Fault(
