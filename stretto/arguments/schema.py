@@ -19,6 +19,9 @@ AxisName = Literal["tp", "dp", "pp", "cp", "dp-cp", "tp-pp", "pp-dp-cp", "embed"
 """Axes that have process groups, and combinations of axes that have groups of their own."""
 
 
+CommName = Literal["all-gather", "ring", "ulysses", "hybrid", "auto"]
+
+
 TOKENIZERS: Final = MappingProxyType({"byte": 257, "python": 4096})
 """The tokenizers that come with the library, and their vocabularies: 256 bytes and an end of document; byte-level BPE
 over Python sources."""
@@ -30,6 +33,16 @@ class ParallelConfig:
 
     tp: int = setting(1, "tensor parallel: each matrix is cut over so many ranks", unit="ranks", at_least=1)
     cp: int = setting(1, "context parallel: each sequence is cut over so many ranks", unit="ranks", at_least=1)
+    cp_comm: tuple[CommName, ...] = setting(
+        ("auto",),
+        "how ranks of cp get at keys and values, of all layers or of each: all-gather; ring: from rank to rank behind "
+        "attention; ulysses: an all-to-all over heads; hybrid: ulysses among cp_a2a neighbours, a ring between these; "
+        "auto: what a cost model finds quickest",
+        carried=False,
+    )
+    cp_a2a: int | None = setting(
+        None, "hybrid: so many neighbours along cp exchange heads", unit="ranks", at_least=2, carried=False
+    )
     pp: int = setting(1, "pipeline parallel: the layers are cut into so many stages", unit="ranks", at_least=1)
     ep: int = setting(1, "expert parallel: experts are spread over so many ranks", unit="ranks", at_least=1)
     etp: int = setting(1, "tensor parallel inside an expert", unit="ranks", at_least=1)
@@ -141,6 +154,11 @@ class DataConfig:
         None, "directory of text files, or a .jsonl; unset: the sources of Python's standard library", path=True
     )
     tokenizer: str = setting("byte", "byte, or a tokenizer.json of the tokenizers library, or its directory", path=True)
+    packing: bool = setting(
+        False,
+        "rows of whole documents, as many as fit, which do not see each other; else rows are windows of the text, in "
+        "which attention crosses from one document to the next",
+    )
     held_out: float = setting(0.05, "share of the files kept for evaluation", at_least=0, below=1)
     cache: str = setting("~/.cache/stretto", "directory for tokenized text", carried=False, path=True)
 

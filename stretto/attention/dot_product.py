@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stretto.arguments.schema import ModelConfig
+from stretto.structure import Structure
 
 FASTEST_FIRST: Final = [
     SDPBackend.CUDNN_ATTENTION,
@@ -44,11 +45,15 @@ PLAIN: Final = Scores()
 """Causal attention and nothing else."""
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN) -> Tensor:
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN, structure: Structure | None = None
+) -> Tensor:
     """[b, heads, n, d] of q and [b, kv_heads, s, d] of k and v: each position sees itself and those before it.
 
-    Queries are of the last n positions: of all of them, but where keys of earlier ones were kept.
+    Queries are of the last n positions: of all of them, but where keys of earlier ones were kept. Raises ValueError for
+    rows that are not plain.
     """
+    require_plain(structure)
     grouped, n, s = q.shape[1] != k.shape[1], q.shape[2], k.shape[2]
     whole = n == s and (scores.window is None or scores.window >= s)
     mask = None if whole else _within(n, s, scores.window, q.device)
@@ -61,6 +66,15 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN) ->
     with sdpa_kernel(FASTEST_FIRST, set_priority=True):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scores.scale, enable_gqa=grouped
+        )
+
+
+def require_plain(structure: Structure | None) -> None:
+    """Raise ValueError where rows have several documents or lie on several ranks: these kernels know of neither."""
+    if structure is not None and not structure.plain:
+        raise ValueError(
+            "rows of several documents, or cut over several ranks, but this attention sees one document on one rank: "
+            "use stretto.context_parallel.ContextAttention"
         )
 
 
@@ -85,9 +99,11 @@ def _capped_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores, cap: floa
 
 
 class Attend(Protocol):
-    """As `causal_attention`."""
+    """As `causal_attention`: who sees whom is said by the rows' structure and by the scores' window."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN) -> Tensor: ...
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN, structure: Structure | None = None
+    ) -> Tensor: ...
 
 
 def attention_by(kernels: Literal["torch", "flash4"], *, deterministic: bool = False) -> Attend:
@@ -97,6 +113,6 @@ def attention_by(kernels: Literal["torch", "flash4"], *, deterministic: bool = F
     """
     if kernels == "torch":
         return causal_attention
-    from stretto.models.flash import flash_attention  # only here, since it asks for an optional package
+    from stretto.attention.flash import flash_attention  # only here, since it asks for an optional package
 
     return flash_attention(deterministic=deterministic)

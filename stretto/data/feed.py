@@ -2,7 +2,8 @@
 
 Sample k of a run is a window of `seq_len` tokens: `order.windows_of` says which. Windows lie end to end in
 the packed text and may hold parts of several documents, with an `eod` between them: the plain packing of
-GPT-2 and GPT-3, where attention sees across documents and every prediction counts.
+GPT-2 and GPT-3, where attention sees across documents and every prediction counts. With `packing` it is a row
+of whole documents in place of a window, see `packed`.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from numpy.typing import NDArray
 from stretto.batch import Batch
 from stretto.data.errors import DataError
 from stretto.data.order import windows_of
+from stretto.data.packed import PackedRows
 from stretto.data.store import TokenStore
 
 
 class Feed:
     """An endless stream of samples. `consumed` counts those of all ranks; it is the only thing that moves."""
 
-    def __init__(self, store: TokenStore, *, seq_len: int, seed: int, consumed: int = 0):
+    def __init__(self, store: TokenStore, *, seq_len: int, seed: int, consumed: int = 0, packing: bool = False):
         """Start at sample `consumed`. Raises DataError when the store has less than one window."""
         self.store, self.seq_len, self.seed, self.consumed = store, seq_len, seed, consumed
-        self.windows = (store.header.tokens - 1) // seq_len
+        self.packed = PackedRows(store, seq_len) if packing else None
+        self.windows = (store.header.tokens - 1) // seq_len if self.packed is None else len(self.packed)
         if self.windows == 0:
             raise DataError(
                 f"{store.path} has {store.header.tokens} tokens, a sample takes seq_len + 1 = {seq_len + 1}; "
@@ -45,7 +48,10 @@ class Feed:
         mine = rows_of(global_batch, dp_rank, dp_size, micro_batch)
         samples = torch.arange(self.consumed, self.consumed + global_batch)
         self.consumed += global_batch
-        return [replace(as_batch(self.store, windows[rows], self.seq_len), samples=samples[rows]) for rows in mine]
+        return [replace(self._rows(windows[rows]), samples=samples[rows]) for rows in mine]
+
+    def _rows(self, windows: NDArray[np.int64]) -> Batch:
+        return as_batch(self.store, windows, self.seq_len) if self.packed is None else self.packed.batch(windows)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and what it is a stream of."""
@@ -54,20 +60,21 @@ class Feed:
             "seed": self.seed,
             "seq_len": self.seq_len,
             "digest": self.store.header.digest,
+            "packing": self.packed is not None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`. Raises DataError when it is of another stream: `consumed` means nothing."""
-        own = self.state_dict()
+        own, state = self.state_dict(), {"packing": False, **state}
         differ = [
             f"{key} was {state.get(key)!r}, is {own[key]!r}"
-            for key in ("seed", "seq_len", "digest")
+            for key in ("seed", "seq_len", "digest", "packing")
             if state.get(key) != own[key]
         ]
         if differ:
             raise DataError(
                 f"cannot go on in the data where the run stopped: {'; '.join(differ)}; "
-                "resume with the same text, tokenizer, held_out, seed and seq_len"
+                "resume with the same text, tokenizer, held_out, seed, seq_len and packing"
             )
         self.consumed = int(state["consumed"])
 

@@ -14,6 +14,7 @@ from stretto.models.cache import KeyValues
 from stretto.models.norm import Norm, norm
 from stretto.models.rope import Rotation
 from stretto.params import Init
+from stretto.structure import Structure
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Dropout, Lazy, Projection, RowParallelLinear
 
 
@@ -45,15 +46,22 @@ class Rotations:
     whole: Rotation
     windowed: Rotation
 
-    def after(self, first: int) -> Rotations:
-        """Those from position `first` on."""
-        return Rotations(*((cos[first:], sin[first:]) for cos, sin in (self.whole, self.windowed)))
+    def at(self, structure: Structure) -> Rotations:
+        """Those of the tokens that are here."""
+        if not structure.plain:
+            positions = structure.positions_of(0, structure.slots, self.whole[0].device)  # [n, b or 1]
+            return Rotations(*((cos[positions, 0], sin[positions, 0]) for cos, sin in (self.whole, self.windowed)))
+        if not structure.first:
+            return self
+        return Rotations(
+            *((cos[structure.first :], sin[structure.first :]) for cos, sin in (self.whole, self.windowed))
+        )
 
 
 class Block(nn.Module):
     """Residual block `layer` of the whole model, [s(/t), b, h] -> [s(/t), b, h].
 
-    Dropout is on what adds to the residual, as in GPT-2; `samples` [b] are the rows' numbers in the run. Norms are
+    Dropout is on what adds to the residual, as in GPT-2. Norms are
     named as in the Hugging Face model that has them in the same places: Llama, OLMo 2 (after), Gemma 2 (both).
     """
 
@@ -88,16 +96,16 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotations: Rotations | None,
-        samples: Tensor | None = None,
+        structure: Structure,
         before: KeyValues | None = None,
     ) -> Tensor:
         turn = None if rotations is None else rotations.windowed if self.windowed else rotations.whole
         attention, feed_forward = self._norms
-        residual, added = _beside(x, attention, lambda normed: self.self_attn(normed, turn, before))
-        added = self.attn_dropout(added, samples)
+        residual, added = _beside(x, attention, lambda normed: self.self_attn(normed, turn, structure, before))
+        added = self.attn_dropout(added, structure)
         reads = x if self.parallel else residual + added
         past_both, more = _beside(reads, feed_forward, self.mlp)
-        out: Tensor = (residual + added if self.parallel else past_both) + self.mlp_dropout(more, samples)
+        out: Tensor = (residual + added if self.parallel else past_both) + self.mlp_dropout(more, structure)
         return out
 
 

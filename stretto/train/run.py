@@ -27,7 +27,7 @@ from stretto.interop.hub import located
 from stretto.interop.load import load_weights
 from stretto.interop.shapes import logical_shapes
 from stretto.parallel_state import GroupCost, ParallelState
-from stretto.train.build import Built, build
+from stretto.train.build import Built, build, sequence_cut
 from stretto.train.checkpointing import require_fits
 from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
@@ -112,7 +112,7 @@ def train(
     with state:
         with timeline.phase("data"):
             require_same_text(state, text.splits)
-            feed = on_all_ranks(state, lambda: Feed(text.splits.train, seq_len=args.batch.seq_len, seed=args.run.seed))
+            feed = on_all_ranks(state, lambda: feed_of(args, text.splits.train))
         if resume is not None:
             on_all_ranks(state, lambda: require_fits(args, resume) if world.rank == 0 else None)
         with timeline.phase("model"):
@@ -142,6 +142,11 @@ def train(
             return trainer.fit(args.run.steps, [told], stop=stop, before_step=before_step, metrics=False)
 
 
+def feed_of(args: Arguments, store: TokenStore) -> Feed:
+    """The rows of a run. Raises DataError when there are none."""
+    return Feed(store, seq_len=args.batch.seq_len, seed=args.run.seed, packing=args.data.packing)
+
+
 def trainer_of(
     args: Arguments,
     built: Built,
@@ -154,17 +159,18 @@ def trainer_of(
 ) -> Trainer:
     """The trainer of `stretto train`: a model that was built from arguments, on text."""
     state, batch, run = built.stepper.state, args.batch, args.run
+    cut = sequence_cut(args, state)
     return Trainer(
         built,
         state,
-        data=TextBatches(feed, batch, state),
+        data=TextBatches(feed, batch, state, cut),
         global_batch=batch.global_batch,
         micro_batch=batch.micro_batch,
         lr=learning_rate(args.optimizer),
         out=Paths.of(args).root,
         save_every=args.checkpoint.save_every,
         keep=args.checkpoint.keep,
-        evaluation=HeldOut(held_out, batch, state, run.eval_batches),
+        evaluation=HeldOut(held_out, batch, state, run.eval_batches, cut, args.data.packing),
         eval_every=run.eval_every,
         log_every=run.log_every,
         about=about,
@@ -172,6 +178,7 @@ def trainer_of(
             batch.global_batch * batch.seq_len,
             flops_per_token(args.model, batch.seq_len),
             run.peak_tflops or peak_tflops(state.world.device, args.run.dtype),
+            None if feed.packed is None else feed.packed.waste,
         ),
         timeline=timeline,
         check_replicas=run.check_replicas,

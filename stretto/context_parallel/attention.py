@@ -1,0 +1,140 @@
+"""Attention of rows that are dealt to the ranks of cp: heads or keys go where they are needed.
+
+    all-gather   every rank gets all keys and values; their gradients are reduced and scattered
+    ring         keys and values go round, and their gradients behind them (Liu et al., "Ring attention", 2023)
+    ulysses      an all-to-all gives every rank some heads of the whole row (Jacobs et al., "DeepSpeed Ulysses", 2023)
+    hybrid       ulysses among neighbours, a ring between these groups (Fang and Zhao, "USP", 2024)
+
+All of them are one thing: heads are exchanged over `inner`, keys over `outer`, and what a rank then sees is tiles. With
+one rank on both, that is attention of rows with several documents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from stretto.attention import PLAIN, Attend, Scores
+from stretto.attention.tile import TileKernel
+from stretto.collectives import all_to_all
+from stretto.context_parallel.exchange import Exchange, Ordered, Ranks, exchange_over
+from stretto.context_parallel.merge import Merge
+from stretto.structure import Structure
+from stretto.world import Axis
+
+Comm = Literal["all-gather", "ring", "ulysses", "hybrid"]
+
+
+@dataclass(frozen=True)
+class ContextAttention:
+    """An `Attend` over the ranks of `inner` x `outer`, neighbours along `inner`; plain rows go to `plain`."""
+
+    plain: Attend
+    kernel: TileKernel
+    inner: Axis
+    outer: Axis
+    way: Literal["all-gather", "ring"]
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN, structure: Structure | None = None
+    ) -> Tensor:
+        """[b, heads, n, d] of q and [b, kv_heads, n, d] of k and v, of this rank's slots -> [b, heads, n, d]."""
+        if structure is None or structure.plain:
+            return self.plain(q, k, v, scores, structure)
+        a = self.inner.size
+        if q.shape[1] % a:
+            raise ValueError(f"{q.shape[1]} heads on a rank are not a multiple of the {a} ranks of {self.inner}")
+        kv_heads = k.shape[1]
+        # Fewer key/value heads than ranks: as many copies as it takes, whose gradients add up.
+        copies = a // gcd(kv_heads, a)
+        kv = torch.cat([x.repeat_interleave(copies, 1) if copies > 1 else x for x in (k, v)], 1)
+        own = self.sources[self.outer.rank]
+        heads = self._to_heads(q, structure, own)
+        keys = self._to_heads(kv.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), structure, own)
+        exchange = exchange_over(self.outer, self.sources, self.way)
+        call = _Call(self.kernel, exchange, own, structure, scores)
+        y: Tensor = _Tiles.apply(heads, keys, call)  # type: ignore[no-untyped-call]
+        return self._from_heads(y, structure, own)
+
+    @property
+    def sources(self) -> tuple[Ranks, ...]:
+        """The ranks of cp that each of `outer` has the row of, after heads are exchanged."""
+        a = self.inner.size
+        return tuple(tuple(range(j * a, (j + 1) * a)) for j in range(self.outer.size))
+
+    def _to_heads(self, x: Tensor, structure: Structure, own: Ranks) -> Tensor:
+        """[b, heads, n, d] -> [a n, b, heads/a, d], in the order of the row."""
+        x = all_to_all(x.permute(2, 0, 1, 3), self.inner, split_dim=2, concat_dim=0)
+        return Ordered.apply(x, structure, own, False) if self.inner.size > 1 else x  # type: ignore[no-any-return, no-untyped-call]
+
+    def _from_heads(self, y: Tensor, structure: Structure, own: Ranks) -> Tensor:
+        """The way back."""
+        if self.inner.size > 1:
+            y = Ordered.apply(y, structure, own, True)  # type: ignore[no-untyped-call]
+        return all_to_all(y, self.inner, split_dim=0, concat_dim=2).permute(1, 2, 0, 3)
+
+
+@dataclass(frozen=True)
+class _Call:
+    kernel: TileKernel
+    exchange: Exchange
+    own: Ranks
+    structure: Structure
+    scores: Scores
+
+    def tiles(self, keys: Ranks) -> Any:
+        return self.structure.tiles(self.own, keys, self.scores.window)
+
+
+class _Tiles(Function):
+    """q [n, b, heads, d]; kv [n, b, 2 kv_heads, d], each key head beside its value head -> [n, b, heads, d]."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, kv: Tensor, at: _Call) -> Tensor:
+        queries = q.permute(1, 2, 0, 3)
+        merge = Merge(queries)
+        for ranks, block in at.exchange.blocks(kv.contiguous(), at.structure):
+            k, v = _split(block)
+            for rows, tile in at.tiles(ranks):
+                y, lse = at.kernel.forward(
+                    queries[rows, :, tile.query], k[rows, :, tile.key], v[rows, :, tile.key], tile, at.scores
+                )
+                merge.add(rows, tile.query, y, lse)
+        y, lse = merge.result(q.dtype)
+        ctx.at = at
+        ctx.save_for_backward(q, kv, y, lse)
+        return y.permute(2, 0, 1, 3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        q, kv, y, lse = ctx.saved_tensors
+        at: _Call = ctx.at
+        queries, dout = q.permute(1, 2, 0, 3), dy.permute(1, 2, 0, 3)
+        dq = torch.zeros(queries.shape, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+        coming = at.exchange.gradients(kv.contiguous(), at.structure)
+        while True:
+            try:
+                ranks, block, total = next(coming)
+            except StopIteration as end:
+                dkv: Tensor = end.value
+                break
+            (k, v), (dk, dv) = _split(block), _split(total)
+            for rows, tile in at.tiles(ranks):
+                of, to = (rows, slice(None), tile.query), (rows, slice(None), tile.key)
+                made = at.kernel.backward(dout[of], queries[of], k[to], v[to], y[of], lse[of], tile, at.scores)
+                for whole, where, part in ((dq, of, made[0]), (dk, to, made[1]), (dv, to, made[2])):
+                    whole[where] += part.to(whole.dtype)
+        return dq.to(q.dtype).permute(2, 0, 1, 3), dkv.to(kv.dtype), None
+
+
+def _split(kv: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of keys and values [b, kv_heads, m, d]."""
+    k, v = kv.unflatten(2, (-1, 2)).permute(3, 1, 2, 0, 4)
+    return k, v

@@ -1,0 +1,34 @@
+"""Outputs of attention to parts of the keys, merged into one in fp32 or wider."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Merge:
+    """Sums outputs [b, heads, n, d] weighed by the share that their keys have of a query's exponentials.
+
+    y = sum of exp(lse_i - lse) y_i with lse = log sum of exp(lse_i): in fp32 or wider until `result` rounds it once,
+    since a sum that is rounded to bf16 with each part loses a digit with every rank.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        wide = torch.promote_types(like.dtype, torch.float32)
+        self._y = torch.zeros(like.shape, dtype=wide, device=like.device)
+        self._lse = torch.full(like.shape[:-1], -torch.inf, dtype=wide, device=like.device)
+
+    def add(self, rows: slice, queries: slice, y: Tensor, lse: Tensor) -> None:
+        """Output and LSE of some queries of some rows."""
+        before, kept = self._lse[rows, :, queries], self._y[rows, :, queries]
+        after = torch.logaddexp(before, lse.to(before.dtype))
+        # Where no key was seen yet, neither here: minus infinity from itself is no number.
+        base = after.masked_fill(after == -torch.inf, 0.0)
+        kept.mul_((before - base).exp()[..., None]).add_(
+            y.to(kept.dtype) * (lse.to(base.dtype) - base).exp()[..., None]
+        )
+        before.copy_(after)
+
+    def result(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The output, rounded; and the LSE over all keys, infinite where a query saw none: its weights are zero."""
+        return self._y.to(dtype), self._lse.masked_fill(self._lse == -torch.inf, torch.inf)

@@ -1,0 +1,50 @@
+"""Rows of whole documents, of which none sees another.
+
+A document is read behind the `eod` in front of it, so its first token is predicted, too, and its own closing `eod` is
+the last that is: that is a label alone, and nothing of a document predicts what comes after it. A row's last slots may
+hold nothing; they are a document of their own that does not count.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stretto.batch import Batch
+from stretto.data.store import TokenStore
+from stretto.sequence import pack, waste
+
+
+class PackedRows:
+    """The documents of a store, packed into rows of `seq_len` by best fit, each token predicted in exactly one row.
+
+    The index is in memory: some 16 bytes for each document.
+    """
+
+    def __init__(self, store: TokenStore, seq_len: int) -> None:
+        self.store, self.seq_len = store, seq_len
+        offsets = np.asarray(store.offsets)
+        self._rows = pack(np.diff(offsets), offsets[:-1] - 1, seq_len)
+        self.waste = waste(self._rows, seq_len)
+        """Share of all slots that holds no token."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, numbers: NDArray[np.int64]) -> Batch:
+        """The rows of these numbers [b]; one that is not there has no token that counts."""
+        shape = len(numbers), self.seq_len
+        tokens, labels = (np.full(shape, self.store.header.eod, dtype=np.int64) for _ in range(2))
+        counts, starts = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.int64)
+        for n, number in enumerate(numbers.tolist()):
+            end = 0
+            for first, length in self._rows[number] if number < len(self._rows) else ():
+                at = slice(end, end + length)
+                tokens[n, at] = self.store.tokens[first : first + length]
+                labels[n, at] = self.store.tokens[first + 1 : first + 1 + length]
+                counts[n, at], starts[n, at] = True, end
+                end += length
+            starts[n, end:] = end
+        found = (torch.from_numpy(each) for each in (tokens, labels, counts))
+        return Batch(*found, starts=torch.from_numpy(starts))
