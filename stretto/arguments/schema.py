@@ -39,9 +39,10 @@ class ParallelConfig:
         "attention; ulysses: an all-to-all over heads; hybrid: ulysses among cp_a2a neighbours, a ring between these; "
         "auto: what a cost model finds quickest",
         carried=False,
+        repeats=True,
     )
     cp_a2a: int | None = setting(
-        None, "hybrid: so many neighbours along cp exchange heads", unit="ranks", at_least=2, carried=False
+        None, "with hybrid, so many neighbours along cp exchange heads", unit="ranks", at_least=2, carried=False
     )
     pp: int = setting(1, "pipeline parallel: the layers are cut into so many stages", unit="ranks", at_least=1)
     ep: int = setting(1, "expert parallel: experts are spread over so many ranks", unit="ranks", at_least=1)

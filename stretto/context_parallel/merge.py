@@ -15,7 +15,9 @@ class Merge:
 
     def __init__(self, like: Tensor) -> None:
         wide = torch.promote_types(like.dtype, torch.float32)
-        self._y = torch.zeros(like.shape, dtype=wide, device=like.device)
+        b, heads, n, d = like.shape
+        # Sequence first in memory, where the next GEMM reads it: else it would be copied, and kept twice.
+        self._y = torch.zeros((n, b, heads, d), dtype=wide, device=like.device).permute(1, 2, 0, 3)
         self._lse = torch.full(like.shape[:-1], -torch.inf, dtype=wide, device=like.device)
 
     def add(self, rows: slice, queries: slice, y: Tensor, lse: Tensor) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not in each worker
+import torch._dynamo  # the optimizer imports it: once here, not in each worker
 
 from stretto.arguments.schema import (
     Arguments,
@@ -61,7 +61,11 @@ RUNS = {
         ParallelConfig(cp=2, pp=2, dp=1, cp_comm=("ring",)), packing=True, tied=True, dropout=0.2
     ),
     "hybrid, packed, one key/value head, a window": arguments(
-        ParallelConfig(cp=4, dp=1, cp_comm=("hybrid",), cp_a2a=2), packing=True, kv_heads=1, window=4, global_layers=(1,)
+        ParallelConfig(cp=4, dp=1, cp_comm=("hybrid",), cp_a2a=2),
+        packing=True,
+        kv_heads=1,
+        window=4,
+        global_layers=(1,),
     ),
     "dp=2, fsdp, recomputed, what auto finds": arguments(
         ParallelConfig(cp=2, dp=2, sharding="fsdp"), recompute="block", attention_softcap=2.0

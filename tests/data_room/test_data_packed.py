@@ -54,7 +54,7 @@ def test_each_token_is_predicted_once_from_its_own_document(tmp_path: Path) -> N
         assert ((starts <= at) & (starts[starts] == starts)).all()
         follows = (labels == tokens + 1) | (labels == EOD) | (tokens == EOD)
         assert follows[counts].all(), "nothing predicts the document after it"
-    assert seen == Counter({token: 1 for token in range(1, sum(lengths) + 1)}) + Counter({EOD: len(lengths)})
+    assert seen == Counter(dict.fromkeys(range(1, sum(lengths) + 1), 1)) + Counter({EOD: len(lengths)})
 
 
 @settings(max_examples=50, deadline=None)

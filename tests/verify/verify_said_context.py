@@ -9,8 +9,8 @@ CONTEXT_ATTENTION = Said(
     Fault(
         "a merge in bf16",
         "context_parallel/merge.py",
-        "self._y = torch.zeros(like.shape, dtype=wide,",
-        "self._y = torch.zeros(like.shape, dtype=like.dtype,",
+        "torch.zeros((n, b, heads, d), dtype=wide,",
+        "torch.zeros((n, b, heads, d), dtype=like.dtype,",
     ),
     Fault(
         "a merge that forgets to rescale",
