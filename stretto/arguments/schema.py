@@ -215,10 +215,11 @@ class RunConfig:
         "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",
         carried=False,
     )
-    recompute: Literal["none", "selective", "block"] = setting(
+    recompute: Literal["none", "selective", "block", "offload"] = setting(
         "none",
         "what the backward computes once more instead of keeping it, to the same bits; selective: outputs of norms and "
-        "activation functions; block: all but what enters each block",
+        "activation functions; block: all but what enters each block; offload: the same, and that waits in the host's "
+        "memory",
     )
     progress: Literal["auto", "live", "lines", "none"] = setting(
         "auto",

@@ -139,9 +139,11 @@ def _activations(args: Arguments, stage: int) -> int:
     kept += tokens * (q + inner * (2 if gated else 1))  # attention's output; what enters the activation
     if args.run.recompute != "selective":
         kept += 2 * outside * m.hidden + tokens * inner  # normed inputs; the activation's output
-    block = entering if args.run.recompute == "block" else kept
+    again, away = args.run.recompute in ("block", "offload"), args.run.recompute == "offload"
     layers = len(stage_layers(args)[stage])
-    recompute = kept if args.run.recompute == "block" and layers else 0
+    recompute, block = (kept if again and layers else 0), (entering if again else kept)
+    if away:  # what enters the last block, and what comes back for the one before
+        return item * (in_flight(args, stage) * (min(layers, 1) * block + entering) + block + recompute)
     return item * (in_flight(args, stage) * (layers * block + entering) + recompute)
 
 

@@ -18,6 +18,7 @@ from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
 from stretto.models.frequencies import frequencies
 from stretto.models.norm import norm
+from stretto.models.offload import Offload
 from stretto.models.rope import rotation
 from stretto.params import Init, ParamSpec
 from stretto.structure import Structure
@@ -74,7 +75,7 @@ class Transformer(nn.Module):
     for the next stage, or on the last stage the loss []. Names are those of the Hugging Face Llama, with global
     layer numbers. With `recompute` of the activations only what enters each block is kept for the backward, which
     computes the rest once more: the same bits, for a third more work. `attend(layer)` computes the attention.
-    `embedding` is that of another stage on this rank, for a head that is tied to it.
+    With `offload` that waits in the host's memory. `embedding` is that of another stage on this rank, for a head that is tied to it.
     """
 
     def __init__(
@@ -85,11 +86,12 @@ class Transformer(nn.Module):
         *,
         seq_len: int,
         recompute: bool = False,
+        offload: bool = False,
         attend: Callable[[int], Attend] = lambda _: causal_attention,
         embedding: nn.Parameter | None = None,
     ) -> None:
         super().__init__()
-        self.model = Backbone(config, part, build, seq_len=seq_len, recompute=recompute, attend=attend)
+        self.model = Backbone(config, part, build, seq_len=seq_len, recompute=recompute, offload=offload, attend=attend)
         if part.last:
             if self.model.embed_tokens is not None:
                 embedding = self.model.embed_tokens.weight
@@ -137,10 +139,11 @@ class Backbone(nn.Module):
         *,
         seq_len: int,
         recompute: bool,
+        offload: bool,
         attend: Callable[[int], Attend],
     ) -> None:
         super().__init__()
-        self.config, self.last, self.recompute = config, part.last, recompute
+        self.config, self.last, self.recompute, self.offload = config, part.last, recompute, offload
         self._rotations: dict[tuple[int, torch.dtype, torch.device], Rotations] = {}
         learned = part.first and config.position == "learned"
         self.embed_tokens = VocabParallelEmbedding(_vocab(config), build) if part.first else None
@@ -169,8 +172,11 @@ class Backbone(nn.Module):
         turns = self._rotation(structure.length, x)
         if turns is not None:
             turns = turns.at(structure)
-        for block in self.layers.values():
-            if self.recompute and before is None:  # no state of a generator to restore: masks are functions of places
+        away, last = Offload(), len(self.layers) - 1
+        for n, block in enumerate(self.layers.values()):
+            if self.offload and before is None:
+                x = away(block, x, turns, structure, stays=n == last)
+            elif self.recompute and before is None:  # no state of a generator to restore: masks are functions of places
                 x = checkpoint(block, x, turns, structure, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, turns, structure, before)

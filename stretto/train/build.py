@@ -61,6 +61,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         allocate=False,
     )
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
+    offload = args.run.recompute == "offload"
     attend = attention_of(args, state)
     made_here: dict[int, Transformer] = {}
 
@@ -73,6 +74,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
             place,
             seq_len=seq_len,
             recompute=recompute,
+            offload=offload,
             attend=attend,
             embedding=None if first is None else first.weight,
         )

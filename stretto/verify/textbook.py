@@ -104,7 +104,7 @@ class _Step:
         both = (4 * layers + part.first + part.last) * mb * one
         nothing = how == "none" or (how == "selective" and self.args.model.norm_placement == "post")
         entered = 0.0 if nothing else layers * mb * one
-        left = 2 * layers * mb * one if how == "block" else 0.0
+        left = 2 * layers * mb * one if how in ("block", "offload") else 0.0
         if self.args.parallel.sequence_parallel:
             return {("tp", "all_gather"): both / 2 + entered, ("tp", "reduce_scatter"): (both + left) / 2}
         return {("tp", "all_reduce"): both + left}
@@ -118,7 +118,7 @@ class _Step:
         if self.layout.size("cp") == 1:
             return {}
         m, p, found = self.args.model, self.args.parallel, defaultdict[tuple[str, str], float](float)
-        item, forwards = DTYPES[self.args.run.dtype].itemsize, 1 + (self.args.run.recompute == "block")
+        item, forwards = DTYPES[self.args.run.dtype].itemsize, 1 + (self.args.run.recompute in ("block", "offload"))
         head, kv_heads = self.tokens * m.dim_per_head * self.microbatches, max(1, m.num_kv_heads // p.tp)
         for layer in part.layers:
             comm = comm_of(self.args, layer)
@@ -144,14 +144,14 @@ class _Step:
         """
         if self.args.run.fp8 == "none":
             return {}
-        rowwise, recompute = self.args.run.fp8 == "rowwise", self.args.run.recompute == "block"
+        rowwise, recompute = self.args.run.fp8 == "rowwise", self.args.run.recompute in ("block", "offload")
         weights = 4 * (self.args.model.hidden if rowwise else 1)
         others = (6 if recompute else 4) * self.microbatches * (self.tokens if rowwise else 1)
         return {("tp", "all_reduce_max"): len(part.layers) * self.all_reduce("tp", 4 * (weights + others))}
 
     def squares(self, part: StageSpec) -> Bytes:
         """Norms over all heads: of each token two mean squares, and their gradients; once more where recomputed."""
-        model, recompute = self.args.model, self.args.run.recompute == "block"
+        model, recompute = self.args.model, self.args.run.recompute in ("block", "offload")
         if not model.qk_norm or model.qk_norm_width == "head":
             return {}
         times = len(part.layers) * self.microbatches * (3 if recompute else 2)

@@ -145,3 +145,19 @@ PACKED = Said(
         "if packed is None else len(packed) - 1",
     ),
 )
+
+OFFLOAD = Said(
+    "tests/models/test_models_offload.py",
+    Fault(
+        "an input that keeps its memory",
+        "models/offload.py",
+        "        self.x.untyped_storage().resize_(0)\n",
+        "",
+    ),
+    Fault(
+        "one that comes back as zeros",
+        "models/offload.py",
+        "self._done = self._copy(self.x.data, self.host)",
+        "self._done = self._copy(self.x.data, torch.zeros_like(self.host))",
+    ),
+)
