@@ -74,7 +74,28 @@ def kernel_knows_of_documents(a: Arguments) -> RuleViolation | None:
     )
 
 
+@rule("run.ffn_chunks", "run.recompute", "batch.seq_len", "parallel.cp", "parallel.tp", "parallel.sequence_parallel")
+def chunks_have_tokens(a: Arguments) -> RuleViolation | None:
+    """Each chunk of the sequence has a token, and a sequence in chunks is not also computed again by its norms."""
+    chunks, p = a.run.ffn_chunks, a.parallel
+    if chunks == 1:
+        return None
+    if a.run.recompute == "selective":
+        return RuleViolation(
+            f"ffn_chunks = {chunks} with recompute = selective, must be none, block or offload",
+            {"run.recompute": ("block",), "run.ffn_chunks": (1,)},
+        )
+    tp = p.tp if p.sequence_parallel else 1
+    slots = -(-a.batch.seq_len // (p.cp * tp))
+    if chunks <= slots:
+        return None
+    return RuleViolation(
+        f"ffn_chunks = {chunks}, must be <= tokens of a sequence on a rank = {slots}", {"run.ffn_chunks": (slots,)}
+    )
+
+
 CONTEXT_RULES = (
+    chunks_have_tokens,
     each_rank_has_a_token,
     each_layer_has_its_way,
     hybrid_has_two_levels,

@@ -221,6 +221,14 @@ class RunConfig:
         "activation functions; block: all but what enters each block; offload: the same, and that waits in the host's "
         "memory",
     )
+    ffn_chunks: int = setting(
+        1,
+        "feed-forward takes the sequence in so many chunks and computes each once more in the backward, so that its "
+        "inner activations exist of one at a time; 1: as a whole",
+        at_least=1,
+        at_most=2**16,
+        carried=False,
+    )
     progress: Literal["auto", "live", "lines", "none"] = setting(
         "auto",
         "live: two lines of a terminal, kept up to date; lines: one for each report; auto: live at a terminal that the "

@@ -136,9 +136,10 @@ def _activations(args: Arguments, stage: int) -> int:
     entering = outside * m.hidden
     kept = 2 * entering + tokens * (2 * (q + 2 * kv) * (m.position == "rope") + (q + 2 * kv) * (m.position != "rope"))
     kept += tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
-    kept += tokens * (q + inner * (2 if gated else 1))  # attention's output; what enters the activation
+    chunks = args.run.ffn_chunks
+    kept += tokens * q + tokens // chunks * inner * (2 if gated else 1)  # attention's output; the activation's input
     if args.run.recompute != "selective":
-        kept += 2 * outside * m.hidden + tokens * inner  # normed inputs; the activation's output
+        kept += 2 * outside * m.hidden + tokens // chunks * inner  # normed inputs; the activation's output
     again, away = args.run.recompute in ("block", "offload"), args.run.recompute == "offload"
     layers = len(stage_layers(args)[stage])
     recompute, block = (kept if again and layers else 0), (entering if again else kept)

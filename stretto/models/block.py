@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stretto.arguments.schema import ModelConfig
 from stretto.models.attention import Attention
@@ -16,6 +18,7 @@ from stretto.models.rope import Rotation
 from stretto.params import Init
 from stretto.structure import Structure
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Dropout, Lazy, Projection, RowParallelLinear
+from stretto.tensor_parallel.layers import expect
 
 
 class FeedForward(nn.Module):
@@ -32,8 +35,21 @@ class FeedForward(nn.Module):
             config.hidden, held, build, bias=config.bias, init=Init(std=config.init_std)
         )
         self.down_proj = RowParallelLinear(inner, config.hidden, build, bias=config.bias, init=out_init)
+        self.chunks = build.chunks
+        for _ in range(self.chunks - 1):  # each chunk is a use of its own
+            for layer in (self.gate_up_proj, self.down_proj):
+                expect(layer.weight, build)
 
     def forward(self, x: Tensor | Lazy) -> Tensor:
+        if self.chunks == 1:
+            return self._now(x)
+        if isinstance(x, Lazy):
+            raise ValueError("a sequence that is computed once more as a whole cannot be taken in chunks")
+        # Inner activations exist of one chunk at a time, forward and back.
+        parts = x.tensor_split(self.chunks)
+        return torch.cat([checkpoint(self._now, part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+    def _now(self, x: Tensor | Lazy) -> Tensor:
         # What enters the activation goes nowhere else: its gradient may take its place.
         out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x)))
         return out

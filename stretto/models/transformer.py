@@ -75,7 +75,8 @@ class Transformer(nn.Module):
     for the next stage, or on the last stage the loss []. Names are those of the Hugging Face Llama, with global
     layer numbers. With `recompute` of the activations only what enters each block is kept for the backward, which
     computes the rest once more: the same bits, for a third more work. `attend(layer)` computes the attention.
-    With `offload` that waits in the host's memory. `embedding` is that of another stage on this rank, for a head that is tied to it.
+    With `offload` that waits in the host's memory. `embedding` is that of another stage on this rank, for a head that
+    is tied to it.
     """
 
     def __init__(

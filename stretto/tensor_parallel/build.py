@@ -79,7 +79,8 @@ class Build:
     (`torch.compile`, or nothing). With `recompute` the cheap operations in front of a GEMM are not kept for the
     backward but done once more in it. Weight gradients go to `accumulators`, or where there are none to autograd.
     `gemms` compute the products of the blocks' matrices, where it is not in `dtype`. Without `allocate` parameters
-    have no memory, and no values, until they are moved into buckets: a whole model need never exist.
+    have no memory, and no values, until they are moved into buckets: a whole model need never exist. Feed-forward
+    takes the sequence in so many `chunks`, each computed once more in the backward.
     """
 
     tp: Axis
@@ -92,6 +93,7 @@ class Build:
     accumulators: Accumulators | None = None
     gemms: Gemms | None = None
     allocate: bool = True
+    chunks: int = 1
 
     @property
     def overlap_with(self) -> OverlapWith:

@@ -59,6 +59,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         accumulators=direct,
         gemms=fp8,
         allocate=False,
+        chunks=args.run.ffn_chunks,
     )
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
     offload = args.run.recompute == "offload"

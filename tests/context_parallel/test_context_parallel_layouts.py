@@ -34,7 +34,13 @@ pytestmark = pytest.mark.gloo
 
 
 def arguments(
-    parallel: ParallelConfig, *, seq_len: int = 11, packing: bool = False, recompute: str = "none", **model: object
+    parallel: ParallelConfig,
+    *,
+    seq_len: int = 11,
+    packing: bool = False,
+    recompute: str = "none",
+    ffn_chunks: int = 1,
+    **model: object,
 ) -> Arguments:
     """A small model; microbatches of two rows."""
     shape = {"layers": 2, "hidden": 16, "heads": 4, "kv_heads": 2, "head_dim": 4, "ffn": 24, "vocab": 53}
@@ -44,7 +50,7 @@ def arguments(
         batch=BatchConfig(seq_len=seq_len, micro_batch=2, global_batch=4 * (parallel.dp or 1)),
         data=DataConfig(packing=packing),
         optimizer=OptimizerConfig(lr=1e-2, eps=1e-4, clip_grad=0.5, weight_decay=0.2),
-        run=RunConfig(dtype="fp64", timeout=30.0, recompute=recompute),  # type: ignore[arg-type]
+        run=RunConfig(dtype="fp64", timeout=30.0, recompute=recompute, ffn_chunks=ffn_chunks),  # type: ignore[arg-type]
     )
 
 
@@ -67,8 +73,8 @@ RUNS = {
         window=4,
         global_layers=(1,),
     ),
-    "dp=2, fsdp, recomputed, what auto finds": arguments(
-        ParallelConfig(cp=2, dp=2, sharding="fsdp"), recompute="block", attention_softcap=2.0
+    "dp=2, fsdp, offloaded, feed-forward in chunks, what auto finds": arguments(
+        ParallelConfig(cp=2, dp=2, sharding="fsdp"), recompute="offload", ffn_chunks=4, attention_softcap=2.0, layers=3
     ),
 }
 
