@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from stretto.arguments.groups import AxisName as AxisName
+from stretto.arguments.groups import GroupsConfig, NcclConfig
 from stretto.arguments.model import ModelConfig as ModelConfig
 from stretto.arguments.setting import setting
 from stretto.layout import DEFAULT_ORDER
 
 ScheduleName = Literal["1f1b", "auto", "depth-first", "dualpipev", "gpipe", "interleaved", "interleaved-zb", "looped-bfs", "v-half", "v-min", "zb-h1", "zb-h2", "zbv"]  # fmt: skip  # noqa: E501
-AxisName = Literal["tp", "dp", "pp", "cp", "dp-cp", "tp-pp", "pp-dp-cp", "embed", "tp-cp-dp-pp"]
-"""Axes that have process groups, and combinations of axes that have groups of their own."""
-
-
 CommName = Literal["all-gather", "ring", "ulysses", "hybrid", "auto"]
 
 
@@ -79,32 +77,6 @@ class ParallelConfig:
         0, "fsdp: so many last blocks of a stage stay whole from forward to backward", at_least=0, carried=False
     )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
-
-
-@dataclass(frozen=True)
-class GroupsConfig:
-    """Process groups, by the axis that they lie along."""
-
-    timeouts: tuple[tuple[AxisName, int], ...] = setting(
-        (),
-        "a collective of these groups that takes longer ends the run; of the others, --timeout",
-        unit="seconds",
-        at_least=1,
-    )
-    gloo: tuple[AxisName, ...] = setting((), "axes whose groups run over Gloo, through the host, and not over NCCL")
-
-
-@dataclass(frozen=True)
-class NcclConfig:
-    """How NCCL runs the process groups of an axis."""
-
-    high_priority: tuple[AxisName, ...] = setting((), "axes whose kernels run on a stream of high priority")
-    min_ctas: tuple[tuple[AxisName, int], ...] = setting(
-        (), "at least so many thread blocks for a kernel", at_least=1, at_most=64
-    )
-    max_ctas: tuple[tuple[AxisName, int], ...] = setting(
-        (), "at most so many thread blocks for a kernel", at_least=1, at_most=64
-    )
 
 
 @dataclass(frozen=True)

@@ -161,3 +161,25 @@ OFFLOAD = Said(
         "self._done = self._copy(self.x.data, torch.zeros_like(self.host))",
     ),
 )
+
+CUT = Said(
+    "tests/structure/test_structure_cut.py",
+    Fault(
+        "a rank that takes another's slots",
+        "structure.py",
+        "np.stack([each[self.rank] for each in dealt])",
+        "np.stack([each[0] for each in dealt])",
+    ),
+    Fault(
+        "a slot beyond the row that counts",
+        "structure.py",
+        "_taken(batch.loss_mask, index, False)",
+        "_taken(batch.loss_mask, index, True)",
+    ),
+    Fault(
+        "a structure that forgets where its documents begin when it goes to a device",
+        "structure.py",
+        "return replace(self, _known={}, **moved)",
+        "return replace(self, _known={}, held=(), **moved)",
+    ),
+)
