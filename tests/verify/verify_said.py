@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
-from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, OFFLOAD, PACKED
+from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, OFFLOAD, PACKED, TILE
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
@@ -629,4 +629,5 @@ SAID = (
     PACKED,
     OFFLOAD,
     CUT,
+    TILE,
 )

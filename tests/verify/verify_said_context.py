@@ -183,3 +183,19 @@ CUT = Said(
         "return replace(self, _known={}, held=(), **moved)",
     ),
 )
+
+TILE = Said(
+    "tests/attention/test_attention_tile.py",
+    Fault(
+        "a window of FlashAttention that is one key too wide",
+        "attention/tile.py",
+        "tile.window - 1 - ahead",
+        "tile.window - ahead",
+    ),
+    Fault(
+        "a tile that is computed in parts of which one begins anew",
+        "attention/tile.py",
+        "behind = torch.arange(part.start, part.stop, device=q.device)[:, None]",
+        "behind = torch.arange(part.stop - part.start, device=q.device)[:, None]",
+    ),
+)
