@@ -46,8 +46,16 @@ def plain_ring(axis: Axis, device: torch.device) -> Attend:
     """Forward alone: what a backward costs beside it is known to be about two and a half times as much."""
     kernel = tile_kernel(device)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN, structure: Structure | None = None) -> Tensor:
+    def attend(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scores: Scores = PLAIN,
+        structure: Structure | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         assert structure is not None
+        assert sinks is None
         y, total = torch.zeros_like(q), q.new_full(q.shape[:-1], -torch.inf, dtype=torch.float32)
         for step in range(axis.size):
             keys = ((axis.rank - step) % axis.size,)

@@ -28,6 +28,7 @@ def fp8_is_within_bf16(a: Arguments) -> RuleViolation | None:
     "model.window",
     "model.attention_softcap",
     "model.attention_scalar",
+    "model.attention_sinks",
 )
 def flash_takes_what_it_is_given(a: Arguments) -> RuleViolation | None:
     """FlashAttention 4 runs on GPUs, in bf16, plain causal attention, heads of 8 to 256 features."""
@@ -42,6 +43,7 @@ def flash_takes_what_it_is_given(a: Arguments) -> RuleViolation | None:
         wrong.append(f"head_dim = {d}, must be a multiple of 8 up to 256")
     special = ("window", "attention_softcap", "attention_scalar")
     wrong += [f"{name} = {value:g}, must be unset" for name in special if (value := getattr(a.model, name)) is not None]
+    wrong += ["attention_sinks, must be false"] * a.model.attention_sinks
     if not wrong:
         return None
     return RuleViolation(f"attention = {a.run.attention} with {'; '.join(wrong)}", {"run.attention": ("torch",)})

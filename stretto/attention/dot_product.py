@@ -46,7 +46,12 @@ PLAIN: Final = Scores()
 
 
 def causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN, structure: Structure | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scores: Scores = PLAIN,
+    structure: Structure | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """[b, heads, n, d] of q and [b, kv_heads, s, d] of k and v: each position sees itself and those before it.
 
@@ -57,8 +62,8 @@ def causal_attention(
     grouped, n, s = q.shape[1] != k.shape[1], q.shape[2], k.shape[2]
     whole = n == s and (scores.window is None or scores.window >= s)
     mask = None if whole else _within(n, s, scores.window, q.device)
-    if scores.softcap is not None:
-        return _capped_attention(q, k, v, scores, scores.softcap)
+    if scores.softcap is not None or sinks is not None:
+        return _defined_attention(q, k, v, scores, sinks)
     if not q.is_cuda:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scores.scale, enable_gqa=grouped
@@ -85,24 +90,38 @@ def _within(n: int, s: int, window: int | None, device: torch.device) -> Tensor:
     return (behind >= 0) & (behind < (window or s))
 
 
-def _capped_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores, cap: float) -> Tensor:
+def _defined_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores, sinks: Tensor | None) -> Tensor:
     """As the definition says it; no kernel of torch's caps scores. The weights [b, heads, n, s] exist."""
     b, heads, n, d = q.shape
     k, v = (x.unsqueeze(2) for x in (k, v))
     grouped = q.view(b, k.shape[1], -1, n, d)  # queries beside the key/value head that they share
     weights = grouped @ k.mT * (d**-0.5 if scores.scale is None else scores.scale)
-    weights = cap * torch.tanh(weights / cap)
+    if (cap := scores.softcap) is not None:
+        weights = cap * torch.tanh(weights / cap)
     weights = weights.masked_fill(~_within(n, k.shape[3], scores.window, q.device), -torch.inf)
     wide = torch.promote_types(q.dtype, torch.float32)
-    out: Tensor = torch.softmax(weights, -1, dtype=wide).to(q.dtype) @ v
+    if sinks is not None:
+        column = sinks.view(k.shape[1], -1, 1, 1).expand(b, -1, -1, n, 1)
+        weights = torch.cat([weights, column.to(weights.dtype)], -1)
+    shares = torch.softmax(weights, -1, dtype=wide).to(q.dtype)
+    out: Tensor = shares[..., : k.shape[3]] @ v
     return out.view(b, heads, n, d)
 
 
 class Attend(Protocol):
-    """As `causal_attention`: who sees whom is said by the rows' structure and by the scores' window."""
+    """As `causal_attention`: who sees whom is said by the rows' structure and by the scores' window.
+
+    `sinks` [heads] are scores of a key that every query sees and that has no value.
+    """
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN, structure: Structure | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scores: Scores = PLAIN,
+        structure: Structure | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor: ...
 
 

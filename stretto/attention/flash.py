@@ -33,10 +33,20 @@ def flash_attention(*, deterministic: bool) -> Attend:
             "pip install 'stretto[flash4]', or say --attention torch"
         ) from error
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN, structure: Structure | None = None) -> Tensor:
+    def attend(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scores: Scores = PLAIN,
+        structure: Structure | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         require_plain(structure)
-        if scores != PLAIN:
-            raise ValueError(f"{PACKAGE} computes plain causal attention, not with {scores}: say --attention torch")
+        if scores != PLAIN or sinks is not None:
+            more = "" if sinks is None else " and sinks"
+            raise ValueError(
+                f"{PACKAGE} computes plain causal attention, not with {scores}{more}: say --attention torch"
+            )
         inputs = (x.transpose(1, 2) for x in (q, k, v))
         y: Tensor = _Flash.apply(*inputs, kernels, deterministic)  # type: ignore[no-untyped-call]
         return y.transpose(1, 2)

@@ -195,6 +195,9 @@ def _parameters(args: Arguments) -> Iterator[str]:
         full = m.qk_norm_width == "full"
         named.append("(heads + kv_heads)*head_dim" if full else "2*head_dim")
         terms.append(f"{qk_norms(m) // d}*{d}")
+    if m.attention_sinks:
+        named.append("heads")
+        terms.append(f"{m.heads}")
     yield f"a layer: {' + '.join(named)}"
     yield f"       = {' + '.join(terms)} = {p.layer:,}"
     learned = positions(m, args.batch.seq_len)

@@ -11,7 +11,9 @@ one rank on both, that is attention of rows with several documents.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import gcd
 from typing import Any, Literal
 
@@ -23,8 +25,9 @@ from torch.autograd.function import once_differentiable
 from stretto.attention import PLAIN, Attend, Scores
 from stretto.attention.tile import TileKernel
 from stretto.collectives import all_to_all
-from stretto.context_parallel.exchange import Exchange, Ordered, Ranks, exchange_over
+from stretto.context_parallel.exchange import AllGather, Exchange, Ordered, Ranks, exchange_over
 from stretto.context_parallel.merge import Merge
+from stretto.sequence import Tile
 from stretto.structure import Structure
 from stretto.world import Axis
 
@@ -42,11 +45,18 @@ class ContextAttention:
     way: Literal["all-gather", "ring"]
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN, structure: Structure | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scores: Scores = PLAIN,
+        structure: Structure | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """[b, heads, n, d] of q and [b, kv_heads, n, d] of k and v, of this rank's slots -> [b, heads, n, d]."""
         if structure is None or structure.plain:
-            return self.plain(q, k, v, scores, structure)
+            # Without sinks, by the quickest kernels that there are; those with an LSE take them.
+            return self.plain(q, k, v, scores, structure) if sinks is None else self._whole(q, k, v, scores, sinks)
         a = self.inner.size
         if q.shape[1] % a:
             raise ValueError(f"{q.shape[1]} heads on a rank are not a multiple of the {a} ranks of {self.inner}")
@@ -58,9 +68,20 @@ class ContextAttention:
         heads = self._to_heads(q, structure, own)
         keys = self._to_heads(kv.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), structure, own)
         exchange = exchange_over(self.outer, self.sources, self.way)
-        call = _Call(self.kernel, exchange, own, structure, scores)
-        y: Tensor = _Tiles.apply(heads, keys, call)  # type: ignore[no-untyped-call]
+        mine = None if sinks is None else sinks.chunk(a)[self.inner.rank]
+        call = _Call(self.kernel, exchange, structure, scores, partial(structure.tiles, own, window=scores.window))
+        y: Tensor = _Tiles.apply(heads, keys, mine, call)  # type: ignore[no-untyped-call]
         return self._from_heads(y, structure, own)
+
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores, sinks: Tensor) -> Tensor:
+        """Of plain rows, whose last n positions the queries are: one tile."""
+        n, m = q.shape[2], k.shape[2]
+        one = Axis.single("cp")
+        rows = [(slice(None), Tile(slice(0, n), slice(0, m), m - n, scores.window))]
+        call = _Call(self.kernel, AllGather(one, ((0,),)), Structure.of_tokens(m), scores, lambda _: rows)
+        kv = torch.stack([k, v], 2).flatten(1, 2).permute(2, 0, 1, 3)
+        y: Tensor = _Tiles.apply(q.permute(2, 0, 1, 3), kv, sinks, call)  # type: ignore[no-untyped-call]
+        return y.permute(1, 2, 0, 3)
 
     @property
     def sources(self) -> tuple[Ranks, ...]:
@@ -84,19 +105,17 @@ class ContextAttention:
 class _Call:
     kernel: TileKernel
     exchange: Exchange
-    own: Ranks
     structure: Structure
     scores: Scores
-
-    def tiles(self, keys: Ranks) -> Any:
-        return self.structure.tiles(self.own, keys, self.scores.window)
+    tiles: Callable[[Ranks], Sequence[tuple[slice, Tile]]]
+    """By whose keys are seen."""
 
 
 class _Tiles(Function):
-    """q [n, b, heads, d]; kv [n, b, 2 kv_heads, d], each key head beside its value head -> [n, b, heads, d]."""
+    """q [n, b, heads, d]; kv [m, b, 2 kv_heads, d], each key head beside its value head; sinks [heads] -> as q."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, kv: Tensor, at: _Call) -> Tensor:
+    def forward(ctx: Any, q: Tensor, kv: Tensor, sinks: Tensor | None, at: _Call) -> Tensor:
         queries = q.permute(1, 2, 0, 3)
         merge = Merge(queries)
         for ranks, block in at.exchange.blocks(kv.contiguous(), at.structure):
@@ -106,15 +125,15 @@ class _Tiles(Function):
                     queries[rows, :, tile.query], k[rows, :, tile.key], v[rows, :, tile.key], tile, at.scores
                 )
                 merge.add(rows, tile.query, y, lse)
-        y, lse = merge.result(q.dtype)
+        y, lse = merge.result(q.dtype, sinks)
         ctx.at = at
-        ctx.save_for_backward(q, kv, y, lse)
+        ctx.save_for_backward(q, kv, y, lse, sinks)
         return y.permute(2, 0, 1, 3)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
-        q, kv, y, lse = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        q, kv, y, lse, sinks = ctx.saved_tensors
         at: _Call = ctx.at
         queries, dout = q.permute(1, 2, 0, 3), dy.permute(1, 2, 0, 3)
         dq = torch.zeros(queries.shape, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
@@ -131,7 +150,11 @@ class _Tiles(Function):
                 made = at.kernel.backward(dout[of], queries[of], k[to], v[to], y[of], lse[of], tile, at.scores)
                 for whole, where, part in ((dq, of, made[0]), (dk, to, made[1]), (dv, to, made[2])):
                     whole[where] += part.to(whole.dtype)
-        return dq.to(q.dtype).permute(2, 0, 1, 3), dkv.to(kv.dtype), None
+        dsinks = None
+        if sinks is not None:  # its value is zero, so what it gets is what its weight takes from the others
+            lost = torch.exp(sinks.to(lse.dtype)[:, None] - lse) * (dout.to(lse.dtype) * y.to(lse.dtype)).sum(-1)
+            dsinks = -lost.sum((0, 2)).to(sinks.dtype)
+        return dq.to(q.dtype).permute(2, 0, 1, 3), dkv.to(kv.dtype), dsinks, None
 
 
 def _split(kv: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,13 @@ class Merge:
         )
         before.copy_(after)
 
-    def result(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The output, rounded; and the LSE over all keys, infinite where a query saw none: its weights are zero."""
+    def result(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The output, rounded; and the LSE over all keys, infinite where a query saw none: its weights are zero.
+
+        `sinks` [heads] are scores of one more key, without a value.
+        """
+        if sinks is not None:
+            before = self._lse
+            self._lse = torch.logaddexp(before, sinks.to(before.dtype)[:, None])
+            self._y.mul_((before - self._lse).exp()[..., None])
         return self._y.to(dtype), self._lse.masked_fill(self._lse == -torch.inf, torch.inf)

@@ -45,6 +45,8 @@ def _block(args: Arguments) -> Iterator[tuple[int, bool]]:
     qkv = (m.heads // tp + 2 * max(1, m.num_kv_heads // tp)) * d
     up = inner * (2 if m.activation == "swiglu" else 1)
     yield from ((numel, False) for numel in _norm(args))
+    if m.attention_sinks:
+        yield m.heads // tp, False
     yield qkv * h, True
     if m.bias or m.qkv_bias:
         yield qkv, False

@@ -2,7 +2,8 @@
 
 Faults to catch: a merge in bf16; a merge that forgets to rescale; gradients of keys that are not summed over ranks;
 gradients that travel with the wrong block; a window counted from the tile; documents that see one token of the one
-before; copies of key/value heads that keep their own gradients.
+before; copies of key/value heads that keep their own gradients; ranks that exchange heads and all have the first
+sinks.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ WAYS = [("all-gather", 1), ("ring", 1), ("all-gather", 0), ("ring", 2)]
 """How keys travel, and how many neighbours exchange heads (0: all)."""
 
 
-def definition(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scores: Scores) -> Tensor:
+def definition(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scores: Scores, sinks: Tensor | None = None) -> Tensor:
     """[b, heads, s, d], written down once more, with a mask."""
     s, group = q.shape[2], q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1) for x in (k, v))
@@ -40,7 +41,10 @@ def definition(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scores: Scores) 
     seen = (at <= at[:, None]) & (at >= starts[:, :, None])
     if scores.window is not None:
         seen = seen & (at > at[:, None] - scores.window)
-    return x.masked_fill(~seen[:, None], -torch.inf).softmax(-1) @ v
+    x = x.masked_fill(~seen[:, None], -torch.inf)
+    if sinks is not None:
+        x = torch.cat([x, sinks[:, None, None].expand(*x.shape[:3], 1)], -1)
+    return x.softmax(-1)[..., :s] @ v
 
 
 def cut_at_random(rows: int, length: int, rng: random.Random) -> Tensor:
@@ -56,9 +60,17 @@ def batch_of(starts: Tensor | None, rows: int, length: int) -> Batch:
 
 
 def over_ranks(
-    inputs: list[Tensor], structures: list[Structure], way: Literal["all-gather", "ring"], inner: int, scores: Scores
+    inputs: list[Tensor],
+    structures: list[Structure],
+    way: Literal["all-gather", "ring"],
+    inner: int,
+    scores: Scores,
+    sinks: Tensor | None = None,
 ) -> list[Tensor]:
-    """Output and gradients of q, k and v [b, heads, s, d], put together from all ranks. `inputs`: q, k, v and dy."""
+    """Output and gradients of q, k and v [b, heads, s, d], put together from all ranks. `inputs`: q, k, v and dy.
+
+    With sinks their gradient comes last: the sum of what the ranks have.
+    """
     cp, length = len(structures), structures[0].length
     wide = [torch.cat([x, x.new_zeros(*x.shape[:2], cp * structures[0].slots - length, x.shape[3])], 2) for x in inputs]
     index = [s.places.t()[:, None, :, None] for s in structures if s.places is not None]  # [b or 1, 1, n, 1]
@@ -66,19 +78,20 @@ def over_ranks(
     def run(rank: int) -> list[Tensor]:
         attend = ContextAttention(causal_attention, Exact(), *axes(rank, cp, inner), way)
         q, k, v, dy = (x.gather(2, index[rank].expand(*x.shape[:2], -1, x.shape[3])) for x in wide)
+        own = [] if sinks is None else [sinks.clone().requires_grad_()]
         q, k, v = (x.requires_grad_() for x in (q, k, v))
-        y = attend(q, k, v, scores, structures[rank])
-        return [y.detach(), *torch.autograd.grad(y, (q, k, v), dy)]
+        y = attend(q, k, v, scores, structures[rank], *own)
+        return [y.detach(), *torch.autograd.grad(y, (q, k, v, *own), dy)]
 
     with as_threads() as ranks:
         found = ranks(cp, run)
     whole = []
-    for parts, like in zip(zip(*found, strict=True), [wide[0], *wide[:3]], strict=True):
+    for parts, like in zip(zip(*(each[:4] for each in found), strict=True), [wide[0], *wide[:3]], strict=True):
         out = torch.zeros_like(like)
         for part, at in zip(parts, index, strict=True):
             out.scatter_(2, at.expand(*part.shape[:2], -1, part.shape[3]), part)
         whole.append(out[:, :, :length])
-    return whole
+    return whole if sinks is None else [*whole, torch.stack([each[4] for each in found]).sum(0)]
 
 
 @settings(max_examples=20, deadline=None)
@@ -89,9 +102,16 @@ def over_ranks(
     kv_heads=st.sampled_from([1, 2, 12]),
     scores=st.sampled_from([Scores(), Scores(window=3), Scores(softcap=1.5), Scores(0.3, 2.0, 5)]),
     packed=st.booleans(),
+    sunk=st.booleans(),
 )
 def test_every_way_over_any_documents_is_attention_by_its_definition(
-    seed: int, cp: int, way: tuple[Literal["all-gather", "ring"], int], kv_heads: int, scores: Scores, packed: bool
+    seed: int,
+    cp: int,
+    way: tuple[Literal["all-gather", "ring"], int],
+    kv_heads: int,
+    scores: Scores,
+    packed: bool,
+    sunk: bool,
 ) -> None:
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     rows, length = rng.choice([1, 2]), rng.randint(cp, 23)
@@ -105,12 +125,30 @@ def test_every_way_over_any_documents_is_attention_by_its_definition(
         for heads in (12, kv_heads, kv_heads, 12)
     ]
     inner = way[1] or cp
-    found = over_ranks(inputs, structures, way[0], inner if cp % inner == 0 else 1, scores)
+    sinks = torch.randn(12, generator=generator, dtype=torch.float64) if sunk else None
+    found = over_ranks(inputs, structures, way[0], inner if cp % inner == 0 else 1, scores, sinks)
     q, k, v, dy = inputs
-    q, k, v = (x.requires_grad_() for x in (q, k, v))
-    y = definition(q, k, v, torch.zeros(rows, length, dtype=torch.int64) if starts is None else starts, scores)
-    for name, ours, theirs in zip("yqkv", found, [y, *torch.autograd.grad(y, (q, k, v), dy)], strict=True):
+    leaves = [x.requires_grad_() for x in (q, k, v, *([] if sinks is None else [sinks]))]
+    begins = torch.zeros(rows, length, dtype=torch.int64) if starts is None else starts
+    y = definition(q, k, v, begins, scores, sinks)
+    wanted = [y, *torch.autograd.grad(y, leaves, dy)]
+    assert len(found) == len(wanted)
+    for name, ours, theirs in zip(("y", "q", "k", "v", "sinks"), found, wanted, strict=False):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_sinks_of_plain_rows_are_by_the_same_kernels() -> None:
+    """One process, and the last positions of a row whose earlier keys were kept, against torch's own softmax."""
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(2, h, 9, 4, generator=generator, dtype=torch.float64) for h in (4, 2, 2))
+    sinks = torch.randn(4, generator=generator, dtype=torch.float64)
+    attend = ContextAttention(causal_attention, Exact(), *axes(0, 1, 1), "ring")
+    for scores in (Scores(), Scores(window=3)):
+        wanted = definition(q, k, v, torch.zeros(2, 9, dtype=torch.int64), scores, sinks)
+        for ours in (attend, causal_attention):
+            torch.testing.assert_close(ours(q, k, v, scores, None, sinks), wanted, rtol=1e-12, atol=1e-14)
+            last = ours(q[:, :, 6:], k, v, scores, None, sinks)
+            torch.testing.assert_close(last, wanted[:, :, 6:], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -72,6 +72,7 @@ RUNS = {
         kv_heads=1,
         window=4,
         global_layers=(1,),
+        attention_sinks=True,
     ),
     "dp=2, fsdp, offloaded, feed-forward in chunks, what auto finds": arguments(
         ParallelConfig(cp=2, dp=2, sharding="fsdp"), recompute="offload", ffn_chunks=4, attention_softcap=2.0, layers=3

@@ -48,6 +48,12 @@ CONTEXT_ATTENTION = Said(
         "x.repeat_interleave(copies, 1) if copies > 1 else x",
         "torch.cat([x.repeat_interleave(copies, 1)[:, :1], x.repeat_interleave(copies, 1)[:, 1:].detach()], 1)",
     ),
+    Fault(
+        "ranks that exchange heads and all have the first sinks",
+        "context_parallel/attention.py",
+        "sinks.chunk(a)[self.inner.rank]",
+        "sinks.chunk(a)[0]",
+    ),
 )
 
 DEAL = Said(
