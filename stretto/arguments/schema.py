@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from stretto.arguments.data import DataConfig as DataConfig
 from stretto.arguments.groups import AxisName as AxisName
 from stretto.arguments.groups import GroupsConfig, NcclConfig
 from stretto.arguments.model import ModelConfig as ModelConfig
@@ -91,6 +92,10 @@ class BatchConfig:
         32, "sequences of one optimizer step, over all ranks", unit="sequences", at_least=1, at_most=2**22
     )
 
+    def microbatches(self, dp: int | None) -> int:
+        """Microbatches of each rank in a step, over `dp` replicas of the model."""
+        return self.global_batch // (self.micro_batch * (dp or 1))
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -117,23 +122,6 @@ class OptimizerConfig:
     eps: float = setting(1e-8, "added to the root of the second moment", above=0)
     momentum: float = setting(0.9, "sgd: decay of the momentum", at_least=0, below=1)
     clip_grad: float = setting(1.0, "gradients are scaled down to this global norm; 0: never", at_least=0)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What text to train on, and how it becomes tokens."""
-
-    data: str | None = setting(
-        None, "directory of text files, or a .jsonl; unset: the sources of Python's standard library", path=True
-    )
-    tokenizer: str = setting("byte", "byte, or a tokenizer.json of the tokenizers library, or its directory", path=True)
-    packing: bool = setting(
-        False,
-        "rows of whole documents, as many as fit, which do not see each other; else rows are windows of the text, in "
-        "which attention crosses from one document to the next",
-    )
-    held_out: float = setting(0.05, "share of the files kept for evaluation", at_least=0, below=1)
-    cache: str = setting("~/.cache/stretto", "directory for tokenized text", carried=False, path=True)
 
 
 @dataclass(frozen=True)
@@ -211,7 +199,7 @@ class RunConfig:
     eval_every: int = setting(
         0, "evaluate on held-out text every so many steps; 0: at the end only", unit="steps", at_least=0
     )
-    eval_batches: int = setting(8, "global batches of one evaluation", at_least=1)
+    eval_batches: int = setting(8, "global batches of one evaluation, of each validation set; 0: all of it", at_least=0)
     sample_tokens: int = setting(
         0,
         "continue a prompt by so many tokens when the run ends; 0: do not",

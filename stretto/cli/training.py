@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -22,7 +22,7 @@ from stretto.cli.resume import Resumed
 from stretto.cli.usage_error import reject
 from stretto.cli.words import origin
 from stretto.collective_trace import CollectiveError
-from stretto.data.baselines import baselines
+from stretto.data.text import Text
 from stretto.initialize import Launch, RendezvousError, initialize
 from stretto.initialize.environment import detect
 from stretto.initialize.failure_watch import leave_process
@@ -40,12 +40,13 @@ from stretto.report.header import header
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
 from stretto.report.summary import sample_panel, summary
+from stretto.report.tokenizing import Tokenizing
 from stretto.terminal import say
 from stretto.train.consensus import USAGE_ERRORS
 from stretto.train.directory import Paths, occupied
 from stretto.train.loop import DivergedError
 from stretto.train.record import Everyone, JsonLines, Listener, TensorBoard
-from stretto.train.run import Text, sampled_over, train, with_vocabulary
+from stretto.train.run import sampled_over, train, with_vocabulary
 from stretto.train.sample import sample
 from stretto.train.sound import UnsoundError
 from stretto.train.trackers import MLflow, WandB
@@ -65,8 +66,8 @@ def run(resolved: Resolved, launch: Launch, resumed: Resumed | None, stop: StopF
     try:
         _require_devices(resolved)
         _require_few(resolved, alone=alone)
-        with timeline.phase("data"):
-            text = Text.open(resolved.args)
+        with timeline.phase("data"), Tokenizing.shown(sys.stderr) if launch.rank == 0 else nullcontext() as tell:
+            text = Text.open(resolved.args, tell)
         resolved = with_vocabulary(resolved, text.tokenizer)
     except USAGE_ERRORS as error:
         return reject(error, launch)
@@ -219,8 +220,8 @@ class Task:
                 seed=args.run.seed,
             )
             screen.print(sample_panel(prompt, tokenizer.decode(np.array(tokens, dtype=np.int64))))
-        beside = baselines(self.text.corpus, args.data.held_out) if args.data.held_out else None
-        screen.print(summary(args, checkpoint, beside, outcome))
+        beaten = {each.name: each.baselines for each in self.text.eval_sets if each.baselines is not None}
+        screen.print(summary(args, checkpoint, beaten, outcome))
 
     def _after_damage(self) -> str:
         """What there is to go on from, when weights or moments are not what they should be."""

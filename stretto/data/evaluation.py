@@ -41,5 +41,8 @@ def held_out_batches(
         order = samples.copy()
         inside = samples < windows
         order[inside] = permute(samples[inside], windows, seed=0, epoch=0)
-        every = (order[rows] for rows in mine)
-        yield [as_batch(store, each, seq_len) if packed is None else packed.batch(each) for each in every]
+        if packed is not None:
+            yield [packed.batch(order[rows]) for rows in mine]
+            continue
+        pieces = [store.window(int(window), seq_len) for window in order]
+        yield [as_batch(pieces[rows], seq_len, eod=store.header.eod) for rows in mine]

@@ -20,9 +20,10 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from stretto.initialize.environment import Launch
-from stretto.initialize.roll_call import Server, ranges
+from stretto.initialize.roll_call import Server
 from stretto.initialize.stores import address_of, listen, serve_on, tcp_store
 from stretto.initialize.torchrun import record
+from stretto.layout.ranks import ranges
 from stretto.store import StoreLostError, TimedStore, absent, combine, in_time, read_json, until
 
 GRACE_SECONDS = 5.0

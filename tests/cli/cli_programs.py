@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -19,8 +20,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from stretto.arguments import Resolved
 from stretto.cli import main, training
+from stretto.data.text import Text
 from stretto.train.loop import Loop
-from stretto.train.run import Text
 from stretto.world import World
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
@@ -52,6 +53,10 @@ def reads_other_text(ranks: Sequence[int], data: str, argv: Sequence[str]) -> in
 
     training.train = train_on_other
     return main(argv)
+
+
+def remove_the_text() -> None:
+    shutil.rmtree(os.environ["TEXT"])
 
 
 def ctrl_c() -> None:

@@ -1,7 +1,7 @@
 """P7. Rows of whole documents: each token is predicted once, from its own document, and next to nothing is wasted.
 
-Faults to catch: a document that begins in the slot before; labels of the next document; a piece that fits and is not
-put in; an evaluation that leaves a document out.
+Faults to catch: a document that begins in the slot before; a first token that is not predicted; a piece that fits and
+is not put in; an evaluation that leaves a document out.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def test_a_feed_of_packed_rows_goes_on_where_it_was_and_not_as_another(tmp_path:
     rng = random.Random(1)
     store = store_of(tmp_path, [rng.randint(1, 20) for _ in range(30)])
     feed = Feed(store, seq_len=16, seed=3, packing=True)
-    assert feed.packed is not None
-    assert feed.windows == len(feed.packed)
+    assert feed.windows == sum(map(len, feed.packed))
+    assert feed.waste is not None
     (epoch,) = feed.batch(feed.windows, 0, 1, feed.windows)
     assert int(epoch.loss_mask.sum()) == store.header.tokens - 1
     later = Feed(store, seq_len=16, seed=3, packing=True)

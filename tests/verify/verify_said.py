@@ -8,6 +8,7 @@ from __future__ import annotations
 from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
 from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, OFFLOAD, PACKED, TILE
+from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, TEXT_FILES
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
@@ -630,4 +631,9 @@ SAID = (
     OFFLOAD,
     CUT,
     TILE,
+    TEXT_FILES,
+    LOST,
+    PARTS,
+    MIXTURE,
+    INDEXED,
 )

@@ -133,10 +133,10 @@ PACKED = Said(
         "counts[n, at], starts[n, at] = True, max(end - 1, 0)",
     ),
     Fault(
-        "labels of the next document",
+        "a first token that is not predicted",
         "data/packed.py",
-        "pack(np.diff(offsets), offsets[:-1] - 1, seq_len)",
-        "pack(np.diff(offsets), offsets[:-1], seq_len)",
+        "firsts = begins - ended",
+        "firsts = begins",
     ),
     Fault(
         "a piece that fits and is not put in",
