@@ -57,12 +57,10 @@ class Structure:
 
     def to(self, device: torch.device | str) -> Structure:
         """The same with its tensors on `device`, as `Batch.to`."""
-        moved = {
-            name: tensor.to(device) if torch.device(device).type != "cuda" else _sent(tensor, device)
-            for name in ("samples", "places", "positions")
-            if (tensor := getattr(self, name)) is not None
-        }
-        return replace(self, _known={}, **moved)
+        samples, places, positions = (
+            None if tensor is None else _sent(tensor, device) for tensor in (self.samples, self.places, self.positions)
+        )
+        return replace(self, samples=samples, places=places, positions=positions, _known={})
 
     def places_of(self, part: int, size: int, device: torch.device) -> Tensor:
         """Places [n] or [n, b or 1] of the `part`-th `size` slots: under sequence parallelism a rank has one part."""

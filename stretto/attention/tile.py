@@ -150,7 +150,7 @@ def _wide(x: Tensor) -> Tensor:
 
 def _grouped(x: Tensor, kv_heads: int) -> Tensor:
     """[b, heads, n, d] -> [b, kv_heads, group, n, d]."""
-    return x.unflatten(1, (kv_heads, -1))
+    return x.reshape(x.shape[0], kv_heads, -1, *x.shape[2:])
 
 
 def _scale(q: Tensor, scores: Scores) -> float:

@@ -63,10 +63,10 @@ class ContextAttention:
         kv_heads = k.shape[1]
         # Fewer key/value heads than ranks: as many copies as it takes, whose gradients add up.
         copies = a // gcd(kv_heads, a)
-        kv = torch.cat([x.repeat_interleave(copies, 1) if copies > 1 else x for x in (k, v)], 1)
+        kv = torch.stack([x.repeat_interleave(copies, 1) if copies > 1 else x for x in (k, v)], 2)
         own = self.sources[self.outer.rank]
         heads = self._to_heads(q, structure, own)
-        keys = self._to_heads(kv.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), structure, own)
+        keys = self._to_heads(kv.flatten(1, 2), structure, own)
         exchange = exchange_over(self.outer, self.sources, self.way)
         mine = None if sinks is None else sinks.chunk(a)[self.inner.rank]
         call = _Call(self.kernel, exchange, structure, scores, partial(structure.tiles, own, window=scores.window))
@@ -92,7 +92,7 @@ class ContextAttention:
     def _to_heads(self, x: Tensor, structure: Structure, own: Ranks) -> Tensor:
         """[b, heads, n, d] -> [a n, b, heads/a, d], in the order of the row."""
         x = all_to_all(x.permute(2, 0, 1, 3), self.inner, split_dim=2, concat_dim=0)
-        return Ordered.apply(x, structure, own, False) if self.inner.size > 1 else x  # type: ignore[no-any-return, no-untyped-call]
+        return Ordered.apply(x, structure, own, False) if self.inner.size > 1 else x  # type: ignore[no-untyped-call]
 
     def _from_heads(self, y: Tensor, structure: Structure, own: Ranks) -> Tensor:
         """The way back."""
@@ -159,5 +159,6 @@ class _Tiles(Function):
 
 def _split(kv: Tensor) -> tuple[Tensor, Tensor]:
     """Views of keys and values [b, kv_heads, m, d]."""
-    k, v = kv.unflatten(2, (-1, 2)).permute(3, 1, 2, 0, 4)
+    m, b, heads, d = kv.shape
+    k, v = kv.view(m, b, heads // 2, 2, d).permute(3, 1, 2, 0, 4)
     return k, v

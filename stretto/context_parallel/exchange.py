@@ -6,7 +6,7 @@ after another, with the ranks that they are of; in the backward also a place for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -20,6 +20,9 @@ from stretto.world import Axis
 Ranks = tuple[int, ...]
 """Ranks of the whole cp axis."""
 
+Gradients = Generator[tuple[Ranks, Tensor, Tensor], None, Tensor]
+"""Blocks with places for their gradients; and the gradient of what this rank has."""
+
 
 class Exchange(Protocol):
     """Over the ranks of an axis; `sources[i]` are the ranks of cp whose keys the i-th of them has."""
@@ -27,7 +30,7 @@ class Exchange(Protocol):
     def blocks(self, kv: Tensor, structure: Structure) -> Iterator[tuple[Ranks, Tensor]]:
         """Each block once."""
 
-    def gradients(self, kv: Tensor, structure: Structure) -> Iterator[tuple[Ranks, Tensor, Tensor]]:
+    def gradients(self, kv: Tensor, structure: Structure) -> Gradients:
         """Each block once more, with zeros (or what others added) to which its gradient is to be added in place.
 
         What the generator returns is the gradient of `kv`, summed over all ranks.
@@ -48,7 +51,7 @@ class AllGather:
         """As `Exchange`."""
         yield self._every, self._ordered(all_gather_async(kv, self.axis).wait(), structure)
 
-    def gradients(self, kv: Tensor, structure: Structure) -> Iterator[tuple[Ranks, Tensor, Tensor]]:
+    def gradients(self, kv: Tensor, structure: Structure) -> Gradients:
         """As `Exchange`."""
         whole = self._ordered(all_gather_async(kv, self.axis).wait(), structure)
         total = torch.zeros_like(whole, dtype=torch.promote_types(kv.dtype, torch.float32))
@@ -85,7 +88,7 @@ class Ring:
             yield self.sources[(here - step) % n], kv
             kv = kv if coming is None else coming.wait()
 
-    def gradients(self, kv: Tensor, structure: Structure) -> Iterator[tuple[Ranks, Tensor, Tensor]]:
+    def gradients(self, kv: Tensor, structure: Structure) -> Gradients:
         """As `Exchange`."""
         del structure
         n, here = self.axis.size, self.axis.rank

@@ -62,5 +62,5 @@ def packed_batch(chosen: Sequence[tuple[PackedRows, int]]) -> Batch:
             counts[n, at], starts[n, at] = True, end
             end += length
         starts[n, end:] = end
-    found = (torch.from_numpy(each) for each in (tokens, labels, counts))
-    return Batch(*found, starts=torch.from_numpy(starts))
+    read, after, counted, begins = (torch.from_numpy(each) for each in (tokens, labels, counts, starts))
+    return Batch(read, after, counted, starts=begins)

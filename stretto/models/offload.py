@@ -89,4 +89,4 @@ def _alone(x: Tensor) -> bool:
 
 def _copies(device: torch.device) -> torch.cuda.Stream:
     """A stream for copies; streams come from a pool of torch's, so this makes none anew."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

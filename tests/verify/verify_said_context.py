@@ -185,8 +185,8 @@ CUT = Said(
     Fault(
         "a structure that forgets where its documents begin when it goes to a device",
         "structure.py",
-        "return replace(self, _known={}, **moved)",
-        "return replace(self, _known={}, held=(), **moved)",
+        "positions=positions, _known={})",
+        "positions=positions, held=(), _known={})",
     ),
 )
 
