@@ -60,7 +60,7 @@ class Structure:
         samples, places, positions = (
             None if tensor is None else _sent(tensor, device) for tensor in (self.samples, self.places, self.positions)
         )
-        return replace(self, samples=samples, places=places, positions=positions, _known={})
+        return replace(self, samples=samples, places=places, positions=positions)
 
     def places_of(self, part: int, size: int, device: torch.device) -> Tensor:
         """Places [n] or [n, b or 1] of the `part`-th `size` slots: under sequence parallelism a rank has one part."""
@@ -72,7 +72,7 @@ class Structure:
 
     def order(self, ranks: tuple[int, ...], device: torch.device) -> Tensor:
         """Which slot of these ranks' comes where [ranks * n, b or 1], when they are put into the order of the row."""
-        key = "order", ranks
+        key = "order", ranks, device
         if key not in self._known:
             columns = [self._arranged(each, ranks)[0] for each in self.held]
             rows = [each.rows.stop - each.rows.start for each in self.held]
@@ -119,12 +119,24 @@ class SequenceCut:
     ranks: int = 1
     multiple: int = 1
     windows: tuple[int | None, ...] = (None,)
+    _alike: dict[tuple[int, int], Structure] = field(default_factory=dict, compare=False, repr=False)
 
     def of(self, batch: Batch) -> tuple[Batch, Structure]:
         """What this rank has of whole rows, on the host: slots without a token count for nothing."""
         rows, length = batch.tokens.shape
         if self.ranks == 1 and batch.starts is None:
             return batch, Structure.of_tokens(length, batch.samples)
+        structure = self._structure(batch)
+        assert structure.places is not None
+        index = structure.places.t().expand(rows, -1)
+        own = (_taken(batch.tokens, index, 0), _taken(batch.labels, index, 0), _taken(batch.loss_mask, index, False))
+        return Batch(*own, batch.samples), structure
+
+    def _structure(self, batch: Batch) -> Structure:
+        """Rows without documents are all alike, whatever is in them: what is known of them is found once."""
+        rows, length = batch.tokens.shape
+        if batch.starts is None and (rows, length) in self._alike:
+            return replace(self._alike[rows, length], samples=batch.samples)
         slots = local_length(length, self.ranks, self.multiple)
         starts = np.zeros((1, length), np.int64) if batch.starts is None else batch.starts.numpy()
         loads = np.zeros(self.ranks, np.int64)
@@ -144,9 +156,9 @@ class SequenceCut:
             positions=torch.where(places < length, places - begins, 0).t().contiguous(),
             held=held,
         )
-        index = places.expand(rows, -1)
-        own = (_taken(batch.tokens, index, 0), _taken(batch.labels, index, 0), _taken(batch.loss_mask, index, False))
-        return Batch(*own, batch.samples), structure
+        if batch.starts is None:
+            self._alike[rows, length] = structure
+        return structure
 
 
 def _taken(x: Tensor, places: Tensor, fill: int) -> Tensor:

@@ -185,8 +185,8 @@ CUT = Said(
     Fault(
         "a structure that forgets where its documents begin when it goes to a device",
         "structure.py",
-        "positions=positions, _known={})",
-        "positions=positions, held=(), _known={})",
+        "samples=samples, places=places, positions=positions)",
+        "samples=samples, places=places, positions=positions, held=())",
     ),
 )
 
