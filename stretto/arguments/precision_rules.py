@@ -59,10 +59,18 @@ def flash_takes_what_it_is_given(a: Arguments) -> RuleViolation | None:
     "parallel.tp",
     "batch.seq_len",
     "batch.micro_batch",
+    "parallel.cp",
+    "run.ffn_chunks",
 )
 def fp8_sizes_divide(a: Arguments) -> RuleViolation | None:
     """Gemms in fp8 have sizes that are multiples of 16 on each tensor-parallel rank, tokens among them."""
     m, b, tp, d = a.model, a.batch, a.parallel.tp, a.model.dim_per_head
+    cp, chunks = a.parallel.cp, a.run.ffn_chunks
+    parts = cp * chunks
+    tokens, rest = divmod(b.seq_len, parts)  # where that is no whole number, parts have sizes of their own
+    equation = f"seq_len*micro_batch = {b.seq_len}*{b.micro_batch}"
+    if parts > 1:
+        equation = f"seq_len/(cp*ffn_chunks)*micro_batch = {b.seq_len}/({cp}*{chunks})*{b.micro_batch}"
     heads, kv_heads = m.heads // tp, max(1, m.num_kv_heads // tp)
     by_head: Nearby = {"model.head_dim": sizes(d, _ROW), "parallel.tp": divisors(m.heads, tp)}
     by_ffn: Nearby = {"model.ffn": sizes(m.dim_ffn, _ROW * tp), "parallel.tp": divisors(m.dim_ffn, tp)}
@@ -72,9 +80,9 @@ def fp8_sizes_divide(a: Arguments) -> RuleViolation | None:
         ((heads + 2 * kv_heads) * d, f"(heads + 2*kv_heads)/tp * head_dim = ({heads}+2*{kv_heads})*{d}", by_head),
         (m.dim_ffn // tp, f"ffn/tp = {m.dim_ffn}/{tp}", by_ffn),
         (
-            b.seq_len * b.micro_batch,
-            f"seq_len*micro_batch = {b.seq_len}*{b.micro_batch}",
-            {"batch.seq_len": sizes(b.seq_len, _ROW), "batch.micro_batch": multiples(b.micro_batch, _ROW)},
+            1 if rest else tokens * b.micro_batch,
+            equation,
+            {"batch.seq_len": sizes(b.seq_len, _ROW * parts), "batch.micro_batch": multiples(b.micro_batch, _ROW)},
         ),
     ]
     wrong = [(said, near) for size, said, near in products if size % _ROW]
