@@ -22,16 +22,16 @@ def held_out_batches(
     dp_size: int,
     micro_batch: int,
     limit: int | None = None,
-    packing: bool = False,
+    packed: PackedRows | None = None,
 ) -> Iterator[list[Batch]]:
     """This rank's microbatches of each held-out global batch; `limit` of them at most, all when None.
 
     Together all batches predict every token of the store exactly once. The order is shuffled, always the
     same way, so that the first few are drawn from all documents. What is missing to a full last window or
     a full last batch is padding with `loss_mask` False: all ranks get equally many rows in equal shapes,
-    and an average over the mask is right. An empty store gives no batch. With `packing` rows are of whole documents.
+    and an average over the mask is right. An empty store gives no batch. `packed` rows of the
+    store take the place of its windows.
     """
-    packed = PackedRows(store, seq_len) if packing else None
     windows = -(-(store.header.tokens - 1) // seq_len) if packed is None else len(packed)
     batches = -(-windows // global_batch)
     mine = rows_of(global_batch, dp_rank, dp_size, micro_batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from stretto.collectives import all_reduce
 from stretto.data.baselines import bits_per_byte
 from stretto.data.evaluation import held_out_batches
 from stretto.data.feed import Feed
+from stretto.data.packed import PackedRows
 from stretto.data.text import EvalSet
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
@@ -63,6 +65,10 @@ class HeldOut:
     cut: SequenceCut = field(default_factory=SequenceCut)
     packing: bool = False
 
+    @cached_property
+    def _packed(self) -> PackedRows | None:
+        return PackedRows(self.text.store, self.batch.seq_len) if self.packing else None
+
     def batches(self) -> Iterator[tuple[list[Microbatch], Tensor]]:
         for rows in held_out_batches(
             self.text.store,
@@ -72,7 +78,7 @@ class HeldOut:
             dp_size=self.state.axis("dp").size,
             micro_batch=self.batch.micro_batch,
             limit=self.limit or None,
-            packing=self.packing,
+            packed=self._packed,
         ):
             microbatches = counted(rows, self.state, self.cut)
             yield microbatches, microbatches[0].count

@@ -93,6 +93,6 @@ def test_a_feed_of_packed_rows_goes_on_where_it_was_and_not_as_another(tmp_path:
 
 def test_an_evaluation_predicts_each_token_once(tmp_path: Path) -> None:
     store = store_of(tmp_path, [9, 30, 2, 14, 6])
-    options = {"seq_len": 16, "global_batch": 4, "dp_size": 2, "micro_batch": 1, "packing": True}
+    options = {"seq_len": 16, "global_batch": 4, "dp_size": 2, "micro_batch": 1, "packed": PackedRows(store, 16)}
     batches = [b for rank in range(2) for found in held_out_batches(store, dp_rank=rank, **options) for b in found]  # type: ignore[arg-type]
     assert sum(int(batch.loss_mask.sum()) for batch in batches) == store.header.tokens - 1
