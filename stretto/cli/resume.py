@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from stretto.arguments import ConfigError, Record, Resolved, Violation, from_dict
+from stretto.arguments.resuming import changes, forbidden, told
 from stretto.checkpoint import CheckpointError, latest_complete
 from stretto.checkpoint.marker import read_extra
+from stretto.checkpoint.places import place
+from stretto.cli.usage_error import reject
 from stretto.initialize.environment import Launch
+from stretto.initialize.rendezvous import Meeting, RankZeroError, RendezvousError, from_rank_0, rendezvous
+from stretto.store import read_json
 from stretto.terminal import say
 from stretto.train.checkpointing import step_of
-from stretto.train.directory import Paths
 from stretto.train.learning_rate import changed_rate
+
+MEETING_SECONDS: Final = 120.0
+"""How long ranks wait for each other, and then for rank 0 to find a checkpoint among the files of a run."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,33 @@ class Resumed:
             fix = {"run.steps": self.step + steps}
             raise ConfigError([Violation("steps_ahead", ("run.steps",), problem, fixes=(fix,))])
 
-    def rate_change(self, resolved: Resolved) -> str | None:
+    def as_json(self) -> str:
+        """For the ranks that did not look."""
+        return json.dumps({"path": str(self.path), "step": self.step, "record": self.record.as_dict()})
+
+    @classmethod
+    def from_json(cls, said: str) -> Resumed:
+        """What `as_json` gave. Raises ConfigError for anything else."""
+        try:
+            each = read_json(said.encode())
+            path, step = place(str(each["path"])), int(each["step"])
+        except (ValueError, TypeError, KeyError, CheckpointError) as error:
+            raise ConfigError(
+                [Violation("resume", ("checkpoint.resume",), f"rank 0 named no checkpoint: {error}")]
+            ) from error
+        return cls(path, step, Record.from_dict(each.get("record"), str(path)))
+
+    def require_same_model(self, resolved: Resolved) -> None:
+        """Raise ConfigError, with both values, where the run is to be of another model or in another order."""
+        if wrong := forbidden(changes(self.record, resolved.args), str(self.path)):
+            raise ConfigError(wrong)
+
+    def all_changes(self, resolved: Resolved) -> tuple[tuple[str, str | None], ...]:
+        """What the user has changed, in one line, and what it makes of the learning rate; None where nothing."""
+        changed = told(changes(self.record, resolved.args))
+        return ("changed", changed), ("learning rate", self._rate_change(resolved))
+
+    def _rate_change(self, resolved: Resolved) -> str | None:
         """What the next update's learning rate was to be and is now, where the schedule is another one."""
         if resolved.args.run.steps <= self.step:
             return None
@@ -42,22 +78,72 @@ class Resumed:
             return None
 
 
-def newest(out: str, launch: Launch, *, required: bool) -> list[Resumed]:
-    """The newest complete checkpoint in the directory of a run, if any; rank 0 says which ones it passes over.
+def newest(directory: str, *, required: bool) -> list[Resumed]:
+    """The newest complete checkpoint in a directory, if any; says which ones it passes over.
 
     Raises ConfigError when there is none though `required`, or when it is not a run's.
     """
     try:
-        return _newest(Paths(Path(out).expanduser()).checkpoints, launch, required)
+        return _newest(place(directory), required)
     except CheckpointError as error:
         raise ConfigError([Violation("resume", ("checkpoint.resume",), str(error))]) from error
 
 
-def _newest(directory: Path, launch: Launch, required: bool) -> list[Resumed]:
+@dataclass(frozen=True)
+class Look:
+    """What there is to go on from, and where the ranks have met to hear of it, if they had to."""
+
+    found: Resumed | None
+    met: Meeting | None
+    meeting: ExitStack
+    """What ends the meeting."""
+
+    def require_fits(self, resolved: Resolved) -> None:
+        """Raise ConfigError when the run would be over before it began, or is to be of another model."""
+        if self.found is not None:
+            self.found.require_steps_ahead(resolved)
+            self.found.require_same_model(resolved)
+
+
+def look(directory: str, launch: Launch, meeting: ExitStack, *, required: bool) -> Look:
+    """The newest complete checkpoint in the directory of a run, on all ranks: rank 0 looks, and tells the others.
+
+    They meet for it, and leave as `meeting` ends. Raises ConfigError as `newest` does, and SystemExit when they do not
+    find each other.
+    """
+    if launch.size == 1:
+        return Look(next(iter(newest(directory, required=required)), None), None, meeting)
+    try:
+        met = meeting.enter_context(rendezvous(launch, timeout=MEETING_SECONDS))
+        found = _newest_of_rank_0(met, launch, directory, required)
+    except RendezvousError as error:
+        raise SystemExit(reject(error, launch, code=1, every=isinstance(error, RankZeroError))) from None
+    return Look(next(iter(found), None), met, meeting)
+
+
+def _newest_of_rank_0(met: Meeting, launch: Launch, directory: str, required: bool) -> list[Resumed]:
+    problem: list[ConfigError] = []
+
+    def see() -> str:
+        try:
+            found = newest(directory, required=required)
+        except ConfigError as error:
+            problem.append(error)
+            return ""
+        return found[0].as_json() if found else "none"
+
+    said = from_rank_0(met, launch, "the checkpoint to go on from", see, timeout=MEETING_SECONDS)
+    if problem:
+        raise problem[0]
+    if not said:
+        raise ConfigError([Violation("resume", ("checkpoint.resume",), "rank 0 cannot go on from a checkpoint")])
+    return [] if said == "none" else [Resumed.from_json(said)]
+
+
+def _newest(directory: Path, required: bool) -> list[Resumed]:
     found = latest_complete(directory)
-    if launch.rank == 0:
-        for skipped in found.skipped:
-            say(f"stretto train: passing over {skipped.path}: {skipped.reason}")
+    for skipped in found.skipped:
+        say(f"stretto train: passing over {skipped.path}: {skipped.reason}")
     if found.path is None and not required:
         return []
     if found.path is None:

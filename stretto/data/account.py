@@ -39,23 +39,27 @@ class Account:
                 said = json.loads(file.read(_LARGEST))
             if said["key"] != key:
                 raise ValueError("made from something else")
-            return cls(
-                PassedOver.from_json(said["passed"]),
-                Lost.from_json(said["train"]),
-                Lost.from_json(said["held_out"]),
-                float(said["lowest"]),
-                float(said["highest"]),
-                _baselines(said["baselines"]),
-            )
+            return cls.from_json(said)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} is no account of a corpus ({error}); delete it") from error
 
-    def write(self, path: Path, key: str) -> None:
-        """Appears at `path` whole, after it is on disk."""
-        said = {
-            "key": key,
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Account:
+        """From what `as_json` gave. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
+        return cls(
+            PassedOver.from_json(said["passed"]),
+            Lost.from_json(said["train"]),
+            Lost.from_json(said["held_out"]),
+            float(said["lowest"]),
+            float(said["highest"]),
+            _baselines(said["baselines"]),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
             "passed": self.passed.as_json(),
             "train": self.train.as_json(),
             "held_out": self.held_out.as_json(),
@@ -63,6 +67,10 @@ class Account:
             "highest": self.highest,
             "baselines": asdict(self.baselines) if self.baselines else None,
         }
+
+    def write(self, path: Path, key: str) -> None:
+        """Appears at `path` whole, after it is on disk."""
+        said = {"key": key, **self.as_json()}
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("w") as file:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from stretto.arguments.corpora import Share, named, shares
 from stretto.arguments.schema import Arguments, DataConfig
@@ -22,6 +22,9 @@ from stretto.data.prepare import Splits, find, prepare
 from stretto.data.store import TokenStore
 from stretto.data.tokenizer import Tokenizer, load_tokenizer
 
+Known = Mapping[str, Any] | None
+"""What one process tells another of a corpus, as JSON has it; None for one that each opens by itself."""
+
 HELD_OUT: Final = "held_out"
 """The name of the validation set of a single corpus."""
 
@@ -31,7 +34,8 @@ class Source:
     """One corpus, by a name of its own among those of the run, and its share of the samples."""
 
     name: str
-    corpus: Corpus | IndexedTokens
+    corpus: Corpus | IndexedTokens | None
+    """None on a rank that was told of the splits."""
     splits: Splits
     weight: Fraction | None
 
@@ -53,21 +57,25 @@ class Text:
     sources: tuple[Source, ...]
     tokenizer: Tokenizer
     eval_sets: tuple[EvalSet, ...]
+    known: tuple[Known, ...] = ()
+    """Of each corpus in turn, for another process: `open(args, known=...)` then looks at no file of text."""
 
     @classmethod
-    def open(cls, args: Arguments, tell: Tell | None = None, workers: int = 1) -> Text:
+    def open(
+        cls, args: Arguments, tell: Tell | None = None, workers: int = 1, *, known: Sequence[Known] | None = None
+    ) -> Text:
         """From the cache, or built there; `tell` hears how far that is, whoever does it.
 
-        Raises DataError when the data cannot be used.
+        Raises DataError when the data cannot be used, or when what is `known` is not here.
         """
         data, tokenizer = args.data, load_tokenizer(args.data.tokenizer)
-        tell = tell or (lambda _: None)
+        opening = _Opening(tokenizer, data, tell or (lambda _: None), workers, known)
         found = []
         for name, share in _shares(data):
-            corpus = open_corpus(share, data)
-            splits = _prepare(corpus, tokenizer, data, data.held_out, tell, workers)
-            found.append(Source(name or corpus.label, corpus, splits, share.weight if share else None))
-        return cls(tuple(found), tokenizer, tuple(_eval_sets(found, tokenizer, data, tell, workers)))
+            label, corpus, splits = opening.splits(share, data.held_out)
+            found.append(Source(name or label, corpus, splits, share.weight if share else None))
+        eval_sets = tuple(_eval_sets(found, data, opening))
+        return cls(tuple(found), tokenizer, eval_sets, tuple(opening.said))
 
     @property
     def mix(self) -> Mix:
@@ -119,19 +127,42 @@ def _shares(data: DataConfig) -> list[tuple[str | None, Share | None]]:
     return list(zip(names, found, strict=True))
 
 
-def _prepare(
-    corpus: Corpus | IndexedTokens, tokenizer: Tokenizer, data: DataConfig, held_out: float, tell: Tell, workers: int
-) -> Splits:
-    if isinstance(corpus, IndexedTokens):
-        return prepare_indexed(corpus, tokenizer, held_out=held_out, cache=data.cache, tell=tell)
-    return prepare(
-        corpus, tokenizer, held_out=held_out, cache=data.cache, most_lost=data.max_lost, workers=workers, tell=tell
-    )
+class _Opening:
+    """Corpora, one after the other: looked at here, or known from a process that has looked."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, data: DataConfig, tell: Tell, workers: int, known: Sequence[Known] | None
+    ) -> None:
+        self.tokenizer, self.data, self.tell, self.workers = tokenizer, data, tell, workers
+        self.known = None if known is None else list(known)  # in turn
+        self.said: list[Known] = []
+
+    def splits(self, share: Share | None, held_out: float) -> tuple[str, Corpus | IndexedTokens | None, Splits]:
+        """The label of the next corpus, it, and what is built of it. Raises DataError."""
+        if self.known is not None:
+            if not self.known:
+                raise DataError("fewer corpora are known than the run reads")
+            if (known := self.known.pop(0)) is not None:
+                return str(known.get("label")), None, Splits.from_json(known)
+        corpus = open_corpus(share, self.data)
+        if isinstance(corpus, IndexedTokens):  # nothing was built, and two files are all that there is to look at
+            splits = prepare_indexed(corpus, self.tokenizer, held_out=held_out, cache=self.data.cache, tell=self.tell)
+            self.said.append(None)
+            return corpus.label, corpus, splits
+        splits = prepare(
+            corpus,
+            self.tokenizer,
+            held_out=held_out,
+            cache=self.data.cache,
+            most_lost=self.data.max_lost,
+            workers=self.workers,
+            tell=self.tell,
+        )
+        self.said.append({"label": corpus.label, **splits.as_json()})
+        return corpus.label, corpus, splits
 
 
-def _eval_sets(
-    sources: list[Source], tokenizer: Tokenizer, data: DataConfig, tell: Tell, workers: int
-) -> Iterator[EvalSet]:
+def _eval_sets(sources: list[Source], data: DataConfig, opening: _Opening) -> Iterator[EvalSet]:
     """The held-out documents of each corpus, then the validation sets that have names."""
     for source in sources:
         account = source.splits.account
@@ -145,6 +176,5 @@ def _eval_sets(
     for name, path in sets:
         if len(sources) > 1 and name in [source.name for source in sources]:
             raise DataError(f"data.eval_data: {name} is the name of a corpus of --data; choose another")
-        corpus = open_corpus(Share(path, None), data)
-        splits = _prepare(corpus, tokenizer, data, 0.0, tell, workers)
+        _, _, splits = opening.splits(Share(path, None), 0.0)
         yield EvalSet(name, splits.train, splits.account.train, None)

@@ -151,6 +151,9 @@ def trainer_of(
         out=Paths.of(args).root,
         save_every=args.checkpoint.save_every,
         keep=args.checkpoint.keep,
+        keep_every=args.checkpoint.keep_every,
+        async_save=args.checkpoint.async_save,
+        checkpoint_dir=args.checkpoint.checkpoint_dir,
         evaluation={
             each.name: HeldOut(each, batch, state, run.eval_batches, cut, args.data.packing) for each in eval_sets
         },
