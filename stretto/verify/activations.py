@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from stretto.exchange import all_gather_json, all_gather_tensors
 from stretto.models import Microbatch, Transformer
-from stretto.models.block import Block
+from stretto.models.block import Block, FeedForward
 from stretto.params import Logical, collect
 from stretto.random import normal_
 from stretto.structure import Structure
@@ -177,7 +177,12 @@ def pieces_of(stage: nn.Module, elsewhere: Container[nn.Parameter] = ()) -> Iter
     `elsewhere` are parameters of other stages, with which this one may share an embedding.
     """
     logical = {item.name: item.logical for item in collect(stage, elsewhere=elsewhere)}
+    # Of a sequence in chunks each is computed by itself, twice: what they add up to is seen in the block.
+    chunked = [m for m in stage.modules() if isinstance(m, FeedForward) and m.chunks > 1]
+    unseen = {inner for m in chunked for inner in m.modules()}
     for path, module in stage.named_modules():
+        if module in unseen:
+            continue
         if isinstance(module, ColumnParallelLinear):
             yield module, [_features(part) for part in logical[f"{path}.weight"]]
         # The head's output is seen in the loss: all logits never exist.
