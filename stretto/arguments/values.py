@@ -153,7 +153,7 @@ def _check_names(setting: Setting, names: Sequence[str]) -> None:
     for name in names:
         if setting.choices:
             _check_choice(setting, name)
-        if names.count(name) > 1:
+        if names.count(name) > 1 and not setting.repeats:
             raise ValueError(f"{shown(name)} stands there more than once")
 
 

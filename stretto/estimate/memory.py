@@ -14,12 +14,14 @@ from typing import Final
 
 from stretto.arguments.schema import Arguments
 from stretto.arguments.trained import is_trained
+from stretto.estimate.context import comm_of
 from stretto.estimate.stages import stage_layers
 from stretto.estimate.stored import stored_tensors
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import by_section, by_size
 from stretto.schedule import DDP, Sharding
 from stretto.schedule.sharding import MODES
+from stretto.sequence import local_length
 
 BYTES: Final[Mapping[str, int]] = MappingProxyType({"fp64": 8, "fp32": 4, "bf16": 2})
 STATE: Final[Mapping[str, int]] = MappingProxyType({"adamw": 2, "sgd": 1, "lion": 1})
@@ -47,6 +49,8 @@ class Ledger:
     """Gradients that fill or are reduced, where gradients are sharded."""
     activations: int
     """What forwards keep for their backwards, of all microbatches under way."""
+    exchanged: int
+    """Keys and values of other ranks of cp and their gradients, of one layer at a time, and what is merged."""
     logits: int
     """Of the head, and their gradients, a piece at a time."""
 
@@ -93,6 +97,7 @@ def ledger(args: Arguments, stage: int) -> Ledger:
         gathered=item * min(whole, pairs + kept) * sharding.params,
         reducing=wide * filling * sharding.grads,
         activations=_activations(args, stage),
+        exchanged=_exchanged(args, stage),
         logits=_logits(args) * (stage == args.parallel.pp - 1),
     )
 
@@ -128,20 +133,54 @@ def _activations(args: Arguments, stage: int) -> int:
     Korthikanti et al. (2022) count 34 bytes a token and feature in bf16 without the attention's weights, which are
     never kept; here a norm keeps its input, attention q, k, v and its output, feed-forward what its products take.
     """
-    m, p, b = args.model, args.parallel, args.batch
-    item, tokens = BYTES[args.run.dtype], b.seq_len * b.micro_batch
+    m, p = args.model, args.parallel
+    item, tokens = BYTES[args.run.dtype], local_tokens(args)
     outside = tokens // p.tp if p.sequence_parallel else tokens
     q, kv = m.heads * m.dim_per_head // p.tp, max(1, m.num_kv_heads // p.tp) * m.dim_per_head
     inner, gated = m.dim_ffn // p.tp, m.gated
     entering = outside * m.hidden
     kept = 2 * entering + tokens * (2 * (q + 2 * kv) * (m.position == "rope") + (q + 2 * kv) * (m.position != "rope"))
-    kept += tokens * (q + inner * (2 if gated else 1))  # attention's output; what enters the activation
+    kept += tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
+    chunks = args.run.ffn_chunks
+    kept += tokens * q + tokens // chunks * inner * (2 if gated else 1)  # attention's output; the activation's input
     if args.run.recompute != "selective":
-        kept += 2 * outside * m.hidden + tokens * inner  # normed inputs; the activation's output
-    block = entering if args.run.recompute == "block" else kept
+        kept += 2 * outside * m.hidden + tokens // chunks * inner  # normed inputs; the activation's output
+    again, away = args.run.recompute in ("block", "offload"), args.run.recompute == "offload"
     layers = len(stage_layers(args)[stage])
-    recompute = kept if args.run.recompute == "block" and layers else 0
+    recompute, block = (kept if again and layers else 0), (entering if again else kept)
+    if away:  # what enters the last block, and what comes back for the one before
+        return item * (in_flight(args, stage) * (min(layers, 1) * block + entering) + block + recompute)
     return item * (in_flight(args, stage) * (layers * block + entering) + recompute)
+
+
+def _exchanged(args: Arguments, stage: int) -> int:
+    """Bytes of a layer's attention over cp, or over documents: the largest of the ways that its layers take.
+
+    All keys and values in order, as they came, and their gradients in fp32 or wider; of a ring two blocks and what
+    goes home. The output is merged in fp32 or wider.
+    """
+    m, p = args.model, args.parallel
+    layers = stage_layers(args)[stage]
+    if not layers or (p.cp == 1 and not args.data.packing):
+        return 0
+    item = BYTES[args.run.dtype]
+    wide, tokens = max(4, item), local_tokens(args)
+    kv = 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head
+    found = []
+    for comm in {comm_of(args, layer) for layer in layers}:
+        blocks = p.cp if comm == "all-gather" else 1
+        rings = 2 if comm in ("ring", "hybrid") else 1
+        merged = tokens * m.heads // p.tp * m.dim_per_head * wide
+        found.append(merged + tokens * kv * ((blocks + rings) * item + (blocks + rings) * wide))
+    return max(found)
+
+
+def local_tokens(args: Arguments) -> int:
+    """Of a microbatch on one rank, slots without a token included."""
+    b, p = args.batch, args.parallel
+    if p.cp == 1:
+        return b.seq_len * b.micro_batch
+    return local_length(b.seq_len, p.cp, p.tp if p.sequence_parallel else 1) * b.micro_batch
 
 
 def in_flight(args: Arguments, stage: int) -> int:
@@ -154,4 +193,4 @@ def in_flight(args: Arguments, stage: int) -> int:
 def _logits(args: Arguments) -> int:
     item, b, p = BYTES[args.run.dtype], args.batch, args.parallel
     row = -(-args.model.vocab_size // p.tp) * b.micro_batch * item
-    return min(max(row, HEAD), row * b.seq_len)
+    return min(max(row, HEAD), row // b.micro_batch * local_tokens(args))

@@ -71,6 +71,8 @@ def _block(args: Arguments, layer: str) -> Iterator[_Named]:
         yield from _norm(args, f"{layer}.input_layernorm")
     yield from _columns(args, attention, {"q_proj": q, "k_proj": kv, "v_proj": kv}, biased=m.bias or m.qkv_bias)
     yield from _rows(args, f"{attention}.o_proj", q)
+    if m.attention_sinks:
+        yield f"{attention}.sinks", m.heads // tp, False
     if m.qk_norm:
         full = m.qk_norm_width == "full"
         yield f"{attention}.q_norm.weight", q if full else d, False

@@ -50,7 +50,8 @@ def layout_line(args: Arguments) -> str:
     """tp=2 x pp=2 x dp=2 on 8 cpu ranks, sequence parallel, 1f1b, fp32."""
     p, r = args.parallel, args.run
     ranks = "1 rank" if r.nproc == 1 else f"{r.nproc} ranks"
-    parts = [f"tp={p.tp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device})"]
+    cp = f" x cp={p.cp}" * (p.cp > 1)
+    parts = [f"tp={p.tp}{cp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device})"]
     staged = [p.schedule + (f", {p.vpp} stages a rank" if (p.vpp or 1) > 1 else "")] * (num_stages(p) > 1)
     parts += ["sequence parallel"] * p.sequence_parallel + staged + [r.dtype]
     return ", ".join(parts)

@@ -83,7 +83,8 @@ class Build:
     backward but done once more in it. Weight gradients go to `accumulators`, or where there are none to autograd.
     `gemms` compute the products of the blocks' matrices, where it is not in `dtype`. Without `allocate` parameters
     have no memory, and no values, until they are moved into buckets: a whole model need never exist. With `lora` linear
-    layers that it names have adapters.
+    layers that it names have adapters. Feed-forward takes the sequence in so many `chunks`, each computed once more in
+    the backward.
     """
 
     tp: Axis
@@ -97,6 +98,7 @@ class Build:
     gemms: Gemms | None = None
     allocate: bool = True
     lora: Lora | None = None
+    chunks: int = 1
 
     @property
     def overlap_with(self) -> OverlapWith:

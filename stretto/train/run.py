@@ -16,6 +16,7 @@ from stretto.arguments.tree import settings
 from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls, Waits
 from stretto.data.feed import Feed
+from stretto.data.mixture import Mix
 from stretto.data.text import EvalSet, Text
 from stretto.data.tokenizer import Tokenizer
 from stretto.estimate import flops_per_token
@@ -29,7 +30,7 @@ from stretto.interop.load import load_weights, require_weights
 from stretto.interop.outgoing import Outgoing
 from stretto.interop.shapes import logical_shapes
 from stretto.parallel_state import GroupCost, ParallelState
-from stretto.train.build import Built, build
+from stretto.train.build import Built, build, sequence_cut
 from stretto.train.checkpointing import require_fits
 from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
@@ -98,7 +99,7 @@ def train(
     with state:
         with timeline.phase("data"):
             require_same_text(state, text)
-            feed = on_all_ranks(state, lambda: Feed(text.mix, seq_len=args.batch.seq_len, seed=args.run.seed))
+            feed = on_all_ranks(state, lambda: feed_of(args, text.mix))
         if resume is not None:
             on_all_ranks(state, lambda: require_fits(args, resume) if world.rank == 0 else None)
         outgoing = on_all_ranks(state, lambda: outgoing_of(args))
@@ -133,6 +134,11 @@ def train(
         return outcome
 
 
+def feed_of(args: Arguments, text: Mix) -> Feed:
+    """The rows of a run. Raises DataError when there are none."""
+    return Feed(text, seq_len=args.batch.seq_len, seed=args.run.seed, packing=args.data.packing)
+
+
 def trainer_of(
     args: Arguments,
     built: Built,
@@ -145,10 +151,11 @@ def trainer_of(
 ) -> Trainer:
     """The trainer of `stretto train`: a model that was built from arguments, on text."""
     state, batch, run = built.stepper.state, args.batch, args.run
+    cut = sequence_cut(args, state)
     return Trainer(
         built,
         state,
-        data=TextBatches(feed, batch, state),
+        data=TextBatches(feed, batch, state, cut),
         global_batch=batch.global_batch,
         micro_batch=batch.micro_batch,
         lr=learning_rate(args.optimizer),
@@ -158,7 +165,9 @@ def trainer_of(
         keep_every=args.checkpoint.keep_every,
         async_save=args.checkpoint.async_save,
         checkpoint_dir=args.checkpoint.checkpoint_dir,
-        evaluation={each.name: HeldOut(each, batch, state, run.eval_batches) for each in eval_sets},
+        evaluation={
+            each.name: HeldOut(each, batch, state, run.eval_batches, cut, args.data.packing) for each in eval_sets
+        },
         eval_every=run.eval_every,
         log_every=run.log_every,
         about=about,
@@ -166,6 +175,7 @@ def trainer_of(
             batch.global_batch * batch.seq_len,
             flops_per_token(args.model, batch.seq_len, args.tuning),
             run.peak_tflops or peak_tflops(state.world.device, args.run.dtype),
+            feed.waste,
         ),
         timeline=timeline,
         check_replicas=run.check_replicas,

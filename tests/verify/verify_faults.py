@@ -210,14 +210,14 @@ DROPOUT = [
     Fault(
         "every tensor-parallel rank drops what the first does under sequence parallelism",
         "tensor_parallel/dropout.py",
-        "self.tp.rank * n if self.sequence_parallel else 0",
+        "self.tp.rank if self.sequence_parallel else 0",
         "0",
     ),
     Fault(
         "tensor-parallel ranks that hold the same activation drop different elements",
         "tensor_parallel/dropout.py",
-        "self.tp.rank * n if self.sequence_parallel else 0",
-        "self.tp.rank * n",
+        "self.tp.rank if self.sequence_parallel else 0",
+        "self.tp.rank",
     ),
 ]
 
@@ -225,8 +225,8 @@ POSITIONS = [
     Fault(
         "learned positions begin anew on each rank under sequence parallelism",
         "models/transformer.py",
-        "first += self.rank * n\n",
-        "first += 0\n",
+        "structure.first + self.rank * x.shape[0]",
+        "structure.first",
     ),
     Fault(
         "rotary positions begin anew with each rank's part of the sequence",

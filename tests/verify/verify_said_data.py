@@ -96,7 +96,7 @@ MIXTURE = Said(
     Fault(
         "a mix that goes on with other shares",
         "data/feed.py",
-        '("seed", "seq_len", "digest", "weights")',
+        '("seed", "seq_len", "digest", "weights", "packing")',
         '("seed", "seq_len", "digest")',
     ),
 )

@@ -20,7 +20,7 @@ FAMILIES = Said(
     ),
     Fault(
         "windows one position too wide",
-        "models/dot_product.py",
+        "attention/dot_product.py",
         "(behind < (window or s))",
         "(behind <= (window or s))",
     ),
@@ -139,18 +139,18 @@ CACHE = Said(
     Fault(
         "new tokens at positions counted from 0",
         "models/transformer.py",
-        "turns = turns.after(first)",
-        "turns = self._rotation(tokens.shape[1], x)",
+        "turns = turns.at(structure)",
+        "turns = turns.at(Structure.of_tokens(tokens.shape[1]))",
     ),
     Fault(
         "a window that is counted from the new tokens",
-        "models/dot_product.py",
+        "attention/dot_product.py",
         "behind = at[s - n :, None] - at",
         "behind = at[:n, None] - at",
     ),
     Fault(
         "queries that see what comes after them",
-        "models/dot_product.py",
+        "attention/dot_product.py",
         "return (behind >= 0) & (behind < (window or s))",
         "return behind < (window or s)",
     ),
