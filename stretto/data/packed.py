@@ -29,7 +29,8 @@ class PackedRows:
         offsets = np.asarray(store.offsets)
         begins, ends = offsets[:-1], offsets[1:]
         # Text that another program tokenized may have nothing between documents: then the first token is not predicted.
-        ended = (begins > 0) & (np.asarray(store.tokens[np.maximum(begins - 1, 0)]) == store.header.eod)
+        before = store.tokens[np.maximum(begins - 1, 0)].astype(np.int64) & ~store.header.unused
+        ended = (begins > 0) & (before == store.header.eod)
         firsts = begins - ended
         self._rows = pack(np.maximum(ends - 1 - firsts, 0), firsts, seq_len)
         self.waste = waste(self._rows, seq_len)
@@ -57,9 +58,9 @@ def packed_batch(chosen: Sequence[tuple[PackedRows, int]]) -> Batch:
         end = 0
         for first, length in rows.row(number):
             at = slice(end, end + length)
-            tokens[n, at] = rows.store.tokens[first : first + length]
-            labels[n, at] = rows.store.tokens[first + 1 : first + 1 + length]
-            counts[n, at], starts[n, at] = True, end
+            said, unused = rows.store.tokens[first : first + length + 1].astype(np.int64), rows.store.header.unused
+            tokens[n, at], labels[n, at] = said[:-1] & ~unused, said[1:] & ~unused
+            counts[n, at], starts[n, at] = said[1:] & unused == 0, end
             end += length
         starts[n, end:] = end
     read, after, counted, begins = (torch.from_numpy(each) for each in (tokens, labels, counts, starts))

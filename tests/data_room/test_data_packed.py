@@ -57,6 +57,16 @@ def test_each_token_is_predicted_once_from_its_own_document(tmp_path: Path) -> N
     assert seen == Counter(dict.fromkeys(range(1, sum(lengths) + 1), 1)) + Counter({EOD: len(lengths)})
 
 
+def test_what_an_answer_is_not_counts_in_no_row(tmp_path: Path) -> None:
+    """Catches a question that is learned, or a token whose mark is taken for a part of it."""
+    with write_store(tmp_path / "chat.tokens", vocab_size=VOCAB, eod=EOD, fingerprint="", masked=True) as writer:
+        writer.add(np.array([~1, ~2, 3, 4]), 4)
+        writer.add(np.array([~5, 6]), 2)
+    batch = PackedRows(TokenStore.open(tmp_path / "chat.tokens"), 12).batch(np.arange(1))
+    assert set(batch.tokens[0].tolist()) == {EOD, 1, 2, 3, 4, 5, 6}
+    assert sorted(batch.labels[batch.loss_mask].tolist()) == [3, 4, 6]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 60), max_size=40), st.integers(1, 25))
 def test_pieces_of_all_documents_fit_into_rows(lengths: list[int], row: int) -> None:
