@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stretto.arguments.bound_rules import microbatch_is_bounded, schedule_is_bounded
+from stretto.arguments.expert_rules import EXPERT_RULES
 from stretto.arguments.group_rules import (
     gloo_is_not_nccl,
     groups_have_peers,
@@ -31,10 +32,10 @@ def _divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | No
     )
 
 
-@rule("parallel.cp", "parallel.ep", "parallel.etp")
+@rule("parallel.cp")
 def axis_is_available(a: Arguments) -> RuleViolation | None:
-    """Context and expert parallelism have their axes, and no layers that use them yet."""
-    large = {name: size for name in ("cp", "ep", "etp") if (size := getattr(a.parallel, name)) > 1}
+    """Context parallelism has its axis, and no layers that use it yet."""
+    large = {name: size for name in ("cp",) if (size := getattr(a.parallel, name)) > 1}
     if not large:
         return None
     said = ", ".join(f"{name} = {size}" for name, size in large.items())
@@ -267,6 +268,7 @@ RULES: tuple[Rule, ...] = (
     hidden_divides_into_heads,
     rotary_pairs,
     *MODEL_RULES,
+    *EXPERT_RULES,
     kv_heads_divide_heads,
     heads_divide_by_tp,
     kv_heads_fit_tp,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stretto.collectives import OverlapWith, nothing
-from stretto.world import Axis
+from stretto.world import Axis, ExpertAxes
 
 
 class Accumulators(Protocol):
@@ -79,7 +79,8 @@ class Build:
     (`torch.compile`, or nothing). With `recompute` the cheap operations in front of a GEMM are not kept for the
     backward but done once more in it. Weight gradients go to `accumulators`, or where there are none to autograd.
     `gemms` compute the products of the blocks' matrices, where it is not in `dtype`. Without `allocate` parameters
-    have no memory, and no values, until they are moved into buckets: a whole model need never exist.
+    have no memory, and no values, until they are moved into buckets: a whole model need never exist. `experts` says
+    where those are, `tokens` how many a global batch has: what their losses are means over.
     """
 
     tp: Axis
@@ -92,6 +93,8 @@ class Build:
     accumulators: Accumulators | None = None
     gemms: Gemms | None = None
     allocate: bool = True
+    experts: ExpertAxes = ExpertAxes.single()
+    tokens: int = 1
 
     @property
     def overlap_with(self) -> OverlapWith:

@@ -12,8 +12,9 @@ import torch
 
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments, OptimizerConfig
-from stretto.distributed import AdamWRule, LionRule, MainGradients, Rule, SGDRule
+from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, Rule, SGDRule
 from stretto.estimate import stage_costs, stage_layers
+from stretto.experts import Balance, expert_axes, routers_of
 from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer, attention_by
 from stretto.parallel_state import ParallelState
@@ -23,8 +24,10 @@ from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
 from stretto.train.assemble import Assembly, assemble
+from stretto.train.balanced import Balanced
 from stretto.train.dtypes import DTYPES
 from stretto.train.optimizers import flat
+from stretto.train.step import Optimizer
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         accumulators=direct,
         gemms=fp8,
         allocate=False,
+        experts=expert_axes(state),
+        tokens=args.batch.global_batch * args.batch.seq_len,
     )
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
     attend = attention_by(args.run.attention, deterministic=args.run.deterministic)
@@ -72,10 +77,19 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         return made_here[s]
 
     config = args.optimizer
+    update = flat(update_rule(config), fuse=partial(fused, dynamic=True) if args.run.compile else None)
+    balance: list[Balance] = []
+
+    def optimizer(weights: DataParallel) -> Optimizer:
+        if not args.model.experts:
+            return update(weights)
+        balance.append(Balance(routers_of(made_here.values()), args.model, state, place.tokens))
+        return Balanced(update(weights), balance[0])
+
     made = assemble(
         state,
         make,
-        optimizer=flat(update_rule(config), fuse=partial(fused, dynamic=True) if args.run.compile else None),
+        optimizer=optimizer,
         schedule=schedule_for(
             args.parallel.schedule, state.axis("pp").size, microbatches, vpp_of(args.parallel), stage_costs(args)
         ),
@@ -89,7 +103,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         draw=draw,
         steady=fp8.steady if fp8 else nullcontext,
     )
-    return Built(made.stages, made.stepper, made.evaluator, made.busy, fp8)
+    return Built(made.stages, made.stepper, made.evaluator, made.busy, *balance, fp8=fp8)
 
 
 def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:
