@@ -14,7 +14,7 @@ from typing import Final
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.stages import stage_layers
-from stretto.estimate.stored import stored_tensors
+from stretto.estimate.stored import EXPERT, stored_tensors
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import by_section, by_size
 from stretto.schedule import DDP, Sharding
@@ -63,9 +63,12 @@ def ledger(args: Arguments, stage: int) -> Ledger:
     tensors = stored_tensors(args, stage)
     limit = int(args.parallel.bucket_mb * 2**20) // wide
     groups = by_section(tensors) if sharding.params else by_size(tensors, limit)
-    shards = shard_ranks(args) if sharding.state else 1
-    flats = [Flat(tuple(tensors[n].numel for n in group), shards).numel for group in groups]
-    whole, part = sum(flats), sum(flats) // shards
+    shards = [_shards(args, tensors[group[0]].kind) if sharding.state else 1 for group in groups]
+    flats = [
+        Flat(tuple(tensors[n].numel for n in group), n_shards).numel
+        for group, n_shards in zip(groups, shards, strict=True)
+    ]
+    whole, part = sum(flats), sum(flat // n for flat, n in zip(flats, shards, strict=True))
     sections = [{tensors[n].section for n in group} for group in groups]
     used = [sum(f for f, s in zip(flats, sections, strict=True) if n in s) for n in range(_sections(args, stage))]
     # A tied embedding on a stage with both ends: used by the last section too, and its gradient fills all the way back.
@@ -102,6 +105,12 @@ def shard_ranks(args: Arguments) -> int:
     return (args.parallel.dp_shard or args.parallel.dp or 1) * args.parallel.cp
 
 
+def _shards(args: Arguments, kind: tuple[object, ...]) -> int:
+    """Ranks that share one copy of a bucket: experts have replicas along edp."""
+    p = args.parallel
+    return p.tp * shard_ranks(args) // (p.ep * p.etp) if kind == (EXPERT,) else shard_ranks(args)
+
+
 def fitting(args: Arguments, limit: float) -> dict[str, tuple[int, bool]]:
     """For each mode of sharding: bytes of the fullest stage, and whether they fit into `limit` bytes."""
     found = {}
@@ -127,16 +136,30 @@ def _activations(args: Arguments, stage: int) -> int:
     item, tokens = BYTES[args.run.dtype], b.seq_len * b.micro_batch
     outside = tokens // p.tp if p.sequence_parallel else tokens
     q, kv = m.heads * m.dim_per_head // p.tp, max(1, m.num_kv_heads // p.tp) * m.dim_per_head
-    inner, gated = m.dim_ffn // p.tp, m.activation == "swiglu"
+    inner, gated = m.dim_ffn // p.tp, m.gated
     entering = outside * m.hidden
+    layers = stage_layers(args)[stage]
+    sparse = sum(map(m.is_sparse, layers)) / max(1, len(layers))
     kept = 2 * entering + tokens * (2 * (q + 2 * kv) * (m.position == "rope") + (q + 2 * kv) * (m.position != "rope"))
-    kept += tokens * (q + inner * (2 if gated else 1))  # attention's output; what enters the activation
-    if args.run.recompute != "selective":
-        kept += 2 * outside * m.hidden + tokens * inner  # normed inputs; the activation's output
-    block = entering if args.run.recompute == "block" else kept
-    layers = len(stage_layers(args)[stage])
-    recompute = kept if args.run.recompute == "block" and layers else 0
-    return item * (in_flight(args, stage) * (layers * block + entering) + recompute)
+    kept += tokens * q  # attention's output
+    dense, selective = tokens * inner * (2 if gated else 1), args.run.recompute == "selective"  # enters the activation
+    if not selective:
+        kept += 2 * outside * m.hidden  # normed inputs
+        dense += tokens * inner  # the activation's output
+    mean = kept + dense if not sparse else kept + (1 - sparse) * dense + sparse * _sparse(args, selective=selective)
+    block = entering if args.run.recompute == "block" else mean
+    recompute = mean if args.run.recompute == "block" and layers else 0
+    return round(item * (in_flight(args, stage) * (len(layers) * block + entering) + recompute))
+
+
+def _sparse(args: Arguments, *, selective: bool) -> float:
+    """Elements that a sparse feed-forward keeps where experts have equal loads: of each assignment what its expert
+    takes, what enters its activation and leaves it, and what comes back; the shared expert as a dense one."""
+    m, p, tokens = args.model, args.parallel, args.batch.seq_len * args.batch.micro_batch
+    rows = -(-tokens // p.tp) * m.top_k
+    inner = (3 if m.gated else 2) - selective
+    kept = rows * (2 * p.etp * m.hidden + m.dim_expert * inner) + tokens * m.shared_ffn // p.tp * inner
+    return float(kept + selective * tokens * m.hidden // p.tp)  # the router's input is kept
 
 
 def in_flight(args: Arguments, stage: int) -> int:

@@ -26,8 +26,12 @@ def stored_tensors(args: Arguments, stage: int) -> list[Stored]:
         if m.position == "learned":
             found.append(Stored(args.batch.seq_len * m.hidden, ("",), True, section))
         section += 1
-    for _ in layers[stage]:
-        found += [Stored(numel, ("",), decayed, section) for numel, decayed in _block(args)]
+    for layer in layers[stage]:
+        found += [Stored(numel, ("",), decayed, section) for numel, decayed in _attention(args)]
+        if m.is_sparse(layer):
+            found += [Stored(numel, (kind,), True, section) for numel, kind in _experts(args)]
+        else:
+            found += [Stored(numel, ("",), decayed, section) for numel, decayed in _feed_forward(args)]
         section += 1
     if last:
         found += [Stored(numel, ("",), False, section) for numel in _norm(args)]
@@ -38,12 +42,29 @@ def stored_tensors(args: Arguments, stage: int) -> list[Stored]:
     return found
 
 
-def _block(args: Arguments) -> Iterator[tuple[int, bool]]:
-    """Elements of each tensor of a block, and whether it decays."""
+EXPERT: Final = "expert"
+"""The kind of what is reduced and sharded over edp."""
+
+
+def _experts(args: Arguments) -> Iterator[tuple[int, str]]:
+    """Elements of each tensor of a sparse feed-forward, and their kind: router, experts, what all tokens go through."""
+    m, p = args.model, args.parallel
+    h, inner, up = m.hidden, m.dim_expert // p.etp * (m.experts // p.ep), 2 if m.gated else 1
+    yield m.experts * h, ""
+    yield up * inner * h, EXPERT
+    yield inner * h, EXPERT
+    if m.shared_ffn:
+        yield up * m.shared_ffn // p.tp * h, ""
+        yield m.shared_ffn // p.tp * h, ""
+        if m.shared_gate:
+            yield h, ""
+
+
+def _attention(args: Arguments) -> Iterator[tuple[int, bool]]:
+    """Elements of each tensor of a block but for its feed-forward, and whether it decays."""
     m, tp = args.model, args.parallel.tp
-    h, d, inner = m.hidden, m.dim_per_head, m.dim_ffn // tp
+    h, d = m.hidden, m.dim_per_head
     qkv = (m.heads // tp + 2 * max(1, m.num_kv_heads // tp)) * d
-    up = inner * (2 if m.activation == "swiglu" else 1)
     yield from ((numel, False) for numel in _norm(args))
     yield qkv * h, True
     if m.bias or m.qkv_bias:
@@ -54,6 +75,12 @@ def _block(args: Arguments) -> Iterator[tuple[int, bool]]:
     if m.qk_norm:
         yield from ((d, False), (d, False))
     yield from ((numel, False) for numel in _norm(args))
+
+
+def _feed_forward(args: Arguments) -> Iterator[tuple[int, bool]]:
+    """The same of a dense feed-forward."""
+    m, h, inner = args.model, args.model.hidden, args.model.dim_ffn // args.parallel.tp
+    up = inner * (2 if m.gated else 1)
     yield up * h, True
     if m.bias:
         yield up, False

@@ -38,7 +38,7 @@ def within_capacity(
     if config.expert_drop == "last":
         order = torch.arange(s * k, device=flat.device).expand(b, -1)
     else:
-        order = importance.reshape(b, s * k).sort(-1, descending=True, stable=True).indices
+        order = torch.sort(importance.reshape(b, s * k), dim=-1, descending=True, stable=True).indices
     ranked = flat.gather(1, order)
     before = torch.nn.functional.one_hot(ranked, config.experts).cumsum(1).gather(2, ranked[..., None]).squeeze(-1)
     kept = torch.empty_like(flat, dtype=torch.bool).scatter_(1, order, before <= limit)

@@ -43,16 +43,20 @@ def layout_line(args: Arguments) -> str:
     """tp=2 x pp=2 x dp=2 on 8 cpu ranks, sequence parallel, 1f1b, fp32."""
     p, r = args.parallel, args.run
     ranks = "1 rank" if r.nproc == 1 else f"{r.nproc} ranks"
-    parts = [f"tp={p.tp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device})"]
+    experts = f", experts ep={p.ep} x etp={p.etp}" if args.model.experts else ""
+    parts = [f"tp={p.tp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device}){experts}"]
     staged = [p.schedule + (f", {p.vpp} stages a rank" if (p.vpp or 1) > 1 else "")] * (num_stages(p) > 1)
     parts += ["sequence parallel"] * p.sequence_parallel + staged + [r.dtype]
     return ", ".join(parts)
 
 
 def _model(args: Arguments) -> str:
-    m, total = args.model, count_parameters(args.model, args.batch.seq_len).total
+    m, found = args.model, count_parameters(args.model, args.batch.seq_len)
+    experts = (
+        f" ({found.active:,} for a token: {m.top_k} of {m.experts} experts in {found.sparse} layers)" if m.experts else ""
+    )
     heads = f"{m.heads} heads" + (f" over {m.num_kv_heads} kv" if m.num_kv_heads != m.heads else "")
-    return f"{total:,} parameters: {m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"
+    return f"{found.total:,} parameters{experts}: {m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"
 
 
 def _data(text: Text) -> str:
