@@ -19,7 +19,9 @@ from stretto.experts.router import Router
 from stretto.parallel_state import ParallelState
 from stretto.params import Slice
 
-BIAS = "e_score_correction_bias"
+def bias_of(layer: int) -> str:
+    """The name of a router's bias, as that of a weight."""
+    return f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Balance:
             where = f"model.layers.{layer}.mlp.gate"
             kept: list[tuple[str, Tensor]] = [(f"counts/{where}", router.state.before)]
             if router.config.router_bias:
-                kept.append((f"model/{where}.{BIAS}", router.state.bias))
+                kept.append((f"model/{bias_of(layer)}", router.state.bias))
             found += [Slice(name, tensor, tuple(tensor.shape), (0,), self._counts) for name, tensor in kept]
         return found
 

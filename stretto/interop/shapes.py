@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stretto.arguments.model import ModelConfig
+from stretto.experts.balance import bias_of
 from stretto.interop.names import Shapes
 from stretto.models import StageSpec, Transformer
 from stretto.params import collect
@@ -16,4 +17,7 @@ def logical_shapes(model: ModelConfig, seq_len: int) -> Shapes:
     """Of the whole model; nothing is allocated. `seq_len` counts where the model does not say its positions."""
     alone = Build(Axis.single("tp"), False, torch.float32, "meta")
     whole = Transformer(model, StageSpec.whole(model), alone, seq_len=seq_len)
-    return {part.name: part.spec.shape for item in collect(whole) for part in item.logical}
+    shapes = {part.name: part.spec.shape for item in collect(whole) for part in item.logical}
+    if model.router_bias:
+        shapes |= {bias_of(layer): (model.experts,) for layer in model.sparse_layers}
+    return shapes
