@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from stretto.arguments import Arguments
-from stretto.interop.config import HfConfig, read_config
+from stretto.interop.config import OF_THE_RUN, HfConfig, read_config
 from stretto.interop.errors import InteropError
 from stretto.interop.hub import located
 from stretto.interop.write import write_config
@@ -135,7 +135,7 @@ def _config(wanted: Export, args: Arguments, like: Path | None) -> tuple[HfConfi
         config = write_config(args.model, seq_len=args.batch.seq_len, dtype=name, family=wanted.family)
         return config, config.raw
     config = read_config(like)
-    ours = replace(args.model, dropout=config.model.dropout, init_std=config.model.init_std)
+    ours = replace(args.model, **{name: getattr(config.model, name) for name in OF_THE_RUN})
     if wrong := [
         f"{n} = {getattr(ours, n)}, there {x}" for n, x in vars(config.model).items() if getattr(ours, n) != x
     ]:

@@ -134,6 +134,8 @@ class _Reader:
         values["tied"] = self._switch("tie_word_embeddings", family.tied)
         if family.model_type == "llama":
             values["bias"] = self._bias()
+        if "experts" in values:
+            values.setdefault("expert_ffn", values["ffn"])
         if family.biased:
             values["qkv_bias"] = self._switch("attention_bias", False)
         if family.shared:
