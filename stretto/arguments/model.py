@@ -102,11 +102,16 @@ class ModelConfig:
     top_k: int = setting(2, "experts that each token goes to", at_least=1, at_most=2**14)
     expert_ffn: int | None = setting(None, "inner size of each expert; unset: ffn", at_least=1, at_most=2**22)
     shared_ffn: int = setting(
-        0, "inner size of the shared expert, which every token goes through; 0: there is none", at_least=0, at_most=2**22
+        0,
+        "inner size of the shared expert, which every token goes through; 0: there is none",
+        at_least=0,
+        at_most=2**22,
     )
     shared_gate: bool = setting(False, "the shared expert's output is multiplied by a sigmoid of its own")
     first_dense: int = setting(0, "so many first blocks are dense", at_least=0)
-    sparse_every: int = setting(1, "of the other blocks each n-th is sparse: those whose number + 1 divides", at_least=1)
+    sparse_every: int = setting(
+        1, "of the other blocks each n-th is sparse: those whose number + 1 divides", at_least=1
+    )
     router: Literal["softmax", "softmax-top-k", "sigmoid"] = setting(
         "softmax", "scores of the experts: softmax over all, over the chosen alone, or a sigmoid of each"
     )
@@ -122,14 +127,16 @@ class ModelConfig:
         1e-3, "after each step the biases move by this towards equal loads, from counts of the global batch", at_least=0
     )
     balance_loss: float = setting(
-        0.0, "coefficient of the loss that keeps loads equal, over the global batch, with the loads of the step before",
+        0.0,
+        "coefficient of the loss that keeps loads equal, over the global batch, with the loads of the step before",
         at_least=0,
     )
     router_z_loss: float = setting(
         0.0, "coefficient of the mean square of the router's logsumexp over the global batch", at_least=0
     )
     expert_capacity: float = setting(
-        0.0, "an expert takes at most this times its equal share of a sequence's tokens; 0: all, none is dropped",
+        0.0,
+        "an expert takes at most this times its equal share of a sequence's tokens; 0: all, none is dropped",
         at_least=0,
     )
     expert_drop: Literal["last", "lowest"] = setting(

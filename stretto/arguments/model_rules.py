@@ -62,11 +62,15 @@ UNUSED: tuple[Unused, ...] = (
     Unused(_EXPERTS, ("experts",), lambda m: m.experts == 0, "experts = 0 has no router"),
     Unused(("shared_gate",), ("shared_ffn",), lambda m: m.shared_ffn == 0, "shared_ffn = 0 has nothing to gate"),
     Unused(
-        ("router_top_groups", "router_group_score"), ("router_groups",), lambda m: m.router_groups == 1,
+        ("router_top_groups", "router_group_score"),
+        ("router_groups",),
+        lambda m: m.router_groups == 1,
         "router_groups = 1 has none to choose",
     ),
     Unused(
-        ("router_renormalize",), ("router",), lambda m: m.router == "softmax-top-k",
+        ("router_renormalize",),
+        ("router",),
+        lambda m: m.router == "softmax-top-k",
         "a softmax over the chosen sums to 1",
     ),
     Unused(("router_bias_rate",), ("router_bias",), lambda m: not m.router_bias, "router_bias = false has no biases"),

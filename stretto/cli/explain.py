@@ -187,9 +187,11 @@ def _parameters(args: Arguments) -> Iterator[str]:
         rest, outside = p.layer - matrices * h * inner, "a layer - feed-forward"
         beside = f" + {matrices}*{h}*{m.shared_ffn} + {h}*{int(m.shared_gate)}" if m.shared_ffn else ""
         own = f" + {m.experts}" if m.router_bias else ""
-        yield f"a layer with experts: {outside} + experts*(hidden + {matrices}*hidden*expert_ffn)" + (
-            f" + {matrices}*hidden*shared_ffn + hidden*shared_gate" if m.shared_ffn else ""
-        ) + (" + experts (router_bias)" if m.router_bias else "")
+        yield (
+            f"a layer with experts: {outside} + experts*(hidden + {matrices}*hidden*expert_ffn)"
+            + (f" + {matrices}*hidden*shared_ffn + hidden*shared_gate" if m.shared_ffn else "")
+            + (" + experts (router_bias)" if m.router_bias else "")
+        )
         yield (
             f"       = {rest} + {m.experts}*({h} + {matrices}*{h}*{m.dim_expert}){beside}{own} = {p.sparse_layer:,}, "
             f"of which a token goes through {p.sparse_layer - p.idle:,}; {p.sparse} of {p.layers} layers"

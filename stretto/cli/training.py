@@ -36,6 +36,7 @@ from stretto.launch.local import run_local
 from stretto.layout import Layout, Topology, warnings
 from stretto.parallel_state import GroupCost, ParallelState, costs_line
 from stretto.report.console import Manner, console_for
+from stretto.report.experts import ExpertPicture
 from stretto.report.header import header
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
@@ -192,6 +193,7 @@ class Task:
         boards: list[Listener] = [TensorBoard(paths.tensorboard, last=lines.last)] if args.run.tensorboard else []
         boards += [WandB(args.run.wandb, dir=str(paths.root))] if args.run.wandb else []
         boards += [MLflow(args.run.mlflow)] if args.run.mlflow else []
+        boards += [ExpertPicture(paths.experts, after=after)] if args.model.experts else []
         return Everyone([lines, StartUp(self.timeline, world, partial(live.say, by_words=True)), live, *boards])
 
     def _conclude(self, outcome: Outcome, asks: str, launcher: str) -> None:

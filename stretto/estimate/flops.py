@@ -12,8 +12,8 @@ from stretto.estimate.parameters import count_parameters
 class Flops:
     """Operations for one token, forward and backward, recomputation never counted.
 
-    6 N for the matrices, N being the parameters that a token is multiplied with (the head, not the embedding; of experts
-    those that it goes to), and
+    6 N for the matrices, N being the parameters that a token is multiplied with (the head, not the embedding; of the
+    experts those that it goes to), and
     12 L h s for attention over the whole square of the sequence (`full`), or half of that, which a causal mask leaves
     (`causal`). h is heads times the size of one.
     """

@@ -19,6 +19,7 @@ from stretto.experts.router import Router
 from stretto.parallel_state import ParallelState
 from stretto.params import Slice
 
+
 def bias_of(layer: int) -> str:
     """The name of a router's bias, as that of a weight."""
     return f"model.layers.{layer}.mlp.gate.e_score_correction_bias"

@@ -11,8 +11,8 @@ The sizes of an uneven all-to-all are needed on the host, so it waits for the de
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from stretto.collectives import all_to_all_rows_async
 from stretto.experts.grouped import Segments
-from stretto.world import Axis, AsyncTensor, ExpertAxes
+from stretto.world import AsyncTensor, Axis, ExpertAxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,6 @@ class Transfer:
 
     forward: AsyncTensor | None = None
     backward: AsyncTensor | None = None
-    tensors: list[Tensor] = field(default_factory=list)
 
 
 def plan_of(experts: Tensor, number: int, axes: ExpertAxes, kept: Tensor | None = None) -> Plan:
@@ -200,8 +199,3 @@ def _slot(rows: Tensor, back: Tensor, k: int, dtype: torch.dtype) -> Tensor:
             here = part < len(rows)
             found += torch.where(here[:, None], rows.index_select(0, part.clamp(max=len(rows) - 1)), 0)
     return found
-
-
-def spans(sizes: list[int]) -> list[tuple[int, int]]:
-    """Where pieces of these sizes begin and end, one behind the other."""
-    return list(pairwise(accumulate(sizes, initial=0)))

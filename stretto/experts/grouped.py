@@ -59,9 +59,7 @@ class GroupedLinear(nn.Module):
     def __init__(self, specs: list[ParamSpec], experts: int, build: Build) -> None:
         super().__init__()
         self.build, self.experts = build, experts
-        self.weight = declare(
-            self, "weight", specs, axes=[build.experts.etp], dtype=build.dtype, device=build.device
-        )
+        self.weight = declare(self, "weight", specs, axes=[build.experts.etp], dtype=build.dtype, device=build.device)
         if not build.allocate:
             self.weight.untyped_storage().resize_(0)
         expect(self.weight, build)

@@ -24,7 +24,14 @@ from stretto.reading import UnreadableError
 LIMIT = 1 << 20
 """Bytes of a config.json: real ones have a few thousand."""
 
-_LARGEST = {"layers": 1 << 12, "experts": 1 << 12, "heads": 1 << 14, "kv_heads": 1 << 14, "head_dim": 1 << 14, "vocab": 1 << 24}
+_LARGEST = {
+    "layers": 1 << 12,
+    "experts": 1 << 12,
+    "heads": 1 << 14,
+    "kv_heads": 1 << 14,
+    "head_dim": 1 << 14,
+    "vocab": 1 << 24,
+}
 _ANY = 1 << 20
 """Sizes beyond these are no model's: who asks for memory by them would get none."""
 

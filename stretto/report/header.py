@@ -53,7 +53,9 @@ def layout_line(args: Arguments) -> str:
 def _model(args: Arguments) -> str:
     m, found = args.model, count_parameters(args.model, args.batch.seq_len)
     experts = (
-        f" ({found.active:,} for a token: {m.top_k} of {m.experts} experts in {found.sparse} layers)" if m.experts else ""
+        f" ({found.active:,} for a token: {m.top_k} of {m.experts} experts in {found.sparse} layers)"
+        if m.experts
+        else ""
     )
     heads = f"{m.heads} heads" + (f" over {m.num_kv_heads} kv" if m.num_kv_heads != m.heads else "")
     return f"{found.total:,} parameters{experts}: {m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -93,7 +93,7 @@ class Build:
     accumulators: Accumulators | None = None
     gemms: Gemms | None = None
     allocate: bool = True
-    experts: ExpertAxes = ExpertAxes.single()
+    experts: ExpertAxes = field(default_factory=ExpertAxes.single)
     tokens: int = 1
 
     @property

@@ -53,6 +53,53 @@ class StepRecord:
     fastest_rank: int | None = None
     slowest_over_fastest: float | None = None
     """Their times."""
+    expert_load: float | None = None
+    """The largest load of an expert over the mean, of the worst layer; see `RoutingRecord`, as for the next ones."""
+    expert_entropy: float | None = None
+    expert_dropped: float | None = None
+    balance_loss: float | None = None
+    router_z: float | None = None
+
+
+@dataclass(frozen=True)
+class RoutingRecord:
+    """Where the tokens of a step went, over the whole global batch: a row for each layer with experts.
+
+    `counts` are the assignments of each expert, `dropped` those beyond its capacity, `bias` what moves the choice after
+    the step. `load` is the largest count over the mean, `entropy` 1 where all are equal and 0 where one expert has all,
+    `lost` the share that was dropped, `balance` the balance loss before its coefficient (1 where all are equal), `z`
+    the mean square of the router's logsumexp.
+    """
+
+    step: int
+    layers: tuple[int, ...]
+    counts: tuple[tuple[int, ...], ...]
+    dropped: tuple[tuple[int, ...], ...]
+    bias: tuple[tuple[float, ...], ...]
+    load: tuple[float, ...]
+    entropy: tuple[float, ...]
+    lost: tuple[float, ...]
+    balance: tuple[float, ...]
+    z: tuple[float, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """An object for each layer."""
+        names = ("counts", "dropped", "bias", "load", "entropy", "lost", "balance", "z")
+        return [
+            {"step": self.step, "layer": layer, **{name: getattr(self, name)[n] for name in names}}
+            for n, layer in enumerate(self.layers)
+        ]
+
+    def figures(self) -> dict[str, float]:
+        """Fields of a `StepRecord`: the worst layer, or the mean over them."""
+        mean = len(self.layers)
+        return {
+            "expert_load": max(self.load),
+            "expert_entropy": min(self.entropy),
+            "expert_dropped": sum(self.lost) / mean,
+            "balance_loss": sum(self.balance) / mean,
+            "router_z": sum(self.z) / mean,
+        }
 
 
 @dataclass(frozen=True)
@@ -103,6 +150,9 @@ class Listener:
     def stepped(self, record: StepRecord) -> None:
         """An update was made."""
 
+    def routed(self, record: RoutingRecord) -> None:
+        """How the update routed its tokens, where the model has experts and a line is told."""
+
     def evaluated(self, record: EvalRecord) -> None:
         """The model was evaluated."""
 
@@ -131,6 +181,10 @@ class Everyone(Listener):
     def stepped(self, record: StepRecord) -> None:
         for each in self.listeners:
             each.stepped(record)
+
+    def routed(self, record: RoutingRecord) -> None:
+        for each in self.listeners:
+            each.routed(record)
 
     def evaluated(self, record: EvalRecord) -> None:
         for each in self.listeners:
@@ -164,6 +218,8 @@ _STEP_NAMES: Final = MappingProxyType(
         **{name: f"compute/{name}" for name in ("mfu_full", "mfu_causal")},
         **{name: f"memory/{name}" for name in ("peak_gib", "reserved_gib")},
         **{name: f"time/{name}" for name in ("checkpoint_seconds", "evaluation_seconds")},
+        **{name: f"experts/{name}" for name in ("expert_load", "expert_entropy", "expert_dropped")},
+        **{name: f"experts/{name}" for name in ("balance_loss", "router_z")},
         **{name: f"ranks/{name}" for name in ("slowest_rank", "slowest_over_fastest")},
     }
 )

@@ -35,16 +35,21 @@ SMALL: dict[str, Any] = {"expert_capacity": 0.75, "expert_drop": "lowest", "bala
 LAST: dict[str, Any] = {"expert_capacity": 1.0, "top_k": 1, "router_renormalize": False}
 
 
-def arguments(model: dict[str, Any], *, dtype: str = "fp64", batch: int = 8, run: Any = None, **parallel: Any) -> Arguments:
+def arguments(
+    model: dict[str, Any], *, dtype: str = "fp64", batch: int = 8, run: Any = None, **parallel: Any
+) -> Arguments:
     """Eight experts in four layers, of 24 channels; a vocabulary that does not divide."""
     run = run or {}
-    config = ModelConfig(
-        **{
-            **{"layers": 4, "hidden": 24, "heads": 4, "kv_heads": 2, "head_dim": 6, "ffn": 32, "vocab": 53},
-            **{"experts": 8, "expert_ffn": 16},
-            **model,
-        }
-    )
+    sizes: dict[str, Any] = {
+        "layers": 4,
+        "hidden": 24,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 6,
+        "ffn": 32,
+        "vocab": 53,
+    }
+    config = ModelConfig(**(sizes | {"experts": 8, "expert_ffn": 16} | model))
     return Arguments(
         model=config,
         parallel=ParallelConfig(bucket_mb=0.01, **parallel),

@@ -1,6 +1,9 @@
 """P1, P4, P5, P6, P11: experts in every layout give what one process gives: gradients, updates, balance.
 
 Three steps: biases and balance losses of the second follow from the counts of the first.
+
+Faults to catch: a router whose gradient is not summed over tensor-parallel ranks; a balance loss of the counts of one
+microbatch; tokens that every tensor-parallel rank sends; parts of a cut expert that are not added up.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("model", "parallel", "run"), CASES, ids=[" ".join(f"{k}={v}" for k, v in p.items()) for _, p, _ in CASES])
+@pytest.mark.parametrize(
+    ("model", "parallel", "run"), CASES, ids=[" ".join(f"{k}={v}" for k, v in p.items()) for _, p, _ in CASES]
+)
 def test_experts_in_a_layout_equal_one_process(
     pool: Pool, model: dict[str, Any], parallel: dict[str, Any], run: dict[str, Any]
 ) -> None:

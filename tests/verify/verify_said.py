@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
+from verify_said_experts import EXACT, LAYOUTS, ROUTER
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
@@ -623,4 +624,7 @@ SAID = (
     IN_AND_OUT,
     CACHE,
     SCHEDULES,
+    LAYOUTS,
+    EXACT,
+    ROUTER,
 )
