@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stretto.train.record import RoutingRecord
 from stretto.train.routing import ExpertLog
+from stretto.train.routing_record import RoutingRecord
 
 CELL, LEFT, TOP = 14, 70, 40
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stretto.experts import Routing
 from stretto.train.readback import Readback
-from stretto.train.record import Listener, RoutingRecord
+from stretto.train.record import Listener
+from stretto.train.routing_record import RoutingRecord
 
 STARVING: Final = 0.01
 """Share of the mean load below which an expert starves."""
