@@ -48,7 +48,8 @@ class Routing:
         """[L]: of the shares of the assignments, over that of equal ones: 1 is balance, 0 one expert alone."""
         share = self.counts.double() / self.counts.sum(1, keepdim=True).clamp(min=1)
         most = torch.log(torch.tensor(float(max(2, self.counts.shape[1])), dtype=torch.float64))
-        return torch.special.entr(share).sum(1) / most.to(share.device)
+        bits: Tensor = torch.special.entr(share).sum(1)
+        return bits / most.to(share.device)
 
     def lost(self) -> Tensor:
         """[L]: share of the assignments that were dropped."""
@@ -93,7 +94,7 @@ class Balance:
             own.before.copy_(counts[0, n])
             own.bias += self.rate * behind[n].to(own.bias.dtype)
         self.begin()
-        chance, bias, z = sums.split([experts, experts, 1], 1)
+        chance, bias, z = sums.split_with_sizes([experts, experts, 1], 1)
         self.routing = Routing(
             self.layers, counts[0], counts[1], chance / self.tokens, z[:, 0] / self.tokens, bias + self.rate * behind
         )

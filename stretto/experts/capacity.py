@@ -32,7 +32,7 @@ def within_capacity(
     else:
         whole = gathered(packed, tp, s * b)
     s = len(whole) // b
-    chosen, importance = whole.view(s, b, 2 * k).transpose(0, 1).split(k, -1)  # [b, s, K]
+    chosen, importance = whole.view(s, b, 2 * k).transpose(0, 1).chunk(2, -1)  # [b, s, K]
     limit = math.ceil(config.expert_capacity * s * k / config.experts)
     flat = chosen.reshape(b, s * k).long()
     if config.expert_drop == "last":

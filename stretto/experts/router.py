@@ -108,7 +108,7 @@ class Router(nn.Module):
         c = self.config
         ranked = scores + self.state.bias if c.router_bias else scores
         if c.router_groups > 1:
-            grouped = ranked.unflatten(-1, (c.router_groups, -1))
+            grouped = ranked.view(len(ranked), c.router_groups, -1)
             best = grouped.amax(-1) if c.router_group_score == "max" else grouped.topk(2, -1).values.sum(-1)
             allowed = torch.zeros_like(best, dtype=torch.bool)
             allowed.scatter_(1, best.topk(c.router_top_groups, -1).indices, True)
@@ -165,7 +165,8 @@ class _Scores(Function):
         ctx.save_for_backward(x, weight)
         wide = torch.promote_types(x.dtype, torch.float32)
         if x.is_cuda and x.dtype != wide:
-            return torch.ops.aten.mm.dtype(x, weight.t(), wide)
+            product: Tensor = torch.ops.aten.mm.dtype(x, weight.t(), wide)
+            return product
         return x.to(wide) @ weight.detach().to(wide).t()
 
     @staticmethod

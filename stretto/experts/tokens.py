@@ -18,12 +18,12 @@ from stretto.world import Axis
 
 def share(x: Tensor, tp: Axis) -> Tensor:
     """This rank's rows of x [n, h], ceil(n/t) of them or what is left; the backward gathers."""
-    return x if tp.size == 1 else _Share.apply(x, tp)  # type: ignore[no-any-return, no-untyped-call]
+    return x if tp.size == 1 else _Share.apply(x, tp)  # type: ignore[no-untyped-call]
 
 
 def unshare(x: Tensor, tp: Axis, n: int) -> Tensor:
     """All n rows of all ranks; the backward takes this rank's."""
-    return x if tp.size == 1 else _Unshare.apply(x, tp, n)  # type: ignore[no-any-return, no-untyped-call]
+    return x if tp.size == 1 else _Unshare.apply(x, tp, n)  # type: ignore[no-untyped-call]
 
 
 def gathered(x: Tensor, tp: Axis, n: int) -> Tensor:

@@ -103,7 +103,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         draw=draw,
         steady=fp8.steady if fp8 else nullcontext,
     )
-    return Built(made.stages, made.stepper, made.evaluator, made.busy, *balance, fp8=fp8)
+    return Built(made.stages, made.stepper, made.evaluator, made.busy, balance[0] if balance else None, fp8)
 
 
 def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:
