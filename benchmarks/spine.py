@@ -32,6 +32,7 @@ from stretto.arguments.schema import (
     RunConfig,
 )
 from stretto.data.feed import Feed
+from stretto.data.text import Text
 from stretto.initialize import initialize
 from stretto.launch.local import run_local
 from stretto.layout import Layout
@@ -39,7 +40,6 @@ from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
 from stretto.train.build import build
 from stretto.train.learning_rate import learning_rate
-from stretto.train.run import Text
 from stretto.train.text import valid_tokens
 from stretto.verify import against_reference
 from stretto.world import World
@@ -139,7 +139,7 @@ def train(args: Arguments, world: World, text: Text, steps: int) -> tuple[list[f
         torch.cuda.reset_peak_memory_stats()
     with ParallelState.build(layout_of(args.parallel), world) as state:
         built = build(args, state)
-        feed = Feed(text.splits.train, seq_len=args.batch.seq_len, seed=args.run.seed)
+        feed = Feed(text.mix, seq_len=args.batch.seq_len, seed=args.run.seed)
         losses, times = [], []
         for step in range(steps):
             begin = time.perf_counter()

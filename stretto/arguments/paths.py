@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from stretto.arguments.corpora import named, paths_in, shares, there
 from stretto.arguments.errors import Violation
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.tree import get, settings
@@ -15,7 +16,10 @@ from stretto.reading import shown
 def check_paths(args: Arguments) -> tuple[Violation, ...]:
     """What is wrong with the files and directories that the arguments name."""
     said = {path: get(args, path) for path, s in settings().items() if s.is_path}
-    if long := [v for path, value in said.items() if isinstance(value, str) for v in _no_name(path, value)]:
+    named_by = (
+        (path, name) for path, value in said.items() if isinstance(value, str) for name in paths_in(path, value)
+    )
+    if long := [v for path, name in named_by for v in _no_name(path, name)]:
         return tuple(long)
     written = ("checkpoint.out", "data.cache", "run.log_dir")
     directories = (v for path in written if said[path] is not None for v in _directory(path, str(said[path])))
@@ -32,11 +36,26 @@ def _no_name(field: str, name: str) -> Iterator[Violation]:
 
 
 def _data(args: Arguments) -> Iterator[Violation]:
-    if args.data.data is None:
-        return
-    path = Path(args.data.data).expanduser()
+    try:
+        for share in shares(args.data.data) if args.data.data is not None else ():
+            yield from _text("data.data", share.path)
+    except ValueError as error:
+        yield Violation("data_is_named", ("data.data",), f"{error}", hint="as in code/:0.7,text.jsonl:0.3")
+    try:
+        for _, path in named(args.data.eval_data):
+            yield from _text("data.eval_data", path)
+    except ValueError as error:
+        yield Violation("eval_data_is_named", ("data.eval_data",), f"{error}", hint="as in wiki=wiki.jsonl,code=code/")
+
+
+def _text(field: str, name: str) -> Iterator[Violation]:
+    path = Path(name).expanduser()
     if not path.exists():
+        if there(name):
+            return
         problem = f"{path} does not exist"
+    elif not path.is_dir() and not path.is_file():
+        problem = f"{path} is a pipe, socket or device"
     elif path.is_dir() and not any(files for _, _, files in os.walk(path)):
         problem = f"{path} has no files"
     elif path.is_file() and path.stat().st_size == 0:
@@ -46,7 +65,7 @@ def _data(args: Arguments) -> Iterator[Violation]:
     else:
         return
     hint = "name a directory of text files or a .jsonl, or leave --data out for the standard library's sources"
-    yield Violation("data_exists", ("data.data",), problem, hint=hint)
+    yield Violation("data_exists", (field,), problem, hint=hint)
 
 
 def _tokenizer(args: Arguments) -> Iterator[Violation]:

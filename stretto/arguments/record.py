@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stretto.arguments.corpora import with_paths
 from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Setting
@@ -27,7 +28,7 @@ def from_the_root(path: str, said: Any) -> Any:
     if not isinstance(said, str) or not said or (path == "data.tokenizer" and said in TOKENIZERS):
         return said
     try:
-        return str(Path(said).expanduser().absolute())
+        return with_paths(path, said, lambda name: str(Path(name).expanduser().absolute()))
     except RuntimeError:  # there is no such user
         return said
 

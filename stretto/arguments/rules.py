@@ -231,10 +231,10 @@ def cooldown_fits(a: Arguments) -> RuleViolation | None:
     )
 
 
-@rule("data.held_out", "run.eval_every")
+@rule("data.held_out", "data.eval_data", "run.eval_every")
 def evaluation_has_data(a: Arguments) -> RuleViolation | None:
-    """Evaluation needs held-out text."""
-    if a.run.eval_every == 0 or a.data.held_out > 0:
+    """Evaluation needs held-out text, or validation sets."""
+    if a.run.eval_every == 0 or a.data.held_out > 0 or a.data.eval_data:
         return None
     return RuleViolation(
         f"eval_every = {a.run.eval_every} with held_out = 0: no text to evaluate on",

@@ -105,6 +105,10 @@ class BatchConfig:
         32, "sequences of one optimizer step, over all ranks", unit="sequences", at_least=1, at_most=2**22
     )
 
+    def microbatches(self, dp: int | None) -> int:
+        """Microbatches of each rank in a step, over `dp` replicas of the model."""
+        return self.global_batch // (self.micro_batch * (dp or 1))
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -138,10 +142,15 @@ class DataConfig:
     """What text to train on, and how it becomes tokens."""
 
     data: str | None = setting(
-        None, "directory of text files, or a .jsonl; unset: the sources of Python's standard library", path=True
+        None,
+        "text files, a .jsonl, the .bin of tokens; shares as in a/:0.7,b.jsonl:0.3; unset: Python's standard library",
+        path=True,
     )
+    text_key: str = setting("text", "the field of each JSON line that holds its text")
     tokenizer: str = setting("byte", "byte, or a tokenizer.json of the tokenizers library, or its directory", path=True)
+    eval_data: str | None = setting(None, "more validation sets, each with its curve: name=path,other=path", path=True)
     held_out: float = setting(0.05, "share of the files kept for evaluation", at_least=0, below=1)
+    max_lost: float = setting(0.01, "share of the text that the tokenizer may lose", at_least=0, at_most=1)
     cache: str = setting("~/.cache/stretto", "directory for tokenized text", carried=False, path=True)
 
 
@@ -211,7 +220,7 @@ class RunConfig:
     eval_every: int = setting(
         0, "evaluate on held-out text every so many steps; 0: at the end only", unit="steps", at_least=0
     )
-    eval_batches: int = setting(8, "global batches of one evaluation", at_least=1)
+    eval_batches: int = setting(8, "global batches of one evaluation, of each validation set; 0: all of it", at_least=0)
     sample_tokens: int = setting(
         0,
         "continue a prompt by so many tokens when the run ends; 0: do not",

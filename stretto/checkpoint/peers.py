@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from stretto.exchange import all_gather_bytes, all_same, gather_json
+from stretto.layout.ranks import named
 from stretto.world import World
 
 
@@ -100,5 +101,5 @@ def _report(doing: str, problems: dict[int, str | None]) -> str:
     for rank, problem in sorted(problems.items()):
         if problem is not None:
             ranks.setdefault(problem, []).append(rank)
-    lines = [f"rank {', '.join(map(str, who))}: {problem}" for problem, who in ranks.items()]
+    lines = [f"{named(who)}: {problem}" for problem, who in ranks.items()]
     return f"{doing} failed\n" + "\n".join(lines)

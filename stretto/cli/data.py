@@ -5,7 +5,9 @@ It takes the words of `stretto train`, so that the same presets, files and flags
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -13,29 +15,36 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from stretto.arguments import ConfigError, DataConfig
+from stretto.arguments import Arguments, ConfigError
 from stretto.arguments.help import help_text
 from stretto.cli.words import FALLBACK, parse_or_demo
 from stretto.console import console
-from stretto.data.baselines import baselines
 from stretto.data.corpus import Corpus
+from stretto.data.describe import lossy
 from stretto.data.errors import DataError
-from stretto.data.prepare import Splits, prepare
-from stretto.data.tokenizer import load_tokenizer
+from stretto.data.indexed import IndexedTokens
+from stretto.data.text import Source, Text
+from stretto.report.batch import first_batch
+from stretto.report.tokenizing import Tokenizing
 from stretto.terminal import say
 
 USAGE_ERROR = 2
 
+MOST_WORKERS: Final = 1024
+
 VERBS: Final = {
     "build": "tokenize a corpus into the cache, so that all ranks of a run find it there",
-    "inspect": "the same; then check every token, and measure what a model must beat",
+    "inspect": "the same; then check every token, say what a model must beat, and show what the first batch holds",
 }
 
 USAGE: Final = f"""\
 usage: stretto data build [options]      {VERBS["build"]}
        stretto data inspect [options]    {VERBS["inspect"]}
 
-The options are those of `stretto train`; --data, --tokenizer, --held-out and --cache matter."""
+The options are those of `stretto train`; those of [data] matter, and, for the batch
+that is shown, --seq-len, --global-batch and --seed.
+--workers N: so many processes tokenize; all cores, unless set. On several nodes that share the cache, run the same
+command on each: they share the work."""
 
 HELP: Final = """\
 stretto data {verb}: {what}
@@ -43,7 +52,11 @@ stretto data {verb}: {what}
 The words of a run may stand here as they are: the other settings of `stretto train`, which its --help lists, are
 understood and have no effect.
 
+  {workers}
+
 """
+
+WORKERS: Final = "--workers N  so many processes tokenize, each on one core; unset: as many as there are cores"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,46 +67,81 @@ def main(argv: Sequence[str]) -> int:
         say(USAGE, out=asked)
         return 0 if asked else USAGE_ERROR
     if {"-h", "--help"} & set(rest):
-        say(HELP.format(verb=verb, what=VERBS[verb]), out=True, end="")
+        say(HELP.format(verb=verb, what=VERBS[verb], workers=WORKERS), out=True, end="")
         width = shutil.get_terminal_size((100, 24)).columns
         say(help_text(f"stretto data {verb}", width, fallback=FALLBACK, only=("data",)), out=True, end="")
         return 0
     try:
-        config = parse_or_demo(rest).args.data
-        _run(config, console(soft_wrap=True), inspect=verb == "inspect")
+        rest, workers = _workers(rest)
+        args = parse_or_demo(rest).args
+        _run(args, console(soft_wrap=True), workers, inspect=verb == "inspect")
     except (ConfigError, DataError) as error:
         say(f"stretto data: {error}")
         return USAGE_ERROR
     return 0
 
 
-def _run(config: DataConfig, screen: Console, *, inspect: bool) -> None:
+def _workers(words: Sequence[str]) -> tuple[list[str], int]:
+    """The words without `--workers N`, and N, or as many as there are cores. Raises DataError for what is none."""
+    left, workers = list(words), len(os.sched_getaffinity(0))
+    for i, word in enumerate(words):
+        if word == "--workers" or word.startswith("--workers="):
+            said = word.partition("=")[2] or next(iter(words[i + 1 :]), "")
+            if not said.isdecimal() or not 1 <= int(said) <= MOST_WORKERS:
+                raise DataError(f"--workers {said}: must be a number of processes, 1 to {MOST_WORKERS}")
+            del left[i : i + 1 + ("=" not in word)]
+            return left, int(said)
+    return left, workers
+
+
+def _run(args: Arguments, screen: Console, workers: int, *, inspect: bool) -> None:
     begin = time.perf_counter()
-    corpus = Corpus.open(config.data)
-    splits = prepare(corpus, load_tokenizer(config.tokenizer), held_out=config.held_out, cache=config.cache)
-    screen.print(f"{corpus.root}: {len(corpus.files)} files, ready in {time.perf_counter() - begin:.1f} s")
-    screen.print(_table(splits))
-    screen.print(f"cache: {splits.train.path.parent}")
-    if inspect:
-        _check(splits)
-        if config.held_out > 0:
-            measured = baselines(corpus, config.held_out)
-            screen.print(f"held out, bits per byte: bigram {measured.bigram:.3f}, zlib {measured.zlib:.3f}")
+    with Tokenizing.shown(sys.stderr) as tell:
+        text = Text.open(args, tell, workers)
+    took = time.perf_counter() - begin
+    for source in text.sources:
+        screen.print(f"{_files(source)}; ready in {took:.1f} s")
+    screen.print(_table(text))
+    for source in text.sources:
+        if isinstance(source.corpus, Corpus):
+            screen.print(f"cache: {source.splits.train.path.parent}")
+    for warning in lossy(text):
+        screen.print(f"warning: {warning}")
+    if not inspect:
+        return
+    for store in (*text.mix.stores, *(each.store for each in text.eval_sets)):
+        if not store.intact():
+            raise DataError(f"{store.path} is damaged: its tokens do not have the digest of its header; delete it")
+    for each in text.eval_sets:
+        if (beat := each.baselines) is not None:
+            name = each.name.replace("held_out", "held out")
+            screen.print(f"{name}, bits per byte: bigram {beat.bigram:.3f}, zlib {beat.zlib:.3f}")
+    screen.print(first_batch(args, text))
 
 
-def _table(splits: Splits) -> Table:
+def _files(source: Source) -> str:
+    """What was read, and what was passed over."""
+    corpus, passed = source.corpus, source.splits.account.passed
+    if isinstance(corpus, IndexedTokens):
+        return f"{corpus.tokens}: tokens that are made"
+    assert corpus is not None  # this process has looked
+    beside = f", and {passed.total:,} passed over: {passed}" if passed.total else ""
+    files = len(corpus.files) + corpus.passed.total - passed.total
+    where = corpus.root if corpus.whole else corpus.root / corpus.files[0]
+    return f"{where}: {files:,} file{'s' * (files != 1)}{beside}"
+
+
+def _table(text: Text) -> Table:
     table = Table("split", "documents", "bytes", "tokens", "bytes/token", "digest")
     for column in table.columns[1:5]:
         column.justify = "right"
-    for name, store in (("train", splits.train), ("held out", splits.held_out)):
+    several = len(text.sources) > 1
+    rows = [(source.name if several else "train", source.splits.train) for source in text.sources]
+    rows += [(f"{source.name}, held out" if several else "held out", source.splits.held_out) for source in text.sources]
+    known = {id(store) for _, store in rows}
+    rows += [(each.name, each.store) for each in text.eval_sets if id(each.store) not in known]
+    for name, store in rows:
         head = store.header
         sizes = (f"{head.documents:,}", f"{head.bytes:,}", f"{head.tokens:,}", f"{store.bytes_per_token:.2f}")
         table.add_row(name, *sizes, head.digest[:12])
     return table
-
-
-def _check(splits: Splits) -> None:
-    """Raise DataError when a store no longer holds the tokens that were written."""
-    for store in (splits.train, splits.held_out):
-        if not store.intact():
-            raise DataError(f"{store.path} is damaged: its tokens do not have the digest of its header; delete it")

@@ -17,6 +17,7 @@ from stretto.console import console
 from stretto.data.errors import DataError
 from stretto.estimate import count_parameters, norms_of_a_layer, positions, qk_norms, stage_layers
 from stretto.layout import Layout, Topology, warnings
+from stretto.layout.ranks import named, ranges
 from stretto.schedule import Cost, bubble, schedule_for, simulate
 from stretto.schedule.draw import gantt
 from stretto.terminal import say
@@ -57,10 +58,10 @@ def show(resolved: Resolved, screen: Console, limit: float | None = None) -> Non
     `limit` is what a device has, in GiB.
     """
     args = resolved.args
-    for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args))):
+    for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args)), ("data", _data(args))):
         screen.print(Text(title, style="bold"))
         for line in lines:
-            screen.print(f"  {line}")
+            screen.print(Text(f"  {line}", style="bold yellow" if line.startswith("WARNING: ") else ""))
     screen.print(Text("stages", style="bold"))
     screen.print(_stages(resolved))
     for line in _parameters(args):
@@ -83,7 +84,7 @@ def _layout(resolved: Resolved) -> Iterator[str]:
     for axis, what in (("tp", "share each matrix"), ("dp", "average gradients"), ("pp", "pass activations on")):
         if layout.size(axis) > 1:
             groups = layout.groups(axis)
-            shown = "; ".join(_ranks(group) for group in groups[:4])
+            shown = "; ".join(ranges(group, 4) for group in groups[:4])
             yield f"{axis}: ranks that {what}: {shown}{'; ...' if len(groups) > 4 else ''}"
     yield from _nodes(layout, Topology(p.gpus_per_node or layout.world))
 
@@ -95,39 +96,32 @@ def _nodes(layout: Layout, topology: Topology) -> Iterator[str]:
         ranks = range(first, min(first + topology.gpus_per_node, layout.world))
         places = [layout.coords(rank) for rank in ranks]
         axes = [axis for axis in ("tp", "cp", "dp", "pp") if layout.size(axis) > 1]
-        held = [f"{axis} {_span(sorted({place[axis] for place in places}))}" for axis in axes]
-        yield ", ".join([f"node {node}: rank{'s' * (len(ranks) > 1)} {_span(ranks)}", *held])
+        held = [f"{axis} {ranges({place[axis] for place in places}, 4)}" for axis in axes]
+        yield ", ".join([f"node {node}: {named(ranks, 4)}", *held])
     if (rest := topology.nodes(layout.world) - _NODES) > 0:
         yield f"and so on, {rest} more"
     for warning in warnings(layout, topology):
         yield f"warning: {warning}"
 
 
-def _span(numbers: Sequence[int]) -> str:
-    """0-7 where none is left out, else a few by name."""
-    first, last = numbers[0], numbers[-1]
-    if first < last and last - first == len(numbers) - 1:
-        return f"{first}-{last}"
-    return _ranks(numbers)
-
-
-def _ranks(group: Sequence[int]) -> str:
-    """A few ranks by name, more by the first, the second and the last: groups are evenly spaced or nearly so."""
-    if len(group) <= 4:
-        return ",".join(map(str, group))
-    return f"{group[0]},{group[1]},..,{group[-1]}"
-
-
 def _batch(args: Arguments) -> Iterator[str]:
     b, dp, steps = args.batch, args.parallel.dp or 1, args.run.steps
-    m, tokens = _microbatches(args), b.global_batch * b.seq_len
+    m, tokens = args.batch.microbatches(args.parallel.dp), b.global_batch * b.seq_len
     yield f"{b.global_batch} sequences = micro_batch {b.micro_batch} * dp {dp} * {m} microbatches"
     yield f"{tokens:,} tokens a step = {b.global_batch} * seq_len {b.seq_len}"
     yield f"{tokens * steps:,} tokens = {steps:,} steps * {tokens:,}"
 
 
-def _microbatches(args: Arguments) -> int:
-    return args.batch.global_batch // (args.batch.micro_batch * (args.parallel.dp or 1))
+def _data(args: Arguments) -> Iterator[str]:
+    """The text as far as this machine has it: nothing is tokenized here."""
+    from stretto.data.describe import foreseen_lines  # NumPy and tokenizers, which --help does not wait for
+    from stretto.data.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(args.data.tokenizer)
+        yield from foreseen_lines(args, tokenizer)
+    except DataError as error:
+        yield f"{args.data.data or 'the standard library'}: not known here ({error})"
 
 
 def _stages(resolved: Resolved) -> Table:
@@ -153,7 +147,7 @@ def _stages(resolved: Resolved) -> Table:
             ", ".join(also),
             f"{size:,}",
             f"~{(size - routed) // args.parallel.tp + routed // (args.parallel.ep * args.parallel.etp):,}",
-            _ranks(ranks),
+            ranges(ranks, 4),
         )
     rows.add_section()
     rows.add_row("model", str(args.model.layers), "", f"{p.total:,}", "", str(layout.world))
@@ -204,7 +198,7 @@ def _parameters(args: Arguments) -> Iterator[str]:
 
 
 def _schedule(args: Arguments, width: int) -> Iterator[str]:
-    p, m = args.parallel.pp, _microbatches(args)
+    p, m = args.parallel.pp, args.batch.microbatches(args.parallel.dp)
     layers = tuple(float(max(len(stage), 1)) for stage in stage_layers(args))
     schedule = schedule_for(args.parallel.schedule, p, m, vpp_of(args.parallel))
     if args.parallel.schedule in ("1f1b", "gpipe"):

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from stretto.arguments import ConfigError, Record, Resolved, Violation, from_dict
 from stretto.checkpoint import CheckpointError, latest_complete
 from stretto.checkpoint.marker import read_extra
+from stretto.cli.usage_error import reject
 from stretto.initialize.environment import Launch
+from stretto.initialize.rendezvous import Meeting, RankZeroError, RendezvousError, from_rank_0, rendezvous
+from stretto.store import read_json
 from stretto.terminal import say
 from stretto.train.checkpointing import step_of
 from stretto.train.directory import Paths
 from stretto.train.learning_rate import changed_rate
+
+MEETING_SECONDS: Final = 120.0
+"""How long ranks wait for each other, and then for rank 0 to find a checkpoint among the files of a run."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,22 @@ class Resumed:
             fix = {"run.steps": self.step + steps}
             raise ConfigError([Violation("steps_ahead", ("run.steps",), problem, fixes=(fix,))])
 
+    def as_json(self) -> str:
+        """For the ranks that did not look."""
+        return json.dumps({"path": str(self.path), "step": self.step, "record": self.record.as_dict()})
+
+    @classmethod
+    def from_json(cls, said: str) -> Resumed:
+        """What `as_json` gave. Raises ConfigError for anything else."""
+        try:
+            each = read_json(said.encode())
+            path, step = Path(each["path"]), int(each["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                [Violation("resume", ("checkpoint.resume",), f"rank 0 named no checkpoint: {error}")]
+            ) from error
+        return cls(path, step, Record.from_dict(each.get("record"), str(path)))
+
     def rate_change(self, resolved: Resolved) -> str | None:
         """What the next update's learning rate was to be and is now, where the schedule is another one."""
         if resolved.args.run.steps <= self.step:
@@ -42,22 +67,71 @@ class Resumed:
             return None
 
 
-def newest(out: str, launch: Launch, *, required: bool) -> list[Resumed]:
-    """The newest complete checkpoint in the directory of a run, if any; rank 0 says which ones it passes over.
+def newest(out: str, *, required: bool) -> list[Resumed]:
+    """The newest complete checkpoint in the directory of a run, if any; says which ones it passes over.
 
     Raises ConfigError when there is none though `required`, or when it is not a run's.
     """
     try:
-        return _newest(Paths(Path(out).expanduser()).checkpoints, launch, required)
+        return _newest(Paths(Path(out).expanduser()).checkpoints, required)
     except CheckpointError as error:
         raise ConfigError([Violation("resume", ("checkpoint.resume",), str(error))]) from error
 
 
-def _newest(directory: Path, launch: Launch, required: bool) -> list[Resumed]:
+@dataclass(frozen=True)
+class Look:
+    """What there is to go on from, and where the ranks have met to hear of it, if they had to."""
+
+    found: Resumed | None
+    met: Meeting | None
+    meeting: ExitStack
+    """What ends the meeting."""
+
+    def require_steps_ahead(self, resolved: Resolved) -> None:
+        """Raise ConfigError when the run would be over before it began."""
+        if self.found is not None:
+            self.found.require_steps_ahead(resolved)
+
+
+def look(out: str, launch: Launch, meeting: ExitStack, *, required: bool) -> Look:
+    """The newest complete checkpoint in the directory of a run, on all ranks: rank 0 looks, and tells the others.
+
+    They meet for it, and leave as `meeting` ends. Raises ConfigError as `newest` does, and SystemExit when they do not
+    find each other.
+    """
+    if launch.size == 1:
+        return Look(next(iter(newest(out, required=required)), None), None, meeting)
+    try:
+        met = meeting.enter_context(rendezvous(launch, timeout=MEETING_SECONDS))
+        found = _newest_of_rank_0(met, launch, out, required)
+    except RendezvousError as error:
+        raise SystemExit(reject(error, launch, code=1, every=isinstance(error, RankZeroError))) from None
+    return Look(next(iter(found), None), met, meeting)
+
+
+def _newest_of_rank_0(met: Meeting, launch: Launch, out: str, required: bool) -> list[Resumed]:
+    problem: list[ConfigError] = []
+
+    def see() -> str:
+        try:
+            found = newest(out, required=required)
+        except ConfigError as error:
+            problem.append(error)
+            return ""
+        return found[0].as_json() if found else "none"
+
+    said = from_rank_0(met, launch, "the checkpoint to go on from", see, timeout=MEETING_SECONDS)
+    if problem:
+        raise problem[0]
+    if not said:
+        raise ConfigError([Violation("resume", ("checkpoint.resume",), "rank 0 cannot go on from a checkpoint")])
+    return [] if said == "none" else [Resumed.from_json(said)]
+
+
+def _newest(directory: Path, required: bool) -> list[Resumed]:
     found = latest_complete(directory)
-    if launch.rank == 0:
-        for skipped in found.skipped:
-            say(f"stretto train: passing over {skipped.path}: {skipped.reason}")
+    for skipped in found.skipped:
+        say(f"stretto train: passing over {skipped.path}: {skipped.reason}")
     if found.path is None and not required:
         return []
     if found.path is None:

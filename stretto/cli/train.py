@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from stretto.initialize.stop import StopFlag, Stopped
 from stretto.terminal import say
 
 if TYPE_CHECKING:
-    from stretto.cli.resume import Resumed
+    from stretto.cli.resume import Look
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,22 +47,28 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float) -> int:
+    with ExitStack() as meeting:  # of ranks that a launcher has started, where they meet to hear of a checkpoint
+        return _train_within(argv, launch, stop, began, meeting)
+
+
+def _train_within(argv: Sequence[str], launch: Launch, stop: StopFlag, began: float, meeting: ExitStack) -> int:
     world = None if launch.source == "python" else launch.size
-    found: list[Resumed] = []
+    looks: list[Look] = []
 
     def resumed(out: str, required: bool) -> Record | None:
-        from stretto.cli.resume import newest  # loads torch
+        from stretto.cli.resume import look  # loads torch
 
-        found.extend(newest(out, launch, required=required))
-        return found[0].record if found else None
+        looks.append(look(out, launch, meeting, required=required))
+        found = looks[0].found
+        return found.record if found else None
 
     translate = partial(layer, tell=launch.rank == 0, processes=world)
     try:
         resolved = parse_for_here(argv, world_size=world, checkpoint=resumed, translate=translate)
-        for each in found:
+        for each in looks:
             each.require_steps_ahead(resolved)
     except ConfigError as error:
         return reject(error, launch)
     from stretto.cli.training import run  # only now: what is wrong with the arguments is said before torch loads
 
-    return run(resolved, launch, found[0] if found else None, stop, began)
+    return run(resolved, launch, looks[0] if looks else None, stop, began)

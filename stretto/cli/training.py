@@ -6,8 +6,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -18,11 +18,11 @@ from rich.console import Console
 
 from stretto.arguments import ConfigError, Resolved, Violation
 from stretto.checkpoint import latest_complete
-from stretto.cli.resume import Resumed
+from stretto.cli.resume import Look
 from stretto.cli.usage_error import reject
 from stretto.cli.words import origin
 from stretto.collective_trace import CollectiveError
-from stretto.data.baselines import baselines
+from stretto.data.text import Text
 from stretto.initialize import Launch, RendezvousError, initialize
 from stretto.initialize.environment import detect
 from stretto.initialize.failure_watch import leave_process
@@ -41,20 +41,22 @@ from stretto.report.header import header
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
 from stretto.report.summary import sample_panel, summary
+from stretto.report.tokenizing import Tokenizing
 from stretto.terminal import say
 from stretto.train.consensus import USAGE_ERRORS
 from stretto.train.directory import Paths, occupied
 from stretto.train.loop import DivergedError
 from stretto.train.record import Everyone, JsonLines, Listener, TensorBoard
-from stretto.train.run import Text, sampled_over, train, with_vocabulary
+from stretto.train.run import sampled_over, train, with_vocabulary
 from stretto.train.sample import sample
+from stretto.train.shared_text import shared_text
 from stretto.train.sound import UnsoundError
 from stretto.train.trackers import MLflow, WandB
 from stretto.train.trainer import Outcome
 from stretto.world import World
 
 
-def run(resolved: Resolved, launch: Launch, resumed: Resumed | None, stop: StopFlag, began: float) -> int:
+def run(resolved: Resolved, launch: Launch, look: Look | None, stop: StopFlag, began: float) -> int:
     """Train in this process, or in workers that it starts, perhaps on from a checkpoint; the exit code.
 
     `stop` takes the signals of this process already; `began` is when the command did, by `time.monotonic`.
@@ -66,13 +68,16 @@ def run(resolved: Resolved, launch: Launch, resumed: Resumed | None, stop: StopF
     try:
         _require_devices(resolved)
         _require_few(resolved, alone=alone)
-        with timeline.phase("data"):
-            text = Text.open(resolved.args)
-        resolved = with_vocabulary(resolved, text.tokenizer)
+        text = None
+        if launch.size == 1:  # workers of its own know what it has seen
+            with timeline.phase("data"), Tokenizing.shown(sys.stderr) as tell:
+                text = Text.open(resolved.args, tell)
+            resolved = with_vocabulary(resolved, text.tokenizer)
     except USAGE_ERRORS as error:
         return reject(error, launch)
+    resumed = look.found if look else None
     path, rate = (resumed.path, resumed.rate_change(resolved)) if resumed else (None, None)
-    work = Task(resolved, text, path, rate, stop, timeline)
+    work = Task(resolved, text, path, rate, stop, timeline, look)
     nproc = resolved.args.run.nproc or 1
     if not alone or nproc == 1:
         return leave_process(work())
@@ -86,13 +91,16 @@ class Task:
     """What each worker does: train, and on rank 0 tell of it."""
 
     resolved: Resolved
-    text: Text
+    text: Text | None
+    """None where a launcher has started the ranks: they look at it together."""
     resume: Path | None
     rate: str | None
     """How the learning rate differs from what the run that is gone on with would have had."""
     stop: StopFlag
     timeline: StartTimeline
     """Of the process that started this worker, until then."""
+    look: Look | None = None
+    """How the checkpoint was found."""
 
     def __call__(self) -> int:
         """The exit code of this worker."""
@@ -101,8 +109,8 @@ class Task:
         with self._logging(launch) as log:
             log.info("%s", launch)
             try:
-                with self._initialized() as world:
-                    ended = self._train(world)
+                with self.look.meeting if self.look else nullcontext(), self._initialized() as world:
+                    ended = self._with_text(world)
             except RendezvousError as error:
                 return reject(error, launch, code=1, every=isinstance(error, RankZeroError) and not ours)
             except Exception as error:
@@ -114,9 +122,34 @@ class Task:
                 os._exit(1)  # threads of back ends may wait for that peer still, and abort the interpreter as it ends
         if isinstance(ended, int):
             return ended
-        outcome, code, asks = ended
+        task, (outcome, code, asks) = ended
         if launch.rank == 0:
-            self._conclude(outcome, asks, launch.source)  # the others have left: nobody waits
+            task._conclude(outcome, asks, launch.source)  # the others have left: nobody waits
+        return code
+
+    @property
+    def read(self) -> Text:
+        """The text, once it is known."""
+        assert self.text is not None
+        return self.text
+
+    def _with_text(self, world: World) -> tuple[Task, tuple[Outcome, int, str]] | int:
+        """What `_train` gives, by a task that has a text."""
+        task = self
+        if self.text is None:
+            show = Tokenizing.shown(sys.stderr) if world.rank == 0 else nullcontext()
+            try:
+                with self.timeline.phase("data"), show as tell:
+                    text = shared_text(self.resolved.args, world, tell)
+                task = replace(self, text=text, resolved=with_vocabulary(self.resolved, text.tokenizer))
+            except USAGE_ERRORS as error:
+                return self._rejected(error, world)
+        ended = task._train(world)
+        return ended if isinstance(ended, int) else (task, ended)
+
+    def _rejected(self, problem: object, world: World, code: int = 2) -> int:
+        if world.rank == 0:
+            say(f"stretto train: {problem}")
         return code
 
     def _logging(self, launch: Launch) -> AbstractContextManager[logging.Logger]:
@@ -139,6 +172,7 @@ class Task:
             deterministic=run.deterministic,
             tf32=run.tf32,
             timeline=self.timeline,
+            met=self.look.met if self.look else None,
         )
 
     def _train(self, world: World) -> tuple[Outcome, int, str] | int:
@@ -153,20 +187,17 @@ class Task:
                 begin = partial(self._begin, world, screen, manner, stack)
                 stop = Told(self.stop, screen if world.rank == 0 else None)
                 outcome = train(
-                    self.resolved, world, self.text, begin, resume=self.resume, stop=stop, timeline=self.timeline
+                    self.resolved, world, self.read, begin, resume=self.resume, stop=stop, timeline=self.timeline
                 )
                 if outcome.finished or not _asks_again(self.stop, world):
                     return outcome, 0, ""
                 return outcome, *ask_again(leave_mark=world.rank == 0)
         except USAGE_ERRORS as error:
-            problem, code = f"{error}", 2
+            return self._rejected(error, world)
         except DivergedError as error:
-            problem, code = f"{error}{self._after_divergence()}", 1
+            return self._rejected(f"{error}{self._after_divergence()}", world, 1)
         except UnsoundError as error:
-            problem, code = f"{error}{self._after_damage()}", 1
-        if world.rank == 0:
-            say(f"stretto train: {problem}")
-        return code
+            return self._rejected(f"{error}{self._after_damage()}", world, 1)
 
     def _begin(
         self, world: World, screen: Console, manner: Manner, stack: ExitStack, after: int, costs: Sequence[GroupCost]
@@ -178,7 +209,7 @@ class Task:
         args = self.resolved.args
         paths = Paths.of(args)
         aside = stack.enter_context(occupied(self.resolved, resume=self.resume is not None))
-        about = header(args, self.text, resume=self.resume, after=after, aside=aside, preset=origin(self.resolved))
+        about = header(args, self.read, resume=self.resume, after=after, aside=aside, preset=origin(self.resolved))
         here = f", {world.local_size} on this host" if world.local_size < world.size else ""
         if self.rate is not None:
             about.add_row("learning rate", self.rate)
@@ -211,7 +242,7 @@ class Task:
         checkpoint = latest_complete(Paths.of(args).checkpoints).path
         assert checkpoint is not None  # a run ends by saving one
         if args.run.sample_tokens:
-            prompt, tokenizer = args.run.sample_prompt, self.text.tokenizer
+            prompt, tokenizer = args.run.sample_prompt, self.read.tokenizer
             tokens = sample(
                 sampled_over(args, checkpoint, ParallelState.build(Layout.of(), World.single(args.run.device))),
                 [*tokenizer.encode(prompt).tolist()] or [tokenizer.eod],
@@ -221,8 +252,8 @@ class Task:
                 seed=args.run.seed,
             )
             screen.print(sample_panel(prompt, tokenizer.decode(np.array(tokens, dtype=np.int64))))
-        beside = baselines(self.text.corpus, args.data.held_out) if args.data.held_out else None
-        screen.print(summary(args, checkpoint, beside, outcome))
+        beaten = {each.name: each.baselines for each in self.read.eval_sets if each.baselines is not None}
+        screen.print(summary(args, checkpoint, beaten, outcome))
 
     def _after_damage(self) -> str:
         """What there is to go on from, when weights or moments are not what they should be."""

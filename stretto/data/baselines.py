@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from stretto.data.corpus import Corpus, position
 from stretto.data.errors import DataError
+from stretto.data.lost import Lost
 
 _VOCAB = 257
 _EOD = 256
+COMPARABLE = 0.001
+"""The share of a text that may be lost where bits per byte are still given."""
 _BLOCK = 1 << 22  # bytes counted at a time: one histogram of 257 x 257 for many short documents
 
 
@@ -53,9 +56,15 @@ def baselines(corpus: Corpus, held_out: float, *, alpha: float = 0.1, limit: int
     )
 
 
-def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """Mean loss in nats per token as bits per byte, with the `TokenStore.bytes_per_token` of that text."""
-    return nats_per_token / math.log(2) / bytes_per_token
+def bits_per_byte(nats_per_token: float, bytes_per_token: float, lost: Lost | None = None) -> float | None:
+    """Mean loss in nats per token as bits per byte, with the `TokenStore.bytes_per_token` of that text.
+
+    Bytes that the tokenizer has `lost` do not count. Beyond a thousandth the rest is another text than that of
+    `baselines`, and there is no such figure: None; nor where the bytes are not known, 0 for each token.
+    """
+    share = lost.share if lost else 0.0
+    seen = bytes_per_token * (1 - share)
+    return None if seen == 0 or share > COMPARABLE else nats_per_token / math.log(2) / seen
 
 
 def pair_counts(texts: Iterable[bytes]) -> NDArray[np.int64]:

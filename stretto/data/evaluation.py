@@ -38,4 +38,5 @@ def held_out_batches(
         order = samples.copy()
         inside = samples < windows
         order[inside] = permute(samples[inside], windows, seed=0, epoch=0)
-        yield [as_batch(store, order[rows], seq_len) for rows in mine]
+        pieces = [store.window(int(window), seq_len) for window in order]
+        yield [as_batch(pieces[rows], seq_len, eod=store.header.eod) for rows in mine]

@@ -1,12 +1,13 @@
 """The rows of each rank, in an order that is a function of the seed and of samples consumed alone.
 
-Sample k of a run is a window of `seq_len` tokens: `order.windows_of` says which. Windows lie end to end in
-the packed text and may hold parts of several documents, with an `eod` between them: the plain packing of
+Sample k of a run is a window of `seq_len` tokens: `mixture.Order` says which, of which corpus. Windows lie end
+to end in the packed text and may hold parts of several documents, with an `eod` between them: the plain packing of
 GPT-2 and GPT-3, where attention sees across documents and every prediction counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,22 +17,19 @@ from numpy.typing import NDArray
 
 from stretto.batch import Batch
 from stretto.data.errors import DataError
-from stretto.data.order import windows_of
+from stretto.data.mixture import Mix
 from stretto.data.store import TokenStore
 
 
 class Feed:
     """An endless stream of samples. `consumed` counts those of all ranks; it is the only thing that moves."""
 
-    def __init__(self, store: TokenStore, *, seq_len: int, seed: int, consumed: int = 0):
-        """Start at sample `consumed`. Raises DataError when the store has less than one window."""
-        self.store, self.seq_len, self.seed, self.consumed = store, seq_len, seed, consumed
-        self.windows = (store.header.tokens - 1) // seq_len
-        if self.windows == 0:
-            raise DataError(
-                f"{store.path} has {store.header.tokens} tokens, a sample takes seq_len + 1 = {seq_len + 1}; "
-                f"bring more text or set batch.seq_len to at most {store.header.tokens - 1}"
-            )
+    def __init__(self, text: TokenStore | Mix, *, seq_len: int, seed: int, consumed: int = 0):
+        """Start at sample `consumed`. Raises DataError when a store has less than one window."""
+        self.mix = text if isinstance(text, Mix) else Mix((text,))
+        self.seq_len, self.seed, self.consumed = seq_len, seed, consumed
+        self.windows = sum(self.mix.windows(seq_len))
+        self.order = self.mix.order(seq_len, seed)
 
     def batch(self, global_batch: int, dp_rank: int, dp_size: int, micro_batch: int) -> list[Batch]:
         """This rank's microbatches of the next global batch, for which `consumed` moves by `global_batch`.
@@ -41,33 +39,41 @@ class Feed:
         microbatches j together are a contiguous piece, and putting the pieces in order of (j, r) gives the
         same global batch for every dp_size and micro_batch. Raises ValueError when it does not divide.
         """
-        windows = windows_of(self.consumed, global_batch, self.windows, seed=self.seed)
         mine = rows_of(global_batch, dp_rank, dp_size, micro_batch)
-        samples = torch.arange(self.consumed, self.consumed + global_batch)
+        own = np.concatenate([np.arange(rows.start, rows.stop) for rows in mine])
+        corpora, windows = self.order.places(self.consumed, global_batch)
+        made = replace(self._rows(corpora[own], windows[own]), samples=torch.from_numpy(own + self.consumed))
         self.consumed += global_batch
-        return [replace(as_batch(self.store, windows[rows], self.seq_len), samples=samples[rows]) for rows in mine]
+        return [made.rows(slice(start, start + micro_batch)) for start in range(0, len(own), micro_batch)]
+
+    def _rows(self, corpora: NDArray[np.int64], windows: NDArray[np.int64]) -> Batch:
+        stores = self.mix.stores
+        pieces = [stores[corpus].window(window, self.seq_len) for corpus, window in zip(corpora, windows, strict=True)]
+        return as_batch(pieces, self.seq_len, eod=stores[0].header.eod)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and what it is a stream of."""
-        return {
+        digests = [store.header.digest for store in self.mix.stores]
+        state = {
             "consumed": self.consumed,
             "seed": self.seed,
             "seq_len": self.seq_len,
-            "digest": self.store.header.digest,
+            "digest": digests if len(digests) > 1 else digests[0],
         }
+        return state if self.mix.weights is None else {**state, "weights": [str(w) for w in self.mix.weights]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`. Raises DataError when it is of another stream: `consumed` means nothing."""
         own = self.state_dict()
         differ = [
-            f"{key} was {state.get(key)!r}, is {own[key]!r}"
-            for key in ("seed", "seq_len", "digest")
-            if state.get(key) != own[key]
+            f"{key} was {state.get(key)!r}, is {own.get(key)!r}"
+            for key in ("seed", "seq_len", "digest", "weights")
+            if state.get(key) != own.get(key)
         ]
         if differ:
             raise DataError(
                 f"cannot go on in the data where the run stopped: {'; '.join(differ)}; "
-                "resume with the same text, tokenizer, held_out, seed and seq_len"
+                "resume with the same text, weights, tokenizer, held_out, seed and seq_len"
             )
         self.consumed = int(state["consumed"])
 
@@ -81,15 +87,14 @@ def rows_of(global_batch: int, dp_rank: int, dp_size: int, micro_batch: int) -> 
     return [slice(start, start + micro_batch) for start in starts]
 
 
-def as_batch(store: TokenStore, windows: NDArray[np.int64], seq_len: int) -> Batch:
-    """The windows [b] of a store as a batch [b, seq_len]. A window past the text is masked where it is.
+def as_batch(pieces: Sequence[NDArray[Any]], seq_len: int, *, eod: int) -> Batch:
+    """Windows of tokens as a batch [b, seq_len]. What is missing of one, past the end of the text, is masked.
 
-    Window w is the tokens w*s..w*s + s, one more than s: the last is only a label.
+    A window has s + 1 tokens: the last is only a label.
     """
-    rows = np.full((len(windows), seq_len + 1), store.header.eod, dtype=np.int64)
-    valid = np.zeros((len(windows), seq_len), dtype=bool)
-    for row, mask, window in zip(rows, valid, windows, strict=True):
-        piece = store.tokens[window * seq_len : (window + 1) * seq_len + 1]
+    rows = np.full((len(pieces), seq_len + 1), eod, dtype=np.int64)
+    valid = np.zeros((len(pieces), seq_len), dtype=bool)
+    for row, mask, piece in zip(rows, valid, pieces, strict=True):
         row[: len(piece)] = piece
         mask[: max(len(piece) - 1, 0)] = True
     tokens = torch.from_numpy(rows)

@@ -87,7 +87,12 @@ class TokenStore:
 
     def document(self, i: int) -> NDArray[np.int64]:
         """The ids [n] of document i, without its closing `eod`."""
-        return self.tokens[self.offsets[i] : self.offsets[i + 1] - 1].astype(np.int64)
+        ids = self.tokens[self.offsets[i] : self.offsets[i + 1]].astype(np.int64)
+        return ids[:-1] if len(ids) and ids[-1] == self.header.eod else ids
+
+    def window(self, number: int, seq_len: int) -> NDArray[np.unsignedinteger[Any]]:
+        """The tokens `number * seq_len`.. of one sample, one more than it has predictions; fewer at the end."""
+        return self.tokens[number * seq_len : (number + 1) * seq_len + 1]
 
     def intact(self) -> bool:
         """Whether the tokens still have the digest that the header says. Reads the whole file."""
@@ -125,6 +130,14 @@ class StoreWriter:
         self._offsets.append(self._offsets[-1] + len(ids) + 1)
         self._bytes += text_bytes
 
+    def extend(self, other: TokenStore) -> None:
+        """Append all documents of a store of the same vocabulary."""
+        for start in range(1, other.header.tokens, 1 << 22):
+            self._write(other.tokens[start : start + (1 << 22)])
+        moved = other.offsets[1:] + (self._offsets[-1] - 1)
+        self._offsets.frombytes(moved.astype(np.int64).tobytes())
+        self._bytes += other.header.bytes
+
     @property
     def documents(self) -> int:
         """Documents so far."""
@@ -147,8 +160,8 @@ class StoreWriter:
         self._file.seek(0)
         self._file.write(json.dumps({"format": _FORMAT, **asdict(header)}, indent=1).encode())
 
-    def _write(self, ids: NDArray[np.int64]) -> None:
-        raw = ids.astype(self._dtype).tobytes()
+    def _write(self, ids: NDArray[np.integer[Any]]) -> None:
+        raw = ids.astype(self._dtype, copy=False).tobytes()
         self._digest.update(raw)
         self._file.write(raw)
 

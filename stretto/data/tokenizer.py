@@ -21,7 +21,12 @@ _LARGEST = 2**28
 
 
 class Tokenizer(Protocol):
-    """What the rest of the room asks of a tokenizer. Ids lie in 0..vocab_size-1, `eod` among them."""
+    """What the rest of the package asks of a tokenizer. Ids lie in 0..vocab_size-1, `eod` among them."""
+
+    @property
+    def name(self) -> str:
+        """What `load_tokenizer` takes to give the same one."""
+        ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -52,6 +57,7 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """The 256 bytes of UTF-8, and one more token that ends a document: 257, which nothing divides."""
 
+    name = "byte"
     vocab_size = 257
     eod = 256
     fingerprint = "byte"
@@ -71,8 +77,12 @@ class ByteTokenizer:
 class FileTokenizer:
     """A `tokenizer.json` of the Hugging Face `tokenizers` library."""
 
-    def __init__(self, path: Path):
-        """Read the file. Raises DataError when it is missing, invalid, or names no end-of-document token."""
+    def __init__(self, path: Path, name: str | None = None):
+        """Read the file; `name` where it has one of its own.
+
+        Raises DataError when it is missing, invalid, or names no end-of-document token.
+        """
+        self.name = name or str(path.absolute())
         try:
             raw = read_bytes(path, _LARGEST)
         except UnreadableError as error:
@@ -126,6 +136,6 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name == "byte":
         return ByteTokenizer()
     if name in TOKENIZERS:
-        return FileTokenizer(Path(__file__).parent / "tokenizers" / f"{name}.json")
+        return FileTokenizer(Path(__file__).parent / "tokenizers" / f"{name}.json", name)
     path = Path(name).expanduser()
     return FileTokenizer(path / "tokenizer.json" if path.is_dir() else path)

@@ -165,7 +165,7 @@ def _sparse(args: Arguments, *, selective: bool) -> float:
 def in_flight(args: Arguments, stage: int) -> int:
     """Microbatches that went forward through a stage and not yet back, at most."""
     p, b = args.parallel, args.batch
-    microbatches = b.global_batch // (b.micro_batch * (p.dp or 1))
+    microbatches = b.microbatches(p.dp)
     return microbatches if p.schedule == "gpipe" else min(microbatches, p.pp - stage)
 
 

@@ -16,7 +16,7 @@ from stretto.initialize import settings
 from stretto.initialize.environment import Launch, detect
 from stretto.initialize.failure_watch import failing_with_peers
 from stretto.initialize.group import default_group
-from stretto.initialize.rendezvous import rendezvous
+from stretto.initialize.rendezvous import Meeting, rendezvous
 from stretto.initialize.timeline import StartTimeline
 from stretto.store import last_resort
 from stretto.world import World
@@ -37,6 +37,7 @@ def initialize(
     tf32: bool = False,
     timeline: StartTimeline | None = None,
     env: Mapping[str, str] | None = None,
+    met: Meeting | None = None,
 ) -> Iterator[World]:
     """Yield the `World` of this job, with the default process group made; leave it at the end.
 
@@ -50,6 +51,7 @@ def initialize(
         tf32: whether fp32 GEMMs may round their factors to TF32.
         timeline: gets the phases "rendezvous" and "groups".
         env: read in place of `os.environ`.
+        met: what `rendezvous` gave, where the ranks have met already.
 
     A process alone (plain python, or a world of one) makes no process group. When the body raises on one rank, it
     ends on all within 15 s. All process-wide settings are put back.
@@ -81,7 +83,7 @@ def initialize(
             return
         timeline = timeline or StartTimeline()
         with timeline.phase("rendezvous"):
-            store, server = stack.enter_context(rendezvous(launch, timeout=start_timeout))
+            store, server = met or stack.enter_context(rendezvous(launch, timeout=start_timeout))
         # The groups, too, are made and left within: a rank may be lost then as well.
         now = timeline
         stack.enter_context(

@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
@@ -20,15 +20,19 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from stretto.initialize.environment import Launch
-from stretto.initialize.roll_call import Server, ranges
+from stretto.initialize.roll_call import Server
 from stretto.initialize.stores import address_of, listen, serve_on, tcp_store
 from stretto.initialize.torchrun import record
+from stretto.layout.ranks import ranges
 from stretto.store import StoreLostError, TimedStore, absent, combine, in_time, read_json, until
 
 GRACE_SECONDS = 5.0
 """How much longer the others wait than rank 0, who knows who is missing; how long rank 0 waits for goodbyes."""
 
 ALL_THERE = "all are there"
+
+Meeting = tuple[Store, Server]
+"""The store that all ranks of the job share, and who serves it."""
 
 
 class RendezvousError(RuntimeError):
@@ -65,7 +69,7 @@ class Hello:
 
 
 @contextmanager
-def rendezvous(launch: Launch, *, timeout: float) -> Iterator[tuple[Store, Server]]:
+def rendezvous(launch: Launch, *, timeout: float) -> Iterator[Meeting]:
     """Yield the store that all ranks of the job share, once all are there and agree, and who serves it.
 
     Raises `RendezvousError`, on every rank that can be reached, within `timeout` seconds and a few more.
@@ -79,7 +83,7 @@ def rendezvous(launch: Launch, *, timeout: float) -> Iterator[tuple[Store, Serve
 
 
 @contextmanager
-def _met(launch: Launch, timeout: float) -> Iterator[tuple[Store, Server]]:
+def _met(launch: Launch, timeout: float) -> Iterator[Meeting]:
     deadline = time.monotonic() + timeout
     addr, server_of_store = launch.master_addr, None
     if launch.rank == 0 and not launch.agent_store:
@@ -98,6 +102,21 @@ def _met(launch: Launch, timeout: float) -> Iterator[tuple[Store, Server]]:
     yield here, server
     with suppress(DistError, StoreLostError):  # the server may have left before us: then there is nothing to tell it
         goodbye(TimedStore(job), launch.rank, launch.size, visit, serves=server_of_store is not None)
+
+
+def from_rank_0(met: Meeting, launch: Launch, name: str, look: Callable[[], str], *, timeout: float) -> str:
+    """What `look` gives on rank 0, on all ranks: one process asks the file system, not all of them.
+
+    Raises RankZeroError when rank 0 has said nothing after `timeout` seconds.
+    """
+    store = TimedStore(met[0])
+    if launch.rank == 0:
+        store.set(name, said := look())
+        return said
+    if not store.wait(name, timeout + GRACE_SECONDS):
+        problem = f"rank {launch.rank}: rank 0, on {met[1]}, did not say within {timeout:g} s what it found: {name}"
+        raise RankZeroError(problem)
+    return store.get(name).decode(errors="replace")
 
 
 def goodbye(store: TimedStore, rank: int, size: int, visit: int, *, serves: bool) -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from stretto.collective_trace.alive import me, state
+from stretto.layout.ranks import ranges
 from stretto.store import TimedStore, absent, combine, read_json
 
 ANSWER_SECONDS = 5.0
@@ -101,15 +102,3 @@ def heard(value: bytes) -> tuple[str, int] | None:
     if isinstance(said, dict) and isinstance(said.get("event"), str) and isinstance(said.get("number"), int):
         return said["event"], said["number"]
     return None
-
-
-def ranges(ranks: list[int]) -> str:
-    """Ranks in a row as one: [0, 1, 2, 5] -> "0-2, 5"; the first 64 rows."""
-    runs: list[list[int]] = []
-    for rank in ranks:
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    shown = ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in runs[:64])
-    return shown + (f", .. ({len(ranks)} in all)" if len(runs) > 64 else "")

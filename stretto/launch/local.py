@@ -109,6 +109,7 @@ def _wait(workers: list[Worker], grace: float) -> None:
         if failed_at is not None and steps and time.monotonic() > failed_at + steps[0][0]:
             number = steps.pop(0)[1]
             for worker in running:
+                worker.halted |= number == signal.SIGKILL and worker.at_a_halt  # what the others could not know
                 worker.send(number)
         # Nobody who waits for these is left to say so.
         halted = len(running) < len(workers) and failed_at is None and all(worker.at_a_halt for worker in running)

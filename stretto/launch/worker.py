@@ -41,7 +41,7 @@ class Worker:
     """The last signal that it got from us."""
     failure: Failure | None = None
     halted: bool = False
-    """Whether it was found stopped (SIGSTOP) when all others had ended, and was therefore ended."""
+    """Whether it was found stopped (SIGSTOP) when it should have ended with the others, and was therefore killed."""
 
     def send(self, number: int) -> None:
         """Send a signal, if it still runs: the process is not reaped yet, so its number is still its own."""
@@ -96,7 +96,7 @@ class Worker:
         """How it ended, in words."""
         code = self.code or 0
         if self.halted:
-            return "was stopped (SIGSTOP) and did not go on when all others had ended; its launcher ended it"
+            return "was stopped (SIGSTOP) and did not go on; its launcher ended it"
         if self.failure is not None:
             kind = "it did not answer" if self.failure.silent else self.failure.summary.partition(":")[0]
             lost = self.failure.consequence or self.failure.finding

@@ -15,6 +15,7 @@ from rich.text import Text
 from stretto.layout.colours import colour
 from stretto.layout.layout import Layout
 from stretto.layout.picture import GREY, WHITE, Colour, blend, readable
+from stretto.layout.ranks import ranges
 from stretto.layout.sizes import DENSE, EXPERT
 from stretto.layout.topology import Topology, reach
 
@@ -45,15 +46,6 @@ def show(console: Console, layout: Layout, topology: Topology, rank: int | None 
             console.print(Columns(grids, padding=(1, 3)))
 
 
-def peers(ranks: tuple[int, ...], most: int = 6) -> str:
-    """A group in few words: `0-7`, `5, 37, 69, .., 485`."""
-    if len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1:
-        return f"{ranks[0]}-{ranks[-1]}"
-    if len(ranks) <= most:
-        return ", ".join(map(str, ranks))
-    return f"{', '.join(map(str, ranks[: most - 2]))}, .., {ranks[-1]}"
-
-
 def _table(layout: Layout, topology: Topology, rank: int | None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     headings = ["axis", "size", "apart", "spans"] + ([] if rank is None else ["at", f"peers of rank {rank}"])
@@ -66,7 +58,7 @@ def _table(layout: Layout, topology: Topology, rank: int | None) -> Table:
         apart = str(group[1] - group[0]) if len(group) > 1 else ""
         cells = [axis, str(where.size), apart, str(where) if where.size > 1 else ""]
         if rank is not None:
-            cells += [str(group.index(rank)), peers(group)]
+            cells += [str(group.index(rank)), ranges(group, 6)]
         style = "dim" if where.size == 1 else "yellow" if axis in ("tp", "etp") and not where.inside else ""
         table.add_row(*cells, style=style)
     return table

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stretto.layout import Layout
+from stretto.layout.ranks import ranges
 
 Axes = tuple[str, ...]
 """Axes together, as `("dp", "cp")`. `("pp:0>1",)` is the messages from place 0 of the axis pp to place 1: a group of
@@ -60,15 +61,8 @@ class PlannedGroup:
     options: GroupOptions = GroupOptions()
 
     def __str__(self) -> str:
-        """Its name in logs and flight recordings, after its first axes: `tp[0-7]`, `dp-cp[0,8,..56]`."""
-        first, last, size = self.ranks[0], self.ranks[-1], len(self.ranks)
-        if last - first == size - 1:
-            span = f"{first}-{last}"
-        elif size <= 4:
-            span = ",".join(map(str, self.ranks))
-        else:
-            span = f"{first},{self.ranks[1]},..{last}"
-        return f"{'-'.join(self.axes[0])}[{span}]"
+        """Its name in logs and flight recordings, after its first axes: `tp[0-7]`, `dp-cp[0,8,..,56]`."""
+        return f"{'-'.join(self.axes[0])}[{ranges(self.ranks, 4, ',')}]"
 
 
 def default_axes(layout: Layout, *, experts: bool = False) -> tuple[Axes, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
+from stretto.layout.ranks import named
 from stretto.store import LostError, TimedStore, absent, combine
 from stretto.world import World
 
@@ -61,7 +61,7 @@ def _differences(store: TimedStore, size: int) -> str:
         by_digest[digest].append(rank)
     # The common list first: the others are what to look at.
     said = sorted(by_digest.items(), key=lambda item: -len(item[1]))[:8]
-    lines = [f"  {_ranks(ranks)}: {store.get(f'text/{digest.decode()}').decode()}" for digest, ranks in said]
+    lines = [f"  {named(ranks)}: {store.get(f'text/{digest.decode()}').decode()}" for digest, ranks in said]
     return "\n".join(
         ["the ranks do not agree on the groups to create:", *lines, "start all ranks with one configuration"]
     )
@@ -69,15 +69,9 @@ def _differences(store: TimedStore, size: int) -> str:
 
 def _absent(store: TimedStore, size: int, timeout: float) -> str:
     return (
-        f"{ABSENT}{_ranks(absent(store.under('here'), size))} of {size} did not come to build the process groups "
+        f"{ABSENT}{named(absent(store.under('here'), size))} of {size} did not come to build the process groups "
         f"within {timeout:g} s; look at their output, or allow more time with timeout="
     )
-
-
-def _ranks(ranks: Iterable[int], most: int = 16) -> str:
-    ranks = list(ranks)
-    shown = ", ".join(map(str, ranks[:most])) + (f", .. ({len(ranks)} in all)" if len(ranks) > most else "")
-    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
 
 
 @dataclass(frozen=True)

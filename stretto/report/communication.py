@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from stretto.layout.ranks import ranges
 from stretto.verify.comms import Communication, Sent
 
 _RANKS_SHOWN = 8
@@ -48,6 +49,4 @@ def _note(sent: Sent) -> Text:
     if not sent.off:
         more = sent.measured.bytes - sent.textbook
         return Text.assemble(("equal", "green"), f", and {more:,.0f} of padding" if more > 0.5 else "")
-    and_more = f", .. ({len(sent.off)} in all)" if len(sent.off) > _RANKS_SHOWN else ""
-    ranks = ", ".join(map(str, sent.off[:_RANKS_SHOWN]))
-    return Text.assemble(("not equal", "red"), f" on {ranks}{and_more}")
+    return Text.assemble(("not equal", "red"), f" on {ranges(sent.off, _RANKS_SHOWN)}")

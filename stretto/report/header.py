@@ -9,9 +9,10 @@ from rich.text import Text as RichText
 
 from stretto.arguments import Arguments
 from stretto.arguments.pipeline import num_stages
+from stretto.data.describe import data_lines, epochs_line, lossy, loud, tokenizer_line
+from stretto.data.text import Text
 from stretto.estimate import count_parameters
 from stretto.train.directory import Paths
-from stretto.train.run import Text
 from stretto.verify.matrix import untested
 
 
@@ -31,8 +32,13 @@ def header(
     if (warning := untested(args)) is not None:
         table.add_row(RichText("warning", "yellow"), warning)
     table.add_row("model", _model(args))
-    table.add_row("data", _data(text))
-    table.add_row("steps", _steps(args, after))
+    stores = text.mix.stores
+    tokens, size = (sum(of) for of in zip(*((s.header.tokens, s.header.bytes) for s in stores), strict=True))
+    table.add_row("data", "\n".join(data_lines(args, text)))
+    table.add_row("tokenizer", tokenizer_line(text.tokenizer, size / tokens))
+    table.add_row("steps", _steps(args, after, tokens))
+    for warning in (*loud(args, text.tokenizer, tokens), *lossy(text)):
+        table.add_row(RichText("warning", "bold yellow"), RichText(warning, "bold yellow"))
     if resume is not None:
         table.add_row("from", f"step {after}, {resume}")
     table.add_row("to", f"{Paths.of(args).root}" + (f"  (an earlier run moved to {aside})" if aside else ""))
@@ -61,18 +67,13 @@ def _model(args: Arguments) -> str:
     return f"{found.total:,} parameters{experts}: {m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"
 
 
-def _data(text: Text) -> str:
-    train, held = text.splits.train.header, text.splits.held_out.header
-    beside = f", {held.tokens:,} held out" if held.documents else ""
-    return f"{text.corpus.label}: {train.documents + held.documents:,} documents, {train.tokens:,} tokens{beside}"
-
-
-def _steps(args: Arguments, after: int) -> str:
+def _steps(args: Arguments, after: int, available: int) -> str:
     b = args.batch
     tokens = b.global_batch * b.seq_len
     left = args.run.steps - after
     return (
-        f"{left:,} of {b.global_batch} x {b.seq_len} = {tokens:,} tokens, {left * tokens:,} in all"
+        f"{left:,} of {b.global_batch} x {b.seq_len} = {tokens:,} tokens, {left * tokens:,} in all: "
+        f"{epochs_line(args, available, left)}"
         if left
         else f"all {args.run.steps:,} are done"
     )

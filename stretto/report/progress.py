@@ -45,8 +45,9 @@ class LiveProgress(Listener):
             self.say("  ".join([step, *(figure for some in figures for figure in some), left]))
 
     def evaluated(self, record: EvalRecord) -> None:
+        name = record.name.replace("held_out", "held-out")
         bits = "" if record.bits_per_byte is None else f", {record.bits_per_byte:.3f} bits per byte"
-        self.say(f"step {record.step}: held-out loss {record.loss:.4f}{bits}{_in(record.seconds)}")
+        self.say(f"step {record.step}: {name} loss {record.loss:.4f}{bits}{_in(record.seconds)}")
 
     def saving(self, step: int) -> None:
         if self._live is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.panel import Panel
@@ -24,15 +25,18 @@ CURVE = 24
 """Characters of the loss curve."""
 
 
-def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None, outcome: Outcome | None = None) -> Table:
+def summary(
+    args: Arguments, checkpoint: Path, baselines: Mapping[str, Baselines], outcome: Outcome | None = None
+) -> Table:
     """What was trained, how well, how fast, and where the results lie: read from the run's metrics.
 
-    `outcome` is of the last part of the run, which alone has been timed.
+    `baselines` are those of validation sets by name; `outcome` is of the last part of the run, which alone has been
+    timed.
     """
     paths = Paths.of(args)
     rows = read_rows(paths.metrics)
     steps = step_records(rows)
-    held = [row["held_out_bits_per_byte"] for row in rows if "held_out_bits_per_byte" in row]
+    evaluated = {key.removesuffix("_loss"): row for row in rows for key in row if key.endswith("_loss")}
     table = Table(box=box.ROUNDED, show_header=False, title="The run", title_justify="left", title_style="bold")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -46,8 +50,8 @@ def summary(args: Arguments, checkpoint: Path, baselines: Baselines | None, outc
         table.add_row("loss", RichText.assemble(*rates))
         for name, value in _measured(steps):
             table.add_row(name, value)
-    if held:
-        table.add_row("held-out bits per byte", RichText.assemble((f"{held[-1]:.3f}", "bold cyan"), _beside(baselines)))
+    for name, row in evaluated.items():
+        table.add_row(*_evaluation(name, row, baselines.get(name)))
     if outcome is not None:
         table.add_row("time", _times(outcome))
     table.add_row("checkpoint", f"{checkpoint}")
@@ -114,7 +118,10 @@ def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def _beside(baselines: Baselines | None) -> str:
-    if baselines is None:
-        return ""
-    return f"  (bigram {baselines.bigram:.3f}, zlib {baselines.zlib:.3f} on the same files)"
+def _evaluation(name: str, row: dict[str, Any], baselines: Baselines | None) -> tuple[str, RichText]:
+    """The last evaluation of a set: bits per byte, or the loss where its bytes are not known, or not seen."""
+    said = "held-out" if name == "held_out" else name
+    if (bits := row.get(f"{name}_bits_per_byte")) is None:
+        return f"{said} loss", RichText(f"{row[f'{name}_loss']:.4f}", "bold cyan")
+    beside = f"  (bigram {baselines.bigram:.3f}, zlib {baselines.zlib:.3f} on the same files)" if baselines else ""
+    return f"{said} bits per byte", RichText.assemble((f"{bits:.3f}", "bold cyan"), beside)

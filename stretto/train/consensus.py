@@ -12,8 +12,9 @@ from stretto.arguments import ConfigError
 from stretto.checkpoint import CheckpointError
 from stretto.checkpoint.peers import Peers
 from stretto.data.errors import DataError
-from stretto.data.prepare import Splits
+from stretto.data.text import Text
 from stretto.interop.errors import InteropError
+from stretto.layout.ranks import named
 from stretto.parallel_state import ParallelState
 
 T = TypeVar("T")
@@ -42,21 +43,21 @@ def on_all_ranks(state: ParallelState, prepare: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]  # prepare has returned it
 
 
-def require_same_text(state: ParallelState, splits: Splits) -> None:
+def require_same_text(state: ParallelState, text: Text) -> None:
     """Raise RunRejectedError on all ranks unless all read the same tokens.
 
     They need not: node-local copies of a corpus may differ, and the default corpus is that of each node's Python.
     """
-    stores = (splits.train.header, splits.held_out.header)
-    value = json.dumps([[store.digest, f"{store.tokens:,} tokens"] for store in stores])
+    stores = [("train on", store) for store in text.mix.stores] + [(each.name, each.store) for each in text.eval_sets]
+    value = json.dumps([[name, store.header.digest, f"{store.header.tokens:,}"] for name, store in stores])
     ranks = _by_value(state, value)
     if len(ranks) == 1:
         return
-    here = f"on {socket.gethostname()}, Python {platform.python_version()}, from {splits.train.path.parent}"
+    here = f"on {socket.gethostname()}, Python {platform.python_version()}, from {text.mix.stores[0].path.parent}"
     where = Peers.of(state.world, state.axis("tp", "cp", "dp", "pp").group).gather(here)
     lines = [
-        f"  {_name(who)} {where[who[0]]}: {train[1]} to train on ({train[0][:8]}), {held[1]} held out ({held[0][:8]})"
-        for (train, held), who in ((json.loads(value), who) for value, who in ranks.items())
+        f"  {named(who)} {where[who[0]]}: " + ", ".join(f"{n} tokens, {name} ({d[:8]})" for name, d, n in said)
+        for said, who in ((json.loads(value), who) for value, who in ranks.items())
     ]
     raise RunRejectedError(
         "ranks read different text, so they would not train one model:\n" + "\n".join(lines) + "\n  name the same "
@@ -74,8 +75,4 @@ def _by_value(state: ParallelState, mine: str) -> dict[str, list[int]]:
 
 
 def _only(who: list[int], state: ParallelState) -> str:
-    return "" if 0 in who else f" ({_name(who)} of {state.layout.world})"
-
-
-def _name(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+    return "" if 0 in who else f" ({named(who)} of {state.layout.world})"

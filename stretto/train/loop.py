@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -81,7 +81,8 @@ class Loop:
     meter: Meter
     listener: Listener
     save: Callable[[], Path] | None = None
-    evaluation: Evaluation | None = None
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    """By the name of the validation set."""
     stop: Callable[[], bool] = bool
     before_step: Callable[[int], object] = bool
     """Told of each step before it is launched."""
@@ -133,20 +134,21 @@ class Loop:
         return pending.result
 
     def evaluate(self) -> None:
-        """Mean loss over the evaluation's batches by their weights. Nothing where there are none."""
-        if self.evaluation is None:
-            return
+        """Mean loss over the batches of each validation set by their weights. Nothing where there are none."""
+        for name, evaluation in self.evaluations.items():
+            self._evaluate(name, evaluation)
+
+    def _evaluate(self, name: str, evaluation: Evaluation) -> None:
         total = count = torch.zeros((), dtype=torch.float64, device=self.state.world.device)
         with self.meter.spent("evaluation"):
-            for microbatches, weight in self.evaluation.batches():
+            for microbatches, weight in evaluation.batches():
                 total = total + evaluate(self.assembly.evaluator, microbatches, self.state) * weight
                 count = count + weight
             summed, weights = Readback(total, count).read()
         if weights:
             loss, seconds = summed / weights, self.meter.last("evaluation")
-            self.listener.evaluated(
-                EvalRecord(self.train_state.step, loss, self.evaluation.bits_per_byte(loss), seconds)
-            )
+            bits = evaluation.bits_per_byte(loss)
+            self.listener.evaluated(EvalRecord(self.train_state.step, loss, bits, seconds, name))
 
     def _save(self, step: int) -> None:
         if self.save is None:

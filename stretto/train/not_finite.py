@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from stretto.exchange import all_gather_json
+from stretto.layout.ranks import named
 from stretto.train.step import StepResult
 from stretto.world import Axis
 
@@ -20,9 +21,9 @@ def not_finite(result: StepResult, world: Axis) -> str:
     names, norms = result.norms
     own = sorted({name for name, norm in zip(names, norms.tolist(), strict=True) if not math.isfinite(norm)})
     found = all_gather_json([math.isfinite(result.own_loss.item()), own], world)
-    ranks = [str(world.ranks[n]) for n, (fine, _) in enumerate(found) if not fine]
+    ranks = [world.ranks[n] for n, (fine, _) in enumerate(found) if not fine]
     wrong = sorted({name for _, each in found for name in each})
-    said = [f"not finite: the loss of rank{'s' * (len(ranks) > 1)} {_some(ranks)}"] * bool(ranks)
+    said = [f"not finite: the loss of {named(ranks, NAMED)}"] * bool(ranks)
     said += [f"the gradient{'s' * (len(wrong) > 1)} of {_some(wrong)}" + ("" if ranks else " not finite")] * bool(wrong)
     return ", ".join(said)
 

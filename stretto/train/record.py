@@ -63,6 +63,10 @@ class StepRecord:
     router_z: float | None = None
 
 
+HELD_OUT: Final = "held_out"
+"""The name of a validation set that has no other."""
+
+
 @dataclass(frozen=True)
 class EvalRecord:
     """Held-out data after `step` updates."""
@@ -71,7 +75,10 @@ class EvalRecord:
     loss: float
     """Nats per token."""
     bits_per_byte: float | None = None
+    """None where the bytes are not known, or the tokenizer loses text, which the model then never sees."""
     seconds: float | None = None
+    name: str = HELD_OUT
+    """Of the validation set."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +173,13 @@ class Everyone(Listener):
 
 def figures(record: StepRecord | EvalRecord) -> dict[str, float]:
     """The numbers of a record by the names that curves are known under; nothing that is not known."""
-    names = _STEP_NAMES if isinstance(record, StepRecord) else _EVAL_NAMES
+    names = _STEP_NAMES
+    if isinstance(record, EvalRecord):
+        names = {name: f"{name}/{record.name}" for name in ("loss", "bits_per_byte")}
     return {name: value for key, name in names.items() if (value := getattr(record, key)) is not None}
 
 
-_STEP_NAMES: Final = MappingProxyType(
+_STEP_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "loss": "loss/train",
         **{name: name for name in ("grad_norm", "lr", "epoch")},
@@ -184,7 +193,6 @@ _STEP_NAMES: Final = MappingProxyType(
         **{name: f"ranks/{name}" for name in ("slowest_rank", "slowest_over_fastest")},
     }
 )
-_EVAL_NAMES: Final = MappingProxyType({"loss": "loss/held_out", "bits_per_byte": "bits_per_byte/held_out"})
 
 
 class JsonLines(Listener):
@@ -210,7 +218,7 @@ class JsonLines(Listener):
         self._write({key: value for key, value in asdict(record).items() if value is not None})
 
     def evaluated(self, record: EvalRecord) -> None:
-        row = {"held_out_loss": record.loss, "held_out_bits_per_byte": record.bits_per_byte}
+        row = {f"{record.name}_loss": record.loss, f"{record.name}_bits_per_byte": record.bits_per_byte}
         row["evaluation_seconds"] = record.seconds
         self._write({"step": record.step, **{key: value for key, value in row.items() if value is not None}})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.tree import settings
 from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls, Waits
-from stretto.data.corpus import Corpus
 from stretto.data.feed import Feed
-from stretto.data.prepare import Splits, prepare
-from stretto.data.store import TokenStore
-from stretto.data.tokenizer import Tokenizer, load_tokenizer
+from stretto.data.text import EvalSet, Text
+from stretto.data.tokenizer import Tokenizer
 from stretto.estimate import flops_per_token
 from stretto.initialize.failures import is_consequence
 from stretto.initialize.timeline import StartTimeline
@@ -41,22 +39,6 @@ from stretto.train.sample import Spread
 from stretto.train.text import HeldOut, TextBatches
 from stretto.train.trainer import Outcome, Trainer
 from stretto.world import World
-
-
-@dataclass(frozen=True)
-class Text:
-    """What a run reads: corpus, tokenizer, token stores."""
-
-    corpus: Corpus
-    tokenizer: Tokenizer
-    splits: Splits
-
-    @classmethod
-    def open(cls, args: Arguments) -> Text:
-        """From the cache, or built there. Raises DataError when the data cannot be used."""
-        data = args.data
-        corpus, tokenizer = Corpus.open(data.data), load_tokenizer(data.tokenizer)
-        return cls(corpus, tokenizer, prepare(corpus, tokenizer, held_out=data.held_out, cache=data.cache))
 
 
 def with_vocabulary(resolved: Resolved, tokenizer: Tokenizer) -> Resolved:
@@ -111,17 +93,15 @@ def train(
         )
     with state:
         with timeline.phase("data"):
-            require_same_text(state, text.splits)
-            feed = on_all_ranks(state, lambda: Feed(text.splits.train, seq_len=args.batch.seq_len, seed=args.run.seed))
-        if resume is not None:
-            on_all_ranks(state, lambda: require_fits(args, resume) if world.rank == 0 else None)
+            require_same_text(state, text)
+            feed = on_all_ranks(state, lambda: Feed(text.mix, seq_len=args.batch.seq_len, seed=args.run.seed))
         with timeline.phase("model"):
             built = build(args, state, draw=resume is None and args.checkpoint.init_from is None)
         trainer = trainer_of(
             args,
             built,
             feed,
-            text.splits.held_out,
+            text.eval_sets,
             about={"record": resolved.record().as_dict(), "tokenizer": args.data.tokenizer},
             timeline=timeline,
             waited=lambda: waits.seconds,
@@ -146,7 +126,7 @@ def trainer_of(
     args: Arguments,
     built: Built,
     feed: Feed,
-    held_out: TokenStore,
+    eval_sets: Sequence[EvalSet],
     *,
     about: Mapping[str, Any] | None = None,
     timeline: StartTimeline | None = None,
@@ -164,7 +144,7 @@ def trainer_of(
         out=Paths.of(args).root,
         save_every=args.checkpoint.save_every,
         keep=args.checkpoint.keep,
-        evaluation=HeldOut(held_out, batch, state, run.eval_batches),
+        evaluation={each.name: HeldOut(each, batch, state, run.eval_batches) for each in eval_sets},
         eval_every=run.eval_every,
         log_every=run.log_every,
         about=about,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stretto.checkpoint.peers import Peers
 from stretto.exchange import all_gather_json, all_same
-from stretto.initialize.roll_call import ranges
+from stretto.layout.ranks import named
 from stretto.parallel_state import ParallelState
 from stretto.params import Slice, slices
 from stretto.train.assemble import Assembly
@@ -98,10 +98,10 @@ def _who(version: dict[int, int]) -> str:
     """Which ranks have what few have; of as many on either side nobody can be told wrong."""
     (common, most), (_, second) = Counter(version.values()).most_common(2)
     if most == second:
-        return f"ranks {ranges(sorted(version))} differ"
+        return f"{named(version)} differ"
     odd = [rank for rank, value in version.items() if value != common]
     rest = [rank for rank, value in version.items() if value == common]
-    return f"rank{'s' * (len(odd) > 1)} {ranges(odd)}, unlike ranks {ranges(rest)}"
+    return f"{named(odd)}, unlike {named(rest)}"
 
 
 def _said(found: Sequence[str], state: ParallelState) -> str:

@@ -15,7 +15,7 @@ from stretto.collectives import all_reduce
 from stretto.data.baselines import bits_per_byte
 from stretto.data.evaluation import held_out_batches
 from stretto.data.feed import Feed
-from stretto.data.store import TokenStore
+from stretto.data.text import EvalSet
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
 
@@ -52,28 +52,28 @@ class TextBatches:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out text: `limit` global batches of it at most, every token weighing the same."""
+    """A validation set: `limit` global batches of it at most, 0: all, every token weighing the same."""
 
-    store: TokenStore
+    text: EvalSet
     batch: BatchConfig
     state: ParallelState
     limit: int
 
     def batches(self) -> Iterator[tuple[list[Microbatch], Tensor]]:
         for rows in held_out_batches(
-            self.store,
+            self.text.store,
             seq_len=self.batch.seq_len,
             global_batch=self.batch.global_batch,
             dp_rank=self.state.axis("dp").rank,
             dp_size=self.state.axis("dp").size,
             micro_batch=self.batch.micro_batch,
-            limit=self.limit,
+            limit=self.limit or None,
         ):
             microbatches = counted(rows, self.state)
             yield microbatches, microbatches[0].count
 
-    def bits_per_byte(self, loss: float) -> float:
-        return bits_per_byte(loss, self.store.bytes_per_token)
+    def bits_per_byte(self, loss: float) -> float | None:
+        return bits_per_byte(loss, self.text.store.bytes_per_token, self.text.lost)
 
 
 def counted(rows: Sequence[Batch], state: ParallelState) -> list[Microbatch]:

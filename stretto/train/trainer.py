@@ -30,7 +30,7 @@ from stretto.train.checkpointing import TrainState
 from stretto.train.loop import Loop, Pace
 from stretto.train.meter import Meter, Work
 from stretto.train.optimizers import AdamW
-from stretto.train.record import Everyone, JsonLines, Listener, RunRecord
+from stretto.train.record import HELD_OUT, Everyone, JsonLines, Listener, RunRecord
 from stretto.train.slow_ranks import SlowRanks
 from stretto.train.step import Optimizer
 
@@ -77,7 +77,8 @@ class Trainer:
         lr: the learning rate, or a function from the number of an update, counted from 1, such as `LearningRate`.
         out: the directory of the run: `checkpoints/` and `metrics.jsonl`. None: nothing is written.
         resume: go on from the newest whole checkpoint in `out`, if there is one.
-        evaluation: what to evaluate on: an iterable of global batches, read anew each time, or an `Evaluation`.
+        evaluation: what to evaluate on: an iterable of global batches, read anew each time, or an `Evaluation`; or
+            several by the names of their validation sets.
         work: tokens (or rows) and operations of a step, for the metrics.
         sharding: what each data-parallel rank keeps a part of: `DDP`, `ZERO1`, `ZERO2`, `FSDP`.
         check_replicas: compare replicas by checksum after every so many steps; 0: never.
@@ -111,7 +112,7 @@ class Trainer:
         save_every: int = 0,
         keep: int = 2,
         resume: bool = False,
-        evaluation: Iterable[Any] | Evaluation | None = None,
+        evaluation: Iterable[Any] | Evaluation | Mapping[str, Iterable[Any] | Evaluation] | None = None,
         eval_every: int = 0,
         log_every: int = 1,
         about: Mapping[str, Any] | None = None,
@@ -143,9 +144,10 @@ class Trainer:
         self.assembly: Assembly[Any] = model
         batches = data if isinstance(data, Batches) else RowBatches(data, cut)
         self.train_state = TrainState(self.assembly.optimizer, batches)
-        if evaluation is not None and not isinstance(evaluation, Evaluation):
-            evaluation = RowEvaluation(evaluation, cut)
-        self.evaluation: Evaluation | None = evaluation
+        sets = evaluation if isinstance(evaluation, Mapping) else {} if evaluation is None else {HELD_OUT: evaluation}
+        self.evaluations: dict[str, Evaluation] = {
+            name: each if isinstance(each, Evaluation) else RowEvaluation(each, cut) for name, each in sets.items()
+        }
         self.out = None if out is None else Path(out).expanduser()
         self.keep, self.about = keep, dict(about or {})
         self._rate: Callable[[int], float] = lr if callable(lr) else lambda _: lr
@@ -216,7 +218,7 @@ class Trainer:
             self.meter,
             listener,
             save,
-            self.evaluation,
+            self.evaluations,
             stop,
             before_step,
             self.timeline,

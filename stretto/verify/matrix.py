@@ -1,8 +1,9 @@
-"""Which combinations of features are proven to leave the model as it is.
+"""Which features are proven to leave the model as it is, in company with which.
 
 A combination is what a run uses, not how much of it: whether tensors are cut, whether the sequence is, which schedule
-runs the pipeline, whether there are replicas, whether activations are dropped or computed again, in which dtype.
-`docs/verified.md` has the errors measured for each; a run with any other is told so.
+runs the pipeline, how data parallelism is sharded, whether activations are dropped or computed again, in which dtype.
+Every two of these stand together in a row of `docs/verified.md`, which has the errors measured; a run that uses a
+setting that no row has is told so.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from dataclasses import dataclass, fields
 from itertools import product
 
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
+from stretto.layout.schedules import FAMILIES
 from stretto.verify.compare import ROUNDING, Comparison
 
 TENSOR = ("-", "tp", "tp + sequence parallel")
-PIPELINE = ("-", "1f1b", "gpipe")
-DATA = ("-", "dp")
-SHARDED = ("zero1", "zero2", "fsdp")
+PIPELINE = ("-", *FAMILIES)
+DATA = ("-", "dp", "zero1", "zero2", "fsdp")
 RECOMPUTE = {"none": "", "selective": "selective recomputation", "block": "recomputation of blocks"}
 ACTIVATIONS = tuple(" + ".join(filter(None, each)) or "-" for each in product(("", "dropout"), RECOMPUTE.values()))
+FEATURES = (TENSOR, PIPELINE, DATA, ACTIVATIONS)
 DTYPES = ("fp64", "fp32", "bf16")
 
 PAGE = "docs/verified.md"
@@ -41,17 +43,12 @@ class Combination:
     activations: str
     dtype: str
     other: tuple[str, ...] = ()
-    """Settings that no verified combination knows, where they are not at their default."""
+    """Settings that no row of the page has, where they are not at their default."""
 
     def __str__(self) -> str:
         used = [part for part in (self.tensor, self.pipeline, self.data) if part != "-"]
         with_them = [self.activations] * (self.activations != "-")
         return ", ".join([" x ".join(used) or "one process", *with_them, *self.other, self.dtype])
-
-
-_WHOLE = product(TENSOR, PIPELINE, DATA, ACTIVATIONS, DTYPES)
-_SHARDED = product((TENSOR[0], TENSOR[2]), PIPELINE[:2], SHARDED, ACTIVATIONS[:1], DTYPES)
-VERIFIED = tuple(Combination(*each) for each in (*_WHOLE, *_SHARDED))
 
 
 def combination(args: Arguments) -> Combination:
@@ -82,15 +79,9 @@ def used_up(found: Comparison) -> float:
 def untested(args: Arguments) -> str | None:
     """A line that warns of a combination that nobody has verified."""
     used = combination(args)
-    if used in VERIFIED:
+    if not used.other:
         return None
     return f"not among the verified combinations: {used}; `stretto verify` with the same words compares it"
-
-
-def options_of(of: Combination) -> tuple[bool, ...]:
-    """With which options of the model it is measured, see `example`: on and off; where activations are dropped on,
-    where they are only computed again off."""
-    return (True, False) if of.activations == "-" else ("dropout" in of.activations,)
 
 
 def example(of: Combination, *, options: bool) -> Arguments:
@@ -99,9 +90,11 @@ def example(of: Combination, *, options: bool) -> Arguments:
     Where rounding is coarse it is wider: that of a few numbers does not average out.
     """
     width = 4 if of.dtype in ROUNDING else 1
+    schedule = "1f1b" if of.pipeline == "-" else of.pipeline
+    stages = 2 * FAMILIES[schedule].stages  # on two ranks
     tp, pp, dp = 1 + (of.tensor != "-"), 1 + (of.pipeline != "-"), 1 + (of.data != "-")
     model = ModelConfig(
-        layers=3,
+        layers=1 + stages,
         hidden=16 * width,
         heads=4,
         kv_heads=1 if options else 4,  # one for two tensor-parallel ranks: both hold a copy
@@ -121,10 +114,10 @@ def example(of: Combination, *, options: bool) -> Arguments:
         pp=pp,
         dp=dp,
         sequence_parallel=of.tensor == TENSOR[2],
-        schedule="gpipe" if of.pipeline == "gpipe" else "1f1b",
-        stage_layers=(3, 0) if options and pp == 2 else None,
+        schedule=schedule,  # type: ignore[arg-type]
+        stage_layers=((3, 0) if stages == 2 else (2, 0, 2, 1)) if options and pp == 2 else None,
         bucket_mb=0.005,
-        sharding=of.data if of.data in SHARDED else "none",  # type: ignore[arg-type]
+        sharding=of.data if of.data in DATA[2:] else "none",  # type: ignore[arg-type]
     )
     batch = BatchConfig(seq_len=8, micro_batch=1, global_batch=4 * dp)
     recompute = next(how for how, words in reversed(RECOMPUTE.items()) if words in of.activations)

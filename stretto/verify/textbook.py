@@ -65,7 +65,7 @@ class _Step:
 
     @property
     def microbatches(self) -> int:
-        return self.args.batch.global_batch // (self.args.batch.micro_batch * self.layout.size("dp"))
+        return self.args.batch.microbatches(self.layout.size("dp"))
 
     @property
     def activation(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -19,8 +20,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from stretto.arguments import Resolved
 from stretto.cli import main, training
+from stretto.data.text import Text
 from stretto.train.loop import Loop
-from stretto.train.run import Text
 from stretto.world import World
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
@@ -52,6 +53,10 @@ def reads_other_text(ranks: Sequence[int], data: str, argv: Sequence[str]) -> in
 
     training.train = train_on_other
     return main(argv)
+
+
+def remove_the_text() -> None:
+    shutil.rmtree(os.environ["TEXT"])
 
 
 def ctrl_c() -> None:
@@ -105,8 +110,8 @@ def fail() -> None:
 def rows(run: Path) -> list[dict[str, Any]]:
     """The metrics of a run, all but what a clock has measured."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    kept = ("step", "loss", "grad_norm", "lr", "tokens", "epoch", "held_out_loss", "held_out_bits_per_byte")
-    return [{k: v for k, v in json.loads(line).items() if k in kept} for line in lines]
+    kept, evaluated = ("step", "loss", "grad_norm", "lr", "tokens", "epoch"), ("_loss", "_bits_per_byte")
+    return [{k: v for k, v in json.loads(line).items() if k in kept or k.endswith(evaluated)} for line in lines]
 
 
 def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:

@@ -273,7 +273,14 @@ def test_a_record_never_says_where_a_run_writes() -> None:
     args = parse([], env={}, files=False, checkpoint=Record.from_dict(record, "x")).args
     assert evil in (args.data.data, args.data.tokenizer)  # what is read comes from there
     assert evil not in (args.data.cache, args.checkpoint.out, args.run.log_dir)
-    assert set(paths) == {"data.data", "data.tokenizer", "data.cache", "checkpoint.out", "run.log_dir"}
+    assert set(paths) == {
+        "data.data",
+        "data.eval_data",
+        "data.tokenizer",
+        "data.cache",
+        "checkpoint.out",
+        "run.log_dir",
+    }
 
 
 def test_relative_names_are_understood_in_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +292,28 @@ def test_relative_names_are_understood_in_another_directory(tmp_path: Path, monk
     again = parse([], env={}, checkpoint=Record.from_dict(record, "x"))
     assert again.args.data.data == str(tmp_path / "a.txt")
     assert again.args.data.tokenizer == "byte"
+
+
+def test_each_of_several_corpora_is_understood_in_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a list of corpora taken for one name; validation sets that stay relative; a list that is too long."""
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text("text")
+    monkeypatch.chdir(tmp_path)
+    many = ",".join(["./" * i + "c.txt" for i in range(1, 30)])
+    words = ["--data", "a.txt:0.7,b.txt:.3", "--eval-data", "x=c.txt,y=" + str(tmp_path / "a.txt")]
+    record = json.loads(json.dumps(parse(words, env={}).record().as_dict()))
+    data = record["arguments"]["data"]
+    assert data["data"] == f"{tmp_path}/a.txt:0.7,{tmp_path}/b.txt:.3"
+    assert data["eval_data"] == f"x={tmp_path}/c.txt,y={tmp_path}/a.txt"
+    assert record["given"] == {"data.data": words[1], "data.eval_data": words[3]}
+    monkeypatch.chdir("/")
+    again = parse([], env={}, checkpoint=Record.from_dict(record, "x"))
+    assert (again.args.data.data, again.args.data.eval_data) == (data["data"], data["eval_data"])
+    monkeypatch.chdir(tmp_path)
+    assert len(many) > 255
+    assert parse(["--data", many], env={}).args.data.data == many
 
 
 def test_a_changed_schedule_is_told_with_both_rates() -> None:

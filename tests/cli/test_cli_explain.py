@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from stretto.cli.explain import main
+from stretto.data.corpus import Corpus
+from stretto.data.prepare import prepare
+from stretto.data.tokenizer import ByteTokenizer
 
 pytestmark = pytest.mark.pure
 
@@ -106,3 +109,37 @@ def test_the_preset_that_nobody_named_is_told(capsys: pytest.CaptureFixture[str]
     helped = capsys.readouterr().out
     assert "starts from the preset demo" in helped
     assert "[default 4; demo: 2]" in helped
+
+
+def test_text_tokenizer_and_epochs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a page that says nothing of the text, or nothing once it is tokenized."""
+    (tmp_path / "text").mkdir()
+    for i in range(20):
+        (tmp_path / "text" / f"{i}.txt").write_text("x" * 99)
+    words = ["--preset", "tiny", "--data", str(tmp_path / "text"), "--cache", str(tmp_path), "--held-out", "0"]
+    assert main([*words, "--steps", "50"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "20 files of 1,980 bytes, not tokenized yet, so figures are about tokenizer byte, 257 entries" in said
+    assert f"{50 * 8 * 16 / 1980:.2f} epochs of 1,980 tokens" in said
+    prepare(Corpus.open(tmp_path / "text"), ByteTokenizer(), held_out=0, cache=tmp_path)
+    assert main([*words, "--steps", "50"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "20 documents, 2,001 tokens tokenizer byte, 257 entries, 0.99 bytes a token" in said
+    assert f"{50 * 8 * 16 / 2001:.2f} epochs of 2,001 tokens" in said
+    assert "WARNING" not in said
+
+
+@pytest.mark.parametrize("preset", ["gpt2-small", "llama3-8b", "llama3-70b"])
+def test_a_real_model_without_its_text_is_told_loudly(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a model of billions that reads the standard library thousands of times, unsaid."""
+    assert main(["--preset", preset, "--nproc", "64", "--cache", "/nowhere"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "WARNING: no --data is given, so a model with a vocabulary of" in said
+    assert re.search(r"of the tokenizer byte \(257 entries\), read [0-9,]{5,}\.\d\d times in", said)
+    assert main(["--preset", "tiny", "--cache", "/nowhere"]) == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_text_that_is_not_here_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--preset", "tiny", "--data", "/cluster/text"]) == 0
+    assert "/cluster/text: not known here" in " ".join(capsys.readouterr().out.split())

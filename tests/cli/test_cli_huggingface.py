@@ -20,8 +20,8 @@ from stretto.arguments import from_dict
 from stretto.checkpoint.marker import read_extra
 from stretto.cli import export, main, training  # noqa: F401  # loaded before the fork, not after it in each program
 from stretto.data.evaluation import held_out_batches
+from stretto.data.text import Text
 from stretto.testing import Fresh
-from stretto.train.run import Text
 
 pytestmark = pytest.mark.gloo
 
@@ -81,7 +81,7 @@ def test_the_run_begins_with_what_transformers_computes(still: Path, qwen: Path)
     args = from_dict(read_extra(still / "checkpoints" / "step-00000002")["record"]["arguments"])
     assert args.data.tokenizer == str(qwen)
     total = count = 0.0
-    store = Text.open(args).splits.held_out
+    store = Text.open(args).eval_sets[0].store
     sizes = {"seq_len": 16, "global_batch": 4, "dp_rank": 0, "dp_size": 1, "micro_batch": 4, "limit": 1}
     for (batch,) in held_out_batches(store, **sizes):
         with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +19,11 @@ from stretto.arguments import from_dict
 from stretto.checkpoint.marker import read_extra
 from stretto.cli import main, training  # noqa: F401  # loaded before the fork, not after it in each program
 from stretto.data.evaluation import held_out_batches
+from stretto.data.text import Text
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Fresh
-from stretto.train.run import Text, load_over
+from stretto.train.run import load_over
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -70,6 +72,7 @@ def test_tensorboard_has_the_rows_of_the_metrics(cube: tuple[Path, str]) -> None
         "grad_norm": "grad_norm",
         "lr": "lr",
         "tokens_per_second": "tokens_per_second",
+        "data_wait_ms": "data_wait_ms",
         "loss/held_out": "held_out_loss",
         "bits_per_byte/held_out": "held_out_bits_per_byte",
     }.items():
@@ -84,7 +87,7 @@ def test_one_process_computes_the_logits_of_the_layout(cube: tuple[Path, str]) -
     model = load_over(args, path, ParallelState.build(Layout.of(), World.single())).stages[0]
     total = count = 0.0
     for (batch,) in held_out_batches(
-        Text.open(args).splits.held_out, seq_len=16, global_batch=8, dp_rank=0, dp_size=1, micro_batch=8, limit=1
+        Text.open(args).eval_sets[0].store, seq_len=16, global_batch=8, dp_rank=0, dp_size=1, micro_batch=8, limit=1
     ):
         with torch.no_grad():
             logits = model.logits(batch.tokens)[..., :257].transpose(0, 1)  # [b, s, v]
@@ -213,3 +216,57 @@ def test_a_run_goes_on_when_nobody_reads(options: list[str], tmp_path: Path) -> 
         program.stdout.close()
         assert (program.wait(120), program.stderr.read()) == (0, "")
     assert rows(tmp_path / "run")[-1]["step"] == 12
+
+
+def test_text_that_is_removed_ends_no_run(fresh: Fresh, options: list[str], corpus: Path, tmp_path: Path) -> None:
+    """Catches: a closing table that reads the text once more, in a run that is finished and saved."""
+    text = tmp_path / "text"
+    shutil.copytree(corpus, text)
+    words = [*options, "--data", str(text), "--steps", "4", "--out", str(tmp_path / "run")]
+    ended = fresh.run(happens, "remove_the_text", 3, 0, words, env={**ENV, "TEXT": str(text)})
+    assert (ended.code, ended.err) == (0, "")
+    assert "bigram" in ended.out
+    assert not text.exists()
+
+
+def test_a_mix_with_validation_sets_is_the_same_run_in_another_layout(
+    fresh: Fresh, options: list[str], corpus: Path, tmp_path: Path
+) -> None:
+    """Catches: a set that is evaluated in another order, or on other rows, by other ranks; a curve without its name."""
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("".join(json.dumps({"text": f"line {i} " * 9}) + "\n" for i in range(60)))
+    mixed = [*options, "--data", f"{corpus}:0.7,{lines}:0.3", "--eval-data", f"again={lines}", "--eval-batches", "0"]
+    mixed += ["--steps", "4"]
+    found = []
+    for i, layout in enumerate((["--nproc", "1"], ["--nproc", "4", "--dp", "2", "--pp", "2"])):
+        ended = fresh.run(main, [*mixed, *layout, "--out", str(tmp_path / f"run{i}")], env=ENV)
+        assert (ended.code, ended.err) == (0, "")
+        for name in ("songbook", "lines", "again"):
+            assert f"step 4: {name} loss" in ended.out
+            assert f"{name} bits per byte" in ended.out
+        assert "0.3 of the samples" in ended.out
+        found.append(rows(tmp_path / f"run{i}"))
+    keys = [[*row] for row in found[0]]
+    assert keys == [[*row] for row in found[1]]
+    assert sum("again_loss" in row for row in found[0]) == 1
+    one, other = ([v for row in run for k, v in row.items() if "loss" in k or "bits" in k] for run in found)
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_tokenizer_that_loses_text_has_no_bits_per_byte(fresh: Fresh, tmp_path: Path) -> None:
+    """Catches: 0.1 bits per byte after four steps, of bytes that no model saw; and nothing said about it."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"Ünïcödé {i} ab"}) + "\n" for i in range(60)))
+    vocab = {"</s>": 0, **{chr(c): i for i, c in enumerate(range(32, 127), 1)}}
+    Tokenizer(models.BPE(vocab=vocab, merges=[])).save(str(tmp_path / "tokenizer.json"))
+    words = (
+        f"train --preset tiny --steps 4 --data {tmp_path}/a.jsonl --held-out 0.2 --cache {tmp_path} --no-tensorboard"
+    )
+    words += f" --tokenizer {tmp_path}/tokenizer.json --out {tmp_path}/run"
+    ended = fresh.run(main, words.split(), env=ENV)
+    assert ended.code == 2
+    assert "of the text, above all" in ended.err
+    ended = fresh.run(main, [*words.split(), "--max-lost", "1"], env=ENV)
+    assert (ended.code, ended.err) == (0, "")
+    assert "bits per byte" not in ended.out.replace("no bits per byte", "")
+    assert any(line.startswith("│ held-out loss") for line in ended.out.splitlines())
+    assert not [row for row in rows(tmp_path / "run") if "held_out_bits_per_byte" in row]

@@ -131,10 +131,9 @@ def test_an_empty_directory_is_named(tmp_path: Path) -> None:
         Corpus.open(tmp_path)
 
 
-def test_a_single_text_file_is_rejected_with_a_way_out(tmp_path: Path) -> None:
+def test_a_single_text_file_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("x")
-    with pytest.raises(DataError, match=r"is a single file and no \.jsonl.*name the directory it lies in"):
-        Corpus.open(tmp_path / "book.txt")
+    assert names(Corpus.open(tmp_path / "book.txt")) == ["book.txt"]
 
 
 def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:

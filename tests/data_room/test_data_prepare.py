@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import floats
 
+from stretto.data import parts
 from stretto.data import prepare as room
 from stretto.data.corpus import Corpus, position
 from stretto.data.errors import DataError
+from stretto.data.lock import Lock
 from stretto.data.prepare import Splits, prepare
 from stretto.data.store import TokenStore
 from stretto.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
@@ -43,13 +45,13 @@ def test_all_texts_come_back_on_their_sides(name: str, text_dir: Path, bpe_dir: 
 
 def test_chunks_do_not_change_the_store(text_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build(text_dir, tmp_path / "one").train.header
-    monkeypatch.setattr(room, "_CHUNK", 150)
+    monkeypatch.setattr(parts, "_CHUNK", 150)
     assert build(text_dir, tmp_path / "many").train.header == whole
 
 
 def test_the_second_time_nothing_is_read(text_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(text_dir, tmp_path)
-    monkeypatch.setattr(Corpus, "documents", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr(parts, "read", lambda *_: pytest.fail("read again"))
     assert build(text_dir, tmp_path).train.header == first.train.header
 
 
@@ -85,15 +87,16 @@ def damage_header(path: Path) -> None:
 def damage_fingerprint(path: Path) -> None:
     raw = path.read_bytes()
     said = json.loads(raw[:4096])
-    said["fingerprint"] = "0" * len(said["fingerprint"])
+    name = "fingerprint" if "fingerprint" in said else "key"
+    said[name] = "0" * len(said[name])
     path.write_bytes(json.dumps(said).encode().ljust(4096) + raw[4096:])
 
 
-@pytest.mark.parametrize("name", ["train", "held_out"])
+@pytest.mark.parametrize("name", ["train", "held_out", "account.json"])
 @pytest.mark.parametrize("damage", [damage_cut, damage_header, damage_fingerprint, Path.unlink])
 def test_a_damaged_or_stale_cache_is_built_again(text_dir: Path, tmp_path: Path, name: str, damage) -> None:  # type: ignore[no-untyped-def]
     first = build(text_dir, tmp_path)
-    damage((first.train if name == "train" else first.held_out).path)
+    damage(first.train.path.with_name(name))
     again = build(text_dir, tmp_path)
     assert (again.train.header, again.held_out.header) == (first.train.header, first.held_out.header)
     assert again.train.intact()
@@ -112,8 +115,9 @@ def test_without_locks_the_work_is_doubled_but_right(
 def test_waiting_ends_and_names_the_builder(text_dir: Path, tmp_path: Path) -> None:
     folder = build(text_dir, tmp_path).train.path.parent
     (folder / "train").unlink()
-    with (folder / "lock").open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with Lock.opened(folder / "lock") as lock:
+        assert lock.take()
+        lock.say(1, 2)
         with pytest.raises(DataError, match=rf"waited 0\.1 s for process {os.getpid()} on .* to build"):
             prepare(Corpus.open(text_dir), ByteTokenizer(), held_out=0.25, cache=tmp_path, timeout=0.1)
 
@@ -132,13 +136,17 @@ def documents(root: Path, *names: str) -> Path:
 
 def test_text_free_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\0")
-    with pytest.raises(DataError, match=r"none of the 1 files in .* has any UTF-8 text"):
+    with pytest.raises(DataError, match=r"none of the 1 files in .* has any UTF-8 text \(1 binary \(a\.png\)\)"):
         build(tmp_path, tmp_path / "cache")
 
 
 def test_a_single_document_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has 1 document, which cannot be split"):
-        build(documents(tmp_path, "a.txt"), tmp_path / "cache")
+    """Catches: no way out named, and the way out that leads nowhere."""
+    (root := tmp_path / "text").mkdir()
+    documents(root, "a.txt")
+    with pytest.raises(DataError, match=r"has 1 document, which cannot be split; --held-out 0 trains on it"):
+        build(root, tmp_path / "cache")
+    assert build(root, tmp_path / "cache", held_out=0).train.header.documents == 1
 
 
 def test_nothing_held_out_says_what_would_hold_out_one(tmp_path: Path) -> None:

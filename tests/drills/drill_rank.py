@@ -15,20 +15,20 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from stretto.cli import main
-from stretto.cli.training import Work
+from stretto.cli.training import Task
 from stretto.initialize import process, rendezvous
 from stretto.initialize.failure_watch import Ours
-from stretto.initialize.timeline import Timeline
+from stretto.initialize.timeline import StartTimeline
 from stretto.parallel_state import ParallelState, state
 from stretto.train import checkpointing
 from stretto.train.loop import Loop
 
 PHASES = ("rendezvous", "groups", "data", "model", "checkpoint", "output", "evaluation", "first step")
-"""Of the start, as a `Timeline` has them."""
+"""Of the start, as a `StartTimeline` has them."""
 
 PLACES: dict[str, tuple[Any, str]] = {
     "default group": (process, "default_group"),
-    "agreement": (state, "agree"),
+    "agreement": (state, "check_same_plan"),
     "group creation": (state, "create_group"),
     "save": (checkpointing, "save"),
     "evaluate": (Loop, "evaluate"),
@@ -37,7 +37,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "teardown": (ParallelState, "close"),
     "end": (Ours, "end"),
     "goodbye": (rendezvous, "goodbye"),
-    "conclusion": (Work, "_conclude"),
+    "conclusion": (Task, "_conclude"),
 }
 """Functions at whose n-th call it happens."""
 
@@ -68,14 +68,14 @@ def arm(drill: dict[str, Any]) -> None:
 
     moment = drill["moment"]
     if moment in PHASES:
-        phase = Timeline.phase
+        phase = StartTimeline.phase
 
-        def begun(self: Timeline, name: str) -> AbstractContextManager[None]:
+        def begun(self: StartTimeline, name: str) -> AbstractContextManager[None]:
             if name == moment:
                 come()
             return phase(self, name)
 
-        Timeline.phase = begun  # type: ignore[method-assign, assignment]
+        StartTimeline.phase = begun  # type: ignore[method-assign, assignment]
     else:
         where, name = PLACES[moment]
         before: Callable[..., Any] = getattr(where, name)

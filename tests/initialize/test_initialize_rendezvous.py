@@ -14,7 +14,7 @@ import torch.distributed as dist
 from stretto.initialize import RendezvousError, initialize
 from stretto.initialize.environment import Launch
 from stretto.initialize.rendezvous import _connect, rendezvous
-from stretto.initialize.roll_call import ranges
+from stretto.layout.ranks import ranges
 from stretto.testing import Fresh, Pool
 from stretto.world import World
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from stretto.initialize import failure_watch, initialize, process, roll_call
+from stretto.initialize import RendezvousError, failure_watch, initialize, process, roll_call
 from stretto.launch.local import run_local
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState, state
@@ -23,14 +23,23 @@ def halt(*_: object, **__: object) -> None:
 
 
 def rank(where: str, victim: int) -> int:
+    try:
+        return as_rank(where, victim)
+    except RendezvousError:  # which the command tells once, from rank 0: nobody speaks where that is the one
+        return 1
+
+
+def as_rank(where: str, victim: int) -> int:
     mine = os.environ["RANK"] == str(victim)
+    if mine and where == "rendezvous":
+        process.rendezvous = halt  # type: ignore[assignment]
     if mine and where == "default group":
         process.default_group = halt  # type: ignore[assignment]
     if mine and where == "agreement":
         state.check_same_plan = halt
     if mine and where == "groups":
         state.create_group = halt  # type: ignore[assignment]
-    with initialize(timeout=TIMEOUT, start_timeout=30) as world:
+    with initialize(timeout=TIMEOUT, start_timeout=3 if where == "rendezvous" else 30) as world:
         with ParallelState.build(Layout.of(dp=2, tp=2), world, timeout=TIMEOUT) as built:
             dist.all_reduce(torch.ones(1), group=built.axis("tp").group)
             if mine and where == "collective":

@@ -73,7 +73,14 @@ def test_a_rank_that_is_killed_is_named(fresh: Fresh) -> None:
 
 @pytest.mark.parametrize(
     ("where", "victim"),
-    [("default group", 2), ("groups", 2), ("groups", 0), ("after the last save", 2), ("after all", 0)],
+    [
+        ("rendezvous", 0),
+        ("default group", 2),
+        ("groups", 2),
+        ("groups", 0),
+        ("after the last save", 2),
+        ("after all", 0),
+    ],
 )
 def test_a_rank_that_is_stopped_is_named_alone_in_every_phase(fresh: Fresh, where: str, victim: int) -> None:
     """Catches: a raw error of the store, an accusation of who waits, and a command that never ends."""

@@ -15,7 +15,8 @@ from stretto.layout import Layout, Topology
 from stretto.layout.colours import colour
 from stretto.layout.draw import picture
 from stretto.layout.picture import Rect, Words
-from stretto.layout.terminal import peers, show
+from stretto.layout.ranks import ranges
+from stretto.layout.terminal import show
 
 pytestmark = pytest.mark.pure
 
@@ -26,7 +27,7 @@ def printed(layout: Layout, topology: Topology, rank: int | None = None, **conso
     return screen.export_text(styles=bool(console))
 
 
-def test_a_rank_and_its_peers() -> None:
+def test_a_rank_and_its_ranges() -> None:
     text = printed(Layout.of(tp=8, pp=4, dp=16), Topology(8), 37)
     assert re.search(r"tp +8 +1 +inside a node +5 +32-39", text)
     assert re.search(r"pp +4 +128 +4 nodes +0 +37, 165, 293, 421", text)
@@ -53,9 +54,9 @@ def test_cells_have_the_colour_of_their_coordinate() -> None:
 
 
 def test_groups_in_few_words() -> None:
-    assert peers((0, 1, 2, 3)) == "0-3"
-    assert peers((3, 5)) == "3, 5"
-    assert peers(tuple(range(0, 160, 8))) == "0, 8, 16, 24, .., 152"
+    assert ranges((0, 1, 2, 3)) == "0-3"
+    assert ranges((3, 5)) == "3, 5"
+    assert ranges(tuple(range(0, 160, 8)), 6) == "0, 8, 16, 24, .., 152"
 
 
 def test_a_picture_has_a_cell_for_every_rank_and_axis() -> None:

@@ -12,7 +12,11 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-WITH_TORCH = {"stretto/kernels/": "triton", "stretto/schedule/exact.py": "ortools"}
+OPTIONAL = {
+    "stretto/kernels/": "triton",
+    "stretto/schedule/exact.py": "ortools",
+    "stretto/data/zstd.py": "zstandard",
+}
 """What torch for GPUs brings and torch for CPUs does not, and what an extra brings: where each may be imported."""
 
 
@@ -58,7 +62,7 @@ def test_the_library_imports_only_what_the_base_install_brings(pyproject, librar
         for module, line in _imports(tree)
         if module not in sys.stdlib_module_names
         and module != "stretto"
-        and not any(name.startswith(room) and module == brought for room, brought in WITH_TORCH.items())
+        and not any(name.startswith(room) and module == brought for room, brought in OPTIONAL.items())
         and not declared & set(map(_package, distributions.get(module, [])))
     ]
     assert offenders == []

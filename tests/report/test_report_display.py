@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from stretto.console import console
+from stretto.data.lock import Progress
 from stretto.initialize.timeline import StartTimeline
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
 from stretto.report.summary import curve, sample_panel
+from stretto.report.tokenizing import Tokenizing
 from stretto.terminal import printable
 from stretto.train.record import EvalRecord, RunRecord, SaveRecord, StepRecord
 from stretto.world import World
@@ -140,3 +142,31 @@ def test_the_curve_runs_from_the_first_loss_to_the_last() -> None:
     assert curve(steps) == "█▇▆▅▄▃▂▁"
     assert curve(steps[:1]) == "▁"
     assert len(curve(steps * 40)) == 24
+
+
+def test_without_bits_per_byte_the_loss_is_told() -> None:
+    """Catches: a figure that counts text the tokenizer has lost."""
+    out = io.StringIO()
+    live = LiveProgress(console(file=out, width=80))
+    live.started(RunRecord(9))
+    live.evaluated(EvalRecord(9, 1.5, None))
+    live.close()
+    assert out.getvalue() == "step 9: held-out loss 1.5000\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_tokenizing_tells_how_far_it_is(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: minutes of silence; a line for every chunk of text; a bar that stays."""
+    now = [0.0]
+    monkeypatch.setattr("stretto.report.tokenizing.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    out.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with Tokenizing.shown(out) as tell:
+        for now[0] in (0.0, 1.0, 30.0, 31.0, 60.0):
+            tell(Progress(int(now[0] * 10**6), 10**8, "process 3 on host"))
+    said = out.getvalue()
+    assert ("60 of 100 MB, 1.0 MB/s, 0:00:40 left, by process 3 on host" in said) or terminal
+    assert said.count("MB/s") == 2 or terminal
+    assert ("\x1b[" in said) == terminal

@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from stretto.arguments import parse
 from stretto.data.feed import Feed
+from stretto.data.lost import Lost
 from stretto.data.store import TokenStore, write_store
+from stretto.data.text import EvalSet
 from stretto.layout import Layout
 from stretto.testing import Pool
 from stretto.train.loop import Loop
@@ -55,7 +57,9 @@ def loop(world: World, directory: Path, words: str = "") -> Iterator[Loop]:
         writer.add(torch.arange(16 * 12).remainder(61).numpy(), 16 * 12)
     text = TokenStore.open(path)
     with build(args, Layout.of(), world) as session:
-        trainer = trainer_of(args, session.built, Feed(text, seq_len=16, seed=0), text)
+        trainer = trainer_of(
+            args, session.built, Feed(text, seq_len=16, seed=0), [EvalSet("held_out", text, Lost(), None)]
+        )
         made = trainer.loop(args.run.steps, Everyone([]))
         made.advance()
         yield made

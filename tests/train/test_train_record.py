@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stretto.train.record import EvalRecord, Everyone, JsonLines, Listener, SaveRecord, StepRecord
+from stretto.train.record import EvalRecord, Everyone, JsonLines, Listener, SaveRecord, StepRecord, read_rows
 
 pytestmark = pytest.mark.pure
 
@@ -134,3 +134,10 @@ def test_everyone_tells_all_in_order(tmp_path: Path) -> None:
     both.saved(SaveRecord(7, tmp_path, 0.5))
     both.close()
     assert told == [(name, what) for what in (7, 4.0, (7, tmp_path), "close") for name in "ab"]
+
+
+def test_a_figure_that_is_none_has_no_place_in_the_row(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "m.jsonl", after=0)
+    log.evaluated(EvalRecord(1, 3.0, None))
+    log.close()
+    assert read_rows(tmp_path / "m.jsonl") == [{"step": 1, "held_out_loss": 3.0}]

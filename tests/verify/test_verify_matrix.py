@@ -1,37 +1,36 @@
-"""The matrix of verified combinations: what it lists is compared here, and the page lists what it should."""
+"""The matrix of verified features: every two of them are compared here together, and the page lists what it should."""
 
 from __future__ import annotations
 
 import io
 import re
 from dataclasses import replace
+from itertools import combinations, product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
 import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not in each worker
+from allpairspy import AllPairs
 from rich.console import Console
 
-from stretto.arguments.schema import Arguments, ParallelConfig, RunConfig
+from stretto.arguments.schema import Arguments, DataConfig, ParallelConfig, RunConfig
+from stretto.data.text import Text
 from stretto.layout import Layout
 from stretto.report.header import header
 from stretto.testing import Pool
 from stretto.verify import against_reference
 from stretto.verify.matrix import (
-    ACTIVATIONS,
     DATA,
     DTYPES,
+    FEATURES,
     PAGE,
     PIPELINE,
     RECOMPUTE,
-    SHARDED,
     TENSOR,
-    VERIFIED,
     Combination,
     combination,
     example,
-    options_of,
     untested,
     used_up,
 )
@@ -39,34 +38,43 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-Row = tuple[str, str, str, str]
-
-ROWS = list(dict.fromkeys((c.tensor, c.pipeline, c.data, c.activations) for c in VERIFIED))
-COMPARED = [row for row in ROWS if row[3] in ("-", "selective recomputation", "dropout + recomputation of blocks")]
+PAIRED = [tuple(each) for each in AllPairs([*FEATURES, DTYPES, (True, False)])]
 
 
-@pytest.mark.parametrize("row", COMPARED, ids=" x ".join)
-def test_a_combination_equals_one_process(pool: Pool, row: Row) -> None:
-    """One step: in each dtype, with the options of the model on and off; dropout and recomputation in fp64 alone."""
-    p = example(Combination(*row, "fp64"), options=False).parallel
-    for shares in pool.run(p.tp * p.pp * (p.dp or 1), measure, row):
-        assert max(shares.values()) <= 1, shares
+@pytest.mark.parametrize("features", PAIRED, ids=lambda each: " x ".join(map(str, each)))
+def test_every_two_features_together_equal_one_process(
+    pool: Pool, features: tuple[str, str, str, str, str, bool]
+) -> None:
+    """One step. Every schedule meets every sharding, every way to recompute, each dtype, and options on and off."""
+    of = Combination(*features[:5])
+    p = example(of, options=features[5]).parallel
+    for share in pool.run(p.tp * p.pp * (p.dp or 1), measure, of, features[5]):
+        assert share <= 1
+
+
+def measure(world: World, of: Combination, options: bool) -> float:
+    """What the errors take up of what is allowed."""
+    args = example(of, options=options)
+    p = args.parallel
+    return used_up(against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, steps=1))
 
 
 def test_an_example_is_of_its_combination() -> None:
     """Catches an example that does not use what it should show."""
-    for of in VERIFIED:
+    for of in (Combination(*each) for each in product(*FEATURES, DTYPES)):
         for options in (True, False):
             assert combination(example(of, options=options)) == of
             assert untested(example(of, options=options)) is None
 
 
-def test_the_page_lists_what_is_verified() -> None:
-    """Catches a combination that was added without measuring it: run `make verified`."""
+def test_the_page_has_every_two_features_together() -> None:
+    """Catches a feature that was added without measuring it beside each of the others: run `make verified`."""
     page = (Path(__file__).parents[2] / PAGE).read_text()
-    cells = [tuple(row.split(" | ")) for row in re.findall(r"^\| (.+) \| \[test_verify", page, re.MULTILINE)]
-    assert [cell[:4] for cell in cells] == ROWS
-    assert all(float(figure) <= 1 for cell in cells for figure in cell[4:])
+    rows = [row.split(" | ") for row in re.findall(r"^\| (.+) \| \[test_verify", page, re.MULTILINE)]
+    for a, b in combinations(range(len(FEATURES)), 2):
+        missing = set(product(FEATURES[a], FEATURES[b])) - {(row[a], row[b]) for row in rows}
+        assert not missing
+    assert all(float(figure) <= 1 for row in rows for figure in row[len(FEATURES) :])
     assert f"| {' | '.join(DTYPES)} |" in page
 
 
@@ -88,38 +96,27 @@ def test_every_choice_of_the_schema_is_in_the_matrix() -> None:
     assert set(get_args(get_type_hints(ParallelConfig)["schedule"])) == set(PIPELINE) - {"-"}
     assert set(get_args(get_type_hints(RunConfig)["dtype"])) == set(DTYPES)
     assert set(get_args(get_type_hints(RunConfig)["recompute"])) == set(RECOMPUTE)
-    assert set(get_args(get_type_hints(ParallelConfig)["sharding"])) == {"none", *SHARDED}
-    sharded = [c for c in VERIFIED if c.data in SHARDED]
-    assert len(sharded) == 2 * 2 * len(SHARDED) * len(DTYPES)
-    assert len(VERIFIED) - len(sharded) == len(TENSOR) * len(PIPELINE) * len(DATA) * len(ACTIVATIONS) * len(DTYPES)
+    assert {"dp", *get_args(get_type_hints(ParallelConfig)["sharding"])} - {"none"} == set(DATA) - {"-"}
+    assert TENSOR[0] == PIPELINE[0] == DATA[0] == "-"
 
 
-def measure(world: World, row: Row) -> dict[tuple[str, bool], float]:
-    """What the errors take up of what is allowed, for dtypes, with options on or off."""
-    found = {}
-    for dtype in DTYPES if row[3] == "-" else ("fp64",):
-        for options in options_of(Combination(*row, dtype)):
-            args = example(Combination(*row, dtype), options=options)
-            p = args.parallel
-            result = against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, steps=1)
-            found[dtype, options] = used_up(result)
-    return found
-
-
-def test_the_header_of_a_run_warns() -> None:
+def test_the_header_of_a_run_warns(tmp_path: Path) -> None:
     """Catches a warning that nobody is shown; a verified run has none."""
-    args = replace(Arguments(), parallel=ParallelConfig(tp=2, dp=1))
-    args = replace(args, model=replace(args.model, vocab=256))
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text("some text " * 99)
+    data = DataConfig(data=str(tmp_path), cache=str(tmp_path / ".cache"), held_out=0.3)
+    args = replace(Arguments(), parallel=ParallelConfig(tp=2, dp=1), data=data)
+    args = replace(args, model=replace(args.model, vocab=257))
     assert "warning" not in _header(args)
     assert "not among the verified combinations: tp, cp=2, fp32" in _header(
         replace(args, parallel=replace(args.parallel, cp=2))
     )
+    assert "a vocabulary of 50,257, of which the tokenizer byte uses 257" in _header(
+        replace(args, model=replace(args.model, vocab=50257))
+    )
 
 
 def _header(args: Arguments) -> str:
-    store = SimpleNamespace(header=SimpleNamespace(documents=1, tokens=1000))
-    splits = SimpleNamespace(train=store, held_out=store)
-    text = SimpleNamespace(corpus=SimpleNamespace(label="text"), splits=splits)
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(header(args, text, resume=None, after=0, aside=None))
+    console.print(header(args, Text.open(args), resume=None, after=0, aside=None))
     return console.export_text()

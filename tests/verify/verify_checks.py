@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
 from stretto.batch import Batch
 from stretto.data.feed import Feed
+from stretto.data.lost import Lost
 from stretto.data.store import TokenStore, write_store
+from stretto.data.text import EvalSet
 from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.params import Slice, collect, slices
@@ -138,7 +140,8 @@ def held_out_loss(world: World) -> str:
             weights = random_weights(session, 0)
             session.load_full(weights)
             told = _Heard()
-            trainer_of(args, session.built, Feed(text, seq_len=seq, seed=0), text).loop(1, told).evaluate()
+            held_out = [EvalSet("held_out", text, Lost(), None)]
+            trainer_of(args, session.built, Feed(text, seq_len=seq, seed=0), held_out).loop(1, told).evaluate()
         tokens = torch.from_numpy(text.tokens.astype("int64"))
     model = _whole_model(args, weights)
     total = 0.0

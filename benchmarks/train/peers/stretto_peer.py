@@ -85,7 +85,7 @@ class Peer:
         feed = Rows(job, self.state.axis("dp").rank).feed
         listener = self._listener()
         listener.started(RunRecord(run.steps))
-        trainer = trainer_of(args, self.built, feed, feed.store)
+        trainer = trainer_of(args, self.built, feed, ())
         self.loop = trainer.loop(run.steps, listener)
 
     def _listener(self) -> Listener:

@@ -150,7 +150,7 @@ MOOT: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Flags that change nothing here, and why."""
 
-_DATA = "name text with --data: a directory of files, or a .jsonl"
+_DATA = "name text with --data: a directory of files, a .jsonl, or the .bin that preprocess_data.py made"
 _TOKENIZER = "name a tokenizer.json with --tokenizer"
 
 BY_HAND: Final[Mapping[str, str]] = MappingProxyType(
