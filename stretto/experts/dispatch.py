@@ -62,7 +62,8 @@ def plan_of(experts: Tensor, number: int, axes: ExpertAxes, kept: Tensor | None 
     flat = experts.reshape(-1) if kept is None else torch.where(kept, experts, number).reshape(-1)
     keys, order = torch.sort(flat, stable=True)
     counts = torch.bincount(keys, minlength=number + 1)[:number]
-    to_each = counts.view(-1, local)[torch.tensor([ep for ep, _ in axes.places], device=counts.device)]  # [ranks, El]
+    of_ep_ranks = counts.view(-1, local)
+    to_each = torch.stack([of_ep_ranks[ep] for ep, _ in axes.places])  # [ranks, local experts]
     if exchange.size == 1:
         from_each = to_each
     else:

@@ -131,7 +131,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "head_dim": 8,
         "n_routed_experts": 8,
         "num_experts_per_tok": 3,
-        "moe_intermediate_size": 10,
+        "moe_intermediate_size": 12,
         "n_shared_experts": 2,
         "first_k_dense_replace": 1,
         "routed_scaling_factor": 1.5,
