@@ -27,6 +27,32 @@ SPARSE: Final = (
         windows="all",
     ),
     Family(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        {
+            **LLAMA,
+            **_EXPERTS,
+            **_RENORMALIZED,
+            "moe_intermediate_size": "expert_ffn",
+            "shared_expert_intermediate_size": "shared_ffn",
+            "decoder_sparse_step": "sparse_every",
+        },
+        fixed={"qkv_bias": True, "shared_gate": True},
+        defaults={
+            **RMS_DEFAULTS,
+            "num_experts": 60,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632,
+            "decoder_sparse_step": 1,
+            "norm_topk_prob": False,
+        },
+        only={"mlp_only_layers": ([], None), "qkv_bias": (True,)},
+        head_dim=False,
+        windows="switched",
+        also=_LOCAL,
+    ),
+    Family(
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
         {

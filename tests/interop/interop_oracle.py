@@ -116,6 +116,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 32},
     },
     "mixtral": {"model_type": "mixtral", "head_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 3},
+    "qwen2_moe": {
+        "model_type": "qwen2_moe",
+        "hidden_size": 32,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": 16,
+    },
     "qwen3_moe": {
         "model_type": "qwen3_moe",
         "head_dim": 10,
