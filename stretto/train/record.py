@@ -59,7 +59,7 @@ class StepRecord:
     """The largest load of an expert over the mean, of the worst layer; see `RoutingRecord`, as for the next ones."""
     expert_entropy: float | None = None
     expert_dropped: float | None = None
-    balance_loss: float | None = None
+    expert_balance: float | None = None
     router_z: float | None = None
 
 
@@ -189,7 +189,7 @@ _STEP_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         **{name: f"memory/{name}" for name in ("peak_gib", "reserved_gib")},
         **{name: f"time/{name}" for name in ("checkpoint_seconds", "evaluation_seconds")},
         **{name: f"experts/{name}" for name in ("expert_load", "expert_entropy", "expert_dropped")},
-        **{name: f"experts/{name}" for name in ("balance_loss", "router_z")},
+        **{name: f"experts/{name}" for name in ("expert_balance", "router_z")},
         **{name: f"ranks/{name}" for name in ("slowest_rank", "slowest_over_fastest")},
     }
 )

@@ -42,6 +42,6 @@ class RoutingRecord:
             "expert_load": max(self.load),
             "expert_entropy": min(self.entropy),
             "expert_dropped": sum(self.lost) / mean,
-            "balance_loss": sum(self.balance) / mean,
+            "expert_balance": sum(self.balance) / mean,
             "router_z": sum(self.z) / mean,
         }
