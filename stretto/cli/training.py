@@ -34,7 +34,7 @@ from stretto.initialize.stop import StopFlag, ask_again
 from stretto.initialize.timeline import StartTimeline
 from stretto.launch.local import run_local
 from stretto.layout import Layout, Topology, warnings
-from stretto.parallel_state import GroupCost, ParallelState, costs_line
+from stretto.parallel_state import GroupCost, ParallelState, costs_line, default_axes
 from stretto.report.console import Manner, console_for
 from stretto.report.experts import ExpertPicture
 from stretto.report.header import header
@@ -243,8 +243,9 @@ class Task:
         assert checkpoint is not None  # a run ends by saving one
         if args.run.sample_tokens:
             prompt, tokenizer = args.run.sample_prompt, self.read.tokenizer
+            axes, alone = default_axes(Layout.of(), experts=args.model.experts > 0), World.single(args.run.device)
             tokens = sample(
-                sampled_over(args, checkpoint, ParallelState.build(Layout.of(), World.single(args.run.device))),
+                sampled_over(args, checkpoint, ParallelState.build(Layout.of(), alone, axes=axes)),
                 [*tokenizer.encode(prompt).tolist()] or [tokenizer.eod],
                 args.run.sample_tokens,
                 context=args.batch.seq_len,

@@ -92,7 +92,12 @@ _MIXTRAL: Final = (
     (r"(\.experts\.\d+)\.up_proj\.", r"\1.w3."),
 )
 _QWEN2: Final = ((r"\.mlp\.shared_experts\.", ".mlp.shared_expert."),)
-_RENAMED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {"gpt_neox": _NEOX, "gpt2": _GPT2, "mixtral": _MIXTRAL, "qwen2_moe": _QWEN2}
+_RENAMED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "gpt_neox": _NEOX,
+    "gpt2": _GPT2,
+    "mixtral": _MIXTRAL,
+    "qwen2_moe": _QWEN2,
+}
 _STACKED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "gpt_neox": {"query_key_value": ("q_proj", "k_proj", "v_proj")},
     "gpt2": {"c_attn": ("q_proj", "k_proj", "v_proj")},
