@@ -127,8 +127,7 @@ def _files(source: Source) -> str:
     assert corpus is not None  # this process has looked
     beside = f", and {passed.total:,} passed over: {passed}" if passed.total else ""
     files = len(corpus.files) + corpus.passed.total - passed.total
-    where = corpus.root if corpus.whole else corpus.root / corpus.files[0]
-    return f"{where}: {files:,} file{'s' * (files != 1)}{beside}"
+    return f"{corpus.place}: {files:,} file{'s' * (files != 1)}{beside}"
 
 
 def _table(text: Text) -> Table:

@@ -57,6 +57,11 @@ class Corpus:
             raise DataError(f"data.data={str(data)!r} is a pipe, socket or device; write its text to a file first")
         return cls(path.name.split(".")[0] or "file", path.parent, (path.name,), text_key=text_key, whole=False)
 
+    @property
+    def place(self) -> Path:
+        """The directory or file that the user named."""
+        return self.root if self.whole else self.root / self.files[0]
+
     def documents(self) -> Iterator[Document]:
         """All documents with a text, in the order of `files`."""
         for file in self.files:

@@ -1,9 +1,9 @@
 """From a corpus and a tokenizer to two open token stores, built once for each file system.
 
-Every rank calls `prepare`. The first builds, under a lock; the others wait as long as it gets on. The name of the cache
-holds a hash of all that the tokens depend on, so a changed corpus has another name and nothing is stale.
-The lock saves work and is not needed to be right: a store appears by one atomic rename, so that on a file
-system without locks two builders only do the same work twice.
+Any process may call `prepare`: of a run few ranks do, see `stretto.train.shared_text`. The first builds, under a lock;
+others wait as long as it gets on. The name of the cache holds a hash of all that the tokens depend on, so a changed
+corpus has another name and nothing is stale. The lock saves work and is not needed to be right: a store appears by one
+atomic rename, so that on a file system without locks two builders only do the same work twice.
 """
 
 from __future__ import annotations
@@ -237,22 +237,22 @@ def _check_split(corpus: Corpus, account: Account, train: int, held: int, held_o
     total = train + held
     if total == 0:
         beside = f" ({account.passed})" if account.passed.total else ""
-        raise DataError(f"none of the {len(corpus.files)} files in {corpus.root} has any UTF-8 text{beside}")
+        raise DataError(f"none of the {len(corpus.files)} files in {corpus.place} has any UTF-8 text{beside}")
     if held_out == 0:
         return
     if total == 1:
         raise DataError(
-            f"{corpus.root} has 1 document, which cannot be split; --held-out 0 trains on it and evaluates nothing, or "
-            "bring more documents, or a .jsonl of many"
+            f"{corpus.place} has 1 document, which cannot be split; --held-out 0 trains on it and evaluates nothing, "
+            "or bring more documents, or a .jsonl of many"
         )
     if held == 0:
         raise DataError(
-            f"data.held_out={held_out} holds out none of the {total} documents in {corpus.root}; "
+            f"data.held_out={held_out} holds out none of the {total} documents in {corpus.place}; "
             f"data.held_out={_above(account.lowest)} holds out at least one, 0 goes without"
         )
     if train == 0:
         raise DataError(
-            f"data.held_out={held_out} holds out all {total} documents in {corpus.root}; "
+            f"data.held_out={held_out} holds out all {total} documents in {corpus.place}; "
             f"data.held_out={_below(account.highest)} leaves some to train on"
         )
 
