@@ -15,9 +15,10 @@ from stretto.arguments.schema import Arguments, OptimizerConfig
 from stretto.attention import Attend, attention_by
 from stretto.attention.tile import tile_kernel
 from stretto.context_parallel import ContextAttention
-from stretto.distributed import AdamWRule, LionRule, MainGradients, Rule, SGDRule
+from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, Rule, SGDRule
 from stretto.estimate import stage_costs, stage_layers
 from stretto.estimate.context import comm_of
+from stretto.experts import Balance, expert_axes, routers_of
 from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
@@ -30,8 +31,10 @@ from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
 from stretto.tensor_parallel.lora import lora_of
 from stretto.train.assemble import Assembly, assemble
+from stretto.train.balanced import Balanced
 from stretto.train.dtypes import DTYPES
 from stretto.train.optimizers import flat
+from stretto.train.step import Optimizer
 from stretto.train.tuning import freeze, require_trained
 from stretto.world import Axis
 
@@ -64,6 +67,8 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         allocate=False,
         lora=lora_of(args.tuning),
         chunks=args.run.ffn_chunks,
+        experts=expert_axes(state),
+        tokens=args.batch.global_batch * args.batch.seq_len,
     )
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
     offload = args.run.recompute == "offload"
@@ -88,10 +93,19 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         return made_here[s]
 
     config = args.optimizer
+    update = flat(update_rule(config), fuse=partial(fused, dynamic=True) if args.run.compile else None)
+    balance: list[Balance] = []
+
+    def optimizer(weights: DataParallel) -> Optimizer:
+        if not args.model.experts:
+            return update(weights)
+        balance.append(Balance(routers_of(made_here.values()), args.model, state, place.tokens))
+        return Balanced(update(weights), balance[0])
+
     made = assemble(
         state,
         make,
-        optimizer=flat(update_rule(config), fuse=partial(fused, dynamic=True) if args.run.compile else None),
+        optimizer=optimizer,
         schedule=schedule_for(
             args.parallel.schedule, state.axis("pp").size, microbatches, vpp_of(args.parallel), stage_costs(args)
         ),
@@ -105,7 +119,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         draw=draw,
         steady=fp8.steady if fp8 else nullcontext,
     )
-    return Built(made.stages, made.stepper, made.evaluator, made.busy, fp8)
+    return Built(made.stages, made.stepper, made.evaluator, made.busy, balance[0] if balance else None, fp8)
 
 
 def attention_of(args: Arguments, state: ParallelState) -> Callable[[int], Attend]:

@@ -367,14 +367,14 @@ OPTIMIZER = [
     Fault(
         "a replicated parameter counts tp times in the norm",
         "distributed/norm.py",
-        'name not in ("cp", "dp")}',
-        'name not in ("tp", "cp", "dp")}',
+        'name.partition(".")[0] not in repeated}',
+        'name.partition(".")[0] not in ("tp", *repeated)}',
     ),
     Fault(
         "a tied embedding counts on both ends in the norm",
         "distributed/norm.py",
-        'name not in ("cp", "dp")}',
-        'name not in ("embed", "cp", "dp")}',
+        'name.partition(".")[0] not in repeated}',
+        'name.partition(".")[0] not in ("embed", *repeated)}',
     ),
     Fault(
         "the norm is that of this rank's parameters",
@@ -385,7 +385,7 @@ OPTIMIZER = [
     Fault(
         "the norm adds up data-parallel ranks",
         "distributed/norm.py",
-        'if weights.sharding.state else ("tp", "pp")',
+        'if everyone else ("tp", "pp")',
         "if True else ()",
     ),
     Fault(
