@@ -272,12 +272,13 @@ def test_a_record_never_says_where_a_run_writes() -> None:
         record["arguments"][section][name] = evil
     args = parse([], env={}, files=False, checkpoint=Record.from_dict(record, "x")).args
     assert evil in (args.data.data, args.data.tokenizer)  # what is read comes from there
-    assert evil not in (args.data.cache, args.checkpoint.out, args.run.log_dir)
+    assert evil not in (args.data.cache, args.checkpoint.out, args.checkpoint.export_hf, args.run.log_dir)
     assert set(paths) == {
         "data.data",
         "data.eval_data",
         "data.tokenizer",
         "data.cache",
+        "checkpoint.export_hf",
         "checkpoint.out",
         "run.log_dir",
     }

@@ -29,7 +29,7 @@ def test_the_demo_on_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for line in (
         "tp=2 x cp=1 x dp=2 x pp=2 = 8 cpu ranks, fp32",
-        "dp: ranks that average gradients: 0,2; 1,3; 4,6; 5,7",
+        "dp: ranks that average gradients: 0, 2; 1, 3; 4, 6; 5, 7",
         "8 sequences = micro_batch 1 * dp 2 * 4 microbatches",
         "128 tokens a step = 8 * seq_len 16",
         "1f1b, 4 microbatches; bubble (pp-1)/(m+pp-1) = 1/5 = 20.0% if stages were equal",
