@@ -11,6 +11,7 @@ from stretto.arguments.group_rules import (
 )
 from stretto.arguments.model_rules import MODEL_RULES
 from stretto.arguments.nearby import by_distance, divisors, even_split, multiples, sizes
+from stretto.arguments.param_groups import parse_groups
 from stretto.arguments.pipeline import num_stages, vpp_of
 from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide
 from stretto.arguments.profile import ProfileWindow
@@ -197,6 +198,16 @@ def rate_decays(a: Arguments) -> RuleViolation | None:
     )
 
 
+@rule("optimizer.param_groups")
+def groups_are_readable(a: Arguments) -> RuleViolation | None:
+    """Parameter groups are patterns over names, each with a weight decay, a multiplier of the learning rate, or both."""
+    try:
+        parse_groups(a.optimizer.param_groups)
+    except ValueError as error:
+        return RuleViolation(f"param_groups: {error}", {"optimizer.param_groups": ("",)})
+    return None
+
+
 @rule("optimizer.warmup_steps", "optimizer.decay_steps", "run.steps")
 def warmup_ends_before_decay(a: Arguments) -> RuleViolation | None:
     """The warm-up is over before the decay is."""
@@ -279,6 +290,7 @@ RULES: tuple[Rule, ...] = (
     schedule_has_so_many_stages,
     stage_layers_place_every_layer,
     rate_decays,
+    groups_are_readable,
     warmup_ends_before_decay,
     cooldown_fits,
     evaluation_has_data,

@@ -130,6 +130,9 @@ class OptimizerConfig:
         None, "wsd: length of the final decay, which ends at decay_steps", unit="steps", at_least=1
     )
     weight_decay: float = setting(0.1, "decoupled weight decay of matrices", at_least=0)
+    param_groups: str = setting(
+        "", "what is otherwise for parameters, by name: `*norm*|*.bias: weight_decay=0; *embed*: lr=0.5` (lr multiplies)"
+    )
     beta1: float = setting(0.9, "decay of the first moment", at_least=0, below=1)
     beta2: float = setting(0.95, "decay of the second moment", at_least=0, below=1)
     eps: float = setting(1e-8, "added to the root of the second moment", above=0)

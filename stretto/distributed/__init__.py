@@ -1,5 +1,6 @@
 """Data parallelism: flat buckets, their sharding and reduction, the gradient's norm, and the optimizer."""
 
+from stretto.arguments.param_groups import ParamGroup
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.data_parallel import DataParallel
 from stretto.distributed.main_gradients import MainGradients
@@ -16,6 +17,7 @@ __all__ = [
     "LionRule",
     "MainGradients",
     "Optimizer",
+    "ParamGroup",
     "Rule",
     "SGDRule",
     "clip_factor",

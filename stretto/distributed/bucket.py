@@ -10,7 +10,8 @@ reduce-scatter reads where it wrote.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from stretto.collectives import all_gather_into, all_reduce_, nothing, reduce_scatter_into
 from stretto.distributed.memory import allocate, free, here
 from stretto.layout.flat import Flat, overlap
-from stretto.params import Declared, Part
+from stretto.params import Declared, Logical, Part
 from stretto.schedule import DDP, Sharding
 from stretto.world import Axis, Work
+
+K = TypeVar("K")
 
 
 class Bucket:
@@ -82,24 +85,26 @@ class Bucket:
         return flat[span.start : span.stop].view(param.shape)
 
     def part(self, own: Tensor, param: nn.Parameter) -> Part:
-        """What of `param` is in a tensor of this rank's range (shard, grad, a master, a moment)."""
+        """What of `param` is in a tensor of this rank's range (shard, grad, a master, a moment), or of its end."""
         span = self._spans[param]
-        inside = overlap(self.own, span)
-        flat = own[inside.start - self.own.start : inside.stop - self.own.start]
+        held = range(self.own.stop - own.numel(), self.own.stop)
+        inside = overlap(held, span)
+        flat = own[inside.start - held.start : inside.stop - held.start]
         return Part(flat, range(inside.start - span.start, inside.stop - span.start))
 
-    @property
-    def segments(self) -> Iterator[tuple[slice, bool]]:
-        """Ranges of what is this rank's, each with whether its parameters are decayed."""
-        begin = 0
-        runs = [(decayed, list(run)) for decayed, run in groupby(self.items, lambda item: item.weight_decay)]
-        for n, (decayed, run) in enumerate(runs):
-            last = n == len(runs) - 1
-            end = self.flat.numel if last else self._spans[runs[n + 1][1][0].param].start
+    def span(self, item: Declared, logical: Logical) -> range:
+        """Where a logical tensor lies in whole flat storage, padding included."""
+        start = self._spans[item.param].start
+        return range(start + logical.span.start, start + logical.span.stop)
+
+    def segments(self, key: Callable[[Declared, Logical], K]) -> Iterator[tuple[slice, K]]:
+        """Ranges of what is this rank's, each with the key that its logical tensors have in common."""
+        every = [(self.span(item, part).start, key(item, part)) for item in self.items for part in item.logical]
+        runs = [next(run) for _, run in groupby(every, lambda each: each[1])]
+        for (begin, common), (end, _) in pairwise([*runs, (self.flat.numel, None)]):
             inside = overlap(self.own, range(begin, end))
-            if inside and run:
-                yield slice(inside.start - self.own.start, inside.stop - self.own.start), decayed
-            begin = end
+            if inside and common is not None:
+                yield slice(inside.start - self.own.start, inside.stop - self.own.start), common
 
     # The weights: whole from `gather` to `release`, or always.
 

@@ -6,36 +6,65 @@ whatever is sharded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from stretto.arguments.param_groups import ParamGroup, unmatched
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.data_parallel import DataParallel
 from stretto.distributed.rules import AdamWRule, Rule
-from stretto.params import Slice, fill, slices
+from stretto.params import Declared, Logical, Slice, fill, slices
 
 Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Kind(NamedTuple):
+    """What logical tensors have in common that one call of the rule updates."""
+
+    decay: float
+    lr: float
+    """Multiplies the learning rate."""
 
 
 class Optimizer:
     """Masters and the state of a rule, updated in one pass over memory and published to the parameters.
 
     Where parameters are narrower than fp32 each bucket's shard gets the rounded master with every step; otherwise the
-    shard is the master. `fuse` makes one kernel of the update: of AdamW, it reads gradient, master and moments and
-    writes the last three and the weights, 30 bytes for a bf16 weight.
+    shard is the master. `groups` say what is otherwise for some parameters, by name. `fuse` makes one kernel of the
+    update: of AdamW, it reads gradient, master and moments and writes the last three and the weights, 30 bytes for a
+    bf16 weight. Raises ValueError for a group without parameters, as far as this rank sees them all.
     """
 
-    def __init__(self, weights: DataParallel, rule: Rule, *, fuse: Fuse | None = None) -> None:
-        self.weights, self.rule = weights, rule
+    def __init__(
+        self,
+        weights: DataParallel,
+        rule: Rule,
+        *,
+        groups: Sequence[ParamGroup] = (),
+        fuse: Fuse | None = None,
+    ) -> None:
+        self.weights, self.rule, self.groups = weights, rule, tuple(groups)
+        names = [part.name for item in weights.declared for part in item.logical]
+        if weights.state.axis("pp").size == 1 and (none := unmatched(self.groups, names)):
+            raise ValueError(f"no parameter has a name like {', '.join(none)}: names are such as {', '.join(names[:3])}")
         self.steps = 0
         self.buckets = weights.all_buckets
         self.masters = [b.shard if b.shard.dtype == b.grad_dtype else b.shard.to(b.grad_dtype) for b in self.buckets]
         moved = [master[:0] if b.frozen else master for b, master in zip(self.buckets, self.masters, strict=True)]
         self.state = {name: [torch.zeros_like(master) for master in moved] for name in rule.state}
         self._update: Callable[..., None] = rule.update if fuse is None else fuse(rule.update)
+
+    def kind(self, item: Declared, part: Logical) -> Kind:
+        """How a logical tensor is updated."""
+        decay, lr = self.rule.weight_decay if item.weight_decay else 0.0, 1.0
+        for group in self.groups:
+            if group.holds(part.name):
+                decay = decay if group.weight_decay is None else group.weight_decay
+                lr = lr if group.lr is None else group.lr
+        return Kind(decay, lr)
 
     def initialize(self, seed: int) -> None:
         """Draw the initial weights into the masters, and round them into the parameters."""
@@ -48,7 +77,7 @@ class Optimizer:
         self.steps += 1
         factor = 1.0 if scale is None else scale
         # Numbers that change are tensors, filled on the device: as Python's they would be compiled in.
-        known: dict[tuple[bool, torch.dtype], list[Tensor]] = {}
+        known: dict[tuple[Kind, torch.dtype], list[Tensor]] = {}
         # The forward uses the last bucket first: what the others need of it is on its way first.
         for n, bucket in reversed(list(enumerate(self.buckets))):
             if bucket.frozen:
@@ -56,11 +85,12 @@ class Optimizer:
             master = self.masters[n]
             rounded = bucket.shard if bucket.shard is not master else None
             flats = [master, rounded, bucket.grad, *(each[n] for each in self.state.values())]
-            for part, decayed in bucket.segments:
-                numbers = known.setdefault((decayed, master.dtype), [])
+            for part, of in bucket.segments(self.kind):
+                numbers = known.setdefault((of, master.dtype), [])
                 if not numbers:
                     one = torch.ones((), dtype=master.dtype, device=master.device)
-                    numbers += [(one * x).to(one) for x in (factor, *self.rule.numbers(lr, self.steps, decayed))]
+                    every = (factor, *self.rule.numbers(lr * of.lr, self.steps, of.decay))
+                    numbers += [(one * x).to(one) for x in every]
                 self._update(*(_cut(flat, part) for flat in flats), *numbers, *self.rule.constants)
             bucket.updated()
 

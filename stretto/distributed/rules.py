@@ -23,6 +23,10 @@ class Rule(Protocol):
         """Names of the state, as in checkpoints."""
 
     @property
+    def weight_decay(self) -> float:
+        """Of what is decayed, where nothing else is said."""
+
+    @property
     def constants(self) -> tuple[Any, ...]:
         """Numbers that never change."""
 
@@ -30,7 +34,7 @@ class Rule(Protocol):
     def update(self) -> Callable[..., None]:
         """The function."""
 
-    def numbers(self, lr: float, step: int, decayed: bool) -> tuple[float, ...]:
+    def numbers(self, lr: float, step: int, decay: float) -> tuple[float, ...]:
         """What changes, in update number `step`, counted from 1."""
 
 
@@ -52,9 +56,8 @@ class AdamWRule:
     def constants(self) -> tuple[Any, ...]:
         return self.betas, self.eps
 
-    def numbers(self, lr: float, step: int, decayed: bool) -> tuple[float, ...]:
-        keep = 1 - lr * (self.weight_decay if decayed else 0.0)
-        return keep, lr / (1 - self.betas[0] ** step), 1 - self.betas[1] ** step
+    def numbers(self, lr: float, step: int, decay: float) -> tuple[float, ...]:
+        return 1 - lr * decay, lr / (1 - self.betas[0] ** step), 1 - self.betas[1] ** step
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,9 @@ class SGDRule:
     def constants(self) -> tuple[Any, ...]:
         return (self.momentum,)
 
-    def numbers(self, lr: float, step: int, decayed: bool) -> tuple[float, ...]:
+    def numbers(self, lr: float, step: int, decay: float) -> tuple[float, ...]:
         del step
-        return lr, self.weight_decay if decayed else 0.0
+        return lr, decay
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,9 @@ class LionRule:
     def constants(self) -> tuple[Any, ...]:
         return (self.betas,)
 
-    def numbers(self, lr: float, step: int, decayed: bool) -> tuple[float, ...]:
+    def numbers(self, lr: float, step: int, decay: float) -> tuple[float, ...]:
         del step
-        return 1 - lr * (self.weight_decay if decayed else 0.0), lr
+        return 1 - lr * decay, lr
 
 
 def _adamw(

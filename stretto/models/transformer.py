@@ -183,7 +183,7 @@ class Positions(nn.Module):
         spec = replicated(
             (config.learned_positions or seq_len, config.hidden), init, sequence_parallel=sp, weight_decay=True
         )
-        self.weight = declare_on(self, "weight", spec, build)
+        self.weight = declare_on(self, "weight", replace(spec, elementwise=True), build)
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         n, learned = x.shape[0], self.weight.shape[0]

@@ -57,6 +57,8 @@ class ParamSpec:
     replicas: tuple[str, ...] = ("dp", "cp")
     """Axes that data parallelism reduces over."""
     weight_decay: bool = True
+    elementwise: bool = False
+    """Optimizers of matrices update it element by element, though it is a matrix: embeddings, the head."""
     part: str = ""
     """Replaces the module's own name in the logical name: `self_attn.qkv_proj` holds q_proj, k_proj and v_proj."""
     name: str = ""
@@ -177,6 +179,11 @@ class Declared:
     def weight_decay(self) -> bool:
         """Whether weight decay applies: the same for all logical tensors stored together."""
         return self.logical[0].spec.weight_decay
+
+    @property
+    def matrix(self) -> bool:
+        """Whether optimizers of matrices update it as one: the same for all logical tensors stored together."""
+        return len(self.logical[0].spec.shape) == 2 and not self.logical[0].spec.elementwise
 
     @property
     def init_kept(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from stretto.arguments.param_groups import parse_groups
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments, OptimizerConfig
 from stretto.distributed import AdamWRule, LionRule, MainGradients, Rule, SGDRule
@@ -75,7 +76,11 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     made = assemble(
         state,
         make,
-        optimizer=flat(update_rule(config), fuse=partial(fused, dynamic=True) if args.run.compile else None),
+        optimizer=flat(
+            update_rule(config),
+            groups=parse_groups(config.param_groups),
+            fuse=partial(fused, dynamic=True) if args.run.compile else None,
+        ),
         schedule=schedule_for(
             args.parallel.schedule, state.axis("pp").size, microbatches, vpp_of(args.parallel), stage_costs(args)
         ),

@@ -269,8 +269,8 @@ BUCKETS = Said(
     Fault(
         "weight decay on biases",
         "distributed/optimizer.py",
-        "self.rule.numbers(lr, self.steps, decayed))",
-        "self.rule.numbers(lr, self.steps, True))",
+        "self.rule.weight_decay if item.weight_decay else 0.0",
+        "self.rule.weight_decay",
     ),
 )
 
