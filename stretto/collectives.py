@@ -17,7 +17,7 @@ What goes over an axis with a peer buffer goes through that where it may; to the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,18 @@ def all_to_all(x: Tensor, axis: Axis, split_dim: int, concat_dim: int) -> Tensor
     Raises ValueError if `split_dim` does not divide by the size of the axis.
     """
     return x if axis.size == 1 else _AllToAll.apply(x, axis, split_dim, concat_dim)  # type: ignore[no-untyped-call]
+
+
+def all_to_all_parts(parts: Sequence[Tensor], sizes: Sequence[int], axis: Axis) -> list[Tensor]:
+    """`parts[i]` [*] goes to rank i; from each rank come `sizes[i]` elements. Carries no gradient."""
+    if axis.size == 1:
+        return [part.detach() for part in parts]
+    sent = torch.cat([part.detach() for part in parts])
+    got = sent.new_empty(sum(sizes))
+    _tell(axis, "all_to_all", sent)
+    lengths = [len(part) for part in parts]
+    axis.timed(dist.all_to_all_single(got, sent, list(sizes), lengths, group=axis.group, async_op=True)).wait()
+    return list(got.split(list(sizes)))
 
 
 def all_reduce_max(x: Tensor, axis: Axis) -> Tensor:

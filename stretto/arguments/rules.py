@@ -200,7 +200,7 @@ def rate_decays(a: Arguments) -> RuleViolation | None:
 
 @rule("optimizer.param_groups")
 def groups_are_readable(a: Arguments) -> RuleViolation | None:
-    """Parameter groups are patterns over names, each with a weight decay, a multiplier of the learning rate, or both."""
+    """Parameter groups are patterns over names, each with a weight decay, a learning-rate multiplier, or both."""
     try:
         parse_groups(a.optimizer.param_groups)
     except ValueError as error:

@@ -114,8 +114,10 @@ class BatchConfig:
 class OptimizerConfig:
     """The update rule, its learning-rate schedule and clipping."""
 
-    optimizer: Literal["adamw", "sgd", "lion"] = setting(
-        "adamw", "update rule; the decay of sgd is added to the gradient, that of the others is decoupled"
+    optimizer: Literal["adamw", "sgd", "lion", "muon"] = setting(
+        "adamw",
+        "update rule; the decay of sgd is added to the gradient, that of the others is decoupled; muon is AdamW for "
+        "embeddings, head, norms and biases",
     )
     lr: float = setting(1e-3, "peak learning rate", above=0)
     min_lr: float = setting(1e-4, "learning rate at the end of the decay", at_least=0)
@@ -131,12 +133,13 @@ class OptimizerConfig:
     )
     weight_decay: float = setting(0.1, "decoupled weight decay of matrices", at_least=0)
     param_groups: str = setting(
-        "", "what is otherwise for parameters, by name: `*norm*|*.bias: weight_decay=0; *embed*: lr=0.5` (lr multiplies)"
+        "",
+        "what is otherwise for parameters, by name: `*norm*|*.bias: weight_decay=0; *embed*: lr=0.5` (lr multiplies)",
     )
     beta1: float = setting(0.9, "decay of the first moment", at_least=0, below=1)
     beta2: float = setting(0.95, "decay of the second moment", at_least=0, below=1)
     eps: float = setting(1e-8, "added to the root of the second moment", above=0)
-    momentum: float = setting(0.9, "sgd: decay of the momentum", at_least=0, below=1)
+    momentum: float = setting(0.9, "sgd, muon: decay of the momentum", at_least=0, below=1)
     clip_grad: float = setting(1.0, "gradients are scaled down to this global norm; 0: never", at_least=0)
 
 

@@ -6,7 +6,7 @@ from stretto.distributed.data_parallel import DataParallel
 from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.norm import clip_factor, grad_norm
 from stretto.distributed.optimizer import AdamW, Optimizer
-from stretto.distributed.rules import AdamWRule, LionRule, Rule, SGDRule
+from stretto.distributed.rules import AdamWRule, LionRule, MuonRule, Rule, SGDRule
 from stretto.distributed.shard import shard
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "DataParallel",
     "LionRule",
     "MainGradients",
+    "MuonRule",
     "Optimizer",
     "ParamGroup",
     "Rule",

@@ -104,6 +104,29 @@ class LionRule:
         return 1 - lr * decay, lr
 
 
+@dataclass(frozen=True)
+class MuonRule:
+    """Matrices move along their orthogonalized momentum (Jordan et al., 2024), all else by `rest`.
+
+    An update is scaled by 0.2 sqrt(max(rows, columns)), to the size of AdamW's (Liu et al., 2025): one learning rate
+    and decay for both. `rest` keeps its first moment where matrices keep their momentum.
+    """
+
+    rest: AdamWRule
+    momentum: float = 0.95
+    iterations: int = 5
+    """Of Newton-Schulz."""
+
+    state: ClassVar[tuple[str, ...]] = ("exp_avg",)
+
+
+def direction(momentum: Tensor, grad: Tensor, scale: Tensor, beta: float) -> Tensor:
+    """Vectors [n]: the momentum with this gradient, in place; returns Nesterov's look ahead."""
+    grad = grad * scale
+    momentum.lerp_(grad, 1 - beta)
+    return grad.lerp(momentum, beta)
+
+
 def _adamw(
     master: Tensor,
     rounded: Tensor | None,

@@ -23,7 +23,7 @@ from stretto.distributed.data_parallel import DataParallel
 from stretto.distributed.norm import clip_factor, grad_norm
 from stretto.distributed.optimizer import Fuse, Optimizer
 from stretto.distributed.replicate import declare_rest
-from stretto.distributed.rules import Rule
+from stretto.distributed.rules import MuonRule, Rule
 from stretto.parallel_state import ParallelState
 from stretto.schedule.sharding import MODES
 
@@ -37,7 +37,12 @@ class Sharded(DataParallel):
         self._forward = module.register_forward_pre_hook(self._begins)
 
     def optimizer(
-        self, rule: Rule, *, groups: Sequence[ParamGroup] = (), clip_grad: float = 0.0, fuse: Fuse | None = None
+        self,
+        rule: Rule | MuonRule,
+        *,
+        groups: Sequence[ParamGroup] = (),
+        clip_grad: float = 0.0,
+        fuse: Fuse | None = None,
     ) -> SteppingOptimizer:
         """What updates the module after its last backward of a step."""
         return SteppingOptimizer(self, Optimizer(self, rule, groups=groups, fuse=fuse), clip_grad)

@@ -6,7 +6,7 @@ lives. Activations are those of the formulas below, in front of any allocator's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -16,12 +16,12 @@ from stretto.arguments.schema import Arguments
 from stretto.estimate.stages import stage_layers
 from stretto.estimate.stored import stored_tensors
 from stretto.layout.flat import Flat
-from stretto.layout.grouping import by_section, by_size
+from stretto.layout.grouping import Stored, by_section, by_size
 from stretto.schedule import DDP, Sharding
 from stretto.schedule.sharding import MODES
 
 BYTES: Final[Mapping[str, int]] = MappingProxyType({"fp64": 8, "fp32": 4, "bf16": 2})
-STATE: Final[Mapping[str, int]] = MappingProxyType({"adamw": 2, "sgd": 1, "lion": 1})
+STATE: Final[Mapping[str, int]] = MappingProxyType({"adamw": 2, "sgd": 1, "lion": 1, "muon": 2})
 """Vectors that an update rule keeps beside each master."""
 
 HEAD: Final = 2**28
@@ -84,12 +84,36 @@ def ledger(args: Arguments, stage: int) -> Ledger:
         weights=item * (part if sharding.params else whole),
         gradients=wide * (part if sharding.grads else whole),
         masters=wide * part * (item < wide),
-        optimizer=wide * part * STATE[args.optimizer.optimizer],
+        optimizer=wide
+        * (part * STATE[args.optimizer.optimizer] - _without_second(args, stage, tensors, groups, flats)),
         gathered=item * min(whole, pairs + kept) * sharding.params,
         reducing=wide * filling * sharding.grads,
         activations=_activations(args, stage),
         logits=_logits(args) * (stage == args.parallel.pp - 1),
     )
+
+
+def _without_second(
+    args: Arguments, stage: int, tensors: Sequence[Stored], groups: Sequence[Sequence[int]], flats: Sequence[int]
+) -> int:
+    """Elements of which muon keeps no second moment, on the rank with the fewest: matrices before all else of a bucket.
+
+    Embeddings and head are in the first and last sections; what decays in a block is a matrix.
+    """
+    if args.optimizer.optimizer != "muon":
+        return 0
+    blocks = range(stage == 0, (stage == 0) + len(stage_layers(args)[stage]))
+    shards = shard_ranks(args) if sharding_of(args).state else 1
+    found = 0
+    for group, flat in zip(groups, flats, strict=True):
+        spans = Flat(tuple(tensors[n].numel for n in group), shards).spans
+        others = [
+            span.start
+            for n, span in zip(group, spans, strict=True)
+            if not tensors[n].decayed or tensors[n].section not in blocks
+        ]
+        found += min(flat // shards, max(0, min(others, default=flat) - (shards - 1) * (flat // shards)))
+    return found
 
 
 def sharding_of(args: Arguments) -> Sharding:

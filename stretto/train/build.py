@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-from stretto.arguments.param_groups import parse_groups
+from stretto.arguments import ConfigError, Violation
+from stretto.arguments.param_groups import parse_groups, unmatched
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments, OptimizerConfig
-from stretto.distributed import AdamWRule, LionRule, MainGradients, Rule, SGDRule
+from stretto.distributed import AdamWRule, LionRule, MainGradients, MuonRule, Rule, SGDRule
 from stretto.estimate import stage_costs, stage_layers
+from stretto.interop.shapes import logical_shapes
 from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer, attention_by
 from stretto.parallel_state import ParallelState
@@ -37,6 +39,7 @@ class Built(Assembly[Transformer]):
 
 def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     """Build this rank's part of the run, with initial weights drawn from `run.seed`, or zeros that are filled later."""
+    require_groups_hold(args)
     microbatches = args.batch.microbatches(state.layout.size("dp"))
     parts = stage_specs(args)
     direct, fuse, tp = MainGradients(), fused if args.run.compile else unfused, state.axis("tp")
@@ -107,12 +110,25 @@ def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Calla
     return hand_written(function, compiled) if torch.cuda.is_available() else compiled
 
 
-def update_rule(config: OptimizerConfig) -> Rule:
+def require_groups_hold(args: Arguments) -> None:
+    """Raise ConfigError for a parameter group without parameters."""
+    groups = parse_groups(args.optimizer.param_groups)
+    names = list(logical_shapes(args.model, args.batch.seq_len)) if groups else []
+    if none := unmatched(groups, names):
+        problem = f"param_groups: no parameter has a name like {', '.join(none)}"
+        hint = f"names are such as {', '.join(names[:2])}"
+        raise ConfigError([Violation("groups_hold_parameters", ("optimizer.param_groups",), problem, hint=hint)])
+
+
+def update_rule(config: OptimizerConfig) -> Rule | MuonRule:
     """The update rule of the settings."""
     betas, decay = (config.beta1, config.beta2), config.weight_decay
     if config.optimizer == "sgd":
         return SGDRule(config.momentum, decay)
-    return LionRule(betas, decay) if config.optimizer == "lion" else AdamWRule(betas, config.eps, decay)
+    if config.optimizer == "lion":
+        return LionRule(betas, decay)
+    adamw = AdamWRule(betas, config.eps, decay)
+    return MuonRule(adamw, config.momentum) if config.optimizer == "muon" else adamw
 
 
 def stage_specs(args: Arguments) -> list[StageSpec]:

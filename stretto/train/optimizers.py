@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from stretto.distributed import AdamWRule, DataParallel, LionRule, Optimizer, ParamGroup, Rule, SGDRule
+from stretto.distributed import AdamWRule, DataParallel, LionRule, MuonRule, Optimizer, ParamGroup, Rule, SGDRule
 
 Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes one kernel of an update: `torch.compile`, say."""
 
 
 def flat(
-    rule: Rule, *, groups: Sequence[ParamGroup] = (), fuse: Fuse | None = None
+    rule: Rule | MuonRule, *, groups: Sequence[ParamGroup] = (), fuse: Fuse | None = None
 ) -> Callable[[DataParallel], Optimizer]:
     """The optimizer that applies `rule` to the flat storage of weights, wherever it is sharded."""
     return partial(Optimizer, rule=rule, groups=groups, fuse=fuse)
@@ -61,3 +61,20 @@ class Lion:
     def __call__(self, weights: DataParallel) -> Optimizer:
         """The optimizer of these weights."""
         return flat(LionRule(self.betas, self.weight_decay), groups=self.groups, fuse=self.fuse)(weights)
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Muon for matrices (Jordan et al., 2024), AdamW for embeddings, the head, norms and biases."""
+
+    momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    groups: tuple[ParamGroup, ...] = ()
+    fuse: Fuse | None = None
+
+    def __call__(self, weights: DataParallel) -> Optimizer:
+        """The optimizer of these weights."""
+        rest = AdamWRule(self.betas, self.eps, self.weight_decay)
+        return flat(MuonRule(rest, self.momentum), groups=self.groups, fuse=self.fuse)(weights)

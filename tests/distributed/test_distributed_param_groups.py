@@ -16,7 +16,7 @@ from stretto.arguments.param_groups import ParamGroup, parse_groups
 from stretto.distributed import AdamWRule, LionRule, Rule, SGDRule, shard
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
-from stretto.params import Init, ParamSpec, declare
+from stretto.params import ParamSpec, declare
 from stretto.testing import Pool
 from stretto.world import World
 
@@ -39,10 +39,10 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(WIDTH))
-        self.pair = nn.Parameter(torch.zeros(2 * WIDTH, WIDTH))
+        self.both = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        up, down = self.pair.chunk(2)
+        up, down = self.both.weight.chunk(2)
         return x + torch.tanh(x @ up + self.bias) @ down
 
 
@@ -55,7 +55,7 @@ class Net(nn.Module):
         for param in self.parameters():
             param.data = torch.randn(param.shape, generator=generator).double()
         for block in self.layers:
-            declare(block, "pair", [ParamSpec((WIDTH, WIDTH), None, part=name) for name in ("up", "down")])
+            declare(block.both, "weight", [ParamSpec((WIDTH, WIDTH), None, part=name) for name in ("up", "down")])
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.layers:
@@ -71,8 +71,8 @@ def alone(make: Callable[[list[dict[str, object]]], torch.optim.Optimizer]) -> d
     """One process: matrices that are stored together are parameters of their own, as torch's groups need them."""
     net, leaves = Net(), dict[str, Tensor]()
     for n, block in enumerate(net.layers):
-        up, down = (half.detach().clone().requires_grad_() for half in block.pair.chunk(2))
-        leaves |= {f"layers.{n}.up.pair": up, f"layers.{n}.down.pair": down, f"layers.{n}.bias": block.bias}
+        up, down = (half.detach().clone().requires_grad_() for half in block.both.weight.chunk(2))
+        leaves |= {f"layers.{n}.up.weight": up, f"layers.{n}.down.weight": down, f"layers.{n}.bias": block.bias}
     leaves["scale"] = net.scale
     groups: list[dict[str, object]] = []
     for name, leaf in leaves.items():
@@ -85,7 +85,7 @@ def alone(make: Callable[[list[dict[str, object]]], torch.optim.Optimizer]) -> d
         optimizer.zero_grad()
         x = rows(step)
         for n in range(3):
-            up, down = leaves[f"layers.{n}.up.pair"], leaves[f"layers.{n}.down.pair"]
+            up, down = leaves[f"layers.{n}.up.weight"], leaves[f"layers.{n}.down.weight"]
             x = x + torch.tanh(x @ up + leaves[f"layers.{n}.bias"]) @ down
         (x * net.scale).square().mean().backward()
         optimizer.step()
@@ -110,8 +110,9 @@ def test_what_is_no_group_is_named() -> None:
 
 
 def test_a_group_without_parameters_is_named() -> None:
-    with ParallelState.build(Layout.of(), World.single()) as state, shard(Net(), state) as sharded:
-        with pytest.raises(ValueError, match=r"no parameter has a name like \*embed\*: names are such as scale"):
+    said = r"no parameter has a name like \*embed\*: names are such as scale"
+    with ParallelState.build(Layout.of(), World.single()) as state, shard(Net(), state) as sharded:  # noqa: SIM117
+        with pytest.raises(ValueError, match=said):
             sharded.optimizer(LionRule((0.9, 0.99), 0.1), groups=parse_groups("*bias: lr=2; *embed*: lr=2"))
 
 
