@@ -208,6 +208,26 @@ def groups_are_readable(a: Arguments) -> RuleViolation | None:
     return None
 
 
+@rule("optimizer.moments", "optimizer.optimizer", "optimizer.beta1", "optimizer.beta2", "optimizer.momentum")
+def moments_move(a: Arguments) -> RuleViolation | None:
+    """A moment in bf16 decays by more than its rounding in a step: otherwise it would stay where it is."""
+    o = a.optimizer
+    used = {
+        "adamw": ("beta1", "beta2"),
+        "lion": ("beta2",),
+        "sgd": ("momentum",),
+        "muon": ("beta1", "beta2", "momentum"),
+    }[o.optimizer]
+    slow = [name for name in used if 1 - getattr(o, name) < 2**-7]
+    if o.moments != "bf16" or not slow:
+        return None
+    said = ", ".join(f"{name} = {getattr(o, name):g}" for name in slow)
+    return RuleViolation(
+        f"moments = bf16, {said}: 1 - {slow[0]} must be >= 2^-7 = 0.0078, the rounding of bf16",
+        {"optimizer.moments": ("fp32",), **({f"optimizer.{slow[0]}": (0.95,)} if len(slow) == 1 else {})},
+    )
+
+
 @rule("optimizer.warmup_steps", "optimizer.decay_steps", "run.steps")
 def warmup_ends_before_decay(a: Arguments) -> RuleViolation | None:
     """The warm-up is over before the decay is."""
@@ -291,6 +311,7 @@ RULES: tuple[Rule, ...] = (
     stage_layers_place_every_layer,
     rate_decays,
     groups_are_readable,
+    moments_move,
     warmup_ends_before_decay,
     cooldown_fits,
     evaluation_has_data,

@@ -140,6 +140,9 @@ class OptimizerConfig:
     beta2: float = setting(0.95, "decay of the second moment", at_least=0, below=1)
     eps: float = setting(1e-8, "added to the root of the second moment", above=0)
     momentum: float = setting(0.9, "sgd, muon: decay of the momentum", at_least=0, below=1)
+    moments: Literal["fp32", "bf16"] = setting(
+        "fp32", "dtype of the update rule's state; fp32: that of the masters, fp32 or wider"
+    )
     clip_grad: float = setting(1.0, "gradients are scaled down to this global norm; 0: never", at_least=0)
 
 

@@ -37,9 +37,10 @@ class Optimizer:
     """Masters and the state of a rule, updated in one pass over memory and published to the parameters.
 
     Where parameters are narrower than fp32 each bucket's shard gets the rounded master with every step; otherwise the
-    shard is the master. `groups` say what is otherwise for some parameters, by name. `fuse` makes one kernel of the
-    update: of AdamW, it reads gradient, master and moments and writes the last three and the weights, 30 bytes for a
-    bf16 weight. Raises ValueError for a group without parameters, as far as this rank sees them all.
+    shard is the master. `groups` say what is otherwise for some parameters, by name. The rule's state has the dtype
+    `moments`, or that of the masters: it is widened for each update, and rounded after it. `fuse` makes one kernel of
+    the update: of AdamW, it reads gradient, master and moments and writes the last three and the weights, 30 bytes for
+    a bf16 weight. Raises ValueError for a group without parameters, as far as this rank sees them all.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Optimizer:
         rule: Rule | MuonRule,
         *,
         groups: Sequence[ParamGroup] = (),
+        moments: torch.dtype | None = None,
         fuse: Fuse | None = None,
     ) -> None:
         self.weights, self.groups = weights, tuple(groups)
@@ -62,14 +64,14 @@ class Optimizer:
         self.buckets = weights.all_buckets
         self.masters = [b.shard if b.shard.dtype == b.grad_dtype else b.shard.to(b.grad_dtype) for b in self.buckets]
         moved = [master[:0] if b.frozen else master for b, master in zip(self.buckets, self.masters, strict=True)]
-        self.state = {name: [torch.zeros_like(master) for master in moved] for name in self.rule.state}
-        update = self.rule.update
+        self.state = {name: [torch.zeros_like(m, dtype=moments) for m in moved] for name in self.rule.state}
+        update = self.rule.update if moments is None else _rounding(self.rule.update, len(self.rule.state))
         self._update: Callable[..., None] = update if fuse is None else fuse(update)
         if self.muon is not None:
             self._orthogonalize = Orthogonalizer(self.buckets, weights.state, self.muon)
             ends = [master[self._matrices(b).stop :] for b, master in zip(self.buckets, moved, strict=True)]
             for name in self.state.keys() - {*self.muon.state}:  # of matrices there is none
-                self.state[name] = [torch.zeros_like(end) for end in ends]
+                self.state[name] = [torch.zeros_like(end, dtype=moments) for end in ends]
 
     def kind(self, item: Declared, part: Logical) -> Kind:
         """How a logical tensor is updated."""
@@ -126,7 +128,10 @@ class Optimizer:
         segments = [(part, of) for part, of in bucket.segments(self.kind) if of.matrix]
         moves, momentum = torch.zeros_like(master), self.state["exp_avg"][n]
         for part, _ in segments:
-            moves[part] = direction(momentum[part], bucket.grad[part], factor, muon.momentum)
+            wide = momentum[part].to(master.dtype)
+            moves[part] = direction(wide, bucket.grad[part], factor, muon.momentum)
+            if wide.dtype != momentum.dtype:
+                momentum[part] = wide
         self._orthogonalize(bucket, moves)
         for part, of in segments:
             master[part].mul_(1 - lr * of.lr * of.decay).sub_(moves[part], alpha=lr * of.lr)
@@ -181,6 +186,18 @@ class AdamW(Optimizer):
         fuse: Fuse | None = None,
     ) -> None:
         super().__init__(weights, AdamWRule(betas, eps, weight_decay), fuse=fuse)
+
+
+def _rounding(update: Callable[..., None], states: int) -> Callable[..., None]:
+    """`update` with state that is narrower than the masters: computed wide, rounded to nearest."""
+
+    def rounded_update(master: Tensor, rounded: Tensor | None, grad: Tensor, *rest: Any) -> None:
+        wide = [state.to(master.dtype) for state in rest[:states]]
+        update(master, rounded, grad, *wide, *rest[states:])
+        for state, new in zip(rest[:states], wide, strict=True):
+            state.copy_(new)
+
+    return rounded_update
 
 
 def _cut(flat: Tensor | None, part: slice, size: int) -> Tensor | None:

@@ -41,11 +41,12 @@ class Sharded(DataParallel):
         rule: Rule | MuonRule,
         *,
         groups: Sequence[ParamGroup] = (),
+        moments: torch.dtype | None = None,
         clip_grad: float = 0.0,
         fuse: Fuse | None = None,
     ) -> SteppingOptimizer:
         """What updates the module after its last backward of a step."""
-        return SteppingOptimizer(self, Optimizer(self, rule, groups=groups, fuse=fuse), clip_grad)
+        return SteppingOptimizer(self, Optimizer(self, rule, groups=groups, moments=moments, fuse=fuse), clip_grad)
 
     def close(self) -> None:
         super().close()

@@ -84,7 +84,7 @@ def ledger(args: Arguments, stage: int) -> Ledger:
         weights=item * (part if sharding.params else whole),
         gradients=wide * (part if sharding.grads else whole),
         masters=wide * part * (item < wide),
-        optimizer=wide
+        optimizer=(2 if args.optimizer.moments == "bf16" else wide)
         * (part * STATE[args.optimizer.optimizer] - _without_second(args, stage, tensors, groups, flats)),
         gathered=item * min(whole, pairs + kept) * sharding.params,
         reducing=wide * filling * sharding.grads,

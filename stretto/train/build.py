@@ -82,6 +82,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         optimizer=flat(
             update_rule(config),
             groups=parse_groups(config.param_groups),
+            moments=DTYPES[config.moments] if config.moments == "bf16" else None,
             fuse=partial(fused, dynamic=True) if args.run.compile else None,
         ),
         schedule=schedule_for(

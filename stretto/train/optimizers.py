@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from stretto.distributed import AdamWRule, DataParallel, LionRule, MuonRule, Optimizer, ParamGroup, Rule, SGDRule
 
 Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -14,10 +16,14 @@ Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def flat(
-    rule: Rule | MuonRule, *, groups: Sequence[ParamGroup] = (), fuse: Fuse | None = None
+    rule: Rule | MuonRule,
+    *,
+    groups: Sequence[ParamGroup] = (),
+    moments: torch.dtype | None = None,
+    fuse: Fuse | None = None,
 ) -> Callable[[DataParallel], Optimizer]:
     """The optimizer that applies `rule` to the flat storage of weights, wherever it is sharded."""
-    return partial(Optimizer, rule=rule, groups=groups, fuse=fuse)
+    return partial(Optimizer, rule=rule, groups=groups, moments=moments, fuse=fuse)
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,14 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.1
     groups: tuple[ParamGroup, ...] = ()
+    moments: torch.dtype | None = None
     fuse: Fuse | None = None
 
     def __call__(self, weights: DataParallel) -> Optimizer:
         """The optimizer of these weights."""
-        return flat(AdamWRule(self.betas, self.eps, self.weight_decay), groups=self.groups, fuse=self.fuse)(weights)
+        return flat(
+            AdamWRule(self.betas, self.eps, self.weight_decay), groups=self.groups, moments=self.moments, fuse=self.fuse
+        )(weights)
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,14 @@ class SGD:
     momentum: float = 0.9
     weight_decay: float = 0.0
     groups: tuple[ParamGroup, ...] = ()
+    moments: torch.dtype | None = None
     fuse: Fuse | None = None
 
     def __call__(self, weights: DataParallel) -> Optimizer:
         """The optimizer of these weights."""
-        return flat(SGDRule(self.momentum, self.weight_decay), groups=self.groups, fuse=self.fuse)(weights)
+        return flat(
+            SGDRule(self.momentum, self.weight_decay), groups=self.groups, moments=self.moments, fuse=self.fuse
+        )(weights)
 
 
 @dataclass(frozen=True)
@@ -56,11 +68,14 @@ class Lion:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.1
     groups: tuple[ParamGroup, ...] = ()
+    moments: torch.dtype | None = None
     fuse: Fuse | None = None
 
     def __call__(self, weights: DataParallel) -> Optimizer:
         """The optimizer of these weights."""
-        return flat(LionRule(self.betas, self.weight_decay), groups=self.groups, fuse=self.fuse)(weights)
+        return flat(LionRule(self.betas, self.weight_decay), groups=self.groups, moments=self.moments, fuse=self.fuse)(
+            weights
+        )
 
 
 @dataclass(frozen=True)
@@ -72,9 +87,10 @@ class Muon:
     eps: float = 1e-8
     weight_decay: float = 0.1
     groups: tuple[ParamGroup, ...] = ()
+    moments: torch.dtype | None = None
     fuse: Fuse | None = None
 
     def __call__(self, weights: DataParallel) -> Optimizer:
         """The optimizer of these weights."""
         rest = AdamWRule(self.betas, self.eps, self.weight_decay)
-        return flat(MuonRule(rest, self.momentum), groups=self.groups, fuse=self.fuse)(weights)
+        return flat(MuonRule(rest, self.momentum), groups=self.groups, moments=self.moments, fuse=self.fuse)(weights)

@@ -1,7 +1,7 @@
 """P19: the ledger says of weights, gradients and optimizer what lives, to the byte, in every mode of sharding.
 
 Faults to catch: padding of shards left out; a tied embedding counted twice; masters of wide weights counted; state of
-another rule; gradients that are sharded counted whole.
+another rule; moments in bf16 counted wide; gradients that are sharded counted whole.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def runs(draw: st.DrawFn) -> Arguments:
         model=model,
         parallel=ParallelConfig(tp=tp, pp=pp, dp=dp, sharding=mode, bucket_mb=draw(st.sampled_from([1e-6, 0.01, 25]))),
         batch=BatchConfig(seq_len=4, micro_batch=1, global_batch=2 * dp),
-        optimizer=OptimizerConfig(optimizer=draw(st.sampled_from(["adamw", "sgd", "lion"]))),
+        optimizer=OptimizerConfig(
+            optimizer=draw(st.sampled_from(["adamw", "sgd", "lion"])), moments=draw(st.sampled_from(["fp32", "bf16"]))
+        ),
         run=RunConfig(dtype=draw(st.sampled_from(["fp32", "bf16", "fp64"]))),
     )
 
