@@ -1,8 +1,8 @@
 """Muon: the published reference on one process, in every mode of sharding and over tensor-parallel ranks.
 
-Faults to catch: a matrix orthogonalized in parts; matrices that are stored together orthogonalized as one; a momentum
-without the look ahead; a block that comes back to another place; a result that only its owner has; an embedding
-orthogonalized; second moments of matrices that are kept.
+Faults to catch: a matrix orthogonalized in parts; the second of two matrices that are stored together left as it is; a
+momentum without the look ahead; a block that comes back to another place; a result that only its owner has; an
+embedding orthogonalized; second moments of matrices that are kept.
 """
 
 from __future__ import annotations

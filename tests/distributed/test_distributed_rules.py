@@ -1,8 +1,7 @@
 """Update rules on vectors: what torch's optimizers, or the published algorithm, make of the same gradients.
 
-Faults to catch: a momentum that is not kept; a decay that is not decoupled; a sign of the gradient alone; a scale that
-one of the moments does not see; an update in bf16 where the state is; a state that
-is not written back.
+Faults to catch: a momentum that is not kept; a decay that is not decoupled; a sign of the gradient alone; an update in
+bf16 where the state is; a state that is not written back; a scale that one of the moments does not see.
 """
 
 from __future__ import annotations
