@@ -264,6 +264,11 @@ class RunConfig:
         "compare each communication on all its ranks before it begins: slow, and says which rank hangs the others",
         carried=False,
     )
+    on_nonfinite: Literal["stop", "trace", "skip"] = setting(
+        "stop",
+        "a loss or gradient that is no number ends the run; trace: and its microbatch is named, which reads each "
+        "gradient once more; skip: and the update is left out, on all ranks, which wait for the figures of each step",
+    )
     check_replicas: int = setting(
         0,
         "compare replicas of weights and moments by checksum every so many steps; 0: never",

@@ -78,6 +78,8 @@ class Bucket:
         self.sent = False
         self._reduced = False
         self._work: Work | None = None
+        self.watch: Callable[[str, Tensor], object] | None = None
+        """Told of each parameter whose gradient of a backward is all there."""
 
     def view(self, flat: Tensor, param: nn.Parameter) -> Tensor:
         """The part of a whole `flat` (weights, grads) that belongs to `param`, in its shape."""
@@ -161,6 +163,8 @@ class Bucket:
 
     def arrived(self, param: nn.Parameter) -> None:
         """Every gradient of `param` in this backward was added."""
+        if self.watch is not None and not self.frozen:
+            self.watch(self._name(param), self.view(self.grads, param))
         if self._waiting is not None:
             self._waiting.discard(param)
 

@@ -118,6 +118,10 @@ class Optimizer:
             self._step_matrices(n, bucket, lr, scale)
             bucket.updated()
 
+    def skip(self) -> None:
+        """This update is counted, and not made."""
+        self.steps += 1
+
     def _step_matrices(self, n: int, bucket: Bucket, lr: float, scale: Tensor | None) -> None:
         """Of Muon: the momentum where it lies, the direction of each matrix as a whole, the update where it lies."""
         muon, master = self.muon, self.masters[n]

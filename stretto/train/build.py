@@ -97,6 +97,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         keep_units=args.parallel.keep_units,
         draw=draw,
         steady=fp8.steady if fp8 else nullcontext,
+        on_nonfinite=args.run.on_nonfinite,
     )
     return Built(made.stages, made.stepper, made.evaluator, made.busy, fp8)
 

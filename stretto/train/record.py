@@ -53,6 +53,8 @@ class StepRecord:
     fastest_rank: int | None = None
     slowest_over_fastest: float | None = None
     """Their times."""
+    skipped_steps: int | None = None
+    """Updates that this process has skipped so far, as a gradient was no number; their steps have no row."""
 
 
 HELD_OUT: Final = "held_out"

@@ -291,4 +291,22 @@ NOT_FINITE = Said(
         "if not math.isfinite(norm)})",
         "if norm != norm})",
     ),
+    Fault(
+        "a microbatch counted from another step",
+        "distributed/watch.py",
+        "        self._times.clear()\n",
+        "",
+    ),
+    Fault(
+        "a step that only some skip",
+        "train/step.py",
+        "torch.isfinite(total[0]) & torch.isfinite(norm))",
+        "torch.isfinite(loss))",
+    ),
+    Fault(
+        "a step that is skipped and not counted",
+        "train/loop.py",
+        'told["skipped_steps"] = self._skipped or None',
+        'told["skipped_steps"] = None',
+    ),
 )
