@@ -86,7 +86,7 @@ def all_to_all_parts(parts: Sequence[Tensor], sizes: Sequence[int], axis: Axis) 
     _tell(axis, "all_to_all", sent)
     lengths = [len(part) for part in parts]
     axis.timed(dist.all_to_all_single(got, sent, list(sizes), lengths, group=axis.group, async_op=True)).wait()
-    return list(got.split(list(sizes)))
+    return list(torch.split(got, list(sizes)))
 
 
 def all_reduce_max(x: Tensor, axis: Axis) -> Tensor:

@@ -204,7 +204,7 @@ def groups_are_readable(a: Arguments) -> RuleViolation | None:
     try:
         parse_groups(a.optimizer.param_groups)
     except ValueError as error:
-        return RuleViolation(f"param_groups: {error}", {"optimizer.param_groups": ("*norm*: weight_decay=0",)})
+        return RuleViolation(f"param_groups: {error}", {"optimizer.param_groups": ("*norm*:weight_decay=0",)})
     return None
 
 

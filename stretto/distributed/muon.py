@@ -31,11 +31,12 @@ def orthogonalized(matrix: Tensor, steps: int) -> Tensor:
     a, b, c = COEFFICIENTS
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.mT
-    x = x / (x.norm() + 1e-7)
+    x = x / (torch.linalg.matrix_norm(x) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if wide else x.mT
+    found: Tensor = x if wide else x.mT
+    return found
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Orthogonalizer:
         whole = [views[0].new_empty(job.of.spec.shape) for job in mine]
         for rank, flat in enumerate(arrived):
             here = [_of(x, job.blocks[rank]) for x, job in zip(whole, mine, strict=True) if job.counts[rank]]
-            for block, part in zip(here, flat.split([each.numel() for each in here]), strict=True):
+            for block, part in zip(here, torch.split(flat, [each.numel() for each in here]), strict=True):
                 block.copy_(part.view(block.shape))
         for x in whole:
             x.copy_(self._one(x, dtype))
@@ -101,12 +102,13 @@ class Orthogonalizer:
         back = [_joined([block.reshape(-1) for block in each], views[0]) for each in blocks]
         returned = all_to_all_parts(back, [sum(views[n].numel() for n in each) for each in there], axis)
         for each, flat in zip(there, returned, strict=True):
-            for n, part in zip(each, flat.split([views[n].numel() for n in each]), strict=True):
+            for n, part in zip(each, torch.split(flat, [views[n].numel() for n in each]), strict=True):
                 views[n].copy_(part.view(views[n].shape))
 
     def _one(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
         """A whole matrix; bf16 where the weights are bf16, as published. An update has the size of AdamW's."""
-        return orthogonalized(matrix.to(dtype), self.rule.iterations) * (0.2 * max(matrix.shape) ** 0.5)
+        scale: float = 0.2 * max(matrix.shape) ** 0.5
+        return orthogonalized(matrix.to(dtype), self.rule.iterations) * scale
 
 
 def _jobs(bucket: Bucket, state: ParallelState, loads: dict[tuple[Axis, int, Axis, int], float]) -> list[Job]:
@@ -147,7 +149,7 @@ def _gather(bucket: Bucket, jobs: Sequence[Job], flat: Tensor) -> list[Tensor]:
     mine = [job for job in jobs if job.owner == axis.rank]
     held = [[len(overlap(bucket.flat.shard(rank), job.span)) for job in mine] for rank in range(axis.size)]
     arrived = all_to_all_parts([_joined(each, flat) for each in sent], [sum(each) for each in held], axis)
-    parts = [whole.split(sizes) for whole, sizes in zip(arrived, held, strict=True)]
+    parts = [torch.split(whole, sizes) for whole, sizes in zip(arrived, held, strict=True)]
     return [torch.cat([parts[rank][n] for rank in range(axis.size)]) for n in range(len(mine))]
 
 
@@ -162,7 +164,7 @@ def _scatter(bucket: Bucket, jobs: Sequence[Job], flat: Tensor, stored: Sequence
     places = [[_within(flat, own, job.span) for job in jobs if job.owner == rank] for rank in range(axis.size)]
     sizes = [sum(len(place) for place in each) for each in places]
     for each, whole in zip(places, all_to_all_parts([_joined(x, flat) for x in back], sizes, axis), strict=True):
-        for place, part in zip(each, whole.split([len(place) for place in each]), strict=True):
+        for place, part in zip(each, torch.split(whole, [len(place) for place in each]), strict=True):
             place.copy_(part)
 
 
