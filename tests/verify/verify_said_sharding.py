@@ -191,8 +191,8 @@ MUON = Said(
     Fault(
         "second moments of matrices that are kept",
         "distributed/optimizer.py",
-        "kept = self.muon is None or kind in self.muon.state or not item.matrix",
-        "kept = True",
+        "ends = [master[self._matrices(b).stop :] for b, master",
+        "ends = [master for b, master",
     ),
 )
 
