@@ -208,6 +208,17 @@ def groups_are_readable(a: Arguments) -> RuleViolation | None:
     return None
 
 
+@rule("parallel.reduce_dtype", "run.dtype")
+def gradients_travel_as_computed(a: Arguments) -> RuleViolation | None:
+    """Gradients travel in bf16 only where they come from GEMMs in bf16."""
+    if a.parallel.reduce_dtype != "bf16" or a.run.dtype == "bf16":
+        return None
+    return RuleViolation(
+        f"reduce_dtype = bf16, dtype = {a.run.dtype}: gradients would lose digits that they have",
+        {"parallel.reduce_dtype": ("fp32",), "run.dtype": ("bf16",)},
+    )
+
+
 @rule("optimizer.moments", "optimizer.optimizer", "optimizer.beta1", "optimizer.beta2", "optimizer.momentum")
 def moments_move(a: Arguments) -> RuleViolation | None:
     """A moment in bf16 decays by more than its rounding in a step: otherwise it would stay where it is."""
@@ -312,6 +323,7 @@ RULES: tuple[Rule, ...] = (
     rate_decays,
     groups_are_readable,
     moments_move,
+    gradients_travel_as_computed,
     warmup_ends_before_decay,
     cooldown_fits,
     evaluation_has_data,

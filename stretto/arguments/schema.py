@@ -64,6 +64,11 @@ class ParallelConfig:
     keep_units: int = setting(
         0, "fsdp: so many last blocks of a stage stay whole from forward to backward", at_least=0, carried=False
     )
+    reduce_dtype: Literal["fp32", "bf16"] = setting(
+        "fp32",
+        "dtype in which gradients travel between data-parallel ranks; they are added in fp32, or wider",
+        carried=False,
+    )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stretto.collectives import all_gather_into, all_reduce_, nothing, reduce_scatter_into
 from stretto.distributed.memory import allocate, free, here
+from stretto.distributed.wire import WireSum
 from stretto.layout.flat import Flat, overlap
 from stretto.params import Declared, Logical, Part
 from stretto.schedule import DDP, Sharding
@@ -42,9 +43,10 @@ class Bucket:
         *,
         gather: Axis | None = None,
         room: Callable[[], object] = nothing,
+        wire: torch.dtype | None = None,
     ) -> None:
         """Move the parameters into flat storage."""
-        self.items, self.axis, self.room = tuple(items), axis, room
+        self.items, self.axis, self.room, self.wire = tuple(items), axis, room, wire
         self.sharding = sharding if axis.size > 1 else DDP
         self._gather = axis if gather is None else gather
         first = items[0].param
@@ -205,14 +207,19 @@ class Bucket:
 
     def send(self) -> None:
         """Begin to sum the gradients over the axis."""
-        if not self.sharding.state:
+        if not self.sharding.state and self.wire is not None and self.axis.size > 1:
+            self._work = WireSum(self.grads, self.axis, self.wire)
+        elif not self.sharding.state:
             self._work = all_reduce_(self.grads, self.axis)
         else:
             self._open()
             for param in self._fresh if self.sharding.grads else ():
                 self.view(self.grads, param).zero_()
             into = self._mine(self.grads) if self._reduced else self.grad
-            self._work = reduce_scatter_into(into, self.grads, self.axis)
+            if self.wire is None:
+                self._work = reduce_scatter_into(into, self.grads, self.axis)
+            else:
+                self._work = WireSum(self.grads, self.axis, self.wire, into)
         self.sent = True
 
     def wait(self) -> None:

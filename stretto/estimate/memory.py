@@ -87,10 +87,16 @@ def ledger(args: Arguments, stage: int) -> Ledger:
         optimizer=(2 if args.optimizer.moments == "bf16" else wide)
         * (part * STATE[args.optimizer.optimizer] - _without_second(args, stage, tensors, groups, flats)),
         gathered=item * min(whole, pairs + kept) * sharding.params,
-        reducing=wide * filling * sharding.grads,
+        reducing=wide * filling * sharding.grads + _travelling(args, flats),
         activations=_activations(args, stage),
         logits=_logits(args) * (stage == args.parallel.pp - 1),
     )
+
+
+def _travelling(args: Arguments, flats: Sequence[int]) -> int:
+    """Bytes of gradients in the dtype in which they travel, sent and received, of two buckets at a time."""
+    narrow = args.parallel.reduce_dtype == "bf16" and (args.parallel.dp or 1) * args.parallel.cp > 1
+    return 2 * BYTES["bf16"] * sum(sorted(flats)[-2:]) * narrow
 
 
 def _without_second(

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import nn
 
 from stretto.distributed import DataParallel, MainGradients
@@ -82,6 +83,7 @@ def assemble(
     call: Callable[[int, M], Callable[..., Any]] = lambda _, module: module,
     steady: Callable[[], AbstractContextManager[object]] = nullcontext,
     on_nonfinite: OnNonfinite = "stop",
+    wire: torch.dtype | None = None,
 ) -> Assembly[M]:
     """Build this rank's stages, and what trains them; initial weights follow from `seed`.
 
@@ -95,6 +97,7 @@ def assemble(
         draw: whether initial values are drawn; else parameters are zero, to be filled.
         call: what the executor calls in place of a stage's module.
         steady: a context in which the weights do not change, for each step.
+        wire: the dtype in which gradients travel; None: that in which they are added.
         on_nonfinite: what follows a loss or gradient that is no number.
     """
     axis = state.axis("pp")
@@ -122,6 +125,7 @@ def assemble(
         sharding=sharding,
         keep=keep_units,
         visits=visits(program, axis.rank),
+        wire=wire,
     )
     made = optimizer(weights)
     if draw:

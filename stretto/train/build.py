@@ -98,6 +98,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         draw=draw,
         steady=fp8.steady if fp8 else nullcontext,
         on_nonfinite=args.run.on_nonfinite,
+        wire=DTYPES["bf16"] if args.parallel.reduce_dtype == "bf16" else None,
     )
     return Built(made.stages, made.stepper, made.evaluator, made.busy, fp8)
 

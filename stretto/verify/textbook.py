@@ -36,6 +36,8 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     """
     if layout.size("cp") > 1 or layout.has_experts:
         raise NotImplementedError(f"{layout}: no textbook volumes for context and expert parallelism yet")
+    if args.parallel.reduce_dtype != "fp32":
+        raise NotImplementedError("no textbook volumes for gradients that travel in bf16 yet")
     if args.optimizer.optimizer == "muon":
         raise NotImplementedError("no textbook volumes for matrices that are gathered to be orthogonalized yet")
     if args.parallel.sharding == "fsdp" or "dp.0" in layout.axes:

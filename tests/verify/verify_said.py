@@ -13,7 +13,7 @@ from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 from verify_said_schedules import SCHEDULES
-from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, MUON, NOT_FINITE, PARAM_GROUPS, RULES, SHARDING
+from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, MUON, NOT_FINITE, PARAM_GROUPS, RULES, SHARDING, WIRE
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -616,6 +616,7 @@ SAID = (
     RULES,
     PARAM_GROUPS,
     MUON,
+    WIRE,
     LEDGER,
     LOOP,
     NOT_FINITE,

@@ -196,6 +196,23 @@ MUON = Said(
     ),
 )
 
+WIRE = Said(
+    "tests/distributed/test_distributed_wire.py",
+    Fault(
+        "parts that are added in bf16",
+        "distributed/wire.py",
+        "total = self.x.new_zeros(self.part)",
+        "total = self.sent.new_zeros(self.part)",
+    ),
+    Fault("an own part that is rounded", "distributed/wire.py", "if rank == self.axis.rank:", "if False:"),
+    Fault(
+        "replicas that are given other sums",
+        "distributed/wire.py",
+        "        self.x.copy_(self.sent[: self.x.numel()])\n",
+        "        self.x.copy_(self.sent[: self.x.numel()])\n        own.copy_(total[: len(own)])\n",
+    ),
+)
+
 LEDGER = Said(
     "tests/estimate/test_estimate_memory.py",
     Fault(
