@@ -101,6 +101,11 @@ def _nothing_sharded(a: Arguments, path: str, mode: str) -> tuple[Value, str] | 
     return (default, f"sharding = {used} has no use for it") if wrong and get(a, path) != default else None
 
 
+def _alone(a: Arguments, path: str) -> tuple[Value, str] | None:
+    default = settings()[path].default
+    return (default, "cp = 1, each rank has whole rows") if a.parallel.cp == 1 and get(a, path) != default else None
+
+
 def _nproc_of_dp(a: Arguments) -> tuple[Value, str] | None:
     p = a.parallel
     if p.dp is None or (world := p.tp * p.cp * p.pp * p.dp) == a.run.nproc:
@@ -179,6 +184,10 @@ OVERRIDES: tuple[Override, ...] = (
         )
         for name, mode in (("dp_shard", ""), ("keep_units", "fsdp"))
     ),
+    *(
+        Override(f"parallel.{name}", ("parallel.cp",), partial(_alone, path=f"parallel.{name}"), ineffective=True)
+        for name in ("cp_comm", "cp_a2a")
+    ),
     Override("run.nproc", ("parallel.dp",), _nproc_of_dp),
     Override(
         "batch.micro_batch", ("run.nproc", "parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp"), _micro_batch
@@ -232,6 +241,10 @@ def _ffn(a: Arguments) -> tuple[Value, str] | None:
     return a.model.dim_ffn, f"8*hidden/3 = 8*{h}/3, up to a multiple of 64" if a.model.gated else f"4*hidden = 4*{h}"
 
 
+def _expert_ffn(a: Arguments) -> tuple[Value, str] | None:
+    return (a.model.dim_ffn, "ffn") if a.model.experts else None
+
+
 def _vocab(a: Arguments) -> tuple[Value, str] | None:
     name = a.data.tokenizer
     return (TOKENIZERS[name], f"that of the tokenizer {name}") if name in TOKENIZERS else None
@@ -270,6 +283,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
         "4*hidden, 8*hidden/3 up to a multiple of 64 (gated: swiglu, geglu, geglu-tanh)",
         _ffn,
     ),
+    Derivation("model.expert_ffn", ("model.ffn", "model.experts"), "ffn (with experts)", _expert_ffn),
     Derivation("model.vocab", ("data.tokenizer",), "the tokenizer's", _vocab),
     Derivation("optimizer.decay_steps", ("run.steps",), "steps", _decay_steps),
     Derivation(

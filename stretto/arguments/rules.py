@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from stretto.arguments.bound_rules import microbatch_is_bounded, schedule_is_bounded
+from stretto.arguments.context_rules import CONTEXT_RULES
+from stretto.arguments.expert_rules import EXPERT_RULES
 from stretto.arguments.group_rules import (
     gloo_is_not_nccl,
     groups_have_peers,
@@ -17,6 +19,7 @@ from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_
 from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import Nearby, Rule, RuleViolation, rule
 from stretto.arguments.schema import Arguments
+from stretto.arguments.tuning_rules import TUNING_RULES
 from stretto.layout.schedules import FAMILIES
 
 
@@ -30,16 +33,6 @@ def _divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | No
         f"{name} % {by_name} = {value} % {by} = {value % by}, must be 0",
         {path: around(value, by), by_path: divisors(value, by)},
     )
-
-
-@rule("parallel.cp", "parallel.ep", "parallel.etp")
-def axis_is_available(a: Arguments) -> RuleViolation | None:
-    """Context and expert parallelism have their axes, and no layers that use them yet."""
-    large = {name: size for name in ("cp", "ep", "etp") if (size := getattr(a.parallel, name)) > 1}
-    if not large:
-        return None
-    said = ", ".join(f"{name} = {size}" for name, size in large.items())
-    return RuleViolation(f"{said}: not available yet, must be 1", {f"parallel.{name}": (1,) for name in large})
 
 
 @rule("run.nproc", "parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp")
@@ -300,7 +293,6 @@ def profile_is_a_window(a: Arguments) -> RuleViolation | None:
 
 
 RULES: tuple[Rule, ...] = (
-    axis_is_available,
     layout_fits_world,
     order_has_every_axis,
     groups_have_peers,
@@ -309,9 +301,11 @@ RULES: tuple[Rule, ...] = (
     hidden_divides_into_heads,
     rotary_pairs,
     *MODEL_RULES,
+    *EXPERT_RULES,
     kv_heads_divide_heads,
     heads_divide_by_tp,
     kv_heads_fit_tp,
+    *CONTEXT_RULES,
     ffn_divides_by_tp,
     sequence_divides_by_tp,
     batch_divides,
@@ -331,4 +325,5 @@ RULES: tuple[Rule, ...] = (
     flash_takes_what_it_is_given,
     fp8_is_within_bf16,
     fp8_sizes_divide,
+    *TUNING_RULES,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from stretto.cli.words import origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
 from stretto.estimate import count_parameters, norms_of_a_layer, positions, qk_norms, stage_layers
+from stretto.estimate.context import comm_of, exchanged
 from stretto.layout import Layout, Topology, warnings
 from stretto.layout.ranks import named, ranges
 from stretto.schedule import Cost, bubble, schedule_for, simulate
@@ -81,12 +83,30 @@ def _layout(resolved: Resolved) -> Iterator[str]:
     sizes = " x ".join(f"{axis}={layout.size(axis)}" for axis in ("tp", "cp", "dp", "pp"))
     also = ", sequence parallel" if p.sequence_parallel else ""
     yield f"{sizes} = {layout.world} {run.device} ranks{also}, {run.dtype}"
-    for axis, what in (("tp", "share each matrix"), ("dp", "average gradients"), ("pp", "pass activations on")):
+    for axis, what in (
+        ("tp", "share each matrix"),
+        ("cp", "share each sequence"),
+        ("dp", "average gradients"),
+        ("pp", "pass activations on"),
+    ):
         if layout.size(axis) > 1:
             groups = layout.groups(axis)
             shown = "; ".join(ranges(group, 4) for group in groups[:4])
             yield f"{axis}: ranks that {what}: {shown}{'; ...' if len(groups) > 4 else ''}"
+    if p.cp > 1:
+        yield from _context(resolved.args)
     yield from _nodes(layout, Topology(p.gpus_per_node or layout.world))
+
+
+def _context(args: Arguments) -> Iterator[str]:
+    """How layers communicate over cp, and what each way costs by the model that `auto` goes by."""
+    ways = Counter((comm_of(args, layer), args.model.window_of(layer)) for layer in range(args.model.layers))
+    for (comm, window), layers in ways.items():
+        said = exchanged(args, comm, args.model.layers - 1 if window is None else 0)
+        yield (
+            f"cp: {layers} layers by {comm}, {said.bytes / 2**20:,.1f} MiB and {said.seconds * 1e3:,.2f} ms each that "
+            "attention does not hide, by the cost model of GPUs"
+        )
 
 
 def _nodes(layout: Layout, topology: Topology) -> Iterator[str]:
@@ -134,7 +154,10 @@ def _stages(resolved: Resolved) -> Table:
     p = count_parameters(args.model, args.batch.seq_len)
     for stage, layers in enumerate(parts):
         head = p.final_norm + (p.embedding if args.model.tied and last else p.head)
-        size = len(layers) * p.layer + p.embedding * (stage == 0) + head * (stage == last)
+        sparse = sum(map(args.model.is_sparse, layers))
+        size = (len(layers) - sparse) * p.layer + sparse * p.sparse_layer
+        size += p.embedding * (stage == 0) + head * (stage == last)
+        routed = sparse * args.model.experts * p.expert
         also = [name for name, here in (("embedding", stage == 0), ("norm, head", stage == last)) if here]
         first = layout.rank(pp=layout.placement[stage])
         ranks = layout.group(first, "tp", "cp", "dp")
@@ -143,11 +166,13 @@ def _stages(resolved: Resolved) -> Table:
             f"{layers[0]}..{layers[-1]}" if layers else "none",
             ", ".join(also),
             f"{size:,}",
-            f"~{size // args.parallel.tp:,}",
+            f"~{(size - routed) // args.parallel.tp + routed // (args.parallel.ep * args.parallel.etp):,}",
             ranges(ranks, 4),
         )
     rows.add_section()
     rows.add_row("model", str(args.model.layers), "", f"{p.total:,}", "", str(layout.world))
+    if p.sparse:
+        rows.add_row("", "", "for one token", f"{p.active:,}", "", "")
     return rows
 
 
@@ -169,8 +194,25 @@ def _parameters(args: Arguments) -> Iterator[str]:
         full = m.qk_norm_width == "full"
         named.append("(heads + kv_heads)*head_dim" if full else "2*head_dim")
         terms.append(f"{qk_norms(m) // d}*{d}")
-    yield f"a layer: {' + '.join(named)}"
-    yield f"       = {' + '.join(terms)} = {p.layer:,}"
+    if m.attention_sinks:
+        named.append("heads")
+        terms.append(f"{m.heads}")
+    if p.sparse < p.layers:
+        yield f"a layer: {' + '.join(named)}"
+        yield f"       = {' + '.join(terms)} = {p.layer:,}"
+    if p.sparse:
+        rest, outside = p.layer - matrices * h * inner, "a layer - feed-forward"
+        beside = f" + {matrices}*{h}*{m.shared_ffn} + {h}*{int(m.shared_gate)}" if m.shared_ffn else ""
+        own = f" + {m.experts}" if m.router_bias else ""
+        yield (
+            f"a layer with experts: {outside} + experts*(hidden + {matrices}*hidden*expert_ffn)"
+            + (f" + {matrices}*hidden*shared_ffn + hidden*shared_gate" if m.shared_ffn else "")
+            + (" + experts (router_bias)" if m.router_bias else "")
+        )
+        yield (
+            f"       = {rest} + {m.experts}*({h} + {matrices}*{h}*{m.dim_expert}){beside}{own} = {p.sparse_layer:,}, "
+            f"of which a token goes through {p.sparse_layer - p.idle:,}; {p.sparse} of {p.layers} layers"
+        )
     learned = positions(m, args.batch.seq_len)
     places = (" + positions*hidden", f" + {learned}*{h}") if learned else ("", "")
     yield f"embedding: vocab*hidden{places[0]} = {m.vocab_size}*{h}{places[1]} = {p.embedding:,}"

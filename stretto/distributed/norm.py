@@ -15,8 +15,10 @@ def grad_norm(weights: DataParallel) -> Tensor:
     Of the ranks that hold the same rectangle one counts it; the squares are summed over the ranks that hold others.
     """
     state = weights.state
-    # Data-parallel ranks with whole gradients hold equal ones, and are not summed over.
-    position = {name: rank for name, rank in weights.position().items() if name not in ("cp", "dp")}
+    # Data-parallel ranks with whole gradients hold equal ones: of dense layers alone they need not be summed over.
+    everyone = weights.sharding.state or state.has("edp")
+    repeated = () if everyone else ("cp", "dp")
+    position = {name: at for name, at in weights.position().items() if name.partition(".")[0] not in repeated}
     own = [
         (each.of.name, view)
         for each in weights.gradients
@@ -29,7 +31,7 @@ def grad_norm(weights: DataParallel) -> Tensor:
     if own:
         weights.norms = weights.norms[0], _norms([view for _, view in own])
         total += weights.norms[1].square().sum()
-    apart = ("tp", "cp", "dp", "pp") if weights.sharding.state else ("tp", "pp")
+    apart = ("tp", "cp", "dp", "pp") if everyone else ("tp", "pp")
     all_reduce_(total, state.axis(*apart)).wait()
     return total.sqrt()
 

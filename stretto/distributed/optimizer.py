@@ -1,7 +1,7 @@
 """The optimizer: masters (where they lie) times an update rule (how they move).
 
 Each bucket has one long master in fp32 or wider of this rank's own range, whatever the dtype of the parameters and
-whatever is sharded.
+whatever is sharded. Frozen parameters move by no rule: they are their own masters, in their own dtype.
 """
 
 from __future__ import annotations
@@ -56,13 +56,16 @@ class Optimizer:
         self.muon = rule if isinstance(rule, MuonRule) else None
         self.rule: Rule = rule.rest if isinstance(rule, MuonRule) else rule
         names = [part.name for item in weights.declared for part in item.logical]
-        if weights.state.axis("pp").size == 1 and (none := unmatched(self.groups, names)):
+        everything = weights.state.axis("pp").size == 1 and not weights.state.layout.has_experts
+        if everything and (none := unmatched(self.groups, names)):
             raise ValueError(
                 f"no parameter has a name like {', '.join(none)}: names are such as {', '.join(names[:3])}"
             )
         self.steps = 0
         self.buckets = weights.all_buckets
-        self.masters = [b.shard if b.shard.dtype == b.grad_dtype else b.shard.to(b.grad_dtype) for b in self.buckets]
+        self.masters = [
+            b.shard if b.frozen or b.shard.dtype == b.grad_dtype else b.shard.to(b.grad_dtype) for b in self.buckets
+        ]
         moved = [master[:0] if b.frozen else master for b, master in zip(self.buckets, self.masters, strict=True)]
         self.state = {name: [torch.zeros_like(m, dtype=moments) for m in moved] for name in self.rule.state}
         update = self.rule.update if moments is None else _rounding(self.rule.update, len(self.rule.state))
@@ -87,9 +90,10 @@ class Optimizer:
         ends = [bucket.span(item, item.logical[0]).start for item in bucket.items if not item.matrix]
         return slice(0, len(overlap(bucket.own, range(min(ends, default=bucket.flat.numel)))))
 
-    def initialize(self, seed: int) -> None:
-        """Draw the initial weights into the masters, and round them into the parameters."""
-        fill(self.weights.declared, seed, lambda p: self.weights.part(p, self._in(self.masters)))
+    def initialize(self, seed: int, wanted: Callable[[str], bool] = lambda _: True) -> None:
+        """Draw the initial weights that are `wanted`, by name, into the masters, and round them into the parameters."""
+        drawn = [item for item in self.weights.declared if wanted(item.logical[0].name)]
+        fill(drawn, seed, lambda p: self.weights.part(p, self._in(self.masters)))
         self._publish()
 
     @torch.no_grad()

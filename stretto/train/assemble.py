@@ -12,6 +12,7 @@ from torch import nn
 
 from stretto.distributed import DataParallel, MainGradients
 from stretto.distributed.replicate import align
+from stretto.experts import Balance
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, TensorMeta
 from stretto.schedule import DDP, Op, Schedule, Sharding, check_lowered, lower, partition
@@ -54,6 +55,8 @@ class Assembly(Generic[M]):
     stepper: Stepper
     evaluator: Executor
     busy: BusyTime
+    balance: Balance | None = None
+    """Of the experts, where the model has any."""
 
     @property
     def weights(self) -> DataParallel:

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from stretto.train.routing_record import RoutingRecord
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -45,6 +47,8 @@ class StepRecord:
     """The most that torch had taken from a GPU."""
     data_wait_ms: float | None = None
     """Of a step: what this rank's host waited for its rows."""
+    packing_waste: float | None = None
+    """Share of the rows' slots that holds no token, where rows are packed with whole documents."""
     checkpoint_seconds: float | None = None
     """Spent since the last line, as is the next."""
     evaluation_seconds: float | None = None
@@ -55,6 +59,12 @@ class StepRecord:
     """Their times."""
     skipped_steps: int | None = None
     """Updates that this process has skipped so far, as a gradient was no number; their steps have no row."""
+    expert_load: float | None = None
+    """The largest load of an expert over the mean, of the worst layer; see `RoutingRecord`, as for the next ones."""
+    expert_entropy: float | None = None
+    expert_dropped: float | None = None
+    expert_balance: float | None = None
+    router_z: float | None = None
 
 
 HELD_OUT: Final = "held_out"
@@ -123,6 +133,9 @@ class Listener:
     def stepped(self, record: StepRecord) -> None:
         """An update was made."""
 
+    def routed(self, record: RoutingRecord) -> None:
+        """How the update routed its tokens, where the model has experts and a line is told."""
+
     def evaluated(self, record: EvalRecord) -> None:
         """The model was evaluated."""
 
@@ -151,6 +164,10 @@ class Everyone(Listener):
     def stepped(self, record: StepRecord) -> None:
         for each in self.listeners:
             each.stepped(record)
+
+    def routed(self, record: RoutingRecord) -> None:
+        for each in self.listeners:
+            each.routed(record)
 
     def evaluated(self, record: EvalRecord) -> None:
         for each in self.listeners:
@@ -185,7 +202,10 @@ _STEP_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         **{name: f"compute/{name}" for name in ("tflops_per_gpu_full", "tflops_per_gpu_causal")},
         **{name: f"compute/{name}" for name in ("mfu_full", "mfu_causal")},
         **{name: f"memory/{name}" for name in ("peak_gib", "reserved_gib")},
+        "packing_waste": "data/packing_waste",
         **{name: f"time/{name}" for name in ("checkpoint_seconds", "evaluation_seconds")},
+        **{name: f"experts/{name}" for name in ("expert_load", "expert_entropy", "expert_dropped")},
+        **{name: f"experts/{name}" for name in ("expert_balance", "router_z")},
         **{name: f"ranks/{name}" for name in ("slowest_rank", "slowest_over_fastest")},
     }
 )

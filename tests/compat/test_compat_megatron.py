@@ -86,9 +86,29 @@ def test_the_published_gpt3_175b_needs_dropout_of_attention_fp16_and_a_ramp() ->
     )
 
 
-def test_experts_are_rejected_until_they_are_there() -> None:
-    moe = "--num-experts 8 --moe-router-topk 2"
-    assert rejected(f"{SMALL} {moe}") == [flag for flag in moe.split() if flag.startswith("--")]
+def test_flags_of_experts_go_over() -> None:
+    """As in scripts for Mixtral and for DeepSeek-V3. Megatron-LM cuts experts over tp unless it is told otherwise."""
+    mixtral = values(f"{SMALL} --num-experts 8 --moe-router-topk 2 --moe-aux-loss-coeff 1e-2 --moe-grouped-gemm")
+    assert (mixtral["model.experts"], mixtral["model.top_k"], mixtral["model.balance_loss"]) == (8, 2, 0.01)
+    assert mixtral["model.router"] == "softmax-top-k"
+    deepseek = values(
+        f"{SMALL} --num-experts 64 --moe-router-topk 6 --moe-router-score-function sigmoid --moe-router-num-groups 8 "
+        "--moe-router-group-topk 4 --moe-router-enable-expert-bias --moe-router-bias-update-rate 1e-3 "
+        "--moe-router-load-balancing-type none --moe-router-topk-scaling-factor 2.5 --moe-ffn-hidden-size 64 "
+        "--moe-shared-expert-intermediate-size 128 --moe-layer-freq '([0]*1+[1]*3)' --tensor-model-parallel-size 2"
+    )
+    wanted = {"router": "sigmoid", "router_bias": True, "router_groups": 8, "router_top_groups": 4, "router_scale": 2.5}
+    wanted |= {"router_group_score": "top2", "first_dense": 1, "shared_ffn": 128, "expert_ffn": 64}
+    assert {name: deepseek[f"model.{name}"] for name in wanted} == wanted
+    assert deepseek["parallel.etp"] == 2
+    assert "model.balance_loss" not in deepseek
+
+
+def test_what_has_no_like_among_the_flags_of_experts_is_rejected() -> None:
+    assert rejected(f"{SMALL} --num-experts 8 --moe-router-load-balancing-type sinkhorn") == [
+        "--moe-router-load-balancing-type"
+    ]
+    assert rejected(f"{SMALL} --num-experts 8 --moe-layer-freq 2") == ["--moe-layer-freq"]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +144,12 @@ def test_experts_are_rejected_until_they_are_there() -> None:
         ("--deterministic-mode", {"run.deterministic": True}),
         ("--use-tp-pp-dp-mapping", {"parallel.order": "tp-cp-ep-pp-dp"}),
         ("--high-priority-stream-groups tp dp_cp", {"nccl.high_priority": ("tp", "dp-cp")}),
+        ("--context-parallel-size 2", {"parallel.cp_comm": ("ring",)}),  # Megatron-LM's default
+        ("--context-parallel-size 2 --cp-comm-type a2a", {"parallel.cp_comm": ("ulysses",)}),
+        (
+            "--context-parallel-size 4 --cp-comm-type p2p a2a+p2p --hierarchical-context-parallel-sizes 2 2",
+            {"parallel.cp_comm": ("ring", "hybrid"), "parallel.cp_a2a": 2},
+        ),
     ],
 )
 def test_flags_that_take_more_than_copying(flags: str, said: dict[str, object]) -> None:
@@ -157,6 +183,14 @@ def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -
         ("--num-layer 3", "--num-layer: is not known; did you mean --num-layers?"),
         ("--num-layers many", "--num-layers: 'many' is text, must be a whole number"),
         ("--high-priority-stream-groups tp ep", "ep: not available; there is tp, cp, pp, dp, dp_cp"),
+        (
+            "--context-parallel-size 2 --cp-comm-type ring",
+            "--cp-comm-type: ring: not available; there is p2p, all_gather",
+        ),
+        (
+            "--context-parallel-size 4 --cp-comm-type a2a+p2p --hierarchical-context-parallel-sizes 2 4",
+            "--hierarchical-context-parallel-sizes: 2 4: a2a+p2p needs two sizes whose product is",
+        ),
         ("--fp8-format hybrid", "--fp8-format: delayed scaling, Megatron-LM's default, is not"),
         ("--fp8-format hybrid --fp8-recipe delayed", "--fp8-format: delayed scaling, Megatron-LM's default, is not"),
         ("--fp8-format hybrid --fp8-recipe mxfp8", "--fp8-recipe: 'mxfp8' is not available; there is tensorwise"),
