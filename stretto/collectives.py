@@ -94,6 +94,24 @@ def all_to_all(x: Tensor, axis: Axis, split_dim: int, concat_dim: int) -> Tensor
     return x if axis.size == 1 else _AllToAll.apply(x, axis, split_dim, concat_dim)  # type: ignore[no-untyped-call]
 
 
+def all_to_all_into(out: Tensor, x: Tensor, axis: Axis) -> Work:
+    """Part i of contiguous `x` [n * size] goes to rank i, what comes stands in `out` in rank order; returns at once."""
+    _tell(axis, "all_to_all", x)
+    return axis.timed(dist.all_to_all_single(out, x, group=axis.group, async_op=True))
+
+
+def all_to_all_parts(parts: Sequence[Tensor], sizes: Sequence[int], axis: Axis) -> list[Tensor]:
+    """`parts[i]` [*] goes to rank i; from each rank come `sizes[i]` elements. Carries no gradient."""
+    if axis.size == 1:
+        return [part.detach() for part in parts]
+    sent = torch.cat([part.detach() for part in parts])
+    got = sent.new_empty(sum(sizes))
+    _tell(axis, "all_to_all", sent)
+    lengths = [len(part) for part in parts]
+    axis.timed(dist.all_to_all_single(got, sent, list(sizes), lengths, group=axis.group, async_op=True)).wait()
+    return list(torch.split(got, list(sizes)))
+
+
 def all_reduce_max(x: Tensor, axis: Axis) -> Tensor:
     """Elementwise maximum over the axis; carries no gradient (the softmax's shift has none)."""
     if axis.size == 1:

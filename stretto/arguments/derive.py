@@ -136,7 +136,12 @@ def _min_lr(a: Arguments) -> tuple[Value, str] | None:
 
 
 _OF_RULES: Final = MappingProxyType(
-    {"beta1": ("adamw", "lion"), "beta2": ("adamw", "lion"), "eps": ("adamw",), "momentum": ("sgd",)}
+    {
+        "beta1": ("adamw", "lion", "muon"),
+        "beta2": ("adamw", "lion", "muon"),
+        "eps": ("adamw", "muon"),
+        "momentum": ("sgd", "muon"),
+    }
 )
 """Which update rules read a setting."""
 

@@ -22,6 +22,7 @@ FREE_OF_MODEL: Final = frozenset({"model.init_std", "model.dropout"})
 FIXED: Final = MappingProxyType(
     {
         "optimizer.optimizer": "its state is that of another update rule",
+        "optimizer.moments": "its moments are in another dtype",
         "batch.seq_len": "the place in the data counts samples of that length",
         "run.seed": "the order of the data follows from it",
     }

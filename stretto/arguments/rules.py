@@ -13,6 +13,7 @@ from stretto.arguments.group_rules import (
 )
 from stretto.arguments.model_rules import MODEL_RULES
 from stretto.arguments.nearby import by_distance, divisors, even_split, multiples, sizes
+from stretto.arguments.param_groups import parse_groups
 from stretto.arguments.pipeline import num_stages, vpp_of
 from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide
 from stretto.arguments.profile import ProfileWindow
@@ -190,6 +191,47 @@ def rate_decays(a: Arguments) -> RuleViolation | None:
     )
 
 
+@rule("optimizer.param_groups")
+def groups_are_readable(a: Arguments) -> RuleViolation | None:
+    """Parameter groups are patterns over names, each with a weight decay, a learning-rate multiplier, or both."""
+    try:
+        parse_groups(a.optimizer.param_groups)
+    except ValueError as error:
+        return RuleViolation(f"param_groups: {error}", {"optimizer.param_groups": ("*norm*:weight_decay=0",)})
+    return None
+
+
+@rule("parallel.reduce_dtype", "run.dtype")
+def gradients_travel_as_computed(a: Arguments) -> RuleViolation | None:
+    """Gradients travel in bf16 only where they come from GEMMs in bf16."""
+    if a.parallel.reduce_dtype != "bf16" or a.run.dtype == "bf16":
+        return None
+    return RuleViolation(
+        f"reduce_dtype = bf16, dtype = {a.run.dtype}: gradients would lose digits that they have",
+        {"parallel.reduce_dtype": ("fp32",), "run.dtype": ("bf16",)},
+    )
+
+
+@rule("optimizer.moments", "optimizer.optimizer", "optimizer.beta1", "optimizer.beta2", "optimizer.momentum")
+def moments_move(a: Arguments) -> RuleViolation | None:
+    """A moment in bf16 decays by more than its rounding in a step: otherwise it would stay where it is."""
+    o = a.optimizer
+    used = {
+        "adamw": ("beta1", "beta2"),
+        "lion": ("beta2",),
+        "sgd": ("momentum",),
+        "muon": ("beta1", "beta2", "momentum"),
+    }[o.optimizer]
+    slow = [name for name in used if 1 - getattr(o, name) < 2**-7]
+    if o.moments != "bf16" or not slow:
+        return None
+    said = ", ".join(f"{name} = {getattr(o, name):g}" for name in slow)
+    return RuleViolation(
+        f"moments = bf16, {said}: 1 - {slow[0]} must be >= 2^-7 = 0.0078, the rounding of bf16",
+        {"optimizer.moments": ("fp32",), **({f"optimizer.{slow[0]}": (0.95,)} if len(slow) == 1 else {})},
+    )
+
+
 @rule("optimizer.warmup_steps", "optimizer.decay_steps", "run.steps")
 def warmup_ends_before_decay(a: Arguments) -> RuleViolation | None:
     """The warm-up is over before the decay is."""
@@ -273,6 +315,9 @@ RULES: tuple[Rule, ...] = (
     schedule_has_so_many_stages,
     stage_layers_place_every_layer,
     rate_decays,
+    groups_are_readable,
+    moments_move,
+    gradients_travel_as_computed,
     warmup_ends_before_decay,
     cooldown_fits,
     evaluation_has_data,

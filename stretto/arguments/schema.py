@@ -79,6 +79,11 @@ class ParallelConfig:
     keep_units: int = setting(
         0, "fsdp: so many last blocks of a stage stay whole from forward to backward", at_least=0, carried=False
     )
+    reduce_dtype: Literal["fp32", "bf16"] = setting(
+        "fp32",
+        "dtype in which gradients travel between data-parallel ranks; they are added in fp32, or wider",
+        carried=False,
+    )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
 
 
@@ -103,8 +108,10 @@ class BatchConfig:
 class OptimizerConfig:
     """The update rule, its learning-rate schedule and clipping."""
 
-    optimizer: Literal["adamw", "sgd", "lion"] = setting(
-        "adamw", "update rule; the decay of sgd is added to the gradient, that of the others is decoupled"
+    optimizer: Literal["adamw", "sgd", "lion", "muon"] = setting(
+        "adamw",
+        "update rule; the decay of sgd is added to the gradient, that of the others is decoupled; muon is AdamW for "
+        "embeddings, head, norms and biases",
     )
     lr: float = setting(1e-3, "peak learning rate", above=0)
     min_lr: float = setting(1e-4, "learning rate at the end of the decay", at_least=0)
@@ -119,10 +126,17 @@ class OptimizerConfig:
         None, "wsd: length of the final decay, which ends at decay_steps", unit="steps", at_least=1
     )
     weight_decay: float = setting(0.1, "decoupled weight decay of matrices", at_least=0)
+    param_groups: str = setting(
+        "",
+        "what is otherwise for parameters, by name: `*norm*|*.bias: weight_decay=0; *embed*: lr=0.5` (lr multiplies)",
+    )
     beta1: float = setting(0.9, "decay of the first moment", at_least=0, below=1)
     beta2: float = setting(0.95, "decay of the second moment", at_least=0, below=1)
     eps: float = setting(1e-8, "added to the root of the second moment", above=0)
-    momentum: float = setting(0.9, "sgd: decay of the momentum", at_least=0, below=1)
+    momentum: float = setting(0.9, "sgd, muon: decay of the momentum", at_least=0, below=1)
+    moments: Literal["fp32", "bf16"] = setting(
+        "fp32", "dtype of the update rule's state; fp32: that of the masters, fp32 or wider"
+    )
     clip_grad: float = setting(1.0, "gradients are scaled down to this global norm; 0: never", at_least=0)
 
 
@@ -202,6 +216,11 @@ class RunConfig:
         False,
         "compare each communication on all its ranks before it begins: slow, and says which rank hangs the others",
         carried=False,
+    )
+    on_nonfinite: Literal["stop", "trace", "skip"] = setting(
+        "stop",
+        "a loss or gradient that is no number ends the run; trace: and its microbatch is named, which reads each "
+        "gradient once more; skip: and the update is left out, on all ranks, which wait for the figures of each step",
     )
     check_replicas: int = setting(
         0,

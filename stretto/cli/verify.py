@@ -52,6 +52,10 @@ def main(argv: Sequence[str]) -> int:
         translate = partial(layer, tell=launch.rank == 0, processes=world)
         resolved = parse_or_demo(rest, world_size=world, files=False, command="stretto verify", translate=translate)
         resolved = with_vocabulary(resolved)
+        if resolved.args.optimizer.param_groups:
+            from stretto.train.build import require_groups_hold
+
+            require_groups_hold(resolved.args)
         work = _recorded(own, resolved) if "--comms" in argv else _work(own, resolved)
     except (ConfigError, DataError, ValueError) as error:
         return reject(error, launch, command="stretto verify")

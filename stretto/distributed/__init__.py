@@ -1,11 +1,12 @@
 """Data parallelism: flat buckets, their sharding and reduction, the gradient's norm, and the optimizer."""
 
+from stretto.arguments.param_groups import ParamGroup
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.data_parallel import DataParallel
 from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.norm import clip_factor, grad_norm
 from stretto.distributed.optimizer import AdamW, Optimizer
-from stretto.distributed.rules import AdamWRule, LionRule, Rule, SGDRule
+from stretto.distributed.rules import AdamWRule, LionRule, MuonRule, Rule, SGDRule
 from stretto.distributed.shard import shard
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "DataParallel",
     "LionRule",
     "MainGradients",
+    "MuonRule",
     "Optimizer",
+    "ParamGroup",
     "Rule",
     "SGDRule",
     "clip_factor",

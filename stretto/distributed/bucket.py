@@ -10,17 +10,21 @@ reduce-scatter reads where it wrote.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from stretto.collectives import all_gather_into, all_reduce_, nothing, reduce_scatter_into
 from stretto.distributed.memory import allocate, free, here
+from stretto.distributed.wire import WireSum
 from stretto.layout.flat import Flat, overlap
-from stretto.params import Declared, Part
+from stretto.params import Declared, Logical, Part
 from stretto.schedule import DDP, Sharding
 from stretto.world import Axis, Work
+
+K = TypeVar("K")
 
 
 class Bucket:
@@ -39,9 +43,10 @@ class Bucket:
         *,
         gather: Axis | None = None,
         room: Callable[[], object] = nothing,
+        wire: torch.dtype | None = None,
     ) -> None:
         """Move the parameters into flat storage."""
-        self.items, self.axis, self.room = tuple(items), axis, room
+        self.items, self.axis, self.room, self.wire = tuple(items), axis, room, wire
         self.sharding = sharding if axis.size > 1 else DDP
         self._gather = axis if gather is None else gather
         first = items[0].param
@@ -75,6 +80,8 @@ class Bucket:
         self.sent = False
         self._reduced = False
         self._work: Work | None = None
+        self.watch: Callable[[str, Tensor], object] | None = None
+        """Told of each parameter whose gradient of a backward is all there."""
 
     def view(self, flat: Tensor, param: nn.Parameter) -> Tensor:
         """The part of a whole `flat` (weights, grads) that belongs to `param`, in its shape."""
@@ -82,24 +89,26 @@ class Bucket:
         return flat[span.start : span.stop].view(param.shape)
 
     def part(self, own: Tensor, param: nn.Parameter) -> Part:
-        """What of `param` is in a tensor of this rank's range (shard, grad, a master, a moment)."""
+        """What of `param` is in a tensor of this rank's range (shard, grad, a master, a moment), or of its end."""
         span = self._spans[param]
-        inside = overlap(self.own, span)
-        flat = own[inside.start - self.own.start : inside.stop - self.own.start]
+        held = range(self.own.stop - own.numel(), self.own.stop)
+        inside = overlap(held, span)
+        flat = own[inside.start - held.start : inside.stop - held.start]
         return Part(flat, range(inside.start - span.start, inside.stop - span.start))
 
-    @property
-    def segments(self) -> Iterator[tuple[slice, bool]]:
-        """Ranges of what is this rank's, each with whether its parameters are decayed."""
-        begin = 0
-        runs = [(decayed, list(run)) for decayed, run in groupby(self.items, lambda item: item.weight_decay)]
-        for n, (decayed, run) in enumerate(runs):
-            last = n == len(runs) - 1
-            end = self.flat.numel if last else self._spans[runs[n + 1][1][0].param].start
+    def span(self, item: Declared, logical: Logical) -> range:
+        """Where a logical tensor lies in whole flat storage, padding included."""
+        start = self._spans[item.param].start
+        return range(start + logical.span.start, start + logical.span.stop)
+
+    def segments(self, key: Callable[[Declared, Logical], K]) -> Iterator[tuple[slice, K]]:
+        """Ranges of what is this rank's, each with the key that its logical tensors have in common."""
+        every = [(self.span(item, part).start, key(item, part)) for item in self.items for part in item.logical]
+        runs = [next(run) for _, run in groupby(every, lambda each: each[1])]
+        for (begin, common), (end, _) in pairwise([*runs, (self.flat.numel, None)]):
             inside = overlap(self.own, range(begin, end))
-            if inside and run:
-                yield slice(inside.start - self.own.start, inside.stop - self.own.start), decayed
-            begin = end
+            if inside and common is not None:
+                yield slice(inside.start - self.own.start, inside.stop - self.own.start), common
 
     # The weights: whole from `gather` to `release`, or always.
 
@@ -156,6 +165,8 @@ class Bucket:
 
     def arrived(self, param: nn.Parameter) -> None:
         """Every gradient of `param` in this backward was added."""
+        if self.watch is not None and not self.frozen:
+            self.watch(self._name(param), self.view(self.grads, param))
         if self._waiting is not None:
             self._waiting.discard(param)
 
@@ -201,14 +212,19 @@ class Bucket:
 
     def send(self) -> None:
         """Begin to sum the gradients over the axis."""
-        if not self.sharding.state:
+        if not self.sharding.state and self.wire is not None and self.axis.size > 1:
+            self._work = WireSum(self.grads, self.axis, self.wire)
+        elif not self.sharding.state:
             self._work = all_reduce_(self.grads, self.axis)
         else:
             self._open()
             for param in self._fresh if self.sharding.grads else ():
                 self.view(self.grads, param).zero_()
             into = self._mine(self.grads) if self._reduced else self.grad
-            self._work = reduce_scatter_into(into, self.grads, self.axis)
+            if self.wire is None:
+                self._work = reduce_scatter_into(into, self.grads, self.axis)
+            else:
+                self._work = WireSum(self.grads, self.axis, self.wire, into)
         self.sent = True
 
     def wait(self) -> None:

@@ -36,11 +36,12 @@ GRADIENTS: Final = 2
 class DataParallel:
     """The weights of this rank's stages: buckets, what fills them, and what gathers them.
 
-    `stages` maps the number of each stage on this rank to its module; `direct` is what its layers were built with,
-    if they add weight gradients up themselves. Buckets have `bucket_mb` of gradients; where parameters are sharded,
-    one holds a section of a stage, of which the last `keep` stay whole between forward and backward. `visits` says of
-    each UNSHARD of a stage in a step whether a backward follows; otherwise a forward does. Raises ValueError for
-    undeclared parameters, and for two copies of one logical tensor, such as a tied embedding, in stages of this rank.
+    `stages` maps the number of each stage on this rank to its module; `direct` is what its layers were built with, if
+    they add weight gradients up themselves. Buckets have `bucket_mb` of gradients; where parameters are sharded, one
+    holds a section of a stage, of which the last `keep` stay whole between forward and backward. `visits` says of each
+    UNSHARD of a stage in a step whether a backward follows; otherwise a forward does. Gradients travel in the dtype
+    `wire`, where there is one. Raises ValueError for undeclared parameters, and for two copies of one logical tensor,
+    such as a tied embedding, in stages of this rank.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class DataParallel:
         sharding: Sharding = DDP,
         keep: int = 0,
         visits: Mapping[int, Sequence[bool]] | None = None,
+        wire: torch.dtype | None = None,
     ) -> None:
-        self.state = state
+        self.state, self.wire = state, wire
         self.norms: tuple[list[str], Tensor] = [], torch.zeros(0)
         """Names of the gradients that this rank counts, and their norms [n] when the gradient's was last computed."""
         self._visits, self._visited = visits or {}, Counter[int]()
@@ -231,7 +233,7 @@ class DataParallel:
         names = self._over(group[0].replicas) if self.sharding.state else group[0].replicas
         axis = self.state.axis(*names)
         gather = gather_axis(self.state, names) if self.sharding.state else axis
-        return Bucket(group, axis, self.sharding, gather=gather, room=self._room)
+        return Bucket(group, axis, self.sharding, gather=gather, room=self._room, wire=self.wire)
 
     def _over(self, replicas: Sequence[str]) -> tuple[str, ...]:
         """The axes along which shards lie, of those that hold replicas."""
@@ -262,8 +264,10 @@ class DataParallel:
             self._send(self._unsent.popleft())
 
     def _send(self, bucket: Bucket) -> None:
+        if self.wire is not None:  # what is under way has copies
+            self._room()
         bucket.send()
-        if self.sharding.grads:
+        if self.sharding.grads or self.wire is not None:
             self._reducing.append(bucket)
 
     def __enter__(self) -> Self:

@@ -42,7 +42,9 @@ def declare_rest(module: nn.Module) -> int:
     for part in module.modules():
         for name, param in part.named_parameters(recurse=False):
             if param not in known:  # nor shared with a module before
-                declare(part, name, ParamSpec(tuple(param.shape), None, weight_decay=param.dim() > 1))
+                alone = isinstance(part, nn.Embedding | nn.EmbeddingBag)
+                spec = ParamSpec(tuple(param.shape), None, weight_decay=param.dim() > 1, elementwise=alone)
+                declare(part, name, spec)
                 known.add(param)
     return len(known) - before
 

@@ -23,6 +23,10 @@ class Rule(Protocol):
         """Names of the state, as in checkpoints."""
 
     @property
+    def weight_decay(self) -> float:
+        """Of what is decayed, where nothing else is said."""
+
+    @property
     def constants(self) -> tuple[Any, ...]:
         """Numbers that never change."""
 
@@ -30,7 +34,7 @@ class Rule(Protocol):
     def update(self) -> Callable[..., None]:
         """The function."""
 
-    def numbers(self, lr: float, step: int, decayed: bool) -> tuple[float, ...]:
+    def numbers(self, lr: float, step: int, decay: float) -> tuple[float, ...]:
         """What changes, in update number `step`, counted from 1."""
 
 
@@ -52,9 +56,8 @@ class AdamWRule:
     def constants(self) -> tuple[Any, ...]:
         return self.betas, self.eps
 
-    def numbers(self, lr: float, step: int, decayed: bool) -> tuple[float, ...]:
-        keep = 1 - lr * (self.weight_decay if decayed else 0.0)
-        return keep, lr / (1 - self.betas[0] ** step), 1 - self.betas[1] ** step
+    def numbers(self, lr: float, step: int, decay: float) -> tuple[float, ...]:
+        return 1 - lr * decay, lr / (1 - self.betas[0] ** step), 1 - self.betas[1] ** step
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,9 @@ class SGDRule:
     def constants(self) -> tuple[Any, ...]:
         return (self.momentum,)
 
-    def numbers(self, lr: float, step: int, decayed: bool) -> tuple[float, ...]:
+    def numbers(self, lr: float, step: int, decay: float) -> tuple[float, ...]:
         del step
-        return lr, self.weight_decay if decayed else 0.0
+        return lr, decay
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,32 @@ class LionRule:
     def constants(self) -> tuple[Any, ...]:
         return (self.betas,)
 
-    def numbers(self, lr: float, step: int, decayed: bool) -> tuple[float, ...]:
+    def numbers(self, lr: float, step: int, decay: float) -> tuple[float, ...]:
         del step
-        return 1 - lr * (self.weight_decay if decayed else 0.0), lr
+        return 1 - lr * decay, lr
+
+
+@dataclass(frozen=True)
+class MuonRule:
+    """Matrices move along their orthogonalized momentum (Jordan et al., 2024), all else by `rest`.
+
+    An update is scaled by 0.2 sqrt(max(rows, columns)), to the size of AdamW's (Liu et al., 2025): one learning rate
+    and decay for both. `rest` keeps its first moment where matrices keep their momentum.
+    """
+
+    rest: AdamWRule
+    momentum: float = 0.95
+    iterations: int = 5
+    """Of Newton-Schulz."""
+
+    state: ClassVar[tuple[str, ...]] = ("exp_avg",)
+
+
+def direction(momentum: Tensor, grad: Tensor, scale: Tensor, beta: float) -> Tensor:
+    """Vectors [n]: the momentum with this gradient, in place; returns Nesterov's look ahead."""
+    grad = grad * scale
+    momentum.lerp_(grad, 1 - beta)
+    return grad.lerp(momentum, beta)
 
 
 def _adamw(

@@ -12,16 +12,18 @@ The gradient is the mean over the ranks of that of each rank's loss.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stretto.arguments.param_groups import ParamGroup
 from stretto.distributed.data_parallel import DataParallel
 from stretto.distributed.norm import clip_factor, grad_norm
 from stretto.distributed.optimizer import Fuse, Optimizer
 from stretto.distributed.replicate import declare_rest
-from stretto.distributed.rules import Rule
+from stretto.distributed.rules import MuonRule, Rule
 from stretto.parallel_state import ParallelState
 from stretto.schedule.sharding import MODES
 
@@ -34,9 +36,17 @@ class Sharded(DataParallel):
         self.microbatches, self._begun = microbatches, 0
         self._forward = module.register_forward_pre_hook(self._begins)
 
-    def optimizer(self, rule: Rule, *, clip_grad: float = 0.0, fuse: Fuse | None = None) -> SteppingOptimizer:
+    def optimizer(
+        self,
+        rule: Rule | MuonRule,
+        *,
+        groups: Sequence[ParamGroup] = (),
+        moments: torch.dtype | None = None,
+        clip_grad: float = 0.0,
+        fuse: Fuse | None = None,
+    ) -> SteppingOptimizer:
         """What updates the module after its last backward of a step."""
-        return SteppingOptimizer(self, Optimizer(self, rule, fuse=fuse), clip_grad)
+        return SteppingOptimizer(self, Optimizer(self, rule, groups=groups, moments=moments, fuse=fuse), clip_grad)
 
     def close(self) -> None:
         super().close()

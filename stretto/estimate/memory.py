@@ -6,7 +6,7 @@ lives. Activations are those of the formulas below, in front of any allocator's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -18,13 +18,13 @@ from stretto.estimate.context import comm_of
 from stretto.estimate.stages import stage_layers
 from stretto.estimate.stored import EXPERT, stored_tensors
 from stretto.layout.flat import Flat
-from stretto.layout.grouping import by_section, by_size
+from stretto.layout.grouping import Stored, by_section, by_size
 from stretto.schedule import DDP, Sharding
 from stretto.schedule.sharding import MODES
 from stretto.sequence import local_length
 
 BYTES: Final[Mapping[str, int]] = MappingProxyType({"fp64": 8, "fp32": 4, "bf16": 2})
-STATE: Final[Mapping[str, int]] = MappingProxyType({"adamw": 2, "sgd": 1, "lion": 1})
+STATE: Final[Mapping[str, int]] = MappingProxyType({"adamw": 2, "sgd": 1, "lion": 1, "muon": 2})
 """Vectors that an update rule keeps beside each master."""
 
 HEAD: Final = 2**28
@@ -98,13 +98,45 @@ def ledger(args: Arguments, stage: int) -> Ledger:
         weights=item * (part if sharding.params else whole),
         gradients=wide * (moved_part if sharding.grads else moved),
         masters=wide * moved_part * (item < wide),
-        optimizer=wide * moved_part * STATE[args.optimizer.optimizer],
+        optimizer=(2 if args.optimizer.moments == "bf16" else wide)
+        * (moved_part * STATE[args.optimizer.optimizer] - _without_second(args, stage, tensors, groups, shards)),
         gathered=item * min(whole, pairs + kept) * sharding.params,
-        reducing=wide * filling * sharding.grads,
+        reducing=wide * filling * sharding.grads + _travelling(args, flats),
         activations=_activations(args, stage),
         exchanged=_exchanged(args, stage),
         logits=_logits(args) * (stage == args.parallel.pp - 1),
     )
+
+
+def _travelling(args: Arguments, flats: Sequence[int]) -> int:
+    """Bytes of gradients in the dtype in which they travel, sent and received, of two buckets at a time."""
+    narrow = args.parallel.reduce_dtype == "bf16" and (args.parallel.dp or 1) * args.parallel.cp > 1
+    return 2 * BYTES["bf16"] * sum(sorted(flats)[-2:]) * narrow
+
+
+def _without_second(
+    args: Arguments, stage: int, tensors: Sequence[Stored], groups: Sequence[Sequence[int]], shards: Sequence[int]
+) -> int:
+    """Elements of which muon keeps no second moment, on the rank with the fewest: matrices before all else of a bucket.
+
+    Embeddings and head are in the first and last sections; what decays in a block is a matrix.
+    """
+    if args.optimizer.optimizer != "muon":
+        return 0
+    blocks = range(stage == 0, (stage == 0) + len(stage_layers(args)[stage]))
+    found = 0
+    for group, parts in zip(groups, shards, strict=True):
+        if not tensors[group[0]].kind[1]:  # frozen
+            continue
+        storage = Flat(tuple(tensors[n].numel for n in group), parts)
+        spans, flat = storage.spans, storage.numel
+        others = [
+            span.start
+            for n, span in zip(group, spans, strict=True)
+            if not tensors[n].decayed or tensors[n].section not in blocks
+        ]
+        found += max(0, min(others, default=flat) - (parts - 1) * (flat // parts))
+    return found
 
 
 def sharding_of(args: Arguments) -> Sharding:

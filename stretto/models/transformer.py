@@ -210,7 +210,7 @@ class Positions(nn.Module):
         spec = replicated(
             (config.learned_positions or seq_len, config.hidden), init, sequence_parallel=sp, weight_decay=True
         )
-        self.weight = declare_on(self, "weight", spec, build)
+        self.weight = declare_on(self, "weight", replace(spec, elementwise=True), build)
 
     def forward(self, x: Tensor, structure: Structure) -> Tensor:
         learned = self.weight.shape[0]

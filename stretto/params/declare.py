@@ -29,9 +29,10 @@ def declare(
     stored together disagree.
     """
     specs = (specs,) if isinstance(specs, ParamSpec) else tuple(specs)
-    if len({(s.replicas, s.weight_decay, s.init is None) for s in specs}) != 1:
+    if len({(s.replicas, s.weight_decay, s.elementwise, s.init is None) for s in specs}) != 1:
         raise ValueError(
-            f"{name}: logical tensors stored together must agree on replicas and weight decay, and on keeping values"
+            f"{name}: logical tensors stored together must agree on replicas and weight decay, on keeping values and "
+            "on being updated element by element"
         )
     blocks = [s.block({a.name: a for a in axes}) for s in specs]
     if len({b.stored[1:] for b in blocks}) != 1 or (len(blocks) > 1 and not all(b.stored for b in blocks)):

@@ -58,6 +58,8 @@ class ParamSpec:
     replicas: tuple[str, ...] = ("dp", "cp")
     """Axes that data parallelism reduces over."""
     weight_decay: bool = True
+    elementwise: bool = False
+    """Optimizers of matrices update it element by element, though it is a matrix: embeddings, the head."""
     apart: tuple[str, ...] = ("pp",)
     """Axes whose ranks hold other tensors altogether: stages of a pipeline, and experts along ep."""
     part: str = ""
@@ -191,6 +193,11 @@ class Declared:
     def weight_decay(self) -> bool:
         """Whether weight decay applies: the same for all logical tensors stored together."""
         return self.logical[0].spec.weight_decay
+
+    @property
+    def matrix(self) -> bool:
+        """Whether optimizers of matrices update it as one: the same for all logical tensors stored together."""
+        return len(self.logical[0].spec.shape) == 2 and not self.logical[0].spec.elementwise
 
     @property
     def init_kept(self) -> bool:

@@ -30,6 +30,7 @@ def vocab_spec(vocab: int, hidden: int, init: Init, *, tied: bool, name: str = "
         init,
         shard=(Shard("tp", 0, multiple=_MULTIPLE),),
         sum_grad=("embed",) if tied else (),
+        elementwise=True,
         name=name,
     )
 

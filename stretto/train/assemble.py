@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import nn
 
 from stretto.distributed import DataParallel, MainGradients
@@ -18,7 +19,7 @@ from stretto.schedule import DDP, Op, Schedule, Sharding, check_lowered, lower, 
 from stretto.schedule.generators import forward_only
 from stretto.tensor_parallel import Build
 from stretto.train.busy import BusyTime, TimedStage
-from stretto.train.step import Optimizer, Stepper
+from stretto.train.step import OnNonfinite, Optimizer, Stepper
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -84,6 +85,8 @@ def assemble(
     draw: bool = True,
     call: Callable[[int, M], Callable[..., Any]] = lambda _, module: module,
     steady: Callable[[], AbstractContextManager[object]] = nullcontext,
+    on_nonfinite: OnNonfinite = "stop",
+    wire: torch.dtype | None = None,
 ) -> Assembly[M]:
     """Build this rank's stages, and what trains them; initial weights follow from `seed`.
 
@@ -97,6 +100,8 @@ def assemble(
         draw: whether initial values are drawn; else parameters are zero, to be filled.
         call: what the executor calls in place of a stage's module.
         steady: a context in which the weights do not change, for each step.
+        wire: the dtype in which gradients travel; None: that in which they are added.
+        on_nonfinite: what follows a loss or gradient that is no number.
     """
     axis = state.axis("pp")
     sharding = sharding if state.axis("dp", "cp").size > 1 else DDP
@@ -123,6 +128,7 @@ def assemble(
         sharding=sharding,
         keep=keep_units,
         visits=visits(program, axis.rank),
+        wire=wire,
     )
     made = optimizer(weights)
     if draw:
@@ -130,7 +136,12 @@ def assemble(
     ring = layout.vpp > 1 and layout.shape == "loop"
     link = Link.between(axis, state.world.device, state.axis, ring=ring)
     stepper = Stepper(
-        Executor(program, axis.rank, stages, link, weights), weights, made, clip_grad=clip_grad, steady=steady
+        Executor(program, axis.rank, stages, link, weights),
+        weights,
+        made,
+        clip_grad=clip_grad,
+        steady=steady,
+        on_nonfinite=on_nonfinite,
     )
     forwards = lower(forward_only(axis.size, schedule.num_microbatches, layout.placement), sharding)
     return Assembly(modules, stepper, Executor(forwards, axis.rank, stages, link, weights), busy)

@@ -26,6 +26,11 @@ class Balanced:
         self.inner.step(lr, scale)
         self.balance.step()
 
+    def skip(self) -> None:
+        """This update is counted, and not made; the batch's counts are taken all the same, so that none are left."""
+        self.inner.skip()
+        self.balance.step()
+
     def slices(self) -> list[Slice]:
         """Those of both."""
         return [*self.inner.slices(), *self.balance.slices()]

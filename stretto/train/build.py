@@ -10,15 +10,18 @@ from typing import Any, Literal
 
 import torch
 
+from stretto.arguments import ConfigError, Violation
+from stretto.arguments.param_groups import parse_groups, unmatched
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments, OptimizerConfig
 from stretto.attention import Attend, attention_by
 from stretto.attention.tile import tile_kernel
 from stretto.context_parallel import ContextAttention
-from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, Rule, SGDRule
+from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, MuonRule, Rule, SGDRule
 from stretto.estimate import stage_costs, stage_layers
 from stretto.estimate.context import comm_of
 from stretto.experts import Balance, expert_axes, routers_of
+from stretto.interop.shapes import logical_shapes
 from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
@@ -48,6 +51,7 @@ class Built(Assembly[Transformer]):
 
 def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     """Build this rank's part of the run, with initial weights drawn from `run.seed`, or zeros that are filled later."""
+    require_groups_hold(args)
     require_trained(args)
     microbatches = args.batch.microbatches(state.layout.size("dp"))
     parts = stage_specs(args)
@@ -93,7 +97,12 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         return made_here[s]
 
     config = args.optimizer
-    update = flat(update_rule(config), fuse=partial(fused, dynamic=True) if args.run.compile else None)
+    update = flat(
+        update_rule(config),
+        groups=parse_groups(config.param_groups),
+        moments=DTYPES[config.moments] if config.moments == "bf16" else None,
+        fuse=partial(fused, dynamic=True) if args.run.compile else None,
+    )
     balance: list[Balance] = []
 
     def optimizer(weights: DataParallel) -> Optimizer:
@@ -118,6 +127,8 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         keep_units=args.parallel.keep_units,
         draw=draw,
         steady=fp8.steady if fp8 else nullcontext,
+        on_nonfinite=args.run.on_nonfinite,
+        wire=DTYPES["bf16"] if args.parallel.reduce_dtype == "bf16" else None,
     )
     return Built(made.stages, made.stepper, made.evaluator, made.busy, balance[0] if balance else None, fp8)
 
@@ -162,12 +173,25 @@ def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Calla
     return hand_written(function, compiled) if torch.cuda.is_available() else compiled
 
 
-def update_rule(config: OptimizerConfig) -> Rule:
+def require_groups_hold(args: Arguments) -> None:
+    """Raise ConfigError for a parameter group without parameters."""
+    groups = parse_groups(args.optimizer.param_groups)
+    names = list(logical_shapes(args.model, args.batch.seq_len)) if groups else []
+    if none := unmatched(groups, names):
+        problem = f"param_groups: no parameter has a name like {', '.join(none)}"
+        hint = f"names are such as {', '.join(names[:2])}"
+        raise ConfigError([Violation("groups_hold_parameters", ("optimizer.param_groups",), problem, hint=hint)])
+
+
+def update_rule(config: OptimizerConfig) -> Rule | MuonRule:
     """The update rule of the settings."""
     betas, decay = (config.beta1, config.beta2), config.weight_decay
     if config.optimizer == "sgd":
         return SGDRule(config.momentum, decay)
-    return LionRule(betas, decay) if config.optimizer == "lion" else AdamWRule(betas, config.eps, decay)
+    if config.optimizer == "lion":
+        return LionRule(betas, decay)
+    adamw = AdamWRule(betas, config.eps, decay)
+    return MuonRule(adamw, config.momentum) if config.optimizer == "muon" else adamw
 
 
 def stage_specs(args: Arguments) -> list[StageSpec]:

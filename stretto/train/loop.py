@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -26,6 +27,9 @@ from stretto.train.saves import Saves
 from stretto.train.slow_ranks import SlowRanks
 from stretto.train.sound import require_equal_replicas, require_finite
 from stretto.train.step import StepResult, evaluate
+
+SKIPPED_IN_A_ROW: Final = 10
+"""Updates that are skipped one after another; one more ends the run."""
 
 
 class DivergedError(RuntimeError):
@@ -96,6 +100,8 @@ class Loop:
     _pending: Pending | None = None
     _first: bool = True
     _stopped: bool = False
+    _skipped: int = 0
+    _in_a_row: int = 0
 
     @property
     def state(self) -> ParallelState:
@@ -211,11 +217,19 @@ class Loop:
         loss, norm, votes, *measured = pending.figures.read()
         if not math.isfinite(loss) or not math.isfinite(norm):
             where = not_finite(pending.result, self.state.axis("tp", "cp", "dp", "pp"))
-            raise DivergedError(pending.step, loss, norm, pending.lr, where)
+            diverged = DivergedError(pending.step, loss, norm, pending.lr, where)
+            self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
+            if not pending.result.skipped or self._in_a_row > SKIPPED_IN_A_ROW:
+                raise diverged
+            if self.state.world.rank == 0:
+                logging.getLogger(__name__).warning("%s: the update is skipped, %d so far", diverged, self._skipped)
+            return bool(votes > 0)
+        self._in_a_row = 0
         self.meter.stepped(pending.done_at)
         self.meter.heard(measured)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         told: dict[str, Any] = {"epoch": pending.epoch, "time": now, **self.meter.figures()}
+        told["skipped_steps"] = self._skipped or None
         if pending.routing is not None:
             routed = pending.routing.record(pending.step)
             told |= routed.figures()

@@ -56,6 +56,8 @@ class StepRecord:
     fastest_rank: int | None = None
     slowest_over_fastest: float | None = None
     """Their times."""
+    skipped_steps: int | None = None
+    """Updates that this process has skipped so far, as a gradient was no number; their steps have no row."""
     expert_load: float | None = None
     """The largest load of an expert over the mean, of the worst layer; see `RoutingRecord`, as for the next ones."""
     expert_entropy: float | None = None

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from stretto.collectives import all_reduce, nothing
 from stretto.distributed import DataParallel, clip_factor, grad_norm
+from stretto.distributed.watch import GradientWatch, Seen
 from stretto.parallel_state import ParallelState
 from stretto.params import Slice
 from stretto.pipeline_parallel import Executor
+
+OnNonfinite = Literal["stop", "trace", "skip"]
+"""What follows a loss or gradient that is no number: the run ends; and names the microbatch; or goes on without it."""
 
 
 class Optimizer(Protocol):
@@ -25,6 +29,9 @@ class Optimizer(Protocol):
 
     def step(self, lr: float, scale: Tensor | None = None) -> None:
         """Update from `scale` [] times the gradients."""
+
+    def skip(self) -> None:
+        """This update is counted, and not made."""
 
     def slices(self) -> list[Slice]:
         """All that a checkpoint holds: masters under `model/`, and the optimizer's state."""
@@ -48,6 +55,10 @@ class StepResult:
     """This rank's part [] of it."""
     norms: tuple[list[str], Tensor]
     """Names of the gradients that this rank counts, and their norms [n]."""
+    seen: Seen = field(default_factory=list)
+    """Gradients of each microbatch, where they are watched."""
+    skipped: bool = False
+    """The weights stay as they are, on all ranks."""
 
 
 class Stepper:
@@ -64,9 +75,13 @@ class Stepper:
         *,
         clip_grad: float,
         steady: Callable[[], AbstractContextManager[object]] = nullcontext,
+        on_nonfinite: OnNonfinite = "stop",
     ) -> None:
         self.executor, self.weights, self.optimizer, self.clip_grad = executor, weights, optimizer, clip_grad
-        self.state, self.steady = weights.state, steady
+        self.state, self.steady, self.on_nonfinite = weights.state, steady, on_nonfinite
+        self.watch = None if on_nonfinite == "stop" else GradientWatch()
+        for bucket in weights.all_buckets:
+            bucket.watch = self.watch
         self.before_update: Callable[[], object] = nothing
         """Called when the gradients are there, and the weights are still those of the step before."""
 
@@ -85,10 +100,16 @@ class Stepper:
     def update(self, loss: Tensor, lr: float, *, stop: bool = False) -> StepResult:
         """Clip, and update the weights; `loss` [] is this rank's part, as `gradients` returned it."""
         norm = grad_norm(self.weights)
-        self.before_update()
-        self.optimizer.step(lr, clip_factor(norm, self.clip_grad))
         total = sum_over_world(loss, self.state, votes=float(stop))
-        return StepResult(total[0], norm, total[1], loss, self.weights.norms)
+        # Both are sums over all ranks, which therefore agree; the host waits for them only where it may skip.
+        skipped = self.on_nonfinite == "skip" and not bool(torch.isfinite(total[0]) & torch.isfinite(norm))
+        self.before_update()
+        if skipped:
+            self.optimizer.skip()
+        else:
+            self.optimizer.step(lr, clip_factor(norm, self.clip_grad))
+        seen = self.watch.take() if self.watch else []
+        return StepResult(total[0], norm, total[1], loss, self.weights.norms, seen, skipped)
 
 
 def sum_over_world(loss: Tensor, state: ParallelState, *, votes: float = 0.0) -> Tensor:

@@ -35,7 +35,7 @@ from stretto.train.record import HELD_OUT, Everyone, Listener, RunRecord
 from stretto.train.saves import SavePolicy, Saves
 from stretto.train.slow_ranks import SlowRanks
 from stretto.train.sound import UnsoundError
-from stretto.train.step import Optimizer
+from stretto.train.step import OnNonfinite, Optimizer
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Trainer:
             several by the names of their validation sets.
         work: tokens (or rows) and operations of a step, for the metrics.
         sharding: what each data-parallel rank keeps a part of: `DDP`, `ZERO1`, `ZERO2`, `FSDP`.
+        on_nonfinite: what follows a loss or gradient that is no number: `stop`; `trace`, which names its microbatch
+            too; `skip`, which goes on without the update.
         check_replicas: compare replicas by checksum after every so many steps; 0: never.
         waited: seconds that this rank has waited for others so far; with it, a slow rank is named.
 
@@ -127,6 +129,7 @@ class Trainer:
         timeline: StartTimeline | None = None,
         sharding: Sharding = DDP,
         check_replicas: int = 0,
+        on_nonfinite: OnNonfinite = "stop",
         waited: Callable[[], float] | None = None,
     ) -> None:
         self.state = state
@@ -146,6 +149,7 @@ class Trainer:
                 bucket_mb=bucket_mb,
                 direct=direct,
                 sharding=sharding,
+                on_nonfinite=on_nonfinite,
                 call=partial(StageCall, axis.size, loss),
             )
         self.assembly: Assembly[Any] = model

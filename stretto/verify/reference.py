@@ -90,7 +90,10 @@ class _Reference:
             yield None
             return
         run = replace(self.args.run, compile=False, attention="torch")
-        args = replace(self.args, run=run if dtype == run.dtype else replace(run, dtype=dtype, fp8="none"))
+        parallel = replace(self.args.parallel, reduce_dtype="fp32")
+        args = replace(
+            self.args, parallel=parallel, run=run if dtype == run.dtype else replace(run, dtype=dtype, fp8="none")
+        )
         with build(args, self.layout, world) as session:
             yield session
 

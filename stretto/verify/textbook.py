@@ -38,6 +38,10 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     """
     if layout.has_experts:
         raise NotImplementedError(f"{layout}: no textbook volumes for expert parallelism yet")
+    if args.parallel.reduce_dtype != "fp32":
+        raise NotImplementedError("no textbook volumes for gradients that travel in bf16 yet")
+    if args.optimizer.optimizer == "muon":
+        raise NotImplementedError("no textbook volumes for matrices that are gathered to be orthogonalized yet")
     if args.parallel.sharding == "fsdp" or "dp.0" in layout.axes:
         raise NotImplementedError("no textbook volumes for weights that are gathered block by block yet")
     at, step = layout.coords(rank), _Step(args, layout)

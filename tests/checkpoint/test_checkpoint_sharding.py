@@ -58,15 +58,24 @@ def test_every_mode_reads_what_every_other_wrote(pool: Pool, tmp_path: Path) -> 
                 assert [name for name in wrote if not torch.equal(read[name], wrote[name])] == []
 
 
-def _in(mode: Mode) -> tuple[Arguments, Layout]:
+def test_moments_in_bf16_that_only_some_parameters_have(pool: Pool, tmp_path: Path) -> None:
+    run = replace(RUN, optimizer=OptimizerConfig(optimizer="muon", lr=1e-2, moments="bf16"))
+    wrote = pool.run(4, _write, ("fsdp", 1, 2, 2, "1f1b"), tmp_path, run)[0]
+    assert {t.dtype for name, t in wrote.items() if name.startswith("exp")} == {torch.bfloat16}
+    for read, unequal in pool.run(2, _read, ("none", 2, 1, 1, "1f1b"), tmp_path, run):
+        assert (unequal, read.keys()) == ([], wrote.keys())
+        assert [name for name in wrote if not torch.equal(read[name], wrote[name])] == []
+
+
+def _in(mode: Mode, run: Arguments = RUN) -> tuple[Arguments, Layout]:
     sharding, tp, pp, dp, schedule = mode
     said = {"sharding": sharding, "schedule": schedule, "bucket_mb": 0.001}
     parallel = ParallelConfig(tp=tp, pp=pp, dp=dp, **said)  # type: ignore[arg-type]
-    return replace(RUN, parallel=parallel), Layout.of(tp=tp, pp=pp, dp=dp)
+    return replace(run, parallel=parallel), Layout.of(tp=tp, pp=pp, dp=dp)
 
 
-def _write(world: World, mode: Mode, directory: Path) -> dict[str, Tensor]:
-    with build(*_in(mode), world) as session:
+def _write(world: World, mode: Mode, directory: Path, run: Arguments = RUN) -> dict[str, Tensor]:
+    with build(*_in(mode, run), world) as session:
         session.load_full(random_weights(session, 0))
         session.step(random_batch(RUN, 1))
         saver = Saver(world, group=session.world.group)
@@ -78,8 +87,8 @@ def _write(world: World, mode: Mode, directory: Path) -> dict[str, Tensor]:
         return before
 
 
-def _read(world: World, mode: Mode, directory: Path) -> tuple[dict[str, Tensor], list[str]]:
-    with build(*_in(mode), world) as session:
+def _read(world: World, mode: Mode, directory: Path, run: Arguments = RUN) -> tuple[dict[str, Tensor], list[str]]:
+    with build(*_in(mode, run), world) as session:
         optimizer = session.built.optimizer
         load(step_path(directory, 1), optimizer.slices(), world, group=session.world.group)
         optimizer.loaded(1)

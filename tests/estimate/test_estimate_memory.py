@@ -1,7 +1,8 @@
 """P19: the ledger says of weights, gradients and optimizer what lives, to the byte, in every mode of sharding.
 
 Faults to catch: padding of shards left out; a tied embedding counted twice; masters of wide weights counted; state of
-another rule; gradients that are sharded counted whole; gradients or masters of what is frozen counted.
+another rule; moments in bf16 counted wide; gradients that are sharded counted whole; gradients or masters of what is
+frozen counted.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def runs(draw: st.DrawFn) -> Arguments:
             tp=tp, pp=pp, dp=dp, sharding=mode, ep=ep, etp=etp, bucket_mb=draw(st.sampled_from([1e-6, 0.01, 25]))
         ),
         batch=BatchConfig(seq_len=4, micro_batch=1, global_batch=2 * dp),
-        optimizer=OptimizerConfig(optimizer=draw(st.sampled_from(["adamw", "sgd", "lion"]))),
+        optimizer=OptimizerConfig(
+            optimizer=draw(st.sampled_from(["adamw", "sgd", "lion"])), moments=draw(st.sampled_from(["fp32", "bf16"]))
+        ),
         run=RunConfig(dtype=draw(st.sampled_from(["fp32", "bf16", "fp64"]))),
         tuning=draw(st.sampled_from([TuningConfig(), lora, frozen])) if model.norm_placement != "post" else lora,
     )

@@ -453,20 +453,20 @@ OPTIMIZER = [
     Fault(
         "norms and biases decay",
         "distributed/optimizer.py",
-        "self.rule.numbers(lr, self.steps, decayed))",
-        "self.rule.numbers(lr, self.steps, True))",
+        "self.rule.weight_decay if item.weight_decay else 0.0",
+        "self.rule.weight_decay",
     ),
     Fault(
         "norms and biases decay where there is data parallelism",
         "distributed/optimizer.py",
-        "self.rule.numbers(lr, self.steps, decayed))",
-        "self.rule.numbers(lr, self.steps, decayed or bucket.axis.size > 1))",
+        "self.rule.weight_decay if item.weight_decay else 0.0",
+        "self.rule.weight_decay if item.weight_decay or self.buckets[0].axis.size > 1 else 0.0",
     ),
     Fault(
         "the learning rate grows with data parallelism",
         "distributed/optimizer.py",
-        "self.rule.numbers(lr, self.steps, decayed))",
-        'self.rule.numbers(lr * self.weights.state.axis("dp").size, self.steps, decayed))',
+        ".numbers(lr * of.lr,",
+        '.numbers(lr * of.lr * self.weights.state.axis("dp").size,',
     ),
 ]
 

@@ -15,7 +15,7 @@ from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 from verify_said_schedules import SCHEDULES
-from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, NOT_FINITE, RULES, SHARDING
+from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, MUON, NOT_FINITE, PARAM_GROUPS, RULES, SHARDING, WIRE
 from verify_said_tuning import ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
 
 COLLECTIVES = Said(
@@ -263,16 +263,16 @@ BUCKETS = Said(
     Fault(
         "moments shared between buckets",
         "distributed/optimizer.py",
-        "{name: [torch.zeros_like(master) for master in moved] for name in rule.state}",
-        """{name: [torch.zeros_like(master) for master in moved] for name in rule.state}
+        "{name: [torch.zeros_like(m, dtype=moments) for m in moved] for name in self.rule.state}",
+        """{name: [torch.zeros_like(m, dtype=moments) for m in moved] for name in self.rule.state}
         longest = max(self.state["exp_avg"], key=len, default=None)
         self.state["exp_avg"] = [longest[: len(master)] for master in self.masters]""",
     ),
     Fault(
         "weight decay on biases",
         "distributed/optimizer.py",
-        "self.rule.numbers(lr, self.steps, decayed))",
-        "self.rule.numbers(lr, self.steps, True))",
+        "self.rule.weight_decay if item.weight_decay else 0.0",
+        "self.rule.weight_decay",
     ),
 )
 
@@ -616,6 +616,9 @@ SAID = (
     FLAT,
     SHARDING,
     RULES,
+    PARAM_GROUPS,
+    MUON,
+    WIRE,
     LEDGER,
     LOOP,
     NOT_FINITE,

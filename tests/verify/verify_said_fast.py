@@ -139,8 +139,8 @@ FAST = Said(
     Fault(
         "a fused update that is written into a copy",
         "distributed/optimizer.py",
-        "rule.update if fuse is None else fuse(rule.update)",
-        "rule.update if fuse is None else fuse(lambda master, *rest: rule.update(master.clone(), *rest))",
+        "update if fuse is None else fuse(update)",
+        "update if fuse is None else fuse(lambda master, *rest: update(master.clone(), *rest))",
     ),
     Fault(
         "an update that is compiled anew in later steps",

@@ -102,10 +102,114 @@ RULES = Said(
         "grad.sign()",
     ),
     Fault(
+        "an update in bf16 where the state is",
+        "distributed/optimizer.py",
+        "wide = [state.to(master.dtype) for state in rest[:states]]",
+        "wide = list(rest[:states])",
+    ),
+    Fault(
+        "a state that is not written back",
+        "distributed/optimizer.py",
+        "            state.copy_(new)\n",
+        "            pass\n",
+    ),
+    Fault(
         "a scale that one of the moments does not see",
         "distributed/rules.py",
         "    grad = grad * scale\n    first.lerp_(grad, 1 - betas[0])\n    second",
         "    first.lerp_(grad, 1 - betas[0])\n    grad = grad * scale\n    second",
+    ),
+)
+
+PARAM_GROUPS = Said(
+    "tests/distributed/test_distributed_param_groups.py",
+    Fault("a multiplier that is not applied", "distributed/optimizer.py", ".numbers(lr * of.lr,", ".numbers(lr,"),
+    Fault(
+        "a decay of a group that is not used",
+        "distributed/optimizer.py",
+        "decay = decay if group.weight_decay is None else group.weight_decay",
+        "decay = decay if group.lr is None else decay",
+    ),
+    Fault(
+        "an earlier group that wins",
+        "distributed/optimizer.py",
+        "for group in self.groups:",
+        "for group in reversed(self.groups):",
+    ),
+    Fault(
+        "a group that holds all that is stored together",
+        "distributed/optimizer.py",
+        "if group.holds(part.name):",
+        "if any(group.holds(each.name) for each in item.logical):",
+    ),
+    Fault(
+        "a group without parameters that passes",
+        "arguments/param_groups.py",
+        "if not any(map(group.holds, known))]",
+        "if not known]",
+    ),
+)
+
+MUON = Said(
+    "tests/distributed/test_distributed_muon.py",
+    Fault(
+        "a matrix orthogonalized in parts",
+        "distributed/muon.py",
+        "x.copy_(self._one(x, dtype))",
+        "x.copy_(torch.cat([self._one(half, dtype) for half in x.chunk(2)]))",
+    ),
+    Fault(
+        "the second of two matrices that are stored together left as it is",
+        "distributed/muon.py",
+        "for item in bucket.items if item.matrix for part in item.logical]",
+        "for item in bucket.items if item.matrix for part in item.logical[:1]]",
+    ),
+    Fault(
+        "a momentum without the look ahead",
+        "distributed/rules.py",
+        "return grad.lerp(momentum, beta)",
+        "return momentum.clone()",
+    ),
+    Fault(
+        "a block that comes back to another place",
+        "distributed/muon.py",
+        "back = [_joined([block.reshape(-1) for block in each], views[0]) for each in blocks]",
+        "back = [_joined([block.reshape(-1) for block in each], views[0]) for each in blocks[-1:] * size]",
+    ),
+    Fault(
+        "a result that only its owner has",
+        "distributed/muon.py",
+        "all_reduce_(flat, bucket.axis).wait()",
+        "pass",
+    ),
+    Fault(
+        "an embedding orthogonalized",
+        "distributed/replicate.py",
+        "alone = isinstance(part, nn.Embedding | nn.EmbeddingBag)",
+        "alone = False",
+    ),
+    Fault(
+        "second moments of matrices that are kept",
+        "distributed/optimizer.py",
+        "ends = [master[self._matrices(b).stop :] for b, master",
+        "ends = [master for b, master",
+    ),
+)
+
+WIRE = Said(
+    "tests/distributed/test_distributed_wire.py",
+    Fault(
+        "parts that are added in bf16",
+        "distributed/wire.py",
+        "total = self.x.new_zeros(self.part)",
+        "total = self.sent.new_zeros(self.part)",
+    ),
+    Fault("an own part that is rounded", "distributed/wire.py", "if rank == self.axis.rank:", "if False:"),
+    Fault(
+        "replicas that are given other sums",
+        "distributed/wire.py",
+        "        self.x.copy_(self.sent[: self.x.numel()])\n",
+        "        self.x.copy_(self.sent[: self.x.numel()])\n        own.copy_(total[: len(own)])\n",
     ),
 )
 
@@ -127,8 +231,14 @@ LEDGER = Said(
     Fault(
         "state of another rule",
         "estimate/memory.py",
-        '{"adamw": 2, "sgd": 1, "lion": 1}',
-        '{"adamw": 2, "sgd": 2, "lion": 1}',
+        '{"adamw": 2, "sgd": 1, "lion": 1, "muon": 2}',
+        '{"adamw": 2, "sgd": 2, "lion": 1, "muon": 2}',
+    ),
+    Fault(
+        "moments in bf16 counted wide",
+        "estimate/memory.py",
+        '(2 if args.optimizer.moments == "bf16" else wide)',
+        "wide",
     ),
     Fault(
         "gradients that are sharded counted whole",
@@ -203,5 +313,23 @@ NOT_FINITE = Said(
         "train/not_finite.py",
         "if not math.isfinite(norm)})",
         "if norm != norm})",
+    ),
+    Fault(
+        "a microbatch counted from another step",
+        "distributed/watch.py",
+        "        self._times.clear()\n",
+        "",
+    ),
+    Fault(
+        "a step that only some skip",
+        "train/step.py",
+        "torch.isfinite(total[0]) & torch.isfinite(norm))",
+        "torch.isfinite(loss))",
+    ),
+    Fault(
+        "a step that is skipped and not counted",
+        "train/loop.py",
+        'told["skipped_steps"] = self._skipped or None',
+        'told["skipped_steps"] = None',
     ),
 )
