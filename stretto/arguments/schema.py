@@ -48,6 +48,12 @@ class ParallelConfig:
         carried=False,
     )
     schedule: ScheduleName = setting("1f1b", "order of forwards and backwards: `stretto schedule list` has all")  # noqa: RUF009
+    schedule_costs: str | None = setting(
+        None,
+        "schedule = auto: a file of the times of each stage; where it is not there, a few steps are measured for it",
+        carried=False,
+        path=True,
+    )
     vpp: int | None = setting(None, "virtual stages: so many on each rank; unset: what the schedule has", at_least=1)
     stage_layers: tuple[int, ...] | None = setting(
         None, "layers of each of the pp * vpp stages, or a layout such as Et*3|(tt|)*2t|L; unset: balanced", at_least=0

@@ -2,6 +2,7 @@
 
     stretto schedule list --pp 4 --microbatches 8
     stretto schedule draw zbv --pp 4 --microbatches 8 --out zbv.svg
+    stretto schedule draw --measured runs/latest/profile/timeline.json --out step.svg
     stretto schedule simulate 1f1b zbv --pp 8 --microbatches 32 --weight-gradient 0.7
     stretto schedule check mine.csv
     stretto schedule search --pp 4 --microbatches 8 --memory 2 --exact 30
@@ -43,7 +44,8 @@ from stretto.schedule import (
 from stretto.schedule.csv import from_csv, to_csv
 from stretto.schedule.exact import solve
 from stretto.schedule.grid import failing, grid
-from stretto.schedule.picture import COLOURS, chrome_trace, picture, shade
+from stretto.schedule.measured import Measured, read_cost
+from stretto.schedule.picture import COLOURS, beside, chrome_trace, idle, picture, shade
 from stretto.schedule.search import Found, search
 from stretto.terminal import say
 
@@ -92,8 +94,12 @@ def _parser() -> ArgumentParser:
     costs.add_argument("--weight-gradient", type=_times, help="left out: that of a forward")
     costs.add_argument("--hop", type=float, default=0.0, help="latency of a message")
     costs.add_argument("--transfer", type=float, default=0.0, help="of a message on its link: bytes / bandwidth")
+    costs.add_argument(
+        "--costs", type=Path, help="a file of --schedule-costs, or a measured timeline: instead of these"
+    )
     costs.add_argument("--finish", type=float, default=0.0, help="norm and update after the last gradient of the step")
     parser.add_argument("--out", type=Path, action="append", default=[], help=".svg, .png, .json (trace), .csv or .txt")
+    parser.add_argument("--measured", type=Path, help="draw: a step that ran, from `stretto train --profile`")
     parser.add_argument("--memory", type=float, help="search: microbatches whose activations a rank may hold (pp)")
     parser.add_argument("--exact", type=float, metavar="SECONDS", help="search: by a solver as well, for small sizes")
     parser.add_argument("--width", type=int, help="columns of the terminal")
@@ -123,6 +129,8 @@ def _made(said: Namespace, name: str) -> Schedule:
 
 def _cost(said: Namespace, s: Schedule) -> Cost:
     """What was said; by default all layers of a rank take one unit of time forward, so that vpp does not matter."""
+    if said.costs is not None:
+        return read_cost(said.costs.read_text(encoding="utf-8"), str(said.costs), s.num_stages)
     f = said.forward if said.forward is not None else s.num_ranks / s.num_stages
     i = said.input_gradient if said.input_gradient is not None else f
     w = said.weight_gradient if said.weight_gradient is not None else f
@@ -136,6 +144,9 @@ def _one(said: Namespace) -> str:
 
 
 def _draw(said: Namespace, screen: Console) -> None:
+    if said.measured is not None:
+        _draw_measured(said, screen)
+        return
     name = _one(said)
     s = _made(said, name)
     timeline = simulate(s, _cost(said, s))
@@ -144,6 +155,39 @@ def _draw(said: Namespace, screen: Console) -> None:
     else:
         screen.print(coloured(timeline, screen.width), soft_wrap=True)
     _write(said.out, s, timeline, name)
+
+
+def _draw_measured(said: Namespace, screen: Console) -> None:
+    """A step that ran over what the simulator makes of its order and costs, and each rank's bubble in both."""
+    if said.schedule:
+        raise ValueError(f"draw --measured takes the schedule from the file, got {' '.join(said.schedule)} as well")
+    found = Measured.read(said.measured.read_text(encoding="utf-8"), str(said.measured))
+    ran, cost = found.typical, found.cost()
+    played = simulate(found.schedule, cost)
+    for what, timeline in (("measured", ran), ("simulated", played)):
+        screen.print(what)
+        if screen.color_system is None:
+            say(gantt(timeline, width=screen.width), out=True)
+        else:
+            screen.print(coloured(timeline, screen.width), soft_wrap=True)
+    table = Table("rank", "idle, measured", "simulated", box=None, pad_edge=False, header_style="dim")
+    for rank, (real, thought) in enumerate(zip(idle(ran), idle(played), strict=True)):
+        table.add_row(str(rank), f"{real:.1%}", f"{thought:.1%}")
+    table.add_row("all", f"{bubble(ran):.1%}", f"{bubble(played):.1%}")
+    screen.print(table)
+    real, thought = makespan(ran), makespan(played)
+    screen.print(
+        f"the median of {len(found.steps)} steps took {1e3 * real:.2f} ms, simulated {1e3 * thought:.2f} ms "
+        f"({thought / real - 1:+.1%}); a message took {1e3 * found.hop:.2f} ms"
+    )
+    s = found.schedule
+    title = f"{s.num_ranks} ranks, {s.num_stages} stages, {s.num_microbatches} microbatches"
+    for path in said.out:
+        if path.suffix == ".json":
+            path.write_text(chrome_trace(ran, unit=1e6), encoding="utf-8")
+        else:
+            beside(ran, played, title=title).save(path)
+        say(f"wrote {path}", out=True)
 
 
 def _write(paths: Sequence[Path], s: Schedule, timeline: Timeline, name: str) -> None:

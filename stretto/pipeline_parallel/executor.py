@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from stretto.pipeline_parallel.clock import Clock
 from stretto.pipeline_parallel.link import Link
 from stretto.pipeline_parallel.meta import TensorMeta
 from stretto.pipeline_parallel.stage import Stage
@@ -70,6 +71,9 @@ class Executor:
         self.rank = rank
         self.stages = stages
         self.link = link
+        self.weights = weights
+        self.clock = Clock(link.device, rank)
+        """Records when computations run, once started."""
         self._last = program.num_stages - 1
         # What enters stage s for microbatch mb stands at (s, mb): activations going down the stages, gradients
         # going up, whether they come from another rank or from a stage here, and also while they wait for the
@@ -83,7 +87,7 @@ class Executor:
             Op.F: self._forward,
             Op.B: self._backward,
             Op.I: self._backward_input,
-            Op.W: lambda a: stages[a.stage].backward_weight(a.mb),
+            Op.W: self._backward_weight,
             Op.SEND_F: self._send_forward,
             Op.RECV_F: self._recv_forward,
             Op.SEND_B: self._send_backward,
@@ -92,6 +96,10 @@ class Executor:
             Op.RESHARD: lambda a: weights.reshard(a.stage),
             Op.REDUCE: lambda a: weights.reduce(a.stage),
         }
+
+    def playing(self, program: Schedule) -> Executor:
+        """One that runs another program over the same stages."""
+        return Executor(program, self.rank, self.stages, self.link, self.weights)
 
     def step(self, microbatches: Sequence[Any]) -> Tensor:
         """Run the program once; the microbatches are handed to the modules as they are.
@@ -104,6 +112,7 @@ class Executor:
         if len(microbatches) != self.program.num_microbatches:
             raise ValueError(f"{len(microbatches)} microbatches for a program of {self.program.num_microbatches}")
         self._microbatches, self._loss = microbatches, torch.zeros((), device=self.link.device)
+        self.clock.step()
         for action in self.program.ranks[self.rank]:
             with record_function(str(action)), _Noted(action, self.rank):
                 self._run[action.op](action)
@@ -114,7 +123,8 @@ class Executor:
 
     def _forward(self, a: Action) -> None:
         x = None if a.stage == 0 else self._activations.pop((a.stage, a.mb)).wait()
-        y = self.stages[a.stage].forward(a.mb, x, self._microbatches[a.mb])
+        with self.clock.measured(a):
+            y = self.stages[a.stage].forward(a.mb, x, self._microbatches[a.mb])
         if a.stage < self._last:
             self._activations[a.stage + 1, a.mb] = AsyncTensor(y)
         elif y.dim():
@@ -123,10 +133,20 @@ class Executor:
             self._loss = self._loss + y
 
     def _backward(self, a: Action) -> None:
-        self._pass_on(a, self.stages[a.stage].backward(a.mb, self._take_gradient(a)))
+        dy = self._take_gradient(a)
+        with self.clock.measured(a):
+            dx = self.stages[a.stage].backward(a.mb, dy)
+        self._pass_on(a, dx)
 
     def _backward_input(self, a: Action) -> None:
-        self._pass_on(a, self.stages[a.stage].backward_input(a.mb, self._take_gradient(a)))
+        dy = self._take_gradient(a)
+        with self.clock.measured(a):
+            dx = self.stages[a.stage].backward_input(a.mb, dy)
+        self._pass_on(a, dx)
+
+    def _backward_weight(self, a: Action) -> None:
+        with self.clock.measured(a):
+            self.stages[a.stage].backward_weight(a.mb)
 
     def _take_gradient(self, a: Action) -> Tensor | None:
         return None if a.stage == self._last else self._gradients.pop((a.stage, a.mb)).wait()

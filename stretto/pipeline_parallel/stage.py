@@ -56,6 +56,8 @@ class Stage:
         self.boundary = boundary
         self.splits = deferred is not None
         """Whether its layers may leave weight gradients for W."""
+        self.received = 0
+        """Bytes of the last input."""
         self._deferred = Deferred() if deferred is None else deferred
         self._kept: dict[int, _Kept] = {}
 
@@ -74,6 +76,7 @@ class Stage:
         if arrived != self.boundary:
             raise ValueError(f"stage {self.index} expects an input {self.boundary}, but got {arrived}")
         if x is not None:
+            self.received = x.nbytes
             x = x.detach().requires_grad_(torch.is_grad_enabled())
         y: Tensor = self.module(x, microbatch)
         if torch.is_grad_enabled():

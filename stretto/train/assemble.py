@@ -13,10 +13,11 @@ from stretto.distributed import DataParallel, MainGradients
 from stretto.distributed.replicate import align
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, TensorMeta
-from stretto.schedule import DDP, Op, Schedule, Sharding, check_lowered, lower, partition
+from stretto.schedule import DDP, Cost, Schedule, Sharding, check_lowered, lower, partition
 from stretto.schedule.generators import forward_only
 from stretto.tensor_parallel import Build
 from stretto.train.busy import BusyTime, TimedStage
+from stretto.train.measured import Tuner, visits
 from stretto.train.step import Optimizer, Stepper
 
 M = TypeVar("M", bound=nn.Module)
@@ -53,6 +54,8 @@ class Assembly(Generic[M]):
     stepper: Stepper
     evaluator: Executor
     busy: BusyTime
+    tuner: Tuner | None = None
+    """Told of each step before it is launched."""
 
     @property
     def weights(self) -> DataParallel:
@@ -81,6 +84,8 @@ def assemble(
     draw: bool = True,
     call: Callable[[int, M], Callable[..., Any]] = lambda _, module: module,
     steady: Callable[[], AbstractContextManager[object]] = nullcontext,
+    search: Callable[[Cost], Schedule] | None = None,
+    keep_cost: Callable[[Cost], object] = bool,
 ) -> Assembly[M]:
     """Build this rank's stages, and what trains them; initial weights follow from `seed`.
 
@@ -94,6 +99,8 @@ def assemble(
         draw: whether initial values are drawn; else parameters are zero, to be filled.
         call: what the executor calls in place of a stage's module.
         steady: a context in which the weights do not change, for each step.
+        search: the schedule for costs, which a few steps measure; None: `schedule` stays.
+        keep_cost: told of these costs, on rank 0.
     """
     axis = state.axis("pp")
     sharding = sharding if state.axis("dp", "cp").size > 1 else DDP
@@ -130,17 +137,6 @@ def assemble(
         Executor(program, axis.rank, stages, link, weights), weights, made, clip_grad=clip_grad, steady=steady
     )
     forwards = lower(forward_only(axis.size, schedule.num_microbatches, layout.placement), sharding)
-    return Assembly(modules, stepper, Executor(forwards, axis.rank, stages, link, weights), busy)
-
-
-def visits(program: Schedule, rank: int) -> dict[int, list[bool]]:
-    """Of each UNSHARD of a stage on a pipeline rank, in order: whether a backward is the first use of it."""
-    found: dict[int, list[bool]] = {}
-    begun: set[int] = set()
-    for action in program.ranks[rank]:
-        if action.op is Op.UNSHARD:
-            begun.add(action.stage)
-        elif action.stage in begun and action.op in (Op.F, Op.B, Op.I):
-            begun.remove(action.stage)
-            found.setdefault(action.stage, []).append(action.op is not Op.F)
-    return found
+    evaluator = Executor(forwards, axis.rank, stages, link, weights)
+    tuner = Tuner(stepper, sharding, search, keep_cost) if search is not None and axis.size > 1 else None
+    return Assembly(modules, stepper, evaluator, busy, tuner)

@@ -19,10 +19,12 @@ from stretto.models import StageSpec, Transformer, attention_by
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import TensorMeta
 from stretto.schedule import schedule_for
+from stretto.schedule.search import split
 from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
 from stretto.train.assemble import Assembly, assemble
+from stretto.train.costs_file import read_costs, write_costs
 from stretto.train.dtypes import DTYPES
 from stretto.train.optimizers import flat
 
@@ -71,14 +73,17 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         )
         return made_here[s]
 
-    config = args.optimizer
+    config, auto = args.optimizer, args.parallel.schedule == "auto"
+    sizes = args.parallel.schedule, state.axis("pp").size, microbatches, vpp_of(args.parallel)
+    known = read_costs(args, state) if auto else None
+    begins = schedule_for(*sizes, known or stage_costs(args))
     made = assemble(
         state,
         make,
         optimizer=flat(update_rule(config), fuse=partial(fused, dynamic=True) if args.run.compile else None),
-        schedule=schedule_for(
-            args.parallel.schedule, state.axis("pp").size, microbatches, vpp_of(args.parallel), stage_costs(args)
-        ),
+        schedule=begins if known or not auto else split(begins),
+        search=partial(schedule_for, *sizes) if auto and not known else None,
+        keep_cost=partial(write_costs, args),
         boundary=_boundary(args, place),
         seed=args.run.seed,
         clip_grad=config.clip_grad,
@@ -89,7 +94,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         draw=draw,
         steady=fp8.steady if fp8 else nullcontext,
     )
-    return Built(made.stages, made.stepper, made.evaluator, made.busy, fp8)
+    return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, fp8)
 
 
 def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:

@@ -169,6 +169,8 @@ class Loop:
         step, batches = self.train_state.step + 1, self.train_state.batches
         self.timeline.current = f"in step {step}"
         self.before_step(step)
+        if self.assembly.tuner is not None:
+            self.assembly.tuner.begin(step)
         lr = self.pace.rate(step)
         with self.meter.spent("data"):
             rows = batches.next()
