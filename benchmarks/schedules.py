@@ -205,9 +205,9 @@ def measure(names: list[str], p: int, m: int, unit: float, out: Path | None) -> 
 def table(rows: Sequence[Row], p: int, m: int, unit: float, hop: float) -> str:
     lines = [
         f"Sleeps as computation over Gloo: {p} ranks, {m} microbatches, {1e3 * unit:g} ms for a forward of all layers "
-        f"of a rank, as much for the input gradient and 0.7 of it for the weights'; a message takes {1e3 * hop:.2f} ms; "
-        f"load of the machine {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores. Simulated: from the sleeps and the "
-        "message; profiled: from what each stage took.",
+        f"of a rank, as much for the input gradient, 0.7 of it for the weights'; a message takes {1e3 * hop:.2f} ms; "
+        f"load of the machine {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores. Simulated: from the sleeps and "
+        "the message; profiled: from what each stage took.",
         "",
         "| schedule | measured, s | simulated, s | error | from the profile, s | error | bubble of each rank |",
         "|---|---|---|---|---|---|---|",

@@ -248,6 +248,12 @@ class RunConfig:
         "compare each communication on all its ranks before it begins: slow, and says which rank hangs the others",
         carried=False,
     )
+    check_finite: bool = setting(
+        False,
+        "look at what every forward and backward puts out: a NaN ends the run and names stage, microbatch and action; "
+        "slow, to find a fault",
+        carried=False,
+    )
     check_replicas: int = setting(
         0,
         "compare replicas of weights and moments by checksum every so many steps; 0: never",

@@ -11,11 +11,10 @@ from torch.profiler import record_function
 
 from stretto.pipeline_parallel.clock import Clock
 from stretto.pipeline_parallel.link import Link
-from stretto.pipeline_parallel.meta import TensorMeta
+from stretto.pipeline_parallel.meta import Boundary, Parcel, Passed, TensorMeta, metas, tensors
 from stretto.pipeline_parallel.stage import Stage
 from stretto.schedule import Action, Op, Schedule
 from stretto.schedule.actions import WEIGHTS
-from stretto.world import AsyncTensor
 
 
 class Weights(Protocol):
@@ -74,12 +73,14 @@ class Executor:
         self.weights = weights
         self.clock = Clock(link.device, rank)
         """Records when computations run, once started."""
+        self.check_finite = False
+        """Look at what each computation puts out. The host waits for the device each time: to find a fault."""
         self._last = program.num_stages - 1
         # What enters stage s for microbatch mb stands at (s, mb): activations going down the stages, gradients
         # going up, whether they come from another rank or from a stage here, and also while they wait for the
         # message that takes them away.
-        self._activations: dict[tuple[int, int], AsyncTensor] = {}
-        self._gradients: dict[tuple[int, int], AsyncTensor] = {}
+        self._activations: dict[tuple[int, int], Parcel] = {}
+        self._gradients: dict[tuple[int, int], Parcel] = {}
         self._first_step = True  # in which every message is announced, and the announcement checked
         self._microbatches: Sequence[Any] = ()
         self._loss = torch.zeros((), device=link.device)
@@ -99,7 +100,9 @@ class Executor:
 
     def playing(self, program: Schedule) -> Executor:
         """One that runs another program over the same stages."""
-        return Executor(program, self.rank, self.stages, self.link, self.weights)
+        made = Executor(program, self.rank, self.stages, self.link, self.weights)
+        made.check_finite = self.check_finite
+        return made
 
     def step(self, microbatches: Sequence[Any]) -> Tensor:
         """Run the program once; the microbatches are handed to the modules as they are.
@@ -125,8 +128,12 @@ class Executor:
         x = None if a.stage == 0 else self._activations.pop((a.stage, a.mb)).wait()
         with self.clock.measured(a):
             y = self.stages[a.stage].forward(a.mb, x, self._microbatches[a.mb])
+        if self.check_finite:
+            _require_finite("output", y)
         if a.stage < self._last:
-            self._activations[a.stage + 1, a.mb] = AsyncTensor(y)
+            self._activations[a.stage + 1, a.mb] = Parcel.of(y)
+        elif not isinstance(y, Tensor):
+            raise ValueError(f"the last stage must return a scalar loss, not {len(y)} tensors")
         elif y.dim():
             raise ValueError(f"the last stage must return a scalar loss, not a tensor of shape {list(y.shape)}")
         else:
@@ -148,12 +155,14 @@ class Executor:
         with self.clock.measured(a):
             self.stages[a.stage].backward_weight(a.mb)
 
-    def _take_gradient(self, a: Action) -> Tensor | None:
+    def _take_gradient(self, a: Action) -> Passed | None:
         return None if a.stage == self._last else self._gradients.pop((a.stage, a.mb)).wait()
 
-    def _pass_on(self, a: Action, dx: Tensor | None) -> None:
+    def _pass_on(self, a: Action, dx: Passed | None) -> None:
         if dx is not None:
-            self._gradients[a.stage - 1, a.mb] = AsyncTensor(dx)
+            if self.check_finite:
+                _require_finite("gradient of the input", dx)
+            self._gradients[a.stage - 1, a.mb] = Parcel.of(dx)
 
     def _send_forward(self, a: Action) -> None:
         self._send(a, self._activations.pop((a.stage + 1, a.mb)))
@@ -162,22 +171,26 @@ class Executor:
         self._send(a, self._gradients.pop((a.stage - 1, a.mb)))
 
     def _recv_forward(self, a: Action) -> None:
-        boundary = self.stages[a.stage].boundary
+        boundary = self.stages[a.stage].entering(self._microbatches[a.mb])
         assert boundary is not None, f"{a}: no message enters the first stage"
         self._activations[a.stage, a.mb] = self._recv(a, boundary)
 
     def _recv_backward(self, a: Action) -> None:
         self._gradients[a.stage, a.mb] = self._recv(a, self.stages[a.stage].output(a.mb))
 
-    def _send(self, a: Action, message: AsyncTensor) -> None:
-        if self._first_step:
-            self.link.announce(TensorMeta.of(message.tensor), self.program.peer(a))
-        self.link.send(message.tensor, self.program.peer(a))
+    def _send(self, a: Action, parcel: Parcel) -> None:
+        for part in parcel.parts:
+            if self._first_step:
+                self.link.announce(TensorMeta.of(part.tensor), self.program.peer(a))
+            self.link.send(part.tensor, self.program.peer(a))
 
-    def _recv(self, a: Action, meta: TensorMeta) -> AsyncTensor:
-        if self._first_step:
-            self.link.expect(meta, self.program.peer(a))
-        return self.link.recv(meta, self.program.peer(a))
+    def _recv(self, a: Action, boundary: Boundary) -> Parcel:
+        parts = []
+        for meta in metas(boundary):
+            if self._first_step:
+                self.link.expect(meta, self.program.peer(a))
+            parts.append(self.link.recv(meta, self.program.peer(a)))
+        return Parcel(tuple(parts), isinstance(boundary, TensorMeta))
 
     def _check_empty(self) -> None:
         left = [
@@ -191,6 +204,14 @@ class Executor:
         ]
         if left:
             raise LeftoverError(f"left over at the end of the program of rank {self.rank}: {'; '.join(left)}")
+
+
+def _require_finite(what: str, passed: Passed) -> None:
+    parts = tensors(passed)
+    for n, part in enumerate(parts):
+        if not part.isfinite().all():
+            which = f", tensor {n} of {len(parts)}" if len(parts) > 1 else ""
+            raise FloatingPointError(f"NaN or infinity in the {what}{which}")
 
 
 class _Noted:

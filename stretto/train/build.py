@@ -94,6 +94,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         draw=draw,
         steady=fp8.steady if fp8 else nullcontext,
     )
+    made.stepper.executor.check_finite = args.run.check_finite
     return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, fp8)
 
 
