@@ -41,7 +41,8 @@ test-launchers: $(DEV) ## the tests under a real SLURM and MPI, which are instal
 mutants: $(DEV) ## put faults into the package, one at a time: which check notices each
 	@$(BIN)/python tests/verify/verify_mutants.py $(ARGS)
 
-drills: $(DEV) ## stop and kill ranks of real runs at random moments: whom does each rank name? (15 minutes)
+drills: $(DEV) ## stop and kill ranks of real runs at random moments, and trainers and writers in their saves (25 minutes)
+	@$(BIN)/python tests/drills/drill_saves.py
 	@$(BIN)/python tests/drills/drills.py $(ARGS)
 
 verified: $(DEV) ## measure every combination in docs/verified.md anew

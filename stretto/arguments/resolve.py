@@ -72,7 +72,7 @@ def parse(
         argv: the words after the command, as in `["--tp", "2"]`.
         world_size: number of processes, where the caller knows it; else WORLD_SIZE in `env`, else run.nproc.
         env: the environment; None means os.environ.
-        checkpoint: the record of the run to go on from; or how to find it in the directory of a run, called
+        checkpoint: the record of the run to go on from; or how to find it among the checkpoints of a run, called
             where `checkpoint.resume` (then with True: there must be one) or `auto_resume` is asked for.
         translate: what the words after `--megatron` stand for; without it they are rejected.
         adopt: the settings that the directory of `checkpoint.init_from` says; without it they are not asked for.
@@ -171,8 +171,9 @@ def _found(find: Callable[[str, bool], Record | None], layers: Sequence[Layer]) 
     """The record of the run that these layers, weakest first, say to go on from, if there is one or must be."""
     said = {path: value for layer in layers for path, value in layer.values.items()}
     out = said.get("checkpoint.out", settings()["checkpoint.out"].default)
+    where = said.get("checkpoint.checkpoint_dir") or f"{out}/checkpoints"
     required = bool(said.get("checkpoint.resume"))
-    return find(str(out), required) if required or said.get("checkpoint.auto_resume") else None
+    return find(str(where), required) if required or said.get("checkpoint.auto_resume") else None
 
 
 def _model(adopt: Callable[[str], Layer] | None, layers: Sequence[Layer]) -> list[Layer]:

@@ -168,7 +168,20 @@ class CheckpointConfig:
         "runs/latest", "directory of the run: checkpoints, metrics, resolved.toml", carried=False, path=True
     )
     save_every: int = setting(0, "save a checkpoint every so many steps; 0: at the end only", unit="steps", at_least=0)
+    async_save: bool = setting(
+        True,
+        "a process of its own writes checkpoints while training goes on; else training waits",
+        carried=False,
+    )
     keep: int = setting(2, "so many newest checkpoints stay", at_least=1)
+    keep_every: int = setting(
+        0, "besides them, each checkpoint whose step is a multiple of this stays; 0: none", unit="steps", at_least=0
+    )
+    checkpoint_dir: str | None = setting(
+        None,
+        "where checkpoints go, also a URL such as s3://bucket/run; unset: the directory checkpoints in that of the run",
+        carried=False,
+    )
     init_from: str | None = setting(
         None,
         "directory of a Hugging Face model, or its name in the cache of downloads: the run begins with its shape, "

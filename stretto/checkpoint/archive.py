@@ -1,84 +1,94 @@
 """One piece of a tensor as torch.save writes it: a zip archive with a pickled header beside the bare numbers.
 
-The header is read, not unpickled, and the archive must be as torch writes it: nothing compressed, so that no few bytes
-become many, and nothing that reaches beyond its end.
+Its size and the place of the numbers in it follow from dtype and shape, so pieces can be written in any order. As with
+`torch.serialization.set_crc32_options(False)`, the archive has no CRC-32 of the numbers: torch does not look at it, and
+`index.jsonl` has checksums of them that are computed several times as fast.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import struct
 import sys
-import warnings
-import zipfile
+import zlib
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from itertools import accumulate
 
-import torch
-from torch import Tensor
+from stretto.checkpoint.pickled import Made, Named, Persistent, pickled
 
-from stretto.checkpoint.inert import Made, Outside, decode
-from stretto.reading import UnreadableError
-
-_REBUILD: Final = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
-_NAMES: Final = frozenset(
-    {*_REBUILD, "collections.OrderedDict", "torch.storage.UntypedStorage"}
-    | {f"torch.{name}" for name, each in vars(torch).items() if isinstance(each, torch.dtype)}
-    | {f"torch.{name}" for name in vars(torch) if name.endswith("Storage")}
-)
-_MOST_MEMBERS: Final = 32
-_LONGEST_HEADER: Final = 2**16
+ALIGNED = 64
+"""Numbers begin at multiples of this in an archive, as torch aligns them."""
 
 
-def unpack(content: bytes, dtype: torch.dtype, sizes: Sequence[int]) -> Tensor:
-    """The tensor of `dtype` and `sizes` in an archive, on its memory: to be read only.
+@dataclass(frozen=True)
+class Archive:
+    """What stands before and after the numbers of a piece."""
 
-    Raises UnreadableError when the archive is damaged or holds another one.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # a view of the bytes, no copy
-            members = archive.infolist()
-            if len(members) > _MOST_MEMBERS or any(
-                m.compress_type != zipfile.ZIP_STORED or not m.file_size == m.compress_size <= len(content)
-                for m in members
-            ):
-                raise UnreadableError("its archive is not one that torch.save writes")
-            by_name = {m.filename.partition("/")[2]: m for m in members}
-            header, data, order = by_name["data.pkl"], by_name["data/0"], by_name.get("byteorder")
-            if order is not None and archive.read(order).decode() != sys.byteorder:
-                raise UnreadableError("its numbers have another byte order than this machine's")
-            if header.file_size > _LONGEST_HEADER:
-                raise UnreadableError(f"the header of a tensor has {header.file_size:,} bytes")
-            offset, shape, strides = _described(decode(archive.read(header), _NAMES))
-    except (zipfile.BadZipFile, NotImplementedError, KeyError, ValueError, RuntimeError, EOFError) as error:
-        raise error if isinstance(error, UnreadableError) else UnreadableError(f"its archive: {error}") from error
-    n, rest = divmod(data.file_size, dtype.itemsize)
-    start = _start_of_data(content, data)
-    if rest or not n > 0 or start + data.file_size > len(content):
-        raise UnreadableError(f"{data.file_size:,} bytes are no tensor of {dtype}")
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if tuple(sizes) != shape or math.prod(shape) < 1 or not 0 <= offset <= last < n:
-        raise UnreadableError(f"a tensor of {tuple(sizes)} was to be there, not one of {shape} in {n:,} elements")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
-        flat = torch.frombuffer(content, dtype=dtype, count=n, offset=start)
-    return flat.as_strided(shape, strides, offset)
+    before: bytes
+    after: bytes
 
 
-def _described(made: Any) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """Offset, shape and strides, in elements, of the one tensor of a header."""
-    if not isinstance(made, Made) or made.name not in _REBUILD or len(made.args) < 4:
-        raise UnreadableError("its archive holds no plain tensor")
-    storage, offset, shape, strides = made.args[:4]
-    numbers = (offset, *shape, *strides)
-    if not isinstance(storage, Outside) or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
-        raise UnreadableError("the header of a tensor has something else than sizes")
-    return offset, shape, strides
+def archive(dtype: str, sizes: Sequence[int], nbytes: int) -> Archive:
+    """The archive around `nbytes` of contiguous numbers of a torch dtype such as "bfloat16"."""
+    small = {
+        "archive/data.pkl": header(dtype, sizes, nbytes),
+        "archive/byteorder": sys.byteorder.encode(),
+        "archive/version": b"3\n",
+    }
+    before, central = bytearray(), bytearray()
+    for name, content in small.items():
+        central += _central(name, len(content), zlib.crc32(content), len(before))
+        before += _local(name, len(content), zlib.crc32(content), b"") + content
+    name = "archive/data/0"
+    central += _central(name, nbytes, 0, len(before))
+    size = _zip64(nbytes, nbytes) if nbytes >= _WIDE else b""
+    bare = len(before) + 30 + len(name) + len(size) + 4
+    padding = -bare % ALIGNED
+    before += _local(name, nbytes, 0, size + struct.pack("<2sH", b"FB", padding) + b"Z" * padding)
+    return Archive(bytes(before), bytes(central) + _end(len(small) + 1, len(central), len(before) + nbytes))
 
 
-def _start_of_data(content: bytes, member: zipfile.ZipInfo) -> int:
-    """Where the bytes of a stored member begin: after its local header, its name and its padding."""
-    fixed = 30
-    name, extra = struct.unpack_from("<HH", content, member.header_offset + fixed - 4)
-    return int(member.header_offset + fixed + name + extra)
+def header(dtype: str, sizes: Sequence[int], nbytes: int) -> bytes:
+    """`data.pkl`: a tensor of all of one storage."""
+    strides = [*accumulate(reversed(sizes[1:]), lambda a, b: a * b, initial=1)][::-1] if sizes else []
+    storage = Persistent(("storage", Named("torch.storage", "UntypedStorage"), "0", "cpu", nbytes))
+    hooks = Made(Named("collections", "OrderedDict"))
+    args = (storage, 0, tuple(sizes), tuple(strides), False, hooks, Named("torch", dtype))
+    return pickled(Made(Named("torch._utils", "_rebuild_tensor_v3"), args))
+
+
+def nbytes_of(itemsize: int, sizes: Sequence[int]) -> int:
+    """Bytes of the numbers of a piece."""
+    return math.prod(sizes) * itemsize
+
+
+_WIDE = 2**32 - 1
+_DATE = 0x21
+"""1 January 1980: the same bytes each time."""
+
+
+def _zip64(*values: int) -> bytes:
+    return struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values)
+
+
+def _local(name: str, size: int, crc: int, extra: bytes) -> bytes:
+    short, version = (_WIDE, 45) if size >= _WIDE else (size, 20)
+    fixed = struct.pack("<4s5H3I2H", b"PK\3\4", version, 0, 0, 0, _DATE, crc, short, short, len(name), len(extra))
+    return fixed + name.encode() + extra
+
+
+def _central(name: str, size: int, crc: int, at: int) -> bytes:
+    wide = size >= _WIDE
+    short, version, extra = (_WIDE, 45, _zip64(size, size)) if wide else (size, 20, b"")
+    lengths = (len(name), len(extra), 0, 0, 0)
+    fixed = struct.pack("<4s6H3I5H2I", b"PK\1\2", version, version, 0, 0, 0, _DATE, crc, short, short, *lengths, 0, at)
+    return fixed + name.encode() + extra
+
+
+def _end(members: int, size: int, at: int) -> bytes:
+    wide = b""
+    if at >= _WIDE:
+        wide = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, members, members, size, at)
+        wide += struct.pack("<4sIQI", b"PK\6\7", 0, at + size, 1)
+    return wide + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, members, members, size, min(at, _WIDE), 0)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from stretto.checkpoint.marker import MARKER, inspect, sync_directory
-from stretto.checkpoint.peers import CheckpointError
+from stretto.checkpoint.errors import CheckpointError
+from stretto.checkpoint.marker import MARKER, inspect
+from stretto.checkpoint.places import is_local, place, remove_tree, sync_directory
 
 _NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
 
@@ -48,7 +48,7 @@ def latest_complete(directory: str | Path) -> Found:
     With several ranks, let one of them look and tell the others: two may see a shared disk differently.
     """
     skipped = []
-    for path in _newest_first(Path(directory)):
+    for path in checkpoints(directory):
         try:
             inspect(path)
         except CheckpointError as error:
@@ -58,8 +58,26 @@ def latest_complete(directory: str | Path) -> Found:
     return Found(None, tuple(skipped))
 
 
-def prune(directory: str | Path, keep: int) -> tuple[Path, ...]:
-    """Keep the newest `keep` whole checkpoints; remove older ones, and unfinished ones older than the newest.
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest `keep`, and besides them each whose step is a multiple of `keep_every`."""
+
+    keep: int = 1
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep={self.keep}: at least the newest checkpoint must stay; use keep=1 or more")
+        if self.keep_every < 0:
+            raise ValueError(f"keep_every={self.keep_every}: a number of steps, or 0 for no checkpoint of this kind")
+
+    def always(self, step: int) -> bool:
+        """Whether the checkpoint of a step stays, however old it is."""
+        return bool(self.keep_every and step % self.keep_every == 0)
+
+
+def prune(directory: str | Path, keep: int, keep_every: int = 0) -> tuple[Path, ...]:
+    """Remove whole checkpoints that `Retention` does not keep, and unfinished ones older than the newest whole one.
 
     A checkpoint that was completed and is damaged now is left for a person to look at, and not counted. An
     unfinished one newer than all whole ones is left too: it may be being written. Call it on one rank, after
@@ -68,31 +86,39 @@ def prune(directory: str | Path, keep: int) -> tuple[Path, ...]:
     Returns:
         What was removed.
     """
-    if keep < 1:
-        raise ValueError(f"keep={keep}: at least the newest checkpoint must stay; use keep=1 or more")
+    removed = prunable(directory, Retention(keep, keep_every))
+    for path in removed:
+        remove(path)
+    return removed
+
+
+def prunable(directory: str | Path, stays: Retention) -> tuple[Path, ...]:
+    """What `prune` would remove, newest first."""
     steps: list[int] = []
-    removed = []
-    for path in _newest_first(Path(directory)):
+    newest = 0
+    found = []
+    for path in checkpoints(directory):
         if path.is_symlink():  # what it points to lies elsewhere, and is not ours to remove
             continue
-        step, finished = _step(path), (path / MARKER).exists()
-        if finished and _whole(path) and step not in steps and len(steps) < keep:
+        step, finished = step_of(path), (path / MARKER).exists()
+        if finished and _whole(path) and step not in steps and (newest < stays.keep or stays.always(step)):
             steps.append(step)
+            newest += 1
         elif steps and (_whole(path) or not finished):
-            remove(path)
-            removed.append(path)
-    return tuple(removed)
+            found.append(path)
+    return tuple(found)
 
 
 def prepare(path: Path) -> None:
     """Have an empty directory to write into; a whole checkpoint of the same step moves aside."""
     aside = _aside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):  # not ours to remove; and the save is due
+    if is_local(path) and os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+        # Not ours to remove; and the save is due.
         stray = next(p for n in count(1) if not os.path.lexists(p := path.with_name(f"{path.name}.stray-{n}")))
         path.rename(stray)
         logging.getLogger(__name__).warning("%s was no checkpoint and is in the way of one: moved to %s", path, stray)
-    if path.exists() and _whole(path):
+    if is_local(path) and path.exists() and _whole(path):  # objects are not moved: there the former one goes first
         remove(aside)
         path.rename(aside)
     remove(path)
@@ -117,17 +143,20 @@ def remove(path: Path) -> None:
     if path.exists():
         (path / MARKER).unlink(missing_ok=True)
         sync_directory(path)
-        shutil.rmtree(path)
+        remove_tree(path)
 
 
-def _newest_first(directory: Path) -> list[Path]:
-    if not directory.is_dir():
+def checkpoints(directory: str | Path) -> list[Path]:
+    """Whatever is named as a checkpoint is, newest first; of one step, the replaced one comes second."""
+    where = place(directory)
+    if not where.is_dir():
         return []
-    found = [p for p in directory.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)]
-    return sorted(found, key=lambda p: (-_step(p), p.name))  # of one step, the replaced one comes second
+    found = [p for p in where.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: (-step_of(p), p.name))
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1])

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch.distributed import ProcessGroup
 
-from stretto.checkpoint.contents import read_contents
-from stretto.checkpoint.marker import inspect, read_extra
+from stretto.checkpoint.index import Index
+from stretto.checkpoint.marker import inspect, read_extra, read_marker
 from stretto.checkpoint.peers import Peers
+from stretto.checkpoint.places import place
 from stretto.checkpoint.planner import reads, require_same_tensors, wanted
 from stretto.checkpoint.reader import read_pieces
 from stretto.params import Slice
@@ -40,7 +41,7 @@ def load(
             half-way (tensors undefined).
     """
     peers = Peers.of(world, group)
-    path = Path(path)
+    path = place(path)
     peers.require_same("checkpoints to load", str(path))
     doing = f"loading {path}"
     with peers.on_all_ranks(doing):
@@ -48,12 +49,12 @@ def load(
             inspect(path)
     with peers.on_all_ranks(doing):
         extra = read_extra(path)
-        contents = read_contents(path)
+        contents = Index(path, read_marker(path))
         mine = wanted(contents, slices)
     said = peers.collect(mine)
     with peers.on_all_ranks(doing):
         if said is not None:
             require_same_tensors(contents, said, prefixes)
     with peers.on_all_ranks(doing):
-        read_pieces(path, contents, list(reads(contents, slices)))
+        read_pieces(path, list(reads(contents, slices)))
     return extra

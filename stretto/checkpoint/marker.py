@@ -1,6 +1,6 @@
 """`COMPLETE`: the last file written, which says what a whole checkpoint consists of.
 
-It names every other file with its size, and the digest of the two small ones on which all else hangs. So one
+It names every other file with its size, and the digests of what all else hangs on. So one
 look at the directory, without reading the tensors, tells a whole checkpoint from a half-written, truncated or
 half-copied one.
 """
@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stretto.checkpoint.peers import CheckpointError
+from stretto.checkpoint.errors import WAY_OUT, CheckpointError
+from stretto.checkpoint.places import is_local, sync_directory, write_atomically
 from stretto.reading import LARGEST, UnreadableError, read_json, shown
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "COMPLETE"
+INDEX = "index.jsonl"
 METADATA = ".metadata"
 EXTRA = "extra.json"
-LARGEST_METADATA = 2**29
-"""Bytes of `.metadata`: some 3 million pieces."""
+WRITING = "WRITING"
+"""Names the save that is under way in a directory."""
 
-WAY_OUT = "restore the file from a copy, or load an earlier checkpoint"
+DCP = "torch.distributed.checkpoint.metadata"
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,27 @@ class Marker:
     """Number of ranks that wrote; a reader may have any other number."""
     sizes: dict[str, int]
     """File name -> bytes, of every file but the marker."""
+    table: int
+    """Where the table of contents begins in `index.jsonl`."""
     sha256: dict[str, str]
-    """Digests of `.metadata` and `extra.json`."""
+    """Digests of that table, under `index.jsonl`, and of `extra.json`."""
 
 
-def complete(path: Path, step: int, world_size: int, files: Collection[str]) -> None:
+def complete(path: Path, step: int, world_size: int, files: Collection[str], table: int) -> None:
     """Write the marker of the checkpoint in `path`, safe on disk. `files` hold the tensors.
 
     Raises:
         CheckpointError: a file that some rank has written is not there for this one.
     """
-    if unseen := [name for name in sorted(files) if not (path / name).exists()]:
+    found = {file.name: file.stat().st_size for file in path.iterdir()}
+    if unseen := sorted({*files} - found.keys()):
         raise CheckpointError(
             f"{len(unseen)} of {len(files)} files in {path}, such as {unseen[0]}, were written by other ranks and "
             "cannot be seen here: the directory must lie on a file system that all ranks share"
         )
-    sizes = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
-    sha256 = {name: _digest(path / name) for name in (METADATA, EXTRA)}
-    marker = Marker(FORMAT, step, world_size, sizes, sha256)
+    sizes = {name: found[name] for name in sorted({*files, INDEX, METADATA, EXTRA})}
+    sha256 = {INDEX: _digest(path / INDEX, table), EXTRA: _digest(path / EXTRA)}
+    marker = Marker(FORMAT, step, world_size, sizes, table, sha256)
     # No trailing newline: then every proper prefix of the file is invalid JSON, and truncation shows.
     write_atomically(path / MARKER, json.dumps(asdict(marker), indent=1).encode())
     sync_directory(path.parent)
@@ -67,11 +71,11 @@ def inspect(path: Path) -> Marker:
     Raises:
         CheckpointError: not there, half-written, or a file is missing or not as it was written.
     """
-    if not path.is_dir():
+    if is_local(path) and not path.is_dir():  # an object store has files alone
         raise CheckpointError(f"{path} is not a directory: name a checkpoint such as <directory>/step-00000150")
     if not (path / MARKER).exists():
         raise CheckpointError(f"{path} has no {MARKER}: its save did not finish; load an earlier checkpoint")
-    marker = _read_marker(path / MARKER)
+    marker = read_marker(path)
     for name, size in marker.sizes.items():
         file = path / name
         if not file.is_file():
@@ -79,7 +83,7 @@ def inspect(path: Path) -> Marker:
         if (found := file.stat().st_size) != size:
             raise CheckpointError(f"{file} has {found} bytes, {size} were written: {WAY_OUT}")
     for name, digest in marker.sha256.items():
-        if _digest(path / name) != digest:
+        if _digest(path / name, marker.table if name == INDEX else 0) != digest:
             raise CheckpointError(f"{path / name} is not what was written (SHA-256 differs): {WAY_OUT}")
     return marker
 
@@ -95,27 +99,9 @@ def read_extra(path: Path) -> dict[str, Any]:
     return extra
 
 
-def write_atomically(file: Path, content: bytes) -> None:
-    """Put all of `content` under the name `file`, or nothing, at whatever moment the machine stops."""
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    sync_directory(file.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Put the names in a directory on disk: fsync of a file does not cover its name."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_marker(file: Path) -> Marker:
+def read_marker(path: Path) -> Marker:
+    """The marker of a checkpoint; whether the files are as it says is not looked at."""
+    file = path / MARKER
     try:
         found = read_json(file)
         version = found["format"]
@@ -131,17 +117,20 @@ def _read_marker(file: Path) -> Marker:
 def _checked(found: dict[str, Any]) -> Marker:
     """The marker. Raises UnreadableError where it names something else than files beside it with their sizes."""
     sizes, digests = found.get("sizes"), found.get("sha256")
-    if not isinstance(sizes, dict) or not isinstance(digests, dict) or set(digests) != {METADATA, EXTRA}:
+    if not isinstance(sizes, dict) or not isinstance(digests, dict) or set(digests) != {INDEX, EXTRA}:
         raise UnreadableError("its sizes or digests are no tables")
     for name, size in sizes.items():
         if type(size) is not int or Path(name).name != name or name in ("", ".."):
             raise UnreadableError(f"{shown(name)} of {shown(size)} bytes is no file of a checkpoint")
-    for name, most in ((METADATA, LARGEST_METADATA), (EXTRA, LARGEST)):
-        if not 0 < sizes.get(name, 0) <= most:  # before it is read for its digest
-            raise UnreadableError(f"{name} of {sizes.get(name, 0):,} bytes, must have 1 to {most:,}")
+    table = found.get("table")
+    if type(table) is not int or not 0 <= table < sizes.get(INDEX, 0):
+        raise UnreadableError(f"its table of contents is at {shown(table)}")
+    if not 0 < sizes.get(EXTRA, 0) <= LARGEST:  # before it is read for its digest
+        raise UnreadableError(f"{EXTRA} of {sizes.get(EXTRA, 0):,} bytes, must have 1 to {LARGEST:,}")
     return Marker(**found)
 
 
-def _digest(file: Path) -> str:
+def _digest(file: Path, begin: int = 0) -> str:
     with file.open("rb") as stream:
+        stream.seek(begin)
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,7 +7,7 @@ fail on one rank alone runs inside `on_all_ranks`: all ranks learn of all failur
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,10 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
+from stretto.checkpoint.errors import CheckpointError, describe
 from stretto.exchange import all_gather_bytes, all_same, gather_json
 from stretto.layout.ranks import named
 from stretto.world import World
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message is the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +86,27 @@ class Peers:
         if any(p is not None for p in problems):
             raise CheckpointError(_report(doing, dict(enumerate(problems)))) from cause
 
+    def wait_for_all(self, doing: str, done: Callable[[float], bool]) -> None:
+        """Ask `done(seconds)`, which waits so long at most, until it is true on all ranks; together.
 
-def describe(error: BaseException) -> str:
-    """The error's own words when they are ours, else its type as well."""
-    return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+        Raises one `CheckpointError` on all ranks as soon as it raises on any, though others would wait for ever.
+        """
+        pause, cause = 0.0, None
+        while True:
+            try:
+                state = "done" if done(pause) else "waiting"
+            except CheckpointError as error:
+                state, cause = f"failed {error}", error
+            said = [each or "" for each in self.gather(state)]
+            failed = {rank: each.removeprefix("failed ") for rank, each in enumerate(said) if each[:7] == "failed "}
+            if failed:
+                raise CheckpointError(_report(doing, dict(failed))) from cause
+            if set(said) == {"done"}:
+                return
+            pause = min(max(2 * pause, 0.01), 0.5)
 
 
-def _report(doing: str, problems: dict[int, str | None]) -> str:
+def _report(doing: str, problems: Mapping[int, str | None]) -> str:
     """One message for all ranks: each distinct problem once, with the ranks that have it."""
     ranks: dict[str, list[int]] = {}
     for rank, problem in sorted(problems.items()):

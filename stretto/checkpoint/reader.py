@@ -1,68 +1,113 @@
-"""Read the pieces that this rank needs, each compared with its checksum.
+"""Read the blocks that this rank needs, each compared with its checksum.
 
-A flipped bit is an error that names the file, not a model that is slightly wrong.
+A flipped bit is an error that names the file, not a model that is slightly wrong. Blocks are read, compared and copied
+by several threads at once; each holds one block, so memory stays small however large a piece is.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Mapping
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from threading import local
+from typing import IO, Final
 
+import torch
 from torch import Tensor
-from torch.distributed.checkpoint.planner import ReadItem
 
-from stretto.checkpoint.archive import unpack
-from stretto.checkpoint.contents import Contents, Place
-from stretto.checkpoint.marker import WAY_OUT
-from stretto.checkpoint.peers import CheckpointError
-from stretto.checkpoint.writer import CHECKSUMS
-from stretto.reading import UnreadableError, read_json
+from stretto.checkpoint import index
+from stretto.checkpoint.errors import WAY_OUT, CheckpointError
+from stretto.checkpoint.index import Piece, blocks, checksum
+from stretto.checkpoint.tiling import intersection
+from stretto.params import Slice
 
-
-def read_pieces(path: Path, contents: Contents, reads: Iterable[tuple[ReadItem, Tensor]]) -> None:
-    """Fill each tensor with the part of a piece that its item names; every piece is read once, in file order."""
-    files: dict[str, dict[Place, list[tuple[ReadItem, Tensor]]]] = {}
-    for item, into in reads:
-        index = item.storage_index
-        assert index.offset is not None
-        place = contents.places[index.fqn, tuple(index.offset)]
-        files.setdefault(place.file, {}).setdefault(place, []).append((item, into))
-    for name, pieces in files.items():
-        sums = _checksums(path / name)
-        with (path / name).open("rb") as stream:
-            for place, parts in sorted(pieces.items(), key=lambda each: each[0].offset):
-                piece = _piece(stream, path / name, place, contents, parts[0][0], sums)
-                for item, into in parts:
-                    into.copy_(_part(piece, item))
+THREADS: Final = 4
 
 
-def _checksums(file: Path) -> Mapping[int, int]:
-    sums = file.with_name(file.name + CHECKSUMS)
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a piece, where they lie in its file, and what of them goes into which part of a slice."""
+
+    file: str
+    at: int
+    length: int
+    digest: str
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+    copies: tuple[tuple[Sequence[tuple[int, int]], Tensor], ...]
+    """For each: start and length along every dim of the block, and the tensor that it fills."""
+
+
+def read_pieces(path: Path, reads: Iterable[tuple[index.Tensor, Piece, Slice]]) -> int:
+    """Fill the slices; every block is read once. The bytes that were read."""
+    wanted = sorted(_blocks(reads), key=lambda block: (block.file, block.at))
+    held = local()
+
+    def read(block: Block) -> int:
+        streams: dict[str, IO[bytes]] = held.__dict__.setdefault("streams", {})
+        if block.file not in streams:
+            for stream in streams.values():
+                stream.close()
+            streams.clear()
+            streams[block.file] = (path / block.file).open("rb")
+            opened.append(streams[block.file])
+        _fill(block, streams[block.file], path)
+        return block.length
+
+    opened: list[IO[bytes]] = []
     try:
-        return {int(offset): int(value) for offset, value in read_json(sums).items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{sums} cannot be read ({error}): {WAY_OUT}") from error
+        with torch.no_grad():
+            if len(wanted) < 2:
+                return sum(map(read, wanted))
+            with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1, len(wanted))) as pool:
+                return sum(pool.map(read, wanted))
+    finally:
+        for stream in opened:
+            stream.close()
 
 
-def _piece(
-    stream: IO[bytes], file: Path, place: Place, contents: Contents, item: ReadItem, sums: Mapping[int, int]
-) -> Tensor:
-    stream.seek(place.offset)
-    content = stream.read(place.length)
-    where = f"the {place.length} bytes from {place.offset} on"
-    if zlib.crc32(content) != sums.get(place.offset):
-        raise CheckpointError(f"{file}: {where} are not what was written (CRC-32 differs): {WAY_OUT}")
-    tensor = contents.tensors[item.storage_index.fqn]
-    sizes = next(chunk.sizes for chunk in tensor.chunks if chunk.offsets == item.storage_index.offset)
-    try:
-        return unpack(content, tensor.properties.dtype, sizes)
-    except UnreadableError as error:
-        raise CheckpointError(f"{file}: {where} cannot be read ({error}): {WAY_OUT}") from error
+def _fill(block: Block, stream: IO[bytes], path: Path) -> None:
+    stream.seek(block.at)
+    content = stream.read(block.length)
+    if checksum(content) != block.digest:
+        raise CheckpointError(
+            f"{path / block.file}: the {block.length} bytes from {block.at} on are not what was written (the checksum "
+            f"differs): {WAY_OUT}"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        rows = torch.frombuffer(content, dtype=block.dtype).view(block.sizes)
+    for window, into in block.copies:
+        part = rows
+        for dim, (start, length) in enumerate(window):
+            part = part.narrow(dim, start, length)
+        with torch.no_grad():
+            into.copy_(part)
 
 
-def _part(piece: Tensor, item: ReadItem) -> Tensor:
-    for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-        piece = piece.narrow(dim, start, length)
-    return piece
+def _blocks(reads: Iterable[tuple[index.Tensor, Piece, Slice]]) -> Iterator[Block]:
+    by_piece: dict[tuple[str, int], tuple[index.Tensor, Piece, list[Slice]]] = {}
+    for tensor, piece, s in reads:
+        by_piece.setdefault((piece.file, piece.at), (tensor, piece, []))[2].append(s)
+    for tensor, piece, slices in by_piece.values():
+        dtype = getattr(torch, tensor.dtype)
+        for (rows, begin, length), digest in zip(blocks(piece.sizes, tensor.itemsize), piece.sums, strict=True):
+            offsets, sizes = piece.offsets, piece.sizes
+            if sizes:
+                offsets, sizes = (offsets[0] + rows.start, *offsets[1:]), (len(rows), *sizes[1:])
+            copies = tuple(copy for s in slices if (copy := _copy(offsets, sizes, s)))
+            if copies:
+                yield Block(piece.file, piece.at + begin, length, digest, dtype, sizes, copies)
+
+
+def _copy(offsets: Sequence[int], sizes: Sequence[int], s: Slice) -> tuple[Sequence[tuple[int, int]], Tensor] | None:
+    common = intersection((offsets, sizes), (s.offsets, tuple(s.tensor.shape)))
+    if common is None:
+        return None
+    into = s.tensor.detach()
+    for dim, (at, start, length) in enumerate(zip(common[0], s.offsets, common[1], strict=True)):
+        into = into.narrow(dim, at - start, length)
+    return [(at - start, length) for at, start, length in zip(common[0], offsets, common[1], strict=True)], into

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch.distributed import ProcessGroup
 
-from stretto.checkpoint.contents import Contents, Place, write_contents
-from stretto.checkpoint.directory import abandon, prepare, settle, step_path
-from stretto.checkpoint.marker import EXTRA, complete, write_atomically
-from stretto.checkpoint.peers import CheckpointError, Peers
-from stretto.checkpoint.planner import described, whole_tensors
-from stretto.checkpoint.writer import write_pieces
+from stretto.checkpoint.commit import commit
+from stretto.checkpoint.directory import abandon, prepare, step_path
+from stretto.checkpoint.errors import CheckpointError
+from stretto.checkpoint.part import write_part
+from stretto.checkpoint.peers import Peers
+from stretto.checkpoint.places import place
+from stretto.checkpoint.planner import described, numbers
 from stretto.params import Slice
 from stretto.world import World
 
@@ -31,8 +32,8 @@ def save(
     """Write `slices` of all ranks and rank 0's `extra` to `<directory>/step-<step>`, and return that path.
 
     Every rank of `world` calls it with what it holds; among equal pieces exactly one has `owner` set and is
-    written. Together the owners must tile every tensor. `directory` lies on a file system that all ranks see.
-    `extra` comes back from `load` as JSON gives it back: tuples become lists.
+    written. Together the owners must tile every tensor. `directory` lies on a file system that all ranks see, or is
+    a URL such as `s3://bucket/run`. `extra` comes back from `load` as JSON gives it back: tuples become lists.
 
     Args:
         group: spans exactly the ranks of `world`; None is torch's default group. A world of one needs none.
@@ -42,43 +43,28 @@ def save(
             before it, one of the same step included, are untouched.
     """
     peers = Peers.of(world, group)
-    path = step_path(Path(directory), step)
+    path = step_path(place(directory), step)
     peers.require_same("directories to save in", str(path))
     doing = f"saving step {step} to {path}"
     with peers.on_all_ranks(doing):
         document = json.dumps(dict(extra), indent=1).encode() if peers.rank == 0 else b""
+        mine, owned = described(slices)
     with peers.on_all_ranks(doing):
         if peers.rank == 0:
             prepare(path)
     try:
-        contents = _write(path, slices, peers, doing)
         with peers.on_all_ranks(doing):
-            if contents is not None:
-                write_contents(path, contents)
-                write_atomically(path / EXTRA, document)
-                complete(path, step, peers.size, {place.file for place in contents.places.values()})
+            path.mkdir(parents=True, exist_ok=True)  # on another node's own disk it is not there: rank 0 will say so
+            write_part(path, peers.rank, _TOKEN, mine, lambda i: numbers(owned[i]))
+        with peers.on_all_ranks(doing):
+            if peers.rank == 0:
+                commit(path, step, peers.size, _TOKEN, document)
     except CheckpointError:
         if peers.rank == 0:  # all ranks have stopped writing: the failure was agreed on
             abandon(path)
         raise
-    with peers.on_all_ranks(f"{path} is complete; removing the one of the same step that it replaces"):
-        if peers.rank == 0:
-            settle(path)
     return path
 
 
-def _write(path: Path, slices: Sequence[Slice], peers: Peers, doing: str) -> Contents | None:
-    """Write this rank's pieces; on rank 0, what all ranks have written."""
-    with peers.on_all_ranks(doing):
-        mine = described(slices)
-    said = peers.collect(mine)
-    tensors = {}
-    with peers.on_all_ranks(doing):
-        if said is not None:
-            tensors = whole_tensors(said)
-    with peers.on_all_ranks(doing):
-        written = write_pieces(path, peers.rank, slices)
-    places = peers.collect(written)
-    if places is None:
-        return None
-    return Contents(tensors, {(name, tuple(at)): Place(*place) for rank in places for name, at, *place in rank})
+_TOKEN = "0"
+"""All ranks are in this save, so no other can be under way."""

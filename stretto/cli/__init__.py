@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "verify": "prove that a layout gives what one process gives",
     "sample": "continue a prompt from a checkpoint",
     "export": "write a checkpoint as a Hugging Face model",
+    "checkpoint": "list, show, verify, compare and prune checkpoints",
     "launch": "run on this machine, or write a SLURM script or a Kubernetes manifest",
     "data": "tokenize a corpus, and say what is in it",
     "convert": "turn the flags of a Megatron-LM script into a settings file",

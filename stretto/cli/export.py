@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Export:
     """Write a checkpoint as a Hugging Face directory: config.json, tokenizer files, safetensors."""
 
-    checkpoint: Annotated[Path, tyro.conf.arg(help="a checkpoint, or a directory of a run: its newest one")]
+    checkpoint: Annotated[str, tyro.conf.arg(help="a checkpoint, or a directory of a run: its newest one")]
     to: Annotated[Path, tyro.conf.arg(help="the directory to write: empty, or not there yet")]
     like: Annotated[
         Path | None,
@@ -90,12 +90,12 @@ class _Checkpoint:
         import torch
 
         from stretto.checkpoint import load
-        from stretto.checkpoint.contents import read_contents
+        from stretto.checkpoint.index import Index
         from stretto.params import Slice
         from stretto.world import World
 
-        known = read_contents(self.path).tensors
-        dtypes = {name: known[f"model/{name}"].properties.dtype for name in wanted}
+        known = Index(self.path).tensors
+        dtypes = {name: getattr(torch, known[f"model/{name}"].dtype) for name in wanted}
         whole = {name: torch.empty(shape, dtype=dtypes[name]) for name, shape in wanted.items()}
         slices = [Slice(f"model/{name}", x, tuple(x.shape), (0,) * x.dim(), True) for name, x in whole.items()]
         load(self.path, slices, World.single(), prefixes=())
@@ -104,9 +104,9 @@ class _Checkpoint:
 
 def _require_all(path: Path, shapes: Shapes) -> None:
     """Each weight of the checkpoint is one of the model, and the other way round."""
-    from stretto.checkpoint.contents import read_contents
+    from stretto.checkpoint.index import Index
 
-    known = read_contents(path).tensors
+    known = Index(path).tensors
     there = {name.removeprefix("model/") for name in known if name.startswith("model/")}
     wrong = [f"{name}: not in the checkpoint" for name in shapes.keys() - there]
     wrong += [f"{name}: no tensor of this model" for name in there - shapes.keys()]

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Final
 
 from stretto.arguments import ConfigError, Record, Resolved, Violation, from_dict
+from stretto.arguments.resuming import changes, forbidden, told
 from stretto.checkpoint import CheckpointError, latest_complete
 from stretto.checkpoint.marker import read_extra
+from stretto.checkpoint.places import place
 from stretto.cli.usage_error import reject
 from stretto.initialize.environment import Launch
 from stretto.initialize.rendezvous import Meeting, RankZeroError, RendezvousError, from_rank_0, rendezvous
 from stretto.store import read_json
 from stretto.terminal import say
 from stretto.train.checkpointing import step_of
-from stretto.train.directory import Paths
 from stretto.train.learning_rate import changed_rate
 
 MEETING_SECONDS: Final = 120.0
@@ -49,14 +50,24 @@ class Resumed:
         """What `as_json` gave. Raises ConfigError for anything else."""
         try:
             each = read_json(said.encode())
-            path, step = Path(each["path"]), int(each["step"])
-        except (ValueError, TypeError, KeyError) as error:
+            path, step = place(str(each["path"])), int(each["step"])
+        except (ValueError, TypeError, KeyError, CheckpointError) as error:
             raise ConfigError(
                 [Violation("resume", ("checkpoint.resume",), f"rank 0 named no checkpoint: {error}")]
             ) from error
         return cls(path, step, Record.from_dict(each.get("record"), str(path)))
 
-    def rate_change(self, resolved: Resolved) -> str | None:
+    def require_same_model(self, resolved: Resolved) -> None:
+        """Raise ConfigError, with both values, where the run is to be of another model or in another order."""
+        if wrong := forbidden(changes(self.record, resolved.args), str(self.path)):
+            raise ConfigError(wrong)
+
+    def all_changes(self, resolved: Resolved) -> tuple[tuple[str, str | None], ...]:
+        """What the user has changed, in one line, and what it makes of the learning rate; None where nothing."""
+        changed = told(changes(self.record, resolved.args))
+        return ("changed", changed), ("learning rate", self._rate_change(resolved))
+
+    def _rate_change(self, resolved: Resolved) -> str | None:
         """What the next update's learning rate was to be and is now, where the schedule is another one."""
         if resolved.args.run.steps <= self.step:
             return None
@@ -67,13 +78,13 @@ class Resumed:
             return None
 
 
-def newest(out: str, *, required: bool) -> list[Resumed]:
-    """The newest complete checkpoint in the directory of a run, if any; says which ones it passes over.
+def newest(directory: str, *, required: bool) -> list[Resumed]:
+    """The newest complete checkpoint in a directory, if any; says which ones it passes over.
 
     Raises ConfigError when there is none though `required`, or when it is not a run's.
     """
     try:
-        return _newest(Paths(Path(out).expanduser()).checkpoints, required)
+        return _newest(place(directory), required)
     except CheckpointError as error:
         raise ConfigError([Violation("resume", ("checkpoint.resume",), str(error))]) from error
 
@@ -87,34 +98,35 @@ class Look:
     meeting: ExitStack
     """What ends the meeting."""
 
-    def require_steps_ahead(self, resolved: Resolved) -> None:
-        """Raise ConfigError when the run would be over before it began."""
+    def require_fits(self, resolved: Resolved) -> None:
+        """Raise ConfigError when the run would be over before it began, or is to be of another model."""
         if self.found is not None:
             self.found.require_steps_ahead(resolved)
+            self.found.require_same_model(resolved)
 
 
-def look(out: str, launch: Launch, meeting: ExitStack, *, required: bool) -> Look:
+def look(directory: str, launch: Launch, meeting: ExitStack, *, required: bool) -> Look:
     """The newest complete checkpoint in the directory of a run, on all ranks: rank 0 looks, and tells the others.
 
     They meet for it, and leave as `meeting` ends. Raises ConfigError as `newest` does, and SystemExit when they do not
     find each other.
     """
     if launch.size == 1:
-        return Look(next(iter(newest(out, required=required)), None), None, meeting)
+        return Look(next(iter(newest(directory, required=required)), None), None, meeting)
     try:
         met = meeting.enter_context(rendezvous(launch, timeout=MEETING_SECONDS))
-        found = _newest_of_rank_0(met, launch, out, required)
+        found = _newest_of_rank_0(met, launch, directory, required)
     except RendezvousError as error:
         raise SystemExit(reject(error, launch, code=1, every=isinstance(error, RankZeroError))) from None
     return Look(next(iter(found), None), met, meeting)
 
 
-def _newest_of_rank_0(met: Meeting, launch: Launch, out: str, required: bool) -> list[Resumed]:
+def _newest_of_rank_0(met: Meeting, launch: Launch, directory: str, required: bool) -> list[Resumed]:
     problem: list[ConfigError] = []
 
     def see() -> str:
         try:
-            found = newest(out, required=required)
+            found = newest(directory, required=required)
         except ConfigError as error:
             problem.append(error)
             return ""

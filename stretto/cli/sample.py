@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Sample:
     """Continue a prompt from a checkpoint that any layout wrote. Elsewhere than on a terminal, prints text alone."""
 
-    checkpoint: Annotated[Path, tyro.conf.arg(help="a checkpoint, or a directory of a run: its newest one")]
+    checkpoint: Annotated[str, tyro.conf.arg(help="a checkpoint, or a directory of a run: its newest one; or a URL")]
     prompt: Annotated[str, tyro.conf.arg(help="the text to go on from")]
     tokens: Annotated[int, tyro.conf.arg(help="tokens to add")] = 200
     temperature: Annotated[float, tyro.conf.arg(help="0 takes the likeliest token each time")] = 0.8
@@ -161,10 +161,12 @@ def _work(wanted: Sample, started: int) -> Task:
     return Task(wanted, path, args, tokenizer, layout)
 
 
-def newest(path: Path) -> Path:
-    """The checkpoint that a path names: itself, or the newest one of a run."""
+def newest(said: str) -> Path:
+    """The checkpoint that a path or URL names: itself, or the newest one of a run."""
     from stretto.checkpoint import CheckpointError, latest_complete
+    from stretto.checkpoint.places import place
 
+    path = place(said)
     for directory in (path, path / "checkpoints"):
         found = latest_complete(directory)
         for skipped in found.skipped:

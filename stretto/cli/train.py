@@ -55,10 +55,10 @@ def _train_within(argv: Sequence[str], launch: Launch, stop: StopFlag, began: fl
     world = None if launch.source == "python" else launch.size
     looks: list[Look] = []
 
-    def resumed(out: str, required: bool) -> Record | None:
+    def resumed(directory: str, required: bool) -> Record | None:
         from stretto.cli.resume import look  # loads torch
 
-        looks.append(look(out, launch, meeting, required=required))
+        looks.append(look(directory, launch, meeting, required=required))
         found = looks[0].found
         return found.record if found else None
 
@@ -66,7 +66,7 @@ def _train_within(argv: Sequence[str], launch: Launch, stop: StopFlag, began: fl
     try:
         resolved = parse_for_here(argv, world_size=world, checkpoint=resumed, translate=translate)
         for each in looks:
-            each.require_steps_ahead(resolved)
+            each.require_fits(resolved)
     except ConfigError as error:
         return reject(error, launch)
     from stretto.cli.training import run  # only now: what is wrong with the arguments is said before torch loads

@@ -75,8 +75,8 @@ def run(resolved: Resolved, launch: Launch, look: Look | None, stop: StopFlag, b
     except USAGE_ERRORS as error:
         return reject(error, launch)
     resumed = look.found if look else None
-    path, rate = (resumed.path, resumed.rate_change(resolved)) if resumed else (None, None)
-    work = Task(resolved, text, path, rate, stop, timeline, look)
+    changed = resumed.all_changes(resolved) if resumed else ()
+    work = Task(resolved, text, resumed.path if resumed else None, changed, stop, timeline, look)
     nproc = resolved.args.run.nproc or 1
     if not alone or nproc == 1:
         return leave_process(work())
@@ -93,8 +93,8 @@ class Task:
     text: Text | None
     """None where a launcher has started the ranks: they look at it together."""
     resume: Path | None
-    rate: str | None
-    """How the learning rate differs from what the run that is gone on with would have had."""
+    changed: tuple[tuple[str, str | None], ...]
+    """What differs from the run that is gone on with, by title: settings, and the learning rate that they make."""
     stop: StopFlag
     timeline: StartTimeline
     """Of the process that started this worker, until then."""
@@ -210,8 +210,9 @@ class Task:
         aside = stack.enter_context(occupied(self.resolved, resume=self.resume is not None))
         about = header(args, self.read, resume=self.resume, after=after, aside=aside, preset=origin(self.resolved))
         here = f", {world.local_size} on this host" if world.local_size < world.size else ""
-        if self.rate is not None:
-            about.add_row("learning rate", self.rate)
+        for title, said in self.changed:
+            if said is not None:
+                about.add_row(title, said)
         about.add_row("ranks", f"{world.size}{here}, started by {world.source}")
         about.add_row(*costs_line(costs).split(" ", 1))
         layout = self.resolved.layout

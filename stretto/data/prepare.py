@@ -2,8 +2,8 @@
 
 Any process may call `prepare`: of a run few ranks do, see `stretto.train.shared_text`. The first builds, under a lock;
 others wait as long as it gets on. The name of the cache holds a hash of all that the tokens depend on, so a changed
-corpus has another name and nothing is stale. The lock saves work and is not needed to be right: a store appears by one atomic rename, so that on a file
-system without locks two builders only do the same work twice.
+corpus has another name and nothing is stale. The lock saves work and is not needed to be right: a store appears by one
+atomic rename, so that on a file system without locks two builders only do the same work twice.
 """
 
 from __future__ import annotations

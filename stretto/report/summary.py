@@ -54,6 +54,8 @@ def summary(
         table.add_row(*_evaluation(name, row, baselines.get(name)))
     if outcome is not None:
         table.add_row("time", _times(outcome))
+    if saves := [row for row in rows if "checkpoint_bytes" in row]:
+        table.add_row("saves", _saves(saves))
     table.add_row("checkpoint", f"{checkpoint}")
     table.add_row("metrics", f"{paths.metrics}")
     return table
@@ -112,6 +114,16 @@ def _measured(steps: list[StepRecord]) -> Iterator[tuple[str, str]]:
 def _times(outcome: Outcome) -> str:
     aside = f"checkpoints {outcome.checkpoint_seconds:.1f} s, evaluation {outcome.evaluation_seconds:.1f} s"
     return f"{outcome.seconds:.1f} s, of which {aside}"
+
+
+def _saves(rows: list[dict[str, Any]]) -> str:
+    """What the saves of a run took: the longest of each."""
+    stall, copied, written, waited = (
+        max(row.get(f"checkpoint_{name}_seconds", 0.0) for row in rows)
+        for name in ("stall", "copied", "written", "waited")
+    )
+    behind = f", {waited:.2f} s of it for the save before" if waited > 0.1 else ""
+    return f"{len(rows)}; at most {stall:.2f} s of training waited{behind}, copy {copied:.2f} s, write {written:.2f} s"
 
 
 def _median(values: list[float]) -> float:

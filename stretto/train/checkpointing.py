@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from stretto.arguments import Arguments
-from stretto.checkpoint import CheckpointError, load, prune, save
-from stretto.checkpoint.contents import read_contents
+from stretto.checkpoint import CheckpointError, load
+from stretto.checkpoint.index import Index
 from stretto.estimate import count_parameters
 from stretto.parallel_state import ParallelState
 from stretto.reading import shown
@@ -28,16 +29,7 @@ class TrainState:
     batches: Batches
     step: int = 0
 
-    def save(self, directory: Path, about: Mapping[str, Any], state: ParallelState, *, keep: int) -> Path:
-        """Write a checkpoint, then remove all but the newest `keep`. `about` is stored beside it as JSON."""
-        extra = {**about, "step": self.step, "feed": self.batches.state_dict()}
-        world = state.axis("tp", "cp", "dp", "pp")
-        path = save(directory, self.step, self.optimizer.slices(), extra, state.world, group=world.group)
-        if state.world.rank == 0:
-            prune(directory, keep)
-        return path
-
-    def load(self, path: Path, state: ParallelState) -> None:
+    def load(self, path: str | Path, state: ParallelState) -> None:
         """Go on from a checkpoint that any layout wrote.
 
         Raises CheckpointError when it does not fit, DataError when it is of other data.
@@ -55,7 +47,7 @@ def require_fits(args: Arguments, path: Path) -> None:
     A record may be damaged, or somebody's who wants memory to run out. What is nearly as large is loaded, which tells
     all tensors that differ.
     """
-    held = sum(t.size.numel() for name, t in read_contents(path).tensors.items() if name.startswith("model/"))
+    held = sum(prod(t.shape) for name, t in Index(path).tensors.items() if name.startswith("model/"))
     wanted = count_parameters(args.model, args.batch.seq_len).total
     if wanted > 4 * held + _SMALL:
         raise CheckpointError(
@@ -64,7 +56,7 @@ def require_fits(args: Arguments, path: Path) -> None:
         )
 
 
-def step_of(extra: Mapping[str, Any], path: Path) -> int:
+def step_of(extra: Mapping[str, Any], path: str | Path) -> int:
     """The updates made when a checkpoint was written. Raises CheckpointError when it does not say."""
     step = extra.get("step")
     if type(step) is not int or not 0 <= step < 2**60:
@@ -72,7 +64,7 @@ def step_of(extra: Mapping[str, Any], path: Path) -> int:
     return step
 
 
-def _place_of(extra: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _place_of(extra: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
     """The place in the data, as `Batches.state_dict` gave it: what it may hold is for `Batches` to say."""
     feed = extra.get("feed")
     if not isinstance(feed, dict):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.arguments import Arguments, Resolved, as_toml
+from stretto.checkpoint.places import place
 from stretto.train.consensus import RunRejectedError
 
 
@@ -19,16 +20,18 @@ class Paths:
     """Where things lie in the directory of a run."""
 
     root: Path
+    elsewhere: str | None = None
+    """Where checkpoints lie, if not here; perhaps a URL."""
 
     @classmethod
     def of(cls, args: Arguments) -> Paths:
         """Those of the run that `args` describe."""
-        return cls(Path(args.checkpoint.out).expanduser())
+        return cls(Path(args.checkpoint.out).expanduser(), args.checkpoint.checkpoint_dir)
 
     @property
     def checkpoints(self) -> Path:
         """One directory per saved step."""
-        return self.root / "checkpoints"
+        return place(self.elsewhere) if self.elsewhere else self.root / "checkpoints"
 
     @property
     def metrics(self) -> Path:

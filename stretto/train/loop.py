@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from stretto.checkpoint import Saved
 from stretto.initialize.timeline import StartTimeline
 from stretto.parallel_state import ParallelState
 from stretto.train.assemble import Assembly
@@ -21,6 +21,7 @@ from stretto.train.meter import Meter
 from stretto.train.not_finite import not_finite
 from stretto.train.readback import Readback
 from stretto.train.record import EvalRecord, Listener, SaveRecord, StepRecord
+from stretto.train.saves import Saves
 from stretto.train.slow_ranks import SlowRanks
 from stretto.train.sound import require_equal_replicas, require_finite
 from stretto.train.step import StepResult, evaluate
@@ -78,7 +79,7 @@ class Loop:
     pace: Pace
     meter: Meter
     listener: Listener
-    save: Callable[[], Path] | None = None
+    saves: Saves | None = None
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     """By the name of the validation set."""
     stop: Callable[[], bool] = bool
@@ -107,6 +108,9 @@ class Loop:
         self.meter.resume()
         while self.train_state.step < self.pace.steps and not self._stopped:
             self.advance()
+        if self.saves is not None:
+            with self.meter.spent("checkpoint"):
+                self._tell(self.saves.finish())
         return not self._stopped
 
     def advance(self) -> StepResult:
@@ -118,6 +122,8 @@ class Loop:
         if self._pending is not None:
             self._stopped = self._report(self._pending)
         self._pending = pending
+        if self.saves is not None:
+            self._tell(self.saves.poll())
         saving = self._due(self.pace.save_every)
         if self.check_replicas and pending.step % self.check_replicas == 0:
             require_equal_replicas(self.assembly, self.state, pending.step)
@@ -149,13 +155,18 @@ class Loop:
             self.listener.evaluated(EvalRecord(self.train_state.step, loss, bits, seconds, name))
 
     def _save(self, step: int) -> None:
-        if self.save is None:
+        if self.saves is None:
             return
         require_finite(self.assembly, self.state, step)
         self.listener.saving(step)
         with self.meter.spent("checkpoint"):
-            path = self.save()
-        self.listener.saved(SaveRecord(step, path, self.meter.last("checkpoint")))
+            self.saves.begin()
+        self._tell(self.saves.poll())
+
+    def _tell(self, saved: Iterable[Saved]) -> None:
+        for each in saved:
+            figures = (each.stall, each.waited, each.copied, each.written, each.nbytes)
+            self.listener.saved(SaveRecord(each.step, each.path, each.seconds, *figures))
 
     def _first_step(self) -> Pending:
         """The step that ends the start. It alone is waited for: how long it took is then known, and told at once."""
@@ -174,11 +185,15 @@ class Loop:
         lr = self.pace.rate(step)
         with self.meter.spent("data"):
             rows = batches.next()
-        result = self.assembly.stepper.step(batches.ready(rows), lr, stop=self.stop())
+        result = self.assembly.stepper.step(batches.ready(rows), lr, stop=self._stopping())
         measured = self.meter.exchange() if self._ends_line(step) else ()
         figures = Readback(result.loss, result.grad_norm, result.votes, *measured)
         self.train_state.step = step
         return Pending(step, lr, batches.tokens, batches.epoch, result, figures, self.meter.now())
+
+    def _stopping(self) -> bool:
+        """This rank's vote to end the run: also for a save that has failed, of which the others may not know."""
+        return self.stop() or (self.saves is not None and self.saves.failed)
 
     def _due(self, every: int) -> bool:
         """Whether something that is done `every` so many steps, and after the last, is to be done now."""

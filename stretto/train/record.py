@@ -80,6 +80,17 @@ class SaveRecord:
     step: int
     path: Path
     seconds: float
+    """From its beginning to its end."""
+    stall: float | None = None
+    """Of these, what training waited, as far as that save went."""
+    waited: float | None = None
+    """Of the stall: until the save before it had ended, of which at most one is under way."""
+    copied: float | None = None
+    """Until a copy of the state was there; from a GPU, beside the next step."""
+    written: float | None = None
+    """Rank 0's part, by its writer."""
+    nbytes: int | None = None
+    """Of rank 0's part."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +167,9 @@ class Everyone(Listener):
             each.close()
 
 
-def figures(record: StepRecord | EvalRecord) -> dict[str, float]:
+def figures(record: StepRecord | EvalRecord | SaveRecord) -> dict[str, float]:
     """The numbers of a record by the names that curves are known under; nothing that is not known."""
-    names = _STEP_NAMES
+    names = _SAVE_NAMES if isinstance(record, SaveRecord) else _STEP_NAMES
     if isinstance(record, EvalRecord):
         names = {name: f"{name}/{record.name}" for name in ("loss", "bits_per_byte")}
     return {name: value for key, name in names.items() if (value := getattr(record, key)) is not None}
@@ -175,6 +186,11 @@ _STEP_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         **{name: f"time/{name}" for name in ("checkpoint_seconds", "evaluation_seconds")},
         **{name: f"ranks/{name}" for name in ("slowest_rank", "slowest_over_fastest")},
     }
+)
+_SAVE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {"seconds": "checkpoint/total_seconds"}
+    | {name: f"checkpoint/{name}_seconds" for name in ("stall", "waited", "copied", "written")}
+    | {"nbytes": "checkpoint/bytes"}
 )
 
 
@@ -205,6 +221,9 @@ class JsonLines(Listener):
         row["evaluation_seconds"] = record.seconds
         self._write({"step": record.step, **{key: value for key, value in row.items() if value is not None}})
 
+    def saved(self, record: SaveRecord) -> None:
+        self._write({"step": record.step, **{k.replace("/", "_"): value for k, value in figures(record).items()}})
+
     def close(self) -> None:
         self._file.close()
 
@@ -229,7 +248,10 @@ class TensorBoard(Listener):
     def evaluated(self, record: EvalRecord) -> None:
         self._plot(record)
 
-    def _plot(self, record: StepRecord | EvalRecord) -> None:
+    def saved(self, record: SaveRecord) -> None:
+        self._plot(record)
+
+    def _plot(self, record: StepRecord | EvalRecord | SaveRecord) -> None:
         for name, value in figures(record).items():
             self._writer.add_scalar(name, value, record.step)
 
@@ -267,4 +289,4 @@ def _is_figure(name: str, x: object) -> bool:
 
 def _before(row: dict[str, Any], after: int) -> bool:
     """Whether a row is from before the checkpoint of step `after` was whole."""
-    return bool(row["step"] <= after if "loss" in row else row["step"] < after)
+    return bool(row["step"] <= after if "loss" in row or "checkpoint_bytes" in row else row["step"] < after)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from stretto.collectives import all_reduce
+from stretto.collectives import all_reduce, nothing
 from stretto.distributed import DataParallel, clip_factor, grad_norm
 from stretto.parallel_state import ParallelState
 from stretto.params import Slice
@@ -67,6 +67,8 @@ class Stepper:
     ) -> None:
         self.executor, self.weights, self.optimizer, self.clip_grad = executor, weights, optimizer, clip_grad
         self.state, self.steady = weights.state, steady
+        self.before_update: Callable[[], object] = nothing
+        """Called when the gradients are there, and the weights are still those of the step before."""
 
     def gradients(self, microbatches: Sequence[Any]) -> Tensor:
         """Run the program. Returns the loss [] of this rank's part; gradients are whole, not clipped."""
@@ -83,6 +85,7 @@ class Stepper:
     def update(self, loss: Tensor, lr: float, *, stop: bool = False) -> StepResult:
         """Clip, and update the weights; `loss` [] is this rank's part, as `gradients` returned it."""
         norm = grad_norm(self.weights)
+        self.before_update()
         self.optimizer.step(lr, clip_factor(norm, self.clip_grad))
         total = sum_over_world(loss, self.state, votes=float(stop))
         return StepResult(total[0], norm, total[1], loss, self.weights.norms)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stretto.checkpoint import latest_complete
+from stretto.checkpoint.directory import Retention
 from stretto.checkpoint.peers import Peers
 from stretto.distributed import DataParallel, MainGradients
 from stretto.distributed.replicate import replicate
@@ -27,11 +28,13 @@ from stretto.tensor_parallel import Build
 from stretto.train.assemble import Assembly, StageSpec, assemble
 from stretto.train.batches import Batches, Cut, Evaluation, RowBatches, RowEvaluation, Share, Source
 from stretto.train.checkpointing import TrainState
-from stretto.train.loop import Loop, Pace
+from stretto.train.loop import DivergedError, Loop, Pace
 from stretto.train.meter import Meter, Work
 from stretto.train.optimizers import AdamW
 from stretto.train.record import HELD_OUT, Everyone, JsonLines, Listener, RunRecord
+from stretto.train.saves import SavePolicy, Saves
 from stretto.train.slow_ranks import SlowRanks
+from stretto.train.sound import UnsoundError
 from stretto.train.step import Optimizer
 
 Loss = Callable[[Tensor, Any], Tensor]
@@ -76,6 +79,9 @@ class Trainer:
         optimizer: from weights to their optimizer; None: `AdamW()`.
         lr: the learning rate, or a function from the number of an update, counted from 1, such as `LearningRate`.
         out: the directory of the run: `checkpoints/` and `metrics.jsonl`. None: nothing is written.
+        keep: so many newest checkpoints stay, and each whose step is a multiple of `keep_every`, if that is not 0.
+        async_save: go on training while a process of its own writes; else wait for the disk.
+        checkpoint_dir: where checkpoints lie, if not in `out`; also a URL, such as `s3://bucket/run`.
         resume: go on from the newest whole checkpoint in `out`, if there is one.
         evaluation: what to evaluate on: an iterable of global batches, read anew each time, or an `Evaluation`; or
             several by the names of their validation sets.
@@ -111,6 +117,9 @@ class Trainer:
         out: str | Path | None = None,
         save_every: int = 0,
         keep: int = 2,
+        keep_every: int = 0,
+        async_save: bool = True,
+        checkpoint_dir: str | Path | None = None,
         resume: bool = False,
         evaluation: Iterable[Any] | Evaluation | Mapping[str, Iterable[Any] | Evaluation] | None = None,
         eval_every: int = 0,
@@ -153,7 +162,13 @@ class Trainer:
             name: each if isinstance(each, Evaluation) else RowEvaluation(each, cut) for name, each in sets.items()
         }
         self.out = None if out is None else Path(out).expanduser()
-        self.keep, self.about = keep, dict(about or {})
+        self.about = dict(about or {})
+        where = checkpoint_dir or (None if self.out is None else self.out / "checkpoints")
+        self._saves: Saves | None = None
+        if where is not None:
+            policy = SavePolicy(where, Retention(keep, keep_every), self.about, async_save)
+            self._saves = Saves(self.train_state, state, policy)
+            self.assembly.stepper.before_update = self._saves.before_update
         self._rate: Callable[[int], float] = lr if callable(lr) else lambda _: lr
         self._every = {"save_every": save_every, "eval_every": eval_every, "log_every": log_every}
         self.timeline = timeline or StartTimeline()
@@ -197,10 +212,16 @@ class Trainer:
             told.started(RunRecord(steps, self.step, self._every["log_every"], self.about))
             loop = self.loop(steps, told, stop=stop, before_step=before_step)
             began = time.perf_counter()
+            if self._saves is not None:
+                self._saves.reserve()
             finished = loop.run()
             self.assembly.weights.settle()
             seconds, totals = time.perf_counter() - began, self.meter.totals
             return Outcome(finished, self.step, seconds, totals["checkpoint"], totals["evaluation"])
+        except (DivergedError, UnsoundError):
+            if self._saves is not None:
+                self._saves.drain()
+            raise
         finally:
             told.close()
 
@@ -213,7 +234,6 @@ class Trainer:
         before_step: Callable[[int], object] = bool,
     ) -> Loop:
         """What `fit` runs, for who advances it a step at a time."""
-        save = None if self.out is None else self.save
         pace = Pace(steps, self._rate, **self._every)
         return Loop(
             self.assembly,
@@ -221,7 +241,7 @@ class Trainer:
             pace,
             self.meter,
             listener,
-            save,
+            self._saves,
             self.evaluations,
             stop,
             before_step,
@@ -232,25 +252,27 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of this very step to `out`, and return its directory; all ranks together."""
-        if self.out is None:
+        if self._saves is None:
             raise ValueError("there is no directory to save in: Trainer(..., out=...)")
-        return self.train_state.save(self.out / "checkpoints", self.about, self.state, keep=self.keep)
+        return self._saves.save_now()
 
     def load(self, path: str | Path) -> None:
         """Go on from a checkpoint that any layout wrote; all ranks together."""
-        self.train_state.load(Path(path), self.state)
+        self.train_state.load(path, self.state)
 
     def _newest(self) -> str:
         """The newest whole checkpoint, as rank 0 sees it; empty where there is none."""
-        if self.out is None:
+        if self._saves is None:
             raise ValueError("resume=True, but there is no directory to look in: Trainer(..., out=...)")
         world = self.state.world
-        found = latest_complete(self.out / "checkpoints").path if world.rank == 0 else None
+        found = latest_complete(self._saves.policy.directory).path if world.rank == 0 else None
         told = Peers.of(world, self.state.axis("tp", "cp", "dp", "pp").group).gather(str(found or ""))
         return told[0] or ""
 
     def close(self) -> None:
-        """Take the hooks off the parameters."""
+        """Take the hooks off the parameters; a save that is under way is still finished, by its writer."""
+        if self._saves is not None:
+            self._saves.close()
         self.assembly.weights.close()
 
     def __enter__(self) -> Self:

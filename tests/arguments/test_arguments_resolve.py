@@ -183,11 +183,13 @@ def test_a_checkpoint_is_looked_for_only_to_resume_and_before_anything_is_judged
     assert resolve("", checkpoint=find).args.model.heads == 6
     assert asked == []
     again = resolve("--resume --out there --tp 4", checkpoint=find)
-    assert asked == [("there", True)]
+    assert asked == [("there/checkpoints", True)]
     assert (again.args.model.heads, again.layout) == (8, Layout.of(tp=4))
     assert resolve("--resume", checkpoint=find).args.run.nproc == 4, "as many processes as before"
     assert resolve("--auto-resume --out there", checkpoint=find).args.model.heads == 8
-    assert asked[-1] == ("there", False)
+    assert asked[-1] == ("there/checkpoints", False)
+    resolve("--resume --out there --checkpoint-dir s3://b/c", checkpoint=find)
+    assert asked[-1] == ("s3://b/c", True)
     assert resolve("--auto-resume", checkpoint=lambda *_: None).args.model.heads == 6, "it begins where there is none"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stretto.checkpoint import latest_complete, load, prune, save
+from stretto.checkpoint import CheckpointError, latest_complete, load, prune, save
 from stretto.params import Slice
 from stretto.world import World
 
@@ -94,3 +94,31 @@ def test_prune_removes_a_replaced_one_once_the_new_one_is_whole(tmp_path: Path) 
     path = write(tmp_path / "elsewhere", 5, 2.0).rename(tmp_path / "step-00000005")
     assert latest_complete(tmp_path).path == path
     assert prune(tmp_path, keep=3) == (aside,)
+
+
+def test_every_so_many_steps_one_stays(tmp_path: Path) -> None:
+    """Catches: a multiple that goes, or one that takes the place of a newest one."""
+    for step in (100, 150, 200, 250, 300, 350):
+        write(tmp_path, step)
+    prune(tmp_path, keep=2, keep_every=200)
+    assert names(tmp_path) == ["step-00000200", "step-00000300", "step-00000350"]
+
+
+def test_in_memory_by_a_url() -> None:
+    """Through fsspec: save, load, replace, damage, prune. Catches: a path that is taken for a local one."""
+    for step in (1, 2, 3, 4):
+        write("memory://there/run", step, float(step))  # type: ignore[arg-type]
+    write("memory://there/run", 4, 5.0)  # type: ignore[arg-type]
+    newest = latest_complete("memory://there/run").path
+    assert newest is not None
+    assert value(newest) == 5.0
+    (newest / "__0_0.distcp").write_bytes(b"x")
+    found = latest_complete("memory://there/run")
+    assert found.path is not None
+    assert (value(found.path), len(found.skipped)) == (3.0, 1)
+    assert [p.name for p in prune("memory://there/run", keep=1)] == ["step-00000002", "step-00000001"]
+
+
+def test_a_protocol_that_is_not_there_is_a_sentence() -> None:
+    with pytest.raises(CheckpointError, match="nosuch://x"):
+        write("nosuch://x", 1)  # type: ignore[arg-type]

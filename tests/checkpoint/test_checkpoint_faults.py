@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import pickle
 import random
 import re
 import resource
@@ -14,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_forgery import rewrite
 
 from stretto.checkpoint import CheckpointError, latest_complete, load, save
-from stretto.checkpoint.marker import complete
 from stretto.params import Slice
 from stretto.testing import Pool
 from stretto.world import World
@@ -191,7 +189,7 @@ def save_on_local_disks(world: World, directory: str) -> None:
 
 def test_a_directory_that_ranks_do_not_share_is_told(pool: Pool, tmp_path: Path) -> None:
     message = on_all_ranks(pool, 2, save_on_local_disks, str(tmp_path))
-    assert "1 of 2 files in checkpoints/step-00000002, such as __1_0.distcp" in message
+    assert "1 of 2 files in checkpoints/step-00000002, such as __1_0.json" in message
     assert "all ranks share" in message
 
 
@@ -229,15 +227,16 @@ def test_no_flipped_bit_of_a_tensor_passes_for_a_weight(pool: Pool, tmp_path: Pa
     path = Path(pool.run(2, save_rows, str(tmp_path))[0])
     file = path / "__1_0.distcp"
     whole = file.read_bytes()
-    for at in random.Random(3).sample(range(len(whole)), 20):
+    begin = whole.index(torch.ones(16).numpy().tobytes())
+    for at in random.Random(3).sample(range(begin, begin + 64), 20):  # all else in the file is for plain PyTorch
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
         message = on_all_ranks(pool, 2, load_rows, str(path))
-        assert f"rank 1: {file}: the {len(whole)} bytes from 0 on are not what was written" in message
+        assert re.search(rf"rank 1: {re.escape(str(file))}: the 64 bytes from \d+ on are not what was written", message)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "__1_0.distcp": lambda f: f.unlink(),
-    ".metadata": lambda f: f.write_bytes(f.read_bytes()[::-1]),
+    "index.jsonl": lambda f: f.write_bytes(f.read_bytes()[::-1]),
     "extra.json": lambda f: f.write_text(f.read_text().replace("1", "2")),
     "COMPLETE": lambda f: f.write_text("{}"),
 }
@@ -255,38 +254,13 @@ def test_damage_is_an_error_on_every_rank_that_names_the_file(pool: Pool, tmp_pa
 def test_a_newer_format_says_so(tmp_path: Path) -> None:
     path = save_rows(World.single(), str(tmp_path))
     marker = Path(path, "COMPLETE")
-    marker.write_text(marker.read_text().replace('"format": 1', '"format": 99'))
-    with pytest.raises(CheckpointError, match="has format 99, this Stretto reads 1"):
+    marker.write_text(marker.read_text().replace('"format": 2', '"format": 99'))
+    with pytest.raises(CheckpointError, match="has format 99, this Stretto reads 2"):
         load_rows(World.single(), path)
 
 
-def vouch_for(path: Path) -> None:
-    """Write the marker anew, over whatever lies there."""
-    (path / "COMPLETE").unlink()
-    complete(path, 1, 1, [])
-
-
-def test_metadata_with_a_hole_is_not_filled_with_what_was_in_memory(pool: Pool, tmp_path: Path) -> None:
+def test_an_index_with_a_hole_is_not_filled_with_what_was_in_memory(pool: Pool, tmp_path: Path) -> None:
     path = Path(pool.run(2, save_rows, str(tmp_path))[0])
-    metadata = pickle.loads((path / ".metadata").read_bytes())
-    del metadata.state_dict_metadata["model/w"].chunks[1]
-    (path / ".metadata").write_bytes(pickle.dumps(metadata))
-    vouch_for(path)
+    rewrite(path, lambda lines, _: lines["model/w"].pop())
     message = on_all_ranks(pool, 2, load_rows, str(path))
     assert "model/w': owners hold 16 of 32 elements of (8, 4)" in message
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-        return os.mkdir, ("exploded",)
-
-
-def test_metadata_can_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where the marker vouches for it: whoever writes one file can write the other."""
-    monkeypatch.chdir(tmp_path)
-    path = Path(save_rows(World.single(), str(tmp_path)))
-    (path / ".metadata").write_bytes(pickle.dumps(Bomb()))
-    vouch_for(path)
-    with pytest.raises(CheckpointError, match=r"posix\.mkdir"):
-        load_rows(World.single(), str(path))
-    assert not Path("exploded").exists()

@@ -147,10 +147,9 @@ def test_two_column_shards_become_three_row_shards(pool: Pool, tmp_path: Path) -
         ".metadata",
         "COMPLETE",
         "__0_0.distcp",
-        "__0_0.distcp.crc32",
         "__1_0.distcp",
-        "__1_0.distcp.crc32",
         "extra.json",
+        "index.jsonl",
     ]
 
 

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
-import pickletools
 import tracemalloc
-import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from checkpoint_forgery import Change, rewrite, vouch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed.checkpoint.metadata import Metadata
 
 from stretto.checkpoint import CheckpointError, load, prune, save
-from stretto.checkpoint.archive import unpack
-from stretto.checkpoint.inert import decode
-from stretto.checkpoint.marker import complete
+from stretto.checkpoint.archive import archive
+from stretto.checkpoint.pickled import pickled
+from stretto.checkpoint.planner import numbers
 from stretto.params import Slice
-from stretto.reading import UnreadableError
 from stretto.testing import Pool
 from stretto.world import World
 
@@ -46,191 +43,133 @@ def test_prune_leaves_the_target_of_a_link_whole(tmp_path: Path) -> None:
     assert new.exists()
 
 
-# --- .metadata ------------------------------------------------------------------------------------------------------
+# --- index.jsonl ------------------------------------------------------------------------------------------------------
 
 
-def changed(path: Path, change: Callable[[Any], object]) -> str:
-    """The message for a checkpoint whose `.metadata` says something else, and whose marker vouches for it."""
-    metadata = pickle.loads((path / ".metadata").read_bytes())
-    change(metadata)
-    return vouched(path, pickle.dumps(metadata))
-
-
-def vouched(path: Path, metadata: bytes) -> str:
-    (path / ".metadata").write_bytes(metadata)
-    (path / "COMPLETE").unlink()
-    complete(path, 1, 1, [])
+def rejection(path: Path) -> str:
     with pytest.raises(CheckpointError) as raised:
         load(path, [Slice("model/w", torch.zeros(2), (2,), (0,), True)], World.single())
     assert str(path) in str(raised.value)
     return str(raised.value)
 
 
-def info(metadata: Metadata) -> Any:
-    return next(iter(metadata.storage_data.values()))
+def piece(**said: Any) -> Change:
+    """Something else in the one piece of the one tensor."""
+    at = {"offsets": 0, "sizes": 1, "file": 2, "at": 3, "sums": 4}
+
+    def change(lines: dict[str, Any], _: dict[str, Any]) -> None:
+        for name, value in said.items():
+            lines["model/w"][0][at[name]] = value
+
+    return change
 
 
-def tensor(metadata: Metadata) -> Any:
-    return metadata.state_dict_metadata["model/w"]
+def tensor(at: int, value: object) -> Change:
+    """Something else in the table's entry of the one tensor: its dtype, its shape."""
+    return lambda _, table: table["tensors"]["model/w"].__setitem__(at, value)
 
 
-def huge(tensor: Any) -> Any:
-    tensor.size = tensor.chunks[0].sizes = torch.Size([10**18])
-    return tensor
-
-
-@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/b", ".."])
-def test_metadata_names_no_file_elsewhere(tmp_path: Path, name: str) -> None:
-    """Catches: a path of `.metadata` that is joined to the directory as it stands."""
-    assert "does not lie beside it" in changed(saved(tmp_path, 1), lambda m: setattr(info(m), "relative_path", name))
-
-
-SIZES: dict[str, Callable[[Any], object]] = {
-    "a piece beyond the end of its file": lambda m: setattr(info(m), "offset", 10**9),
-    "a piece longer than its file": lambda m: setattr(info(m), "length", 10**9),
-    "a negative offset": lambda m: setattr(info(m), "offset", -1),
-    "a tensor of 10^18 elements": lambda m: m.state_dict_metadata.update({"model/w": huge(tensor(m))}),
-    "a tensor with nothing in it": lambda m: tensor(m).chunks.clear(),
-    "a piece outside its tensor": lambda m: setattr(tensor(m).chunks[0], "offsets", torch.Size([1])),
-    "text for a size": lambda m: setattr(info(m), "length", "x" * 10**6),
-    "no tensor": lambda m: m.state_dict_metadata.update({"model/w": 3}),
-    "no storage": lambda m: setattr(m, "storage_data", None),
+WRONG: dict[str, Change] = {
+    "a file elsewhere": lambda _, table: table["files"].__setitem__(0, "/etc/passwd"),
+    "a file above": lambda _, table: table["files"].__setitem__(0, "../x"),
+    "a file that is no text": lambda _, table: table["files"].__setitem__(0, ["x"]),
+    "a number of no file": piece(file=7),
+    "the last file, counted from the end": piece(file=-1),
+    "a piece beyond the end of its file": piece(at=10**9),
+    "a negative place": piece(at=-1),
+    "a place that is not whole": piece(at=0.5),
+    "a tensor of 10^18 elements": lambda lines, table: (
+        table["tensors"]["model/w"].__setitem__(1, [10**18]),
+        lines["model/w"][0].__setitem__(1, [10**18]),
+    ),
+    "a tensor with nothing in it": lambda lines, _: lines["model/w"].clear(),
+    "a piece outside its tensor": piece(offsets=[1]),
+    "a piece of other dims": piece(offsets=[0, 0], sizes=[2, 1]),
+    "text for a size": piece(sizes=["x" * 10**6]),
+    "a dtype that is a function": tensor(0, "load"),
+    "no dtype": tensor(0, None),
+    "a negative size": tensor(1, [-2]),
+    "no tensor": lambda _, table: table["tensors"].__setitem__("model/w", 3),
+    "no tensors": lambda _, table: table.__setitem__("tensors", None),
+    "too few checksums": piece(sums=[]),
+    "checksums that are none": piece(sums=[1]),
 }
 
 
-@pytest.mark.parametrize("what", SIZES)
-def test_no_number_of_the_metadata_is_believed(tmp_path: Path, what: str) -> None:
-    """Catches: sizes that are not held against the files, and memory taken for them."""
+@pytest.mark.parametrize("what", WRONG)
+def test_nothing_that_the_index_says_is_believed(tmp_path: Path, what: str) -> None:
+    """Catches: sizes that are not held against the files, memory taken for them, and paths that lead elsewhere."""
     path = saved(tmp_path, 1)
+    rewrite(path, WRONG[what])
     tracemalloc.start()
-    message = changed(path, SIZES[what])
+    message = rejection(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20_000_000
-    assert len(message) < 500, message
+    assert len(message) < 600, message
 
 
-class Call:
-    """What a pickle does as it is loaded."""
-
-    def __init__(self, what: Callable[..., object], *args: object) -> None:
-        self.call = what, args
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return self.call
-
-
-def framed(*instructions: bytes) -> bytes:
-    return b"\x80\x04" + b"".join(instructions) + b"."
-
-
-HOSTILE: dict[str, bytes] = {
-    "a function": pickle.dumps(Call(os.mkdir, "exploded")),
-    "a function behind an allowed name": framed(b"ctorch\nSize\n\x8c\x05posix\x8c\x05mkdir\x93\x8c\x01x\x85R"),
-    "a class that is changed": framed(
-        b"ctorch.distributed.checkpoint.metadata\nMetadata\n", b"N}\x8c\x04nameK\x01s\x86b"
-    ),
-    "memory for a number": framed(b"Nr", (2**31 - 1).to_bytes(4, "little")),
-    "a long text that is not there": framed(b"\x8d", (2**62).to_bytes(8, "little")),
-    "a frame that is not there": framed(b"\x95", (2**62).to_bytes(8, "little"), b"N"),
-    "100,000 lists in each other": framed(b"]" * 100_000, b"a" * 99_999),
-    "a list in itself": framed(b"]\x94h\x00a"),
-    "nothing": b"",
-    "an instruction for a module": framed(b"(S'x'\nios\nsystem\n"),
+INDEXES = {
+    "nothing": b" ",
+    "no JSON": b"{",
+    "a list": b"[]",
+    "100,000 lists in each other": b"[" * 100_000 + b"]" * 100_000,
+    "not UTF-8": b"\xff\xfe",
+    "a number of 10,000 digits": b'{"files": [' + b"9" * 10_000 + b'], "tensors": {}}',
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_metadata_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """Catches: anything that is unpickled; the marker vouches for it, as who writes one file can write the other."""
+@pytest.mark.parametrize("what", INDEXES)
+def test_a_hostile_index_is_a_sentence(tmp_path: Path, what: str) -> None:
+    path = saved(tmp_path, 1)
+    vouch(path, INDEXES[what], 0)
+    assert len(rejection(path)) < 600
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+def test_no_pickle_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.metadata` and the headers of tensors are there for plain PyTorch. Catches: one that is unpickled after all."""
     monkeypatch.chdir(tmp_path)
-    before = dict(vars(Metadata))
-    message = vouched(saved(tmp_path, 1), HOSTILE[what])
+    path = saved(tmp_path, 1)
+    size = (path / ".metadata").stat().st_size
+    (path / ".metadata").write_bytes(pickle.dumps(Bomb()).ljust(size, b"."))
+    held = torch.zeros(2)
+    load(path, [Slice("model/w", held, (2,), (0,), True)], World.single())
+    assert held.tolist() == [1, 1]
     assert not Path("exploded").exists()
-    assert dict(vars(Metadata)) == before
-    assert len(message) < 500, message
 
 
-@given(st.data())
-@settings(max_examples=20)
-def test_a_damaged_pickle_raises_one_kind_of_error(data: st.DataObject) -> None:
-    whole = pickle.dumps({"a": [1, (2, 3.5, None)], "b": torch.Size([4])})
-    at = data.draw(st.integers(0, len(whole) - 1))
-    hurt = whole[:at] + data.draw(st.binary(max_size=6)) + whole[at + data.draw(st.integers(0, 6)) :]
-    with suppress(UnreadableError):
-        decode(hurt, {"torch.Size"})
-
-
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False), st.lists))
-@settings(max_examples=20)
-def test_plain_data_is_read_as_pickle_reads_it(value: object) -> None:
-    for protocol in (2, 3, 4, 5):
-        assert decode(pickle.dumps(value, protocol), ()) == value
-
-
-# --- the pieces -----------------------------------------------------------------------------------------------------
-
-
-def archive(t: torch.Tensor) -> bytes:
-    stream = io.BytesIO()
-    torch.save(t, stream)
-    return stream.getvalue()
+@given(value=st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.tuples(x)))
+@settings(max_examples=30)
+def test_what_is_pickled_for_others_is_what_pickle_reads(value: object) -> None:
+    assert pickle.loads(pickled(value)) == value
+    assert pickle.loads(pickled({"a": value})) == {"a": value}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.float8_e4m3fn])
-def test_a_piece_is_what_torch_saved(dtype: torch.dtype) -> None:
-    t = torch.arange(12).reshape(3, 4).to(dtype)
-    for each in (t, t.t(), t[1], t[1, 2]):
-        assert unpack(archive(each), dtype, each.shape).equal(each)
+@pytest.mark.parametrize("shape", [(3, 4), (5,), (), (2, 1, 3)])
+def test_torch_reads_the_archive_of_a_piece(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    t = torch.arange(math.prod(shape)).reshape(shape).to(dtype)
+    content = bytes(numbers(t))
+    around = archive(str(dtype).removeprefix("torch."), shape, len(content))
+    assert len(around.before) % 64 == 0
+    assert torch.equal(torch.load(io.BytesIO(around.before + content + around.after), weights_only=True), t)
 
 
-def repacked(**members: bytes) -> bytes:
-    """A piece of two fp32 numbers, with some of its members replaced, and compressed where `compressed` is said."""
-    stream, kind = io.BytesIO(), zipfile.ZIP_DEFLATED if members.pop("compressed", b"") else zipfile.ZIP_STORED
-    with zipfile.ZipFile(io.BytesIO(archive(torch.ones(2)))) as old, zipfile.ZipFile(stream, "w", kind) as new:
-        for name in old.namelist():
-            new.writestr(name, members.get(name.partition("/")[2].replace(".", "_").replace("/", "_"), old.read(name)))
-    return stream.getvalue()
-
-
-def header(**changes: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(archive(torch.ones(2)))) as old:
-        pickled = old.read(next(n for n in old.namelist() if n.endswith("data.pkl")))
-    for old_bytes, new_bytes in changes.items():
-        assert old_bytes.encode() in pickled
-        pickled = pickled.replace(old_bytes.encode(), new_bytes)
-    return pickled
-
-
-PIECES: dict[str, Callable[[], bytes]] = {
-    "compressed, 1 GB in 1 MB": lambda: repacked(compressed=b"1", data_0=bytes(10**8)),
-    "a header that calls": lambda: repacked(data_pkl=pickle.dumps(Call(os.mkdir, "exploded"))),
-    "a header of another function": lambda: repacked(data_pkl=header(_rebuild_tensor_v2=b"_rebuild_parameter")),
-    "no numbers": lambda: repacked(data_0=b""),
-    "too few numbers": lambda: repacked(data_0=bytes(4)),
-    "half a number": lambda: repacked(data_0=bytes(9)),
-    "another byte order": lambda: repacked(byteorder=b"big"),
-    "another shape": lambda: archive(torch.ones(3)),
-    "a shape beyond the numbers": lambda: archive(torch.ones(1).expand(2)[:1].as_strided((1,), (1,))),
-    "no archive": lambda: b"PK" * 100,
-}
-
-
-@pytest.mark.parametrize("what", PIECES)
-def test_a_hostile_piece_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """Catches: torch.load of a file of somebody else, and a zip that grows."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UnreadableError):
-        unpack(PIECES[what](), torch.float32, (2,))
-    assert not Path("exploded").exists()
-
-
-def test_strides_that_leave_the_storage_are_refused() -> None:
-    pickled = header()
-    at = next(pos for op, arg, pos in pickletools.genops(pickled) if op.name == "BININT1" and arg == 1)  # the stride
-    assert at is not None
-    with pytest.raises(UnreadableError, match="was to be there"):
-        unpack(repacked(data_pkl=pickled[: at + 1] + b"\x7f" + pickled[at + 2 :]), torch.float32, (2,))
+def test_torch_reads_an_archive_of_more_than_4_gib(tmp_path: Path) -> None:
+    """Catches: sizes that do not fit the old fields of a zip archive. The file has a hole where the numbers are."""
+    n = 2**32 + 8
+    around = archive("uint8", (n,), n)
+    with (tmp_path / "large").open("wb") as stream:
+        stream.write(around.before)
+        stream.seek(len(around.before) + n - 1)
+        stream.write(b"\7" + around.after)
+    t = torch.load(tmp_path / "large", weights_only=True, mmap=True)
+    assert (t.numel(), int(t[-1])) == (n, 7)
 
 
 # --- what ranks say to each other -------------------------------------------------------------------------------------

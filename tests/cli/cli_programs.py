@@ -108,8 +108,8 @@ def fail() -> None:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """The metrics of a run, all but what a clock has measured."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    """The metrics of a run, all but what a clock has measured, and when checkpoints became whole."""
+    lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if "checkpoint_bytes" not in line]
     kept, evaluated = ("step", "loss", "grad_norm", "lr", "tokens", "epoch"), ("_loss", "_bits_per_byte")
     return [{k: v for k, v in json.loads(line).items() if k in kept or k.endswith(evaluated)} for line in lines]
 

@@ -20,8 +20,8 @@ from stretto.initialize import process, rendezvous
 from stretto.initialize.failure_watch import Ours
 from stretto.initialize.timeline import StartTimeline
 from stretto.parallel_state import ParallelState, state
-from stretto.train import checkpointing
 from stretto.train.loop import Loop
+from stretto.train.saves import Saves
 
 PHASES = ("rendezvous", "groups", "data", "model", "checkpoint", "output", "evaluation", "first step")
 """Of the start, as a `StartTimeline` has them."""
@@ -30,7 +30,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "default group": (process, "default_group"),
     "agreement": (state, "check_same_plan"),
     "group creation": (state, "create_group"),
-    "save": (checkpointing, "save"),
+    "save": (Saves, "begin"),
     "evaluate": (Loop, "evaluate"),
     "step": (Loop, "_step"),
     "report": (Loop, "_report"),

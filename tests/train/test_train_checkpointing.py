@@ -9,7 +9,7 @@ import pytest
 
 from stretto.arguments import parse
 from stretto.checkpoint import CheckpointError, save
-from stretto.checkpoint.contents import read_contents
+from stretto.checkpoint.index import Index
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.train.build import build
@@ -33,7 +33,7 @@ def test_the_page_names_what_the_code_writes(tmp_path: Path) -> None:
     }
     assert {re.sub(r"__\d+_", "__N_", file.name) for file in path.iterdir()} == shown
     assert path.name in listing
-    tensors = read_contents(path).tensors
+    tensors = Index(path).tensors
     said = set(re.findall(r"`(\w+)/[^`]*`", PAGE.split("Tensors carry logical names")[1].splitlines()[0]))
     assert {name.partition("/")[0] for name in tensors} == said
     require_fits(args, path)

@@ -158,6 +158,12 @@ CHECKPOINTS = Said(
         "        self.steps = steps\n        self._publish()\n",
         "        self.steps = steps\n",
     ),
+    Fault(
+        "a copy that follows the next step",
+        "checkpoint/saver.py",
+        "        staging.copy(tensors)\n",
+        "        self.before_update = lambda: staging.copy(tensors)  # type: ignore[method-assign]\n",
+    ),
 )
 
 LOOP = Said(

@@ -1,0 +1,292 @@
+"""Checkpoints measured: what a save stalls training and takes in all, and what metadata costs at many ranks.
+
+    python -m benchmarks.checkpoints save [--gib 0.5] [--repeat 3]     beside torch.distributed.checkpoint's async_save
+    python -m benchmarks.checkpoints load [--gib 0.5] [--repeat 3]     in another layout, as a share of the disk's rate
+    python -m benchmarks.checkpoints metadata [--ranks 1000]           of a 70B-like model, no numbers written
+
+Results go to benchmarks/results with --results. On a CPU; what is compared runs in turns in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from stretto.checkpoint import Saver, load, save
+from stretto.checkpoint.commit import commit
+from stretto.checkpoint.directory import prepare, step_path
+from stretto.checkpoint.index import Index
+from stretto.checkpoint.marker import INDEX, METADATA, read_marker
+from stretto.checkpoint.part import Owned, part_name
+from stretto.layout.flat import Flat, overlap, rectangles
+from stretto.params import Slice
+from stretto.world import World
+
+ROWS, WIDTH = 4096, 1024
+HERE = World.single()
+
+
+def tensors(gib: float) -> dict[str, torch.Tensor]:
+    """Matrices of 16 MiB, in fp32."""
+    count = max(1, round(gib * 2**30 / (ROWS * WIDTH * 4)))
+    return {f"model/layers.{i}.weight": torch.randn(ROWS, WIDTH) for i in range(count)}
+
+
+def slices(held: dict[str, torch.Tensor]) -> list[Slice]:
+    return [Slice(name, x, tuple(x.shape), (0, 0), True) for name, x in held.items()]
+
+
+@contextmanager
+def folder(scratch: Path | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
+        yield Path(name)
+
+
+def step(a: torch.Tensor) -> torch.Tensor:
+    """What training does meanwhile."""
+    return a @ a
+
+
+def timed(begin: Callable[[], Any], end: Callable[[Any], Any]) -> tuple[float, float, float]:
+    """Seconds until training goes on, seconds in all, and the steps of training per second meanwhile."""
+    a, began, steps = torch.randn(512, 512), time.perf_counter(), 0
+    under_way = begin()
+    stall = time.perf_counter() - began
+    until = time.perf_counter() + 0.2
+    while time.perf_counter() < until:
+        step(a)
+        steps += 1
+    end(under_way)
+    return stall, time.perf_counter() - began, steps / 0.2
+
+
+def saves(gib: float, repeat: int, scratch: Path | None) -> dict[str, Any]:
+    held = tensors(gib)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    saver = Saver(HERE)
+    saver.reserve(slices(held))
+    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+    from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+    stager = DefaultStager(StagingOptions(False, True, False, False))
+    with folder(scratch) as where:
+        for n in range(repeat + 1):  # the first of each is thrown away: memory is taken, processes start
+
+            def ours(n: int = n) -> None:
+                saver.begin(where / "stretto", n, slices(held), {})
+
+            def theirs(kind: AsyncCheckpointerType, name: str, n: int = n) -> Any:
+                return dcp.async_save(
+                    held, checkpoint_id=where / name / f"{n}", async_checkpointer_type=kind, async_stager=stager
+                )
+
+            ways: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+                "stretto": (ours, lambda _: saver.finish()),
+                "torch async_save, thread": (lambda: theirs(AsyncCheckpointerType.THREAD, "thread"), _finished),
+                "torch async_save, process": (lambda: theirs(AsyncCheckpointerType.PROCESS, "process"), _finished),
+                "stretto, synchronous": (lambda n=n: save(where / "sync", n, slices(held), {}, HERE), lambda _: None),
+            }
+            for name, (begin, end) in ways.items():
+                one = timed(begin, end)
+                if n:
+                    found.setdefault(name, []).append(one)
+            for each in where.iterdir():
+                shutil.rmtree(each)
+    saver.close()
+    dist.destroy_process_group()
+    size = sum(x.nbytes for x in held.values())
+    return {"bytes": size} | {
+        name: dict(
+            zip(
+                ("stall_s", "total_s", "steps_per_s_meanwhile"),
+                map(statistics.median, zip(*ones, strict=True)),
+                strict=True,
+            )
+        )
+        for name, ones in found.items()
+    }
+
+
+def _finished(response: Any) -> None:
+    getattr(response, "upload_completion", response).result()
+
+
+def loads(gib: float, repeat: int, scratch: Path | None) -> dict[str, Any]:
+    """One rank of two reads its half, cut along the other dim than it was written."""
+    held = tensors(gib)
+    rows = []
+    with folder(scratch) as where:
+        path = save(where, 1, slices(held), {}, HERE)
+        (file,) = path.glob("*.distcp")
+        whole = {name: torch.empty_like(x) for name, x in held.items()}
+        half = [Slice(n, torch.empty(ROWS, WIDTH // 2), (ROWS, WIDTH), (0, WIDTH // 2), True) for n in held]
+        for _ in range(repeat):
+            _forget(file)
+            began = time.perf_counter()
+            with file.open("rb", buffering=0) as stream:
+                buffer = bytearray(2**23)
+                while stream.readinto(buffer):
+                    pass
+            disk = file.stat().st_size / (time.perf_counter() - began)
+            seconds = []
+            for wanted in (slices(whole), half):
+                _forget(file)
+                began = time.perf_counter()
+                load(path, wanted, HERE)
+                seconds.append(time.perf_counter() - began)
+            state = {name: torch.empty_like(x) for name, x in held.items()}
+            _forget(file)
+            began = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                dcp.load(state, checkpoint_id=path, no_dist=True)
+            torchs = time.perf_counter() - began
+            size = file.stat().st_size
+            rows.append([disk / 1e9, *(size / s / 1e9 for s in (*seconds, torchs))])
+        same = all(torch.equal(whole[name], held[name]) for name in held)
+        same &= all(torch.equal(s.tensor, held[s.name][:, WIDTH // 2 :]) for s in half)
+    disk, ours, cut, torchs = (statistics.median(column) for column in zip(*rows, strict=True))
+    share = statistics.median(row[2] / row[0] for row in rows)
+    return {
+        "bytes": file.stat().st_size if file.exists() else sum(x.nbytes for x in held.values()),
+        "equal": same,
+        "disk_GB_per_s": disk,
+        "stretto_same_layout_GB_per_s": ours,
+        "stretto_other_layout_GB_per_s": cut,
+        "torch_dcp_load_GB_per_s": torchs,
+        "other_layout_share_of_disk": share,
+    }
+
+
+def _forget(file: Path) -> None:
+    """Out of the page cache."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def metadata(ranks: int, layers: int, scratch: Path | None) -> dict[str, Any]:
+    """A model of the shape of Llama-3-70B, masters and two moments; each block is flat storage, cut over all ranks."""
+    hidden, ffn, vocab = 8192, 28672, 128256
+    block = {"q": (hidden, hidden), "k": (1024, hidden), "v": (1024, hidden), "o": (hidden, hidden)}
+    block |= {"gate": (ffn, hidden), "up": (ffn, hidden), "down": (hidden, ffn), "norm1": (hidden,), "norm2": (hidden,)}
+    units: list[dict[str, tuple[int, ...]]] = [{"model.embed_tokens.weight": (vocab, hidden)}]
+    units += [{f"model.layers.{i}.{name}.weight": shape for name, shape in block.items()} for i in range(layers)]
+    units += [{"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}]
+    shapes = {name: shape for unit in units for name, shape in unit.items()}
+    flats = [Flat(tuple(math.prod(shape) for shape in unit.values()), ranks) for unit in units]
+
+    def mine(rank: int) -> list[Owned]:
+        pieces = []
+        for unit, flat in zip(units, flats, strict=True):
+            for (name, shape), span in zip(unit.items(), flat.spans, strict=True):
+                inside = overlap(flat.shard(rank), span)
+                for each in rectangles(shape, range(inside.start - span.start, inside.stop - span.start)):
+                    pieces += [
+                        Owned(f"{kind}/{name}", "float32", shape, each.offsets, each.shape)
+                        for kind in ("model", "exp_avg", "exp_avg_sq")
+                    ]
+        return pieces
+
+    with folder(scratch) as where:
+        path = step_path(where, 1)
+        prepare(path)
+        own, total = [], 0
+        for rank in range(ranks):
+            own_pieces = mine(rank)
+            began = time.perf_counter()
+            written = []
+            at = 0
+            total += len(own_pieces)
+            for p in own_pieces:
+                written.append([p.name, p.dtype, p.shape, p.offsets, p.sizes, at, p.nbytes + 1024, at, _sums(p)])
+                at += p.nbytes
+            document = json.dumps({"pieces": written, "copies": []}, separators=(",", ":")).encode()
+            (path / part_name(rank, "0")).write_bytes(document)
+            with (path / f"__{rank}_0.distcp").open("wb") as stream:
+                stream.truncate(at)
+            own.append((time.perf_counter() - began, len(document)))
+        began = time.perf_counter()
+        commit(path, 1, ranks, "0", b"{}")
+        committed = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        marker = read_marker(path)
+        seconds, pieces = [], 0
+        for rank in (0, ranks // 2, ranks - 1):
+            names = {p.name for p in mine(rank)}
+            began = time.perf_counter()
+            index = Index(path, read_marker(path))
+            near = [index.tensor(name) for name in sorted(names)]
+            seconds.append(time.perf_counter() - began)
+            pieces = sum(len(t.pieces) for t in near)
+        return {
+            "ranks": ranks,
+            "tensors": 3 * len(shapes),
+            "pieces": total,
+            "save_rank_s": statistics.median(t for t, _ in own),
+            "save_rank_bytes": max(n for _, n in own),
+            "save_commit_s": committed,
+            "commit_process_peak_MiB": peak,
+            "index_bytes": marker.sizes[INDEX],
+            "table_bytes": marker.sizes[INDEX] - marker.table,
+            "dcp_metadata_bytes": marker.sizes[METADATA],
+            "load_rank_s": statistics.median(seconds),
+            "load_rank_pieces": pieces,
+        }
+
+
+def _sums(piece: Owned) -> list[str]:
+    from stretto.checkpoint.index import blocks
+
+    return ["0123456789abcdef" for _ in blocks(piece.sizes, 4)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("save", "load", "metadata"))
+    parser.add_argument("--gib", type=float, default=0.5)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--ranks", type=int, default=1000)
+    parser.add_argument("--layers", type=int, default=80)
+    parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--results", type=Path, help="a file of JSON that this is added to")
+    args = parser.parse_args()
+    if args.what == "metadata":
+        found = metadata(args.ranks, args.layers, args.scratch)
+    else:
+        found = (saves if args.what == "save" else loads)(args.gib, args.repeat, args.scratch)
+    print(json.dumps(found, indent=1))
+    if args.results:
+        known = json.loads(args.results.read_text()) if args.results.exists() else {}
+        flags = (
+            f"--layers {args.layers} --ranks {args.ranks}"
+            if args.what == "metadata"
+            else f"--gib {args.gib:g} --repeat {args.repeat}"
+        )
+        known[args.what] = {
+            "command": f"python -m benchmarks.checkpoints {args.what} {flags}",
+            "cores": os.cpu_count(),
+        } | found
+        args.results.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""`index.jsonl`: which piece of which tensor lies where. A line for each tensor, then one with the table of contents.
+
+A rank reads the table, which grows with the model alone, and the lines of tensors that it holds a part of; so what it
+reads does not grow with the number of ranks that wrote. Every number is held against the files: a piece lies inside
+its file and its tensor, is large enough for its elements, and the pieces tile each tensor. So no size that is named is
+larger than what is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from pickle import BUILD, EMPTY_DICT, MARK, NEWOBJ, NONE, REDUCE, SETITEMS, TUPLE
+from types import MappingProxyType
+from typing import Any, Final
+
+import xxhash
+
+from stretto.checkpoint.archive import archive
+from stretto.checkpoint.errors import WAY_OUT, CheckpointError
+from stretto.checkpoint.marker import DCP, INDEX, Marker, inspect
+from stretto.checkpoint.pickled import Made, Named, Raw, integer, integers, pickled, remembered, text
+from stretto.checkpoint.places import Buffer
+from stretto.checkpoint.tiling import tiling_errors
+from stretto.reading import UnreadableError, parse_json, shown
+
+BLOCK: Final = 2**23
+"""Bytes of a piece that have a checksum of their own, rounded to whole rows: what is read at a time."""
+
+ITEMSIZE: Final = MappingProxyType(
+    {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "bool": 1}
+    | {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
+    | {f"float8_{kind}": 1 for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")}
+    | {"complex64": 8, "complex128": 16}
+)
+"""Bytes of an element, by the name of a dtype of torch."""
+
+LARGEST_TABLE: Final = 2**28
+LARGEST_LINE: Final = 2**28
+
+
+def checksum(content: Buffer) -> str:
+    """Of bytes on disk: finds damage, not forgery."""
+    return xxhash.xxh3_64_hexdigest(content)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A rectangle of a tensor: its numbers are contiguous from byte `at` of a file on; a checksum for each block."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str
+    at: int
+    sums: tuple[str, ...]
+    start: int = 0
+    """Where the archive of the piece begins in its file, and how long it is: for plain PyTorch."""
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A logical tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return math.prod(self.shape) * self.itemsize
+
+    def __str__(self) -> str:
+        """Shape and type: "(8, 16) bfloat16"."""
+        return f"{tuple(self.shape)} {self.dtype}"
+
+
+def blocks(sizes: Sequence[int], itemsize: int) -> Iterator[tuple[range, int, int]]:
+    """The blocks of a piece: its rows, the first byte of the numbers, and the number of bytes."""
+    rows = sizes[0] if sizes else 1
+    width = math.prod(sizes[1:]) * itemsize
+    step = max(1, BLOCK // max(width, 1))
+    for begin in range(0, rows if width else 0, step):
+        end = min(begin + step, rows)
+        yield range(begin, end), begin * width, (end - begin) * width
+
+
+def encoded(tensors: Iterable[Tensor]) -> tuple[bytes, int]:
+    """`index.jsonl`, and where the table of contents begins in it."""
+    files: dict[str, int] = {}
+    lines, table, at = [], {}, 0
+    for tensor in tensors:
+        pieces = [[p.offsets, p.sizes, files.setdefault(p.file, len(files)), p.at, p.sums] for p in tensor.pieces]
+        line = json.dumps(pieces, separators=(",", ":")).encode() + b"\n"
+        table[tensor.name] = [tensor.dtype, tensor.shape, at, len(line), checksum(line)]
+        lines.append(line)
+        at += len(line)
+    lines.append(json.dumps({"files": list(files), "tensors": table}, separators=(",", ":")).encode())
+    return b"".join(lines), at
+
+
+class Index:
+    """The tensors of a checkpoint; their pieces are read when they are asked for."""
+
+    def __init__(self, path: Path, marker: Marker | None = None) -> None:
+        """Read the table of contents. Raises CheckpointError where the checkpoint is not whole or not readable."""
+        self.path, self.marker = path, marker or inspect(path)
+        self._file = path / INDEX
+
+        def read() -> None:
+            size = self.marker.sizes[INDEX]
+            table = parse_json(self._bytes(self.marker.table, size - self.marker.table, LARGEST_TABLE))
+            self._files: list[str] = [_known(name, self.marker.sizes) for name in table["files"]]
+            self._lines: dict[str, list[Any]] = table["tensors"]
+            self.tensors = {name: _tensor(name, said) for name, said in self._lines.items()}
+
+        self._reading(read)
+
+    tensors: Mapping[str, Tensor]
+    """By name, without pieces."""
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor with its pieces."""
+        found: Tensor = self._reading(lambda: self._tensor(name))
+        return found
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """All tensors with their pieces, one at a time."""
+        return (self.tensor(name) for name in self.tensors)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def _tensor(self, name: str) -> Tensor:
+        known, (at, length, digest) = self.tensors[name], self._lines[name][2:]
+        line = self._bytes(_whole(at), _whole(length), LARGEST_LINE)
+        if checksum(line) != digest:
+            raise UnreadableError(f"{shown(name)}: its line is not what was written")
+        pieces = tuple(self._piece(known, said) for said in parse_json(line))
+        if errors := tiling_errors(known.shape, [(p.offsets, p.sizes) for p in pieces]):
+            raise UnreadableError(f"{shown(name)}: {errors[0]}")
+        return Tensor(name, known.dtype, known.shape, pieces)
+
+    def _piece(self, tensor: Tensor, said: Any) -> Piece:
+        offsets, sizes, number, at, sums = said
+        file = self._files[_whole(number)]
+        piece = Piece(_wholes(offsets), _wholes(sizes), file, _whole(at), tuple(sums))
+        if len(piece.offsets) != len(tensor.shape) or len(piece.sizes) != len(tensor.shape):
+            raise UnreadableError(f"{shown(tensor.name)}: a piece of it has another number of dims")
+        need = math.prod(piece.sizes) * tensor.itemsize
+        if piece.at + need > self.marker.sizes[file]:
+            raise UnreadableError(
+                f"{shown(tensor.name)}: {need:,} bytes from {piece.at:,} on of {file}, which has "
+                f"{self.marker.sizes[file]:,}"
+            )
+        if len(sums) != sum(1 for _ in blocks(piece.sizes, tensor.itemsize)) or not all(
+            isinstance(each, str) for each in sums
+        ):
+            raise UnreadableError(f"{shown(tensor.name)}: its checksums are not those of its blocks")
+        return piece
+
+    def _bytes(self, at: int, length: int, largest: int) -> bytes:
+        if length > largest:
+            raise UnreadableError(f"{length:,} bytes of it, at most {largest:,} are read")
+        with self._file.open("rb") as stream:
+            stream.seek(at)
+            return stream.read(length)
+
+    def _reading(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, OverflowError) as error:
+            why = str(error) if isinstance(error, UnreadableError) else f"{type(error).__name__}: {shown(str(error))}"
+            raise CheckpointError(f"{self._file} cannot be read ({why}): {WAY_OUT}") from error
+
+
+def _tensor(name: object, said: Any) -> Tensor:
+    dtype, shape, at, length, digest = said
+    if not isinstance(name, str) or not isinstance(digest, str) or dtype not in ITEMSIZE:
+        raise UnreadableError(f"{shown(name)} of {shown(dtype)} is no tensor")
+    _wholes((at, length))
+    return Tensor(name, dtype, _wholes(shape))
+
+
+def _known(name: object, sizes: Mapping[str, int]) -> str:
+    if not isinstance(name, str) or name not in sizes:
+        raise UnreadableError(f"it names the file {shown(name)}, which is not of this checkpoint")
+    return name
+
+
+def _wholes(numbers: Any) -> tuple[int, ...]:
+    return tuple(_whole(n) for n in numbers)
+
+
+def _whole(n: object) -> int:
+    if type(n) is not int or not 0 <= n < 2**63:
+        raise UnreadableError(f"{shown(n)} is no size")
+    return n
+
+
+def dcp_metadata(tensors: Iterable[Tensor]) -> bytes:
+    """`.metadata`: the same for torch.distributed.checkpoint, which unpickles it."""
+    described: dict[str, Made] = {}
+    stored: dict[Raw, Raw] = {}
+    form = _Form()
+    for tensor in tensors:
+        encoding = Made(Named(DCP, "_MEM_FORMAT_ENCODING"), (0,))
+        layout = Made(Named("torch.serialization", "_get_layout"), ("torch.strided",))
+        properties = (Named("torch", tensor.dtype), layout, False, encoding, False)
+        described[tensor.name] = _instance(
+            "TensorStorageMetadata",
+            properties=Made(Named(DCP, "TensorProperties"), (), properties),
+            size=Made(Named("torch", "Size"), (tuple(tensor.shape),)),
+            chunks=[form.chunk(p) for p in tensor.pieces],
+        )
+        name = text(tensor.name)
+        stored |= {form.key(name, p): form.place(p) for p in tensor.pieces}
+    about = _instance("StorageMeta", checkpoint_id=None, save_id=None, load_id=None, modules=[])
+    said = {"state_dict_metadata": described, "planner_data": None, "storage_data": stored, "storage_meta": about}
+    return pickled(_instance("Metadata", **said, version="1.0.0"), form.first)
+
+
+class _Form:
+    """What is said of each piece, as instructions: there may be a million."""
+
+    first: Final = (
+        Named("torch", "Size"),
+        *(Named(DCP, name) for name in ("ChunkStorageMetadata", "MetadataIndex")),
+        Named("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        *("offsets", "sizes", "fqn", "offset", "index", "relative_path", "length"),
+    )
+
+    def __init__(self) -> None:
+        self._size, chunk, key, place, *names = remembered(self.first).values()
+        self._chunk, self._key, self._place = (
+            begin + integers(()) + NEWOBJ + EMPTY_DICT + MARK for begin in (chunk, key, place)
+        )
+        self._names = dict(zip(self.first[4:], names, strict=True))
+        self._files: dict[str, bytes] = {}
+
+    def chunk(self, p: Piece) -> Raw:
+        """A ChunkStorageMetadata."""
+        return Raw(self._chunk + self._said("offsets", p.offsets) + self._said("sizes", p.sizes) + SETITEMS + BUILD)
+
+    def key(self, name: bytes, p: Piece) -> Raw:
+        """A MetadataIndex."""
+        fields = self._names["fqn"] + name + self._said("offset", p.offsets) + self._names["index"] + NONE
+        return Raw(self._key + fields + SETITEMS + BUILD)
+
+    def place(self, p: Piece) -> Raw:
+        """A _StorageInfo."""
+        file = self._files.setdefault(p.file, text(p.file))
+        where = self._names["offset"] + integer(p.start) + self._names["length"] + integer(p.length)
+        return Raw(self._place + self._names["relative_path"] + file + where + SETITEMS + BUILD)
+
+    def _said(self, name: str, numbers: Sequence[int]) -> bytes:
+        return self._names[name] + self._size + MARK + integers(numbers) + TUPLE + REDUCE
+
+
+def _instance(name: str, **state: Any) -> Made:
+    return Made(Named(DCP, name), (), state)
+
+
+def archived(dtype: str, sizes: Sequence[int]) -> tuple[int, int]:
+    """Bytes of the archive of a piece, and where its numbers begin in it."""
+    nbytes = math.prod(sizes) * ITEMSIZE[dtype]
+    around = archive(dtype, sizes, nbytes)
+    return len(around.before) + nbytes + len(around.after), len(around.before)
