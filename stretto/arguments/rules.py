@@ -148,6 +148,19 @@ def copies_are_whole(a: Arguments) -> RuleViolation | None:
     return None if shard is None or dp is None else _divides("parallel.dp", dp, "parallel.dp_shard", shard)
 
 
+@rule("optimizer.post_validate", "parallel.sharding", "run.fp8")
+def updates_can_be_taken_back(a: Arguments) -> RuleViolation | None:
+    """An update can be taken back where gradients are whole, and a step can be run again."""
+    if not a.optimizer.post_validate or (a.parallel.sharding in ("none", "zero1") and a.run.fp8 == "none"):
+        return None
+    sharded = a.parallel.sharding not in ("none", "zero1")
+    fixes: dict[str, tuple[object, ...]] = (
+        {"parallel.sharding": ("zero1", "none")} if sharded else {"run.fp8": ("none",)}
+    )
+    why = f"sharding = {a.parallel.sharding}" if sharded else f"fp8 = {a.run.fp8}"
+    return RuleViolation(f"post_validate, but {why}", {**fixes, "optimizer.post_validate": (False,)})
+
+
 @rule("parallel.vpp", "parallel.schedule")
 def schedule_has_so_many_stages(a: Arguments) -> RuleViolation | None:
     """A schedule fits the number of stages on a rank."""

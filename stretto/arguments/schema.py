@@ -141,6 +141,12 @@ class OptimizerConfig:
     eps: float = setting(1e-8, "added to the root of the second moment", above=0)
     momentum: float = setting(0.9, "sgd: decay of the momentum", at_least=0, below=1)
     clip_grad: float = setting(1.0, "gradients are scaled down to this global norm; 0: never", at_least=0)
+    post_validate: bool = setting(
+        False,
+        "update before the norm of all gradients is known, and take the update back, bit for bit, where it was above "
+        "clip_grad: no rank of a pipeline waits for it; costs a copy of gradients and optimizer state",
+        carried=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from stretto.schedule.generators import forward_only
 from stretto.tensor_parallel import Build
 from stretto.train.busy import BusyTime, TimedStage
 from stretto.train.measured import Tuner, visits
+from stretto.train.post_validate import PostValidated
 from stretto.train.step import Optimizer, Stepper
 
 M = TypeVar("M", bound=nn.Module)
@@ -86,6 +87,7 @@ def assemble(
     steady: Callable[[], AbstractContextManager[object]] = nullcontext,
     search: Callable[[Cost], Schedule] | None = None,
     keep_cost: Callable[[Cost], object] = bool,
+    post_validate: bool = False,
 ) -> Assembly[M]:
     """Build this rank's stages, and what trains them; initial weights follow from `seed`.
 
@@ -101,6 +103,7 @@ def assemble(
         steady: a context in which the weights do not change, for each step.
         search: the schedule for costs, which a few steps measure; None: `schedule` stays.
         keep_cost: told of these costs, on rank 0.
+        post_validate: update before the norm of all gradients is known.
     """
     axis = state.axis("pp")
     sharding = sharding if state.axis("dp", "cp").size > 1 else DDP
@@ -133,7 +136,7 @@ def assemble(
         made.initialize(seed)
     ring = layout.vpp > 1 and layout.shape == "loop"
     link = Link.between(axis, state.world.device, state.axis, ring=ring)
-    stepper = Stepper(
+    stepper = (PostValidated if post_validate else Stepper)(
         Executor(program, axis.rank, stages, link, weights), weights, made, clip_grad=clip_grad, steady=steady
     )
     forwards = lower(forward_only(axis.size, schedule.num_microbatches, layout.placement), sharding)

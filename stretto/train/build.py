@@ -84,6 +84,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         schedule=begins if known or not auto else split(begins),
         search=partial(schedule_for, *sizes) if auto and not known else None,
         keep_cost=partial(write_costs, args),
+        post_validate=config.post_validate,
         boundary=_boundary(args, place),
         seed=args.run.seed,
         clip_grad=config.clip_grad,
