@@ -289,6 +289,7 @@ RULES: tuple[Rule, ...] = (
     schedule_is_bounded,
     microbatch_is_bounded,
     copies_are_whole,
+    updates_can_be_taken_back,
     schedule_has_so_many_stages,
     stage_layers_place_every_layer,
     rate_decays,

@@ -63,7 +63,7 @@ class Clock:
 
     def _seconds(self, at: Any) -> float:
         origin, event = self._origin
-        return origin + (at if event is None else event.elapsed_time(at) * 1e-3)
+        return float(origin + (at if event is None else event.elapsed_time(at) * 1e-3))
 
 
 def hop_seconds(link: Link, size: int, times: int = 7) -> float:

@@ -140,7 +140,7 @@ class Stage:
         given = (None,) if dy is None else tensors(dy)
         pairs = [(edge, each) for edge, each in zip(kept.edges, given, strict=True) if edge is not None]
         if pairs:
-            torch.autograd.backward([edge for edge, _ in pairs], [each for _, each in pairs])  # type: ignore[arg-type]
+            torch.autograd.backward([edge for edge, _ in pairs], [each for _, each in pairs])
         if kept.x is None:
             return None
         # An input that the output does not depend on still owes the stage before a message.

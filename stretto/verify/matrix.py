@@ -29,7 +29,7 @@ PAGE = "docs/verified.md"
 # What a combination says in words of its own, and what none tells apart: sizes, and where ranks lie.
 _SPOKEN_FOR = (
     *("tp", "sequence_parallel", "tp_comm_overlap", "pp", "vpp", "schedule", "dp"),
-    *("stage_layers", "bucket_mb", "order", "gpus_per_node", "sharding", "keep_units"),
+    *("stage_layers", "bucket_mb", "order", "gpus_per_node", "sharding", "keep_units", "schedule_costs"),
 )
 
 
@@ -64,6 +64,8 @@ def combination(args: Arguments) -> Combination:
     )
     if r.recompute not in RECOMPUTE:
         other += (f"recompute={r.recompute}",)
+    if args.optimizer.post_validate:
+        other += ("post_validate",)
     if r.fp8 != "none":
         other += (f"fp8={r.fp8}",)
     pipeline, replicas = p.schedule if p.pp > 1 else "-", "dp" if p.sharding == "none" else p.sharding
