@@ -113,7 +113,8 @@ def read_cost(text: str, name: str, stages: int | None = None) -> Cost:
     try:
         found = json.loads(text)
         said: dict[str, Any] = {} if "measured" in found else found["costs"]
-        plain = Cost(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
+        said = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
+        plain = Cost(**said)
     except _BAD as error:
         raise ValueError(f"{name} has no costs of stages ({error}); remove it to have them measured anew") from None
     cost = Measured.read(text, name).cost() if "measured" in found else plain
