@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.train.flops import attention_flops
 from benchmarks.train.measure import sustained
 from benchmarks.train.shapes import SHAPES, Shape
-from stretto.models.dot_product import Attend, attention_by
+from stretto.attention.dot_product import Attend, attention_by
 from stretto.tensor_parallel.linear import accumulate_matmul
 
 DEVICE = torch.device("cuda")

@@ -224,18 +224,18 @@ def metadata(ranks: int, layers: int, scratch: Path | None) -> dict[str, Any]:
             with (path / f"__{rank}_0.distcp").open("wb") as stream:
                 stream.truncate(at)
             own.append((time.perf_counter() - began, len(document)))
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         commit(path, 1, ranks, "0", b"{}")
-        committed = time.perf_counter() - began
+        committed, commit_cpu = time.perf_counter() - began, time.process_time() - used
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         marker = read_marker(path)
         seconds, pieces = [], 0
         for rank in (0, ranks // 2, ranks - 1):
             names = {p.name for p in mine(rank)}
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             index = Index(path, read_marker(path))
             near = [index.tensor(name) for name in sorted(names)]
-            seconds.append(time.perf_counter() - began)
+            seconds.append((time.perf_counter() - began, time.process_time() - used))
             pieces = sum(len(t.pieces) for t in near)
         return {
             "ranks": ranks,
@@ -244,11 +244,13 @@ def metadata(ranks: int, layers: int, scratch: Path | None) -> dict[str, Any]:
             "save_rank_s": statistics.median(t for t, _ in own),
             "save_rank_bytes": max(n for _, n in own),
             "save_commit_s": committed,
+            "save_commit_cpu_s": commit_cpu,
             "commit_process_peak_MiB": peak,
             "index_bytes": marker.sizes[INDEX],
             "table_bytes": marker.sizes[INDEX] - marker.table,
             "dcp_metadata_bytes": marker.sizes[METADATA],
-            "load_rank_s": statistics.median(seconds),
+            "load_rank_s": statistics.median(wall for wall, _ in seconds),
+            "load_rank_cpu_s": statistics.median(cpu for _, cpu in seconds),
             "load_rank_pieces": pieces,
         }
 

@@ -1,29 +1,47 @@
-"""How long the weights of a Hugging Face model take into a model of ours, beside transformers and reading the bytes.
+"""How long the weights of a Hugging Face model take in and out, beside the disk, transformers and torch's own reader.
 
-    python -m benchmarks.hf_load --preset qwen3-0.6b
+    python -m benchmarks.hf_load --preset qwen3-0.6b --results benchmarks/results/cpu/hf_load.json
 
-It writes a model of that shape with random weights in bf16 to a temporary directory, reads it once so that all find it
-in the page cache, and then each takes it in a process of its own. Peaks are of the process, less what it had before.
+It writes a model of that shape with random weights in bf16 to a temporary directory. Each way takes it in a process
+of its own, in turns, once from a disk whose pages were dropped and once from the page cache; peaks are of the
+process, less what it had before, the tensors that it fills among that. Ways out write the same bytes and wait until
+they are on the disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
-WAYS: Mapping[str, Callable[[Path], None]]
+IN = ("read", "ours fp32", "transformers fp32", "ours bf16", "transformers bf16", "torch bf16")
+OUT = ("write", "ours out", "transformers out")
 
 
-def ours(directory: Path) -> None:
-    """Into whole logical tensors of fp32, as master weights are."""
+def read(directory: Path) -> Callable[[], object]:
+    """The bytes of the files, into a buffer that is used again."""
+
+    def work() -> None:
+        buffer = bytearray(1 << 24)
+        for file in directory.glob("*.safetensors"):
+            with file.open("rb", buffering=0) as stream:
+                while stream.readinto(buffer):
+                    pass
+
+    return work
+
+
+def ours(directory: Path, dtype: str) -> Callable[[], object]:
+    """Into whole logical tensors, of fp32 as master weights are, or of bf16."""
     import torch
 
     from stretto.interop.config import read_config
@@ -33,29 +51,88 @@ def ours(directory: Path) -> None:
 
     config = read_config(directory)
     shapes = logical_shapes(config.model, 16)
-    found = {name: torch.empty(shape) for name, shape in shapes.items()}
+    found = {name: torch.ones(shape, dtype=getattr(torch, dtype)) for name, shape in shapes.items()}
     slices = [Slice(name, x, tuple(x.shape), (0,) * x.dim(), True) for name, x in found.items()]
-    load_weights(directory, config, shapes, slices)
+    return lambda: load_weights(directory, config, shapes, slices)
 
 
-def transformers(directory: Path) -> None:
-    """`from_pretrained`, in fp32."""
+def transformers(directory: Path, dtype: str) -> Callable[[], object]:
+    """`from_pretrained`; the tensors that it fills are its own."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.models.qwen3 import modeling_qwen3  # noqa: F401
 
-    AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    def work() -> object:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+        for x in model.parameters():  # it maps the files: what is not touched was not read
+            x.data.view(-1)[:: 4096 // x.element_size()].sum()
+        return model
+
+    return work
 
 
-def read(directory: Path) -> None:
-    """The bytes of the files, into a buffer that is used again."""
-    buffer = bytearray(1 << 24)
+def torchs(directory: Path) -> Callable[[], object]:
+    """`HuggingFaceStorageReader` of torch.distributed.checkpoint, into tensors of the dtype of the files."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from safetensors import safe_open
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    found = {}
     for file in directory.glob("*.safetensors"):
-        with file.open("rb", buffering=0) as stream:
-            while stream.readinto(buffer):
-                pass
+        with safe_open(file, "pt") as opened:
+            found |= {n: torch.ones(opened.get_slice(n).get_shape(), dtype=torch.bfloat16) for n in opened.keys()}  # noqa: SIM118
+    return lambda: dcp.load(found, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
 
 
-WAYS = MappingProxyType({"read": read, "ours": ours, "transformers": transformers})
+def written(directory: Path, way: str, to: Path) -> Callable[[], object]:
+    """Out of memory into `to`, and onto the disk."""
+    import torch
+
+    from stretto.interop.config import read_config
+    from stretto.interop.export import export, plan
+    from stretto.interop.shapes import logical_shapes
+
+    size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    config = read_config(directory)
+    shapes = logical_shapes(config.model, 4096)
+    named = plan(config, shapes, torch.bfloat16, None)
+    source = {} if way != "ours out" else {n: torch.ones(shape, dtype=torch.bfloat16) for n, shape in shapes.items()}
+    model: Any = None
+    if way == "transformers out":
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+
+    def work() -> None:
+        to.mkdir()
+        if way == "write":
+            chunk = memoryview(bytearray(1 << 24))
+            with (to / "x.safetensors").open("wb", buffering=0) as stream:
+                for begin in range(0, size, len(chunk)):
+                    stream.write(chunk[: size - begin])
+        elif way == "ours out":
+            export(to, config.raw, named, lambda wanted: {n: source[n] for n in wanted}, limit=10**9)
+        else:
+            model.save_pretrained(to, max_shard_size="1GB")
+        for file in to.iterdir():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+    return work
+
+
+def way_of(name: str, directory: Path, to: Path) -> Callable[[], object]:
+    """What is timed, ready to run."""
+    kind, _, dtype = name.partition(" ")
+    if name in OUT:
+        return written(directory, name, to)
+    if kind == "read":
+        return read(directory)
+    if kind == "torch":
+        return torchs(directory)
+    return (ours if kind == "ours" else transformers)(directory, {"fp32": "float32", "bf16": "bfloat16"}[dtype])
 
 
 def main() -> None:
@@ -63,45 +140,74 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="qwen3-0.6b")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--scratch", help="where the model is written: a directory on the disk in question")
+    parser.add_argument("--ways", default=",".join((*IN, *OUT)), help="which, separated by commas")
+    parser.add_argument("--disk-only", action="store_true", help="nothing from the page cache")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.way:
         _one(asked.way, asked.directory)
         return
-    with tempfile.TemporaryDirectory(prefix="stretto-hf-") as name:
+    with tempfile.TemporaryDirectory(prefix="stretto-hf-", dir=asked.scratch) as name:
         size = _write(Path(name), asked.preset)
-        read(Path(name))
-        for way in WAYS:
-            words = [sys.executable, "-m", "benchmarks.hf_load", "--way", way, "--directory", name]
-            runs = [
-                json.loads(subprocess.run(words, capture_output=True, check=True, text=True).stdout.splitlines()[-1])
-                for _ in range(asked.repeat)
-            ]
-            best = min(runs, key=lambda run: float(run["seconds"]))
-            rate, peak = size / best["seconds"] / 1e9, best["mb"]
-            print(f"{way:12} {best['seconds']:6.2f} s  {rate:5.2f} GB/s  peak {peak:6.0f} MB")
+        runs: dict[str, list[dict[str, float]]] = {}
+        for _ in range(asked.repeat):  # in turns: a slow minute of the machine is one of all
+            for way in asked.ways.split(","):
+                for cold in (True, False) if way in IN and not asked.disk_only else (True,):
+                    drop(Path(name)) if cold else read(Path(name))()
+                    key = f"{way}, {'disk' if cold else 'page cache'}"
+                    runs.setdefault(key, []).append(_run(way, Path(name)))
+                    _tell(asked, size, runs)
+
+
+def _tell(asked: argparse.Namespace, size: int, runs: Mapping[str, list[dict[str, float]]]) -> None:
+    """The best of each way so far; a run that is cut short has told of what it did."""
+    found = {}
+    for key, each in runs.items():
+        best = min(each, key=lambda run: run["seconds"])
+        found[key] = {**best, "gb_per_s": size / best["seconds"] / 1e9, "all": [run["seconds"] for run in each]}
+        print(f"{key:32} {best['seconds']:6.2f} s {found[key]['gb_per_s']:6.2f} GB/s  peak {best['mb']:6.0f} MB")
+    print(flush=True)
+    if asked.results:
+        asked.results.parent.mkdir(parents=True, exist_ok=True)
+        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        load = {"preset": asked.preset, "bytes": size, "load_average": os.getloadavg()}
+        asked.results.write_text(json.dumps({**machine, **load, "ways": found}, indent=1) + "\n")
+
+
+def drop(directory: Path) -> None:
+    """Take the files out of the page cache."""
+    for file in directory.glob("*.safetensors"):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def _run(way: str, directory: Path) -> dict[str, float]:
+    words: Sequence[str] = [sys.executable, "-m", "benchmarks.hf_load", "--way", way, "--directory", str(directory)]
+    ended = subprocess.run(words, capture_output=True, check=True, text=True)
+    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
+    return found
 
 
 def _one(way: str, directory: Path) -> None:
-    import torch
+    with tempfile.TemporaryDirectory(prefix="out-", dir=directory) as to:
+        work = way_of(way, directory, Path(to) / "to")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, since = _memory("VmRSS"), time.perf_counter()
+        kept = work()
+        seconds = time.perf_counter() - since
+        print(json.dumps({"seconds": seconds, "mb": (_memory("VmHWM") - before) / 1e6}))
+        del kept
 
-    torch.set_num_threads(1)
-    WAYS[way](directory) if way == "read" else _warm(way)
-    before, since = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    WAYS[way](directory)
-    seconds = time.perf_counter() - since
-    print(json.dumps({"seconds": seconds, "mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3}))
 
-
-def _warm(way: str) -> None:
-    """What is imported once is no part of it."""
-    if way == "transformers":
-        from transformers import AutoModelForCausalLM  # noqa: F401
-        from transformers.models.qwen3 import modeling_qwen3  # noqa: F401
-    else:
-        import stretto.interop.load
-        import stretto.interop.shapes  # noqa: F401
+def _memory(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return 1024 * int(found[1])
 
 
 def _write(directory: Path, preset: str) -> int:
@@ -119,7 +225,7 @@ def _write(directory: Path, preset: str) -> int:
     named = plan(config, shapes, torch.bfloat16, None)
 
     def source(wanted: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-        return {name: torch.full(shape, 0.5, dtype=torch.bfloat16) for name, shape in wanted.items()}
+        return {name: torch.randn(shape).bfloat16() for name, shape in wanted.items()}
 
     files = export(directory / "model", config.raw, named, source, limit=10**9)
     for file in [*files, *(directory / "model").glob("*.json")]:

@@ -19,12 +19,16 @@ class Batch:
       any size (an fp32 sum of ones stops at 2^24).
     - `samples` [b] int64: the number of each row among all samples of the run, by which dropout knows it in
       every layout; None is enough where nothing is dropped.
+    - `starts` [b, s] int64: at which place of its row the document of each token begins; None: each row is one
+      document. No token sees another document, and positions begin anew in each. What a document's last token
+      is to predict must not count, unless it is that document's own.
     """
 
     tokens: Tensor
     labels: Tensor
     loss_mask: Tensor
     samples: Tensor | None = None
+    starts: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(t.shape) for t in (self.tokens, self.labels, self.loss_mask)]
@@ -32,6 +36,8 @@ class Batch:
             raise ValueError(f"tokens, labels and loss_mask must share one shape [b, s], got {shapes}")
         if self.samples is not None and tuple(self.samples.shape) != shapes[0][:1]:
             raise ValueError(f"samples must be [b] = [{shapes[0][0]}], one for each row: {list(self.samples.shape)}")
+        if self.starts is not None and tuple(self.starts.shape) != shapes[0]:
+            raise ValueError(f"starts must be [b, s] = {list(shapes[0])}: {list(self.starts.shape)}")
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`. To a GPU it is on its way: the host goes on, what is computed there waits."""
@@ -45,5 +51,5 @@ class Batch:
         return self._each(lambda t: t[rows])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        samples = None if self.samples is None else change(self.samples)
-        return Batch(change(self.tokens), change(self.labels), change(self.loss_mask), samples)
+        samples, starts = (None if t is None else change(t) for t in (self.samples, self.starts))
+        return Batch(change(self.tokens), change(self.labels), change(self.loss_mask), samples, starts)

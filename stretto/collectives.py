@@ -17,7 +17,8 @@ What goes over an axis with a peer buffer goes through that where it may; to the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,6 +43,22 @@ class Done:
     def is_completed(self) -> bool:
         """Yes."""
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Communications that are one to whoever waits."""
+
+    works: Sequence[Any]
+
+    def wait(self) -> None:
+        """For all of them."""
+        for work in self.works:
+            work.wait()
+
+    def is_completed(self) -> bool:
+        """Whether all are over."""
+        return all(work.is_completed() for work in self.works)
 
 
 OverlapWith = Callable[[], object]
@@ -157,6 +174,23 @@ def reduce_scatter_async(x: Tensor, axis: Axis) -> AsyncTensor:
     _tell(axis, "reduce_scatter", x)
     out = x.new_empty((n, *x.shape[1:]))
     return AsyncTensor(out, axis.timed(_reduce_scatter_single(out, x, group=axis.group, async_op=True)))
+
+
+def shift_async(x: Tensor, axis: Axis) -> AsyncTensor:
+    """What the rank before this one on the axis has, as the first has what the last has; each passes `x` on, begun."""
+    if axis.size == 1:
+        return AsyncTensor(x)
+    x = x.detach().contiguous()
+    _tell(axis, "shift", x)
+    out = torch.empty_like(x)
+    ends = (axis.rank + 1) % axis.size, (axis.rank - 1) % axis.size
+    works = dist.batch_isend_irecv(
+        [
+            dist.P2POp(dist.isend, x, group=axis.group, group_peer=ends[0]),
+            dist.P2POp(dist.irecv, out, group=axis.group, group_peer=ends[1]),
+        ]
+    )
+    return AsyncTensor(out, axis.timed(Several(works)))
 
 
 def reduce_scatter_rows_async(rows: Rows, like: Tensor, axis: Axis) -> AsyncTensor:

@@ -49,7 +49,7 @@ def all_same(data: bytes, size: int, group: ProcessGroup | None) -> bool:
     if size == 1:
         return True
     digest = int.from_bytes(hashlib.sha256(data).digest()[:7], "big")
-    ends = torch.tensor([digest, -digest], device=_device(group))
+    ends = torch.tensor([digest, -digest], device=device_of(group))
     dist.all_reduce(ends, dist.ReduceOp.MAX, group=group)
     high, low = ends.tolist()
     return bool(high == -low)
@@ -82,7 +82,7 @@ def all_gather_tensors(tensors: Mapping[str, Tensor], axis: Axis) -> list[dict[s
 
 
 def _lengths(data: bytes, size: int, group: ProcessGroup | None) -> list[int]:
-    length = torch.tensor([len(data)], device=_device(group))
+    length = torch.tensor([len(data)], device=device_of(group))
     lengths = [torch.empty_like(length) for _ in range(size)]
     dist.all_gather(lengths, length, group=group)
     return [int(n) for n in lengths]
@@ -91,14 +91,14 @@ def _lengths(data: bytes, size: int, group: ProcessGroup | None) -> list[int]:
 def _padded(data: bytes, size: int, group: ProcessGroup | None) -> Tensor:
     mine = torch.zeros(max(size, 1), dtype=torch.uint8)
     mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else mine[:0]
-    return mine.to(_device(group))
+    return mine.to(device_of(group))
 
 
 def _cut(gathered: Sequence[Tensor], sizes: Sequence[int]) -> list[bytes]:
     return [each[:n].cpu().numpy().tobytes() for each, n in zip(gathered, sizes, strict=True)]
 
 
-def _device(group: ProcessGroup | None) -> torch.device:
+def device_of(group: ProcessGroup | None) -> torch.device:
     """Where a group of this back end takes tensors from, the CPU first."""
     types = {device.type for device in (group or dist.group.WORLD)._device_types}  # type: ignore[union-attr]
     return torch.device("cpu" if "cpu" in types else "cuda")

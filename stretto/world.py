@@ -34,6 +34,8 @@ class World:
     source: str = "single process"
     server: str = ""
     """Where the store is, in words."""
+    absent: Callable[[], str] = str
+    """Who of the ranks does not answer, in a sentence; empty where nobody is missed."""
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu") -> World:

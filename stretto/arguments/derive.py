@@ -101,6 +101,11 @@ def _nothing_sharded(a: Arguments, path: str, mode: str) -> tuple[Value, str] | 
     return (default, f"sharding = {used} has no use for it") if wrong and get(a, path) != default else None
 
 
+def _alone(a: Arguments, path: str) -> tuple[Value, str] | None:
+    default = settings()[path].default
+    return (default, "cp = 1, each rank has whole rows") if a.parallel.cp == 1 and get(a, path) != default else None
+
+
 def _nproc_of_dp(a: Arguments) -> tuple[Value, str] | None:
     p = a.parallel
     if p.dp is None or (world := p.tp * p.cp * p.pp * p.dp) == a.run.nproc:
@@ -173,6 +178,10 @@ OVERRIDES: tuple[Override, ...] = (
             ineffective=True,
         )
         for name, mode in (("dp_shard", ""), ("keep_units", "fsdp"))
+    ),
+    *(
+        Override(f"parallel.{name}", ("parallel.cp",), partial(_alone, path=f"parallel.{name}"), ineffective=True)
+        for name in ("cp_comm", "cp_a2a")
     ),
     Override("run.nproc", ("parallel.dp",), _nproc_of_dp),
     Override(

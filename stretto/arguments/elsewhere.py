@@ -33,6 +33,8 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
         with_stages_of(args.parallel, layout),
         tp=size["tp"],
         cp=size["cp"],
+        cp_comm=args.parallel.cp_comm if size["cp"] > 1 else ("auto",),
+        cp_a2a=layout.size("cp.0") if "cp.0" in layout.axes else None,
         dp=size["dp"],
         pp=size["pp"],
         ep=size["ep"],

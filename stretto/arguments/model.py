@@ -84,6 +84,10 @@ class ModelConfig:
     attention_softcap: float | None = setting(
         None, "attention scores x become c tanh(x / c), as in Gemma 2; unset: they stay", above=0
     )
+    attention_sinks: bool = setting(
+        False,
+        "each head has a learned score of a key that has no value, as in gpt-oss: weights may add up to less than 1",
+    )
     logit_softcap: float | None = setting(
         None, "output logits x become c tanh(x / c), as in Gemma 2; unset: they stay", above=0
     )

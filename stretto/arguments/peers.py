@@ -36,7 +36,8 @@ FLAGS: tuple[Peer, ...] = (
     Peer(f"tensor-(model-)?parallel(ism)?{_SIZE}|tp-(size|degree)|model-parallel-size", "--tp"),
     Peer(f"pipeline-(model-)?parallel(ism)?{_SIZE}|pp-(size|degree)", "--pp"),
     Peer(f"data-parallel(ism)?{_SIZE}|data-parallel-replicate-degree|dp-(size|degree)|ddp", "--dp"),
-    Peer("cp-comm.*|hierarchical-context-parallel.*", None, "a choice of how context parallelism communicates"),
+    Peer("cp-comm.*", "--cp-comm"),
+    Peer("hierarchical-context-parallel.*|ulysses-(degree|size)", "--cp-a2a"),
     Peer(f"context-parallel(ism)?{_SIZE}|cp-(size|degree)|ulysses.*|ring-attention", "--cp"),
     Peer(f"expert-tensor-parallel{_SIZE}", "--etp"),
     Peer(f"expert-(model-)?parallel(ism)?{_SIZE}|ep-(size|degree)", "--ep"),
@@ -136,6 +137,10 @@ CHOICES: tuple[PeerChoice, ...] = (
     PeerChoice("schedule", "chimera|hanayo|bitpipe", "1f1b", "this schedule"),
     PeerChoice("recompute", "full", "block"),
     PeerChoice("attention", "flash_?(attention_?)?[23]?|fused|sdpa|eager|unfused|auto|local", "torch"),
+    PeerChoice("cp_comm", "p2p", "ring"),
+    PeerChoice("cp_comm", "all_?gather", "all-gather"),
+    PeerChoice("cp_comm", "a2a", "ulysses"),
+    PeerChoice("cp_comm", r"a2a\+p2p|usp", "hybrid"),
     PeerChoice("lr_schedule", "inverse[_-]square[_-]root|polynomial|exponential", "cosine", "this schedule"),
 )
 

@@ -28,6 +28,7 @@ def fp8_is_within_bf16(a: Arguments) -> RuleViolation | None:
     "model.window",
     "model.attention_softcap",
     "model.attention_scalar",
+    "model.attention_sinks",
 )
 def flash_takes_what_it_is_given(a: Arguments) -> RuleViolation | None:
     """FlashAttention 4 runs on GPUs, in bf16, plain causal attention, heads of 8 to 256 features."""
@@ -42,6 +43,7 @@ def flash_takes_what_it_is_given(a: Arguments) -> RuleViolation | None:
         wrong.append(f"head_dim = {d}, must be a multiple of 8 up to 256")
     special = ("window", "attention_softcap", "attention_scalar")
     wrong += [f"{name} = {value:g}, must be unset" for name in special if (value := getattr(a.model, name)) is not None]
+    wrong += ["attention_sinks, must be false"] * a.model.attention_sinks
     if not wrong:
         return None
     return RuleViolation(f"attention = {a.run.attention} with {'; '.join(wrong)}", {"run.attention": ("torch",)})
@@ -57,10 +59,18 @@ def flash_takes_what_it_is_given(a: Arguments) -> RuleViolation | None:
     "parallel.tp",
     "batch.seq_len",
     "batch.micro_batch",
+    "parallel.cp",
+    "run.ffn_chunks",
 )
 def fp8_sizes_divide(a: Arguments) -> RuleViolation | None:
     """Gemms in fp8 have sizes that are multiples of 16 on each tensor-parallel rank, tokens among them."""
     m, b, tp, d = a.model, a.batch, a.parallel.tp, a.model.dim_per_head
+    cp, chunks = a.parallel.cp, a.run.ffn_chunks
+    parts = cp * chunks
+    tokens, rest = divmod(b.seq_len, parts)  # where that is no whole number, parts have sizes of their own
+    equation = f"seq_len*micro_batch = {b.seq_len}*{b.micro_batch}"
+    if parts > 1:
+        equation = f"seq_len/(cp*ffn_chunks)*micro_batch = {b.seq_len}/({cp}*{chunks})*{b.micro_batch}"
     heads, kv_heads = m.heads // tp, max(1, m.num_kv_heads // tp)
     by_head: Nearby = {"model.head_dim": sizes(d, _ROW), "parallel.tp": divisors(m.heads, tp)}
     by_ffn: Nearby = {"model.ffn": sizes(m.dim_ffn, _ROW * tp), "parallel.tp": divisors(m.dim_ffn, tp)}
@@ -70,9 +80,9 @@ def fp8_sizes_divide(a: Arguments) -> RuleViolation | None:
         ((heads + 2 * kv_heads) * d, f"(heads + 2*kv_heads)/tp * head_dim = ({heads}+2*{kv_heads})*{d}", by_head),
         (m.dim_ffn // tp, f"ffn/tp = {m.dim_ffn}/{tp}", by_ffn),
         (
-            b.seq_len * b.micro_batch,
-            f"seq_len*micro_batch = {b.seq_len}*{b.micro_batch}",
-            {"batch.seq_len": sizes(b.seq_len, _ROW), "batch.micro_batch": multiples(b.micro_batch, _ROW)},
+            1 if rest else tokens * b.micro_batch,
+            equation,
+            {"batch.seq_len": sizes(b.seq_len, _ROW * parts), "batch.micro_batch": multiples(b.micro_batch, _ROW)},
         ),
     ]
     wrong = [(said, near) for size, said, near in products if size % _ROW]

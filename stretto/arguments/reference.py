@@ -87,7 +87,10 @@ def _schema(s: Setting) -> dict[str, Any]:
 def _typed(s: Setting) -> dict[str, Any]:
     number = {"type": _JSON_TYPES[float if s.entry is float else int], **_limits(s.bounds)}
     if s.kind is tuple:
-        return {"type": "array", "items": {"enum": list(s.choices)} if s.choices else number}
+        return {
+            "type": "array",
+            "items": {"enum": list(s.choices)} if s.choices else number if s.entry is not str else {"type": "string"},
+        }
     if s.kind is dict:
         return {"type": "object", "properties": dict.fromkeys(s.choices, number), "additionalProperties": False}
     return {"type": _JSON_TYPES[s.kind], **_limits(s.bounds)}

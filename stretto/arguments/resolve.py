@@ -137,7 +137,7 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
     p = found.args.parallel
     layout = Layout.of(
         tp=p.tp,
-        cp=p.cp,
+        cp=cp_levels(p),
         dp=dp_levels(p),
         pp=p.pp,
         ep=p.ep,
@@ -153,6 +153,11 @@ def dp_levels(p: ParallelConfig) -> Size:
     """Data-parallel ranks; with several copies of what is sharded, those of one copy and the number of copies."""
     dp, shard = p.dp or 1, p.dp_shard or p.dp or 1
     return dp if shard >= dp else (shard, dp // shard)
+
+
+def cp_levels(p: ParallelConfig) -> Size:
+    """Context-parallel ranks; where some exchange heads, those neighbours and the number of such groups."""
+    return p.cp if p.cp_a2a is None else (p.cp_a2a, p.cp // p.cp_a2a)
 
 
 def _foreign(line: CommandLine, translate: Callable[[Sequence[str]], Layer] | None) -> list[Layer]:

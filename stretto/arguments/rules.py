@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stretto.arguments.bound_rules import microbatch_is_bounded, schedule_is_bounded
+from stretto.arguments.context_rules import CONTEXT_RULES
 from stretto.arguments.group_rules import (
     gloo_is_not_nccl,
     groups_have_peers,
@@ -16,6 +17,7 @@ from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_
 from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import Nearby, Rule, RuleViolation, rule
 from stretto.arguments.schema import Arguments
+from stretto.arguments.tuning_rules import TUNING_RULES
 from stretto.layout.schedules import FAMILIES
 
 
@@ -31,10 +33,10 @@ def _divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | No
     )
 
 
-@rule("parallel.cp", "parallel.ep", "parallel.etp")
+@rule("parallel.ep", "parallel.etp")
 def axis_is_available(a: Arguments) -> RuleViolation | None:
-    """Context and expert parallelism have their axes, and no layers that use them yet."""
-    large = {name: size for name in ("cp", "ep", "etp") if (size := getattr(a.parallel, name)) > 1}
+    """Expert parallelism has its axes, and no layers that use them yet."""
+    large = {name: size for name in ("ep", "etp") if (size := getattr(a.parallel, name)) > 1}
     if not large:
         return None
     said = ", ".join(f"{name} = {size}" for name, size in large.items())
@@ -154,11 +156,9 @@ def updates_can_be_taken_back(a: Arguments) -> RuleViolation | None:
     if not a.optimizer.post_validate or (a.parallel.sharding in ("none", "zero1") and a.run.fp8 == "none"):
         return None
     sharded = a.parallel.sharding not in ("none", "zero1")
-    fixes: dict[str, tuple[object, ...]] = (
-        {"parallel.sharding": ("zero1", "none")} if sharded else {"run.fp8": ("none",)}
-    )
+    path, others = ("parallel.sharding", ("zero1", "none")) if sharded else ("run.fp8", ("none",))
     why = f"sharding = {a.parallel.sharding}" if sharded else f"fp8 = {a.run.fp8}"
-    return RuleViolation(f"post_validate, but {why}", {**fixes, "optimizer.post_validate": (False,)})
+    return RuleViolation(f"post_validate, but {why}", {path: others, "optimizer.post_validate": (False,)})
 
 
 @rule("parallel.vpp", "parallel.schedule")
@@ -283,6 +283,7 @@ RULES: tuple[Rule, ...] = (
     kv_heads_divide_heads,
     heads_divide_by_tp,
     kv_heads_fit_tp,
+    *CONTEXT_RULES,
     ffn_divides_by_tp,
     sequence_divides_by_tp,
     batch_divides,
@@ -300,4 +301,5 @@ RULES: tuple[Rule, ...] = (
     flash_takes_what_it_is_given,
     fp8_is_within_bf16,
     fp8_sizes_divide,
+    *TUNING_RULES,
 )

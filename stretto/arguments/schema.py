@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from stretto.arguments.data import DataConfig as DataConfig
+from stretto.arguments.groups import AxisName as AxisName
+from stretto.arguments.groups import GroupsConfig, NcclConfig
 from stretto.arguments.model import ModelConfig as ModelConfig
 from stretto.arguments.setting import setting
 from stretto.layout import DEFAULT_ORDER
 
 ScheduleName = Literal["1f1b", "auto", "depth-first", "dualpipev", "gpipe", "interleaved", "interleaved-zb", "looped-bfs", "v-half", "v-min", "zb-h1", "zb-h2", "zbv"]  # fmt: skip  # noqa: E501
-AxisName = Literal["tp", "dp", "pp", "cp", "dp-cp", "tp-pp", "pp-dp-cp", "embed", "tp-cp-dp-pp"]
-"""Axes that have process groups, and combinations of axes that have groups of their own."""
+CommName = Literal["all-gather", "ring", "ulysses", "hybrid", "auto"]
 
+
+TargetName = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 TOKENIZERS: Final = MappingProxyType({"byte": 257, "python": 4096})
 """The tokenizers that come with the library, and their vocabularies: 256 bytes and an end of document; byte-level BPE
@@ -30,6 +34,17 @@ class ParallelConfig:
 
     tp: int = setting(1, "tensor parallel: each matrix is cut over so many ranks", unit="ranks", at_least=1)
     cp: int = setting(1, "context parallel: each sequence is cut over so many ranks", unit="ranks", at_least=1)
+    cp_comm: tuple[CommName, ...] = setting(
+        ("auto",),
+        "how ranks of cp get at keys and values, of all layers or of each: all-gather; ring: from rank to rank behind "
+        "attention; ulysses: an all-to-all over heads; hybrid: ulysses among cp_a2a neighbours, a ring between these; "
+        "auto: what a cost model finds quickest",
+        carried=False,
+        repeats=True,
+    )
+    cp_a2a: int | None = setting(
+        None, "with hybrid, so many neighbours along cp exchange heads", unit="ranks", at_least=2, carried=False
+    )
     pp: int = setting(1, "pipeline parallel: the layers are cut into so many stages", unit="ranks", at_least=1)
     ep: int = setting(1, "expert parallel: experts are spread over so many ranks", unit="ranks", at_least=1)
     etp: int = setting(1, "tensor parallel inside an expert", unit="ranks", at_least=1)
@@ -71,32 +86,6 @@ class ParallelConfig:
         0, "fsdp: so many last blocks of a stage stay whole from forward to backward", at_least=0, carried=False
     )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
-
-
-@dataclass(frozen=True)
-class GroupsConfig:
-    """Process groups, by the axis that they lie along."""
-
-    timeouts: tuple[tuple[AxisName, int], ...] = setting(
-        (),
-        "a collective of these groups that takes longer ends the run; of the others, --timeout",
-        unit="seconds",
-        at_least=1,
-    )
-    gloo: tuple[AxisName, ...] = setting((), "axes whose groups run over Gloo, through the host, and not over NCCL")
-
-
-@dataclass(frozen=True)
-class NcclConfig:
-    """How NCCL runs the process groups of an axis."""
-
-    high_priority: tuple[AxisName, ...] = setting((), "axes whose kernels run on a stream of high priority")
-    min_ctas: tuple[tuple[AxisName, int], ...] = setting(
-        (), "at least so many thread blocks for a kernel", at_least=1, at_most=64
-    )
-    max_ctas: tuple[tuple[AxisName, int], ...] = setting(
-        (), "at most so many thread blocks for a kernel", at_least=1, at_most=64
-    )
 
 
 @dataclass(frozen=True)
@@ -150,20 +139,23 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """What text to train on, and how it becomes tokens."""
+class TuningConfig:
+    """What of a model is trained, where not all of it is."""
 
-    data: str | None = setting(
-        None,
-        "text files, a .jsonl, the .bin of tokens; shares as in a/:0.7,b.jsonl:0.3; unset: Python's standard library",
-        path=True,
+    freeze: tuple[str, ...] = setting(
+        (), "parameters that stay as they are, by name: * stands for anything, as in model.embed_tokens.*"
     )
-    text_key: str = setting("text", "the field of each JSON line that holds its text")
-    tokenizer: str = setting("byte", "byte, or a tokenizer.json of the tokenizers library, or its directory", path=True)
-    eval_data: str | None = setting(None, "more validation sets, each with its curve: name=path,other=path", path=True)
-    held_out: float = setting(0.05, "share of the files kept for evaluation", at_least=0, below=1)
-    max_lost: float = setting(0.01, "share of the text that the tokenizer may lose", at_least=0, at_most=1)
-    cache: str = setting("~/.cache/stretto", "directory for tokenized text", carried=False, path=True)
+    lora_rank: int = setting(
+        0,
+        "train low-rank adapters of this rank alone, and no other parameter; 0: no adapters",
+        at_least=0,
+        at_most=2**14,
+    )
+    lora_alpha: float = setting(16.0, "what an adapter adds is multiplied by lora_alpha / lora_rank", above=0)
+    lora_targets: tuple[TargetName, ...] = setting(
+        ("q", "k", "v", "o"),
+        "matrices with an adapter: of attention q, k, v and o, of the feed-forward gate, up and down",
+    )
 
 
 @dataclass(frozen=True)
@@ -192,6 +184,12 @@ class CheckpointConfig:
         None,
         "directory of a Hugging Face model, or its name in the cache of downloads: the run begins with its shape, "
         "weights and tokenizer",
+    )
+    export_hf: str | None = setting(
+        None,
+        "directory that gets the model as a Hugging Face one when the run has made its last step",
+        carried=False,
+        path=True,
     )
     resume: bool = setting(
         False, "go on from the newest complete checkpoint in the directory of the run", carried=False
@@ -230,10 +228,19 @@ class RunConfig:
         "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",
         carried=False,
     )
-    recompute: Literal["none", "selective", "block"] = setting(
+    recompute: Literal["none", "selective", "block", "offload"] = setting(
         "none",
         "what the backward computes once more instead of keeping it, to the same bits; selective: outputs of norms and "
-        "activation functions; block: all but what enters each block",
+        "activation functions; block: all but what enters each block; offload: the same, and that waits in the host's "
+        "memory",
+    )
+    ffn_chunks: int = setting(
+        1,
+        "feed-forward takes the sequence in so many chunks and computes each once more in the backward, so that its "
+        "inner activations exist of one at a time; 1: as a whole",
+        at_least=1,
+        at_most=2**16,
+        carried=False,
     )
     progress: Literal["auto", "live", "lines", "none"] = setting(
         "auto",
@@ -328,6 +335,7 @@ class Arguments:
     nccl: NcclConfig = field(default_factory=NcclConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -61,6 +61,7 @@ class _Declared:
     bounds: Bounds
     carried: bool
     path: bool
+    repeats: bool
 
 
 def setting(
@@ -74,15 +75,17 @@ def setting(
     at_most: float | None = None,
     carried: bool = True,
     path: bool = False,
+    repeats: bool = False,
 ) -> T:
     """A field of the schema: its default, its meaning in one sentence, its unit and its range.
 
     `carried` says whether a run that goes on from a checkpoint takes the value from there (where nothing
-    stronger sets it); `path`, whether it may name a file or a directory.
+    stronger sets it); `path`, whether it may name a file or a directory; `repeats`, whether a list may name one thing
+    more than once.
     """
     if unit == "ranks" and at_most is None:
         at_most = MOST_RANKS
-    declared = _Declared(help, unit, Bounds(above, at_least, below, at_most), carried, path)
+    declared = _Declared(help, unit, Bounds(above, at_least, below, at_most), carried, path, repeats)
     return field(default=default, metadata={_METADATA: declared})
 
 
@@ -106,6 +109,7 @@ class Setting:
     bounds: Bounds
     carried: bool
     is_path: bool
+    repeats: bool = False
 
     @property
     def path(self) -> str:
@@ -177,4 +181,5 @@ def _read(section: str, f: Field[Any], hint: Any) -> Setting:
         declared.bounds,
         declared.carried,
         declared.path,
+        declared.repeats,
     )

@@ -151,8 +151,9 @@ def _pairs(setting: Setting, raw: Mapping[object, object]) -> tuple[tuple[str, i
 
 def _check_names(setting: Setting, names: Sequence[str]) -> None:
     for name in names:
-        _check_choice(setting, name)
-        if names.count(name) > 1:
+        if setting.choices:
+            _check_choice(setting, name)
+        if names.count(name) > 1 and not setting.repeats:
             raise ValueError(f"{shown(name)} stands there more than once")
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from pickle import BUILD, EMPTY_DICT, MARK, NEWOBJ, NONE, REDUCE, SETITEMS, TUPLE
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import xxhash
 
@@ -236,7 +236,7 @@ def dcp_metadata(tensors: Iterable[Tensor]) -> bytes:
 class _Form:
     """What is said of each piece, as instructions: there may be a million."""
 
-    first: Final = (
+    first: ClassVar[tuple[str | Named, ...]] = (
         Named("torch", "Size"),
         *(Named(DCP, name) for name in ("ChunkStorageMetadata", "MetadataIndex")),
         Named("torch.distributed.checkpoint.filesystem", "_StorageInfo"),

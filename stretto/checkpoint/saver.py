@@ -57,7 +57,7 @@ class Saved:
 
 
 @dataclass
-class _UnderWay:
+class _InFlight:
     job: Job
     path: Path
     saved: Saved
@@ -81,7 +81,7 @@ class Saver:
         self._token, self._count = self.peers.gather(mine)[0], 0
         self._staging: Staging | None = None
         self._writer: WriterProcess | None = None
-        self._now: _UnderWay | None = None
+        self._now: _InFlight | None = None
         self._told: list[Saved] = []
         self._failure: str | None = None
 
@@ -113,7 +113,7 @@ class Saver:
         staging.copy(tensors)
         now = time.monotonic()
         saved = Saved(step, path, 0.0, now - began, waited, now - began - waited, 0.0, staging.nbytes)
-        self._now = _UnderWay(self._job(path, step, mine, staging, document), path, saved, began)
+        self._now = _InFlight(self._job(path, step, mine, staging, document), path, saved, began)
         self._look(self._now)
 
     def before_update(self) -> None:
@@ -191,20 +191,20 @@ class Saver:
         finally:
             self._now, self._failure = None, None
 
-    def _look(self, now: _UnderWay) -> None:
+    def _look(self, now: _InFlight) -> None:
         try:
             self._advance(now, 0.0)
         except CheckpointError as error:
             self._failure = str(error)
 
-    def _over(self, now: _UnderWay, seconds: float) -> bool:
+    def _over(self, now: _InFlight, seconds: float) -> bool:
         """Whether this rank has done its part, which is all on rank 0; waits for it so long at most."""
         if self._failure is not None:
             raise CheckpointError(self._failure)
         self._advance(now, seconds)
         return now.whole if self.peers.rank == 0 else now.part
 
-    def _advance(self, now: _UnderWay, seconds: float) -> None:
+    def _advance(self, now: _InFlight, seconds: float) -> None:
         """Send the job once its state is staged, and hear what became of it; waits so long at most for the latter."""
         assert self._staging is not None
         assert self._writer is not None

@@ -24,6 +24,9 @@ ALIGNED: Final = 4096
 class Staging:
     """Room for pieces that are the same at each save."""
 
+    fd = -1
+    _pinned: Tensor | None = None
+
     def __init__(self, pieces: Sequence[Owned], device: torch.device) -> None:
         """Take the memory, all of it now. Raises CheckpointError where there is not as much."""
         self.pieces, places, at = tuple(pieces), [], 0
@@ -31,7 +34,6 @@ class Staging:
             places.append(at)
             at += piece.nbytes + -piece.nbytes % ALIGNED
         self.places, self.nbytes = tuple(places), at
-        self.fd = -1
         self.fd = _shared(max(at, 1))
         self._memory = mmap.mmap(self.fd, max(at, 1))
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
@@ -45,6 +47,7 @@ class Staging:
             status = torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.numel(), 0)  # type: ignore[no-untyped-call]
             if int(status) != 0:
                 raise CheckpointError(f"{at:,} bytes of host memory cannot be pinned (CUDA error {int(status)})")
+            self._pinned = whole
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def copy(self, tensors: Sequence[Tensor]) -> None:
@@ -83,6 +86,10 @@ class Staging:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        if self._pinned is not None:
+            self.wait()
+            torch.cuda.cudart().cudaHostUnregister(self._pinned.data_ptr())  # type: ignore[no-untyped-call]
+            self._pinned = None
 
     def __del__(self) -> None:
         self.close()

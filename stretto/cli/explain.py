@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from stretto.cli.words import origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
 from stretto.estimate import count_parameters, norms_of_a_layer, positions, qk_norms, stage_layers
+from stretto.estimate.context import comm_of, exchanged
 from stretto.layout import Layout, Topology, warnings
 from stretto.layout.ranks import named, ranges
 from stretto.schedule import Cost, bubble, schedule_for, simulate
@@ -81,12 +83,30 @@ def _layout(resolved: Resolved) -> Iterator[str]:
     sizes = " x ".join(f"{axis}={layout.size(axis)}" for axis in ("tp", "cp", "dp", "pp"))
     also = ", sequence parallel" if p.sequence_parallel else ""
     yield f"{sizes} = {layout.world} {run.device} ranks{also}, {run.dtype}"
-    for axis, what in (("tp", "share each matrix"), ("dp", "average gradients"), ("pp", "pass activations on")):
+    for axis, what in (
+        ("tp", "share each matrix"),
+        ("cp", "share each sequence"),
+        ("dp", "average gradients"),
+        ("pp", "pass activations on"),
+    ):
         if layout.size(axis) > 1:
             groups = layout.groups(axis)
             shown = "; ".join(ranges(group, 4) for group in groups[:4])
             yield f"{axis}: ranks that {what}: {shown}{'; ...' if len(groups) > 4 else ''}"
+    if p.cp > 1:
+        yield from _context(resolved.args)
     yield from _nodes(layout, Topology(p.gpus_per_node or layout.world))
+
+
+def _context(args: Arguments) -> Iterator[str]:
+    """How layers communicate over cp, and what each way costs by the model that `auto` goes by."""
+    ways = Counter((comm_of(args, layer), args.model.window_of(layer)) for layer in range(args.model.layers))
+    for (comm, window), layers in ways.items():
+        said = exchanged(args, comm, args.model.layers - 1 if window is None else 0)
+        yield (
+            f"cp: {layers} layers by {comm}, {said.bytes / 2**20:,.1f} MiB and {said.seconds * 1e3:,.2f} ms each that "
+            "attention does not hide, by the cost model of GPUs"
+        )
 
 
 def _nodes(layout: Layout, topology: Topology) -> Iterator[str]:
@@ -169,6 +189,9 @@ def _parameters(args: Arguments) -> Iterator[str]:
         full = m.qk_norm_width == "full"
         named.append("(heads + kv_heads)*head_dim" if full else "2*head_dim")
         terms.append(f"{qk_norms(m) // d}*{d}")
+    if m.attention_sinks:
+        named.append("heads")
+        terms.append(f"{m.heads}")
     yield f"a layer: {' + '.join(named)}"
     yield f"       = {' + '.join(terms)} = {p.layer:,}"
     learned = positions(m, args.batch.seq_len)

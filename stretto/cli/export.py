@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from stretto.arguments import Arguments
-from stretto.interop.config import HfConfig, read_config
 from stretto.interop.errors import InteropError
-from stretto.interop.hub import located
-from stretto.interop.write import write_config
 from stretto.terminal import say
 
 if TYPE_CHECKING:
@@ -37,7 +33,10 @@ class Export:
         tyro.conf.arg(help="of the weights; unset: that of --like, else of the run"),
     ] = None
     family: Annotated[str | None, tyro.conf.arg(help="model_type to write; unset: the first that fits")] = None
-    shard_gb: Annotated[float, tyro.conf.arg(help="size of one file, which is in memory at a time")] = 5.0
+    shard_gb: Annotated[float, tyro.conf.arg(help="size of one file")] = 5.0
+    adapter: Annotated[
+        bool, tyro.conf.arg(help="write adapters alone, as peft reads them, instead of merging them")
+    ] = False
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,95 +56,60 @@ def main(argv: Sequence[str]) -> int:
 def _export(wanted: Export) -> str:
     from stretto.checkpoint.marker import inspect
     from stretto.cli.sample import newest, recorded
-    from stretto.interop.export import copy_beside, export, plan
-    from stretto.interop.shapes import logical_shapes
+    from stretto.interop.adapter import export_adapter
+    from stretto.interop.export import copy_beside, export
+    from stretto.interop.outgoing import Outgoing
 
     if not wanted.shard_gb > 0:
         raise InteropError(f"--shard-gb {wanted.shard_gb:g}: must be above 0", [])
     path = newest(wanted.checkpoint)
     inspect(path)
     args = recorded(path)
-    like = _like(wanted, args)
-    config, raw = _config(wanted, args, like)
-    shapes = logical_shapes(args.model, args.batch.seq_len)
-    dtype = _dtype(wanted.dtype or args.run.dtype)
-    named = plan(config, shapes, dtype, like if wanted.dtype is None else None)
-    _require_all(path, shapes)
-    files = export(wanted.to, raw, named, _Checkpoint(path), limit=int(wanted.shard_gb * 1e9))
-    tokenizer = Path(args.data.tokenizer).expanduser()
-    beside = [tokenizer if tokenizer.is_dir() else tokenizer.parent] if tokenizer.exists() else []
-    copied = [name for directory in (*beside, *([like] if like else [])) for name in copy_beside(directory, wanted.to)]
+    outgoing = Outgoing.of(args, like=wanted.like, dtype=wanted.dtype, family=wanted.family)
+    source = _Checkpoint(path)
+    _require_all(source, {**outgoing.shapes, **outgoing.adapters})
+    if wanted.adapter:
+        base = args.checkpoint.init_from
+        files = export_adapter(
+            wanted.to, outgoing.config, outgoing.shapes, outgoing.adapters, args.tuning, base, source
+        )
+        return f"{path} -> {wanted.to}: adapters of {base or 'a model of its own'}, {files[0].stat().st_size:,} bytes"
+    merged, limit = outgoing.merged(source), int(wanted.shard_gb * 1e9)
+    files = export(wanted.to, outgoing.raw, outgoing.named, merged, limit=limit)
+    copied = [name for directory in outgoing.beside for name in copy_beside(directory, wanted.to)]
     size = sum(file.stat().st_size for file in files)
     also = f" and {', '.join(dict.fromkeys(copied))}" if copied else "; the tokenizer has no files to go with it"
-    return f"{path} -> {wanted.to}: {config.family.architecture}, {len(files)} files, {size:,} bytes{also}"
+    said = f"{outgoing.config.family.architecture}, {len(files)} files, {size:,} bytes"
+    return f"{path} -> {wanted.to}: {said}{also}"
 
 
-@dataclass(frozen=True)
 class _Checkpoint:
     """Whole tensors out of a checkpoint of any layout."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        from stretto.checkpoint.index import Index
+
+        self.path, self.contents = path, Index(path)
 
     def __call__(self, wanted: Shapes) -> Mapping[str, Tensor]:
         import torch
 
-        from stretto.checkpoint import load
-        from stretto.checkpoint.index import Index
+        from stretto.checkpoint.planner import reads
+        from stretto.checkpoint.reader import read_pieces
         from stretto.params import Slice
-        from stretto.world import World
 
-        known = Index(self.path).tensors
+        known = self.contents.tensors
         dtypes = {name: getattr(torch, known[f"model/{name}"].dtype) for name in wanted}
         whole = {name: torch.empty(shape, dtype=dtypes[name]) for name, shape in wanted.items()}
         slices = [Slice(f"model/{name}", x, tuple(x.shape), (0,) * x.dim(), True) for name, x in whole.items()]
-        load(self.path, slices, World.single(), prefixes=())
+        read_pieces(self.path, reads(self.contents, slices))
         return whole
 
 
-def _require_all(path: Path, shapes: Shapes) -> None:
+def _require_all(source: _Checkpoint, shapes: Shapes) -> None:
     """Each weight of the checkpoint is one of the model, and the other way round."""
-    from stretto.checkpoint.index import Index
-
-    known = Index(path).tensors
-    there = {name.removeprefix("model/") for name in known if name.startswith("model/")}
+    there = {name.removeprefix("model/") for name in source.contents.tensors if name.startswith("model/")}
     wrong = [f"{name}: not in the checkpoint" for name in shapes.keys() - there]
     wrong += [f"{name}: no tensor of this model" for name in there - shapes.keys()]
     if wrong:
-        raise InteropError(f"{path} does not hold the model that it says", sorted(wrong)[:40])
-
-
-def _like(wanted: Export, args: Arguments) -> Path | None:
-    """The directory whose names and dtypes to keep."""
-    if wanted.like is not None:
-        return wanted.like
-    if args.checkpoint.init_from is None or wanted.family is not None:
-        return None
-    try:
-        directory = located(args.checkpoint.init_from)
-    except InteropError:  # not there any more: then the run's own settings say what to write
-        return None
-    return directory if (directory / "config.json").exists() else None
-
-
-def _config(wanted: Export, args: Arguments, like: Path | None) -> tuple[HfConfig, Mapping[str, Any]]:
-    """The family, and what to write as config.json."""
-    said = wanted.dtype or args.run.dtype
-    name = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}[said]
-    if like is None:
-        config = write_config(args.model, seq_len=args.batch.seq_len, dtype=name, family=wanted.family)
-        return config, config.raw
-    config = read_config(like)
-    ours = replace(args.model, dropout=config.model.dropout, init_std=config.model.init_std)
-    if wrong := [
-        f"{n} = {getattr(ours, n)}, there {x}" for n, x in vars(config.model).items() if getattr(ours, n) != x
-    ]:
-        raise InteropError(f"{like} is a model of another shape than the checkpoint", wrong)
-    if wanted.dtype is None:
-        return config, config.raw
-    return config, {**{k: v for k, v in config.raw.items() if k != "torch_dtype"}, "dtype": name}
-
-
-def _dtype(name: str) -> Any:
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}[name]
+        raise InteropError(f"{source.path} does not hold the model that it says", sorted(wrong)[:40])

@@ -52,13 +52,13 @@ class CollectiveCall:
     def wire_bytes(self) -> float:
         """Bytes that this rank must at least send, by the textbook (Thakur et al., 2005; rings): x is `bytes`.
 
-        all_reduce 2(n-1)/n x, all_gather (n-1) x, reduce_scatter and all_to_all (n-1)/n x, send x, recv 0;
+        all_reduce 2(n-1)/n x, all_gather (n-1) x, reduce_scatter and all_to_all (n-1)/n x, send and shift x, recv 0;
         broadcast x(n-1)/n, the mean over the ranks of a chain.
         """
         n = len(self.ranks)
         share = (n - 1) / n
         factors = {"all_gather": n - 1.0, "reduce_scatter": share, "all_to_all": share, "broadcast": share}
-        factors |= {"all_reduce": 2 * share, "all_reduce_max": 2 * share, "send": 1.0}
+        factors |= {"all_reduce": 2 * share, "all_reduce_max": 2 * share, "send": 1.0, "shift": 1.0}
         return factors.get(self.op.partition(" ")[0], 0.0) * self.bytes
 
 

@@ -34,7 +34,8 @@ class CollectiveError(Exception):
     """The ranks do not communicate alike; the message is a table of what each was about to do.
 
     Raised on the one rank that found it. Not a RuntimeError, so that its text, which may have any path of the user's
-    in it, is never taken for a message of a communication back end. `silent` are ranks of which nothing is known.
+    in it, is never taken for a message of a communication back end. `silent` are ranks that may be dead or
+    cut off, as far as can be seen from here: whether they answer is to be asked.
     """
 
     def __init__(self, text: str, silent: tuple[int, ...] = ()) -> None:
@@ -151,10 +152,11 @@ class Checker(Recorder):
             rank: self._last(rank) if rank in missing else decode(self._store.get(f"{key}/{place}"))[0]
             for place, rank in enumerate(call.ranks)
         }
-        guilty = cause or missing
-        notes = {rank: f"{(self._state(rank) or 'missing').upper()} since its last call" for rank in guilty}
+        states = {rank: self._state(rank) for rank in cause or missing}
+        notes = {rank: f"{(how or 'missing').upper()} since its last call" for rank, how in states.items()}
+        unseen = tuple(rank for rank, how in states.items() if not how)  # busy, or on a host that is not reached
         notes |= {rank: "waits for others" for rank in last if rank not in notes}
-        self._fail(f"call {call.number} of {call.channel} {what}", {**last, **calls}, notes)
+        self._fail(f"call {call.number} of {call.channel} {what}", {**last, **calls}, notes, unseen)
 
     def _waits_for(self, call: CollectiveCall | None) -> list[int]:
         """Who has not come to the meeting in which a rank is; nobody, if it has left it."""
@@ -173,12 +175,18 @@ class Checker(Recorder):
         key = f"last/{rank}"
         return decode(self._store.get(key))[0] if self._store.check([key]) else None
 
-    def _fail(self, what: str, calls: Mapping[int, CollectiveCall | None], notes: Mapping[int, str]) -> NoReturn:
+    def _fail(
+        self,
+        what: str,
+        calls: Mapping[int, CollectiveCall | None],
+        notes: Mapping[int, str],
+        silent: tuple[int, ...] = (),
+    ) -> NoReturn:
         """Raise with the table, unless another rank was first to find something."""
         if not self._claim():
             self._stop()
         others = {rank: self._last(rank) for rank in range(self._world.size) if rank not in calls}
-        raise CollectiveError(table(what, calls, notes, others))
+        raise CollectiveError(table(what, calls, notes, others), silent)
 
     def _world_table(self, what: str, notes: dict[int, str]) -> str:
         return table(what, {rank: self._last(rank) for rank in range(self._world.size)}, notes, {})

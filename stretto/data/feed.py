@@ -2,7 +2,8 @@
 
 Sample k of a run is a window of `seq_len` tokens: `mixture.Order` says which, of which corpus. Windows lie end
 to end in the packed text and may hold parts of several documents, with an `eod` between them: the plain packing of
-GPT-2 and GPT-3, where attention sees across documents and every prediction counts.
+GPT-2 and GPT-3, where attention sees across documents and every prediction counts. With `packing` it is a row of
+whole documents in place of a window, see `packed`.
 """
 
 from __future__ import annotations
@@ -18,18 +19,28 @@ from numpy.typing import NDArray
 from stretto.batch import Batch
 from stretto.data.errors import DataError
 from stretto.data.mixture import Mix
+from stretto.data.packed import PackedRows, packed_batch
 from stretto.data.store import TokenStore
 
 
 class Feed:
     """An endless stream of samples. `consumed` counts those of all ranks; it is the only thing that moves."""
 
-    def __init__(self, text: TokenStore | Mix, *, seq_len: int, seed: int, consumed: int = 0):
+    def __init__(self, text: TokenStore | Mix, *, seq_len: int, seed: int, consumed: int = 0, packing: bool = False):
         """Start at sample `consumed`. Raises DataError when a store has less than one window."""
         self.mix = text if isinstance(text, Mix) else Mix((text,))
         self.seq_len, self.seed, self.consumed = seq_len, seed, consumed
-        self.windows = sum(self.mix.windows(seq_len))
-        self.order = self.mix.order(seq_len, seed)
+        self.packed = tuple(PackedRows(store, seq_len) for store in self.mix.stores) if packing else ()
+        windows = tuple(map(len, self.packed)) or self.mix.windows(seq_len)
+        self.windows = sum(windows)
+        self.order = self.mix.order_of(windows, seed)
+
+    @property
+    def waste(self) -> float | None:
+        """Share of the rows' slots that holds no token, where rows are packed."""
+        if not self.packed:
+            return None
+        return sum(rows.waste * len(rows) for rows in self.packed) / self.windows
 
     def batch(self, global_batch: int, dp_rank: int, dp_size: int, micro_batch: int) -> list[Batch]:
         """This rank's microbatches of the next global batch, for which `consumed` moves by `global_batch`.
@@ -47,9 +58,11 @@ class Feed:
         return [made.rows(slice(start, start + micro_batch)) for start in range(0, len(own), micro_batch)]
 
     def _rows(self, corpora: NDArray[np.int64], windows: NDArray[np.int64]) -> Batch:
+        if self.packed:
+            return packed_batch([(self.packed[c], int(w)) for c, w in zip(corpora, windows, strict=True)])
         stores = self.mix.stores
         pieces = [stores[corpus].window(window, self.seq_len) for corpus, window in zip(corpora, windows, strict=True)]
-        return as_batch(pieces, self.seq_len, eod=stores[0].header.eod)
+        return as_batch(pieces, self.seq_len, eod=stores[0].header.eod, unused=stores[0].header.unused)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and what it is a stream of."""
@@ -59,21 +72,22 @@ class Feed:
             "seed": self.seed,
             "seq_len": self.seq_len,
             "digest": digests if len(digests) > 1 else digests[0],
+            "packing": bool(self.packed),
         }
         return state if self.mix.weights is None else {**state, "weights": [str(w) for w in self.mix.weights]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`. Raises DataError when it is of another stream: `consumed` means nothing."""
-        own = self.state_dict()
+        own, state = self.state_dict(), {"packing": False, **state}
         differ = [
             f"{key} was {state.get(key)!r}, is {own.get(key)!r}"
-            for key in ("seed", "seq_len", "digest", "weights")
+            for key in ("seed", "seq_len", "digest", "weights", "packing")
             if state.get(key) != own.get(key)
         ]
         if differ:
             raise DataError(
                 f"cannot go on in the data where the run stopped: {'; '.join(differ)}; "
-                "resume with the same text, weights, tokenizer, held_out, seed and seq_len"
+                "resume with the same text, weights, tokenizer, held_out, seed, seq_len and packing"
             )
         self.consumed = int(state["consumed"])
 
@@ -87,15 +101,19 @@ def rows_of(global_batch: int, dp_rank: int, dp_size: int, micro_batch: int) -> 
     return [slice(start, start + micro_batch) for start in starts]
 
 
-def as_batch(pieces: Sequence[NDArray[Any]], seq_len: int, *, eod: int) -> Batch:
-    """Windows of tokens as a batch [b, seq_len]. What is missing of one, past the end of the text, is masked.
+def as_batch(pieces: Sequence[NDArray[Any]], seq_len: int, *, eod: int, unused: int = 0) -> Batch:
+    """Windows of tokens as a batch [b, seq_len]. What is missing of one, past the end of the text, is masked, as are
+    predictions of tokens that have the bit `unused`.
 
     A window has s + 1 tokens: the last is only a label.
     """
-    rows = np.full((len(pieces), seq_len + 1), eod, dtype=np.int64)
+    rows = np.full((len(pieces), seq_len + 1), eod | unused, dtype=np.int64)
     valid = np.zeros((len(pieces), seq_len), dtype=bool)
     for row, mask, piece in zip(rows, valid, pieces, strict=True):
         row[: len(piece)] = piece
         mask[: max(len(piece) - 1, 0)] = True
+    if unused:
+        valid &= rows[:, 1:] & unused == 0
+        rows &= unused - 1
     tokens = torch.from_numpy(rows)
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.from_numpy(valid))

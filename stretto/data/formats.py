@@ -26,6 +26,9 @@ from stretto.data.zstd import open_zstd
 LARGEST_TEXT: Final = 1 << 30
 """Bytes of one document."""
 
+RECORD: Final = "*"
+"""The key under which the whole record of a line stands, as JSON."""
+
 _BLOCK: Final = 1 << 20
 
 _LINES: Final = frozenset({".jsonl", ".ndjson"})
@@ -121,6 +124,8 @@ def read(root: Path, piece: Piece, key: str, pass_over: PassOver = _unheard) -> 
 
 def _table(file: BinaryIO, path: Path, piece: Piece, key: str) -> Iterator[Document]:
     """One document for each row; empty ones and those without a text are passed over."""
+    if key == RECORD:
+        raise DataError(f"{path} is a table; --format chat reads JSON lines, as `to_json(..., lines=True)` writes them")
     for number, text in enumerate(rows(path, file, key, (piece.start, piece.stop)), start=piece.first):
         if text is not None and (checked := text_of({key: text}, f"{path}, row {number}", key)):
             yield Document(f"{piece.file}:{number}", checked)
@@ -134,7 +139,7 @@ def is_record(line: bytes, key: str) -> bool:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(record, dict) and isinstance(record.get(key), str)
+    return isinstance(record, dict) and (key == RECORD or isinstance(record.get(key), str))
 
 
 def _text(raw: bytes, path: Path, pass_over: Callable[[str], None]) -> str:
@@ -200,7 +205,7 @@ def _text_field(line: bytes, where: str, key: str) -> str:
 
 def text_of(record: Mapping[str, Any], where: str, key: str) -> str:
     """What stands under `key`. Raises DataError when it is no text."""
-    text = record.get(key)
+    text = json.dumps(record, ensure_ascii=False) if key == RECORD else record.get(key)
     if not isinstance(text, str):
         found = f"{key} is a {type(text).__name__}" if key in record else f"has only {sorted(record)[:20]}"
         raise DataError(f"{where}: no {key} field with a string ({found}); --text-key names another field")

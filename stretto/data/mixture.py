@@ -44,7 +44,12 @@ class Mix:
 
     def order(self, seq_len: int, seed: int) -> Order:
         """Where each sample lies."""
-        windows = self.windows(seq_len)
+        return self.order_of(self.windows(seq_len), seed)
+
+    def order_of(self, windows: tuple[int, ...], seed: int) -> Order:
+        """The same, where each store has so many samples. Raises DataError where one has none."""
+        if empty := [store.path for store, n in zip(self.stores, windows, strict=True) if not n]:
+            raise DataError(f"{empty[0]} has no document to train on; bring more text")
         if self.weights is None or len(windows) == 1:
             return EndToEnd(windows, seed)
         return Turns(windows, self.weights, seed)

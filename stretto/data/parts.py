@@ -114,7 +114,13 @@ def make(job: Job, part: int, done: Done) -> None:
     """Tokenize one part. Raises DataError when its text cannot be read."""
     passed: list[tuple[str, str]] = []
     account, size = Account(), 0
-    new = partial(write_store, vocab_size=job.tokenizer.vocab_size, eod=job.tokenizer.eod, fingerprint=job.key)
+    new = partial(
+        write_store,
+        vocab_size=job.tokenizer.vocab_size,
+        eod=job.tokenizer.eod,
+        fingerprint=job.key,
+        masked=job.tokenizer.masks,
+    )
     with ExitStack() as stack:
         train, held = (stack.enter_context(new(job.store(part, side))) for side in ("train", "held_out"))
         documents = _documents(job, part, lambda reason, name: passed.append((reason, name)))
@@ -123,7 +129,8 @@ def make(job: Job, part: int, done: Done) -> None:
             for document, ids in zip(chunk, encoded, strict=True):
                 where, length = position(document.name), len(document.text.encode("utf-8"))
                 is_held = where < job.held_out
-                (held if is_held else train).add(ids, length)
+                # Of bytes that do not count no figure is made.
+                (held if is_held else train).add(ids, 0 if job.tokenizer.masks else length)
                 account = replace(account, lowest=min(account.lowest, where), highest=max(account.highest, where))
                 if is_held:
                     account = replace(account, held_out=account.held_out + _lost(job.tokenizer, document, ids))
@@ -154,6 +161,8 @@ def _documents(job: Job, part: int, pass_over: Callable[[str, str], None]) -> It
 
 
 def _lost(tokenizer: Tokenizer, document: Document, ids: object) -> Lost:
+    if tokenizer.masks:  # a record is no text that a model sees
+        return Lost()
     return Lost.between(document.text, tokenizer.decode(ids))  # type: ignore[arg-type]
 
 

@@ -29,7 +29,7 @@ from stretto.data.store import TokenStore, write_store
 from stretto.data.tokenizer import Tokenizer
 from stretto.data.workers import WorkerEndedError, run_workers
 
-_READING: Final = "2"  # changes when the same files give other documents
+_READING: Final = "3"  # changes when the same files give other documents
 
 MOST_LOST: Final = 0.01
 """The share of the text that a tokenizer may lose, unless the user says otherwise."""
@@ -197,14 +197,20 @@ def _joined(folder: Path, job: Job, lock: Lock, workers: int, timeout: float, te
     """The whole stores, from parts; and their account."""
     _tokenize(job, workers, timeout, _teller(job, tell))
     account = reduce(add, filter(None, map(job.account, range(len(job.parts)))), Account(passed=job.corpus.passed))
-    new = partial(write_store, vocab_size=job.tokenizer.vocab_size, eod=job.tokenizer.eod, fingerprint=job.key)
+    new = partial(
+        write_store,
+        vocab_size=job.tokenizer.vocab_size,
+        eod=job.tokenizer.eod,
+        fingerprint=job.key,
+        masked=job.tokenizer.masks,
+    )
     with new(folder / "train") as train, new(folder / "held_out") as held:
         for part in range(len(job.parts)):
             train.extend(job.open(part, "train"))
             held.extend(job.open(part, "held_out"))
             lock.say(part, len(job.parts))
         _check_split(job.corpus, account, train.documents, held.documents, job.held_out)
-    if job.held_out:
+    if job.held_out and not job.tokenizer.masks:
         account = replace(account, baselines=baselines(job.corpus, job.held_out))
     if _key(job.corpus, job.tokenizer, job.held_out) != job.key:
         raise DataError(f"files in {job.corpus.root} changed while they were read; run it again")

@@ -7,6 +7,9 @@
 The tokens are `eod, document, eod, document, eod, ...`: the first `eod` stands before the first document,
 so that every token of every text is predicted from something. Document i, its closing `eod` included, is
 `tokens[offsets[i]:offsets[i + 1]]`.
+
+A store that is `masked` says of each token whether it counts as a prediction: the highest bit of one that does not is
+set. So which tokens count is in the digest, and in every window. Between documents no `eod` counts there.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from numpy.typing import NDArray
 
 from stretto.data.errors import DataError
 
-_FORMAT = "stretto tokens 1"
+_FORMAT = "stretto tokens 2"
 _HEADER = 4096
 
 
@@ -47,6 +50,12 @@ class Header:
     tokens: int
     documents: int
     bytes: int
+    masked: bool = False
+
+    @property
+    def unused(self) -> int:
+        """The bit of a token that does not count; 0 where all do."""
+        return 1 << (8 * np.dtype(self.dtype).itemsize - 1) if self.masked else 0
 
     @property
     def token_bytes(self) -> int:
@@ -87,11 +96,14 @@ class TokenStore:
 
     def document(self, i: int) -> NDArray[np.int64]:
         """The ids [n] of document i, without its closing `eod`."""
-        ids = self.tokens[self.offsets[i] : self.offsets[i + 1]].astype(np.int64)
+        ids = self.tokens[self.offsets[i] : self.offsets[i + 1]].astype(np.int64) & ~self.header.unused
         return ids[:-1] if len(ids) and ids[-1] == self.header.eod else ids
 
     def window(self, number: int, seq_len: int) -> NDArray[np.unsignedinteger[Any]]:
-        """The tokens `number * seq_len`.. of one sample, one more than it has predictions; fewer at the end."""
+        """The tokens `number * seq_len`.. of one sample, one more than it has predictions; fewer at the end.
+
+        They are as they are stored: `as_batch` tells which of them count.
+        """
         return self.tokens[number * seq_len : (number + 1) * seq_len + 1]
 
     def intact(self) -> bool:
@@ -105,28 +117,35 @@ class TokenStore:
 class StoreWriter:
     """Appends documents to a store under construction; made by `write_store`."""
 
-    def __init__(self, file: BinaryIO, *, vocab_size: int, eod: int):
-        self._file = file
+    def __init__(self, file: BinaryIO, *, vocab_size: int, eod: int, masked: bool = False):
+        self._file, self._masked = file, masked
         self._vocab_size, self._eod = vocab_size, eod
-        self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+        self._dtype = np.dtype("<u2" if vocab_size <= 1 << (15 if masked else 16) else "<u4")
+        self._unused = 1 << (8 * self._dtype.itemsize - 1)
         self._digest = hashlib.blake2b(digest_size=16)
         self._offsets = array("q", [1])
         self._bytes = 0
         file.write(b" " * _HEADER)
-        self._write(np.array([eod]))
+        self._write(self._between)
+
+    @property
+    def _between(self) -> NDArray[np.int64]:
+        """What stands between two documents."""
+        return np.array([~self._eod if self._masked else self._eod])
 
     def add(self, ids: NDArray[np.int64], text_bytes: int) -> None:
-        """Append one document: its ids [n], and how many bytes its text has.
+        """Append one document: its ids [n], ~id where a token does not count, and how many bytes its text has.
 
         Raises DataError when an id lies outside the vocabulary.
         """
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
+        least = -self._vocab_size if self._masked else 0
+        if ids.size and not least <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
             raise DataError(
                 f"document {self.documents}: token ids {ids.min()}..{ids.max()} "
                 f"lie outside the vocabulary of {self._vocab_size}"
             )
         self._write(ids)
-        self._write(np.array([self._eod]))
+        self._write(self._between)
         self._offsets.append(self._offsets[-1] + len(ids) + 1)
         self._bytes += text_bytes
 
@@ -154,6 +173,7 @@ class StoreWriter:
             tokens=self._offsets[-1],
             documents=self.documents,
             bytes=self._bytes,
+            masked=self._masked,
         )
         self._file.seek(_HEADER + header.token_bytes)
         self._file.write(np.array(self._offsets, dtype="<i8").tobytes())
@@ -161,19 +181,23 @@ class StoreWriter:
         self._file.write(json.dumps({"format": _FORMAT, **asdict(header)}, indent=1).encode())
 
     def _write(self, ids: NDArray[np.integer[Any]]) -> None:
+        if self._masked and ids.dtype == np.int64:
+            ids = np.where(ids < 0, ~ids | self._unused, ids)
         raw = ids.astype(self._dtype, copy=False).tobytes()
         self._digest.update(raw)
         self._file.write(raw)
 
 
 @contextmanager
-def write_store(path: Path, *, vocab_size: int, eod: int, fingerprint: str) -> Iterator[StoreWriter]:
+def write_store(
+    path: Path, *, vocab_size: int, eod: int, fingerprint: str, masked: bool = False
+) -> Iterator[StoreWriter]:
     """A writer whose store appears at `path` whole, or, when the block raises, not at all."""
     # Host and process in the name: builders that do not see each other's lock must not share a file.
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            writer = StoreWriter(file, vocab_size=vocab_size, eod=eod)
+            writer = StoreWriter(file, vocab_size=vocab_size, eod=eod, masked=masked)
             yield writer
             writer.finish(fingerprint)
             file.flush()

@@ -12,8 +12,10 @@ from stretto.arguments.corpora import Share, named, shares
 from stretto.arguments.schema import Arguments, DataConfig
 from stretto.data.account import Account
 from stretto.data.baselines import Baselines
+from stretto.data.chat import ChatTokenizer
 from stretto.data.corpus import Corpus
 from stretto.data.errors import DataError
+from stretto.data.formats import RECORD
 from stretto.data.indexed import IndexedTokens, prepare_indexed
 from stretto.data.lock import Tell
 from stretto.data.lost import Lost
@@ -69,7 +71,7 @@ class Text:
         Raises DataError when the data cannot be used, or when what is `known` is not here.
         """
         data, tokenizer = args.data, load_tokenizer(args.data.tokenizer)
-        opening = _Opening(tokenizer, data, tell or (lambda _: None), workers, known)
+        opening = _Opening(reads_of(data, tokenizer), data, tell or (lambda _: None), workers, known)
         found = []
         for name, share in _shares(data):
             label, corpus, splits = opening.splits(share, data.held_out)
@@ -91,7 +93,7 @@ class Text:
 
 def foreseen(args: Arguments, tokenizer: Tokenizer) -> Iterator[tuple[str, Corpus | IndexedTokens, Splits | None]]:
     """Each corpus of a run and what is built of it, if it is. Raises DataError where it cannot be read."""
-    data = args.data
+    data, tokenizer = args.data, reads_of(args.data, tokenizer)
     for name, share in _shares(data):
         corpus = open_corpus(share, data)
         splits = None
@@ -101,13 +103,21 @@ def foreseen(args: Arguments, tokenizer: Tokenizer) -> Iterator[tuple[str, Corpu
         yield f"{name or corpus.label}{weight}", corpus, splits
 
 
+def reads_of(data: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
+    """What makes tokens of a run's documents: the tokenizer, or it with the template of conversations."""
+    return ChatTokenizer.of(tokenizer) if data.format == "chat" else tokenizer
+
+
 def open_corpus(share: Share | None, data: DataConfig) -> Corpus | IndexedTokens:
     """Files of text, or tokens that are made. Raises DataError."""
+    chat = data.format == "chat"
     if share is None:
+        if chat:
+            raise DataError("--format chat needs --data: the sources of the standard library are no conversations")
         return Corpus.open(None)
-    if (tokens := IndexedTokens.at(share.path)) is not None:
+    if not chat and (tokens := IndexedTokens.at(share.path)) is not None:
         return tokens
-    return Corpus.open(share.path, data.text_key)
+    return Corpus.open(share.path, RECORD if chat else data.text_key)
 
 
 def _shares(data: DataConfig) -> list[tuple[str | None, Share | None]]:

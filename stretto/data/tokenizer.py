@@ -1,4 +1,4 @@
-"""Text to token numbers and back: plain bytes, or a Hugging Face `tokenizers` file."""
+"""Text to token numbers and back: plain bytes, or files of `tokenizers`, SentencePiece or tiktoken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from stretto.arguments.schema import TOKENIZERS
 from stretto.data.errors import DataError
+from stretto.data.sentence_piece import SentencePieceTokenizer
 from stretto.data.special_tokens import begin_of_document, end_of_document
+from stretto.data.tiktoken_file import TiktokenTokenizer, is_tiktoken
 from stretto.reading import UnreadableError, read_bytes
 
 _LARGEST = 2**28
@@ -41,6 +43,11 @@ class Tokenizer(Protocol):
         """Equal for two tokenizers only if they give the same ids."""
         ...
 
+    @property
+    def masks(self) -> bool:
+        """Whether it gives ~id for a token that does not count as a prediction."""
+        ...
+
     def encode(self, text: str) -> NDArray[np.int64]:
         """Ids [n] of a text, without `eod`; where its model begins texts with a token, that comes first."""
         ...
@@ -61,12 +68,18 @@ class ByteTokenizer:
     vocab_size = 257
     eod = 256
     fingerprint = "byte"
+    masks = False
 
     def encode(self, text: str) -> NDArray[np.int64]:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
 
     def encode_all(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         return [self.encode(text) for text in texts]
+
+    def placed(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids [n] of a text, and the character with which each begins."""
+        sizes = [len(character.encode("utf-8")) for character in text]
+        return self.encode(text), np.repeat(np.arange(len(text), dtype=np.int64), sizes)
 
     def decode(self, ids: NDArray[np.int64]) -> str:
         """The text of ids [n]; bytes that are no UTF-8 (a cut character) come back as U+FFFD."""
@@ -76,6 +89,8 @@ class ByteTokenizer:
 
 class FileTokenizer:
     """A `tokenizer.json` of the Hugging Face `tokenizers` library."""
+
+    masks = False
 
     def __init__(self, path: Path, name: str | None = None):
         """Read the file; `name` where it has one of its own.
@@ -105,6 +120,7 @@ class FileTokenizer:
         begin = begin_of_document(path, self._tokenizer, vocab)
         # A document follows the end of another, so where one token does both it stands there already.
         self._begin = [] if begin is None or begin == self.eod else [begin]
+        self._marked: tokenizers.Tokenizer | None = None
         told = b"%d" % self.eod + b"".join(b",%d" % token for token in self._begin)
         self.fingerprint = hashlib.blake2b(raw + told, digest_size=16).hexdigest()
 
@@ -122,6 +138,15 @@ class FileTokenizer:
             ) from error
         return [np.array([*self._begin, *encoding.ids], dtype=np.int64) for encoding in found]
 
+    def placed(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids [n] of a text in which special tokens are such, and the character with which each begins."""
+        if self._marked is None:
+            self._marked = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+            self._marked.encode_special_tokens = False
+        found = self._marked.encode(text, add_special_tokens=False)
+        starts = [start for start, _ in found.offsets]
+        return np.array(found.ids, dtype=np.int64), np.array(starts, dtype=np.int64)
+
     def decode(self, ids: NDArray[np.int64]) -> str:
         ids = np.asarray(ids, dtype=np.int64)
         shown = ids[~np.isin(ids, [self.eod, *self._begin])]
@@ -129,7 +154,10 @@ class FileTokenizer:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names: one that ships, a `tokenizer.json`, or a directory that has one.
+    """The tokenizer that `data.tokenizer` names: one that ships, a file of a tokenizer, or a directory that has one.
+
+    In a directory `tokenizer.json` counts before a SentencePiece or tiktoken `tokenizer.model`, and that before the
+    only file named `*.tiktoken`.
 
     Raises DataError when it cannot be used.
     """
@@ -138,4 +166,10 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name in TOKENIZERS:
         return FileTokenizer(Path(__file__).parent / "tokenizers" / f"{name}.json", name)
     path = Path(name).expanduser()
-    return FileTokenizer(path / "tokenizer.json" if path.is_dir() else path)
+    if path.is_dir():
+        others = [path / "tokenizer.model", *sorted(path.glob("*.tiktoken"))]
+        path = next((p for p in (path / "tokenizer.json", *others) if p.exists()), path / "tokenizer.json")
+    if path.suffix != ".json" and is_tiktoken(path):
+        return TiktokenTokenizer(path)
+    # Mistral names its models tokenizer.model.v3
+    return SentencePieceTokenizer(path) if ".model" in path.suffixes else FileTokenizer(path)

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import stretto
+from stretto.data.chat import tokenizer_of
 from stretto.data.corpus import Corpus
 from stretto.data.errors import DataError
 from stretto.data.formats import Piece
 from stretto.data.parts import Done, Job, Part, work
-from stretto.data.tokenizer import load_tokenizer
 
 _PLAN: Final = "plan.json"
 
@@ -39,6 +39,7 @@ def run_workers(job: Job, workers: int, done: Done, timeout: float) -> None:
         "root": str(job.corpus.root.absolute()),
         "text_key": job.corpus.text_key,
         "tokenizer": job.tokenizer.name,
+        "chat": job.tokenizer.masks,
         "held_out": job.held_out,
         "timeout": timeout,
         "parts": [[[astuple(piece) for piece in part.pieces], part.size] for part in job.parts],
@@ -104,7 +105,7 @@ def _job(folder: Path) -> tuple[Job, float]:
     said = json.loads((folder / _PLAN).read_text())
     parts = tuple(Part(tuple(Piece(*piece) for piece in pieces), size) for pieces, size in said["parts"])
     corpus = Corpus(folder.name, Path(said["root"]), (), text_key=said["text_key"])
-    job = Job(folder, said["key"], corpus, load_tokenizer(said["tokenizer"]), said["held_out"], parts)
+    job = Job(folder, said["key"], corpus, tokenizer_of(said["tokenizer"], chat=said["chat"]), said["held_out"], parts)
     return job, said["timeout"]
 
 

@@ -1,7 +1,7 @@
 """The optimizer: masters (where they lie) times an update rule (how they move).
 
 Each bucket has one long master in fp32 or wider of this rank's own range, whatever the dtype of the parameters and
-whatever is sharded.
+whatever is sharded. Frozen parameters move by no rule: they are their own masters, in their own dtype.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ class Optimizer:
         self.weights, self.rule = weights, rule
         self.steps = 0
         self.buckets = weights.all_buckets
-        self.masters = [b.shard if b.shard.dtype == b.grad_dtype else b.shard.to(b.grad_dtype) for b in self.buckets]
+        self.masters = [
+            b.shard if b.frozen or b.shard.dtype == b.grad_dtype else b.shard.to(b.grad_dtype) for b in self.buckets
+        ]
         moved = [master[:0] if b.frozen else master for b, master in zip(self.buckets, self.masters, strict=True)]
         self.state = {name: [torch.zeros_like(master) for master in moved] for name in rule.state}
         self._update: Callable[..., None] = rule.update if fuse is None else fuse(rule.update)
 
-    def initialize(self, seed: int) -> None:
-        """Draw the initial weights into the masters, and round them into the parameters."""
-        fill(self.weights.declared, seed, lambda p: self.weights.part(p, self._in(self.masters)))
+    def initialize(self, seed: int, wanted: Callable[[str], bool] = lambda _: True) -> None:
+        """Draw the initial weights that are `wanted`, by name, into the masters, and round them into the parameters."""
+        drawn = [item for item in self.weights.declared if wanted(item.logical[0].name)]
+        fill(drawn, seed, lambda p: self.weights.part(p, self._in(self.masters)))
         self._publish()
 
     @torch.no_grad()

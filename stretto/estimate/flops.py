@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from stretto.arguments.schema import ModelConfig
+from stretto.arguments.schema import ModelConfig, TuningConfig
+from stretto.arguments.trained import has_adapter, is_trained
 from stretto.estimate.parameters import count_parameters
+
+WHOLE: Final = TuningConfig()
+"""All is trained."""
 
 
 @dataclass(frozen=True)
@@ -14,19 +19,32 @@ class Flops:
 
     6 N for the matrices, N being the parameters that a token is multiplied with (the head, not the embedding), and
     12 L h s for attention over the whole square of the sequence (`full`), or half of that, which a causal mask leaves
-    (`causal`). h is heads times the size of one.
+    (`causal`). h is heads times the size of one. A matrix that is frozen has no gradient of its own: 4 N.
     """
 
     full: float
     causal: float
 
 
-def flops_per_token(model: ModelConfig, seq_len: int) -> Flops:
-    """From a resolved config."""
+def flops_per_token(model: ModelConfig, seq_len: int, tuning: TuningConfig = WHOLE) -> Flops:
+    """From a resolved config, of which `tuning` says what is trained."""
     p = count_parameters(model, seq_len)
     h, d = model.hidden, model.dim_per_head
-    gates = 2 if model.activation == "swiglu" else 1
-    layer = h * d * (2 * model.heads + 2 * model.num_kv_heads) + h * model.dim_ffn * (gates + 1)
-    matrices = 6.0 * (p.layers * layer + model.vocab_size * h)
+    q, kv, inner = model.heads * d, model.num_kv_heads * d, model.dim_ffn
+    rows = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv, "self_attn.o_proj": q}
+    rows |= {"mlp.gate_proj": inner} if model.gated else {}
+    rows |= {"mlp.up_proj": inner, "mlp.down_proj": inner}
+    head = "model.embed_tokens.weight" if model.tied else "lm_head.weight"
+    matrices = model.vocab_size * h * _times(head, tuning)
+    for name, n in rows.items():
+        each = [_times(f"model.layers.{layer}.{name}.weight", tuning) for layer in range(p.layers)]
+        matrices += sum(each) * n * h
+        if has_adapter(name.rpartition(".")[2], tuning):
+            matrices += 6.0 * p.layers * tuning.lora_rank * (n + h)
     attention = 12.0 * p.layers * model.heads * d * seq_len
     return Flops(matrices + attention, matrices + attention / 2)
+
+
+def _times(name: str, tuning: TuningConfig) -> float:
+    """Operations for each element of a matrix and token: forward, gradient of the input, and of the matrix."""
+    return 6.0 if is_trained(name, tuning) else 4.0

@@ -13,12 +13,15 @@ from types import MappingProxyType
 from typing import Final
 
 from stretto.arguments.schema import Arguments
+from stretto.arguments.trained import is_trained
+from stretto.estimate.context import comm_of
 from stretto.estimate.stages import stage_layers
 from stretto.estimate.stored import stored_tensors
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import by_section, by_size
 from stretto.schedule import DDP, Sharding
 from stretto.schedule.sharding import MODES
+from stretto.sequence import local_length
 
 BYTES: Final[Mapping[str, int]] = MappingProxyType({"fp64": 8, "fp32": 4, "bf16": 2})
 STATE: Final[Mapping[str, int]] = MappingProxyType({"adamw": 2, "sgd": 1, "lion": 1})
@@ -46,6 +49,8 @@ class Ledger:
     """Gradients that fill or are reduced, where gradients are sharded."""
     activations: int
     """What forwards keep for their backwards, of all microbatches under way."""
+    exchanged: int
+    """Keys and values of other ranks of cp and their gradients, of one layer at a time, and what is merged."""
     logits: int
     """Of the head, and their gradients, a piece at a time."""
 
@@ -66,28 +71,33 @@ def ledger(args: Arguments, stage: int) -> Ledger:
     shards = shard_ranks(args) if sharding.state else 1
     flats = [Flat(tuple(tensors[n].numel for n in group), shards).numel for group in groups]
     whole, part = sum(flats), sum(flats) // shards
+    trained = [bool(tensors[group[0]].kind[1]) for group in groups]
+    moved = sum(f for f, t in zip(flats, trained, strict=True) if t)  # what is frozen has weights alone
     sections = [{tensors[n].section for n in group} for group in groups]
     used = [sum(f for f, s in zip(flats, sections, strict=True) if n in s) for n in range(_sections(args, stage))]
     # A tied embedding on a stage with both ends: used by the last section too, and its gradient fills all the way back.
     both = args.model.tied and args.parallel.pp == 1
-    tied = sum(f for f, group in zip(flats, groups, strict=True) if both and tensors[group[0]].kind == ("embedding",))
+    tied = sum(f for f, group in zip(flats, groups, strict=True) if both and tensors[group[0]].kind[0] == "embedding")
     used[-1:] = [used[-1] + tied] if used else []
     # Buckets of decayed and of other tensors fill side by side, two of each at a time.
     others: dict[bool, list[int]] = {}
-    for size, group in zip(flats, groups, strict=True):
-        if not tied or tensors[group[0]].kind != ("embedding",):
+    for size, group, t in zip(flats, groups, trained, strict=True):
+        if t and (not tied or tensors[group[0]].kind[0] != "embedding"):
             others.setdefault(sharding.params or tensors[group[0]].decayed, []).append(size)
-    filling = tied + sum(sum(sorted(sizes)[-2:]) for sizes in others.values())
+    filling = tied * is_trained("model.embed_tokens.weight", args.tuning) + sum(
+        sum(sorted(sizes)[-2:]) for sizes in others.values()
+    )
     kept = sum(used[max(0, len(used) - keep) :]) if keep else 0
     pairs = max((a + b for a, b in pairwise(used)), default=sum(used))
     return Ledger(
         weights=item * (part if sharding.params else whole),
-        gradients=wide * (part if sharding.grads else whole),
-        masters=wide * part * (item < wide),
-        optimizer=wide * part * STATE[args.optimizer.optimizer],
+        gradients=wide * (moved // shards if sharding.grads else moved),
+        masters=wide * (moved // shards) * (item < wide),
+        optimizer=wide * (moved // shards) * STATE[args.optimizer.optimizer],
         gathered=item * min(whole, pairs + kept) * sharding.params,
         reducing=wide * filling * sharding.grads,
         activations=_activations(args, stage),
+        exchanged=_exchanged(args, stage),
         logits=_logits(args) * (stage == args.parallel.pp - 1),
     )
 
@@ -123,20 +133,54 @@ def _activations(args: Arguments, stage: int) -> int:
     Korthikanti et al. (2022) count 34 bytes a token and feature in bf16 without the attention's weights, which are
     never kept; here a norm keeps its input, attention q, k, v and its output, feed-forward what its products take.
     """
-    m, p, b = args.model, args.parallel, args.batch
-    item, tokens = BYTES[args.run.dtype], b.seq_len * b.micro_batch
+    m, p = args.model, args.parallel
+    item, tokens = BYTES[args.run.dtype], local_tokens(args)
     outside = tokens // p.tp if p.sequence_parallel else tokens
     q, kv = m.heads * m.dim_per_head // p.tp, max(1, m.num_kv_heads // p.tp) * m.dim_per_head
-    inner, gated = m.dim_ffn // p.tp, m.activation == "swiglu"
+    inner, gated = m.dim_ffn // p.tp, m.gated
     entering = outside * m.hidden
     kept = 2 * entering + tokens * (2 * (q + 2 * kv) * (m.position == "rope") + (q + 2 * kv) * (m.position != "rope"))
-    kept += tokens * (q + inner * (2 if gated else 1))  # attention's output; what enters the activation
+    kept += tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
+    chunks = args.run.ffn_chunks
+    kept += tokens * q + tokens // chunks * inner * (2 if gated else 1)  # attention's output; the activation's input
     if args.run.recompute != "selective":
-        kept += 2 * outside * m.hidden + tokens * inner  # normed inputs; the activation's output
-    block = entering if args.run.recompute == "block" else kept
+        kept += 2 * outside * m.hidden + tokens // chunks * inner  # normed inputs; the activation's output
+    again, away = args.run.recompute in ("block", "offload"), args.run.recompute == "offload"
     layers = len(stage_layers(args)[stage])
-    recompute = kept if args.run.recompute == "block" and layers else 0
+    recompute, block = (kept if again and layers else 0), (entering if again else kept)
+    if away:  # what enters the last block, and what comes back for the one before
+        return item * (in_flight(args, stage) * (min(layers, 1) * block + entering) + block + recompute)
     return item * (in_flight(args, stage) * (layers * block + entering) + recompute)
+
+
+def _exchanged(args: Arguments, stage: int) -> int:
+    """Bytes of a layer's attention over cp, or over documents: the largest of the ways that its layers take.
+
+    All keys and values in order, as they came, and their gradients in fp32 or wider; of a ring two blocks and what
+    goes home. The output is merged in fp32 or wider.
+    """
+    m, p = args.model, args.parallel
+    layers = stage_layers(args)[stage]
+    if not layers or (p.cp == 1 and not args.data.packing):
+        return 0
+    item = BYTES[args.run.dtype]
+    wide, tokens = max(4, item), local_tokens(args)
+    kv = 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head
+    found = []
+    for comm in {comm_of(args, layer) for layer in layers}:
+        blocks = p.cp if comm == "all-gather" else 1
+        rings = 2 if comm in ("ring", "hybrid") else 1
+        merged = tokens * m.heads // p.tp * m.dim_per_head * wide
+        found.append(merged + tokens * kv * ((blocks + rings) * item + (blocks + rings) * wide))
+    return max(found)
+
+
+def local_tokens(args: Arguments) -> int:
+    """Of a microbatch on one rank, slots without a token included."""
+    b, p = args.batch, args.parallel
+    if p.cp == 1:
+        return b.seq_len * b.micro_batch
+    return local_length(b.seq_len, p.cp, p.tp if p.sequence_parallel else 1) * b.micro_batch
 
 
 def in_flight(args: Arguments, stage: int) -> int:
@@ -149,4 +193,4 @@ def in_flight(args: Arguments, stage: int) -> int:
 def _logits(args: Arguments) -> int:
     item, b, p = BYTES[args.run.dtype], args.batch, args.parallel
     row = -(-args.model.vocab_size // p.tp) * b.micro_batch * item
-    return min(max(row, HEAD), row * b.seq_len)
+    return min(max(row, HEAD), row // b.micro_batch * local_tokens(args))

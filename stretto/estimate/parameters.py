@@ -37,7 +37,7 @@ def count_parameters(model: ModelConfig, seq_len: int) -> Parameters:
     biases = (q + 2 * kv) * (model.bias or model.qkv_bias) + (h + inner * gates + h) * model.bias
     return Parameters(
         layers=model.layers,
-        layer=matrices + biases + norms_of_a_layer(model) * norm + qk_norms(model),
+        layer=matrices + biases + norms_of_a_layer(model) * norm + qk_norms(model) + sinks(model),
         embedding=model.vocab_size * h + positions(model, seq_len) * h,
         final_norm=norm,
         head=0 if model.tied else model.vocab_size * h,
@@ -55,6 +55,11 @@ def qk_norms(model: ModelConfig) -> int:
         return 0
     heads = model.heads + model.num_kv_heads if model.qk_norm_width == "full" else 2
     return heads * model.dim_per_head
+
+
+def sinks(model: ModelConfig) -> int:
+    """Scores of the keys without a value in one block."""
+    return model.heads if model.attention_sinks else 0
 
 
 def positions(model: ModelConfig, seq_len: int) -> int:

@@ -20,7 +20,7 @@ def stage_costs(args: Arguments) -> Cost:
     head = args.model.vocab_size * args.model.hidden / layer / (1 + attention)
     f, i, w = 1.0, (1 + 2.5 * attention) / (1 + attention), 1 / (1 + attention)
     counts = [len(held) for held in stage_layers(args)]
-    recompute = f if args.run.recompute == "block" else 0.0
+    recompute = f if args.run.recompute in ("block", "offload") else 0.0
     last = len(counts) - 1
     return Cost.split(
         tuple(n * f + 3 * head * (s == last) for s, n in enumerate(counts)),

@@ -3,64 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
-from stretto.arguments.schema import Arguments
+from stretto.arguments.schema import Arguments, ParallelConfig
+from stretto.arguments.trained import A, B, has_adapter, is_trained
+from stretto.estimate.parameters import positions
 from stretto.estimate.stages import stage_layers
 from stretto.layout.grouping import Stored
 
 VOCAB_MULTIPLE: Final = 8
 """Rows of a rank's part of the vocabulary come in multiples of so many."""
 
+_Named = tuple[str, int, bool]
+"""A stored tensor: the name of the first logical one in it, its elements, whether it decays."""
 
-def stored_tensors(args: Arguments, stage: int) -> list[Stored]:
-    """What each tensor-parallel rank stores of a pipeline stage, padding included: all of them the same."""
+
+def trained_parameters(args: Arguments) -> int:
+    """Of the whole model, those that have a gradient; vocabulary unpadded."""
+    alone = replace(args, parallel=ParallelConfig())
+    return sum(tensor.numel for tensor in stored_tensors(alone, 0, multiple=1) if tensor.kind[1])
+
+
+def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPLE) -> list[Stored]:
+    """What each tensor-parallel rank stores of a pipeline stage, padding included: all of them the same.
+
+    Their kind says whether it is the embedding of tied ends, which stands alone, and whether it is trained.
+    """
     layers, m, tp = stage_layers(args), args.model, args.parallel.tp
     first, last = stage == 0, stage == len(layers) - 1
     found: list[Stored] = []
     section = 0
+
+    def add(tensors: Iterator[_Named] | list[_Named], alone: str = "") -> None:
+        for name, numel, decayed in tensors:
+            found.append(Stored(numel, (alone, is_trained(name, args.tuning)), decayed, section))
+
     rows = -(-m.vocab_size // tp)
-    vocab = -(-rows // VOCAB_MULTIPLE) * VOCAB_MULTIPLE * m.hidden
+    vocab = -(-rows // multiple) * multiple * m.hidden
+    embedding = "model.embed_tokens.weight"
     if first:
-        found.append(Stored(vocab, ("embedding" if m.tied else "",), True, section))
-        if m.position == "learned":
-            found.append(Stored(args.batch.seq_len * m.hidden, ("",), True, section))
+        add([(embedding, vocab, True)], "embedding" if m.tied else "")
+        if learned := positions(m, args.batch.seq_len):
+            add([("model.embed_positions.weight", learned * m.hidden, True)])
         section += 1
-    for _ in layers[stage]:
-        found += [Stored(numel, ("",), decayed, section) for numel, decayed in _block(args)]
+    for n in layers[stage]:
+        add(_block(args, f"model.layers.{n}"))
         section += 1
     if last:
-        found += [Stored(numel, ("",), False, section) for numel in _norm(args)]
+        add(_norm(args, "model.norm"))
         if not m.tied:
-            found.append(Stored(vocab, ("",), True, section))
+            add([("lm_head.weight", vocab, True)])
         elif not first:
-            found.append(Stored(vocab, ("embedding",), True, section))
+            add([(embedding, vocab, True)], "embedding")
     return found
 
 
-def _block(args: Arguments) -> Iterator[tuple[int, bool]]:
-    """Elements of each tensor of a block, and whether it decays."""
+def _block(args: Arguments, layer: str) -> Iterator[_Named]:
+    """The tensors of a block."""
     m, tp = args.model, args.parallel.tp
-    h, d, inner = m.hidden, m.dim_per_head, m.dim_ffn // tp
-    qkv = (m.heads // tp + 2 * max(1, m.num_kv_heads // tp)) * d
-    up = inner * (2 if m.activation == "swiglu" else 1)
-    yield from ((numel, False) for numel in _norm(args))
-    yield qkv * h, True
-    if m.bias or m.qkv_bias:
-        yield qkv, False
-    yield h * (m.heads // tp) * d, True
-    if m.bias:
-        yield h, False
+    d, inner = m.dim_per_head, m.dim_ffn // tp
+    before, after = m.norm_placement != "post", m.norm_placement != "pre"
+    q, kv = (m.heads // tp) * d, max(1, m.num_kv_heads // tp) * d
+    attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+    up = {"gate_proj": inner, "up_proj": inner} if m.gated else {"up_proj": inner}
+    if before:
+        yield from _norm(args, f"{layer}.input_layernorm")
+    yield from _columns(args, attention, {"q_proj": q, "k_proj": kv, "v_proj": kv}, biased=m.bias or m.qkv_bias)
+    yield from _rows(args, f"{attention}.o_proj", q)
+    if m.attention_sinks:
+        yield f"{attention}.sinks", m.heads // tp, False
     if m.qk_norm:
-        yield from ((d, False), (d, False))
-    yield from ((numel, False) for numel in _norm(args))
-    yield up * h, True
-    if m.bias:
-        yield up, False
-    yield h * inner, True
-    if m.bias:
-        yield h, False
+        full = m.qk_norm_width == "full"
+        yield f"{attention}.q_norm.weight", q if full else d, False
+        yield f"{attention}.k_norm.weight", kv if full else d, False
+    yield from _norm(args, f"{layer}.post_attention_layernorm")
+    if before and after:
+        yield from _norm(args, f"{layer}.pre_feedforward_layernorm")
+    yield from _columns(args, mlp, up, biased=m.bias)
+    yield from _rows(args, f"{mlp}.down_proj", inner)
+    if after:
+        yield from _norm(args, f"{layer}.post_feedforward_layernorm")
 
 
-def _norm(args: Arguments) -> tuple[int, ...]:
-    return (args.model.hidden,) if args.model.norm == "rms" else (args.model.hidden, args.model.hidden)
+def _columns(args: Arguments, module: str, parts: dict[str, int], *, biased: bool) -> Iterator[_Named]:
+    """Matrices over the hidden size, stacked, of so many rows each; and their adapters."""
+    h, r, first = args.model.hidden, args.tuning.lora_rank, next(iter(parts))
+    yield f"{module}.{first}.weight", sum(parts.values()) * h, True
+    if biased:
+        yield f"{module}.{first}.bias", sum(parts.values()), False
+    if adapted := [rows for name, rows in parts.items() if has_adapter(name, args.tuning)]:
+        yield f"{module}.{first}.{A}", len(adapted) * r * h, True
+        yield f"{module}.{first}.{B}", sum(adapted) * r, True
+
+
+def _rows(args: Arguments, module: str, d_in: int) -> Iterator[_Named]:
+    """A matrix from a rank's part of the features back to the hidden size; and its adapter."""
+    h, r = args.model.hidden, args.tuning.lora_rank
+    yield f"{module}.weight", h * d_in, True
+    if args.model.bias:
+        yield f"{module}.bias", h, False
+    if has_adapter(module.rpartition(".")[2], args.tuning):
+        yield f"{module}.{A}", r * d_in, True
+        yield f"{module}.{B}", h * r, True
+
+
+def _norm(args: Arguments, name: str) -> Iterator[_Named]:
+    yield f"{name}.weight", args.model.hidden, False
+    if args.model.norm != "rms":
+        yield f"{name}.bias", args.model.hidden, False

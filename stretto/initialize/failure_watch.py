@@ -24,11 +24,12 @@ from stretto.initialize.roll_call import (
     ANSWER_SECONDS,
     Server,
     answer,
+    call_roll,
     event,
     heard,
     introduce,
     leave,
-    silent,
+    publish,
 )
 from stretto.initialize.torchrun import record
 from stretto.store import LostError, TimedStore, combine
@@ -94,17 +95,9 @@ class Ours:
         self.cause: Failure | None = None
         """What the watching thread has heard, once `told` is set."""
 
-    def publish(self, value: str) -> int:
-        """The next event, for all ranks; its number."""
-        number = self.store.add("events", 1) - 1
-        self.store.set(f"event/{number}", value)
-        return number
-
     def roll_call(self) -> PeersSilentError | None:
         """Who does not answer."""
-        number = self.store.add("rolls", 1)
-        self.publish(event("roll", number))
-        found = silent(self.store, number, self.size)
+        found = call_roll(self.store, self.size)
         return PeersSilentError(found.ranks, str(found), self.phase()) if found else None
 
     def conclude(self, error: Exception) -> Exception:
@@ -122,7 +115,7 @@ class Ours:
             return self._heard()
         if self._first("teller"):
             record(self.rank, error, phase=self.phase())  # before another rank can hear of it
-            self.publish(Failure.of(self.rank, error, self.phase()).encode().decode())
+            publish(self.store, Failure.of(self.rank, error, self.phase()).encode().decode())
         elif self.told.wait(LEARN_SECONDS) and is_consequence(error):
             return self._heard()
         self._linger()
@@ -156,7 +149,7 @@ class Ours:
         Rank 0 asks who is still there; the others wait for as long as it may take to do so.
         """
         if combine(self.store.under("ends"), self.rank, self.size, "") is not None:
-            self.publish(event("over", 0))
+            publish(self.store, event("over", 0))
         leave(self.store, self.rank)
         if self.told.wait(END_SECONDS if self.rank == 0 else END_SECONDS + ANSWER_SECONDS + LEARN_SECONDS):
             if self.cause is not None:

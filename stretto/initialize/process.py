@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Literal
 
 import torch
+from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
 
 from stretto.initialize import settings
 from stretto.initialize.environment import Launch, detect
-from stretto.initialize.failure_watch import failing_with_peers
+from stretto.initialize.failure_watch import LEARN_SECONDS, REQUEST_SECONDS, failing_with_peers
 from stretto.initialize.group import default_group
 from stretto.initialize.rendezvous import Meeting, rendezvous
+from stretto.initialize.roll_call import Server, call_roll
 from stretto.initialize.timeline import StartTimeline
-from stretto.store import last_resort
+from stretto.store import LostError, TimedStore, last_resort
 from stretto.world import World
 
 SLACK_SECONDS = 15.0
@@ -89,10 +93,24 @@ def initialize(
         stack.enter_context(
             failing_with_peers(store, launch.rank, launch.size, phase=lambda: now.current, served_by=server)
         )
-        hanging = f"rank {launch.rank}: the default group was not made within {timeout + SLACK_SECONDS:g} s, as "
-        with timeline.phase("groups"), last_resort(timeout + SLACK_SECONDS, lambda: f"{hanging}{server} is not heard"):
+        absent = partial(_absent, store, server, launch)
+        hanging = f"rank {launch.rank}: the default group was not made within {timeout + SLACK_SECONDS:g} s: "
+        why = lambda: f"{hanging}{absent() or f'{server} is not heard'}"  # noqa: E731
+        with timeline.phase("groups"), last_resort(timeout + SLACK_SECONDS, why):
             world = stack.enter_context(_default_group(launch, store, place, timeout))
-        yield replace(world, server=str(server))
+        yield replace(world, server=str(server), absent=absent)
+
+
+def _absent(store: Store, server: Server, launch: Launch) -> str:
+    """Ranks that do not answer, in a sentence; empty where all do."""
+    try:
+        line = TimedStore(store.clone(), REQUEST_SECONDS)  # type: ignore[attr-defined]
+        found = str(call_roll(line, launch.size) or "")
+        if launch.rank == 0:
+            time.sleep(LEARN_SECONDS)  # the store may end with this process: the others ask it, too
+    except (DistError, LostError):
+        return server.silent_to(launch.rank)
+    return found
 
 
 def _default_group(launch: Launch, store: Store, device: torch.device, timeout: float) -> AbstractContextManager[World]:

@@ -63,6 +63,18 @@ def introduce(store: TimedStore, rank: int) -> None:
     store.set(f"process/{rank}", me())
 
 
+def call_roll(store: TimedStore, size: int) -> Silent | None:
+    """Have the watching threads of all ranks answer; who does not."""
+    number = store.add("rolls", 1)
+    publish(store, event("roll", number))
+    return silent(store, number, size)
+
+
+def publish(store: TimedStore, value: str) -> None:
+    """The next event, for all ranks."""
+    store.set(f"event/{store.add('events', 1) - 1}", value)
+
+
 def answer(store: TimedStore, number: int, rank: int, size: int) -> None:
     """Answer the roll call of a number."""
     call = store.under(f"roll/{number}")

@@ -1,22 +1,28 @@
-"""A checkpoint of ours as a Hugging Face directory, a file at a time."""
+"""A model of ours as a Hugging Face one: named tensors one after the other, and the files that hold them.
+
+One tensor is in memory at a time, wherever it comes from: a checkpoint, or a run that goes on.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from stretto.arguments.schema import TuningConfig
+from stretto.arguments.trained import A, B
 from stretto.interop.config import HfConfig
 from stretto.interop.errors import InteropError
 from stretto.interop.files import DTYPES, INDEX, SINGLE, TensorFiles
 from stretto.interop.names import FileTensor, Shapes, file_tensors
+from stretto.tensor_parallel.lora import lora_of
 
 BESIDE: Final = (
     "tokenizer.json",
@@ -31,13 +37,42 @@ BESIDE: Final = (
 )
 """What else lies in a directory and goes with the model: the tokenizer's files, and how to generate."""
 
+SHARD: Final = 5 * 10**9
+"""Bytes of one file, if nobody says how many."""
+
+_SAID: Final = {dtype: name for name, dtype in DTYPES.items()}
+
 
 class Source(Protocol):
     """Where logical tensors come from: a checkpoint, or a live run."""
 
     def __call__(self, wanted: Shapes) -> Mapping[str, Tensor]:
-        """The whole tensors of these names, on the CPU."""
+        """The whole tensors of these names."""
         ...
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A source whose adapters are added to the matrices that they belong to, in fp32 or wider."""
+
+    source: Source
+    adapters: Shapes
+    tuning: TuningConfig
+
+    def __call__(self, wanted: Shapes) -> Mapping[str, Tensor]:
+        """The same tensors, merged."""
+        lora = lora_of(self.tuning)
+        pairs = {name: tuple(f"{name.removesuffix('.weight')}.{each}" for each in (A, B)) for name in wanted}
+        pairs = {name: pair for name, pair in pairs.items() if pair[0] in self.adapters}
+        need = {**wanted, **{each: self.adapters[each] for pair in pairs.values() for each in pair}}
+        found = self.source(need)
+        whole = {name: found[name] for name in wanted}
+        for name, (first, second) in pairs.items():
+            assert lora is not None
+            wide = torch.promote_types(found[first].dtype, torch.float32)
+            product = found[second].to(wide) @ found[first].to(wide)
+            whole[name] = whole[name].to(wide) + lora.scale * product
+        return whole
 
 
 @dataclass(frozen=True)
@@ -72,19 +107,35 @@ def plan(config: HfConfig, shapes: Shapes, dtype: torch.dtype, like: Path | None
     return found
 
 
+def tensors(named: Sequence[Named], source: Source) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor by its name in the files, whole, one at a time."""
+    for each in named:
+        yield each.name, _joined(each, source({piece.logical: piece.shape for piece in each.held.pieces}))
+
+
+def ordered(named: Sequence[Named], limit: int) -> list[Named]:
+    """The tensors as `export` asks for them: who holds a part of a live run asks for the same, at the same time."""
+    return [each for shard in _shards(named, limit) for each in shard]
+
+
+def require_empty(to: Path) -> None:
+    """Raise InteropError where something would be written over."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InteropError(f"{to} is not empty: name a directory that is empty or not there yet", [])
+
+
 def export(to: Path, raw: Mapping[str, Any], named: Sequence[Named], source: Source, *, limit: int) -> list[Path]:
     """Write config.json and safetensors files of about `limit` bytes each, with an index where they are several.
 
-    One file's tensors are in memory at a time. `to` must be empty or not there yet. Raises InteropError.
+    One tensor is in memory at a time. `to` must be empty or not there yet. Raises InteropError.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise InteropError(f"--to {to} is not empty: name a directory that is empty or not there yet", [])
+    require_empty(to)
     to.mkdir(parents=True, exist_ok=True)
     shards = list(_shards(named, limit))
     width = f"model-{{:05d}}-of-{len(shards):05d}.safetensors"
     files = [SINGLE] if len(shards) == 1 else [width.format(n + 1) for n in range(len(shards))]
     for shard, file in zip(shards, files, strict=True):
-        _write(to / file, shard, source)
+        write_tensors(to / file, [(e.name, e.dtype, e.held.shape) for e in shard], tensors(shard, source))
     if len(shards) > 1:
         where = {each.name: file for shard, file in zip(shards, files, strict=True) for each in shard}
         index = {
@@ -104,29 +155,54 @@ def copy_beside(directory: Path, to: Path) -> list[str]:
     return found
 
 
-def _shards(named: Sequence[Named], limit: int) -> Iterator[list[Named]]:
-    shard: list[Named] = []
-    for each in named:
-        if shard and sum(other.size for other in shard) + each.size > limit:
-            yield shard
-            shard = []
-        shard.append(each)
-    yield shard
-
-
-def _write(path: Path, shard: Sequence[Named], source: Source) -> None:
-    """One file, under another name until it is whole."""
-    pieces = {piece.logical: piece.shape for each in shard for piece in each.held.pieces}
-    whole = source(pieces)
+def write_tensors(
+    path: Path, said: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], tensors: Iterator[tuple[str, Tensor]]
+) -> None:
+    """A safetensors file of tensors that come one by one, in the order in which they are said; under another name
+    until it is whole."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in said:
+        begin, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": _SAID[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     temporary = path.with_name(path.name + ".tmp")
-    save_file({each.name: _joined(each, whole) for each in shard}, temporary, metadata={"format": "pt"})
+    with temporary.open("wb", buffering=0) as stream:
+        _write(stream, memoryview(struct.pack("<Q", len(text)) + text))
+        for (name, dtype, shape), (found, tensor) in zip(said, tensors, strict=True):
+            if (name, dtype, shape) != (found, tensor.dtype, tuple(tensor.shape)):
+                raise ValueError(f"{path}: {found} {tensor.dtype} {list(tensor.shape)} comes where {name} was said")
+            array: Any = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            _write(stream, memoryview(array))
     temporary.replace(path)
 
 
+def _write(stream: IO[bytes], content: memoryview) -> None:
+    while content:
+        content = content[stream.write(content) :]
+
+
+def _shards(named: Sequence[Named], limit: int) -> Iterator[list[Named]]:
+    """Files of at most `limit` bytes, or one tensor; in each the widest dtypes first, so that all are aligned."""
+    shard: list[Named] = []
+    for each in named:
+        if shard and sum(other.size for other in shard) + each.size > limit:
+            yield sorted(shard, key=lambda each: -each.dtype.itemsize)
+            shard = []
+        shard.append(each)
+    yield sorted(shard, key=lambda each: -each.dtype.itemsize)
+
+
 def _joined(each: Named, whole: Mapping[str, Tensor]) -> Tensor:
+    """A tensor of a file, of the logical ones in it."""
     held = each.held
-    first = held.pieces[0].shape
-    out = torch.empty((sum(piece.shape[0] for piece in held.pieces), *first[1:]), dtype=each.dtype)
+    one = whole[held.pieces[0].logical]
+    if len(held.pieces) == 1 and not held.transposed:
+        return one.to(each.dtype)
+    out = torch.empty(
+        (sum(piece.shape[0] for piece in held.pieces), *one.shape[1:]), dtype=each.dtype, device=one.device
+    )
     for piece in held.pieces:
         for row, at, count in piece.runs(0, piece.shape[0], held.stride):
             out[at : at + count] = whole[piece.logical][row : row + count].to(each.dtype)

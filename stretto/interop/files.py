@@ -1,16 +1,19 @@
 """The safetensors files of a directory: which tensors they hold, and rectangles of them, read where they lie.
 
 What stands in a directory is somebody else's: an index may name only files beside it, and every tensor must be in the
-file that it names.
+file that it names. Headers are checked by safetensors itself. Data is read, not mapped: pages of a mapped file count as
+memory of who reads it, and a model would be in memory whole.
 """
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from stretto.interop.config import read_json
 from stretto.interop.errors import InteropError
+from stretto.interop.pread import Reads
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 INDEX_LIMIT = 1 << 26
@@ -36,16 +40,18 @@ class Held:
     file: str
     shape: tuple[int, ...]
     dtype: str
+    offset: int
+    """Of its first byte in the file."""
 
 
 class TensorFiles:
-    """All tensors of a directory, as one. Files are mapped, not read, until a rectangle is asked for."""
+    """All tensors of a directory, as one."""
 
     def __init__(self, directory: Path) -> None:
         """Read the headers. Raises InteropError when they cannot be, or do not agree with the index."""
         self.directory = directory
         names = _files(directory)
-        self._open: dict[str, Any] = {}
+        self.reads = Reads()
         self.tensors: dict[str, Held] = {}
         twice: list[str] = []
         try:
@@ -73,16 +79,22 @@ class TensorFiles:
 
     def close(self) -> None:
         """Let go of all files."""
-        self._open.clear()
+        self.reads.close()
 
-    def read(self, name: str, *dims: tuple[int, int]) -> Tensor:
-        """The rectangle of a tensor that begins at, and is as long as, `dims` say: the bytes of it alone are read."""
+    def read(self, name: str, dims: tuple[tuple[int, int], ...], into: Tensor) -> None:
+        """Begin to fill `into` with the rectangle of a tensor that begins at, and is as long as, `dims` say.
+
+        The bytes of it alone are read. `wait` says when.
+        """
         held = self.tensors[name]
+        self.reads.begin(self.directory / held.file, held.offset, held.shape, DTYPES[held.dtype], dims, into)
+
+    def wait(self) -> int:
+        """Until all that was begun is there: the bytes that were read since. Raises InteropError."""
         try:
-            part = self._open[held.file].get_slice(name)
-            return cast(Tensor, part[tuple(slice(first, first + n) for first, n in dims)])
-        except (SafetensorError, OSError) as error:
-            raise InteropError(f"{self.directory / held.file}: {name} cannot be read: {error}", []) from error
+            return self.reads.wait()
+        except OSError as error:
+            raise InteropError(f"{self.directory}: weights cannot be read: {error}", []) from error
 
     def _file_of(self, name: str) -> str | None:
         return self.tensors[name].file if name in self.tensors else None
@@ -90,15 +102,24 @@ class TensorFiles:
     def _read_header(self, file: str, twice: list[str]) -> None:
         path = self.directory / file
         try:
-            opened: Any = safe_open(path, "pt")
-        except (SafetensorError, OSError) as error:
+            with safe_open(path, "pt"):  # it checks that offsets fit sizes, and each other, and the file
+                pass
+            header, begin = _header(path)
+        except (SafetensorError, OSError, ValueError) as error:
             raise InteropError(f"{path} cannot be read as safetensors: {error}", []) from error
-        self._open[file] = opened
-        for name in opened.keys():  # noqa: SIM118  # it is no mapping
-            part = opened.get_slice(name)
+        for name, said in header.items():
             if name in self.tensors:
                 twice.append(name)
-            self.tensors[name] = Held(file, tuple(part.get_shape()), str(part.get_dtype()))
+            self.tensors[name] = Held(file, tuple(said["shape"]), said["dtype"], begin + said["data_offsets"][0])
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a checked file says of its tensors, and where their bytes begin."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
 
 
 def _files(directory: Path) -> dict[str, str] | list[str]:

@@ -5,15 +5,28 @@ from __future__ import annotations
 import torch
 
 from stretto.arguments.model import ModelConfig
+from stretto.arguments.schema import TuningConfig
+from stretto.arguments.trained import is_adapter
 from stretto.interop.names import Shapes
 from stretto.models import StageSpec, Transformer
 from stretto.params import collect
 from stretto.tensor_parallel import Build
+from stretto.tensor_parallel.lora import Lora, lora_of
 from stretto.world import Axis
 
 
 def logical_shapes(model: ModelConfig, seq_len: int) -> Shapes:
     """Of the whole model; nothing is allocated. `seq_len` counts where the model does not say its positions."""
-    alone = Build(Axis.single("tp"), False, torch.float32, "meta")
+    return _shapes(model, seq_len, None)
+
+
+def adapter_shapes(model: ModelConfig, seq_len: int, tuning: TuningConfig) -> Shapes:
+    """Of its adapters alone."""
+    lora = lora_of(tuning)
+    return {} if lora is None else {n: s for n, s in _shapes(model, seq_len, lora).items() if is_adapter(n)}
+
+
+def _shapes(model: ModelConfig, seq_len: int, lora: Lora | None) -> Shapes:
+    alone = Build(Axis.single("tp"), False, torch.float32, "meta", lora=lora)
     whole = Transformer(model, StageSpec.whole(model), alone, seq_len=seq_len)
     return {part.name: part.spec.shape for item in collect(whole) for part in item.logical}

@@ -89,6 +89,9 @@ def _back(
 def apply_rotary_(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
     """`stretto.models.rope.apply_rotary_`."""
     length, batch = x.shape[:2]
+    if cos.shape[1] != 1:  # rows of several documents, whose tokens have positions of their own
+        formula.apply_rotary_(x, cos, sin, rotated)
+        return
     blocks = triton.cdiv(rotated, _HEADS)
     _turn[(length * batch * blocks,)](
         x, cos, sin, rotated, blocks, batch, *x.stride()[:3], cos.shape[-1] // 2, _HEADS, num_warps=4
@@ -99,7 +102,8 @@ def apply_rotary_backward(cos: Tensor, sin: Tensor, rotated: int, *gradients: Te
     """`stretto.models.rope.apply_rotary_backward`, of three parts at most."""
     first = gradients[0]
     length, batch, _, dim = first.shape
-    if cos.shape[-1] != dim:  # a head that is rotated in part: no model of that kind is large enough to want a kernel
+    # Rows with positions of their own; or a head that is rotated in part, of which no model is large enough.
+    if cos.shape[1] != 1 or cos.shape[-1] != dim:
         return formula.apply_rotary_backward(cos, sin, rotated, *gradients)
     heads = [part.shape[2] for part in gradients]
     out = torch.empty((length, batch, sum(heads), dim), dtype=first.dtype, device=first.device)

@@ -108,8 +108,9 @@ def _wait(workers: list[Worker], grace: float) -> None:
                     failed_at = time.monotonic()
         if failed_at is not None and steps and time.monotonic() > failed_at + steps[0][0]:
             number = steps.pop(0)[1]
+            untold = number == signal.SIGKILL and all(worker.failure is None for worker in workers)
             for worker in running:
-                worker.halted |= number == signal.SIGKILL and worker.at_a_halt  # what the others could not know
+                worker.halted |= untold and worker.at_a_halt  # what the others could not say
                 worker.send(number)
         # Nobody who waits for these is left to say so.
         halted = len(running) < len(workers) and failed_at is None and all(worker.at_a_halt for worker in running)

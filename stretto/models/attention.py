@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
+from stretto.attention import Scores
 from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
-from stretto.models.dot_product import Scores
 from stretto.models.norm import FullNorm, HeadNorm, first_weight, full_norms
-from stretto.params import Init
-from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Projection, RowParallelLinear
+from stretto.params import Init, ParamSpec, Shard
+from stretto.structure import Structure
+from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Projection, RowParallelLinear, declare_on
 
 
 class Attention(nn.Module):
@@ -46,7 +47,13 @@ class Attention(nn.Module):
             bias=config.bias or config.qkv_bias,
             init=Init(std=config.init_std),
         )
-        self.o_proj = RowParallelLinear(config.heads * d, config.hidden, build, bias=config.bias, init=out_init)
+        self.o_proj = RowParallelLinear(
+            config.heads * d, config.hidden, build, bias=config.bias, init=out_init, name="o_proj"
+        )
+        self.sinks: nn.Parameter | None = None
+        if config.attention_sinks:
+            sinks = ParamSpec((config.heads,), Init(std=config.init_std), (Shard("tp", 0),), weight_decay=False)
+            self.sinks = declare_on(self, "sinks", sinks, build)
         self.q_norm: HeadNorm | FullNorm | None = None
         self.k_norm: HeadNorm | FullNorm | None = None
         if config.qk_norm and config.qk_norm_width == "full":
@@ -56,10 +63,14 @@ class Attention(nn.Module):
             self.q_norm = HeadNorm(d, parts.head_norm, build, init=first_weight(config))
             self.k_norm = HeadNorm(d, parts.head_norm, build, init=first_weight(config))
         self.build, self.layer, self.scores = build, layer, Scores.of(config, layer)
-        self.rotate, self.attend = parts.rotate, parts.attend
+        self.rotate, self.attend = parts.rotate, parts.attend(layer)
 
     def forward(
-        self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None, before: KeyValues | None = None
+        self,
+        x: Tensor | Lazy,
+        rotation: tuple[Tensor, Tensor] | None,
+        structure: Structure,
+        before: KeyValues | None = None,
     ) -> Tensor:
         qkv = self.qkv_proj(x)
         s, b = qkv.shape[:2]
@@ -67,7 +78,7 @@ class Attention(nn.Module):
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
         if before is not None:
             k, v = before.extended(self.layer, k, v)
-        y = self.attend(q, k, v, self.scores)
+        y = self.attend(q, k, v, self.scores, structure, self.sinks)
         out: Tensor = self.o_proj(y.permute(2, 0, 1, 3).reshape(s, b, -1))
         return out
 

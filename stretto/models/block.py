@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stretto.arguments.schema import ModelConfig
 from stretto.models.attention import Attention
@@ -14,7 +16,9 @@ from stretto.models.cache import KeyValues
 from stretto.models.norm import Norm, norm
 from stretto.models.rope import Rotation
 from stretto.params import Init
+from stretto.structure import Structure
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Dropout, Lazy, Projection, RowParallelLinear
+from stretto.tensor_parallel.layers import expect
 
 
 class FeedForward(nn.Module):
@@ -30,9 +34,24 @@ class FeedForward(nn.Module):
         self.gate_up_proj = ColumnParallelLinear(
             config.hidden, held, build, bias=config.bias, init=Init(std=config.init_std)
         )
-        self.down_proj = RowParallelLinear(inner, config.hidden, build, bias=config.bias, init=out_init)
+        self.down_proj = RowParallelLinear(
+            inner, config.hidden, build, bias=config.bias, init=out_init, name="down_proj"
+        )
+        self.chunks = build.chunks
+        for _ in range(self.chunks - 1):  # each chunk is a use of its own
+            for layer in (self.gate_up_proj, self.down_proj):
+                expect(layer.weight, build)
 
     def forward(self, x: Tensor | Lazy) -> Tensor:
+        if self.chunks == 1:
+            return self._now(x)
+        if isinstance(x, Lazy):
+            raise ValueError("a sequence that is computed once more as a whole cannot be taken in chunks")
+        # Inner activations exist of one chunk at a time, forward and back.
+        parts = x.tensor_split(self.chunks)
+        return torch.cat([checkpoint(self._now, part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+    def _now(self, x: Tensor | Lazy) -> Tensor:
         # What enters the activation goes nowhere else: its gradient may take its place.
         out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x)))
         return out
@@ -45,15 +64,22 @@ class Rotations:
     whole: Rotation
     windowed: Rotation
 
-    def after(self, first: int) -> Rotations:
-        """Those from position `first` on."""
-        return Rotations(*((cos[first:], sin[first:]) for cos, sin in (self.whole, self.windowed)))
+    def at(self, structure: Structure) -> Rotations:
+        """Those of the tokens that are here."""
+        if not structure.plain:
+            positions = structure.positions_of(0, structure.slots, self.whole[0].device)  # [n, b or 1]
+            return Rotations(*((cos[positions, 0], sin[positions, 0]) for cos, sin in (self.whole, self.windowed)))
+        if not structure.first:
+            return self
+        return Rotations(
+            *((cos[structure.first :], sin[structure.first :]) for cos, sin in (self.whole, self.windowed))
+        )
 
 
 class Block(nn.Module):
     """Residual block `layer` of the whole model, [s(/t), b, h] -> [s(/t), b, h].
 
-    Dropout is on what adds to the residual, as in GPT-2; `samples` [b] are the rows' numbers in the run. Norms are
+    Dropout is on what adds to the residual, as in GPT-2. Norms are
     named as in the Hugging Face model that has them in the same places: Llama, OLMo 2 (after), Gemma 2 (both).
     """
 
@@ -88,16 +114,16 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotations: Rotations | None,
-        samples: Tensor | None = None,
+        structure: Structure,
         before: KeyValues | None = None,
     ) -> Tensor:
         turn = None if rotations is None else rotations.windowed if self.windowed else rotations.whole
         attention, feed_forward = self._norms
-        residual, added = _beside(x, attention, lambda normed: self.self_attn(normed, turn, before))
-        added = self.attn_dropout(added, samples)
+        residual, added = _beside(x, attention, lambda normed: self.self_attn(normed, turn, structure, before))
+        added = self.attn_dropout(added, structure)
         reads = x if self.parallel else residual + added
         past_both, more = _beside(reads, feed_forward, self.mlp)
-        out: Tensor = (residual + added if self.parallel else past_both) + self.mlp_dropout(more, samples)
+        out: Tensor = (residual + added if self.parallel else past_both) + self.mlp_dropout(more, structure)
         return out
 
 

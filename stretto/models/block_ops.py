@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from stretto.arguments.schema import ModelConfig
-from stretto.models.dot_product import Attend
+from stretto.attention import Attend
 from stretto.models.rope import Rotate
 from stretto.tensor_parallel import Build, Pointwise, formulas
 
@@ -27,17 +27,17 @@ _ACTIVATIONS: Final[Mapping[str, formulas.Formula]] = MappingProxyType(
 class BlockOps:
     """The operations that the config names.
 
-    `norm`(x, weight[, bias]), `head_norm`(x, weight), `activation`(gate_up), `attend`(q, k, v).
+    `norm`(x, weight[, bias]), `head_norm`(x, weight), `activation`(gate_up), `attend`(layer)(q, k, v).
     """
 
     norm: Pointwise
     head_norm: Pointwise
     activation: Pointwise
     rotate: Rotate
-    attend: Attend
+    attend: Callable[[int], Attend]
 
     @classmethod
-    def of(cls, config: ModelConfig, build: Build, attend: Attend) -> BlockOps:
+    def of(cls, config: ModelConfig, build: Build, attend: Callable[[int], Attend]) -> BlockOps:
         """One of each for a model, so that each is compiled once."""
         rms = formulas.ZERO_CENTERED_RMS_NORM if config.norm_zero_centered else formulas.RMS_NORM
         normed = rms if config.norm == "rms" else formulas.LAYER_NORM

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from stretto.tensor_parallel import Build
 
 Rotation = tuple[Tensor, Tensor]
-"""cos and sin [s, 1, 1, r]: the first r features of a head are rotated, r/2 pairs."""
+"""cos and sin [s, 1 or b, 1, r]: the first r features of a head are rotated, r/2 pairs."""
 
 
 def rotation(

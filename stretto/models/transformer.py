@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stretto.arguments.schema import ModelConfig
+from stretto.attention import Attend, causal_attention
 from stretto.batch import Batch
 from stretto.models.block import Block, Rotations
 from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
-from stretto.models.dot_product import Attend, causal_attention
 from stretto.models.frequencies import frequencies
 from stretto.models.norm import norm
+from stretto.models.offload import Offload
 from stretto.models.rope import rotation
 from stretto.params import Init, ParamSpec
+from stretto.structure import Structure
 from stretto.tensor_parallel import (
     Build,
     Dropout,
@@ -39,6 +43,15 @@ class Microbatch:
 
     batch: Batch
     count: Tensor
+    structure: Structure | None = None
+    """Where the tokens stand; None: each row is one document, whole on this rank."""
+
+    @property
+    def known_structure(self) -> Structure:
+        """It, or that of plain rows."""
+        if self.structure is not None:
+            return self.structure
+        return Structure.of_tokens(self.batch.tokens.shape[1], self.batch.samples)
 
 
 @dataclass(frozen=True)
@@ -61,8 +74,9 @@ class Transformer(nn.Module):
     x is the activation [s(/t), b, h] from the stage before, None on the first stage; the result is the activation
     for the next stage, or on the last stage the loss []. Names are those of the Hugging Face Llama, with global
     layer numbers. With `recompute` of the activations only what enters each block is kept for the backward, which
-    computes the rest once more: the same bits, for a third more work. `attend` computes the attention.
-    `embedding` is that of another stage on this rank, for a head that is tied to it.
+    computes the rest once more: the same bits, for a third more work. `attend(layer)` computes the attention.
+    With `offload` that waits in the host's memory. `embedding` is that of another stage on this rank, for a head that
+    is tied to it.
     """
 
     def __init__(
@@ -73,11 +87,12 @@ class Transformer(nn.Module):
         *,
         seq_len: int,
         recompute: bool = False,
-        attend: Attend = causal_attention,
+        offload: bool = False,
+        attend: Callable[[int], Attend] = lambda _: causal_attention,
         embedding: nn.Parameter | None = None,
     ) -> None:
         super().__init__()
-        self.model = Backbone(config, part, build, seq_len=seq_len, recompute=recompute, attend=attend)
+        self.model = Backbone(config, part, build, seq_len=seq_len, recompute=recompute, offload=offload, attend=attend)
         if part.last:
             if self.model.embed_tokens is not None:
                 embedding = self.model.embed_tokens.weight
@@ -98,7 +113,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor | None, microbatch: Microbatch) -> Tensor:
         batch = microbatch.batch
-        x = self.model(x, batch.tokens, batch.samples)
+        x = self.model(x, batch.tokens, microbatch.known_structure)
         if not self.model.last:
             return x
         return self.lm_head.loss(x, batch.labels, batch.loss_mask.double() / microbatch.count)
@@ -118,10 +133,18 @@ class Backbone(nn.Module):
     """Embedding, blocks and final norm, as far as they lie on this stage."""
 
     def __init__(
-        self, config: ModelConfig, part: StageSpec, build: Build, *, seq_len: int, recompute: bool, attend: Attend
+        self,
+        config: ModelConfig,
+        part: StageSpec,
+        build: Build,
+        *,
+        seq_len: int,
+        recompute: bool,
+        offload: bool,
+        attend: Callable[[int], Attend],
     ) -> None:
         super().__init__()
-        self.config, self.last, self.recompute = config, part.last, recompute
+        self.config, self.last, self.recompute, self.offload = config, part.last, recompute, offload
         self._rotations: dict[tuple[int, torch.dtype, torch.device], Rotations] = {}
         learned = part.first and config.position == "learned"
         self.embed_tokens = VocabParallelEmbedding(_vocab(config), build) if part.first else None
@@ -133,27 +156,31 @@ class Backbone(nn.Module):
         self.norm = norm(config, build, replace(shared.norm, recompute=False)) if part.last else None
 
     def forward(
-        self, x: Tensor | None, tokens: Tensor, samples: Tensor | None = None, before: KeyValues | None = None
+        self, x: Tensor | None, tokens: Tensor, structure: Structure | None = None, before: KeyValues | None = None
     ) -> Tensor:
-        first = 0 if before is None else before.length
+        if structure is None:
+            structure = Structure.of_tokens(tokens.shape[1], first=0 if before is None else before.length)
         if self.embed_tokens is not None:
             x = self.embed_tokens(tokens)
             if self.config.scale_embedding:  # by a number of the activations' dtype, as Gemma has it
                 x = x * x.new_tensor(self.config.hidden**0.5)
         if self.embed_positions is not None:
-            x = self.embed_positions(x, first)
+            x = self.embed_positions(x, structure)
         if x is None:
             raise ValueError("this stage does not hold the embedding: it must be called with an activation")
         if self.dropout is not None:
-            x = self.dropout(x, samples)
-        turns = self._rotation(first + tokens.shape[1], x)
-        if turns is not None and first:
-            turns = turns.after(first)
-        for block in self.layers.values():
-            if self.recompute and before is None:  # no state of a generator to restore: masks are functions of places
-                x = checkpoint(block, x, turns, samples, use_reentrant=False, preserve_rng_state=False)
+            x = self.dropout(x, structure)
+        turns = self._rotation(structure.length, x)
+        if turns is not None:
+            turns = turns.at(structure)
+        away, last = Offload(), len(self.layers) - 1
+        for n, block in enumerate(self.layers.values()):
+            if self.offload and before is None:
+                x = away(block, x, turns, structure, stays=n == last)
+            elif self.recompute and before is None:  # no state of a generator to restore: masks are functions of places
+                x = checkpoint(block, x, turns, structure, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, turns, samples, before)
+                x = block(x, turns, structure, before)
         if self.norm is None:
             return x
         normed: Tensor = self.norm(x).output
@@ -178,19 +205,21 @@ class Positions(nn.Module):
     def __init__(self, config: ModelConfig, build: Build, seq_len: int) -> None:
         super().__init__()
         sp = build.sequence_parallel
-        self.rank, self.size = (build.tp.rank, build.tp.size) if sp else (0, 1)
+        self.rank = build.tp.rank if sp else 0
         init = Init(std=config.init_std)
         spec = replicated(
             (config.learned_positions or seq_len, config.hidden), init, sequence_parallel=sp, weight_decay=True
         )
         self.weight = declare_on(self, "weight", spec, build)
 
-    def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        n, learned = x.shape[0], self.weight.shape[0]
-        if first + n * self.size > learned:
-            raise ValueError(f"{first + n * self.size} tokens, but positions were learned for {learned}")
-        first += self.rank * n
-        return x + self.weight[first : first + n, None, :]
+    def forward(self, x: Tensor, structure: Structure) -> Tensor:
+        learned = self.weight.shape[0]
+        if structure.length > learned:
+            raise ValueError(f"{structure.length} tokens, but positions were learned for {learned}")
+        if structure.plain:
+            first = structure.first + self.rank * x.shape[0]
+            return x + self.weight[first : first + x.shape[0], None, :]
+        return x + F.embedding(structure.positions_of(self.rank, x.shape[0], x.device), self.weight)
 
 
 def _vocab(config: ModelConfig, name: str = "") -> ParamSpec:

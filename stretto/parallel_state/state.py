@@ -260,7 +260,7 @@ def _hanging(world: World, group: PlannedGroup, seconds: float) -> str:
         in_time(lambda: world.store.clone().check(["any"]), ANSWER_SECONDS)  # type: ignore[union-attr]
     except (TimeoutError, DistError):
         return f"{text}the rendezvous store, on {world.server}, does not answer"
-    return f"{text}one of its ranks does not come, though the rendezvous store answers"
+    return f"{text}{world.absent() or 'one of its ranks does not come, though all ranks answer'}"
 
 
 def _declare(

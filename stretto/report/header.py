@@ -12,6 +12,7 @@ from stretto.arguments.pipeline import num_stages
 from stretto.data.describe import data_lines, epochs_line, lossy, loud, tokenizer_line
 from stretto.data.text import Text
 from stretto.estimate import count_parameters
+from stretto.estimate.stored import trained_parameters
 from stretto.train.directory import Paths
 from stretto.verify.matrix import untested
 
@@ -49,7 +50,8 @@ def layout_line(args: Arguments) -> str:
     """tp=2 x pp=2 x dp=2 on 8 cpu ranks, sequence parallel, 1f1b, fp32."""
     p, r = args.parallel, args.run
     ranks = "1 rank" if r.nproc == 1 else f"{r.nproc} ranks"
-    parts = [f"tp={p.tp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device})"]
+    cp = f" x cp={p.cp}" * (p.cp > 1)
+    parts = [f"tp={p.tp}{cp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device})"]
     staged = [p.schedule + (f", {p.vpp} stages a rank" if (p.vpp or 1) > 1 else "")] * (num_stages(p) > 1)
     parts += ["sequence parallel"] * p.sequence_parallel + staged + [r.dtype]
     return ", ".join(parts)
@@ -58,7 +60,11 @@ def layout_line(args: Arguments) -> str:
 def _model(args: Arguments) -> str:
     m, total = args.model, count_parameters(args.model, args.batch.seq_len).total
     heads = f"{m.heads} heads" + (f" over {m.num_kv_heads} kv" if m.num_kv_heads != m.heads else "")
-    return f"{total:,} parameters: {m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"
+    trained = trained_parameters(args)
+    alone = "" if trained == total else f", {trained:,} of them trained"
+    if args.tuning.lora_rank:
+        alone = f" and {trained:,} of adapters, which alone are trained"
+    return f"{total:,} parameters{alone}: {m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"
 
 
 def _steps(args: Arguments, after: int, available: int) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from stretto.collectives import OverlapWith, nothing
 from stretto.world import Axis
+
+if TYPE_CHECKING:
+    from stretto.tensor_parallel.lora import Lora
 
 
 class Accumulators(Protocol):
@@ -79,7 +82,9 @@ class Build:
     (`torch.compile`, or nothing). With `recompute` the cheap operations in front of a GEMM are not kept for the
     backward but done once more in it. Weight gradients go to `accumulators`, or where there are none to autograd.
     `gemms` compute the products of the blocks' matrices, where it is not in `dtype`. Without `allocate` parameters
-    have no memory, and no values, until they are moved into buckets: a whole model need never exist.
+    have no memory, and no values, until they are moved into buckets: a whole model need never exist. With `lora` linear
+    layers that it names have adapters. Feed-forward takes the sequence in so many `chunks`, each computed once more in
+    the backward.
     """
 
     tp: Axis
@@ -92,6 +97,8 @@ class Build:
     accumulators: Accumulators | None = None
     gemms: Gemms | None = None
     allocate: bool = True
+    lora: Lora | None = None
+    chunks: int = 1
 
     @property
     def overlap_with(self) -> OverlapWith:

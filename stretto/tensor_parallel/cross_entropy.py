@@ -34,7 +34,8 @@ class HeadLoss:
 
     At most `limit` bytes of logits exist at once (one row of tokens at least). Accumulators get the weight's gradient
     in the forward, so that none waits for the backward: that must begin at the loss itself. Where it begins at a
-    multiple of it, the gradient of x is NaN. With `softcap` c the logits are c tanh(x W^T / c).
+    multiple of it, the gradient of x is NaN. A weight that wants no gradient gets none.
+    With `softcap` c the logits are c tanh(x W^T / c).
     """
 
     def __init__(
@@ -84,17 +85,19 @@ class _HeadLoss(Function):
                     logits[..., of.rows :].zero_()
                     grad = logits.flatten(0, 1)
                     torch.mm(grad, weight, out=dx[part].flatten(0, 1))
-                    accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)
+                    if trained:
+                        accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)
 
-        ctx.param, ctx.accumulators = weight, of.accumulators
-        if keep and of.accumulators is not None:  # no other copy of it waits for the backward
+        trained = keep and weight.requires_grad
+        ctx.param, ctx.accumulators = weight, of.accumulators if trained else None
+        if trained and of.accumulators is not None:  # no other copy of it waits for the backward
             of.accumulators.add_in_forward(weight, through)
             ctx.save_for_backward(dx)
             return total
-        dw = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if keep else weight
+        dw = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if trained else weight
         through(dw, True)
         if keep:
-            ctx.save_for_backward(dx, dw)
+            ctx.save_for_backward(dx, *([dw] if trained else []))
         return total
 
     @staticmethod
@@ -103,8 +106,8 @@ class _HeadLoss(Function):
         dx, *made = ctx.saved_tensors
         into: Accumulators | None = ctx.accumulators
         if into is None:
-            (dw,) = made
-            return dx * scale.to(dx.dtype), (dw * scale.to(dw.dtype)).to(ctx.param.dtype), None, None, None, None
+            dw = (made[0] * scale.to(made[0].dtype)).to(ctx.param.dtype) if made else None
+            return dx * scale.to(dx.dtype), dw, None, None, None, None
         into.complete(ctx.param)
         # The weight's gradient is that of the loss itself. Of a multiple it would be wrong, which must not stay unseen.
         return dx * torch.where(scale == 1, 1.0, torch.nan).to(dx.dtype), None, None, None, None, None

@@ -12,7 +12,9 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from stretto.arguments.trained import A, B
 from stretto.params import Init, ParamSpec, Shard, declare
+from stretto.tensor_parallel import lora
 from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.linear import linear
 from stretto.tensor_parallel.pointwise import Lazy
@@ -54,16 +56,26 @@ class ColumnParallelLinear(nn.Module):
         biases = [_cut_rows(p, (p.d_out,), Init(), weight_decay=False) for p in parts]
         self.weight = declare_on(self, "weight", weights, build)
         self.bias = declare_on(self, "bias", biases, build) if bias else None
+        self.adapters: lora.Columns | None = None
+        if build.lora is not None and build.lora.targets & {p.name for p in parts}:
+            first, second = lora.specs_of_columns(build.lora, d_in, parts)
+            self.lora_A = declare_on(self, A, first, build)
+            self.lora_B = declare_on(self, B, second, build)
+            rows = (w.block({"tp": build.tp}).stored[0] for w in weights)
+            adapted = (p.name in build.lora.targets for p in parts)
+            self.adapters = lora.Columns(build.lora, build, tuple(zip(rows, adapted, strict=True)))
         expect(self.weight, build)
 
     def forward(self, x: Tensor | Lazy) -> Tensor:
+        if self.adapters is not None:
+            return lora.column(x, self.weight, self.bias, self.adapters, self.lora_A, self.lora_B)
         return linear(x, self.weight, self.bias, self.build, column=True)
 
 
 class RowParallelLinear(nn.Module):
     """y = x W^T + b with W [d_out, d_in] cut along d_in: [s, b, d_in/t] -> [s(/t), b, d_out].
 
-    The bias is added once, after the sum.
+    The bias is added once, after the sum. `name` is that of the matrix, by which adapters find it.
     """
 
     def __init__(
@@ -74,16 +86,24 @@ class RowParallelLinear(nn.Module):
         *,
         bias: bool,
         init: Init,
+        name: str = "",
     ) -> None:
         super().__init__()
         self.build = build
         self.weight = declare_on(self, "weight", ParamSpec((d_out, d_in), init, shard=(Shard("tp", 1),)), build)
         once = replicated((d_out,), Init(), sequence_parallel=build.sequence_parallel)
         self.bias = declare_on(self, "bias", once, build) if bias else None
+        self.lora = build.lora if build.lora is not None and name in build.lora.targets else None
+        if self.lora is not None:
+            first, second = lora.specs_of_rows(self.lora, d_in, d_out)
+            self.lora_A, self.lora_B = declare_on(self, A, first, build), declare_on(self, B, second, build)
         expect(self.weight, build)
 
     def forward(self, x: Tensor | Lazy) -> Tensor:
-        y = linear(x, self.weight, None, self.build, column=False)
+        if self.lora is not None:
+            y = lora.row(x, self.weight, self.lora, self.build, self.lora_A, self.lora_B)
+        else:
+            y = linear(x, self.weight, None, self.build, column=False)
         return y if self.bias is None else y + self.bias
 
 

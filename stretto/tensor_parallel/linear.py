@@ -46,8 +46,8 @@ class _Linear(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, build: Build, column: bool) -> Tensor:
-        ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None
-        y, kept = _matmul(x, weight, bias, build, column=column, keep=True)
+        ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None and bias.requires_grad
+        y, kept = _matmul(x, weight, bias, build, column=column, keep=weight.requires_grad)
         ctx.save_for_backward(weight, *kept)  # the weight for autograd's check that nobody has changed it
         return y
 
@@ -67,7 +67,7 @@ class _Made(Function):
     def forward(
         ctx: Any, lazy: Lazy, weight: nn.Parameter, bias: Tensor | None, build: Build, column: bool, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None
+        ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None and bias.requires_grad
         ctx.made_by, ctx.inputs = lazy.made_by, len(inputs)
         x = lazy.made_by.forward(*(x.detach() for x in inputs))
         y, kept = _matmul(x, weight, bias, build, column=column, keep=False)
@@ -82,7 +82,8 @@ class _Made(Function):
         inputs, kept = saved[: ctx.inputs], tuple(saved[ctx.inputs :])
         dx, dy, factor = _input_gradient(dy, ctx.param, build, column=ctx.column)
         x, *rest = gradients(ctx.made_by.both, dx, dresidual, *inputs)
-        recomputed = all_gather_async(x, build.tp) if ctx.column and build.sequence_parallel else AsyncTensor(x)
+        gathers = ctx.column and build.sequence_parallel and ctx.param.requires_grad
+        recomputed = all_gather_async(x, build.tp) if gathers else AsyncTensor(x)
         dw = _weight_gradient(ctx.param, build, factor, lambda: _gemms(build).recompute(recomputed.wait(), kept))
         return None, dw, _bias_gradient(dy) if ctx.bias else None, None, None, *rest
 
@@ -110,7 +111,9 @@ def _input_gradient(dy: Tensor, weight: nn.Parameter, build: Build, *, column: b
 
 
 def _weight_gradient(weight: nn.Parameter, build: Build, dy: Factor, x: Callable[[], Factor]) -> Tensor | None:
-    """dW, or None where accumulators get it; x is asked for when it is multiplied."""
+    """dW, or None where accumulators get it, or nobody wants it; x is asked for when it is multiplied."""
+    if not weight.requires_grad:
+        return None
 
     def write(total: Tensor, first_microbatch: bool) -> None:
         _gemms(build).add(total, first_microbatch, dy, x())

@@ -44,16 +44,17 @@ class Pointwise:
 
     def now(self, *inputs: Tensor) -> Tensor:
         """The output as a tensor, whoever takes it."""
-        return self._kept(*inputs)[0]
+        return self.kept(*inputs)[0]
 
     def with_residual(self, *inputs: Tensor) -> WithResidual:
         """The output, and the first input for what goes past the operation, as the residual of a block does.
 
         The gradient of the input, from both ways, is made in one pass. The operation must take `residual`.
         """
-        return WithResidual(Lazy(self, inputs)) if self.recompute else WithResidual(*self._kept(*inputs))
+        return WithResidual(Lazy(self, inputs)) if self.recompute else WithResidual(*self.kept(*inputs))
 
-    def _kept(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def kept(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The output and the first input, both as tensors."""
         return _Apply.apply(self, *inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -65,6 +66,11 @@ class Lazy:
     inputs: tuple[Tensor, ...]
     residual: Tensor | None = None
     """The first input, when the product was taken: what goes past has its gradient added by that product."""
+
+    def made(self) -> Tensor:
+        """The output as a tensor, for who keeps it."""
+        output, self.residual = self.made_by.kept(*self.inputs)
+        return output
 
 
 @dataclass(frozen=True)

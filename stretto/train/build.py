@@ -6,27 +6,36 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments, OptimizerConfig
+from stretto.attention import Attend, attention_by
+from stretto.attention.tile import tile_kernel
+from stretto.context_parallel import ContextAttention
 from stretto.distributed import AdamWRule, LionRule, MainGradients, Rule, SGDRule
 from stretto.estimate import stage_costs, stage_layers
+from stretto.estimate.context import comm_of
 from stretto.kernels import hand_written
-from stretto.models import StageSpec, Transformer, attention_by
+from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import TensorMeta
 from stretto.schedule import schedule_for
 from stretto.schedule.search import split
 from stretto.schedule.sharding import MODES
+from stretto.sequence import local_length
+from stretto.structure import SequenceCut
 from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
+from stretto.tensor_parallel.lora import lora_of
 from stretto.train.assemble import Assembly, assemble
 from stretto.train.costs_file import read_costs, write_costs
 from stretto.train.dtypes import DTYPES
 from stretto.train.optimizers import flat
+from stretto.train.tuning import freeze, require_trained
+from stretto.world import Axis
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,7 @@ class Built(Assembly[Transformer]):
 
 def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     """Build this rank's part of the run, with initial weights drawn from `run.seed`, or zeros that are filled later."""
+    require_trained(args)
     microbatches = args.batch.microbatches(state.layout.size("dp"))
     parts = stage_specs(args)
     direct, fuse, tp = MainGradients(), fused if args.run.compile else unfused, state.axis("tp")
@@ -54,9 +64,12 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         accumulators=direct,
         gemms=fp8,
         allocate=False,
+        lora=lora_of(args.tuning),
+        chunks=args.run.ffn_chunks,
     )
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
-    attend = attention_by(args.run.attention, deterministic=args.run.deterministic)
+    offload = args.run.recompute == "offload"
+    attend = attention_of(args, state)
     made_here: dict[int, Transformer] = {}
 
     def make(s: int) -> Transformer:
@@ -68,9 +81,12 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
             place,
             seq_len=seq_len,
             recompute=recompute,
+            offload=offload,
             attend=attend,
             embedding=None if first is None else first.weight,
         )
+        others = {p for n, module in made_here.items() if n != s for p in module.parameters()}
+        freeze(made_here[s], args.tuning, elsewhere=others)
         return made_here[s]
 
     config, auto = args.optimizer, args.parallel.schedule == "auto"
@@ -99,6 +115,36 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, fp8)
 
 
+def attention_of(args: Arguments, state: ParallelState) -> Callable[[int], Attend]:
+    """Attention of each layer, by its number: of plain rows on one rank, or of rows on the ranks of cp."""
+    plain, kernel = (
+        attention_by(args.run.attention, deterministic=args.run.deterministic),
+        tile_kernel(state.world.device),
+    )
+    alone, cp = Axis.single("cp", state.world.rank), state.axis("cp")
+    made: dict[str, Attend] = {}
+
+    def of_layer(layer: int) -> Attend:
+        comm = comm_of(args, layer) if cp.size > 1 else "all-gather"
+        if comm not in made:
+            if comm == "hybrid":
+                inner, outer = state.axis("cp.0"), state.axis("cp.1")
+            else:
+                inner, outer = (cp, alone) if comm == "ulysses" else (alone, cp)
+            way: Literal["all-gather", "ring"] = "ring" if comm in ("ring", "hybrid") else "all-gather"
+            made[comm] = ContextAttention(plain, kernel, inner, outer, way)
+        return made[comm]
+
+    return of_layer
+
+
+def sequence_cut(args: Arguments, state: ParallelState) -> SequenceCut:
+    """How rows are dealt to the ranks of cp."""
+    cp, p = state.axis("cp"), args.parallel
+    windows = tuple(args.model.window_of(layer) for layer in range(args.model.layers))
+    return SequenceCut(cp.rank, cp.size, p.tp if p.sequence_parallel else 1, windows)
+
+
 def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:
     """One kernel for each chain of elementwise operations in `function`, made when shapes are first seen.
 
@@ -124,6 +170,8 @@ def stage_specs(args: Arguments) -> list[StageSpec]:
 
 
 def _boundary(args: Arguments, place: Build) -> TensorMeta:
-    """What crosses between stages: activations [s(/t), b, h]."""
-    seq = args.batch.seq_len // (place.tp.size if place.sequence_parallel else 1)
+    """What crosses between stages: activations [s(/t), b, h] of this rank's slots."""
+    parts = place.tp.size if place.sequence_parallel else 1
+    cut = args.parallel.cp > 1
+    seq = (local_length(args.batch.seq_len, args.parallel.cp, parts) if cut else args.batch.seq_len) // parts
     return TensorMeta((seq, args.batch.micro_batch, args.model.hidden), place.dtype)

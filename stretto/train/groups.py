@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from stretto.arguments.schema import Arguments
+from stretto.estimate.context import comm_of
+from stretto.estimate.memory import local_tokens
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, default_axes
 from stretto.parallel_state.plan import Axes
@@ -28,7 +30,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
     )
     over_gloo = {_wide(layout, axis) for axis in args.groups.gloo}
     urgent = {_wide(layout, axis) for axis in args.nccl.high_priority}
-    peer_buffer = _peer_buffer_size(args)
+    peer_buffer, buffers = _peer_buffer_size(args), {"cp": _keys_and_values(args)}
     options = {}
     for names in axes_of(args, layout):
         axis = "-".join(names)
@@ -39,7 +41,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
             high_priority=wide in urgent,
             min_ctas=fewest.get(wide),
             max_ctas=most.get(wide),
-            peer_buffer=peer_buffer if wide == {"tp"} and wide not in over_gloo else None,
+            peer_buffer=None if wide in over_gloo else peer_buffer if wide == {"tp"} else buffers.get(axis),
         )
         if wide and found != GroupOptions():
             options[axis] = found
@@ -52,6 +54,16 @@ def _peer_buffer_size(args: Arguments) -> int | None:
         return None
     size = args.batch.seq_len * args.batch.micro_batch * args.model.hidden
     return size * DTYPES[args.run.dtype].itemsize // args.parallel.tp
+
+
+def _keys_and_values(args: Arguments) -> int | None:
+    """Bytes of what a context-parallel rank reads of another in one message, where copy engines bring all keys."""
+    m, p = args.model, args.parallel
+    gathers = p.cp > 1 and any(comm_of(args, layer) == "all-gather" for layer in range(m.layers))
+    if args.run.device == "cpu" or not gathers:
+        return None
+    heads = 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head
+    return local_tokens(args) * heads * DTYPES[args.run.dtype].itemsize
 
 
 def _wide(layout: Layout, axis: str) -> frozenset[str]:

@@ -30,6 +30,8 @@ class Work:
     flops: Flops | None = None
     peak_tflops: float | None = None
     """Of one device, in its dense arithmetic for the dtype of the run."""
+    waste: float | None = None
+    """Share of the tokens that are none, where rows are packed."""
 
 
 class Meter:
@@ -111,6 +113,7 @@ class Meter:
             "ms_per_step": mean * 1e3,
             "data_wait_ms": self._window["data"] / self._steps * 1e3,
         }
+        found |= {} if self._work.waste is None else {"packing_waste": self._work.waste}
         found |= {f"{kind}_seconds": self._window[kind] for kind in ("checkpoint", "evaluation") if self._window[kind]}
         if (flops := self._work.flops) is not None:
             for name, operations in (("full", flops.full), ("causal", flops.causal)):

@@ -45,6 +45,8 @@ class StepRecord:
     """The most that torch had taken from a GPU."""
     data_wait_ms: float | None = None
     """Of a step: what this rank's host waited for its rows."""
+    packing_waste: float | None = None
+    """Share of the rows' slots that holds no token, where rows are packed with whole documents."""
     checkpoint_seconds: float | None = None
     """Spent since the last line, as is the next."""
     evaluation_seconds: float | None = None
@@ -183,6 +185,7 @@ _STEP_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         **{name: f"compute/{name}" for name in ("tflops_per_gpu_full", "tflops_per_gpu_causal")},
         **{name: f"compute/{name}" for name in ("mfu_full", "mfu_causal")},
         **{name: f"memory/{name}" for name in ("peak_gib", "reserved_gib")},
+        "packing_waste": "data/packing_waste",
         **{name: f"time/{name}" for name in ("checkpoint_seconds", "evaluation_seconds")},
         **{name: f"ranks/{name}" for name in ("slowest_rank", "slowest_over_fastest")},
     }

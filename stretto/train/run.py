@@ -11,21 +11,26 @@ from typing import Any
 from stretto.arguments import Arguments, ConfigError, Resolved, Violation
 from stretto.arguments.elsewhere import in_layout
 from stretto.arguments.profile import ProfileWindow
+from stretto.arguments.trained import is_adapter
 from stretto.arguments.tree import settings
 from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls, Waits
 from stretto.data.feed import Feed
+from stretto.data.mixture import Mix
 from stretto.data.text import EvalSet, Text
 from stretto.data.tokenizer import Tokenizer
 from stretto.estimate import flops_per_token
 from stretto.initialize.failures import is_consequence
 from stretto.initialize.timeline import StartTimeline
 from stretto.interop.config import read_config
+from stretto.interop.export import SHARD, copy_beside, export, ordered, require_empty, tensors
 from stretto.interop.hub import located
-from stretto.interop.load import load_weights
+from stretto.interop.live import Live
+from stretto.interop.load import load_weights, require_weights
+from stretto.interop.outgoing import Outgoing
 from stretto.interop.shapes import logical_shapes
 from stretto.parallel_state import GroupCost, ParallelState
-from stretto.train.build import Built, build
+from stretto.train.build import Built, build, sequence_cut
 from stretto.train.checkpointing import require_fits
 from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
@@ -95,7 +100,10 @@ def train(
     with state:
         with timeline.phase("data"):
             require_same_text(state, text)
-            feed = on_all_ranks(state, lambda: Feed(text.mix, seq_len=args.batch.seq_len, seed=args.run.seed))
+            feed = on_all_ranks(state, lambda: feed_of(args, text.mix))
+        if resume is not None:
+            on_all_ranks(state, lambda: require_fits(args, resume) if world.rank == 0 else None)
+        outgoing = on_all_ranks(state, lambda: outgoing_of(args))
         with timeline.phase("model"):
             built = build(args, state, draw=resume is None and args.checkpoint.init_from is None)
         trainer = trainer_of(
@@ -112,7 +120,8 @@ def train(
                 trainer.load(resume)
         elif args.checkpoint.init_from is not None:
             with timeline.phase("weights"):
-                on_all_ranks(state, lambda: init_from(args, built))
+                on_all_ranks(state, lambda: require_init(args))
+                init_from(args, built)
 
         def begun() -> Listener:
             with timeline.phase("output"):  # not the wait for the others, which their slow phases make
@@ -120,7 +129,15 @@ def train(
 
         with trainer, profiled(args, built) as before_step:
             told = on_all_ranks(state, begun)
-            return trainer.fit(args.run.steps, [told], stop=stop, before_step=before_step, metrics=False)
+            outcome = trainer.fit(args.run.steps, [told], stop=stop, before_step=before_step, metrics=False)
+        if outgoing is not None and outcome.finished:
+            export_live(Path(args.checkpoint.export_hf or "").expanduser(), outgoing, built)
+        return outcome
+
+
+def feed_of(args: Arguments, text: Mix) -> Feed:
+    """The rows of a run. Raises DataError when there are none."""
+    return Feed(text, seq_len=args.batch.seq_len, seed=args.run.seed, packing=args.data.packing)
 
 
 def trainer_of(
@@ -135,10 +152,11 @@ def trainer_of(
 ) -> Trainer:
     """The trainer of `stretto train`: a model that was built from arguments, on text."""
     state, batch, run = built.stepper.state, args.batch, args.run
+    cut = sequence_cut(args, state)
     return Trainer(
         built,
         state,
-        data=TextBatches(feed, batch, state),
+        data=TextBatches(feed, batch, state, cut),
         global_batch=batch.global_batch,
         micro_batch=batch.micro_batch,
         lr=learning_rate(args.optimizer),
@@ -148,14 +166,17 @@ def trainer_of(
         keep_every=args.checkpoint.keep_every,
         async_save=args.checkpoint.async_save,
         checkpoint_dir=args.checkpoint.checkpoint_dir,
-        evaluation={each.name: HeldOut(each, batch, state, run.eval_batches) for each in eval_sets},
+        evaluation={
+            each.name: HeldOut(each, batch, state, run.eval_batches, cut, args.data.packing) for each in eval_sets
+        },
         eval_every=run.eval_every,
         log_every=run.log_every,
         about=about,
         work=Work(
             batch.global_batch * batch.seq_len,
-            flops_per_token(args.model, batch.seq_len),
+            flops_per_token(args.model, batch.seq_len, args.tuning),
             run.peak_tflops or peak_tflops(state.world.device, args.run.dtype),
+            feed.waste,
         ),
         timeline=timeline,
         check_replicas=run.check_replicas,
@@ -190,15 +211,43 @@ def profiled(args: Arguments, built: Built) -> Iterator[Callable[[int], object]]
         profile.close()
 
 
+def require_init(args: Arguments) -> None:
+    """Raise InteropError where the Hugging Face model to begin with does not fit. No collective."""
+    directory = located(args.checkpoint.init_from or "")
+    require_weights(directory, read_config(directory), logical_shapes(args.model, args.batch.seq_len))
+
+
 def init_from(args: Arguments, built: Built) -> None:
-    """Begin with the weights of a Hugging Face model; each rank reads those that it holds. Raises InteropError."""
+    """Begin with the weights of a Hugging Face model, each byte of which one rank reads. Raises InteropError."""
     directory = located(args.checkpoint.init_from or "")
     config = read_config(directory)
     shapes = logical_shapes(args.model, args.batch.seq_len)
-    weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
+    weights = [s for s in built.optimizer.slices() if s.name.startswith("model/") and not is_adapter(s.name)]
     named = [replace(s, name=s.name.removeprefix("model/")) for s in weights]
-    load_weights(directory, config, shapes, named)
+    load_weights(directory, config, shapes, named, built.stepper.state.axis("tp", "cp", "dp", "pp"))
+    built.optimizer.initialize(args.run.seed, is_adapter)
     built.optimizer.loaded(0)
+
+
+def outgoing_of(args: Arguments) -> Outgoing | None:
+    """How the model goes out at the end, where it does; what could stand against that is said before the run."""
+    if args.checkpoint.export_hf is None:
+        return None
+    require_empty(Path(args.checkpoint.export_hf).expanduser())
+    return Outgoing.of(args)
+
+
+def export_live(to: Path, outgoing: Outgoing, built: Built) -> None:
+    """Write the model of a run as a Hugging Face directory: all ranks hand their parts over, the first one writes."""
+    axis = built.stepper.state.axis("tp", "cp", "dp", "pp")
+    source = outgoing.merged(Live(built.optimizer.slices(), axis))
+    if axis.rank == 0:
+        export(to, outgoing.raw, outgoing.named, source, limit=SHARD)
+        for directory in outgoing.beside:
+            copy_beside(directory, to)
+    else:
+        for _ in tensors(ordered(outgoing.named, SHARD), source):
+            pass
 
 
 def load_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Built:

@@ -21,8 +21,8 @@ from stretto.world import Work
 class Optimizer(Protocol):
     """What training asks of an optimizer over the flat storage of `DataParallel`."""
 
-    def initialize(self, seed: int) -> None:
-        """Draw the initial weights, and make the parameters follow."""
+    def initialize(self, seed: int, wanted: Callable[[str], bool] = ...) -> None:
+        """Draw the initial weights, of the names that are `wanted`, and make the parameters follow."""
 
     def step(self, lr: float, scale: Tensor | None = None) -> None:
         """Update from `scale` [] times the gradients."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from stretto.collectives import all_reduce
 from stretto.data.baselines import bits_per_byte
 from stretto.data.evaluation import held_out_batches
 from stretto.data.feed import Feed
+from stretto.data.packed import PackedRows
 from stretto.data.text import EvalSet
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
+from stretto.structure import SequenceCut
 
 
 @dataclass
@@ -27,6 +30,7 @@ class TextBatches:
     feed: Feed
     batch: BatchConfig
     state: ParallelState
+    cut: SequenceCut = field(default_factory=SequenceCut)
 
     @property
     def tokens(self) -> int:
@@ -41,7 +45,7 @@ class TextBatches:
         return self.feed.batch(batch.global_batch, dp.rank, dp.size, batch.micro_batch)
 
     def ready(self, microbatches: Sequence[Batch]) -> list[Microbatch]:
-        return counted(microbatches, self.state)
+        return counted(microbatches, self.state, self.cut)
 
     def state_dict(self) -> dict[str, Any]:
         return self.feed.state_dict()
@@ -58,6 +62,12 @@ class HeldOut:
     batch: BatchConfig
     state: ParallelState
     limit: int
+    cut: SequenceCut = field(default_factory=SequenceCut)
+    packing: bool = False
+
+    @cached_property
+    def _packed(self) -> PackedRows | None:
+        return PackedRows(self.text.store, self.batch.seq_len) if self.packing else None
 
     def batches(self) -> Iterator[tuple[list[Microbatch], Tensor]]:
         for rows in held_out_batches(
@@ -68,19 +78,21 @@ class HeldOut:
             dp_size=self.state.axis("dp").size,
             micro_batch=self.batch.micro_batch,
             limit=self.limit or None,
+            packed=self._packed,
         ):
-            microbatches = counted(rows, self.state)
+            microbatches = counted(rows, self.state, self.cut)
             yield microbatches, microbatches[0].count
 
     def bits_per_byte(self, loss: float) -> float | None:
         return bits_per_byte(loss, self.text.store.bytes_per_token, self.text.lost)
 
 
-def counted(rows: Sequence[Batch], state: ParallelState) -> list[Microbatch]:
-    """The batches on the device, each with the number of valid tokens in the whole global batch."""
-    batches = [batch.to(state.world.device) for batch in rows]
-    count = valid_tokens(batches, state)
-    return [Microbatch(batch, count) for batch in batches]
+def counted(rows: Sequence[Batch], state: ParallelState, cut: SequenceCut) -> list[Microbatch]:
+    """This rank's part of whole rows on the device, with the number of valid tokens in the whole global batch."""
+    device = state.world.device
+    here = [(batch.to(device), structure.to(device)) for batch, structure in map(cut.of, rows)]
+    count = valid_tokens([batch for batch, _ in here], state)
+    return [Microbatch(batch, count, structure) for batch, structure in here]
 
 
 def valid_tokens(batches: Sequence[Batch], state: ParallelState) -> Tensor:

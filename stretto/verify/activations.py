@@ -24,9 +24,10 @@ from torch.utils.hooks import RemovableHandle
 
 from stretto.exchange import all_gather_json, all_gather_tensors
 from stretto.models import Microbatch, Transformer
-from stretto.models.block import Block
+from stretto.models.block import Block, FeedForward
 from stretto.params import Logical, collect
 from stretto.random import normal_
+from stretto.structure import Structure
 from stretto.tensor_parallel import ColumnParallelLinear, WithResidual
 from stretto.world import Axis
 
@@ -57,8 +58,8 @@ class Seen:
 class ActivationObserver:
     """Hooks on the modules of a rank's stages, there within a `with`.
 
-    `mine` are the microbatches of this rank and their rows of the global batch, which has `shape` [rows, s]. Parts of
-    the sequence are told from the whole by their length.
+    `mine` are the microbatches of this rank and their rows of the global batch, which has `shape` [rows, s]. Under
+    sequence parallelism parts of what is here of a sequence are told from all of it by their length.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ActivationObserver:
         self.gradients: dict[str, Tensor] = {}
         self._stage_of: dict[str, int] = {}
         self._rows: slice | None = None
+        self._structure: Structure | None = None
         self._directions: dict[tuple[str, int, int], Tensor] = {}
         self._hooks: list[RemovableHandle] = []
 
@@ -98,7 +100,7 @@ class ActivationObserver:
         own = {f"x/{n}": x for n, x in self.outputs.items()} | {f"dx/{n}": x for n, x in self.gradients.items()}
         names, tensors = all_gather_json(order, world), all_gather_tensors(own, world)
         everyone = [
-            (stage, name, seen[f"x/{name}"], seen[f"dx/{name}"])
+            (stage, name, seen[f"x/{name}"], seen.get(f"dx/{name}"))
             for listed, seen in zip(names, tensors, strict=True)
             for stage, name in listed
         ]
@@ -106,41 +108,59 @@ class ActivationObserver:
         gradients: dict[str, Tensor] = {}
         for _, name, x, dx in sorted(everyone, key=lambda each: each[0]):
             outputs[name] = outputs[name] + x if name in outputs else x
-            gradients[name] = gradients[name] + dx if name in gradients else dx
+            if dx is not None:
+                gradients[name] = gradients[name] + dx if name in gradients else dx
         return Seen(outputs, gradients)
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         self._rows = next(rows for microbatch, rows in self.mine if microbatch is args[1])
+        self._structure = args[1].known_structure
 
     def _end(self, *_: Any) -> None:
         self._rows = None
 
     def _output(self, pieces: Sequence[Piece], _: nn.Module, __: Any, x: Any) -> None:
-        rows = self._rows
-        if rows is None:  # a recomputation, in a backward: its outputs were seen, and no gradient comes to them
+        rows, structure = self._rows, self._structure
+        if (
+            rows is None or structure is None
+        ):  # a recomputation, in a backward: its outputs were seen, and no gradient comes to them
             return
         x = x.output if isinstance(x, WithResidual) else x
         # The norm of a head, [s, b, heads, d], or what is made only by whoever takes it: seen further on.
         if not isinstance(x, Tensor) or x.dim() != 3:
             return
-        self._add(self.outputs, pieces, rows, x.detach(), whole=True)
-        x.register_hook(lambda dx: self._add(self.gradients, pieces, rows, dx, whole=False))  # type: ignore[no-untyped-call]
+        self._add(self.outputs, pieces, rows, structure, x.detach(), whole=True)
+        if x.requires_grad:  # not where all in front of it is frozen
+            x.register_hook(lambda dx: self._add(self.gradients, pieces, rows, structure, dx, whole=False))  # type: ignore[no-untyped-call]
 
-    def _add(self, into: dict[str, Tensor], pieces: Sequence[Piece], rows: slice, x: Tensor, *, whole: bool) -> None:
+    def _add(
+        self,
+        into: dict[str, Tensor],
+        pieces: Sequence[Piece],
+        rows: slice,
+        structure: Structure,
+        x: Tensor,
+        *,
+        whole: bool,
+    ) -> None:
         """Add the projections of this rank's part [s(/t), b, n]; ranks with the same part count as one together.
 
         The gradient of features that several ranks hold, and use for different heads, is not `whole` on any of them:
         there the parts add up.
         """
-        n, cut = x.shape[0], x.shape[0] < self.shape[1]
-        u = self._direction("sequence", n, self.tp.rank * n if cut else 0, x.device)
+        n, cut = x.shape[0], x.shape[0] < structure.slots
+        places = structure.places_of(self.tp.rank if cut else 0, n, x.device)
+        along = self._direction("sequence", structure.length, 0, x.device)
+        # Slots without a token count for nothing.
+        u = along[places.clamp(max=structure.length - 1)] * (places < structure.length)[..., None]
+        u = u.view(n, -1, WIDTH).expand(n, x.shape[1], WIDTH)
         for p in pieces:
             part = x if p.size is None else x.narrow(-1, p.row, p.size)
             v = self._direction("features", part.shape[-1], p.offset, x.device)
             same = (1 if cut else self.tp.size) if p.size is None else (p.copies if whole else 1)
             if p.name not in into:
                 into[p.name] = x.new_zeros((self.shape[0], WIDTH), dtype=torch.float64)
-            into[p.name][rows] += torch.einsum("sbf,sk,fk->bk", part.double(), u, v) / same
+            into[p.name][rows] += torch.einsum("sbf,sbk,fk->bk", part.double(), u, v) / same
 
     def _direction(self, name: str, n: int, offset: int, device: torch.device) -> Tensor:
         """Rows `offset`..`offset + n` of the directions [.., WIDTH] along one dimension of all activations."""
@@ -159,7 +179,12 @@ def pieces_of(stage: nn.Module, elsewhere: Container[nn.Parameter] = ()) -> Iter
     `elsewhere` are parameters of other stages, with which this one may share an embedding.
     """
     logical = {item.name: item.logical for item in collect(stage, elsewhere=elsewhere)}
+    # Of a sequence in chunks each is computed by itself, twice: what they add up to is seen in the block.
+    chunked = [m for m in stage.modules() if isinstance(m, FeedForward) and m.chunks > 1]
+    unseen = {inner for m in chunked for inner in m.modules()}
     for path, module in stage.named_modules():
+        if module in unseen:
+            continue
         if isinstance(module, ColumnParallelLinear):
             yield module, [_features(part) for part in logical[f"{path}.weight"]]
         # The head's output is seen in the loss: all logits never exist.

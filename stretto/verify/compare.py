@@ -161,7 +161,9 @@ def differences(one: Trace, other: Trace, *, ord: float = float("inf")) -> dict[
     is steadier where rounding is coarse. Raises ValueError when the two have different parameters or modules.
     """
     _same("modules", one.seen.outputs, other.seen.outputs)
-    backward = {n: one.seen.gradients[n] for n in reversed(list(one.seen.gradients))}
+    # Where all in front of a module is frozen no gradient comes to it, unless it begins a stage.
+    both = [n for n in one.seen.gradients if n in other.seen.gradients]
+    backward = {n: one.seen.gradients[n] for n in reversed(both)}
     found = {Quantity(1, "activation", n): e for n, e in errors(one.seen.outputs, other.seen.outputs, ord=ord).items()}
     found |= {
         Quantity(1, "activation gradient", n): e for n, e in errors(backward, other.seen.gradients, ord=ord).items()

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, fields
 from itertools import product
 
+from stretto.arguments.errors import as_text
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
 from stretto.layout.schedules import FAMILIES
 from stretto.verify.compare import ROUNDING, Comparison
@@ -58,16 +59,25 @@ def combination(args: Arguments) -> Combination:
     recompute = RECOMPUTE.get(r.recompute, "")
     activations = " + ".join(filter(None, ("dropout" if args.model.dropout else "", recompute))) or "-"
     other = tuple(
-        f"{f.name}={getattr(p, f.name)}"
+        f"{f.name}={as_text(getattr(p, f.name))}"
         for f in fields(ParallelConfig)
         if f.name not in _SPOKEN_FOR and getattr(p, f.name) != f.default
     )
     if r.recompute not in RECOMPUTE:
         other += (f"recompute={r.recompute}",)
+<<<<<<< HEAD
     if args.optimizer.post_validate:
         other += ("post_validate",)
+=======
+    if r.ffn_chunks > 1:
+        other += (f"ffn_chunks={r.ffn_chunks}",)
+    if args.data.packing:
+        other += ("packing",)
+>>>>>>> main
     if r.fp8 != "none":
         other += (f"fp8={r.fp8}",)
+    if args.tuning.lora_rank or args.tuning.freeze:
+        other += ("adapters" if args.tuning.lora_rank else "frozen parameters",)
     pipeline, replicas = p.schedule if p.pp > 1 else "-", "dp" if p.sharding == "none" else p.sharding
     data = replicas if (p.dp or 1) > 1 else "-"
     return Combination(tensor, pipeline, data, activations, r.dtype, other)

@@ -28,12 +28,12 @@ from stretto.layout import Layout
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
 from stretto.params import ParamSpec, Slice, slices
-from stretto.train.build import Built
+from stretto.train.build import Built, sequence_cut
 from stretto.train.build import build as build_run
 from stretto.train.dtypes import DTYPES
 from stretto.train.groups import axes_of, group_options
 from stretto.train.step import evaluate
-from stretto.train.text import valid_tokens
+from stretto.train.text import counted
 from stretto.verify.activations import ActivationObserver, Seen
 from stretto.verify.full import gather_full, load_full, unequal_replicas
 from stretto.world import World
@@ -117,7 +117,8 @@ class Session:
         else:
             loss = stepper.gradients(microbatches)
         weights = self.built.weights
-        pieces = slices(weights.declared, lambda p: weights.part(p, lambda bucket: bucket.grad), weights.position())
+        trained = [item for item in weights.declared if item.param.requires_grad]
+        pieces = slices(trained, lambda p: weights.part(p, lambda bucket: bucket.grad), weights.position())
         self._grads = [replace(piece, tensor=piece.tensor.clone()) for piece in pieces]
         result = stepper.update(loss, self.args.optimizer.lr)
         stepper.settle()
@@ -130,10 +131,7 @@ class Session:
     def microbatches(self, batch: Batch) -> list[Microbatch]:
         """This rank's share of a global batch."""
         self._check(batch)
-        device = self.state.world.device
-        mine = [batch.rows(rows).to(device) for rows in self._rows()]
-        count = valid_tokens(mine, self.state)
-        return [Microbatch(each, count) for each in mine]
+        return counted([batch.rows(rows) for rows in self._rows()], self.state, sequence_cut(self.args, self.state))
 
     def groups(self) -> dict[str, tuple[int, ...]]:
         """Ranks of this rank's axes, by name, those of one rank left out."""
@@ -205,7 +203,13 @@ def random_batch(args: Arguments, seed: int, *, masked: float = 0.3) -> Batch:
     keep = torch.rand(rows, seq, generator=generator) > masked * torch.linspace(0, 2, rows)[:, None]
     keep[-1] = rows == 1
     samples = torch.arange(rows) + rows * seed
-    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), keep, samples)
+    starts = None
+    if args.data.packing:  # about four documents in a row; the last token of each predicts nothing
+        begins = torch.rand(rows, seq, generator=generator) < 3 / seq
+        begins[:, 0] = True
+        starts = torch.where(begins, torch.arange(seq), 0).cummax(1).values
+        keep[:, :-1] &= ~begins[:, 1:]
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), keep, samples, starts)
 
 
 def weights_in(full: Mapping[str, Tensor]) -> dict[str, Tensor]:

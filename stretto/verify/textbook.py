@@ -9,11 +9,13 @@ of an all-gather or reduce-scatter.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
+from stretto.estimate.context import comm_of
+from stretto.estimate.memory import local_tokens
 from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.params import Declared, Logical, collect
@@ -32,10 +34,10 @@ ALIGNED = 64
 def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     """Bytes that `rank` sends in one optimizer step, by axis and operation; what is 0 is left out.
 
-    Raises NotImplementedError for context and expert parallelism, and for gathers that come and go.
+    Raises NotImplementedError for expert parallelism, and for gathers that come and go.
     """
-    if layout.size("cp") > 1 or layout.has_experts:
-        raise NotImplementedError(f"{layout}: no textbook volumes for context and expert parallelism yet")
+    if layout.has_experts:
+        raise NotImplementedError(f"{layout}: no textbook volumes for expert parallelism yet")
     if args.parallel.sharding == "fsdp" or "dp.0" in layout.axes:
         raise NotImplementedError("no textbook volumes for weights that are gathered block by block yet")
     at, step = layout.coords(rank), _Step(args, layout)
@@ -45,7 +47,14 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
         term
         for stage in stages
         for part in (every[stage],)
-        for term in (step.borders(part), step.scales(part), step.squares(part), step.loss(part), step.messages(stage))
+        for term in (
+            step.borders(part),
+            step.context(part),
+            step.scales(part),
+            step.squares(part),
+            step.loss(part),
+            step.messages(stage),
+        )
     ]
     for term in (*terms, step.gradients([every[stage] for stage in stages], at["tp"])):
         for key, size in term.items():
@@ -74,8 +83,8 @@ class _Step:
 
     @property
     def tokens(self) -> int:
-        """Of one microbatch."""
-        return self.args.batch.seq_len * self.args.batch.micro_batch
+        """Of one microbatch on a rank of cp."""
+        return local_tokens(self.args)
 
     @property
     def wide(self) -> int:
@@ -95,10 +104,36 @@ class _Step:
         both = (4 * layers + part.first + part.last) * mb * one
         nothing = how == "none" or (how == "selective" and self.args.model.norm_placement == "post")
         entered = 0.0 if nothing else layers * mb * one
-        left = 2 * layers * mb * one if how == "block" else 0.0
+        left = 2 * layers * mb * one if how in ("block", "offload") else 0.0
         if self.args.parallel.sequence_parallel:
             return {("tp", "all_gather"): both / 2 + entered, ("tp", "reduce_scatter"): (both + left) / 2}
         return {("tp", "all_reduce"): both + left}
+
+    def context(self, part: StageSpec) -> Bytes:
+        """Of each layer keys and values, and their gradients in fp32 or wider; or all heads, and their gradients.
+
+        A ring takes one step less for keys than it has ranks, forward and once more in the backward, and as many as it
+        has for gradients, which end at home. A recomputed block has its forward once more.
+        """
+        if self.layout.size("cp") == 1:
+            return {}
+        m, p, found = self.args.model, self.args.parallel, defaultdict[tuple[str, str], float](float)
+        item, forwards = DTYPES[self.args.run.dtype].itemsize, 1 + (self.args.run.recompute in ("block", "offload"))
+        head, kv_heads = self.tokens * m.dim_per_head * self.microbatches, max(1, m.num_kv_heads // p.tp)
+        for layer in part.layers:
+            comm = comm_of(self.args, layer)
+            inner = p.cp if comm == "ulysses" else (p.cp_a2a or 1) if comm == "hybrid" else 1
+            outer, copies = p.cp // inner, inner // math.gcd(kv_heads, inner)
+            two = inner > 1 and outer > 1
+            heads = head * item * (2 * m.heads // p.tp + 2 * kv_heads * copies)
+            found["cp.0" if two else "cp", "all_to_all"] += heads * (forwards + 1) * (inner - 1) / inner
+            keys, axis = head * 2 * kv_heads * copies, "cp.1" if two else "cp"
+            if comm in ("ring", "hybrid"):
+                found[axis, "shift"] += keys * ((outer - 1) * item * (forwards + 1) + outer * self.wide)
+            else:
+                found[axis, "all_gather"] += keys * item * (forwards + 1) * (outer - 1)
+                found[axis, "reduce_scatter"] += keys * self.wide * (outer - 1)
+        return dict(found)
 
     def scales(self, part: StageSpec) -> Bytes:
         """Of what tp cuts, the ranks agree on the scales of FP8, by their maximum, in fp32.
@@ -109,14 +144,14 @@ class _Step:
         """
         if self.args.run.fp8 == "none":
             return {}
-        rowwise, recompute = self.args.run.fp8 == "rowwise", self.args.run.recompute == "block"
+        rowwise, recompute = self.args.run.fp8 == "rowwise", self.args.run.recompute in ("block", "offload")
         weights = 4 * (self.args.model.hidden if rowwise else 1)
         others = (6 if recompute else 4) * self.microbatches * (self.tokens if rowwise else 1)
         return {("tp", "all_reduce_max"): len(part.layers) * self.all_reduce("tp", 4 * (weights + others))}
 
     def squares(self, part: StageSpec) -> Bytes:
         """Norms over all heads: of each token two mean squares, and their gradients; once more where recomputed."""
-        model, recompute = self.args.model, self.args.run.recompute == "block"
+        model, recompute = self.args.model, self.args.run.recompute in ("block", "offload")
         if not model.qk_norm or model.qk_norm_width == "head":
             return {}
         times = len(part.layers) * self.microbatches * (3 if recompute else 2)

@@ -30,7 +30,7 @@ def rejection(words: str) -> str:
         ("--num_layers 2", "did you mean --layers?"),
         ("--fsdp", "did you mean --sharding fsdp?"),
         ("--num-experts 8", "mixture of experts: not available yet"),
-        ("--cp-comm-type p2p", "a choice of how context parallelism communicates: not available yet"),
+        ("--cp-comm-type p2p", "did you mean --cp-comm?"),
         ("--set parallel.tensor_model_parallel_size=2", "did you mean parallel.tp?"),
         ("--set moe.num_experts=2", "mixture of experts: not available yet"),
     ],

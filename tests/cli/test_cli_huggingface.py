@@ -128,6 +128,44 @@ def test_what_was_trained_goes_out_and_on(fresh: Fresh, qwen: Path, options: lis
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_adapters_are_trained_alone_and_go_out_both_ways(
+    fresh: Fresh, qwen: Path, options: list[str], tmp_path: Path
+) -> None:
+    """Stopped and resumed; written by the run itself, from its checkpoint, and as peft reads it."""
+    import warnings
+
+    from transformers import AutoModelForCausalLM
+
+    out, tuned = (
+        tmp_path / "run",
+        ["--lr", "1e-2", "--warmup-steps", "0", "--lora-rank", "4", "--lora-targets", "q,v,o"],
+    )
+    ended = train(fresh, qwen, options, out, *tuned)
+    assert (ended.code, ended.err) == (0, "")
+    ended = train(fresh, qwen, options, out, *tuned, "--steps", "4", "--resume", "--export-hf", str(tmp_path / "live"))
+    assert (ended.code, ended.err) == (0, "")
+    for to, more in (("merged", ["--dtype", "fp32"]), ("same", []), ("adapter", ["--adapter"])):
+        words = ["export", "--checkpoint", str(out), "--to", str(tmp_path / to), *more]
+        ended = fresh.run(main, words, env=ENV)
+        assert (ended.code, ended.err) == (0, "")
+    live, same = (load_file(tmp_path / at / "model.safetensors") for at in ("live", "same"))
+    assert live.keys() == same.keys()
+    assert all(torch.equal(x, same[name]) for name, x in live.items())
+    assert (tmp_path / "live" / "tokenizer.json").exists()
+    before = {name: x for file in qwen.glob("*.safetensors") for name, x in load_file(file).items()}
+    moved = {name for name, x in before.items() if not torch.equal(x, live[name])}
+    assert moved == {f"model.layers.{n}.self_attn.{m}_proj.weight" for n in range(3) for m in "qvo"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft = pytest.importorskip("peft")
+        base = AutoModelForCausalLM.from_pretrained(qwen, dtype=torch.float32)
+        theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    tokens = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, merged(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_what_contradicts_the_model_is_rejected(fresh: Fresh, qwen: Path, tmp_path: Path) -> None:
     ended = fresh.run(main, ["train", "--init-from", str(qwen), "--layers", "5"], env=ENV)
     assert ended.code == 2

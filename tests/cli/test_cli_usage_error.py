@@ -114,8 +114,8 @@ def test_resume_with_fewer_steps_than_are_done(rejected: Callable[..., str]) -> 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--hidden", "64"], "model.embed_tokens.weight"),
-        (["--seed", "5"], "seed was 1234, is 5"),
+        (["--hidden", "64"], "model.hidden was 32 in "),
+        (["--seed", "5"], "run.seed was 1234 in "),
         (["--held-out", "0.5"], "digest was"),
     ],
 )

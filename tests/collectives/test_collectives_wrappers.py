@@ -25,6 +25,7 @@ from stretto.collectives import (
     all_to_all,
     broadcast,
     reduce_scatter,
+    shift_async,
 )
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
@@ -99,6 +100,17 @@ def test_what_carries_no_gradient(pool: Pool) -> None:
         torch.testing.assert_close(total, sum(everyone), rtol=0, atol=1e-14)
 
 
+def test_a_shift_brings_what_the_rank_before_has(pool: Pool) -> None:
+    """Also of tensors with strides, two of them under way at once, in the order in which they were begun."""
+    for rank, (one, two, left) in enumerate(pool.run(3, _shifted)):
+        before = (rank - 1) % 3
+        assert torch.equal(one, torch.arange(6).view(2, 3).t() + 10 * before)
+        assert torch.equal(two, torch.full((2,), before))
+        assert left
+    x = torch.arange(3.0)
+    assert shift_async(x, Axis.single("cp")).wait() is x
+
+
 def test_a_dimension_that_does_not_divide_is_rejected_with_its_numbers(pool: Pool) -> None:
     """Catches a remainder that is dropped in silence. All ranks reject before anything is sent."""
     for messages in pool.run(2, _rejections):
@@ -122,6 +134,14 @@ def test_tensors_without_elements(pool: Pool) -> None:
     """A rank may hold nothing (no rows of a vocabulary, no tokens of an expert): shapes hold and nobody hangs."""
     for shapes in pool.run(2, _empty, timeout=20.0):
         assert shapes == [(0, 4), (0, 8), (0, 2), (0, 2)]
+
+
+def _shifted(world: World) -> tuple[Tensor, Tensor, bool]:
+    with ParallelState.build(Layout.of(cp=3), world) as state:
+        x = torch.arange(6).view(2, 3).t() + 10 * world.rank
+        kept = x.clone()
+        first, second = (shift_async(each, state.axis("cp")) for each in (x, torch.full((2,), world.rank)))
+        return first.wait(), second.wait(), torch.equal(x, kept)
 
 
 def _hold_laws(world: World, batch: list[Case]) -> None:

@@ -124,6 +124,12 @@ def test_experts_are_rejected_until_they_are_there() -> None:
         ("--deterministic-mode", {"run.deterministic": True}),
         ("--use-tp-pp-dp-mapping", {"parallel.order": "tp-cp-ep-pp-dp"}),
         ("--high-priority-stream-groups tp dp_cp", {"nccl.high_priority": ("tp", "dp-cp")}),
+        ("--context-parallel-size 2", {"parallel.cp_comm": ("ring",)}),  # Megatron-LM's default
+        ("--context-parallel-size 2 --cp-comm-type a2a", {"parallel.cp_comm": ("ulysses",)}),
+        (
+            "--context-parallel-size 4 --cp-comm-type p2p a2a+p2p --hierarchical-context-parallel-sizes 2 2",
+            {"parallel.cp_comm": ("ring", "hybrid"), "parallel.cp_a2a": 2},
+        ),
     ],
 )
 def test_flags_that_take_more_than_copying(flags: str, said: dict[str, object]) -> None:
@@ -157,6 +163,14 @@ def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -
         ("--num-layer 3", "--num-layer: is not known; did you mean --num-layers?"),
         ("--num-layers many", "--num-layers: 'many' is text, must be a whole number"),
         ("--high-priority-stream-groups tp ep", "ep: not available; there is tp, cp, pp, dp, dp_cp"),
+        (
+            "--context-parallel-size 2 --cp-comm-type ring",
+            "--cp-comm-type: ring: not available; there is p2p, all_gather",
+        ),
+        (
+            "--context-parallel-size 4 --cp-comm-type a2a+p2p --hierarchical-context-parallel-sizes 2 4",
+            "--hierarchical-context-parallel-sizes: 2 4: a2a+p2p needs two sizes whose product is",
+        ),
         ("--fp8-format hybrid", "--fp8-format: delayed scaling, Megatron-LM's default, is not"),
         ("--fp8-format hybrid --fp8-recipe delayed", "--fp8-format: delayed scaling, Megatron-LM's default, is not"),
         ("--fp8-format hybrid --fp8-recipe mxfp8", "--fp8-recipe: 'mxfp8' is not available; there is tensorwise"),

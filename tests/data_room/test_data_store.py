@@ -98,8 +98,8 @@ def test_a_missing_store_and_another_format_are_named(tmp_path: Path) -> None:
         TokenStore.open(tmp_path / "a")
     write(tmp_path / "a", [[1]])
     raw = (tmp_path / "a").read_bytes()
-    (tmp_path / "a").write_bytes(raw.replace(b"stretto tokens 1", b"stretto tokens 0"))
-    with pytest.raises(DataError, match="no token store of format 'stretto tokens 1'"):
+    (tmp_path / "a").write_bytes(raw.replace(b"stretto tokens 2", b"stretto tokens 1"))
+    with pytest.raises(DataError, match="no token store of format 'stretto tokens 2'"):
         TokenStore.open(tmp_path / "a")
 
 

@@ -241,7 +241,11 @@ def of_cut_link(drill: Drill, n: int, text: str, code: int) -> list[str]:
         return [] if drill.moment in ("end", "goodbye") else ["ended with 0"]
     if "within 8 s; missing: 2-3" in text or "within 8 s; missing: 2" in text or "MASTER_ADDR=10.211.0.1" in text:
         return []  # the ranks had not met: nobody knows a host yet
-    if n == 1 and code == 1 and not [line for line in text.splitlines() if line and not line.startswith("[W")]:
+    if (
+        n == 1
+        and code == 1
+        and not [line for line in text.splitlines() if line and not line.startswith(("[W", "drill: "))]
+    ):
         return []  # rank 0 speaks for its host
     if "at 10.211.0.1" in text:
         return []

@@ -1,7 +1,7 @@
 """P19: the ledger says of weights, gradients and optimizer what lives, to the byte, in every mode of sharding.
 
 Faults to catch: padding of shards left out; a tied embedding counted twice; masters of wide weights counted; state of
-another rule; gradients that are sharded counted whole.
+another rule; gradients that are sharded counted whole; gradients or masters of what is frozen counted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
+from stretto.arguments.schema import (
+    Arguments,
+    BatchConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TuningConfig,
+)
 from stretto.distributed.memory import here
 from stretto.estimate import fitting, ledger
 from stretto.layout import Layout
@@ -42,7 +50,11 @@ def runs(draw: st.DrawFn) -> Arguments:
         qkv_bias=bit["qkv"],
         tied=bit["tied"],
         qk_norm=bit["qk_norm"],
+        norm_placement=draw(st.sampled_from(["pre", "post", "sandwich"])),
     )
+    adapted = st.lists(st.sampled_from(["q", "k", "v", "o", "up", "down"]), min_size=1, unique=True)
+    lora = TuningConfig(lora_rank=draw(st.integers(1, 5)), lora_targets=tuple(draw(adapted)))
+    frozen = TuningConfig(freeze=("model.embed_tokens.*", "*.mlp.*", "*.0.input_layernorm.*"))
     mode = draw(st.sampled_from(["none", "zero1", "zero2", "fsdp"]))
     return Arguments(
         model=model,
@@ -50,6 +62,7 @@ def runs(draw: st.DrawFn) -> Arguments:
         batch=BatchConfig(seq_len=4, micro_batch=1, global_batch=2 * dp),
         optimizer=OptimizerConfig(optimizer=draw(st.sampled_from(["adamw", "sgd", "lion"]))),
         run=RunConfig(dtype=draw(st.sampled_from(["fp32", "bf16", "fp64"]))),
+        tuning=draw(st.sampled_from([TuningConfig(), lora, frozen])) if model.norm_placement != "post" else lora,
     )
 
 

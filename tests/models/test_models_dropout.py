@@ -19,6 +19,7 @@ from stretto.arguments.schema import ModelConfig
 from stretto.batch import Batch
 from stretto.models import Microbatch, StageSpec, Transformer
 from stretto.random import bits, chance, dropped, stream_key
+from stretto.structure import Structure
 from stretto.tensor_parallel import Build, Dropout
 from stretto.world import Axis
 
@@ -61,7 +62,7 @@ def test_as_many_fall_away_as_said_and_independently() -> None:
 
 def test_expectation_and_variance_are_those_of_inverted_dropout() -> None:
     x = torch.ones(256, 16, 64, dtype=torch.float64)
-    y = Dropout(0.25, "x", BUILD)(x, torch.arange(16))
+    y = Dropout(0.25, "x", BUILD)(x, Structure.of_tokens(len(x), torch.arange(16)))
     assert set(y.unique().tolist()) == {0.0, 1 / 0.75}
     assert abs(y.mean() - 1) < 5e-3
     assert abs(y.var() - 0.25 / 0.75) < 5e-3
@@ -74,21 +75,21 @@ def test_the_chance_is_never_none_nor_one(p: float) -> None:
 
 
 def test_seed_and_name_matter() -> None:
-    x, samples = torch.ones(8, 2, 32), torch.arange(2)
+    x, samples = torch.ones(8, 2, 32), Structure.of_tokens(8, torch.arange(2))
     made = [Dropout(0.5, n, replace(BUILD, seed=s))(x, samples) for s, n in ((0, "a"), (0, "b"), (1, "a"))]
     assert not any(torch.equal(a, b) for k, a in enumerate(made) for b in made[:k])
 
 
 def test_the_gradient_falls_away_with_the_output() -> None:
     x = torch.randn(4, 3, 8, dtype=torch.float64, requires_grad=True)
-    y = Dropout(0.5, "x", BUILD)(x, torch.arange(3))
+    y = Dropout(0.5, "x", BUILD)(x, Structure.of_tokens(len(x), torch.arange(3)))
     y.sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad * x.detach(), y.detach(), rtol=0, atol=0)
 
 
 def test_a_sequence_in_parts_is_the_whole() -> None:
-    x, samples = torch.ones(6, 2, 5), torch.tensor([8, 1])
+    x, samples = torch.ones(6, 2, 5), Structure.of_tokens(6, torch.tensor([8, 1]))
     whole = Dropout(0.5, "x", BUILD)(x, samples)
     ranks = [Build(Axis("tp", r, (0, 1, 2), None), True, torch.float32, seed=BUILD.seed) for r in range(3)]
     parts = [Dropout(0.5, "x", place)(x[:2], samples) for place in ranks]
@@ -136,9 +137,12 @@ def test_the_places_are_those_of_gpt2() -> None:
 
     assert trunk.embed_tokens is not None
     assert trunk.embed_positions is not None
-    x = drop(trunk.embed_positions(trunk.embed_tokens(batch.tokens)), "model.embed_tokens")
+    x = drop(trunk.embed_positions(trunk.embed_tokens(batch.tokens), microbatch.known_structure), "model.embed_tokens")
     for n, block in trunk.layers.items():
-        x = x + drop(block.self_attn(block.input_layernorm(x).output, None), f"model.layers.{n}.self_attn")
+        x = x + drop(
+            block.self_attn(block.input_layernorm(x).output, None, microbatch.known_structure),
+            f"model.layers.{n}.self_attn",
+        )
         x = x + drop(block.mlp(block.post_attention_layernorm(x).output), f"model.layers.{n}.mlp")
     logits = F.linear(F.rms_norm(x, (CONFIG.hidden,), eps=CONFIG.norm_eps), model.lm_head.weight[: CONFIG.vocab])
     loss = F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), batch.labels.flatten(), reduction="sum")

@@ -16,6 +16,8 @@ OPTIONAL = {
     "stretto/kernels/": "triton",
     "stretto/schedule/exact.py": "ortools",
     "stretto/data/zstd.py": "zstandard",
+    "stretto/data/sentence_piece.py": "sentencepiece",
+    "stretto/data/tiktoken_file.py": "tiktoken",
 }
 """What torch for GPUs brings and torch for CPUs does not, and what an extra brings: where each may be imported."""
 

@@ -54,6 +54,13 @@ def test_gathers_of_tensor_parallelism_have_a_window_on_gpus() -> None:
     assert options(f"{words} --sequence-parallel --gloo tp")["tp"] == GroupOptions(backend="gloo")
 
 
+def test_keys_of_context_parallelism_have_a_buffer_of_their_own_on_gpus() -> None:
+    """Not the groups of the same ranks that gradients go over; nor where keys go from rank to rank."""
+    words = "--cp 2 --dp 1 --device cuda --dtype bf16 --seq-len 64 --micro-batch 2 --kv-heads 2 --head-dim 8"
+    assert options(f"{words} --cp-comm all-gather") == {"cp": GroupOptions(peer_buffer=64 // 2 * 2 * 2 * 2 * 8 * 2)}
+    assert options(f"{words} --cp-comm ring") == {}
+
+
 def test_gloo_in_place_of_nccl_for_one_axis() -> None:
     said = options("--tp 2 --dp 2 --device cuda --gloo dp")
     assert said["dp-cp"] == GroupOptions(backend="gloo")

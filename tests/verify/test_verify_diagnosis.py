@@ -43,8 +43,8 @@ def _bias_in_every_part(self: RowParallelLinear, x: Tensor) -> Tensor:
     )
 
 
-def _third_layer_louder(self: block.Block, x: Tensor, rotations: Any, *_: Any) -> Tensor:
-    x = x + self.self_attn(self.input_layernorm(x).output, rotations.whole)
+def _third_layer_louder(self: block.Block, x: Tensor, rotations: Any, structure: Any, *_: Any) -> Tensor:
+    x = x + self.self_attn(self.input_layernorm(x).output, rotations.whole, structure)
     more = self.mlp(self.post_attention_layernorm(x).output)
     return x + more * (1.0 + 1e-6 * self.self_attn.qkv_proj.build.tp.rank)
 

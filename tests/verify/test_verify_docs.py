@@ -57,7 +57,7 @@ def test_two_layouts_are_compared_and_written_down(tmp_path: Path) -> None:
         (["--updates", "0"], "At least 1"),
         (["--against", "tp=2", "--heads", "1", "--kv-heads", "1"], "--against tp=2: "),
         (["--against", "tp=2", "--heads", "1", "--kv-heads", "1"], "model.heads = 1 (command line), parallel.tp = 2"),
-        (["--against", "cp=2"], "parallel.cp = 2 (--against cp=2)"),
+        (["--against", "cp=2", "--seq-len", "1"], "parallel.cp = 2 (--against cp=2)"),
     ],
 )
 def test_a_wrong_word_is_rejected_before_anything_starts(

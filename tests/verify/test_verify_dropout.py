@@ -16,6 +16,7 @@ from verify_checks import compare, first_wrong, small
 
 from stretto.arguments.schema import Arguments
 from stretto.layout import Layout
+from stretto.structure import Structure
 from stretto.tensor_parallel import Dropout
 from stretto.testing import Pool
 from stretto.verify import Session, build, random_batch, random_weights
@@ -127,9 +128,10 @@ def dropouts(session: Session) -> list[Dropout]:
     return [m for stage in session.built.stages.values() for m in stage.modules() if isinstance(m, Dropout)]
 
 
-def pieces(args: Arguments, module: nn.Module, given: tuple[Tensor, Tensor], y: Tensor) -> list[Piece]:
+def pieces(args: Arguments, module: nn.Module, given: tuple[Tensor, Structure], y: Tensor) -> list[Piece]:
     assert isinstance(module, Dropout)
-    x, samples = given
+    x, structure = given
+    assert structure.samples is not None
     assert x.all(), "what is zero already says nothing"
     first = module.tp.rank * len(x) if args.parallel.sequence_parallel else 0
-    return [(module.name, int(sample), first, y[:, row] == 0) for row, sample in enumerate(samples)]
+    return [(module.name, int(sample), first, y[:, row] == 0) for row, sample in enumerate(structure.samples)]

@@ -95,7 +95,11 @@ def test_every_choice_of_the_schema_is_in_the_matrix() -> None:
     """Catches a schedule, dtype or way to recompute that can be chosen and is not verified."""
     assert set(get_args(get_type_hints(ParallelConfig)["schedule"])) == set(PIPELINE) - {"-"}
     assert set(get_args(get_type_hints(RunConfig)["dtype"])) == set(DTYPES)
-    assert set(get_args(get_type_hints(RunConfig)["recompute"])) == set(RECOMPUTE)
+    ways = set(get_args(get_type_hints(RunConfig)["recompute"]))
+    assert ways - {"offload"} == set(RECOMPUTE)
+    elsewhere = replace(Arguments(), run=replace(Arguments().run, recompute="offload", ffn_chunks=2))
+    elsewhere = replace(elsewhere, data=replace(elsewhere.data, packing=True))
+    assert "recompute=offload, ffn_chunks=2, packing" in (untested(elsewhere) or "")
     assert {"dp", *get_args(get_type_hints(ParallelConfig)["sharding"])} - {"none"} == set(DATA) - {"-"}
     assert TENSOR[0] == PIPELINE[0] == DATA[0] == "-"
 

@@ -218,5 +218,5 @@ def test_a_batch_that_does_not_fit_is_an_error() -> None:
 
 def test_arguments_that_break_a_rule_in_the_layout_are_an_error() -> None:
     args = arguments(1, 1, 1, variant=0)
-    with pytest.raises(ConfigError, match="cp"), build(args, Layout.of(cp=2), World.single()):
+    with pytest.raises(ConfigError, match="tp"), build(args, Layout.of(tp=3), World.single()):
         pass

@@ -195,8 +195,8 @@ PRODUCTS = [
     Fault(
         "what is made again comes from this rank's part of the sequence alone",
         "tensor_parallel/linear.py",
-        "recomputed = all_gather_async(x, build.tp) if ctx.column and build.sequence_parallel else AsyncTensor(x)",
-        "recomputed = AsyncTensor(torch.cat([x] * (build.tp.size if ctx.column and build.sequence_parallel else 1)))",
+        "recomputed = all_gather_async(x, build.tp) if gathers else AsyncTensor(x)",
+        "recomputed = AsyncTensor(torch.cat([x] * (build.tp.size if gathers else 1)))",
     ),
     Fault(
         "a bias gets the mean over the tokens",
@@ -210,14 +210,14 @@ DROPOUT = [
     Fault(
         "every tensor-parallel rank drops what the first does under sequence parallelism",
         "tensor_parallel/dropout.py",
-        "self.tp.rank * n if self.sequence_parallel else 0",
+        "self.tp.rank if self.sequence_parallel else 0",
         "0",
     ),
     Fault(
         "tensor-parallel ranks that hold the same activation drop different elements",
         "tensor_parallel/dropout.py",
-        "self.tp.rank * n if self.sequence_parallel else 0",
-        "self.tp.rank * n",
+        "self.tp.rank if self.sequence_parallel else 0",
+        "self.tp.rank",
     ),
 ]
 
@@ -225,8 +225,8 @@ POSITIONS = [
     Fault(
         "learned positions begin anew on each rank under sequence parallelism",
         "models/transformer.py",
-        "first += self.rank * n\n",
-        "first += 0\n",
+        "structure.first + self.rank * x.shape[0]",
+        "structure.first",
     ),
     Fault(
         "rotary positions begin anew with each rank's part of the sequence",

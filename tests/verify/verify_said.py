@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
+from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, OFFLOAD, PACKED, TILE
 from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, TEXT_FILES
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
@@ -14,6 +15,7 @@ from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 from verify_said_schedules import SCHEDULES
 from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, NOT_FINITE, RULES, SHARDING
+from verify_said_tuning import ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -150,8 +152,8 @@ DROPOUT = Said(
     Fault(
         "a mask that knows the row of the microbatch in place of the sample",
         "tensor_parallel/dropout.py",
-        "dropped(self.keys, samples,",
-        "dropped(self.keys, torch.arange(len(samples)),",
+        "dropped(self.keys, structure.samples,",
+        "dropped(self.keys, torch.arange(len(structure.samples)),",
     ),
     Fault("the same mask for every layer", "tensor_parallel/dropout.py", 'f"dropout/{name}"', '"dropout"'),
     Fault(
@@ -175,9 +177,8 @@ DROPOUT = Said(
     Fault(
         "a recomputation that draws anew",
         "tensor_parallel/dropout.py",
-        "positions = torch.arange(first, first + n, device=x.device)",
-        """self.drawn = getattr(self, "drawn", 0) + 1
-        positions = torch.arange(first, first + n, device=x.device) + 1000 * self.drawn""",
+        "x.shape[-1], self.p)",
+        "x.shape[-1], self.p).roll(setattr(self, 'drawn', getattr(self, 'drawn', 0) + 1) or self.drawn, -1)",
     ),
 )
 
@@ -275,17 +276,17 @@ BUCKETS = Said(
 )
 
 FLASH = Said(
-    "tests/models/test_models_flash.py",
+    "tests/attention/test_attention_flash.py",
     Fault(
         "an output in another order in memory",
-        "models/flash.py",
+        "attention/flash.py",
         "torch.empty((s, b, heads, d), dtype=q.dtype, device=q.device).transpose(0, 1)",
         "torch.empty((b, s, heads, d), dtype=q.dtype, device=q.device)",
     ),
-    Fault("keys and values exchanged", "models/flash.py", "_flash_attn_fwd(q, k, v,", "_flash_attn_fwd(q, v, k,"),
+    Fault("keys and values exchanged", "attention/flash.py", "_flash_attn_fwd(q, k, v,", "_flash_attn_fwd(q, v, k,"),
     Fault(
         "a backward that is told of another output",
-        "models/flash.py",
+        "attention/flash.py",
         "q, k, v, y, dy, lse, causal",
         "q, k, v, 2 * y, dy, lse, causal",
     ),
@@ -444,8 +445,8 @@ VOCABULARY = Said(
     Fault(
         "a gradient that does not see what follows the loss",
         "tensor_parallel/cross_entropy.py",
-        "            (dw,) = made\n",
-        "            (dw,) = made\n            scale = torch.ones_like(scale)\n",
+        "            dw = (made[0] * scale",
+        "            scale = torch.ones_like(scale)\n            dw = (made[0] * scale",
     ),
     Fault(
         "a second derivative that is silently incomplete",
@@ -477,27 +478,27 @@ LAYOUTS_OF_DROPOUT = Said(
     Fault(
         "tensor-parallel ranks that all draw the first positions under sequence parallelism",
         "tensor_parallel/dropout.py",
-        "self.tp.rank * n if self.sequence_parallel else 0",
+        "self.tp.rank if self.sequence_parallel else 0",
         "0",
     ),
     Fault(
         "tensor-parallel ranks that draw different positions without it",
         "tensor_parallel/dropout.py",
-        "self.tp.rank * n if self.sequence_parallel else 0",
-        "self.tp.rank * n",
+        "self.tp.rank if self.sequence_parallel else 0",
+        "self.tp.rank",
     ),
     Fault(
         "a mask that knows the row of the microbatch in place of the sample",
         "tensor_parallel/dropout.py",
-        "dropped(self.keys, samples,",
-        "dropped(self.keys, torch.arange(len(samples)),",
+        "dropped(self.keys, structure.samples,",
+        "dropped(self.keys, torch.arange(len(structure.samples)),",
     ),
     Fault(
         "a mask that knows the row of the rank in place of the sample",
         "tensor_parallel/dropout.py",
-        "mask = dropped(self.keys, samples,",
-        """self.rows = getattr(self, "rows", 0) + len(samples)
-        mask = dropped(self.keys, torch.arange(self.rows - len(samples), self.rows),""",
+        "mask = dropped(self.keys, structure.samples,",
+        """self.rows = getattr(self, "rows", 0) + len(structure.samples)
+        mask = dropped(self.keys, torch.arange(self.rows - len(structure.samples), self.rows),""",
     ),
 )
 
@@ -624,6 +625,18 @@ SAID = (
     IN_AND_OUT,
     CACHE,
     SCHEDULES,
+    TUNING,
+    SHARE,
+    ADAPTERS,
+    TOKENIZERS,
+    CHAT,
+    CONTEXT_ATTENTION,
+    DEAL,
+    CONTEXT_LAYOUTS,
+    PACKED,
+    OFFLOAD,
+    CUT,
+    TILE,
     TEXT_FILES,
     LOST,
     PARTS,

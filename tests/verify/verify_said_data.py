@@ -23,7 +23,7 @@ TEXT_FILES = Said(
         "return",
     ),
     Fault("JSON lines in a `.json` learnt as text", "data/formats.py", "(begin and is_record(begin, key))", "False"),
-    Fault("a key that is not looked under", "data/formats.py", "text = record.get(key)", 'text = record.get("text")'),
+    Fault("a key that is not looked under", "data/formats.py", "else record.get(key)", 'else record.get("text")'),
     Fault(
         "an archive that ends in the middle taken as whole", "data/zstd.py", "if self._frame is not None:", "if False:"
     ),
@@ -96,7 +96,7 @@ MIXTURE = Said(
     Fault(
         "a mix that goes on with other shares",
         "data/feed.py",
-        '("seed", "seq_len", "digest", "weights")',
+        '("seed", "seq_len", "digest", "weights", "packing")',
         '("seed", "seq_len", "digest")',
     ),
 )

@@ -20,7 +20,7 @@ MODEL = Said(
     ),
     Fault(
         "heads grouped in another order",
-        "models/dot_product.py",
+        "attention/dot_product.py",
         "    if not q.is_cuda:\n",
         "    k, v = (t.repeat(1, q.shape[1] // t.shape[1], 1, 1) for t in (k, v))\n    if not q.is_cuda:\n",
     ),
@@ -34,7 +34,7 @@ MODEL = Said(
     ),
     Fault(
         "the causal mask left out",
-        "models/dot_product.py",
+        "attention/dot_product.py",
         "is_causal=mask is None, scale=scores.scale, enable_gqa=grouped\n        )\n    with",
         "is_causal=False, scale=scores.scale, enable_gqa=grouped\n        )\n    with",
     ),

@@ -20,7 +20,7 @@ FAMILIES = Said(
     ),
     Fault(
         "windows one position too wide",
-        "models/dot_product.py",
+        "attention/dot_product.py",
         "(behind < (window or s))",
         "(behind <= (window or s))",
     ),
@@ -89,8 +89,8 @@ FILES = Said(
     Fault(
         "a transposed matrix read as it is",
         "interop/load.py",
-        "rows.copy_(files.read(name, *columns, (at, count)).t())",
-        "rows.copy_(files.read(name, (at, count), *columns))",
+        "self.files.read(source.name, (*columns, (at, count)), rows.t())",
+        "self.files.read(source.name, ((at, count), *columns), rows)",
     ),
     Fault(
         "a tensor of the directory that nobody reads",
@@ -117,13 +117,13 @@ IN_AND_OUT = Said(
     Fault(
         "weights of the directory that are drawn anew instead",
         "train/run.py",
-        "    load_weights(directory, config, shapes, named)\n",
+        '    load_weights(directory, config, shapes, named, built.stepper.state.axis("tp", "cp", "dp", "pp"))\n',
         "",
     ),
     Fault(
         "an export that does not read the checkpoint",
         "cli/export.py",
-        "        load(self.path, slices, World.single(), prefixes=())\n",
+        "        read_pieces(self.path, reads(self.contents, slices))\n",
         "",
     ),
     Fault(
@@ -139,18 +139,18 @@ CACHE = Said(
     Fault(
         "new tokens at positions counted from 0",
         "models/transformer.py",
-        "turns = turns.after(first)",
-        "turns = self._rotation(tokens.shape[1], x)",
+        "turns = turns.at(structure)",
+        "turns = turns.at(Structure.of_tokens(tokens.shape[1]))",
     ),
     Fault(
         "a window that is counted from the new tokens",
-        "models/dot_product.py",
+        "attention/dot_product.py",
         "behind = at[s - n :, None] - at",
         "behind = at[:n, None] - at",
     ),
     Fault(
         "queries that see what comes after them",
-        "models/dot_product.py",
+        "attention/dot_product.py",
         "return (behind >= 0) & (behind < (window or s))",
         "return behind < (window or s)",
     ),

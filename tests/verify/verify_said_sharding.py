@@ -121,8 +121,8 @@ LEDGER = Said(
     Fault(
         "masters of wide weights counted",
         "estimate/memory.py",
-        "masters=wide * part * (item < wide),",
-        "masters=wide * part,",
+        "masters=wide * (moved // shards) * (item < wide),",
+        "masters=wide * (moved // shards),",
     ),
     Fault(
         "state of another rule",
@@ -133,8 +133,14 @@ LEDGER = Said(
     Fault(
         "gradients that are sharded counted whole",
         "estimate/memory.py",
-        "gradients=wide * (part if sharding.grads else whole),",
-        "gradients=wide * whole,",
+        "gradients=wide * (moved // shards if sharding.grads else moved),",
+        "gradients=wide * moved,",
+    ),
+    Fault(
+        "gradients or masters of what is frozen counted",
+        "estimate/memory.py",
+        "moved = sum(f for f, t in zip(flats, trained, strict=True) if t)",
+        "moved = whole",
     ),
 )
 

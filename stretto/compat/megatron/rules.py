@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 
+from stretto.compat.megatron.context import COMM, LEVELS, context
 from stretto.compat.megatron.flags import DEFAULTS, SWITCHES
 from stretto.compat.megatron.given import Given, RejectedError, Setting, choice, number, one, positive, value
 from stretto.compat.megatron.pipeline import interleaved, stages
@@ -221,6 +222,7 @@ COMPUTED: Mapping[Rule, tuple[str, ...]] = {
         "--lr-wsd-decay-style",
     ),
     _split: ("--split", "--eval-iters"),
+    context: (COMM, LEVELS),
     interleaved: (
         "--num-virtual-stages-per-pipeline-rank",
         "--num-layers-per-virtual-pipeline-stage",

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from stretto.models.dot_product import PLAIN, Attend, Scores
+from stretto.attention.dot_product import PLAIN, Attend, Scores, require_plain
+from stretto.structure import Structure
 
 PACKAGE = "flash-attn-4"
 
 
 def flash_attention(*, deterministic: bool) -> Attend:
-    """`causal_attention` of `stretto.models.dot_product` by this package; `deterministic` backwards are slower.
+    """`causal_attention` of `stretto.attention.dot_product` by this package; `deterministic` backwards are slower.
 
     Raises ModuleNotFoundError, with what to install, where it is not there.
     """
@@ -32,9 +33,20 @@ def flash_attention(*, deterministic: bool) -> Attend:
             "pip install 'stretto[flash4]', or say --attention torch"
         ) from error
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN) -> Tensor:
-        if scores != PLAIN:
-            raise ValueError(f"{PACKAGE} computes plain causal attention, not with {scores}: say --attention torch")
+    def attend(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scores: Scores = PLAIN,
+        structure: Structure | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        require_plain(structure)
+        if scores != PLAIN or sinks is not None:
+            more = "" if sinks is None else " and sinks"
+            raise ValueError(
+                f"{PACKAGE} computes plain causal attention, not with {scores}{more}: say --attention torch"
+            )
         inputs = (x.transpose(1, 2) for x in (q, k, v))
         y: Tensor = _Flash.apply(*inputs, kernels, deterministic)  # type: ignore[no-untyped-call]
         return y.transpose(1, 2)

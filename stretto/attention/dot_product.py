@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stretto.arguments.schema import ModelConfig
+from stretto.structure import Structure
 
 FASTEST_FIRST: Final = [
     SDPBackend.CUDNN_ATTENTION,
@@ -44,16 +45,25 @@ PLAIN: Final = Scores()
 """Causal attention and nothing else."""
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN) -> Tensor:
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scores: Scores = PLAIN,
+    structure: Structure | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """[b, heads, n, d] of q and [b, kv_heads, s, d] of k and v: each position sees itself and those before it.
 
-    Queries are of the last n positions: of all of them, but where keys of earlier ones were kept.
+    Queries are of the last n positions: of all of them, but where keys of earlier ones were kept. Raises ValueError for
+    rows that are not plain.
     """
+    require_plain(structure)
     grouped, n, s = q.shape[1] != k.shape[1], q.shape[2], k.shape[2]
     whole = n == s and (scores.window is None or scores.window >= s)
     mask = None if whole else _within(n, s, scores.window, q.device)
-    if scores.softcap is not None:
-        return _capped_attention(q, k, v, scores, scores.softcap)
+    if scores.softcap is not None or sinks is not None:
+        return _defined_attention(q, k, v, scores, sinks)
     if not q.is_cuda:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scores.scale, enable_gqa=grouped
@@ -64,6 +74,15 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN) ->
         )
 
 
+def require_plain(structure: Structure | None) -> None:
+    """Raise ValueError where rows have several documents or lie on several ranks: these kernels know of neither."""
+    if structure is not None and not structure.plain:
+        raise ValueError(
+            "rows of several documents, or cut over several ranks, but this attention sees one document on one rank: "
+            "use stretto.context_parallel.ContextAttention"
+        )
+
+
 def _within(n: int, s: int, window: int | None, device: torch.device) -> Tensor:
     """Which of the last n positions [n, 1] attends to which [s]: none after it, and none `window` or more before."""
     at = torch.arange(s, device=device)
@@ -71,23 +90,39 @@ def _within(n: int, s: int, window: int | None, device: torch.device) -> Tensor:
     return (behind >= 0) & (behind < (window or s))
 
 
-def _capped_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores, cap: float) -> Tensor:
+def _defined_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores, sinks: Tensor | None) -> Tensor:
     """As the definition says it; no kernel of torch's caps scores. The weights [b, heads, n, s] exist."""
     b, heads, n, d = q.shape
     k, v = (x.unsqueeze(2) for x in (k, v))
     grouped = q.view(b, k.shape[1], -1, n, d)  # queries beside the key/value head that they share
     weights = grouped @ k.mT * (d**-0.5 if scores.scale is None else scores.scale)
-    weights = cap * torch.tanh(weights / cap)
+    if (cap := scores.softcap) is not None:
+        weights = cap * torch.tanh(weights / cap)
     weights = weights.masked_fill(~_within(n, k.shape[3], scores.window, q.device), -torch.inf)
     wide = torch.promote_types(q.dtype, torch.float32)
-    out: Tensor = torch.softmax(weights, -1, dtype=wide).to(q.dtype) @ v
+    if sinks is not None:
+        column = sinks.view(k.shape[1], -1, 1, 1).expand(b, -1, -1, n, 1)
+        weights = torch.cat([weights, column.to(weights.dtype)], -1)
+    shares = torch.softmax(weights, -1, dtype=wide).to(q.dtype)
+    out: Tensor = shares[..., : k.shape[3]] @ v
     return out.view(b, heads, n, d)
 
 
 class Attend(Protocol):
-    """As `causal_attention`."""
+    """As `causal_attention`: who sees whom is said by the rows' structure and by the scores' window.
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN) -> Tensor: ...
+    `sinks` [heads] are scores of a key that every query sees and that has no value.
+    """
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scores: Scores = PLAIN,
+        structure: Structure | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor: ...
 
 
 def attention_by(kernels: Literal["torch", "flash4"], *, deterministic: bool = False) -> Attend:
@@ -97,6 +132,6 @@ def attention_by(kernels: Literal["torch", "flash4"], *, deterministic: bool = F
     """
     if kernels == "torch":
         return causal_attention
-    from stretto.models.flash import flash_attention  # only here, since it asks for an optional package
+    from stretto.attention.flash import flash_attention  # only here, since it asks for an optional package
 
     return flash_attention(deterministic=deterministic)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stretto.models.dot_product import attention_by, causal_attention
+from stretto.attention.dot_product import attention_by, causal_attention
 
 pytestmark = pytest.mark.gloo
 
@@ -30,7 +30,7 @@ def inputs(dtype: torch.dtype, device: str = "cpu", size: int = 1) -> list[Tenso
 
 def test_a_missing_package_is_named_with_the_flag() -> None:
     missing = ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn")
-    with mock.patch("stretto.models.flash.import_module", side_effect=missing), pytest.raises(ImportError) as error:
+    with mock.patch("stretto.attention.flash.import_module", side_effect=missing), pytest.raises(ImportError) as error:
         attention_by("flash4")
     for said in (
         "needs the package flash-attn-4",
@@ -64,7 +64,7 @@ def _backward(
 def test_what_is_around_the_kernels_keeps_values_and_order() -> None:
     """With kernels that are torch's: the output lies sequence first, so that the next product reads it as it is."""
     theirs = SimpleNamespace(_flash_attn_fwd=_forward, _flash_attn_bwd=_backward)
-    with mock.patch("stretto.models.flash.import_module", return_value=theirs):
+    with mock.patch("stretto.attention.flash.import_module", return_value=theirs):
         attend = attention_by("flash4", deterministic=True)
     ours, plain = inputs(torch.float64), inputs(torch.float64)
     y, want = attend(*ours), causal_attention(*plain)

@@ -1,0 +1,46 @@
+"""Rules over what of a model is trained."""
+
+from __future__ import annotations
+
+from stretto.arguments.rule import RuleViolation, rule
+from stretto.arguments.schema import Arguments, TuningConfig
+
+
+@rule("tuning.lora_targets", "tuning.lora_rank", "model.activation")
+def adapters_have_matrices(a: Arguments) -> RuleViolation | None:
+    """Adapters are of matrices that the model has, each named once."""
+    t, targets = a.tuning, a.tuning.lora_targets
+    if not t.lora_rank:
+        return None
+    usable = tuple(name for name in dict.fromkeys(targets) if name != "gate" or a.model.gated)
+    if usable == targets and targets:
+        return None
+    problem = f"lora_targets = {','.join(targets) or 'none'}: must name matrices of the model, each once"
+    if "gate" in targets and not a.model.gated:
+        problem += f"; activation = {a.model.activation} has no gate"
+    return RuleViolation(problem, {"tuning.lora_targets": (usable or ("q", "v"),)})
+
+
+@rule("tuning.freeze", "tuning.lora_rank")
+def adapters_freeze_the_rest(a: Arguments) -> RuleViolation | None:
+    """Beside adapters nothing is trained, so nothing else is to be frozen."""
+    if not (a.tuning.freeze and a.tuning.lora_rank):
+        return None
+    return RuleViolation(
+        f"freeze = {','.join(a.tuning.freeze)} has no effect beside lora_rank = {a.tuning.lora_rank}",
+        {"tuning.freeze": ((),), "tuning.lora_rank": (0,)},
+    )
+
+
+@rule("tuning.lora_alpha", "tuning.lora_targets", "tuning.lora_rank")
+def adapters_have_a_rank(a: Arguments) -> RuleViolation | None:
+    """What is said of adapters needs a rank."""
+    t, usual = a.tuning, TuningConfig()
+    if t.lora_rank or (t.lora_alpha, t.lora_targets) == (usual.lora_alpha, usual.lora_targets):
+        return None
+    return RuleViolation(
+        "lora_rank = 0, must be above 0 for lora_alpha and lora_targets to have an effect", {"tuning.lora_rank": (8,)}
+    )
+
+
+TUNING_RULES = (adapters_have_matrices, adapters_freeze_the_rest, adapters_have_a_rank)

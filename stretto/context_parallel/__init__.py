@@ -1,0 +1,5 @@
+"""Attention over rows that lie on several ranks of cp, or that have several documents."""
+
+from stretto.context_parallel.attention import Comm, ContextAttention
+
+__all__ = ["Comm", "ContextAttention"]

@@ -1,0 +1,75 @@
+"""How ranks of cp communicate where that is left to us: by a cost model of a layer's forward and backward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from types import MappingProxyType
+from typing import Final, Literal
+
+from stretto.arguments.schema import Arguments
+
+Comm = Literal["all-gather", "ring", "ulysses", "hybrid"]
+
+NODE: Final = 300e9
+"""Bytes a second that a GPU gets from others of its node: NCCL over NVLink 4, less than the 450e9 of the wires."""
+BETWEEN: Final = 40e9
+"""Across nodes: a share of 400 Gbit/s."""
+LATENCY: Final = 20e-6
+"""Seconds of a collective, and of each step of a ring."""
+ATTENTION: Final = 450e12
+"""Operations a second of attention in bf16 on Hopper: what a ring has to hide its transfers behind."""
+
+_BYTES: Final = MappingProxyType({"fp64": 8, "fp32": 4, "bf16": 2})
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """Of one layer and microbatch on one rank, forward and backward: bytes that come, and what they cost in seconds."""
+
+    bytes: int
+    seconds: float
+
+
+def exchanged(args: Arguments, comm: Comm, layer: int = 0) -> Exchanged:
+    """What a layer communicates that way.
+
+    All-gather and ring bring keys and values of the other ranks, once more for the backward, and their gradients in
+    fp32 or wider. Ulysses exchanges queries, keys, values and the output, and the gradients of all four. A ring is
+    hidden behind attention as far as that goes; the others are not.
+    """
+    p, m, b = args.parallel, args.model, args.batch
+    item, tokens = _BYTES[args.run.dtype], -(-b.seq_len // p.cp) * b.micro_batch
+    heads, kv = m.heads // p.tp, max(1, m.num_kv_heads // p.tp)
+    across = p.cp * p.tp > (p.gpus_per_node or p.cp * p.tp)
+    inner = p.cp if comm == "ulysses" else (p.cp_a2a or 1) if comm == "hybrid" else 1
+    outer = p.cp // inner
+    rate_inner = BETWEEN if across and inner * p.tp > (p.gpus_per_node or 0) else NODE
+    rate_outer = BETWEEN if across else NODE
+    copies = inner // gcd(kv, inner)
+    by_heads = 2 * tokens * m.dim_per_head * item * (2 * heads + 2 * kv * copies) * (inner - 1) // inner
+    # After heads were exchanged a rank has 1/inner of them, of inner times the tokens.
+    one = 2 * tokens * m.dim_per_head * kv * copies
+    by_keys = (outer - 1) * one * (2 * item + max(4, item))
+    seen = min(b.seq_len, m.window_of(layer) or b.seq_len)
+    compute = 3.5 * 4 * tokens * heads * m.dim_per_head * seen / 2 / ATTENTION
+    seconds = by_heads / rate_inner + 4 * LATENCY * (inner > 1)
+    transfer = by_keys / rate_outer
+    if comm in ("ring", "hybrid"):
+        steps = 3 * (outer - 1)
+        seconds += max(0.0, transfer - compute * (outer - 1) / outer) + steps * LATENCY
+    else:
+        seconds += transfer + 3 * LATENCY * (outer > 1)
+    return Exchanged(by_heads + by_keys, seconds)
+
+
+def comm_of(args: Arguments, layer: int) -> Comm:
+    """How a layer communicates: as said, or what costs least, and of two that cost the same the first."""
+    p = args.parallel
+    said = p.cp_comm[layer if len(p.cp_comm) > 1 else 0]
+    if said != "auto":
+        return said
+    ways: list[Comm] = ["all-gather", "ring"]
+    if (args.model.heads // p.tp) % p.cp == 0:
+        ways.append("ulysses")
+    return min(ways, key=lambda way: exchanged(args, way, layer).seconds)

@@ -1,0 +1,91 @@
+"""What a model goes out as: its config.json, and the names and dtypes of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from stretto.arguments import Arguments
+from stretto.interop.config import HfConfig, read_config
+from stretto.interop.errors import InteropError
+from stretto.interop.export import Merged, Named, Source, plan
+from stretto.interop.files import DTYPES
+from stretto.interop.hub import located
+from stretto.interop.names import Shapes
+from stretto.interop.shapes import adapter_shapes, logical_shapes
+from stretto.interop.write import write_config
+
+_THEIRS: Final = MappingProxyType({"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"})
+_FILED: Final = MappingProxyType({"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp64": "F64"})
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A model on its way out; `like` is the directory whose names and dtypes it keeps, if it does."""
+
+    config: HfConfig
+    raw: Mapping[str, Any]
+    named: list[Named]
+    shapes: Shapes
+    adapters: Shapes
+    like: Path | None
+    args: Arguments
+
+    @classmethod
+    def of(
+        cls, args: Arguments, *, like: Path | None = None, dtype: str | None = None, family: str | None = None
+    ) -> Outgoing:
+        """The model of a run: like the one that it began with, or that is named; in one `dtype` where that is said.
+
+        Raises InteropError.
+        """
+        like = like or _begun_with(args, family)
+        config, raw = _config(args, like, dtype, family)
+        shapes = logical_shapes(args.model, args.batch.seq_len)
+        named = plan(config, shapes, DTYPES[_FILED[dtype or args.run.dtype]], like if dtype is None else None)
+        adapters = adapter_shapes(args.model, args.batch.seq_len, args.tuning)
+        return cls(config, raw, named, shapes, adapters, like, args)
+
+    def merged(self, source: Source) -> Source:
+        """The source of the tensors of the model, where adapters are in it merged."""
+        return Merged(source, self.adapters, self.args.tuning) if self.adapters else source
+
+    @property
+    def beside(self) -> list[Path]:
+        """Directories with files that go along: of the tokenizer, then of the model that it is like."""
+        tokenizer = Path(self.args.data.tokenizer).expanduser()
+        found = [tokenizer if tokenizer.is_dir() else tokenizer.parent] if tokenizer.exists() else []
+        return found + ([self.like] if self.like else [])
+
+
+def _begun_with(args: Arguments, family: str | None) -> Path | None:
+    """The directory that the run began with, if it is there still."""
+    if args.checkpoint.init_from is None or family is not None:
+        return None
+    try:
+        directory = located(args.checkpoint.init_from)
+    except InteropError:  # not there any more: then the run's own settings say what to write
+        return None
+    return directory if (directory / "config.json").exists() else None
+
+
+def _config(
+    args: Arguments, like: Path | None, dtype: str | None, family: str | None
+) -> tuple[HfConfig, Mapping[str, Any]]:
+    """The family, and what to write as config.json."""
+    name = _THEIRS[dtype or args.run.dtype]
+    if like is None:
+        config = write_config(args.model, seq_len=args.batch.seq_len, dtype=name, family=family)
+        return config, config.raw
+    config = read_config(like)
+    ours = replace(args.model, dropout=config.model.dropout, init_std=config.model.init_std)
+    if wrong := [
+        f"{n} = {getattr(ours, n)}, there {x}" for n, x in vars(config.model).items() if getattr(ours, n) != x
+    ]:
+        raise InteropError(f"{like} is a model of another shape than the checkpoint", wrong)
+    if dtype is None:
+        return config, config.raw
+    return config, {**{k: v for k, v in config.raw.items() if k != "torch_dtype"}, "dtype": name}

@@ -1,0 +1,92 @@
+"""What enters a block waits for its backward in the host's memory, for a block that is computed once more there.
+
+Long sequences are limited by it: 8B at 512k tokens keeps 4 GiB of bf16 for each of 32 blocks. The tensor stays, its
+memory comes and goes: it leaves while its block computes, and comes back while the block behind it is computed back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Offload:
+    """The inputs of the blocks of one forward. The last stays: its backward is next."""
+
+    def __init__(self) -> None:
+        self._last: _Away | None = None
+
+    def __call__(self, block: nn.Module, x: Tensor, *rest: Any, stays: bool = False) -> Tensor:
+        """`block(x, *rest)` under a checkpoint, after which x has no memory on the device until its backward."""
+        if stays or not _alone(x) or not torch.is_grad_enabled():
+            kept = None
+        else:
+            kept = self._last = _Away(x, self._last)
+
+        def compute(x: Tensor, *rest: Any) -> Tensor:
+            if kept is not None:
+                kept.here()
+            y: Tensor = block(x, *rest)
+            return y
+
+        out: Tensor = checkpoint(compute, x, *rest, use_reentrant=False, preserve_rng_state=False)
+        if kept is not None:
+            kept.free()
+        return out
+
+
+class _Away:
+    """One tensor, and its copy on the host; `before` is the input of the block that is computed back after this one."""
+
+    def __init__(self, x: Tensor, before: _Away | None) -> None:
+        self.x, self.before, self.size = x, before, x.untyped_storage().nbytes()
+        self.host = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
+        self._stream = _copies(x.device) if x.is_cuda else None
+        self._done = self._copy(self.host, x)
+        self._coming = False
+
+    def free(self) -> None:
+        """Let go of its memory, once it is copied: the device waits for that, not the host."""
+        self._wait()
+        self.x.untyped_storage().resize_(0)
+
+    def fetch(self) -> None:
+        """Begin to bring it back."""
+        if not self._coming and self.x.untyped_storage().nbytes() == 0:
+            self._coming = True
+            self.x.untyped_storage().resize_(self.size)
+            self._done = self._copy(self.x.data, self.host)
+
+    def here(self) -> None:
+        """Have it back, and begin to bring back the one before."""
+        self.fetch()
+        if self._coming:
+            self._wait()
+            if self.before is not None:
+                self.before.fetch()
+
+    def _copy(self, to: Tensor, source: Tensor) -> Any:
+        if self._stream is None:
+            to.copy_(source.detach())
+            return None
+        self._stream.wait_stream(torch.cuda.current_stream(self.x.device))
+        with torch.cuda.stream(self._stream):
+            to.copy_(source.detach(), non_blocking=True)
+            return self._stream.record_event()
+
+    def _wait(self) -> None:
+        if self._done is not None:
+            torch.cuda.current_stream(self.x.device).wait_event(self._done)
+
+
+def _alone(x: Tensor) -> bool:
+    """Whether a tensor is all that its storage holds: what others see of it must not vanish."""
+    return x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes
+
+
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """A stream for copies; streams come from a pool of torch's, so this makes none anew."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

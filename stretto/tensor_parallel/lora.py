@@ -1,0 +1,120 @@
+"""Low-rank adapters of the parallel linear layers: y = W x + s B (A x), W as it is.
+
+Hu et al., "LoRA", 2021. A [r, d_in] and B [d_out, r] are cut as W is: where tp cuts W along d_out it cuts B, where
+along d_in it cuts A, and the other one every rank holds whole. Both products lie inside the tensor-parallel region,
+before the sum over its ranks, so an adapter adds no communication to a forward; of what is held whole each rank has a
+part of the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stretto.arguments.schema import TuningConfig
+from stretto.params import Init, ParamSpec, Shard
+from stretto.tensor_parallel.build import Build
+from stretto.tensor_parallel.linear import linear
+from stretto.tensor_parallel.mappings import enter, leave
+from stretto.tensor_parallel.pointwise import Lazy
+from stretto.world import Axis
+
+if TYPE_CHECKING:
+    from stretto.tensor_parallel.layers import Projection
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters of this rank on the matrices named `targets`, such as q_proj; what they add is multiplied by `scale`."""
+
+    rank: int
+    scale: float
+    targets: frozenset[str]
+
+
+def lora_of(tuning: TuningConfig) -> Lora | None:
+    """The adapters that the settings describe."""
+    if not tuning.lora_rank:
+        return None
+    targets = frozenset(f"{name}_proj" for name in tuning.lora_targets)
+    return Lora(tuning.lora_rank, tuning.lora_alpha / tuning.lora_rank, targets)
+
+
+def specs_of_columns(lora: Lora, d_in: int, parts: Sequence[Projection]) -> tuple[list[ParamSpec], list[ParamSpec]]:
+    """Of the matrices A and B of those parts, among some that tp cuts along d_out, that have an adapter."""
+    parts = [part for part in parts if part.name in lora.targets]
+    first = [_whole((lora.rank, d_in), _deviates(d_in), part.name) for part in parts]
+    second = [
+        ParamSpec(
+            (part.d_out, lora.rank),
+            Init(),
+            shard=(Shard("tp", 0, copies=part.copies),),
+            sum_grad=("tp",) if part.copies > 1 else (),
+            part=part.name,
+        )
+        for part in parts
+    ]
+    return first, second
+
+
+def specs_of_rows(lora: Lora, d_in: int, d_out: int) -> tuple[list[ParamSpec], list[ParamSpec]]:
+    """Of A and B of a matrix that tp cuts along d_in."""
+    first = ParamSpec((lora.rank, d_in), _deviates(d_in), shard=(Shard("tp", 1),))
+    return [first], [_whole((d_out, lora.rank), Init())]
+
+
+def column(
+    x: Tensor | Lazy, weight: nn.Parameter, bias: Tensor | None, adapter: Columns, a: Tensor, b: Tensor
+) -> Tensor:
+    """[s(/t), b, d_in] -> [s, b, d_out/t]: W with its parts' adapters, a [n r, d_in] and b [rows of them, r]."""
+    build = adapter.build
+    x = enter(_made(x), build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)
+    y = linear(x, weight, bias, _alone(build), column=True)
+    low = torch.split(F.linear(x, a), adapter.lora.rank, -1)
+    into = torch.split(b, [rows for rows, adapted in adapter.parts if adapted])
+    rows_of_all = [rows for rows, _ in adapter.parts]
+    found, n = [], 0
+    for part, (_, adapted) in zip(torch.split(y, rows_of_all, -1), adapter.parts, strict=True):
+        found.append(part + adapter.lora.scale * F.linear(low[n], into[n]) if adapted else part)
+        n += adapted
+    return torch.cat(found, -1) if len(found) > 1 else found[0]
+
+
+def row(x: Tensor | Lazy, weight: nn.Parameter, lora: Lora, build: Build, a: Tensor, b: Tensor) -> Tensor:
+    """[s, b, d_in/t] -> [s(/t), b, d_out]."""
+    x = _made(x)
+    y = linear(x, weight, None, _alone(build), column=False) + lora.scale * F.linear(F.linear(x, a), b)
+    return leave(y, build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The adapters of a matrix that is several ones stacked: rows of each on this rank, and whether it has one."""
+
+    lora: Lora
+    build: Build
+    parts: tuple[tuple[int, bool], ...]
+
+
+def _made(x: Tensor | Lazy) -> Tensor:
+    """The input as a tensor that is kept: A's gradient needs it, and that of W is none."""
+    return x.made() if isinstance(x, Lazy) else x
+
+
+def _alone(build: Build) -> Build:
+    """The same without the borders of the tensor-parallel region, which both products cross as one."""
+    return replace(build, tp=Axis.single("tp"), sequence_parallel=False)
+
+
+def _deviates(d_in: int) -> Init:
+    """With the variance of the uniform ones, up to 1/sqrt(d_in), that others draw."""
+    return Init(std=(3 * d_in) ** -0.5)
+
+
+def _whole(shape: tuple[int, ...], init: Init, part: str = "") -> ParamSpec:
+    return ParamSpec(shape, init, sum_grad=("tp",), part=part)

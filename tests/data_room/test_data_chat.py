@@ -1,0 +1,129 @@
+"""Instructions: what of a conversation counts, through the store and into every layout's rows.
+
+Faults to catch: a prompt that counts; an end mark that does not; a mask that is off by one; a separator of documents
+that counts; a special token of a template that is spelled out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from stretto.arguments import parse
+from stretto.data.chat import ChatTokenizer
+from stretto.data.errors import DataError
+from stretto.data.evaluation import held_out_batches
+from stretto.data.feed import Feed
+from stretto.data.text import Text
+from stretto.data.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.gloo
+
+TEMPLATE = """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}
+{%- if m.role == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}
+{%- else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+TALK = [
+    {"role": "user", "content": "2 + 2?"},
+    {"role": "assistant", "content": "four é!"},
+    {"role": "user", "content": "and then"},
+    {"role": "assistant", "content": "yes"},
+]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer with a template, as chat models have it."""
+    import stretto.data.tokenizer as module
+
+    found = tmp_path_factory.mktemp("chat")
+    tokenizer = Tokenizer.from_file(str(Path(module.__file__).parent / "tokenizers" / "python.json"))
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(found / "tokenizer.json"))
+    (found / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    return found
+
+
+def test_answers_and_their_end_marks_count(directory: Path) -> None:
+    chat = ChatTokenizer.of(load_tokenizer(str(directory)))
+    ids = chat.encode(json.dumps({"messages": TALK}))
+    assert chat.decode(ids[ids >= 0]) == "four é!<|im_end|>yes<|im_end|>"
+    assert chat.decode(ids).count("<|im_start|>") == 4
+    assert np.where(ids < 0, ~ids, ids).tolist().count(start_of(directory)) == 4
+
+
+def start_of(directory: Path) -> int:
+    """The id that begins a turn."""
+    added = json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
+    return next(int(each["id"]) for each in added if each["content"] == "<|im_start|>")
+
+
+def test_of_a_pair_the_completion_and_the_end_count() -> None:
+    chat = ChatTokenizer.of(load_tokenizer("byte"))
+    ids = chat.encode(json.dumps({"prompt": "é: ", "completion": "ü!"}))
+    assert ids.tolist() == [*(~n for n in "é: ".encode()), *"ü!".encode(), 256]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"text": "a"}, "takes lines with messages"),
+        ({"messages": [{"role": "user"}]}, "takes lines with messages"),
+        ({"messages": TALK[:1]}, "no turn of the role assistant"),
+        ({"prompt": "a", "completion": 3}, "takes lines with messages"),
+    ],
+)
+def test_what_is_no_conversation_is_said(record: object, said: str, directory: Path) -> None:
+    with pytest.raises(DataError, match=said):
+        ChatTokenizer.of(load_tokenizer(str(directory))).encode(json.dumps(record))
+
+
+def test_a_template_is_held_to_what_it_may(directory: Path) -> None:
+    inner = load_tokenizer(str(directory))
+    with pytest.raises(DataError, match="has no chat template"):
+        ChatTokenizer(inner, None, {}).encode(json.dumps({"messages": TALK}))
+    with pytest.raises(DataError, match="cannot render"):
+        ChatTokenizer(inner, "{{ ''.__class__.__mro__[1].__subclasses__() }}", {}).encode(
+            json.dumps({"messages": TALK})
+        )
+    with pytest.raises(DataError, match="is none"):
+        ChatTokenizer(inner, "{% for %}", {})
+    last_alone = "{% for m in messages %}{% if loop.last %}{{ m.content }}{% endif %}{% endfor %}"
+    with pytest.raises(DataError, match="turn 2 otherwise when more turns follow"):
+        ChatTokenizer(inner, last_alone, {}).encode(json.dumps({"messages": TALK}))
+
+
+def test_rows_have_the_mask_of_the_store_in_every_layout(directory: Path, tmp_path: Path) -> None:
+    talks = [{"messages": [{"role": "user", "content": f"number {n}"}, *TALK[1:2]]} for n in range(40)]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(each) + "\n" for each in talks))
+    words = ["--data", str(tmp_path / "talks.jsonl"), "--tokenizer", str(directory), "--format", "chat"]
+    args = parse([*words, "--cache", str(tmp_path / "cache"), "--held-out", "0.2"], env={}, files=False).args
+    text = Text.open(args)
+    store = text.sources[0].splits.train
+    assert store.header.masked
+    chat = ChatTokenizer.of(load_tokenizer(str(directory)))
+    answer = chat.encode(json.dumps(talks[0]))
+    marked = int((answer >= 0).sum())
+    batches = {}
+    for dp in (1, 2, 4):
+        feeds = [Feed(text.mix, seq_len=16, seed=0) for _ in range(dp)]
+        ranks = [feed.batch(8, rank, dp, 2) for rank, feed in enumerate(feeds)]
+        rows = [ranks[r][j] for j in range(len(ranks[0])) for r in range(dp)]
+        batches[dp] = [torch.cat([getattr(b, n) for b in rows]) for n in ("tokens", "labels", "loss_mask")]
+    assert all(torch.equal(a, b) for dp in (2, 4) for a, b in zip(batches[1], batches[dp], strict=True))
+    tokens, labels, mask = batches[1]
+    assert int(tokens.max()) < chat.vocab_size
+    counts = set(answer[answer >= 0].tolist())
+    assert set(labels[mask].tolist()) == counts
+    assert set(labels[~mask].tolist()) >= {start_of(directory), chat.eod}
+    held = text.eval_sets[0].store
+    sizes = {"seq_len": 16, "global_batch": 2, "dp_rank": 0, "dp_size": 1, "micro_batch": 2}
+    counted = sum(int(b.loss_mask.sum()) for (b,) in held_out_batches(held, **sizes))
+    assert counted == marked * held.header.documents
+    assert text.eval_sets[0].baselines is None
+    assert np.array_equal(held.document(0), np.where(answer < 0, ~answer, answer)) or held.header.documents > 1

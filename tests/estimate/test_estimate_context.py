@@ -1,0 +1,59 @@
+"""What `auto` goes by: bytes as the papers count them, and the way that costs least."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig, RunConfig
+from stretto.estimate.context import comm_of, exchanged
+from stretto.estimate.memory import ledger
+
+pytestmark = pytest.mark.pure
+
+
+def arguments(cp: int, seq_len: int, *, heads: int = 32, kv_heads: int = 8, node: int = 8) -> Arguments:
+    """Llama 3 8B's attention in bf16."""
+    return Arguments(
+        model=ModelConfig(layers=2, hidden=4096, heads=heads, kv_heads=kv_heads, head_dim=128, ffn=14336, vocab=128256),
+        parallel=ParallelConfig(cp=cp, dp=1, gpus_per_node=node),
+        batch=BatchConfig(seq_len=seq_len, micro_batch=1, global_batch=1),
+        run=RunConfig(dtype="bf16", device="cuda"),
+    )
+
+
+def test_bytes_of_a_layer_are_those_of_the_papers() -> None:
+    """128k tokens over 8 ranks: keys and values of 7 others, twice in bf16, their gradients in fp32; or all heads."""
+    args = arguments(8, 131072)
+    block = 16384 * 8 * 128 * 2
+    assert exchanged(args, "all-gather").bytes == exchanged(args, "ring").bytes == 7 * block * (2 * 2 + 4)
+    assert exchanged(args, "ulysses").bytes == 2 * 2 * 16384 * 128 * (2 * 32 + 2 * 8) * 7 // 8
+
+
+@given(st.sampled_from([2, 3, 4, 8, 16]), st.integers(10, 20), st.sampled_from([2, 8, 16]))
+def test_auto_takes_what_costs_least_of_what_can_be(cp: int, power: int, node: int) -> None:
+    args = arguments(cp, 2**power, node=node)
+    chosen = comm_of(args, 0)
+    assert chosen != "ulysses" or 32 % cp == 0
+    assert exchanged(args, chosen).seconds <= min(exchanged(args, way).seconds for way in ("all-gather", "ring"))
+
+
+def test_a_ring_is_hidden_behind_attention_of_long_sequences_across_nodes() -> None:
+    assert comm_of(arguments(8, 524288, node=2), 0) == "ring"
+
+
+def test_what_is_said_of_a_layer_is_done_in_it() -> None:
+    args = arguments(2, 1024)
+    args = replace(args, parallel=replace(args.parallel, cp_comm=("ring", "ulysses")))
+    assert [comm_of(args, layer) for layer in range(2)] == ["ring", "ulysses"]
+
+
+def test_activations_of_a_rank_are_those_of_its_slots() -> None:
+    """Half the tokens, but for what is exchanged and the copy of keys and values."""
+    whole, half = (ledger(arguments(cp, 8192), 0) for cp in (1, 2))
+    keys = 2 * 2 * 4096 * 2 * 8 * 128
+    assert half.activations == whole.activations / 2 + keys
+    assert whole.exchanged == 0 < half.exchanged

@@ -1,0 +1,75 @@
+"""What a rank has of whole rows: tokens with their own labels, masks, places and positions.
+
+Faults to catch: a rank that takes another's slots; a slot beyond the row that counts; a structure that forgets where
+its documents begin when it goes to a device.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stretto.batch import Batch
+from stretto.structure import SequenceCut, Structure
+
+pytestmark = pytest.mark.gloo
+
+
+def batch_of(rows: int, length: int, *, packed: bool) -> Batch:
+    """Token t of a row is t, what comes next t + 1."""
+    tokens = torch.arange(length).expand(rows, -1).contiguous()
+    starts = None
+    if packed:
+        starts = torch.stack([tokens[n] // (n + 3) * (n + 3) for n in range(rows)])
+    return Batch(tokens, tokens + 1, tokens % 3 > 0, torch.arange(rows), starts)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(4, 30), st.sampled_from([1, 2]), st.booleans())
+def test_ranks_together_have_each_token_once(cp: int, rows: int, length: int, multiple: int, packed: bool) -> None:
+    whole = batch_of(rows, length, packed=packed)
+    seen, counts = torch.zeros(rows, length, dtype=torch.int64), 0
+    for rank in range(cp):
+        batch, structure = SequenceCut(rank, cp, multiple).of(whole)
+        counts += int(batch.loss_mask.sum())
+        if structure.plain:
+            assert batch is whole
+            seen += 1
+            continue
+        assert batch.tokens.shape == (rows, structure.slots)
+        assert structure.slots % multiple == 0
+        assert structure.places is not None
+        assert structure.positions is not None
+        places, positions = (x.t().expand(rows, -1) for x in (structure.places, structure.positions))
+        here = places < length
+        assert torch.equal(batch.tokens[here], places[here])
+        assert torch.equal(batch.labels[here], places[here] + 1), "labels were shifted before the cut"
+        assert torch.equal(batch.loss_mask, (places % 3 > 0) & here)
+        starts = torch.zeros(rows, length, dtype=torch.int64) if whole.starts is None else whole.starts
+        assert torch.equal(positions[here], (places - starts.gather(1, places.clamp(max=length - 1)))[here])
+        for row in range(rows):
+            seen[row, places[row][here[row]]] += 1
+    assert (seen == 1).all()
+    assert counts == int(whole.loss_mask.sum())
+
+
+def test_a_plain_row_is_left_as_it_is() -> None:
+    whole = batch_of(2, 7, packed=False)
+    batch, structure = SequenceCut().of(whole)
+    assert batch is whole
+    assert structure.plain
+    assert structure.places_of(1, 3, torch.device("cpu")).tolist() == [3, 4, 5]
+    assert Structure.of_tokens(2, first=5).positions_of(0, 2, torch.device("cpu")).tolist() == [5, 6]
+
+
+def test_a_structure_is_the_same_on_another_device() -> None:
+    _, structure = SequenceCut(1, 2).of(batch_of(2, 9, packed=True))
+    moved = structure.to("cpu")
+    assert not moved.plain
+    assert moved.tiles((0, 1), (0, 1), None) == structure.tiles((0, 1), (0, 1), None)
+    assert torch.equal(moved.order((0, 1), torch.device("cpu")), structure.order((0, 1), torch.device("cpu")))
+    shapes = r"starts must be \[b, s\] = \[2, 9\]"
+    with pytest.raises(ValueError, match=shapes):
+        Batch(*[torch.zeros(2, 9, dtype=torch.int64)] * 2, torch.ones(2, 9, dtype=torch.bool), starts=torch.zeros(2, 8))

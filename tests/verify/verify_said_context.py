@@ -1,0 +1,207 @@
+"""As `verify_said`: rows on several ranks, and rows of several documents."""
+
+from __future__ import annotations
+
+from verify_fault import Fault, Said
+
+CONTEXT_ATTENTION = Said(
+    "tests/context_parallel/test_context_parallel_attention.py",
+    Fault(
+        "a merge in bf16",
+        "context_parallel/merge.py",
+        "torch.zeros((n, b, heads, d), dtype=wide,",
+        "torch.zeros((n, b, heads, d), dtype=like.dtype,",
+    ),
+    Fault(
+        "a merge that forgets to rescale",
+        "context_parallel/merge.py",
+        "kept.mul_((before - base).exp()[..., None])",
+        "kept",
+    ),
+    Fault(
+        "gradients of keys that are not summed over ranks",
+        "context_parallel/exchange.py",
+        "own.add_(behind.wait())",
+        "own",
+    ),
+    Fault(
+        "gradients that travel with the wrong block",
+        "context_parallel/exchange.py",
+        "            behind = shift_async(total, self.axis)\n",
+        "            behind = shift_async(total, self.axis) if step else AsyncTensor(total)\n",
+    ),
+    Fault(
+        "a window counted from the tile",
+        "attention/tile.py",
+        "(behind >= 0) & (behind < tile.window)",
+        "(behind >= 0) & (behind - tile.offset < tile.window)",
+    ),
+    Fault(
+        "documents that see one token of the one before",
+        "structure.py",
+        "dealt = [deal(",
+        "starts = np.where((starts > 0) & (starts < np.arange(length)), starts - 1, starts)\n        dealt = [deal(",
+    ),
+    Fault(
+        "copies of key/value heads that keep their own gradients",
+        "context_parallel/attention.py",
+        "x.repeat_interleave(copies, 1) if copies > 1 else x",
+        "torch.cat([x.repeat_interleave(copies, 1)[:, :1], x.repeat_interleave(copies, 1)[:, 1:].detach()], 1)",
+    ),
+    Fault(
+        "ranks that exchange heads and all have the first sinks",
+        "context_parallel/attention.py",
+        "sinks.chunk(a)[self.inner.rank]",
+        "sinks.chunk(a)[0]",
+    ),
+)
+
+DEAL = Said(
+    "tests/sequence/test_sequence_deal.py",
+    Fault(
+        "a deal by tokens in place of work",
+        "sequence/deal.py",
+        "sums = np.add.reduceat(amounts, ends - sizes)",
+        "sums = sizes",
+    ),
+    Fault(
+        "a length that is rounded down",
+        "sequence/deal.py",
+        "return -(-seq_len // (ranks * multiple)) * multiple",
+        "return max(1, seq_len // (ranks * multiple)) * multiple",
+    ),
+    Fault(
+        "a document that is cut off at the end of a block",
+        "sequence/tiles.py",
+        "(run.place, rank * length + run.slot, run)",
+        "(run.place, rank * length + run.slot, run._replace(start=max(run.start, run.place)))",
+    ),
+    Fault(
+        "a window that the work does not know",
+        "sequence/deal.py",
+        "before if window is None else np.minimum(before, window)",
+        "before",
+    ),
+)
+
+CONTEXT_LAYOUTS = Said(
+    "tests/context_parallel/test_context_parallel_layouts.py",
+    Fault(
+        "a loss that each rank of cp divides by its own tokens",
+        "train/text.py",
+        'return all_reduce(own, state.axis("dp", "cp")).clamp(min=1)',
+        'return (all_reduce(own, state.axis("dp", "cp")) / state.axis("cp").size).clamp(min=1)',
+    ),
+    Fault(
+        "labels rolled across the cut",
+        "structure.py",
+        "_taken(batch.labels, index, 0)",
+        "_taken(batch.tokens, index, 0).roll(-1, 1)",
+    ),
+    Fault(
+        "positions counted from the first slot",
+        "structure.py",
+        "positions=torch.where(places < length, places - begins, 0)",
+        "positions=torch.where(places < length, torch.arange(slots), 0)",
+    ),
+    Fault(
+        "dropout by slot in place of the place in the row",
+        "structure.py",
+        "return self._of(self.places, part, size, device)",
+        "return self._of(None, part, size, device)",
+    ),
+    Fault(
+        "sequence-parallel ranks of cp that all have the first slots",
+        "structure.py",
+        "return given[part * size : (part + 1) * size]",
+        "return given[:size]",
+    ),
+    Fault(
+        "a last token of a document that predicts the next document",
+        "verify/session.py",
+        "keep[:, :-1] &= ~begins[:, 1:]",
+        "pass",
+    ),
+)
+
+PACKED = Said(
+    "tests/data_room/test_data_packed.py",
+    Fault(
+        "a document that begins in the slot before",
+        "data/packed.py",
+        "counts[n, at], starts[n, at] = True, end",
+        "counts[n, at], starts[n, at] = True, max(end - 1, 0)",
+    ),
+    Fault(
+        "a first token that is not predicted",
+        "data/packed.py",
+        "firsts = begins - ended",
+        "firsts = begins",
+    ),
+    Fault(
+        "a piece that fits and is not put in",
+        "sequence/packing.py",
+        "if place == len(sizes):",
+        "if True:",
+    ),
+    Fault(
+        "an evaluation that leaves a document out",
+        "data/evaluation.py",
+        "if packed is None else len(packed)",
+        "if packed is None else len(packed) - 1",
+    ),
+)
+
+OFFLOAD = Said(
+    "tests/models/test_models_offload.py",
+    Fault(
+        "an input that keeps its memory",
+        "models/offload.py",
+        "        self.x.untyped_storage().resize_(0)\n",
+        "",
+    ),
+    Fault(
+        "one that comes back as zeros",
+        "models/offload.py",
+        "self._done = self._copy(self.x.data, self.host)",
+        "self._done = self._copy(self.x.data, torch.zeros_like(self.host))",
+    ),
+)
+
+CUT = Said(
+    "tests/structure/test_structure_cut.py",
+    Fault(
+        "a rank that takes another's slots",
+        "structure.py",
+        "np.stack([each[self.rank] for each in dealt])",
+        "np.stack([each[0] for each in dealt])",
+    ),
+    Fault(
+        "a slot beyond the row that counts",
+        "structure.py",
+        "_taken(batch.loss_mask, index, False)",
+        "_taken(batch.loss_mask, index, True)",
+    ),
+    Fault(
+        "a structure that forgets where its documents begin when it goes to a device",
+        "structure.py",
+        "samples=samples, places=places, positions=positions)",
+        "samples=samples, places=places, positions=positions, held=())",
+    ),
+)
+
+TILE = Said(
+    "tests/attention/test_attention_tile.py",
+    Fault(
+        "a window of FlashAttention that is one key too wide",
+        "attention/tile.py",
+        "tile.window - 1 - ahead",
+        "tile.window - ahead",
+    ),
+    Fault(
+        "a tile that is computed in parts of which one begins anew",
+        "attention/tile.py",
+        "behind = torch.arange(part.start, part.stop, device=q.device)[:, None]",
+        "behind = torch.arange(part.stop - part.start, device=q.device)[:, None]",
+    ),
+)
