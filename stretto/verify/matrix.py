@@ -65,15 +65,12 @@ def combination(args: Arguments) -> Combination:
     )
     if r.recompute not in RECOMPUTE:
         other += (f"recompute={r.recompute}",)
-<<<<<<< HEAD
     if args.optimizer.post_validate:
         other += ("post_validate",)
-=======
     if r.ffn_chunks > 1:
         other += (f"ffn_chunks={r.ffn_chunks}",)
     if args.data.packing:
         other += ("packing",)
->>>>>>> main
     if r.fp8 != "none":
         other += (f"fp8={r.fp8}",)
     if args.tuning.lora_rank or args.tuning.freeze:
