@@ -65,7 +65,7 @@ def broadcast_json(value: Any, axis: Axis) -> Any:
     if axis.size == 1:
         return json.loads(json.dumps(value))
     data = json.dumps(value).encode() if axis.rank == 0 else b""
-    length = torch.tensor([len(data)], device=_device(axis.group))
+    length = torch.tensor([len(data)], device=device_of(axis.group))
     dist.broadcast(length, group=axis.group, group_src=0)
     text = _padded(data, int(length), axis.group)
     dist.broadcast(text, group=axis.group, group_src=0)
