@@ -18,6 +18,7 @@ from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import Nearby, Rule, RuleViolation, rule
 from stretto.arguments.schema import Arguments
 from stretto.arguments.tuning_rules import TUNING_RULES
+from stretto.arguments.update_rules import updates_can_be_taken_back
 from stretto.layout.schedules import FAMILIES
 
 
@@ -148,17 +149,6 @@ def copies_are_whole(a: Arguments) -> RuleViolation | None:
     """Data-parallel ranks are a whole number of copies of what is sharded."""
     shard, dp = a.parallel.dp_shard, a.parallel.dp
     return None if shard is None or dp is None else _divides("parallel.dp", dp, "parallel.dp_shard", shard)
-
-
-@rule("optimizer.post_validate", "parallel.sharding", "run.fp8")
-def updates_can_be_taken_back(a: Arguments) -> RuleViolation | None:
-    """An update can be taken back where gradients are whole, and a step can be run again."""
-    if not a.optimizer.post_validate or (a.parallel.sharding in ("none", "zero1") and a.run.fp8 == "none"):
-        return None
-    sharded = a.parallel.sharding not in ("none", "zero1")
-    path, others = ("parallel.sharding", ("zero1", "none")) if sharded else ("run.fp8", ("none",))
-    why = f"sharding = {a.parallel.sharding}" if sharded else f"fp8 = {a.run.fp8}"
-    return RuleViolation(f"post_validate, but {why}", {path: others, "optimizer.post_validate": (False,)})
 
 
 @rule("parallel.vpp", "parallel.schedule")

@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.style import Style
 from rich.table import Table
-from rich.text import Text
 
+from stretto.cli.schedule_timeline import draw_measured, show
 from stretto.console import console
 from stretto.layout import Shape
-from stretto.layout.picture import Colour, readable
 from stretto.schedule import (
     GENERATORS,
     Cost,
@@ -34,8 +32,6 @@ from stretto.schedule import (
     Timeline,
     bubble,
     check,
-    gantt,
-    makespan,
     peak_live,
     schedule_for,
     simulate,
@@ -44,8 +40,8 @@ from stretto.schedule import (
 from stretto.schedule.csv import from_csv, to_csv
 from stretto.schedule.exact import solve
 from stretto.schedule.grid import failing, grid
-from stretto.schedule.measured import Measured, read_cost
-from stretto.schedule.picture import COLOURS, beside, chrome_trace, idle, picture, shade
+from stretto.schedule.measured import read_cost
+from stretto.schedule.picture import chrome_trace, picture
 from stretto.schedule.search import Found, search
 from stretto.terminal import say
 
@@ -145,49 +141,13 @@ def _one(said: Namespace) -> str:
 
 def _draw(said: Namespace, screen: Console) -> None:
     if said.measured is not None:
-        _draw_measured(said, screen)
+        draw_measured(said, screen)
         return
     name = _one(said)
     s = _made(said, name)
     timeline = simulate(s, _cost(said, s))
-    if screen.color_system is None:
-        say(gantt(timeline, width=screen.width), out=True)
-    else:
-        screen.print(coloured(timeline, screen.width), soft_wrap=True)
+    show(timeline, screen)
     _write(said.out, s, timeline, name)
-
-
-def _draw_measured(said: Namespace, screen: Console) -> None:
-    """A step that ran over what the simulator makes of its order and costs, and each rank's bubble in both."""
-    if said.schedule:
-        raise ValueError(f"draw --measured takes the schedule from the file, got {' '.join(said.schedule)} as well")
-    found = Measured.read(said.measured.read_text(encoding="utf-8"), str(said.measured))
-    ran, cost = found.typical, found.cost()
-    played = simulate(found.schedule, cost)
-    for what, timeline in (("measured", ran), ("simulated", played)):
-        screen.print(what)
-        if screen.color_system is None:
-            say(gantt(timeline, width=screen.width), out=True)
-        else:
-            screen.print(coloured(timeline, screen.width), soft_wrap=True)
-    table = Table("rank", "idle, measured", "simulated", box=None, pad_edge=False, header_style="dim")
-    for rank, (real, thought) in enumerate(zip(idle(ran), idle(played), strict=True)):
-        table.add_row(str(rank), f"{real:.1%}", f"{thought:.1%}")
-    table.add_row("all", f"{bubble(ran):.1%}", f"{bubble(played):.1%}")
-    screen.print(table)
-    real, thought = makespan(ran), makespan(played)
-    screen.print(
-        f"the median of {len(found.steps)} steps took {1e3 * real:.2f} ms, simulated {1e3 * thought:.2f} ms "
-        f"({thought / real - 1:+.1%}); a message took {1e3 * found.hop:.2f} ms"
-    )
-    s = found.schedule
-    title = f"{s.num_ranks} ranks, {s.num_stages} stages, {s.num_microbatches} microbatches"
-    for path in said.out:
-        if path.suffix == ".json":
-            path.write_text(chrome_trace(ran, unit=1e6), encoding="utf-8")
-        else:
-            beside(ran, played, title=title).save(path)
-        say(f"wrote {path}", out=True)
 
 
 def _write(paths: Sequence[Path], s: Schedule, timeline: Timeline, name: str) -> None:
@@ -199,35 +159,6 @@ def _write(paths: Sequence[Path], s: Schedule, timeline: Timeline, name: str) ->
         else:
             picture(timeline, title=title).save(path)
         say(f"wrote {path}", out=True)
-
-
-def coloured(timeline: Timeline, width: int) -> Text:
-    """As `gantt`, in the colours of the pictures: a block shows its microbatch, later stages of a rank are darker."""
-    blocks = [span for span in timeline if span.action.op in COLOURS and span.end > span.start]
-    names = [f"rank {rank}  " for rank in range(len(timeline.table.first) - 1)]
-    shortest, most = min(b.end - b.start for b in blocks), (width - len(names[-1])) / makespan(timeline)
-    scale = min(int(most * shortest), 4) / shortest or most  # whole columns, so that blocks match
-    text = Text()
-    for rank, name in enumerate(names):
-        own = [b for b in blocks if b.rank == rank]
-        stages = sorted({b.action.stage for b in own})
-        text.append(name.ljust(len(names[-1])))
-        column = 0
-        for b in own:
-            left, right = round(b.start * scale), round(b.end * scale)
-            fill = shade(COLOURS[b.action.op][0], stages.index(b.action.stage), len(stages))
-            label = str(b.action.mb) if len(str(b.action.mb)) <= right - left else ""
-            text.append(" " * (left - column)).append(label.center(right - left), _style(fill))
-            column = right
-        text.append("\n")
-    for op, (fill, what) in COLOURS.items():
-        if any(b.action.op is op for b in blocks):
-            text.append("  ", _style(fill)).append(f" {what}   ")
-    return text.append(f"time {makespan(timeline):g}   bubble {bubble(timeline):.1%}")
-
-
-def _style(fill: Colour) -> Style:
-    return Style(color=f"rgb{readable(fill)}".replace(" ", ""), bgcolor=f"rgb{fill}".replace(" ", ""))
 
 
 def _search(said: Namespace, _: Console) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from stretto.distributed import Optimizer as FlatOptimizer
 from stretto.distributed import clip_factor
 from stretto.distributed.norm import NormSum
-from stretto.train.step import Stepper, StepResult, begin_sum_over_world
+from stretto.train.step import Stepper, StepResult, sum_over_world_async
 from stretto.world import Work
 
 
@@ -79,7 +79,7 @@ class PostValidated(Stepper):
             self._trusting = self._unclipped(clip_factor(result.grad_norm, self.clip_grad))
             return result
         norm = NormSum(self.weights)
-        figures, work = begin_sum_over_world(loss, self.state, votes=float(stop))
+        figures, work = sum_over_world_async(loss, self.state, votes=float(stop))
         made = [torch.zeros_like(norm.squares) for _ in range(3)]
         result = StepResult(made[0], made[1], made[2], loss, self.weights.norms)
         self.before_update()

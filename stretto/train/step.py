@@ -104,12 +104,12 @@ def sum_over_world(loss: Tensor, state: ParallelState, *, votes: float = 0.0) ->
 
     Tensor-parallel ranks repeat one loss, so only the first of them adds it.
     """
-    packed, work = begin_sum_over_world(loss, state, votes=votes)
+    packed, work = sum_over_world_async(loss, state, votes=votes)
     work.wait()
     return packed
 
 
-def begin_sum_over_world(loss: Tensor, state: ParallelState, *, votes: float = 0.0) -> tuple[Tensor, Work]:
+def sum_over_world_async(loss: Tensor, state: ParallelState, *, votes: float = 0.0) -> tuple[Tensor, Work]:
     """The same, on its way: [2], there when the work is over."""
     mine = loss.detach().double() * (state.axis("tp").rank == 0)
     packed = torch.stack([mine, torch.full_like(mine, votes)])

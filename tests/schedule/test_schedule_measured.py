@@ -17,6 +17,8 @@ from stretto.schedule import GENERATORS, Cost, Schedule, ScheduleError, Span, lo
 from stretto.schedule.measured import Measured, cost_of, cost_text, read_cost, stage_times
 from stretto.schedule.picture import idle
 
+pytestmark = pytest.mark.pure
+
 COST = Cost.split((1.0, 2.0, 1.5, 3.0), (1.0, 1.0, 2.0, 0.5), (0.5, 0.25, 1.0, 2.0), hop=0.125)
 
 
