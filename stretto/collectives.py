@@ -204,6 +204,20 @@ def reduce_scatter_rows_async(rows: Rows, like: Tensor, axis: Axis) -> AsyncTens
     return axis.peer_buffer.scatter(rows, like[: _divided(like, axis, 0, "reduce_scatter")])
 
 
+def all_to_all_rows_async(x: Tensor, sent: Sequence[int], received: Sequence[int], axis: Axis) -> AsyncTensor:
+    """Rows of x [sum of sent, ..] to the ranks of an axis, so many to each, begun; what comes is in their order.
+
+    Ranks may send and get nothing. Observers see the shape of a row: how many there are differs from rank to rank.
+    """
+    if axis.size == 1:
+        return AsyncTensor(x)
+    x = x.detach().contiguous()
+    _tell(axis, "all_to_all_rows", x[:0])
+    out = x.new_empty((sum(received), *x.shape[1:]))
+    work = dist.all_to_all_single(out, x, list(received), list(sent), group=axis.group, async_op=True)
+    return AsyncTensor(out, axis.timed(work))
+
+
 def _tell(axis: Axis, op: str, x: Tensor) -> None:
     """Every collective passes here, right before it is issued."""
     if axis.observer is not None:

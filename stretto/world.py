@@ -148,3 +148,19 @@ class Axis:
 
     def __str__(self) -> str:
         return f"{self.name}{list(self.ranks)}"
+
+
+@dataclass(frozen=True)
+class ExpertAxes:
+    """Where the experts of a model lie: `ep` spreads them, `etp` cuts each of them, `exchange` has all ranks of both,
+    which together hold one copy of all. `places` are the coordinates of its ranks on ep and etp."""
+
+    ep: Axis
+    etp: Axis
+    exchange: Axis
+    places: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def single(cls) -> ExpertAxes:
+        """One rank holds all experts whole."""
+        return cls(Axis.single("ep"), Axis.single("etp"), Axis.single("etp-ep"), ((0, 0),))

@@ -236,6 +236,10 @@ def _ffn(a: Arguments) -> tuple[Value, str] | None:
     return a.model.dim_ffn, f"8*hidden/3 = 8*{h}/3, up to a multiple of 64" if a.model.gated else f"4*hidden = 4*{h}"
 
 
+def _expert_ffn(a: Arguments) -> tuple[Value, str] | None:
+    return (a.model.dim_ffn, "ffn") if a.model.experts else None
+
+
 def _vocab(a: Arguments) -> tuple[Value, str] | None:
     name = a.data.tokenizer
     return (TOKENIZERS[name], f"that of the tokenizer {name}") if name in TOKENIZERS else None
@@ -274,6 +278,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
         "4*hidden, 8*hidden/3 up to a multiple of 64 (gated: swiglu, geglu, geglu-tanh)",
         _ffn,
     ),
+    Derivation("model.expert_ffn", ("model.ffn", "model.experts"), "ffn (with experts)", _expert_ffn),
     Derivation("model.vocab", ("data.tokenizer",), "the tokenizer's", _vocab),
     Derivation("optimizer.decay_steps", ("run.steps",), "steps", _decay_steps),
     Derivation(

@@ -102,6 +102,50 @@ class ModelConfig:
     qk_norm_width: Literal["head", "full"] = setting(
         "head", "qk_norm is over each head, as in Qwen3, or over all heads together, as in OLMo 2"
     )
+    experts: int = setting(0, "routed experts of a sparse block; 0: every block is dense", at_least=0, at_most=2**14)
+    top_k: int = setting(2, "experts that each token goes to", at_least=1, at_most=2**14)
+    expert_ffn: int | None = setting(None, "inner size of each expert; unset: ffn", at_least=1, at_most=2**22)
+    shared_ffn: int = setting(
+        0,
+        "inner size of the shared expert, which every token goes through; 0: there is none",
+        at_least=0,
+        at_most=2**22,
+    )
+    shared_gate: bool = setting(False, "the shared expert's output is multiplied by a sigmoid of its own")
+    first_dense: int = setting(0, "so many first blocks are dense", at_least=0)
+    sparse_every: int = setting(
+        1, "of the other blocks each n-th is sparse: those whose number + 1 divides", at_least=1
+    )
+    router: Literal["softmax", "softmax-top-k", "sigmoid"] = setting(
+        "softmax", "scores of the experts: softmax over all, over the chosen alone, or a sigmoid of each"
+    )
+    router_renormalize: bool = setting(True, "weights of the chosen experts are divided by their sum")
+    router_scale: float = setting(1.0, "weights of the chosen experts are multiplied by this", above=0)
+    router_groups: int = setting(1, "experts form so many groups, of which only the best are chosen from", at_least=1)
+    router_top_groups: int = setting(1, "groups that are chosen from", at_least=1)
+    router_group_score: Literal["max", "top2"] = setting(
+        "max", "how good a group is: its best score, or the sum of its two best"
+    )
+    router_bias: bool = setting(False, "a bias of each expert takes part in the choice, not in the weights")
+    router_bias_rate: float = setting(
+        1e-3, "after each step the biases move by this towards equal loads, from counts of the global batch", at_least=0
+    )
+    balance_loss: float = setting(
+        0.0,
+        "coefficient of the loss that keeps loads equal, over the global batch, with the loads of the step before",
+        at_least=0,
+    )
+    router_z_loss: float = setting(
+        0.0, "coefficient of the mean square of the router's logsumexp over the global batch", at_least=0
+    )
+    expert_capacity: float = setting(
+        0.0,
+        "an expert takes at most this times its equal share of a sequence's tokens; 0: all, none is dropped",
+        at_least=0,
+    )
+    expert_drop: Literal["last", "lowest"] = setting(
+        "last", "beyond the capacity of an expert: the last tokens of a sequence are dropped, or those of lowest weight"
+    )
     init_std: float = setting(0.02, "standard deviation of the initial weights", above=0)
     dropout: float = setting(
         0.0, "share of the embedding's and of each layer's outputs set to 0 in training", at_least=0, below=1
@@ -134,6 +178,20 @@ class ModelConfig:
         if self.ffn is not None:
             return self.ffn
         return -(-(8 * self.hidden) // (3 * 64)) * 64 if self.gated else 4 * self.hidden
+
+    @property
+    def dim_expert(self) -> int:
+        """Inner size of a routed expert: `expert_ffn`, or that of a dense block."""
+        return self.dim_ffn if self.expert_ffn is None else self.expert_ffn
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether the feed-forward of that layer is made of experts."""
+        return self.experts > 0 and layer >= self.first_dense and (layer + 1) % self.sparse_every == 0
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """The layers with experts."""
+        return tuple(layer for layer in range(self.layers) if self.is_sparse(layer))
 
     @property
     def vocab_size(self) -> int:

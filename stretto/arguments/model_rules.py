@@ -29,6 +29,11 @@ class Unused:
 _SCALING = ("rope_factor", "rope_original_positions")
 _LLAMA3 = ("rope_low_freq", "rope_high_freq")
 _YARN = ("rope_beta_fast", "rope_beta_slow")
+_EXPERTS = (
+    *("top_k", "expert_ffn", "shared_ffn", "shared_gate", "first_dense", "sparse_every", "router"),
+    *("router_renormalize", "router_scale", "router_groups", "router_top_groups", "router_group_score"),
+    *("router_bias", "router_bias_rate", "balance_loss", "router_z_loss", "expert_capacity", "expert_drop"),
+)
 _LONGROPE = ("rope_short_factors", "rope_long_factors")
 
 UNUSED: tuple[Unused, ...] = (
@@ -54,6 +59,22 @@ UNUSED: tuple[Unused, ...] = (
     Unused(("global_layers", "rope_local_base"), ("window",), lambda m: m.window is None, "no layer has a window"),
     Unused(("norm_zero_centered",), ("norm",), lambda m: m.norm == "layer", "norm = layer has a bias instead"),
     Unused(("qk_norm_width",), ("qk_norm",), lambda m: not m.qk_norm, "qk_norm = false normalizes neither"),
+    Unused(_EXPERTS, ("experts",), lambda m: m.experts == 0, "experts = 0 has no router"),
+    Unused(("shared_gate",), ("shared_ffn",), lambda m: m.shared_ffn == 0, "shared_ffn = 0 has nothing to gate"),
+    Unused(
+        ("router_top_groups", "router_group_score"),
+        ("router_groups",),
+        lambda m: m.router_groups == 1,
+        "router_groups = 1 has none to choose",
+    ),
+    Unused(
+        ("router_renormalize",),
+        ("router",),
+        lambda m: m.router == "softmax-top-k",
+        "a softmax over the chosen sums to 1",
+    ),
+    Unused(("router_bias_rate",), ("router_bias",), lambda m: not m.router_bias, "router_bias = false has no biases"),
+    Unused(("expert_drop",), ("expert_capacity",), lambda m: m.expert_capacity == 0, "expert_capacity = 0 drops none"),
     Unused(("qkv_bias",), ("bias",), lambda m: m.bias and m.qkv_bias, "bias = true has these, too"),
 )
 

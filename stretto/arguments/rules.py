@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stretto.arguments.bound_rules import microbatch_is_bounded, schedule_is_bounded
 from stretto.arguments.context_rules import CONTEXT_RULES
+from stretto.arguments.expert_rules import EXPERT_RULES
 from stretto.arguments.group_rules import (
     gloo_is_not_nccl,
     groups_have_peers,
@@ -32,16 +33,6 @@ def _divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | No
         f"{name} % {by_name} = {value} % {by} = {value % by}, must be 0",
         {path: around(value, by), by_path: divisors(value, by)},
     )
-
-
-@rule("parallel.ep", "parallel.etp")
-def axis_is_available(a: Arguments) -> RuleViolation | None:
-    """Expert parallelism has its axes, and no layers that use them yet."""
-    large = {name: size for name in ("ep", "etp") if (size := getattr(a.parallel, name)) > 1}
-    if not large:
-        return None
-    said = ", ".join(f"{name} = {size}" for name, size in large.items())
-    return RuleViolation(f"{said}: not available yet, must be 1", {f"parallel.{name}": (1,) for name in large})
 
 
 @rule("run.nproc", "parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp")
@@ -261,7 +252,6 @@ def profile_is_a_window(a: Arguments) -> RuleViolation | None:
 
 
 RULES: tuple[Rule, ...] = (
-    axis_is_available,
     layout_fits_world,
     order_has_every_axis,
     groups_have_peers,
@@ -270,6 +260,7 @@ RULES: tuple[Rule, ...] = (
     hidden_divides_into_heads,
     rotary_pairs,
     *MODEL_RULES,
+    *EXPERT_RULES,
     kv_heads_divide_heads,
     heads_divide_by_tp,
     kv_heads_fit_tp,

@@ -154,7 +154,10 @@ def _stages(resolved: Resolved) -> Table:
     p = count_parameters(args.model, args.batch.seq_len)
     for stage, layers in enumerate(parts):
         head = p.final_norm + (p.embedding if args.model.tied and last else p.head)
-        size = len(layers) * p.layer + p.embedding * (stage == 0) + head * (stage == last)
+        sparse = sum(map(args.model.is_sparse, layers))
+        size = (len(layers) - sparse) * p.layer + sparse * p.sparse_layer
+        size += p.embedding * (stage == 0) + head * (stage == last)
+        routed = sparse * args.model.experts * p.expert
         also = [name for name, here in (("embedding", stage == 0), ("norm, head", stage == last)) if here]
         first = layout.rank(pp=layout.placement[stage])
         ranks = layout.group(first, "tp", "cp", "dp")
@@ -163,11 +166,13 @@ def _stages(resolved: Resolved) -> Table:
             f"{layers[0]}..{layers[-1]}" if layers else "none",
             ", ".join(also),
             f"{size:,}",
-            f"~{size // args.parallel.tp:,}",
+            f"~{(size - routed) // args.parallel.tp + routed // (args.parallel.ep * args.parallel.etp):,}",
             ranges(ranks, 4),
         )
     rows.add_section()
     rows.add_row("model", str(args.model.layers), "", f"{p.total:,}", "", str(layout.world))
+    if p.sparse:
+        rows.add_row("", "", "for one token", f"{p.active:,}", "", "")
     return rows
 
 
@@ -192,8 +197,22 @@ def _parameters(args: Arguments) -> Iterator[str]:
     if m.attention_sinks:
         named.append("heads")
         terms.append(f"{m.heads}")
-    yield f"a layer: {' + '.join(named)}"
-    yield f"       = {' + '.join(terms)} = {p.layer:,}"
+    if p.sparse < p.layers:
+        yield f"a layer: {' + '.join(named)}"
+        yield f"       = {' + '.join(terms)} = {p.layer:,}"
+    if p.sparse:
+        rest, outside = p.layer - matrices * h * inner, "a layer - feed-forward"
+        beside = f" + {matrices}*{h}*{m.shared_ffn} + {h}*{int(m.shared_gate)}" if m.shared_ffn else ""
+        own = f" + {m.experts}" if m.router_bias else ""
+        yield (
+            f"a layer with experts: {outside} + experts*(hidden + {matrices}*hidden*expert_ffn)"
+            + (f" + {matrices}*hidden*shared_ffn + hidden*shared_gate" if m.shared_ffn else "")
+            + (" + experts (router_bias)" if m.router_bias else "")
+        )
+        yield (
+            f"       = {rest} + {m.experts}*({h} + {matrices}*{h}*{m.dim_expert}){beside}{own} = {p.sparse_layer:,}, "
+            f"of which a token goes through {p.sparse_layer - p.idle:,}; {p.sparse} of {p.layers} layers"
+        )
     learned = positions(m, args.batch.seq_len)
     places = (" + positions*hidden", f" + {learned}*{h}") if learned else ("", "")
     yield f"embedding: vocab*hidden{places[0]} = {m.vocab_size}*{h}{places[1]} = {p.embedding:,}"

@@ -91,12 +91,13 @@ class Task:
             return reject(error, detect(os.environ), command="stretto sample")
 
     def _continued(self, world: World) -> str:
-        from stretto.parallel_state import ParallelState
+        from stretto.parallel_state import ParallelState, default_axes
         from stretto.train.run import sampled_over
         from stretto.train.sample import sample
 
         wanted, tokenizer = self.wanted, self.tokenizer
-        with ParallelState.build(self.layout, world, timeout=self.args.run.timeout) as state:
+        axes = default_axes(self.layout, experts=self.args.model.experts > 0)
+        with ParallelState.build(self.layout, world, timeout=self.args.run.timeout, axes=axes) as state:
             tokens = sample(
                 sampled_over(self.args, self.path, state),
                 [*tokenizer.encode(wanted.prompt).tolist()] or [tokenizer.eod],

@@ -34,8 +34,9 @@ from stretto.initialize.stop import StopFlag, ask_again
 from stretto.initialize.timeline import StartTimeline
 from stretto.launch.local import run_local
 from stretto.layout import Layout, Topology, warnings
-from stretto.parallel_state import GroupCost, ParallelState, costs_line
+from stretto.parallel_state import GroupCost, ParallelState, costs_line, default_axes
 from stretto.report.console import Manner, console_for
+from stretto.report.experts import ExpertPicture
 from stretto.report.header import header
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
@@ -224,6 +225,7 @@ class Task:
         boards: list[Listener] = [TensorBoard(paths.tensorboard, last=lines.last)] if args.run.tensorboard else []
         boards += [WandB(args.run.wandb, dir=str(paths.root))] if args.run.wandb else []
         boards += [MLflow(args.run.mlflow)] if args.run.mlflow else []
+        boards += [ExpertPicture(paths.experts, after=after)] if args.model.experts else []
         return Everyone([lines, StartUp(self.timeline, world, partial(live.say, by_words=True)), live, *boards])
 
     def _conclude(self, outcome: Outcome, asks: str, launcher: str) -> None:
@@ -242,8 +244,9 @@ class Task:
         assert checkpoint is not None  # a run ends by saving one
         if args.run.sample_tokens:
             prompt, tokenizer = args.run.sample_prompt, self.read.tokenizer
+            axes, alone = default_axes(Layout.of(), experts=args.model.experts > 0), World.single(args.run.device)
             tokens = sample(
-                sampled_over(args, checkpoint, ParallelState.build(Layout.of(), World.single(args.run.device))),
+                sampled_over(args, checkpoint, ParallelState.build(Layout.of(), alone, axes=axes)),
                 [*tokenizer.encode(prompt).tolist()] or [tokenizer.eod],
                 args.run.sample_tokens,
                 context=args.batch.seq_len,

@@ -169,6 +169,11 @@ class Bucket:
         self._waiting = {p for p in self._spans if only is None or p in only}
 
     @property
+    def replicas(self) -> tuple[str, ...]:
+        """Axes that data parallelism reduces over, the same for all that is in it."""
+        return self.items[0].replicas
+
+    @property
     def params(self) -> tuple[nn.Parameter, ...]:
         """The parameters in it."""
         return tuple(self._spans)

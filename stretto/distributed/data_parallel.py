@@ -127,7 +127,9 @@ class DataParallel:
         if self._each and not self.sharding.grads:  # one rank, and nothing to send in each microbatch
             return
         for bucket in self.buckets[stage]:
-            if bucket.frozen:
+            if bucket.frozen or (
+                self._each and not bucket.sharding.grads
+            ):  # alone with its parameters: nothing to send
                 continue
             if self.sharding.grads and bucket.due and bucket in self._unsent:
                 self._unsent.remove(bucket)
@@ -158,8 +160,8 @@ class DataParallel:
         for bucket in self.all_buckets:
             bucket.wait()
         if self._levels and self.sharding.state:
-            copies = self.state.axis("dp.1")
-            for work in [all_reduce_(bucket.grad, copies) for bucket in self.all_buckets if not bucket.frozen]:
+            copies = [(bucket, self.state.axis(f"{bucket.replicas[0]}.1")) for bucket in self.all_buckets]
+            for work in [all_reduce_(bucket.grad, axis) for bucket, axis in copies if not bucket.frozen]:
                 work.wait()
         if late := [name for bucket in self.all_buckets for name in bucket.late]:
             raise RuntimeError(
@@ -217,10 +219,10 @@ class DataParallel:
             bucket.release()
 
     def position(self) -> dict[str, int]:
-        """This rank's place on the axes along which what it keeps is repeated."""
-        axes: tuple[str, ...] = ("tp", "embed") if self.sharding.state else ("tp", "cp", "dp", "embed")
-        axes = (*axes, "dp.1") if self._levels and self.sharding.state else axes
-        return {name: self.state.axis(name).rank for name in axes}
+        """This rank's place on the axes along which what it keeps may be repeated: all but those of shards."""
+        cut = self._over(("dp", "cp", "edp")) if self.sharding.state else ()
+        at = self.state.layout.position(self.state.world.rank)
+        return {axis: place for axis, place in at.items() if axis not in cut and axis.partition(".")[0] not in cut}
 
     def close(self) -> None:
         """Take the hooks off the parameters and modules."""
@@ -237,7 +239,7 @@ class DataParallel:
 
     def _over(self, replicas: Sequence[str]) -> tuple[str, ...]:
         """The axes along which shards lie, of those that hold replicas."""
-        return tuple("dp.0" if name == "dp" and self._levels else name for name in replicas)
+        return tuple(f"{name}.0" if name in ("dp", "edp") and self._levels else name for name in replicas)
 
     def _room(self) -> None:
         """At most `GRADIENTS` buckets have memory for gradients: wait for what is being reduced."""

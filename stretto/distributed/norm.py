@@ -17,8 +17,10 @@ class NormSum:
 
     def __init__(self, weights: DataParallel) -> None:
         state = weights.state
-        # Data-parallel ranks with whole gradients hold equal ones, and are not summed over.
-        position = {name: rank for name, rank in weights.position().items() if name not in ("cp", "dp")}
+        # Data-parallel ranks with whole gradients hold equal ones: of dense layers alone they need not be summed over.
+        everyone = weights.sharding.state or state.has("edp")
+        repeated = () if everyone else ("cp", "dp")
+        position = {name: at for name, at in weights.position().items() if name.partition(".")[0] not in repeated}
         own = [
             (each.of.name, view)
             for each in weights.gradients
@@ -31,7 +33,7 @@ class NormSum:
         if own:
             weights.norms = weights.norms[0], _norms([view for _, view in own])
             self.squares += weights.norms[1].square().sum()
-        apart = ("tp", "cp", "dp", "pp") if weights.sharding.state else ("tp", "pp")
+        apart = ("tp", "cp", "dp", "pp") if everyone else ("tp", "pp")
         self._work = all_reduce_(self.squares, state.axis(*apart))
 
     def wait(self) -> Tensor:

@@ -17,7 +17,8 @@ WHOLE: Final = TuningConfig()
 class Flops:
     """Operations for one token, forward and backward, recomputation never counted.
 
-    6 N for the matrices, N being the parameters that a token is multiplied with (the head, not the embedding), and
+    6 N for the matrices, N being the parameters that a token is multiplied with (the head, not the embedding; of the
+    experts those that it goes to), and
     12 L h s for attention over the whole square of the sequence (`full`), or half of that, which a causal mask leaves
     (`causal`). h is heads times the size of one. A matrix that is frozen has no gradient of its own: 4 N.
     """
@@ -31,16 +32,17 @@ def flops_per_token(model: ModelConfig, seq_len: int, tuning: TuningConfig = WHO
     p = count_parameters(model, seq_len)
     h, d = model.hidden, model.dim_per_head
     q, kv, inner = model.heads * d, model.num_kv_heads * d, model.dim_ffn
-    rows = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv, "self_attn.o_proj": q}
-    rows |= {"mlp.gate_proj": inner} if model.gated else {}
-    rows |= {"mlp.up_proj": inner, "mlp.down_proj": inner}
+    attended = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv, "self_attn.o_proj": q}
+    dense = {"mlp.gate_proj": inner} if model.gated else {}
+    dense |= {"mlp.up_proj": inner, "mlp.down_proj": inner}
     head = "model.embed_tokens.weight" if model.tied else "lm_head.weight"
     matrices = model.vocab_size * h * _times(head, tuning)
-    for name, n in rows.items():
-        each = [_times(f"model.layers.{layer}.{name}.weight", tuning) for layer in range(p.layers)]
-        matrices += sum(each) * n * h
-        if has_adapter(name.rpartition(".")[2], tuning):
-            matrices += 6.0 * p.layers * tuning.lora_rank * (n + h)
+    for layer in range(p.layers):
+        rows = attended | (_sparse(model) if model.is_sparse(layer) else dense)
+        for name, n in rows.items():
+            matrices += n * h * _times(f"model.layers.{layer}.{name}.weight", tuning)
+            if has_adapter(name.rpartition(".")[2], tuning) and ".experts." not in name:
+                matrices += 6.0 * tuning.lora_rank * (n + h)
     attention = 12.0 * p.layers * model.heads * d * seq_len
     return Flops(matrices + attention, matrices + attention / 2)
 
@@ -48,3 +50,14 @@ def flops_per_token(model: ModelConfig, seq_len: int, tuning: TuningConfig = WHO
 def _times(name: str, tuning: TuningConfig) -> float:
     """Operations for each element of a matrix and token: forward, gradient of the input, and of the matrix."""
     return 6.0 if is_trained(name, tuning) else 4.0
+
+
+def _sparse(model: ModelConfig) -> dict[str, int]:
+    """Rows that a token is multiplied with in a sparse feed-forward, by one parameter of each kind."""
+    gates = 2 if model.gated else 1
+    return {
+        "mlp.gate": model.experts,
+        "mlp.experts.0.up_proj": model.top_k * model.dim_expert * (gates + 1),
+        "mlp.shared_expert.up_proj": model.shared_ffn * (gates + 1),
+        "mlp.shared_expert_gate": int(model.shared_gate),
+    }

@@ -16,7 +16,7 @@ from stretto.arguments.schema import Arguments
 from stretto.arguments.trained import is_trained
 from stretto.estimate.context import comm_of
 from stretto.estimate.stages import stage_layers
-from stretto.estimate.stored import stored_tensors
+from stretto.estimate.stored import EXPERT, stored_tensors
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import by_section, by_size
 from stretto.schedule import DDP, Sharding
@@ -68,11 +68,16 @@ def ledger(args: Arguments, stage: int) -> Ledger:
     tensors = stored_tensors(args, stage)
     limit = int(args.parallel.bucket_mb * 2**20) // wide
     groups = by_section(tensors) if sharding.params else by_size(tensors, limit)
-    shards = shard_ranks(args) if sharding.state else 1
-    flats = [Flat(tuple(tensors[n].numel for n in group), shards).numel for group in groups]
-    whole, part = sum(flats), sum(flats) // shards
+    shards = [_shards(args, tensors[group[0]].kind) if sharding.state else 1 for group in groups]
+    flats = [
+        Flat(tuple(tensors[n].numel for n in group), n_shards).numel
+        for group, n_shards in zip(groups, shards, strict=True)
+    ]
     trained = [bool(tensors[group[0]].kind[1]) for group in groups]
-    moved = sum(f for f, t in zip(flats, trained, strict=True) if t)  # what is frozen has weights alone
+    parts = [flat // n for flat, n in zip(flats, shards, strict=True)]
+    whole, part = sum(flats), sum(parts)
+    # What is frozen has weights alone.
+    moved, moved_part = (sum(n for n, t in zip(each, trained, strict=True) if t) for each in (flats, parts))
     sections = [{tensors[n].section for n in group} for group in groups]
     used = [sum(f for f, s in zip(flats, sections, strict=True) if n in s) for n in range(_sections(args, stage))]
     # A tied embedding on a stage with both ends: used by the last section too, and its gradient fills all the way back.
@@ -91,9 +96,9 @@ def ledger(args: Arguments, stage: int) -> Ledger:
     pairs = max((a + b for a, b in pairwise(used)), default=sum(used))
     return Ledger(
         weights=item * (part if sharding.params else whole),
-        gradients=wide * (moved // shards if sharding.grads else moved),
-        masters=wide * (moved // shards) * (item < wide),
-        optimizer=wide * (moved // shards) * STATE[args.optimizer.optimizer],
+        gradients=wide * (moved_part if sharding.grads else moved),
+        masters=wide * moved_part * (item < wide),
+        optimizer=wide * moved_part * STATE[args.optimizer.optimizer],
         gathered=item * min(whole, pairs + kept) * sharding.params,
         reducing=wide * filling * sharding.grads,
         activations=_activations(args, stage),
@@ -110,6 +115,12 @@ def sharding_of(args: Arguments) -> Sharding:
 def shard_ranks(args: Arguments) -> int:
     """Ranks that share one copy of what is sharded."""
     return (args.parallel.dp_shard or args.parallel.dp or 1) * args.parallel.cp
+
+
+def _shards(args: Arguments, kind: tuple[object, ...]) -> int:
+    """Ranks that share one copy of a bucket: experts have replicas along edp."""
+    p = args.parallel
+    return p.tp * shard_ranks(args) // (p.ep * p.etp) if kind[0] == EXPERT else shard_ranks(args)
 
 
 def fitting(args: Arguments, limit: float) -> dict[str, tuple[int, bool]]:
@@ -139,18 +150,31 @@ def _activations(args: Arguments, stage: int) -> int:
     q, kv = m.heads * m.dim_per_head // p.tp, max(1, m.num_kv_heads // p.tp) * m.dim_per_head
     inner, gated = m.dim_ffn // p.tp, m.gated
     entering = outside * m.hidden
+    layers = stage_layers(args)[stage]
+    sparse = sum(map(m.is_sparse, layers)) / max(1, len(layers))
     kept = 2 * entering + tokens * (2 * (q + 2 * kv) * (m.position == "rope") + (q + 2 * kv) * (m.position != "rope"))
     kept += tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
-    chunks = args.run.ffn_chunks
-    kept += tokens * q + tokens // chunks * inner * (2 if gated else 1)  # attention's output; the activation's input
-    if args.run.recompute != "selective":
-        kept += 2 * outside * m.hidden + tokens // chunks * inner  # normed inputs; the activation's output
+    kept += tokens * q  # attention's output
+    dense, selective = tokens // args.run.ffn_chunks * inner * (2 if gated else 1), args.run.recompute == "selective"
+    if not selective:
+        kept += 2 * outside * m.hidden  # normed inputs
+        dense += tokens // args.run.ffn_chunks * inner  # the activation's output
+    mean = kept + dense if not sparse else kept + (1 - sparse) * dense + sparse * _sparse(args, selective=selective)
     again, away = args.run.recompute in ("block", "offload"), args.run.recompute == "offload"
-    layers = len(stage_layers(args)[stage])
-    recompute, block = (kept if again and layers else 0), (entering if again else kept)
+    recompute, block = (mean if again and layers else 0), (entering if again else mean)
     if away:  # what enters the last block, and what comes back for the one before
-        return item * (in_flight(args, stage) * (min(layers, 1) * block + entering) + block + recompute)
-    return item * (in_flight(args, stage) * (layers * block + entering) + recompute)
+        return round(item * (in_flight(args, stage) * (min(len(layers), 1) * block + entering) + block + recompute))
+    return round(item * (in_flight(args, stage) * (len(layers) * block + entering) + recompute))
+
+
+def _sparse(args: Arguments, *, selective: bool) -> float:
+    """Elements that a sparse feed-forward keeps where experts have equal loads: of each assignment what its expert
+    takes, what enters its activation and leaves it, and what comes back; the shared expert as a dense one."""
+    m, p, tokens = args.model, args.parallel, local_tokens(args)
+    rows = -(-tokens // p.tp) * m.top_k
+    inner = (3 if m.gated else 2) - selective
+    kept = rows * (2 * p.etp * m.hidden + m.dim_expert * inner) + tokens * m.shared_ffn // p.tp * inner
+    return float(kept + selective * tokens * m.hidden // p.tp)  # the router's input is kept
 
 
 def _exchanged(args: Arguments, stage: int) -> int:

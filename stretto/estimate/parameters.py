@@ -14,17 +14,38 @@ class Parameters:
     layers: int
     """Blocks."""
     layer: int
-    """One block."""
+    """One block; of a model with experts, a dense one."""
     embedding: int
     """Token and position embeddings."""
     final_norm: int
     head: int
     """The output head; 0 when it is tied to the embedding."""
+    sparse: int = 0
+    """Blocks with experts."""
+    sparse_layer: int = 0
+    """One of these."""
+    expert: int = 0
+    """One routed expert."""
+    idle: int = 0
+    """What of it a token does not go through: the experts that it is not sent to."""
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.layers * self.layer + self.embedding + self.final_norm + self.head
+        return self._blocks(self.sparse_layer) + self.embedding + self.final_norm + self.head
+
+    @property
+    def active(self) -> int:
+        """What one token goes through."""
+        return self.total - self.sparse * self.idle
+
+    @property
+    def active_layer(self) -> float:
+        """Of one block, what a token goes through: a mean over the blocks."""
+        return self._blocks(self.sparse_layer - self.idle) / self.layers if self.sparse else self.layer
+
+    def _blocks(self, sparse_layer: int) -> int:
+        return (self.layers - self.sparse) * self.layer + self.sparse * sparse_layer
 
 
 def count_parameters(model: ModelConfig, seq_len: int) -> Parameters:
@@ -32,15 +53,24 @@ def count_parameters(model: ModelConfig, seq_len: int) -> Parameters:
     h, d, inner = model.hidden, model.dim_per_head, model.dim_ffn
     q, kv = model.heads * d, model.num_kv_heads * d
     gates = 2 if model.gated else 1
+    expert = h * model.dim_expert * (gates + 1)
+    sparse = h * model.experts + model.experts * expert + h * model.shared_ffn * (gates + 1) + h * model.shared_gate
+    sparse += model.experts * model.router_bias
     norm = h if model.norm == "rms" else 2 * h
     matrices = h * (q + 2 * kv) + q * h + h * inner * gates + inner * h
     biases = (q + 2 * kv) * (model.bias or model.qkv_bias) + (h + inner * gates + h) * model.bias
+    layer = matrices + biases + norms_of_a_layer(model) * norm + qk_norms(model) + sinks(model)
+    outside = layer - h * inner * (gates + 1)  # there are no biases beside experts
     return Parameters(
         layers=model.layers,
-        layer=matrices + biases + norms_of_a_layer(model) * norm + qk_norms(model) + sinks(model),
+        layer=layer,
         embedding=model.vocab_size * h + positions(model, seq_len) * h,
         final_norm=norm,
         head=0 if model.tied else model.vocab_size * h,
+        sparse=len(model.sparse_layers),
+        sparse_layer=outside + sparse,
+        expert=expert,
+        idle=(model.experts - model.top_k) * expert,
     )
 
 

@@ -15,7 +15,7 @@ def stage_costs(args: Arguments) -> Cost:
     forward, and 2.5 times that back, for its inputs alone. The head makes its gradients with the loss, in its forward.
     A recomputed block has its forward once more in the backward.
     """
-    layer = count_parameters(args.model, args.batch.seq_len).layer
+    layer = count_parameters(args.model, args.batch.seq_len).active_layer
     attention = args.batch.seq_len * args.model.heads * args.model.dim_per_head / layer
     head = args.model.vocab_size * args.model.hidden / layer / (1 + attention)
     f, i, w = 1.0, (1 + 2.5 * attention) / (1 + attention), 1 / (1 + attention)
@@ -36,5 +36,5 @@ def stage_layers(args: Arguments) -> tuple[range, ...]:
     layer; the embedding only looks rows up and costs nothing.
     """
     p = count_parameters(args.model, args.batch.seq_len)
-    head = args.model.vocab_size * args.model.hidden / p.layer
+    head = args.model.vocab_size * args.model.hidden / p.active_layer
     return partition(args.model.layers, num_stages(args.parallel), explicit=args.parallel.stage_layers, head=head)

@@ -28,7 +28,8 @@ def trained_parameters(args: Arguments) -> int:
 def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPLE) -> list[Stored]:
     """What each tensor-parallel rank stores of a pipeline stage, padding included: all of them the same.
 
-    Their kind says whether it is the embedding of tied ends, which stands alone, and whether it is trained.
+    Their kind says whether it is the embedding of tied ends, which stands alone, or of experts; and whether it is
+    trained.
     """
     layers, m, tp = stage_layers(args), args.model, args.parallel.tp
     first, last = stage == 0, stage == len(layers) - 1
@@ -37,7 +38,8 @@ def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPL
 
     def add(tensors: Iterator[_Named] | list[_Named], alone: str = "") -> None:
         for name, numel, decayed in tensors:
-            found.append(Stored(numel, (alone, is_trained(name, args.tuning)), decayed, section))
+            kind = EXPERT if ".experts." in name else alone
+            found.append(Stored(numel, (kind, is_trained(name, args.tuning)), decayed, section))
 
     rows = -(-m.vocab_size // tp)
     vocab = -(-rows // multiple) * multiple * m.hidden
@@ -48,7 +50,7 @@ def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPL
             add([("model.embed_positions.weight", learned * m.hidden, True)])
         section += 1
     for n in layers[stage]:
-        add(_block(args, f"model.layers.{n}"))
+        add(_block(args, f"model.layers.{n}", sparse=m.is_sparse(n)))
         section += 1
     if last:
         add(_norm(args, "model.norm"))
@@ -59,7 +61,7 @@ def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPL
     return found
 
 
-def _block(args: Arguments, layer: str) -> Iterator[_Named]:
+def _block(args: Arguments, layer: str, *, sparse: bool) -> Iterator[_Named]:
     """The tensors of a block."""
     m, tp = args.model, args.parallel.tp
     d, inner = m.dim_per_head, m.dim_ffn // tp
@@ -80,10 +82,33 @@ def _block(args: Arguments, layer: str) -> Iterator[_Named]:
     yield from _norm(args, f"{layer}.post_attention_layernorm")
     if before and after:
         yield from _norm(args, f"{layer}.pre_feedforward_layernorm")
-    yield from _columns(args, mlp, up, biased=m.bias)
-    yield from _rows(args, f"{mlp}.down_proj", inner)
+    if sparse:
+        yield from _experts(args, mlp)
+    else:
+        yield from _columns(args, mlp, up, biased=m.bias)
+        yield from _rows(args, f"{mlp}.down_proj", inner)
     if after:
         yield from _norm(args, f"{layer}.post_feedforward_layernorm")
+
+
+EXPERT: Final = "expert"
+"""The kind of what is reduced and sharded over edp."""
+
+
+def _experts(args: Arguments, mlp: str) -> Iterator[_Named]:
+    """The tensors of a sparse feed-forward: router, experts, what all tokens go through."""
+    m, p = args.model, args.parallel
+    h, inner, up = m.hidden, m.dim_expert // p.etp * (m.experts // p.ep), 2 if m.gated else 1
+    yield f"{mlp}.gate.weight", m.experts * h, True
+    yield f"{mlp}.experts.0.{'gate' if m.gated else 'up'}_proj.weight", up * inner * h, True
+    yield f"{mlp}.experts.0.down_proj.weight", inner * h, True
+    if m.shared_ffn:
+        shared = m.shared_ffn // p.tp
+        inward = {"gate_proj": shared, "up_proj": shared} if m.gated else {"up_proj": shared}
+        yield from _columns(args, f"{mlp}.shared_expert", inward, biased=False)
+        yield from _rows(args, f"{mlp}.shared_expert.down_proj", shared)
+        if m.shared_gate:
+            yield f"{mlp}.shared_expert_gate.weight", h, True
 
 
 def _columns(args: Arguments, module: str, parts: dict[str, int], *, biased: bool) -> Iterator[_Named]:

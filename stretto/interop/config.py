@@ -24,7 +24,14 @@ from stretto.reading import UnreadableError
 LIMIT = 1 << 20
 """Bytes of a config.json: real ones have a few thousand."""
 
-_LARGEST = {"layers": 1 << 12, "heads": 1 << 14, "kv_heads": 1 << 14, "head_dim": 1 << 14, "vocab": 1 << 24}
+_LARGEST = {
+    "layers": 1 << 12,
+    "experts": 1 << 12,
+    "heads": 1 << 14,
+    "kv_heads": 1 << 14,
+    "head_dim": 1 << 14,
+    "vocab": 1 << 24,
+}
 _ANY = 1 << 20
 """Sizes beyond these are no model's: who asks for memory by them would get none."""
 
@@ -52,7 +59,12 @@ _ROPE = frozenset(
 _BIASES = frozenset(("attention_bias", "mlp_bias"))
 FULL, SLIDING = WHOLE, LOCAL
 
-OF_THE_RUN = frozenset(("dropout", "init_std"))
+OF_THE_RUN = frozenset(
+    (
+        *("dropout", "init_std", "balance_loss", "router_z_loss", "router_bias_rate"),
+        *("expert_capacity", "expert_drop"),
+    )
+)
 """Settings of the model that a run says for itself."""
 
 
@@ -97,7 +109,8 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
 
 def understand(raw: Mapping[str, Any], family: Family, where: str) -> HfConfig:
     """The settings that the fields of a config stand for. Raises InteropError with all that is not understood."""
-    reader = _Reader(raw, family)
+    said = {family.also.get(name, name): value for name, value in raw.items()}
+    reader = _Reader(said, family)
     values = reader.settings()
     if reader.wrong:
         what = f"{where}: {len(reader.wrong)} fields of this {family.model_type} are not supported"
@@ -128,6 +141,12 @@ class _Reader:
         values["tied"] = self._switch("tie_word_embeddings", family.tied)
         if family.model_type == "llama":
             values["bias"] = self._bias()
+        if "experts" in values:
+            values.setdefault("expert_ffn", values["ffn"])
+        if family.biased:
+            values["qkv_bias"] = self._switch("attention_bias", False)
+        if family.shared:
+            values["shared_ffn"] = self._value("n_shared_experts", "shared_ffn") * values["expert_ffn"]
         window, whole = self._windows(layers)
         values["window"], values["global_layers"] = window, whole
         if values.get("position") != "learned":
@@ -148,12 +167,17 @@ class _Reader:
         read = {*family.fields, family.activation, "tie_word_embeddings", "head_dim"}
         if family.model_type == "llama":
             read |= _BIASES
+        read |= {"attention_bias"} if family.biased else set()
+        read |= {"n_shared_experts"} if family.shared else set()
         read |= _WINDOWS if family.windows != "none" else set()
         read |= _ROPE if family.fixed.get("position") != "learned" else set()
         for name, value in self.raw.items():
             if name in read or name in NEUTRAL:
                 continue
-            if name in TRAINING:
+            if name == "router_aux_loss_coef":
+                if value:
+                    self.notes.append(f"{name} = {value!r:.20} is not taken over: say --balance-loss for this run")
+            elif name in TRAINING:
                 if value:
                     self.notes.append(f"{name} = {value!r:.20} is not taken over: say --dropout for this run")
             elif name in only:
@@ -173,11 +197,11 @@ class _Reader:
             return None
         if isinstance(default, bool):
             return self._switch(name, default=bool(value))
-        if setting in ("norm_eps", "attention_scalar", "attention_softcap", "logit_softcap"):
+        if setting in ("router_scale", "norm_eps", "attention_scalar", "attention_softcap", "logit_softcap"):
             return self._number(name, value)
-        most = _LARGEST.get(setting, _ANY)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            self.wrong.append(f"{name} = {value!r:.60}: must be a whole number from 1 to {most:,}")
+        most, least = _LARGEST.get(setting, _ANY), int(setting not in ("first_dense", "shared_ffn"))
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            self.wrong.append(f"{name} = {value!r:.60}: must be a whole number from {least} to {most:,}")
             return 1
         return value
 

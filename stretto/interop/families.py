@@ -7,68 +7,15 @@ generation and is told of, or it says nothing of the model. A field in none of t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Final
 
-Fields = Mapping[str, Any]
+from stretto.interop.family import GATED as GATED
+from stretto.interop.family import LLAMA, RMS_DEFAULTS, SIZES
+from stretto.interop.family import PLAIN as PLAIN
+from stretto.interop.family import Family as Family
+from stretto.interop.sparse_families import SPARSE
 
-GATED: Final = MappingProxyType(
-    {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu-tanh", "gelu_new": "geglu-tanh", "gelu": "geglu"}
-)
-PLAIN: Final = MappingProxyType(
-    {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_fast": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh"}
-)
-
-_SIZES: Final = MappingProxyType(
-    {
-        "num_hidden_layers": "layers",
-        "hidden_size": "hidden",
-        "num_attention_heads": "heads",
-        "intermediate_size": "ffn",
-        "vocab_size": "vocab",
-    }
-)
-_LLAMA: Final = MappingProxyType({**_SIZES, "num_key_value_heads": "kv_heads", "rms_norm_eps": "norm_eps"})
-
-Windows = Literal["none", "all", "switched", "every"]
-"""Which layers have a window: none may, all with `sliding_window`, those that `use_sliding_window` and
-`max_window_layers` name, or all but each n-th."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """One `model_type`.
-
-    `fields` become the settings of that name; `fixed` are the settings that all its models have; `defaults` stand
-    where a file leaves a field out; `only` are fields with the values that are supported.
-    """
-
-    model_type: str
-    architecture: str
-    fields: Fields
-    fixed: Fields = field(default_factory=dict)
-    defaults: Fields = field(default_factory=dict)
-    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    activation: str = "hidden_act"
-    head_dim: bool = True
-    """Whether `head_dim` is a field of its own."""
-    windows: Windows = "none"
-    every: int = 0
-    local_rope: bool = False
-    """Whether layers with a window have wavelengths of their own, never stretched."""
-    share: str = ""
-    """The old name of the field for the share of a head that is rotated, where there is one."""
-    tied: bool = False
-    """Whether head and embedding are tied unless a file says otherwise."""
-
-    @property
-    def gated(self) -> bool:
-        """Whether its feed-forward blocks multiply two projections."""
-        return "num_key_value_heads" in self.fields
-
-
-_RMS_DEFAULTS: Final = MappingProxyType({"rms_norm_eps": 1e-6, "num_key_value_heads": None})
 _GEMMA: Final = MappingProxyType(
     {
         "norm_zero_centered": True,
@@ -78,7 +25,7 @@ _GEMMA: Final = MappingProxyType(
 )
 _GEMMA_FIELDS: Final = MappingProxyType(
     {
-        **_LLAMA,
+        **LLAMA,
         "query_pre_attn_scalar": "attention_scalar",
         "attn_logit_softcapping": "attention_softcap",
         "final_logit_softcapping": "logit_softcap",
@@ -92,29 +39,29 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {
         family.model_type: family
         for family in (
-            Family("llama", "LlamaForCausalLM", _LLAMA, defaults=_RMS_DEFAULTS, only={"pretraining_tp": (1,)}),
+            Family("llama", "LlamaForCausalLM", LLAMA, defaults=RMS_DEFAULTS, only={"pretraining_tp": (1,)}),
             Family(
                 "mistral",
                 "MistralForCausalLM",
-                _LLAMA,
-                defaults={**_RMS_DEFAULTS, "num_key_value_heads": 8, "sliding_window": 4096},
+                LLAMA,
+                defaults={**RMS_DEFAULTS, "num_key_value_heads": 8, "sliding_window": 4096},
                 windows="all",
             ),
             Family(
                 "qwen2",
                 "Qwen2ForCausalLM",
-                _LLAMA,
+                LLAMA,
                 fixed={"qkv_bias": True},
-                defaults=_RMS_DEFAULTS,
+                defaults=RMS_DEFAULTS,
                 head_dim=False,
                 windows="switched",
             ),
             Family(
                 "qwen3",
                 "Qwen3ForCausalLM",
-                _LLAMA,
+                LLAMA,
                 fixed={"qk_norm": True},
-                defaults={**_RMS_DEFAULTS, "head_dim": 128},
+                defaults={**RMS_DEFAULTS, "head_dim": 128},
                 only={"attention_bias": (False,)},
                 windows="switched",
             ),
@@ -124,7 +71,7 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
                 _GEMMA_FIELDS,
                 fixed=_GEMMA,
                 defaults={
-                    **_RMS_DEFAULTS,
+                    **RMS_DEFAULTS,
                     "head_dim": 256,
                     "num_key_value_heads": 4,
                     "query_pre_attn_scalar": 256,
@@ -145,7 +92,7 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
                 _GEMMA_FIELDS,
                 fixed={**_GEMMA, "qk_norm": True},
                 defaults={
-                    **_RMS_DEFAULTS,
+                    **RMS_DEFAULTS,
                     "head_dim": 256,
                     "num_key_value_heads": 4,
                     "query_pre_attn_scalar": 256,
@@ -166,18 +113,18 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
             Family(
                 "olmo2",
                 "Olmo2ForCausalLM",
-                _LLAMA,
+                LLAMA,
                 fixed=_OLMO,
-                defaults={**_RMS_DEFAULTS, "rms_norm_eps": 1e-5},
+                defaults={**RMS_DEFAULTS, "rms_norm_eps": 1e-5},
                 only={"attention_bias": (False,)},
                 head_dim=False,
             ),
             Family(
                 "olmo3",
                 "Olmo3ForCausalLM",
-                _LLAMA,
+                LLAMA,
                 fixed=_OLMO,
-                defaults={**_RMS_DEFAULTS, "rms_norm_eps": 1e-5, "sliding_window": 4096},
+                defaults={**RMS_DEFAULTS, "rms_norm_eps": 1e-5, "sliding_window": 4096},
                 only={"attention_bias": (False,)},
                 head_dim=False,
                 windows="every",
@@ -187,17 +134,18 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
             Family(
                 "phi3",
                 "Phi3ForCausalLM",
-                _LLAMA,
-                defaults={**_RMS_DEFAULTS, "rms_norm_eps": 1e-5},
+                LLAMA,
+                defaults={**RMS_DEFAULTS, "rms_norm_eps": 1e-5},
                 only={"attention_bias": (False,)},
                 head_dim=False,
                 windows="all",
                 share="partial_rotary_factor",
             ),
+            *SPARSE,
             Family(
                 "gpt_neox",
                 "GPTNeoXForCausalLM",
-                {**_SIZES, "layer_norm_eps": "norm_eps", "use_parallel_residual": "parallel_residual"},
+                {**SIZES, "layer_norm_eps": "norm_eps", "use_parallel_residual": "parallel_residual"},
                 fixed=_LAYER_NORM,
                 defaults={
                     "layer_norm_eps": 1e-5,

@@ -26,6 +26,7 @@ NEUTRAL: Final = frozenset(
         "model_type",
         "n_ctx",
         "output_attentions",
+        "output_router_logits",
         "output_hidden_states",
         "output_past",
         "pad_token_id",

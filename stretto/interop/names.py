@@ -85,7 +85,19 @@ _GPT2: Final = (
     (r"\.mlp\.up_proj\.", ".mlp.c_fc."),
     (r"\.mlp\.down_proj\.", ".mlp.c_proj."),
 )
-_RENAMED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {"gpt_neox": _NEOX, "gpt2": _GPT2}
+_MIXTRAL: Final = (
+    (r"\.mlp\.(gate|experts)\.", r".block_sparse_moe.\1."),
+    (r"(\.experts\.\d+)\.gate_proj\.", r"\1.w1."),
+    (r"(\.experts\.\d+)\.down_proj\.", r"\1.w2."),
+    (r"(\.experts\.\d+)\.up_proj\.", r"\1.w3."),
+)
+_QWEN2: Final = ((r"\.mlp\.shared_experts\.", ".mlp.shared_expert."),)
+_RENAMED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "gpt_neox": _NEOX,
+    "gpt2": _GPT2,
+    "mixtral": _MIXTRAL,
+    "qwen2_moe": _QWEN2,
+}
 _STACKED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "gpt_neox": {"query_key_value": ("q_proj", "k_proj", "v_proj")},
     "gpt2": {"c_attn": ("q_proj", "k_proj", "v_proj")},

@@ -104,7 +104,7 @@ def _one(
         "rope_base": _number(f"{where}.rope_theta", table.get("rope_theta", _BASE), 1, 1e15, wrong),
         "rope_share": _number(f"{where}.partial_rotary_factor", share, 0, 1, wrong),
     }
-    if family.model_type not in ("gpt_neox", "phi3") and values["rope_share"] != 1:
+    if not family.share and values["rope_share"] != 1:
         wrong.append(f"{where}.partial_rotary_factor = {share!r:.60}: {family.model_type} rotates whole heads")
     for name in _OF[kind]:
         value = _said_of(name, kind, table, raw)

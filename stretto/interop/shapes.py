@@ -7,6 +7,7 @@ import torch
 from stretto.arguments.model import ModelConfig
 from stretto.arguments.schema import TuningConfig
 from stretto.arguments.trained import is_adapter
+from stretto.experts.balance import bias_of
 from stretto.interop.names import Shapes
 from stretto.models import StageSpec, Transformer
 from stretto.params import collect
@@ -29,4 +30,7 @@ def adapter_shapes(model: ModelConfig, seq_len: int, tuning: TuningConfig) -> Sh
 def _shapes(model: ModelConfig, seq_len: int, lora: Lora | None) -> Shapes:
     alone = Build(Axis.single("tp"), False, torch.float32, "meta", lora=lora)
     whole = Transformer(model, StageSpec.whole(model), alone, seq_len=seq_len)
-    return {part.name: part.spec.shape for item in collect(whole) for part in item.logical}
+    shapes = {part.name: part.spec.shape for item in collect(whole) for part in item.logical}
+    if model.router_bias:
+        shapes |= {bias_of(layer): (model.experts,) for layer in model.sparse_layers}
+    return shapes

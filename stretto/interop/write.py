@@ -44,6 +44,7 @@ def _fields(model: ModelConfig, family: Family, seq_len: int, dtype: str) -> dic
     derived: dict[str, Any] = {
         "kv_heads": model.num_kv_heads,
         "ffn": model.dim_ffn,
+        "expert_ffn": model.dim_expert,
         "learned_positions": model.learned_positions,
     }
     derived |= {"attention_scalar": model.attention_scalar or float(model.dim_per_head)}
@@ -60,17 +61,24 @@ def _fields(model: ModelConfig, family: Family, seq_len: int, dtype: str) -> dic
         raw["head_dim"] = model.dim_per_head
     if family.model_type == "llama":
         raw |= {"attention_bias": model.bias, "mlp_bias": model.bias}
+    raw |= {"attention_bias": model.qkv_bias} if family.biased else {}
+    raw |= {"n_shared_experts": model.shared_ffn // model.dim_expert} if family.shared else {}
     if family.fixed.get("position") != "learned":
         raw |= {"max_position_embeddings": max(seq_len, int(model.rope_factor * (model.rope_original_positions or 1)))}
         if model.rope_scaling == "dynamic":
             raw["max_position_embeddings"] = model.rope_original_positions
         raw |= rope_fields(model, family)
-    if family.windows != "none":
-        raw["sliding_window"] = model.window
-        if family.windows == "switched":
-            raw |= {"use_sliding_window": model.window is not None, "max_window_layers": model.layers}
-        if family.windows != "all":
-            raw["layer_types"] = [FULL if model.window_of(n) is None else SLIDING for n in range(model.layers)]
+    return raw | _windows(model, family)
+
+
+def _windows(model: ModelConfig, family: Family) -> dict[str, Any]:
+    if family.windows == "none":
+        return {}
+    raw: dict[str, Any] = {"sliding_window": model.window}
+    if family.windows == "switched":
+        raw |= {"use_sliding_window": model.window is not None, "max_window_layers": model.layers}
+    if family.windows != "all":
+        raw["layer_types"] = [FULL if model.window_of(n) is None else SLIDING for n in range(model.layers)]
     return raw
 
 
@@ -88,6 +96,10 @@ def _meant(model: ModelConfig, name: str) -> Any:
     """A setting, or what follows for it where it is unset; nothing where it has no effect."""
     derived: dict[str, Any] = {"kv_heads": model.num_kv_heads, "head_dim": model.dim_per_head, "ffn": model.dim_ffn}
     derived |= {"attention_scalar": model.attention_scalar or float(model.dim_per_head)}
+    if model.experts:
+        derived["expert_ffn"] = model.dim_expert
+    if name == "router_group_score" and model.router_groups == 1:
+        return None
     if name == "learned_positions":  # their number is the sequence's where nobody said it
         return None
     if name == "global_layers":

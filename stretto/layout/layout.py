@@ -104,6 +104,20 @@ class Layout:
         self._check(rank)
         return {**self.dense.coords(rank), **self.expert.coords(rank)}
 
+    def position(self, rank: int) -> dict[str, int]:
+        """Coordinates of `rank` on all axes: those of both views, `embed`, and the levels of an axis in its place."""
+        found = self.coords(rank)
+        for axis in ("cp", "dp", "edp"):
+            if levels := self._levels_of(axis):
+                del found[axis]
+                found |= {level: self.group(rank, level).index(rank) for level in levels}
+        return {**found, EMBED: self.group(rank, EMBED).index(rank)}
+
+    def _levels_of(self, axis: str) -> list[str]:
+        """Of data parallelism and what is made of it only where dp has them: edp may be split for its order alone."""
+        found = [level for level in self.axes if level.startswith(f"{axis}.")]
+        return found if axis != "edp" or "dp.0" in self.axes else []
+
     def rank(self, **coords: int) -> int:
         """The rank at these coordinates: those of one view, or those of both if they agree.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stretto.arguments.schema import ModelConfig
+from stretto.experts import SparseFeedForward
 from stretto.models.attention import Attention
 from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
@@ -24,9 +25,11 @@ from stretto.tensor_parallel.layers import expect
 class FeedForward(nn.Module):
     """SwiGLU, GEGLU (Shazeer, "GLU variants improve Transformer", 2020) or GELU: [s(/t), b, h] -> [s(/t), b, h]."""
 
-    def __init__(self, config: ModelConfig, build: Build, parts: BlockOps, *, out_init: Init) -> None:
+    def __init__(
+        self, config: ModelConfig, build: Build, parts: BlockOps, *, out_init: Init, inner: int | None = None
+    ) -> None:
         super().__init__()
-        inner, gated = config.dim_ffn, config.gated
+        inner, gated = config.dim_ffn if inner is None else inner, config.gated
         held = (
             [Projection("gate_proj", inner), Projection("up_proj", inner)] if gated else [Projection("up_proj", inner)]
         )
@@ -91,14 +94,28 @@ class Block(nn.Module):
         name, both = f"model.layers.{layer}", before and after
         self.windowed, self.parallel = config.window_of(layer) is not None, config.parallel_residual
 
-        def normed(wanted: bool) -> Norm | None:
-            return norm(config, build, parts.norm) if wanted else None
+        sparse = config.is_sparse(layer)
+
+        def normed(wanted: bool, taken: bool = True) -> Norm | None:
+            # What the router and the exchange of tokens take is kept: several read it.
+            op = parts.norm if taken else replace(parts.norm, recompute=False)
+            return norm(config, build, op) if wanted else None
 
         self.input_layernorm = normed(before)
         self.self_attn = Attention(config, build, layer, parts, out_init=out_init)
-        self.post_attention_layernorm = normed(True)  # before the feed-forward, or after the attention
-        self.pre_feedforward_layernorm = normed(both)
-        self.mlp = FeedForward(config, build, parts, out_init=out_init)
+        self.post_attention_layernorm = normed(True, not sparse or after)  # before the feed-forward, or after attention
+        self.pre_feedforward_layernorm = normed(both, not sparse)
+        self.mlp = (
+            SparseFeedForward(
+                config,
+                build,
+                parts.activation,
+                lambda inner: FeedForward(config, build, parts, out_init=out_init, inner=inner),
+                out_init=out_init,
+            )
+            if sparse
+            else FeedForward(config, build, parts, out_init=out_init)
+        )
         self.post_feedforward_layernorm = normed(after)
         self._norms = (
             (self.input_layernorm, self.post_attention_layernorm if after else None),

@@ -65,8 +65,10 @@ class PlannedGroup:
         return f"{'-'.join(self.axes[0])}[{ranges(self.ranks, 4, ',')}]"
 
 
-def default_axes(layout: Layout) -> tuple[Axes, ...]:
+def default_axes(layout: Layout, *, experts: bool = False) -> tuple[Axes, ...]:
     """The axes and combinations that a training step asks for; levels and experts where there are any.
+
+    A model with `experts` asks for their axes also where they lie as the dense layers do.
 
     Each two neighbours of a pipeline have two communicators, see `neighbours`.
     """
@@ -86,7 +88,7 @@ def default_axes(layout: Layout) -> tuple[Axes, ...]:
     )
     if "dp.0" in layout.axes:
         dense = (*dense, ("dp.0", "cp"))
-    if not layout.has_experts:
+    if not (layout.has_experts or experts):
         return dense
     replicas = tuple((axis,) for axis in ("edp.0", "edp.1") if axis in layout.axes and "dp.0" in layout.axes)
     return (*dense, ("etp",), ("ep",), ("edp",), *replicas, ("etp", "ep"), ("etp", "ep", "pp"))

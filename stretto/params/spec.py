@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from stretto.layout.flat import overlap, rectangles
+from stretto.layout.sizes import DENSE, EXPERT
 from stretto.world import Axis
 
 
@@ -57,6 +58,8 @@ class ParamSpec:
     replicas: tuple[str, ...] = ("dp", "cp")
     """Axes that data parallelism reduces over."""
     weight_decay: bool = True
+    apart: tuple[str, ...] = ("pp",)
+    """Axes whose ranks hold other tensors altogether: stages of a pipeline, and experts along ep."""
     part: str = ""
     """Replaces the module's own name in the logical name: `self_attn.qkv_proj` holds q_proj, k_proj and v_proj."""
     name: str = ""
@@ -95,9 +98,20 @@ class ParamSpec:
         cut = {s.axis: s.copies for s in self.shard}
         return all(position[a] % cut[a] == 0 if a in cut else position[a] == 0 for a in over)
 
+    @property
+    def view(self) -> tuple[str, ...]:
+        """The axes on which it lies: those of the experts, where it is cut or repeated along one of them."""
+        named = {*self.replicas, *self.apart, *self.sum_grad, *(cut.axis for cut in self.shard)}
+        return EXPERT if any(axis.partition(".")[0] in EXPERT[:-1] for axis in named) else DENSE
+
     def owner(self, position: Mapping[str, int]) -> bool:
-        """`owned` over all axes of `position`; the ends of a pipeline hold the same only of what they both sum."""
-        return self.owned(position, [a for a in position if a != "embed" or "embed" in self.sum_grad])
+        """Whether this rank counts for what it keeps: 0 on each axis along which that is neither cut nor apart.
+
+        `position` has the rank's coordinates as `Layout.position` gives them, less those of axes along which storage
+        is sharded. The ends of a pipeline hold the same only of what they both sum.
+        """
+        same = [*(axis for axis in self.view if axis not in self.apart), *({"embed"} & {*self.sum_grad})]
+        return self.owned(position, [axis for axis in position if axis.partition(".")[0] in same])
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def slices(
 ) -> list[Slice]:
     """This rank's slices of every logical tensor, taken from `stored(parameter)`, the whole of it or a part.
 
-    `position` is the rank's coordinate on every axis along which these are repeated (of tp, cp, dp, embed).
+    `position` has the rank's coordinates as `ParamSpec.owner` wants them.
     """
     return [
         Slice(prefix + logical.name, view, logical.spec.shape, offsets, logical.spec.owner(position))

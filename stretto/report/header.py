@@ -50,21 +50,27 @@ def layout_line(args: Arguments) -> str:
     """tp=2 x pp=2 x dp=2 on 8 cpu ranks, sequence parallel, 1f1b, fp32."""
     p, r = args.parallel, args.run
     ranks = "1 rank" if r.nproc == 1 else f"{r.nproc} ranks"
-    cp = f" x cp={p.cp}" * (p.cp > 1)
-    parts = [f"tp={p.tp}{cp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device})"]
+    cp, experts = f" x cp={p.cp}" * (p.cp > 1), f", experts ep={p.ep} x etp={p.etp}" if args.model.experts else ""
+    parts = [f"tp={p.tp}{cp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device}){experts}"]
     staged = [p.schedule + (f", {p.vpp} stages a rank" if (p.vpp or 1) > 1 else "")] * (num_stages(p) > 1)
     parts += ["sequence parallel"] * p.sequence_parallel + staged + [r.dtype]
     return ", ".join(parts)
 
 
 def _model(args: Arguments) -> str:
-    m, total = args.model, count_parameters(args.model, args.batch.seq_len).total
+    m, found = args.model, count_parameters(args.model, args.batch.seq_len)
+    experts = (
+        f" ({found.active:,} for a token: {m.top_k} of {m.experts} experts in {found.sparse} layers)"
+        if m.experts
+        else ""
+    )
     heads = f"{m.heads} heads" + (f" over {m.num_kv_heads} kv" if m.num_kv_heads != m.heads else "")
     trained = trained_parameters(args)
-    alone = "" if trained == total else f", {trained:,} of them trained"
+    alone = "" if trained == found.total else f", {trained:,} of them trained"
     if args.tuning.lora_rank:
         alone = f" and {trained:,} of adapters, which alone are trained"
-    return f"{total:,} parameters{alone}: {m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"
+    shape = f"{m.layers} layers of {m.hidden}, {heads}, vocabulary {m.vocab_size:,}"
+    return f"{found.total:,} parameters{experts}{alone}: {shape}"
 
 
 def _steps(args: Arguments, after: int, available: int) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from stretto.collectives import OverlapWith, nothing
-from stretto.world import Axis
+from stretto.world import Axis, ExpertAxes
 
 if TYPE_CHECKING:
     from stretto.tensor_parallel.lora import Lora
@@ -85,6 +85,7 @@ class Build:
     have no memory, and no values, until they are moved into buckets: a whole model need never exist. With `lora` linear
     layers that it names have adapters. Feed-forward takes the sequence in so many `chunks`, each computed once more in
     the backward.
+    `experts` says where those are, `tokens` how many a global batch has: what their losses are means over.
     """
 
     tp: Axis
@@ -99,6 +100,8 @@ class Build:
     allocate: bool = True
     lora: Lora | None = None
     chunks: int = 1
+    experts: ExpertAxes = field(default_factory=ExpertAxes.single)
+    tokens: int = 1
 
     @property
     def overlap_with(self) -> OverlapWith:

@@ -11,6 +11,7 @@ from torch import nn
 
 from stretto.distributed import DataParallel, MainGradients
 from stretto.distributed.replicate import align
+from stretto.experts import Balance
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, TensorMeta
 from stretto.schedule import DDP, Cost, Schedule, Sharding, check_lowered, lower, partition
@@ -57,6 +58,8 @@ class Assembly(Generic[M]):
     busy: BusyTime
     tuner: Tuner | None = None
     """Told of each step before it is launched."""
+    balance: Balance | None = None
+    """Of the experts, where the model has any."""
 
     @property
     def weights(self) -> DataParallel:

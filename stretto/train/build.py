@@ -15,9 +15,10 @@ from stretto.arguments.schema import Arguments, OptimizerConfig
 from stretto.attention import Attend, attention_by
 from stretto.attention.tile import tile_kernel
 from stretto.context_parallel import ContextAttention
-from stretto.distributed import AdamWRule, LionRule, MainGradients, Rule, SGDRule
+from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, Rule, SGDRule
 from stretto.estimate import stage_costs, stage_layers
 from stretto.estimate.context import comm_of
+from stretto.experts import Balance, expert_axes, routers_of
 from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
@@ -31,9 +32,11 @@ from stretto.tensor_parallel import Build, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
 from stretto.tensor_parallel.lora import lora_of
 from stretto.train.assemble import Assembly, assemble
+from stretto.train.balanced import Balanced
 from stretto.train.costs_file import read_costs, write_costs
 from stretto.train.dtypes import DTYPES
 from stretto.train.optimizers import flat
+from stretto.train.step import Optimizer
 from stretto.train.tuning import freeze, require_trained
 from stretto.world import Axis
 
@@ -66,6 +69,8 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         allocate=False,
         lora=lora_of(args.tuning),
         chunks=args.run.ffn_chunks,
+        experts=expert_axes(state),
+        tokens=args.batch.global_batch * args.batch.seq_len,
     )
     seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
     offload = args.run.recompute == "offload"
@@ -93,10 +98,19 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     sizes = args.parallel.schedule, state.axis("pp").size, microbatches, vpp_of(args.parallel)
     known = read_costs(args, state) if auto else None
     begins = schedule_for(*sizes, known or stage_costs(args))
+    update = flat(update_rule(config), fuse=partial(fused, dynamic=True) if args.run.compile else None)
+    balance: list[Balance] = []
+
+    def optimizer(weights: DataParallel) -> Optimizer:
+        if not args.model.experts:
+            return update(weights)
+        balance.append(Balance(routers_of(made_here.values()), args.model, state, place.tokens))
+        return Balanced(update(weights), balance[0])
+
     made = assemble(
         state,
         make,
-        optimizer=flat(update_rule(config), fuse=partial(fused, dynamic=True) if args.run.compile else None),
+        optimizer=optimizer,
         schedule=begins if known or not auto else split(begins),
         search=partial(schedule_for, *sizes) if auto and not known else None,
         keep_cost=partial(write_costs, args),
@@ -112,7 +126,8 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         steady=fp8.steady if fp8 else nullcontext,
     )
     made.stepper.executor.check_finite = args.run.check_finite
-    return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, fp8)
+    balanced = balance[0] if balance else None
+    return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, balanced, fp8)
 
 
 def attention_of(args: Arguments, state: ParallelState) -> Callable[[int], Attend]:

@@ -39,6 +39,11 @@ class Paths:
         return self.root / "metrics.jsonl"
 
     @property
+    def experts(self) -> Path:
+        """Of a model with experts: one JSON object per layer and line."""
+        return self.root / "experts.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files."""
         return self.root / "tensorboard"

@@ -16,7 +16,10 @@ def axes_of(args: Arguments, layout: Layout) -> tuple[Axes, ...]:
     gradients a gather would wait behind a reduction."""
     inner = "dp.0" if "dp.0" in layout.axes else "dp"
     gather: tuple[Axes, ...] = ((f"{inner}:gather", "cp"),) if args.parallel.sharding != "none" else ()
-    return (*default_axes(layout), *gather)
+    experts = args.model.experts > 0
+    if experts and gather:
+        gather = (*gather, (f"e{inner}:gather",))
+    return (*default_axes(layout, experts=experts), *gather)
 
 
 def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:

@@ -21,6 +21,7 @@ from stretto.train.meter import Meter
 from stretto.train.not_finite import not_finite
 from stretto.train.readback import LateReadback, Readback
 from stretto.train.record import EvalRecord, Listener, SaveRecord, StepRecord
+from stretto.train.routing import RoutingReadback
 from stretto.train.saves import Saves
 from stretto.train.slow_ranks import SlowRanks
 from stretto.train.sound import require_equal_replicas, require_finite
@@ -64,6 +65,7 @@ class Pending:
     figures: Readback
     """Loss, gradient norm, votes to stop; what the ranks measured."""
     done_at: float
+    routing: RoutingReadback | None = None
 
 
 @dataclass
@@ -192,8 +194,11 @@ class Loop:
         measured = self.meter.exchange() if self._ends_line(step) else ()
         read = Readback if self.assembly.stepper.proven else LateReadback
         figures = read(result.loss, result.grad_norm, result.votes, *measured)
+        balance = self.assembly.balance
+        routing = balance.routing if balance is not None and self._ends_line(step) else None
+        routed = None if routing is None else RoutingReadback.of(routing)
         self.train_state.step = step
-        return Pending(step, lr, batches.tokens, batches.epoch, result, figures, self.meter.now())
+        return Pending(step, lr, batches.tokens, batches.epoch, result, figures, self.meter.now(), routed)
 
     def _stopping(self) -> bool:
         """This rank's vote to end the run: also for a save that has failed, of which the others may not know."""
@@ -217,6 +222,10 @@ class Loop:
         self.meter.heard(measured)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         told: dict[str, Any] = {"epoch": pending.epoch, "time": now, **self.meter.figures()}
+        if pending.routing is not None:
+            routed = pending.routing.record(pending.step)
+            told |= routed.figures()
+            self.listener.routed(routed)
         self.listener.stepped(StepRecord(pending.step, loss, norm, pending.lr, pending.tokens, **told))
         if self._ends_line(pending.step):
             self.meter.new_line()

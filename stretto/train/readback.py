@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class Readback:
-    """Some scalars [] of one device, on their way to the host."""
+    """Some numbers of one device, scalars or whole tensors one behind the other, on their way to the host."""
 
     def __init__(self, *scalars: Tensor) -> None:
-        values = torch.stack([scalar.detach().double() for scalar in scalars])
+        values = torch.cat([scalar.detach().double().flatten() for scalar in scalars])
         self._event: torch.cuda.Event | None = None
         if values.is_cuda:
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from stretto.train.routing_record import RoutingRecord
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -55,6 +57,12 @@ class StepRecord:
     fastest_rank: int | None = None
     slowest_over_fastest: float | None = None
     """Their times."""
+    expert_load: float | None = None
+    """The largest load of an expert over the mean, of the worst layer; see `RoutingRecord`, as for the next ones."""
+    expert_entropy: float | None = None
+    expert_dropped: float | None = None
+    expert_balance: float | None = None
+    router_z: float | None = None
 
 
 HELD_OUT: Final = "held_out"
@@ -123,6 +131,9 @@ class Listener:
     def stepped(self, record: StepRecord) -> None:
         """An update was made."""
 
+    def routed(self, record: RoutingRecord) -> None:
+        """How the update routed its tokens, where the model has experts and a line is told."""
+
     def evaluated(self, record: EvalRecord) -> None:
         """The model was evaluated."""
 
@@ -151,6 +162,10 @@ class Everyone(Listener):
     def stepped(self, record: StepRecord) -> None:
         for each in self.listeners:
             each.stepped(record)
+
+    def routed(self, record: RoutingRecord) -> None:
+        for each in self.listeners:
+            each.routed(record)
 
     def evaluated(self, record: EvalRecord) -> None:
         for each in self.listeners:
@@ -187,6 +202,8 @@ _STEP_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         **{name: f"memory/{name}" for name in ("peak_gib", "reserved_gib")},
         "packing_waste": "data/packing_waste",
         **{name: f"time/{name}" for name in ("checkpoint_seconds", "evaluation_seconds")},
+        **{name: f"experts/{name}" for name in ("expert_load", "expert_entropy", "expert_dropped")},
+        **{name: f"experts/{name}" for name in ("expert_balance", "router_z")},
         **{name: f"ranks/{name}" for name in ("slowest_rank", "slowest_over_fastest")},
     }
 )

@@ -49,7 +49,7 @@ def require_equal_replicas(built: Assembly[Any], state: ParallelState, step: int
 
 def require_finite(built: Assembly[Any], state: ParallelState, step: int) -> None:
     """Raise UnsoundError on all ranks where a weight or moment is NaN or infinite, used in this step or not."""
-    pieces = [p for p in _pieces(built) if p.tensor.numel()]
+    pieces = [p for p in _pieces(built) if p.tensor.numel() and p.tensor.is_floating_point()]
     largest = torch.stack([torch.linalg.vector_norm(p.tensor, ord=torch.inf).double() for p in pieces])
     finite = torch.isfinite(largest).tolist()
     rank = state.world.rank

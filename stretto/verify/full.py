@@ -24,7 +24,8 @@ def gather_full(pieces: Sequence[Slice], world: Axis) -> dict[str, Tensor]:
     for where, block in (found for rank in all_gather_tensors(own, world) for found in rank.items()):
         name, full_shape, offsets = json.loads(where)
         if name not in full:
-            full[name] = torch.full(full_shape, torch.nan, dtype=block.dtype)
+            empty = torch.nan if block.is_floating_point() else -1
+            full[name] = torch.full(full_shape, empty, dtype=block.dtype)
         full[name][_place(offsets, block)] = block
         written[name] = written.get(name, 0) + block.numel()
     wrong = [f"{n}: {written[n]} of {t.numel()} elements" for n, t in full.items() if written[n] != t.numel()]

@@ -29,10 +29,10 @@ def rejection(words: str) -> str:
         ("--bf16", "did you mean --dtype bf16?"),
         ("--num_layers 2", "did you mean --layers?"),
         ("--fsdp", "did you mean --sharding fsdp?"),
-        ("--num-experts 8", "mixture of experts: not available yet"),
+        ("--num-experts 8", "did you mean --experts?"),
         ("--cp-comm-type p2p", "did you mean --cp-comm?"),
         ("--set parallel.tensor_model_parallel_size=2", "did you mean parallel.tp?"),
-        ("--set moe.num_experts=2", "mixture of experts: not available yet"),
+        ("--set moe.num_experts=2", "did you mean model.experts?"),
     ],
 )
 def test_a_flag_of_another_program_leads_on(words: str, ends: str) -> None:

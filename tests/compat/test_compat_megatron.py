@@ -86,9 +86,29 @@ def test_the_published_gpt3_175b_needs_dropout_of_attention_fp16_and_a_ramp() ->
     )
 
 
-def test_experts_are_rejected_until_they_are_there() -> None:
-    moe = "--num-experts 8 --moe-router-topk 2"
-    assert rejected(f"{SMALL} {moe}") == [flag for flag in moe.split() if flag.startswith("--")]
+def test_flags_of_experts_go_over() -> None:
+    """As in scripts for Mixtral and for DeepSeek-V3. Megatron-LM cuts experts over tp unless it is told otherwise."""
+    mixtral = values(f"{SMALL} --num-experts 8 --moe-router-topk 2 --moe-aux-loss-coeff 1e-2 --moe-grouped-gemm")
+    assert (mixtral["model.experts"], mixtral["model.top_k"], mixtral["model.balance_loss"]) == (8, 2, 0.01)
+    assert mixtral["model.router"] == "softmax-top-k"
+    deepseek = values(
+        f"{SMALL} --num-experts 64 --moe-router-topk 6 --moe-router-score-function sigmoid --moe-router-num-groups 8 "
+        "--moe-router-group-topk 4 --moe-router-enable-expert-bias --moe-router-bias-update-rate 1e-3 "
+        "--moe-router-load-balancing-type none --moe-router-topk-scaling-factor 2.5 --moe-ffn-hidden-size 64 "
+        "--moe-shared-expert-intermediate-size 128 --moe-layer-freq '([0]*1+[1]*3)' --tensor-model-parallel-size 2"
+    )
+    wanted = {"router": "sigmoid", "router_bias": True, "router_groups": 8, "router_top_groups": 4, "router_scale": 2.5}
+    wanted |= {"router_group_score": "top2", "first_dense": 1, "shared_ffn": 128, "expert_ffn": 64}
+    assert {name: deepseek[f"model.{name}"] for name in wanted} == wanted
+    assert deepseek["parallel.etp"] == 2
+    assert "model.balance_loss" not in deepseek
+
+
+def test_what_has_no_like_among_the_flags_of_experts_is_rejected() -> None:
+    assert rejected(f"{SMALL} --num-experts 8 --moe-router-load-balancing-type sinkhorn") == [
+        "--moe-router-load-balancing-type"
+    ]
+    assert rejected(f"{SMALL} --num-experts 8 --moe-layer-freq 2") == ["--moe-layer-freq"]
 
 
 @pytest.mark.parametrize(

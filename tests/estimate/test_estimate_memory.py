@@ -7,6 +7,7 @@ another rule; gradients that are sharded counted whole; gradients or masters of 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from stretto.estimate import fitting, ledger
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.train.build import build
+from stretto.train.groups import axes_of
 
 pytestmark = pytest.mark.gloo
 
@@ -35,7 +37,21 @@ pytestmark = pytest.mark.gloo
 def runs(draw: st.DrawFn) -> Arguments:
     bit = {name: draw(st.booleans()) for name in ("bias", "qkv", "tied", "qk_norm", "swiglu", "rope", "rms")}
     tp, pp, dp = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    etp = draw(st.sampled_from([e for e in (1, 2, 4) if tp * dp % e == 0]))
+    ep = draw(st.sampled_from([e for e in (1, 2, 4, 5) if tp * dp // etp % e == 0]))
+    sparse = draw(st.booleans())
+    experts: dict[str, Any] = {
+        "experts": ep * draw(st.integers(1, 3)),
+        "top_k": 1,
+        "expert_ffn": 4 * draw(st.integers(1, 3)),
+        "shared_ffn": 4 * draw(st.integers(0, 1)),
+        "shared_gate": draw(st.booleans()),
+        "sparse_every": draw(st.integers(1, 2)),
+    }
+    bit["bias"] = bit["bias"] and not sparse
+    ep, etp = (ep, etp) if sparse else (1, 1)
     model = ModelConfig(
+        **(experts if sparse else {}),
         layers=draw(st.integers(1, 5)),
         hidden=8 * draw(st.integers(1, 3)),
         heads=4,
@@ -58,7 +74,9 @@ def runs(draw: st.DrawFn) -> Arguments:
     mode = draw(st.sampled_from(["none", "zero1", "zero2", "fsdp"]))
     return Arguments(
         model=model,
-        parallel=ParallelConfig(tp=tp, pp=pp, dp=dp, sharding=mode, bucket_mb=draw(st.sampled_from([1e-6, 0.01, 25]))),
+        parallel=ParallelConfig(
+            tp=tp, pp=pp, dp=dp, sharding=mode, ep=ep, etp=etp, bucket_mb=draw(st.sampled_from([1e-6, 0.01, 25]))
+        ),
         batch=BatchConfig(seq_len=4, micro_batch=1, global_batch=2 * dp),
         optimizer=OptimizerConfig(optimizer=draw(st.sampled_from(["adamw", "sgd", "lion"]))),
         run=RunConfig(dtype=draw(st.sampled_from(["fp32", "bf16", "fp64"]))),
@@ -70,11 +88,12 @@ def runs(draw: st.DrawFn) -> Arguments:
 @given(runs(), st.data())
 def test_the_ledger_is_what_lives(args: Arguments, data: st.DataObject) -> None:
     p = args.parallel
-    layout = Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1)
+    layout = Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1, ep=p.ep, etp=p.etp)
     rank = data.draw(st.integers(0, layout.world - 1))
-    with ParallelState.inspect(layout, rank) as state:
+    with ParallelState.inspect(layout, rank, axes=axes_of(args, layout)) as state:
         built = build(args, state)
         buckets, optimizer = built.weights.all_buckets, built.optimizer
+        optimizer = getattr(optimizer, "inner", optimizer)
         live = {t.untyped_storage().data_ptr(): t for b in buckets for t in (b.weights, b.shard) if here(t)}
         weights = sum(t.untyped_storage().nbytes() for t in live.values())
         kept = {t.untyped_storage().data_ptr(): t for b in buckets for t in (b.grads, b.grad) if here(t)}

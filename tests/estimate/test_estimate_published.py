@@ -27,6 +27,9 @@ PUBLISHED = {
     "phi3-mini": 3_821_079_552,
     "pythia-160m": 162_322_944,
     "gpt2-small": 124_439_808,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "olmoe-7b": 6_919_161_856,
 }
 """Of the weights that their authors put out: those of a tied matrix once."""
 

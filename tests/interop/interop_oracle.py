@@ -115,6 +115,41 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 32,
         "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 32},
     },
+    "mixtral": {"model_type": "mixtral", "head_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 3},
+    "qwen2_moe": {
+        "model_type": "qwen2_moe",
+        "hidden_size": 32,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": 16,
+    },
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        "head_dim": 10,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 2,
+    },
+    "olmoe": {"model_type": "olmoe", "hidden_size": 32, "num_experts": 8, "num_experts_per_tok": 3},
+    "glm4_moe": {
+        "model_type": "glm4_moe",
+        "head_dim": 8,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 12,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.5,
+        "n_group": 4,
+        "topk_group": 2,
+        "use_qk_norm": True,
+        "attention_bias": True,
+        "num_nextn_predict_layers": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+    },
     "gpt_neox": {
         "model_type": "gpt_neox",
         "hidden_size": 32,
@@ -159,12 +194,16 @@ def build(name: str) -> Any:
     kept = {"gpt2": _GPT2, "gpt_neox": TINY.keys() - {"num_key_value_heads"}}.get(special["model_type"], TINY)
     base = {k: v for k, v in TINY.items() if k in kept}
     config = AutoConfig.for_model(**{**base, **special})
+    config._experts_implementation = "eager"  # torch's grouped GEMM takes no fp64
     with in_fp64():
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for key, param in sorted(model.named_parameters()):
                 param.copy_(0.3 * torch.randn(param.shape, generator=generator) + 0.5 * ("norm" in key or "ln_" in key))
+            for key, bias in model.named_buffers():
+                if key.endswith("e_score_correction_bias"):
+                    bias.data = 0.3 * torch.randn(bias.shape, generator=generator, dtype=torch.float64)
     return model.eval()
 
 
@@ -186,7 +225,31 @@ def run(model: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         loss = (losses * mask).sum() / mask.sum()
         model.zero_grad()
         loss.backward()
-    return logits.detach(), loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+    return logits.detach(), loss.detach(), in_files({name: p.grad for name, p in model.named_parameters()}, model)
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """All weights by their names in a file; those of a router's bias, which is none in memory, among them."""
+    biases = {name: b for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")}
+    return in_files({name: p.detach() for name, p in model.named_parameters()} | biases, model)
+
+
+def in_files(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Files have each expert by itself, where transformers stacks them in memory."""
+    found: dict[str, Tensor] = {}
+    mixtral = model.config.model_type == "mixtral"
+    names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    for name, tensor in tensors.items():
+        said = name.replace(".mlp.", ".block_sparse_moe.") if mixtral else name
+        where, _, kind = said.rpartition(".")
+        if not where.endswith(".experts"):
+            found[said] = tensor
+            continue
+        for n, each in enumerate(tensor):
+            parts = each.chunk(2) if kind == "gate_up_proj" else (each,)
+            for part, short in zip(parts, names[:2] if len(parts) == 2 else names[2:], strict=True):
+                found[f"{where}.{n}.{short}.weight"] = part
+    return found
 
 
 def save(model: Any, directory: Path, dtype: torch.dtype = torch.float32, shard: str = "50GB") -> None:

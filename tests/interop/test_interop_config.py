@@ -100,7 +100,7 @@ def test_a_window_that_is_switched_off_is_none(tmp_path: Path) -> None:
         ({"rope_scaling": [1]}, "rope_scaling = [1]: must be a table"),
         ({"rope_theta": -1}, "rope_theta = -1"),
         ({"num_attention_heads": 5}, "hidden_size = 32 is not a multiple of num_attention_heads = 5"),
-        ({"model_type": "mixtral"}, "model_type = 'mixtral' is not supported"),
+        ({"model_type": "dbrx"}, "model_type = 'dbrx' is not supported"),
         ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
     ],

@@ -20,8 +20,11 @@ from torch import Tensor
 from stretto.arguments.model import ModelConfig
 from stretto.batch import Batch
 from stretto.estimate import count_parameters
+from stretto.experts import routers_of
+from stretto.experts.balance import bias_of
 from stretto.interop.config import read_config
 from stretto.interop.names import file_tensors
+from stretto.interop.shapes import logical_shapes
 from stretto.layout import Layout
 from stretto.models import Microbatch, StageSpec, Transformer
 from stretto.parallel_state import ParallelState
@@ -41,12 +44,18 @@ def test_a_family_is_what_transformers_computes(name: str, tmp_path: Path) -> No
     model = Transformer(config, StageSpec.whole(config), Build(Axis.single("tp"), False, torch.float64), seq_len=16)
     names = {part.name: part.spec.shape for item in collect(model) for part in item.logical}
     assert count_parameters(config, 16).total == sum(p.numel() for p in theirs["weights"].values())
-    fill(collect(model), logical(family, config, names, theirs["weights"]))
+    names |= logical_shapes(config, 16)
+    held = logical(family, config, names, theirs["weights"])
+    fill(collect(model), held)
+    for layer, router in routers_of([model]).items():
+        if config.router_bias:
+            router.state.bias.copy_(held[bias_of(layer)])
     found = model.logits(oracle.rows()[0]).detach().transpose(0, 1)[..., : config.vocab_size]
     close("logits", found, logits)
     mine = model(None, microbatch())
     mine.backward()
     close("loss", mine.detach(), loss)
+    grads = grads | {name: w for name, w in theirs["weights"].items() if name.endswith("e_score_correction_bias")}
     wanted = logical(family, config, names, grads)
     for item in collect(model):
         assert item.param.grad is not None, item.name
@@ -111,7 +120,7 @@ def _summed(grad: Tensor, part: Any, axis: Axis) -> Tensor:
 def _theirs(name: str) -> dict[str, Any]:
     model = oracle.build(name)
     logits, loss, grads = oracle.run(model)
-    weights = {key: p.detach() for key, p in model.named_parameters()}
+    weights = oracle.weights_of(model)
     if model.config.model_type == "gpt_neox":  # in files its head has another name than in memory
         for named in (weights, grads):
             named["embed_out.weight"] = named.pop("lm_head.weight")

@@ -33,7 +33,7 @@ from stretto.testing import Pool
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
-ONE_OF_A_KIND = ["llama3", "mistral", "gemma3", "olmo3", "phi3", "gpt_neox", "gpt2"]
+ONE_OF_A_KIND = ["llama3", "mistral", "gemma3", "olmo3", "phi3", "gpt_neox", "gpt2", "mixtral", "glm4_moe", "qwen2_moe"]
 
 
 def whole(directory: Path) -> dict[str, Tensor]:

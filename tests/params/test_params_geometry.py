@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from stretto.layout import Layout
 from stretto.params import Init, ParamSpec, Part, Shard, collect, declare, fill, slices
 from stretto.world import Axis
 
@@ -256,3 +257,38 @@ def test_parts_of_a_block_that_holds_nothing_stay_inside() -> None:
             p.offsets
             for p in slices(declared, lambda p, part=part: Part(p.data.view(-1)[part.start : part.stop], part), {})
         } == {(2, 0)}
+
+
+KINDS = {
+    "whole": ParamSpec((6, 4), Init()),
+    "cut": ParamSpec((6, 4), Init(), (Shard("tp", 0),)),
+    "partial": ParamSpec((6,), Init(), sum_grad=("tp",)),
+    "tied": ParamSpec((6, 4), Init(), (Shard("tp", 0),), sum_grad=("embed",)),
+    "stack over ep": ParamSpec((4, 6, 4), Init(), (Shard("ep", 0), Shard("etp", 1)), replicas=("edp",)),
+    "one expert": ParamSpec((6, 4), Init(), (Shard("etp", 0),), replicas=("edp",), apart=("pp", "ep")),
+}
+
+
+@given(
+    *(st.sampled_from([1, 2]) for _ in range(4)),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 2]),
+    st.sampled_from(sorted(KINDS)),
+)
+def test_the_owner_follows_from_the_layout(tp: int, cp: int, dp: int, pp: int, ep: int, etp: int, kind: str) -> None:
+    """Of the ranks that hold one block exactly one counts for it, on dense and on expert axes.
+
+    Catches: expert axes left out of the owner's, so that a block cut over ep has none, or each replica counts.
+    """
+    if tp * cp * dp % (ep * etp):
+        return
+    layout, spec = Layout.of(tp=tp, cp=cp, dp=dp, pp=pp, ep=ep, etp=etp), KINDS[kind]
+    owners: dict[object, list[bool]] = {}
+    for rank in range(layout.world):
+        at = layout.position(rank)
+        if kind == "tied" and at["pp"] not in (0, pp - 1):
+            continue
+        axes = {cut.axis: axis(cut.axis, at[cut.axis], layout.size(cut.axis)) for cut in spec.shard}
+        others = tuple(at[name] for name in spec.apart if kind != "tied")
+        owners.setdefault((spec.block(axes).offsets, others), []).append(spec.owner(at))
+    assert all(each.count(True) == 1 for each in owners.values())

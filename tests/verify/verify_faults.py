@@ -285,8 +285,8 @@ LOSS = [
     Fault(
         "the loss stays on the last stage",
         "train/step.py",
-        'return all_reduce(packed, state.axis("tp", "cp", "dp", "pp"))',
-        'return all_reduce(packed, state.axis("dp", "cp"))',
+        'return packed, all_reduce_(packed, state.axis("tp", "cp", "dp", "pp"))',
+        'return packed, all_reduce_(packed, state.axis("dp", "cp"))',
     ),
 ]
 
@@ -367,25 +367,25 @@ OPTIMIZER = [
     Fault(
         "a replicated parameter counts tp times in the norm",
         "distributed/norm.py",
-        'name not in ("cp", "dp")}',
-        'name not in ("tp", "cp", "dp")}',
+        'name.partition(".")[0] not in repeated}',
+        'name.partition(".")[0] not in ("tp", *repeated)}',
     ),
     Fault(
         "a tied embedding counts on both ends in the norm",
         "distributed/norm.py",
-        'name not in ("cp", "dp")}',
-        'name not in ("embed", "cp", "dp")}',
+        'name.partition(".")[0] not in repeated}',
+        'name.partition(".")[0] not in ("embed", *repeated)}',
     ),
     Fault(
         "the norm is that of this rank's parameters",
         "distributed/norm.py",
-        "    all_reduce_(total, state.axis(*apart)).wait()\n",
-        "",
+        "all_reduce_(self.squares, state.axis(*apart))",
+        "all_reduce_(self.squares.clone(), state.axis(*apart))",
     ),
     Fault(
         "the norm adds up data-parallel ranks",
         "distributed/norm.py",
-        'if weights.sharding.state else ("tp", "pp")',
+        'if everyone else ("tp", "pp")',
         "if True else ()",
     ),
     Fault(

@@ -9,6 +9,7 @@ from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
 from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, OFFLOAD, PACKED, TILE
 from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, TEXT_FILES
+from verify_said_experts import EXACT, LAYOUTS, ROUTER
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
@@ -199,20 +200,20 @@ NORM = Said(
     Fault(
         "a copy of a tied embedding counted twice",
         "distributed/norm.py",
-        'name not in ("cp", "dp")}',
-        'name not in ("embed", "cp", "dp")}',
+        'name.partition(".")[0] not in repeated}',
+        'name.partition(".")[0] not in ("embed", *repeated)}',
     ),
     Fault(
         "a replicated norm counted once per rank",
         "distributed/norm.py",
-        'name not in ("cp", "dp")}',
-        'name not in ("tp", "cp", "dp")}',
+        'name.partition(".")[0] not in repeated}',
+        'name.partition(".")[0] not in ("tp", *repeated)}',
     ),
     Fault(
         "squares not summed over the pipeline",
         "distributed/norm.py",
-        'if weights.sharding.state else ("tp", "pp")',
-        'if weights.sharding.state else ("tp",)',
+        'if everyone else ("tp", "pp")',
+        'if everyone else ("tp",)',
     ),
     Fault("partial sums left out", "distributed/partial.py", "if axis.size == 1:", "if True:"),
     Fault(
@@ -637,6 +638,9 @@ SAID = (
     OFFLOAD,
     CUT,
     TILE,
+    LAYOUTS,
+    EXACT,
+    ROUTER,
     TEXT_FILES,
     LOST,
     PARTS,

@@ -61,8 +61,8 @@ CONFIG = Said(
     Fault(
         "a number beyond every model's taken",
         "interop/config.py",
-        "not 1 <= value <= most:",
-        "not 1 <= value:",
+        "not least <= value <= most:",
+        "not least <= value:",
     ),
     Fault(
         "a window of a family that switches it off",

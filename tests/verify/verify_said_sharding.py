@@ -45,7 +45,7 @@ SHARDING = Said(
     Fault(
         "a norm of one rank's part",
         "distributed/norm.py",
-        'if weights.sharding.state else ("tp", "pp")',
+        'if everyone else ("tp", "pp")',
         'if False else ("tp", "pp")',
     ),
     Fault(
@@ -114,8 +114,8 @@ LEDGER = Said(
     Fault(
         "padding of shards left out",
         "estimate/memory.py",
-        "flats = [Flat(tuple(tensors[n].numel for n in group), shards).numel for group in groups]",
-        "flats = [Flat(tuple(tensors[n].numel for n in group), 1).numel for group in groups]",
+        "Flat(tuple(tensors[n].numel for n in group), n_shards).numel",
+        "Flat(tuple(tensors[n].numel for n in group), 1).numel",
     ),
     Fault("a tied embedding counted twice", "estimate/stored.py", "        elif not first:\n", "        else:\n"),
     Fault(
@@ -155,8 +155,8 @@ CHECKPOINTS = Said(
     Fault(
         "a piece without an owner",
         "distributed/data_parallel.py",
-        '("tp", "embed") if self.sharding.state else ("tp", "cp", "dp", "embed")',
-        '("tp", "cp", "dp", "embed")',
+        'cut = self._over(("dp", "cp", "edp")) if self.sharding.state else ()',
+        "cut: tuple[str, ...] = ()",
     ),
     Fault(
         "parameters that do not follow what was read",

@@ -51,6 +51,15 @@ SAME: Final[Mapping[str, str]] = MappingProxyType(
         "--vocab-size": "model.vocab",
         "--norm-epsilon": "model.norm_eps",
         "--init-method-std": "model.init_std",
+        "--num-experts": "model.experts",
+        "--moe-router-topk": "model.top_k",
+        "--moe-ffn-hidden-size": "model.expert_ffn",
+        "--moe-shared-expert-intermediate-size": "model.shared_ffn",
+        "--moe-router-topk-scaling-factor": "model.router_scale",
+        "--moe-router-num-groups": "model.router_groups",
+        "--moe-router-group-topk": "model.router_top_groups",
+        "--moe-router-bias-update-rate": "model.router_bias_rate",
+        "--moe-z-loss-coeff": "model.router_z_loss",
         "--hidden-dropout": "model.dropout",
         "--tensor-model-parallel-size": "parallel.tp",
         "--pipeline-model-parallel-size": "parallel.pp",
@@ -82,6 +91,8 @@ SWITCHES: Final[Mapping[str, tuple[str, Value]]] = MappingProxyType(
         "--disable-bias-linear": ("model.bias", False),
         "--add-qkv-bias": ("model.qkv_bias", True),
         "--untie-embeddings-and-output-weights": ("model.tied", False),
+        "--moe-router-enable-expert-bias": ("model.router_bias", True),
+        "--moe-shared-expert-gate": ("model.shared_gate", True),
         "--qk-layernorm": ("model.qk_norm", True),
         "--bf16": ("run.dtype", "bf16"),
         "--deterministic-mode": ("run.deterministic", True),
@@ -118,6 +129,13 @@ MOOT: Final[Mapping[str, str]] = MappingProxyType(
         "--recompute-modules": "--recompute chooses what is computed again: norms and activation functions, or blocks",
         **dict.fromkeys(("--fp8-amax-history-len", "--fp8-amax-compute-algo", "--fp8-interval"), _SCALED_NOW),
         "--fp8-margin": _SCALED_NOW,
+        **dict.fromkeys(("--moe-grouped-gemm", "--moe-permute-fusion", "--moe-token-dispatcher-type"), _KERNELS),
+        **dict.fromkeys(("--moe-router-fusion", "--moe-router-padding-for-fp8", "--moe-enable-deepep"), _KERNELS),
+        **dict.fromkeys(("--moe-flex-dispatcher-backend", "--moe-hybridep-num-sms"), _KERNELS),
+        "--moe-router-dtype": "scores are in fp32 or wider, always",
+        "--moe-layer-recompute": "--recompute says what is computed again",
+        "--moe-shared-expert-overlap": "shared experts are computed while tokens travel, always",
+        "--moe-per-layer-logging": _LOGS,
         "--max-position-embeddings": "positions reach as far as seq_len",
         "--make-vocab-size-divisible-by": "the vocabulary need not divide, and checkpoints hold it unpadded",
         "--no-position-embedding": "goes with rotary positions, which have no table",
@@ -146,15 +164,14 @@ BY_HAND: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Flags that name files, and what to say instead."""
 
-_EXPERTS = "there are no expert layers yet"
+_BALANCING = "say --moe-router-load-balancing-type aux_loss, or none with --moe-router-enable-expert-bias"
 _ALL_LAYERS = "with fp8 the matrices of all layers are in it"
 
 MISSING: Final[Mapping[str, str]] = MappingProxyType(
     {
-        **dict.fromkeys(("--num-experts", "--moe-router-topk", "--moe-grouped-gemm"), _EXPERTS),
-        **dict.fromkeys(("--moe-router-load-balancing-type", "--moe-aux-loss-coeff"), _EXPERTS),
-        **dict.fromkeys(("--moe-token-dispatcher-type", "--moe-ffn-hidden-size"), _EXPERTS),
-        **dict.fromkeys(("--moe-expert-capacity-factor", "--moe-permute-fusion"), _EXPERTS),
+        "--moe-input-jitter-eps": "what enters a router is not disturbed",
+        "--moe-pad-expert-input-to-capacity": "no row is padded",
+        "--moe-latent-size": "experts work at the hidden size",
         **dict.fromkeys(("--first-last-layers-bf16", "--num-layers-at-start-in-bf16"), _ALL_LAYERS),
         "--num-layers-at-end-in-bf16": _ALL_LAYERS,
         "--no-fp8-wgrad": "with one scale for a tensor all three products are in fp8; say --fp8 rowwise in its place",

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from stretto.compat.megatron.context import COMM, LEVELS, context
+from stretto.compat.megatron.experts import FLAGS as EXPERT_FLAGS
+from stretto.compat.megatron.experts import SWITCHED, experts
 from stretto.compat.megatron.flags import DEFAULTS, SWITCHES
 from stretto.compat.megatron.given import Given, RejectedError, Setting, choice, number, one, positive, value
 from stretto.compat.megatron.pipeline import interleaved, stages
@@ -232,6 +234,7 @@ COMPUTED: Mapping[Rule, tuple[str, ...]] = {
     _streams: ("--high-priority-stream-groups",),
     _clock: ("--distributed-timeout-minutes", "--exit-duration-in-mins"),
     _optimizer: ("--optimizer",),
+    experts: EXPERT_FLAGS,
     _sharding: (
         "--use-distributed-optimizer",
         "--use-megatron-fsdp",
@@ -250,6 +253,7 @@ _CUTS = {
 
 BARE = frozenset(
     [
+        *SWITCHED,
         *(*SWITCHES, "--swiglu", "--openai-gelu", "--no-bias-gelu-fusion", "--group-query-attention"),
         *("--sequence-parallel", "--use-rotary-position-embeddings", "--recompute-activations"),
         *("--use-distributed-optimizer", "--use-megatron-fsdp", "--use-torch-fsdp2", "--overlap-param-gather"),

@@ -12,6 +12,7 @@ from stretto.arguments.setting import Value
 from stretto.arguments.tree import settings
 from stretto.arguments.values import nearest
 from stretto.compat.megatron.bash import marks
+from stretto.compat.megatron.experts import CAPACITY
 from stretto.compat.megatron.flags import (
     BY_HAND,
     DEFAULTS,
@@ -95,6 +96,8 @@ def _notes(g: Given, held_out: Value) -> Iterator[str]:
             yield f"{flag} is not said, and Megatron-LM has no default for it: {ours} counts"
     if "--recompute-activations" in g or g.get("--recompute-granularity") == ("selective",):
         yield RECOMPUTE
+    if "--moe-expert-capacity-factor" in g:
+        yield CAPACITY
     if g.get("--eval-iters") == ("0",) and held_out:
         yield "--eval-iters 0: nothing is evaluated until the run ends; what --split keeps back is then"
     if {"--openai-gelu", "--no-bias-gelu-fusion"} <= set(g) and "--swiglu" not in g:

@@ -1,0 +1,156 @@
+"""Rules over experts: their number, their router, and the ranks that they are spread over."""
+
+from __future__ import annotations
+
+from stretto.arguments.nearby import divisors, multiples, sizes
+from stretto.arguments.rule import Nearby, RuleViolation, rule
+from stretto.arguments.schema import Arguments
+
+
+@rule("parallel.ep", "parallel.etp", "model.experts")
+def expert_axes_have_experts(a: Arguments) -> RuleViolation | None:
+    """Expert axes spread experts, where the model has any."""
+    large = {name: size for name in ("ep", "etp") if (size := getattr(a.parallel, name)) > 1}
+    if a.model.experts or not large:
+        return None
+    said = ", ".join(f"{name} = {size}" for name, size in large.items())
+    nearby: Nearby = {f"parallel.{name}": (1,) for name in large}
+    return RuleViolation(f"{said} with experts = 0: nothing to spread", {**nearby, "model.experts": (8,)})
+
+
+@rule("parallel.ep", "parallel.etp", "parallel.tp", "parallel.cp", "parallel.dp", "parallel.dp_shard")
+def experts_fill_a_stage(a: Arguments) -> RuleViolation | None:
+    """The ranks of a pipeline stage are a whole number of copies of its experts."""
+    p = a.parallel
+    dp, copies = p.dp or 1, (p.dp or 1) // (p.dp_shard or p.dp or 1)
+    stage = p.tp * p.cp * dp
+    if stage % (p.ep * p.etp) == 0 and stage // (p.ep * p.etp) % max(1, copies) == 0:
+        return None
+    nearby: Nearby = {"parallel.ep": divisors(stage // p.etp, p.ep) if stage % p.etp == 0 else (1,)}
+    if stage % (p.ep * p.etp) == 0:
+        edp = stage // (p.ep * p.etp)
+        return RuleViolation(f"edp % (dp/dp_shard) = {edp} % {copies} = {edp % copies}, must be 0", nearby)
+    nearby["parallel.etp"] = divisors(stage, p.etp)
+    nearby["parallel.dp"] = multiples(dp, p.ep * p.etp)
+    return RuleViolation(
+        f"tp*cp*dp % (ep*etp) = {stage} % ({p.ep}*{p.etp}) = {stage % (p.ep * p.etp)}, must be 0", nearby
+    )
+
+
+@rule("model.experts", "parallel.ep")
+def experts_divide_by_ep(a: Arguments) -> RuleViolation | None:
+    """Each rank of ep holds the same number of experts."""
+    n, ep = a.model.experts, a.parallel.ep
+    if n % ep == 0:
+        return None
+    return RuleViolation(
+        f"experts % ep = {n} % {ep} = {n % ep}, must be 0",
+        {"model.experts": multiples(n, ep), "parallel.ep": divisors(n, ep)},
+    )
+
+
+@rule("model.expert_ffn", "parallel.etp")
+def experts_divide_by_etp(a: Arguments) -> RuleViolation | None:
+    """Each rank of etp holds the same share of each expert."""
+    f, etp = a.model.dim_expert, a.parallel.etp
+    if not a.model.experts or f % etp == 0:
+        return None
+    return RuleViolation(
+        f"expert_ffn % etp = {f} % {etp} = {f % etp}, must be 0",
+        {"model.expert_ffn": sizes(f, etp), "parallel.etp": divisors(f, etp)},
+    )
+
+
+@rule("model.shared_ffn", "parallel.tp")
+def shared_expert_divides_by_tp(a: Arguments) -> RuleViolation | None:
+    """Each rank of tp holds the same share of the shared expert."""
+    f, tp = a.model.shared_ffn, a.parallel.tp
+    if f % tp == 0:
+        return None
+    return RuleViolation(
+        f"shared_ffn % tp = {f} % {tp} = {f % tp}, must be 0",
+        {"model.shared_ffn": sizes(f, tp), "parallel.tp": divisors(f, tp)},
+    )
+
+
+@rule("model.experts", "model.top_k", "model.router_groups", "model.router_top_groups", "model.router_group_score")
+def router_can_choose(a: Arguments) -> RuleViolation | None:
+    """There are as many experts as each token goes to, in the groups that are chosen from."""
+    m = a.model
+    n, groups = m.experts, m.router_groups
+    if not n:
+        return None
+    if n % groups:
+        return RuleViolation(
+            f"experts % router_groups = {n} % {groups} = {n % groups}, must be 0",
+            {"model.router_groups": divisors(n, groups), "model.experts": multiples(n, groups)},
+        )
+    if m.router_top_groups > groups:
+        return RuleViolation(
+            f"router_top_groups = {m.router_top_groups}, must be <= router_groups = {groups}",
+            {"model.router_top_groups": (groups,)},
+        )
+    if groups > 1 and m.router_group_score == "top2" and n // groups < 2:
+        return RuleViolation(
+            f"router_group_score = top2 with experts / router_groups = {n} / {groups} = 1 expert in a group",
+            {"model.router_group_score": ("max",)},
+        )
+    most = n // groups * (m.router_top_groups if groups > 1 else 1)
+    if m.top_k <= most:
+        return None
+    of = f"experts = {n}" if groups == 1 else f"experts / router_groups * router_top_groups = {most}"
+    return RuleViolation(f"top_k = {m.top_k}, must be <= {of}", {"model.top_k": (most,)})
+
+
+@rule("model.first_dense", "model.sparse_every", "model.layers", "model.experts")
+def some_layer_is_sparse(a: Arguments) -> RuleViolation | None:
+    """A model with experts has them in one layer at least."""
+    m = a.model
+    if not m.experts or any(map(m.is_sparse, range(m.layers))):
+        return None
+    return RuleViolation(
+        f"first_dense = {m.first_dense} and sparse_every = {m.sparse_every} leave no layer of {m.layers} to "
+        f"experts = {m.experts}",
+        {"model.first_dense": (0,), "model.sparse_every": (1,), "model.experts": (0,)},
+    )
+
+
+@rule("model.experts", "model.bias")
+def experts_have_no_bias(a: Arguments) -> RuleViolation | None:
+    """The matrices of routed experts have no biases."""
+    if not a.model.experts or not a.model.bias:
+        return None
+    return RuleViolation("bias = true with experts: not available, must be false", {"model.bias": (False,)})
+
+
+@rule("model.experts", "run.fp8")
+def experts_are_not_fp8(a: Arguments) -> RuleViolation | None:
+    """Experts compute in the dtype of the run."""
+    if not a.model.experts or a.run.fp8 == "none":
+        return None
+    return RuleViolation(f"fp8 = {a.run.fp8} with experts: not available yet", {"run.fp8": ("none",)})
+
+
+@rule("model.expert_capacity", "parallel.cp")
+def capacity_sees_whole_sequences(a: Arguments) -> RuleViolation | None:
+    """What an expert takes of a sequence is counted where the sequence is whole."""
+    if not a.model.expert_capacity or a.parallel.cp == 1:
+        return None
+    return RuleViolation(
+        f"expert_capacity = {a.model.expert_capacity:g} with cp = {a.parallel.cp}: not available",
+        {"model.expert_capacity": (0.0,), "parallel.cp": (1,)},
+    )
+
+
+EXPERT_RULES = (
+    expert_axes_have_experts,
+    experts_fill_a_stage,
+    experts_divide_by_ep,
+    experts_divide_by_etp,
+    shared_expert_divides_by_tp,
+    router_can_choose,
+    some_layer_is_sparse,
+    experts_have_no_bias,
+    experts_are_not_fp8,
+    capacity_sees_whole_sequences,
+)

@@ -1,0 +1,132 @@
+"""Grouped GEMMs: rows of each expert times its own matrix.
+
+On a GPU in bf16 by `torch.nn.functional.grouped_mm`, which takes no fp64 and leaves rows beyond the last offset as they
+were: there are none. Elsewhere by a loop over experts and, within one, over the ranks that its rows come from: so the
+bits of a row do not depend on how many ranks share the experts. Weight gradients are added up in the buckets by one
+product for each expert, in fp32 or wider; one without rows gets zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from stretto.params import ParamSpec, declare
+from stretto.tensor_parallel import Build, Lazy
+from stretto.tensor_parallel.layers import expect
+from stretto.tensor_parallel.linear import accumulate_matmul
+
+_grouped_mm: Final[Any] = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+"""torch 2.11 has it under its private name alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Rows by expert and, within one, by source: how many. `ends` [experts] int32 is where each expert's rows end."""
+
+    sizes: tuple[tuple[int, ...], ...]
+    ends: Tensor
+
+    @property
+    def experts(self) -> list[tuple[int, int]]:
+        """Where the rows of each expert begin and end."""
+        return list(pairwise(accumulate((sum(each) for each in self.sizes), initial=0)))
+
+    def parts(self) -> Iterator[tuple[int, int, int]]:
+        """Expert, begin and end of each run of rows from one source; none of those that are empty."""
+        at = 0
+        for expert, each in enumerate(self.sizes):
+            for size in each:
+                if size:
+                    yield expert, at, at + size
+                at += size
+
+
+class GroupedLinear(nn.Module):
+    """y = x W_e^T for the rows of each expert e that this rank holds: [m, d_in] -> [m, d_out].
+
+    `specs` are the matrices, expert by expert, stacked along their rows: d_out for each expert.
+    """
+
+    def __init__(self, specs: list[ParamSpec], experts: int, build: Build) -> None:
+        super().__init__()
+        self.build, self.experts = build, experts
+        self.weight = declare(self, "weight", specs, axes=[build.experts.etp], dtype=build.dtype, device=build.device)
+        if not build.allocate:
+            self.weight.untyped_storage().resize_(0)
+        expect(self.weight, build)
+
+    def forward(self, x: Tensor | Lazy, segments: Segments) -> Tensor:
+        made_by, inputs = (x.made_by, x.inputs) if isinstance(x, Lazy) else (None, (x,))
+        return _Grouped.apply(self, segments, made_by, self.weight, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Grouped(Function):
+    # The parameter itself is kept beside what was saved of it: under a checkpoint that is another tensor.
+
+    @staticmethod
+    def forward(
+        ctx: Any, of: GroupedLinear, segments: Segments, made_by: Any, weight: nn.Parameter, *inputs: Tensor
+    ) -> Tensor:
+        ctx.of, ctx.segments, ctx.made_by, ctx.param = of, segments, made_by, weight
+        x = inputs[0] if made_by is None else made_by.forward(*(x.detach() for x in inputs))
+        ctx.save_for_backward(weight, *inputs)
+        return multiply(x, _stacked(weight, of.experts).transpose(1, 2), segments)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        of, segments, (_, *inputs) = ctx.of, ctx.segments, ctx.saved_tensors
+        dy = dy.contiguous()
+        dx = multiply(dy, _stacked(ctx.param, of.experts), segments)
+        if ctx.made_by is None:
+            x, gradients = inputs[0], (dx,)
+        else:
+            x, *gradients = ctx.made_by.both(dx, *inputs)
+
+        def write(total: Tensor, first_microbatch: bool) -> None:
+            for each, (begin, end) in zip(_stacked(total, of.experts), segments.experts, strict=True):
+                if end > begin:
+                    accumulate_matmul(each, first_microbatch, dy[begin:end], x[begin:end])
+                elif first_microbatch:
+                    each.zero_()
+
+        accumulators = of.build.accumulators
+        if accumulators is None:
+            dw = torch.empty_like(ctx.param)
+            write(dw, True)
+            return None, None, None, dw, *gradients
+        # A rank that exchanges nothing has no message to hide: what it defers would only be held for longer.
+        (accumulators.defer if of.build.experts.exchange.size > 1 else accumulators.add)(ctx.param, write)
+        return None, None, None, None, *gradients
+
+
+def _stacked(weight: Tensor, experts: int) -> Tensor:
+    """[experts * d_out, d_in] -> [experts, d_out, d_in]."""
+    return weight.view(experts, -1, weight.shape[-1])
+
+
+def multiply(x: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
+    """x [m, a] times the matrix [a, b] of each row's expert, of `matrices` [experts, a, b]: [m, b]."""
+    if takes_grouped(x, matrices):
+        grouped: Tensor = _grouped_mm(x, matrices, offs=segments.ends)
+        return grouped
+    y = x.new_empty((x.shape[0], matrices.shape[2]))
+    for expert, begin, end in segments.parts():
+        torch.mm(x[begin:end], matrices[expert], out=y[begin:end])
+    return y
+
+
+def takes_grouped(x: Tensor, matrices: Tensor) -> bool:
+    """Whether torch's grouped GEMM takes it: bf16 on a GPU, some rows, strides of 16 bytes."""
+    strides = (s for t in (x, matrices) for s in t.stride() if s != 1)
+    aligned = all(s * x.element_size() % 16 == 0 for s in strides)
+    return _grouped_mm is not None and x.is_cuda and x.dtype == torch.bfloat16 and bool(len(x)) and aligned

@@ -1,0 +1,116 @@
+"""A sparse feed-forward block: each token through the few experts that its router chooses, [s(/t), b, h] -> the same.
+
+The tokens of all ranks of a pipeline stage are different ones: under sequence parallelism as they are, else the
+ranks of tp share them. Experts that every token goes through are a dense block beside, computed while tokens travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from stretto.arguments.schema import ModelConfig
+from stretto.collectives import nothing
+from stretto.experts.dispatch import Transfer, combine, plan_of, receive, send
+from stretto.experts.grouped import GroupedLinear
+from stretto.experts.router import Router
+from stretto.experts.tokens import share, unshare
+from stretto.params import Init, ParamSpec, Shard
+from stretto.tensor_parallel import Build, Pointwise, declare_on, replicated
+
+
+class Experts(nn.Module):
+    """The routed experts that this rank holds: one matrix for gate and up of all of them, one for down."""
+
+    def __init__(self, config: ModelConfig, build: Build, activation: Pointwise, *, out_init: Init) -> None:
+        super().__init__()
+        ep, h, f = build.experts.ep, config.hidden, config.dim_expert
+        local = config.experts // ep.size
+        here = range(ep.rank * local, (ep.rank + 1) * local)
+        inward = ("gate_proj", "up_proj") if config.gated else ("up_proj",)
+        into = Init(std=config.init_std)
+
+        def spec(expert: int, name: str, shape: tuple[int, int], dim: int, init: Init) -> ParamSpec:
+            return ParamSpec(
+                shape,
+                init,
+                shard=(Shard("etp", dim),),
+                replicas=("edp",),
+                apart=("pp", "ep"),
+                part=f"{expert}.{name}",
+            )
+
+        up = [spec(e, name, (f, h), 0, into) for e in here for name in inward]
+        self.activation = activation
+        self.gate_up_proj = GroupedLinear(up, local, build)
+        self.down_proj = GroupedLinear([spec(e, "down_proj", (h, f), 1, out_init) for e in here], local, build)
+
+
+class SparseFeedForward(nn.Module):
+    """`shared` makes the dense block of an inner size that every token goes through."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        build: Build,
+        activation: Pointwise,
+        shared: Callable[[int], nn.Module],
+        *,
+        out_init: Init,
+    ) -> None:
+        super().__init__()
+        self.config, self.build = config, build
+        self.gate = Router(config, build)
+        self.experts = Experts(config, build, activation, out_init=out_init)
+        self.shared_experts: nn.Module | None = None
+        self.shared_expert_gate: SharedGate | None = None
+        if config.shared_ffn:
+            self.shared_experts = shared(config.shared_ffn)
+            if config.shared_gate:
+                self.shared_expert_gate = SharedGate(config, build)
+
+    def forward(self, x: Tensor) -> Tensor:
+        build, tp = self.build, self.build.tp
+        flat = x.reshape(-1, x.shape[-1])
+        shared_out = not build.sequence_parallel and tp.size > 1
+        tokens = share(flat, tp) if shared_out else flat
+        choice = self.gate(tokens, (x.shape[0], x.shape[1]))
+        plan = plan_of(choice.experts, self.config.experts, build.experts, choice.kept)
+        transfer = Transfer()
+        coming = send(tokens, plan, transfer)
+        beside = self._shared(x)
+        flush = nothing if build.accumulators is None else build.accumulators.flush
+        rows = receive(coming, plan, transfer, flush)
+        of = self.experts
+        y = of.down_proj(of.activation(of.gate_up_proj(rows, plan.segments)), plan.segments)
+        out = combine(y, choice.weights, plan)
+        if shared_out:
+            out = unshare(out, tp, flat.shape[0])
+        out = out.view_as(x)
+        return out if beside is None else out + beside
+
+    def _shared(self, x: Tensor) -> Tensor | None:
+        """What the shared experts give, times their gate where they have one."""
+        if self.shared_experts is None:
+            return None
+        y: Tensor = self.shared_experts(x)
+        return y if self.shared_expert_gate is None else y * self.shared_expert_gate(x)
+
+
+class SharedGate(nn.Module):
+    """How much of the shared experts a token gets: sigmoid of one number, [s(/t), b, h] -> [s(/t), b, 1]."""
+
+    def __init__(self, config: ModelConfig, build: Build) -> None:
+        super().__init__()
+        spec = replicated(
+            (1, config.hidden),
+            Init(std=config.init_std),
+            sequence_parallel=build.sequence_parallel,
+            weight_decay=True,
+        )
+        self.weight = declare_on(self, "weight", spec, build)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(torch.nn.functional.linear(x, self.weight))

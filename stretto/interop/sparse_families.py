@@ -1,0 +1,133 @@
+"""The families with experts."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Final
+
+from stretto.interop.family import LLAMA, RMS_DEFAULTS, Family
+
+_EXPERTS: Final = MappingProxyType({"num_experts": "experts", "num_experts_per_tok": "top_k"})
+_LOCAL: Final = MappingProxyType({"num_local_experts": "num_experts"})
+_RENORMALIZED: Final = MappingProxyType({"norm_topk_prob": "router_renormalize"})
+
+SPARSE: Final = (
+    Family(
+        "mixtral",
+        "MixtralForCausalLM",
+        {**LLAMA, "num_local_experts": "experts", "num_experts_per_tok": "top_k"},
+        defaults={
+            **RMS_DEFAULTS,
+            "rms_norm_eps": 1e-5,
+            "num_key_value_heads": 8,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+        only={"router_jitter_noise": (0.0,)},
+        windows="all",
+    ),
+    Family(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        {
+            **LLAMA,
+            **_EXPERTS,
+            **_RENORMALIZED,
+            "moe_intermediate_size": "expert_ffn",
+            "shared_expert_intermediate_size": "shared_ffn",
+            "decoder_sparse_step": "sparse_every",
+        },
+        fixed={"qkv_bias": True, "shared_gate": True},
+        defaults={
+            **RMS_DEFAULTS,
+            "num_experts": 60,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632,
+            "decoder_sparse_step": 1,
+            "norm_topk_prob": False,
+        },
+        only={"mlp_only_layers": ([], None), "qkv_bias": (True,)},
+        head_dim=False,
+        windows="switched",
+        also=_LOCAL,
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        {
+            **LLAMA,
+            **_EXPERTS,
+            **_RENORMALIZED,
+            "moe_intermediate_size": "expert_ffn",
+            "decoder_sparse_step": "sparse_every",
+        },
+        fixed={"qk_norm": True},
+        defaults={
+            **RMS_DEFAULTS,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+            "decoder_sparse_step": 1,
+            "norm_topk_prob": False,
+        },
+        only={"attention_bias": (False,), "mlp_only_layers": ([], None)},
+        windows="switched",
+        also=_LOCAL,
+    ),
+    Family(
+        "olmoe",
+        "OlmoeForCausalLM",
+        {**LLAMA, **_EXPERTS, **_RENORMALIZED},
+        fixed={"qk_norm": True, "qk_norm_width": "full"},
+        defaults={
+            **RMS_DEFAULTS,
+            "rms_norm_eps": 1e-5,
+            "num_experts": 64,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": False,
+        },
+        only={"attention_bias": (False,), "clip_qkv": (None,)},
+        head_dim=False,
+        also=_LOCAL,
+    ),
+    Family(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {
+            **LLAMA,
+            **_RENORMALIZED,
+            "n_routed_experts": "experts",
+            "num_experts_per_tok": "top_k",
+            "moe_intermediate_size": "expert_ffn",
+            "first_k_dense_replace": "first_dense",
+            "routed_scaling_factor": "router_scale",
+            "n_group": "router_groups",
+            "topk_group": "router_top_groups",
+            "use_qk_norm": "qk_norm",
+        },
+        fixed={"router": "sigmoid", "router_bias": True, "router_group_score": "top2"},
+        defaults={
+            **RMS_DEFAULTS,
+            "rms_norm_eps": 1e-5,
+            "num_key_value_heads": 8,
+            "n_routed_experts": 128,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 1408,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 1.0,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "use_qk_norm": False,
+            "attention_bias": False,
+            "partial_rotary_factor": 0.5,
+        },
+        only={"num_nextn_predict_layers": (0, None)},
+        share="partial_rotary_factor",
+        biased=True,
+        shared=True,
+        also={"num_local_experts": "n_routed_experts"},
+    ),
+)

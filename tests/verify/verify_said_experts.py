@@ -1,0 +1,108 @@
+"""As `verify_said`: experts."""
+
+from __future__ import annotations
+
+from verify_fault import Fault, Said
+
+LAYOUTS = Said(
+    "tests/experts/test_experts_layouts.py",
+    Fault(
+        "a router whose gradient is not summed over tensor-parallel ranks",
+        "experts/router.py",
+        'Init(std=config.init_std), sum_grad=("tp",))',
+        "Init(std=config.init_std))",
+    ),
+    Fault(
+        "a balance loss of the counts of one microbatch",
+        "experts/router.py",
+        "share = state.before.to(chance.dtype) / assignments",
+        "share = torch.bincount(experts.flatten(), minlength=c.experts).to(chance.dtype) / experts.numel()",
+    ),
+    Fault(
+        "tokens that every tensor-parallel rank sends",
+        "experts/layer.py",
+        "shared_out = not build.sequence_parallel and tp.size > 1",
+        "shared_out = False",
+    ),
+    Fault(
+        "parts of a cut expert that are not added up",
+        "experts/dispatch.py",
+        "for part in back[:, :, k]:",
+        "for part in back[:1, :, k]:",
+    ),
+    only="test_experts_in_a_layout_equal_one_process",
+)
+
+EXACT = Said(
+    "tests/experts/test_experts_exact.py",
+    Fault(
+        "experts of other ranks left out of the norm",
+        "params/spec.py",
+        "same = [*(axis for axis in self.view if axis not in self.apart),",
+        'same = [*(axis for axis in self.view if axis != "pp"),',
+    ),
+    Fault(
+        "gradients of experts scaled by ep",
+        "experts/grouped.py",
+        "accumulate_matmul(each, first_microbatch, dy[begin:end], x[begin:end])",
+        "accumulate_matmul(each, first_microbatch, dy[begin:end] * of.build.experts.ep.size, x[begin:end])",
+    ),
+    Fault(
+        "an expert without tokens that keeps the gradient of the step before",
+        "experts/grouped.py",
+        "                    each.zero_()",
+        "                    pass",
+    ),
+    Fault(
+        "counts of the last step that a checkpoint forgets",
+        "experts/balance.py",
+        'kept: list[tuple[str, Tensor]] = [(f"counts/{where}", router.state.before)]',
+        "kept: list[tuple[str, Tensor]] = []",
+    ),
+    Fault(
+        "counts that a recomputation adds again",
+        "experts/router.py",
+        "        ctx.save_for_backward(extra, *seen)\n",
+        "        ctx.save_for_backward(extra, *seen)\n        state.counts += seen[0]\n",
+    ),
+)
+
+ROUTER = Said(
+    "tests/experts/test_experts_router.py",
+    Fault(
+        "a router whose gradient is detached",
+        "experts/router.py",
+        "weights = scores.gather(1, experts)",
+        "weights = scores.detach().gather(1, experts)",
+    ),
+    Fault(
+        "groups that are ranked by their best score alone",
+        "experts/router.py",
+        'best = grouped.amax(-1) if c.router_group_score == "max" else grouped.topk(2, -1).values.sum(-1)',
+        "best = grouped.amax(-1)",
+    ),
+    Fault(
+        "counts in bf16",
+        "experts/balance.py",
+        "own.before.copy_(counts[0, n])",
+        "own.before.copy_(counts[0, n].bfloat16())",
+    ),
+    Fault(
+        "outputs added in the order in which they arrived",
+        "experts/dispatch.py",
+        "return _gathered(rows, plan.back, weights)",
+        "return _gathered(rows, plan.back.sort(-1).values, weights)",
+    ),
+    Fault(
+        "a bias that weighs",
+        "experts/router.py",
+        "            weights = scores.gather(1, experts)\n",
+        "            weights = (scores + self.state.bias.to(scores)).gather(1, experts)\n",
+    ),
+    Fault(
+        "tokens beyond the capacity that are kept",
+        "experts/capacity.py",
+        "before <= limit",
+        "before <= limit + 1",
+    ),
+)
