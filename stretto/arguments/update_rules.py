@@ -11,12 +11,13 @@ def updates_can_be_taken_back(a: Arguments) -> RuleViolation | None:
     """An update can be taken back where gradients are whole, and a step can be run again."""
     if not a.optimizer.post_validate:
         return None
-    off = {"optimizer.post_validate": (False,)}
     if a.parallel.sharding not in ("none", "zero1"):
         said = f"post_validate, but sharding = {a.parallel.sharding}"
-        return RuleViolation(said, {"parallel.sharding": ("zero1", "none"), **off})
+        return RuleViolation(said, {"parallel.sharding": ("zero1", "none"), "optimizer.post_validate": (False,)})
     if a.run.fp8 != "none":
-        return RuleViolation(f"post_validate, but fp8 = {a.run.fp8}", {"run.fp8": ("none",), **off})
+        return RuleViolation(
+            f"post_validate, but fp8 = {a.run.fp8}", {"run.fp8": ("none",), "optimizer.post_validate": (False,)}
+        )
     if a.model.experts:  # their balance moves with each run of a step
-        return RuleViolation(f"post_validate, but experts = {a.model.experts}", off)
+        return RuleViolation(f"post_validate, but experts = {a.model.experts}", {"optimizer.post_validate": (False,)})
     return None
