@@ -30,7 +30,7 @@ PUBLIC: Final = MappingProxyType(
         "Work": "train.meter",
         "Listener": "train.record",
         "LiveProgress": "report.progress",
-        "JsonLines": "train.record",
+        "JsonLines": "train.metrics_file",
         "TensorBoard": "train.record",
         "WandB": "train.trackers",
         "MLflow": "train.trackers",

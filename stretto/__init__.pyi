@@ -28,8 +28,8 @@ from stretto.tensor_parallel import VocabParallelHead as VocabParallelHead
 from stretto.train.assemble import StageSpec as StageSpec
 from stretto.train.learning_rate import LearningRate as LearningRate
 from stretto.train.meter import Work as Work
+from stretto.train.metrics_file import JsonLines as JsonLines
 from stretto.train.optimizers import AdamW as AdamW
-from stretto.train.record import JsonLines as JsonLines
 from stretto.train.record import Listener as Listener
 from stretto.train.record import TensorBoard as TensorBoard
 from stretto.train.trackers import MLflow as MLflow

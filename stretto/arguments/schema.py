@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from stretto.arguments.checkpoints import CheckpointConfig as CheckpointConfig
 from stretto.arguments.data import DataConfig as DataConfig
 from stretto.arguments.groups import AxisName as AxisName
 from stretto.arguments.groups import GroupsConfig, NcclConfig
 from stretto.arguments.model import ModelConfig as ModelConfig
 from stretto.arguments.setting import setting
+from stretto.arguments.tuning import TuningConfig as TuningConfig
 from stretto.layout import DEFAULT_ORDER
 
 ScheduleName = Literal["1f1b", "auto", "depth-first", "dualpipev", "gpipe", "interleaved", "interleaved-zb", "looped-bfs", "v-half", "v-min", "zb-h1", "zb-h2", "zbv"]  # fmt: skip  # noqa: E501
 CommName = Literal["all-gather", "ring", "ulysses", "hybrid", "auto"]
 
-
-TargetName = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 TOKENIZERS: Final = MappingProxyType({"byte": 257, "python": 4096})
 """The tokenizers that come with the library, and their vocabularies: 256 bytes and an end of document; byte-level BPE
@@ -136,65 +136,6 @@ class OptimizerConfig:
         "clip_grad: no rank of a pipeline waits for it; costs a copy of gradients and optimizer state",
         carried=False,
     )
-
-
-@dataclass(frozen=True)
-class TuningConfig:
-    """What of a model is trained, where not all of it is."""
-
-    freeze: tuple[str, ...] = setting(
-        (), "parameters that stay as they are, by name: * stands for anything, as in model.embed_tokens.*"
-    )
-    lora_rank: int = setting(
-        0,
-        "train low-rank adapters of this rank alone, and no other parameter; 0: no adapters",
-        at_least=0,
-        at_most=2**14,
-    )
-    lora_alpha: float = setting(16.0, "what an adapter adds is multiplied by lora_alpha / lora_rank", above=0)
-    lora_targets: tuple[TargetName, ...] = setting(
-        ("q", "k", "v", "o"),
-        "matrices with an adapter: of attention q, k, v and o, of the feed-forward gate, up and down",
-    )
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Where checkpoints go, how often, and whether to go on from one."""
-
-    out: str = setting(
-        "runs/latest", "directory of the run: checkpoints, metrics, resolved.toml", carried=False, path=True
-    )
-    save_every: int = setting(0, "save a checkpoint every so many steps; 0: at the end only", unit="steps", at_least=0)
-    async_save: bool = setting(
-        True,
-        "a process of its own writes checkpoints while training goes on; else training waits",
-        carried=False,
-    )
-    keep: int = setting(2, "so many newest checkpoints stay", at_least=1)
-    keep_every: int = setting(
-        0, "besides them, each checkpoint whose step is a multiple of this stays; 0: none", unit="steps", at_least=0
-    )
-    checkpoint_dir: str | None = setting(
-        None,
-        "where checkpoints go, also a URL such as s3://bucket/run; unset: the directory checkpoints in that of the run",
-        carried=False,
-    )
-    init_from: str | None = setting(
-        None,
-        "directory of a Hugging Face model, or its name in the cache of downloads: the run begins with its shape, "
-        "weights and tokenizer",
-    )
-    export_hf: str | None = setting(
-        None,
-        "directory that gets the model as a Hugging Face one when the run has made its last step",
-        carried=False,
-        path=True,
-    )
-    resume: bool = setting(
-        False, "go on from the newest complete checkpoint in the directory of the run", carried=False
-    )
-    auto_resume: bool = setting(False, "like resume, but begin anew where there is no checkpoint yet", carried=False)
 
 
 @dataclass(frozen=True)

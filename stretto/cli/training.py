@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 
-from stretto.arguments import ConfigError, Resolved, Violation
+from stretto.arguments import Resolved
 from stretto.checkpoint import latest_complete
 from stretto.cli.resume import Look
+from stretto.cli.stopping import Told, asks_again
+from stretto.cli.this_machine import import_for_workers, require_devices, require_few
 from stretto.cli.usage_error import reject
 from stretto.cli.words import origin
 from stretto.collective_trace import CollectiveError
@@ -27,7 +27,6 @@ from stretto.initialize import Launch, RendezvousError, initialize
 from stretto.initialize.environment import detect
 from stretto.initialize.failure_watch import leave_process
 from stretto.initialize.failures import PeerFailedError, PeersSilentError
-from stretto.initialize.group import largest
 from stretto.initialize.logs import logging_as
 from stretto.initialize.rendezvous import RankZeroError
 from stretto.initialize.stop import StopFlag, ask_again
@@ -46,7 +45,8 @@ from stretto.terminal import say
 from stretto.train.consensus import USAGE_ERRORS
 from stretto.train.directory import Paths, occupied
 from stretto.train.loop import DivergedError
-from stretto.train.record import Everyone, JsonLines, Listener, TensorBoard
+from stretto.train.metrics_file import JsonLines
+from stretto.train.record import Everyone, Listener, TensorBoard
 from stretto.train.run import sampled_over, train, with_vocabulary
 from stretto.train.sample import sample
 from stretto.train.shared_text import shared_text
@@ -66,8 +66,8 @@ def run(resolved: Resolved, launch: Launch, look: Look | None, stop: StopFlag, b
     alone = launch.source == "python"
     stop.limit = resolved.args.run.exit_duration
     try:
-        _require_devices(resolved)
-        _require_few(resolved, alone=alone)
+        require_devices(resolved)
+        require_few(resolved, alone=alone)
         text = None
         if launch.size == 1:  # workers of its own know what it has seen
             with timeline.phase("data"), Tokenizing.shown(sys.stderr) as tell:
@@ -82,7 +82,7 @@ def run(resolved: Resolved, launch: Launch, look: Look | None, stop: StopFlag, b
     if not alone or nproc == 1:
         return leave_process(work())
     with timeline.phase("imports"):
-        _import_for_workers(resolved)
+        import_for_workers(resolved)
     return run_local(nproc, work, within=stop)
 
 
@@ -189,7 +189,7 @@ class Task:
                 outcome = train(
                     self.resolved, world, self.read, begin, resume=self.resume, stop=stop, timeline=self.timeline
                 )
-                if outcome.finished or not _asks_again(self.stop, world):
+                if outcome.finished or not asks_again(self.stop, world):
                     return outcome, 0, ""
                 return outcome, *ask_again(leave_mark=world.rank == 0)
         except USAGE_ERRORS as error:
@@ -276,57 +276,3 @@ class Task:
             f"\n  {found} is from before it: go on from there with --resume and a lower --lr or --clip-grad; should it "
             "diverge again, remove that checkpoint and --resume takes the one before"
         )
-
-
-def _import_for_workers(resolved: Resolved) -> None:
-    """Import once, before the fork, what each worker would on its way to the end of the first step.
-
-    NumPy and torch load parts of themselves when they are first used. None of these starts a thread. Those of
-    `torch.compile` are loaded here for the CPU alone: a node with GPUs has cores for its ranks to do so side by side.
-    """
-    names = ["numpy.ma", "numpy.random", "encodings.idna"]
-    if resolved.args.run.compile and resolved.args.run.device == "cpu":
-        names += ["torch._dynamo", "torch._inductor.compile_fx"]
-    for name in names:
-        import_module(name)
-
-
-def _require_devices(resolved: Resolved) -> None:
-    """Raise ConfigError when there is no GPU at all; counting them leaves them untouched, so workers may still fork."""
-    if resolved.args.run.device == "cuda" and not torch.cuda.device_count():
-        problem = f"run.device=cuda, but torch {torch.__version__} sees no CUDA device on this machine"
-        raise ConfigError([Violation("device_exists", ("run.device",), problem, fixes=({"run.device": "cpu"},))])
-
-
-def _require_few(resolved: Resolved, *, alone: bool) -> None:
-    """Raise ConfigError for more processes than this machine can be meant to start: a record may say any number."""
-    nproc, most = resolved.args.run.nproc or 1, max(256, 32 * (os.cpu_count() or 1))
-    if alone and nproc > most:
-        problem = f"{nproc:,} processes on this machine, which has {os.cpu_count()} cores; at most {most:,} are started"
-        raise ConfigError([Violation("processes_fit", ("run.nproc",), problem, hint="say how many with --nproc")])
-
-
-@dataclass
-class Told:
-    """A flag that says once why it is up, to whoever watches."""
-
-    flag: StopFlag
-    console: Console | None
-    said: bool = False
-
-    def __call__(self) -> bool:
-        up = self.flag()
-        if up and not self.said:
-            text = f"{self.flag.reason}: stopping after this step, then saving"
-            logging.getLogger(__name__).info(text)
-            if self.console is not None:
-                self.console.print(text)
-        self.said |= up
-        return up
-
-
-def _asks_again(stop: StopFlag, world: World) -> bool:
-    """Whether a run that was stopped is to be started again, on all ranks: unless some rank was ordered to leave."""
-    ordered = largest(world, int(stop.ordered))
-    asked = largest(world, stop.exit_code)
-    return bool(asked and not ordered)

@@ -17,7 +17,8 @@ from stretto.estimate import count_parameters
 from stretto.report.header import layout_line
 from stretto.terminal import printable
 from stretto.train.directory import Paths
-from stretto.train.record import StepRecord, read_rows, step_records
+from stretto.train.metrics_file import read_rows, step_records
+from stretto.train.record import StepRecord
 from stretto.train.trainer import Outcome
 
 BLOCKS = "▁▂▃▄▅▆▇█"

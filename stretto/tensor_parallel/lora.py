@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stretto.arguments.schema import TuningConfig
+from stretto.arguments.tuning import TuningConfig
 from stretto.params import Init, ParamSpec, Shard
 from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.linear import linear

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -214,43 +213,6 @@ _SAVE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-class JsonLines(Listener):
-    """`metrics.jsonl`: one object per line, `step` in each, steps and evaluations alike.
-
-    A run that goes on after step `after` repeats all that followed the checkpoint of that step, its evaluation
-    included; so what is here of it is dropped, and no row is ever missing or twice.
-    """
-
-    def __init__(self, path: Path, *, after: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_rows(path) if _before(row, after)] if after else []
-        steps = step_records(kept)
-        self.first: StepRecord | None = steps[0] if steps else None
-        """Of the run before it goes on, as is `last`."""
-        self.last: StepRecord | None = steps[-1] if steps else None
-        temporary = path.with_name(path.name + ".tmp")  # killed now, the run still has all rows
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(path)
-        self._file = path.open("a", buffering=1, encoding="utf-8")
-
-    def stepped(self, record: StepRecord) -> None:
-        self._write({key: value for key, value in asdict(record).items() if value is not None})
-
-    def evaluated(self, record: EvalRecord) -> None:
-        row = {f"{record.name}_loss": record.loss, f"{record.name}_bits_per_byte": record.bits_per_byte}
-        row["evaluation_seconds"] = record.seconds
-        self._write({"step": record.step, **{key: value for key, value in row.items() if value is not None}})
-
-    def saved(self, record: SaveRecord) -> None:
-        self._write({"step": record.step, **{k.replace("/", "_"): value for k, value in figures(record).items()}})
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-
-
 class TensorBoard(Listener):
     """The same numbers as TensorBoard scalars, against the step. `last`: the step after which the run goes on."""
 
@@ -277,36 +239,3 @@ class TensorBoard(Listener):
 
     def close(self) -> None:
         self._writer.close()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics file; none when there is no such file."""
-    rows = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # the line that was being written when the run died
-            continue
-        if isinstance(row, dict) and _is_figure("step", row.get("step")):
-            rows.append(row)
-    return rows
-
-
-def step_records(rows: Sequence[dict[str, Any]]) -> list[StepRecord]:
-    """The updates among the rows of a metrics file; a row with something else in it is none."""
-    needed = {field.name for field in fields(StepRecord) if field.default is MISSING}
-    names = {field.name for field in fields(StepRecord)}
-    return [
-        StepRecord(**row)
-        for row in rows
-        if needed <= row.keys() <= names and all(_is_figure(name, value) for name, value in row.items())
-    ]
-
-
-def _is_figure(name: str, x: object) -> bool:
-    return isinstance(x, str) if name == "time" else isinstance(x, (int, float)) and not isinstance(x, bool)
-
-
-def _before(row: dict[str, Any], after: int) -> bool:
-    """Whether a row is from before the checkpoint of step `after` was whole."""
-    return bool(row["step"] <= after if "loss" in row or "checkpoint_bytes" in row else row["step"] < after)

@@ -18,26 +18,24 @@ from stretto.checkpoint import latest_complete
 from stretto.checkpoint.directory import Retention
 from stretto.checkpoint.peers import Peers
 from stretto.distributed import DataParallel, MainGradients
-from stretto.distributed.replicate import replicate
 from stretto.initialize.stop import StopFlag
 from stretto.initialize.timeline import StartTimeline
 from stretto.parallel_state import ParallelState
-from stretto.pipeline_parallel import TensorMeta
 from stretto.schedule import DDP, Sharding, schedule_for
 from stretto.tensor_parallel import Build
 from stretto.train.assemble import Assembly, StageSpec, assemble
-from stretto.train.batches import Batches, Cut, Evaluation, RowBatches, RowEvaluation, Share, Source
+from stretto.train.batches import Batches, Cut, Evaluation, RowBatches, RowEvaluation, Source
 from stretto.train.checkpointing import TrainState
 from stretto.train.loop import DivergedError, Loop, Pace
 from stretto.train.meter import Meter, Work
+from stretto.train.metrics_file import JsonLines
 from stretto.train.optimizers import AdamW
-from stretto.train.record import HELD_OUT, Everyone, JsonLines, Listener, RunRecord
+from stretto.train.own_model import Loss, StageCall, boundary_of, stage_of
+from stretto.train.record import HELD_OUT, Everyone, Listener, RunRecord
 from stretto.train.saves import SavePolicy, Saves
 from stretto.train.slow_ranks import SlowRanks
 from stretto.train.sound import UnsoundError
 from stretto.train.step import Optimizer
-
-Loss = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -140,16 +138,16 @@ class Trainer:
             build = Build(state.axis("tp"), sequence_parallel, dtype, state.world.device, seed, accumulators=direct)
             model = assemble(
                 state,
-                partial(_stage, model, stages, build),
+                partial(stage_of, model, stages, build),
                 optimizer=optimizer or AdamW(),
                 schedule=schedule_for(schedule, axis.size, cut.microbatches, state.layout.vpp),
-                boundary=_boundary(model, boundary, dtype, stages),
+                boundary=boundary_of(model, boundary, dtype, stages),
                 seed=seed,
                 clip_grad=clip_grad,
                 bucket_mb=bucket_mb,
                 direct=direct,
                 sharding=sharding,
-                call=partial(_Call, stages, loss),
+                call=partial(StageCall, stages, loss),
                 search=partial(schedule_for, schedule, axis.size, cut.microbatches, state.layout.vpp)
                 if schedule == "auto"
                 else None,
@@ -280,40 +278,3 @@ class Trainer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Call:
-    """What the executor calls in place of a stage's module: inputs in on the first stage, a loss out on the last."""
-
-    def __init__(self, stages: int, loss: Loss | None, index: int, module: nn.Module) -> None:
-        self.module, self.loss, self.last = module, loss, index == stages - 1
-
-    def __call__(self, x: Tensor | None, share: Share) -> Tensor:
-        if self.loss is None:
-            whole: Tensor = self.module(x, share)
-            return whole
-        pair = isinstance(share.rows, tuple | list) and len(share.rows) == 2
-        inputs, targets = share.rows if pair else (share.rows, share.rows)
-        y: Tensor = self.module(inputs if x is None else x)
-        return self.loss(y, targets) * share.share if self.last else y
-
-
-def _stage(model: nn.Module | Callable[[StageSpec], nn.Module], stages: int, build: Build, index: int) -> nn.Module:
-    """The module of a stage, on its device, all of its parameters declared."""
-    module = model if isinstance(model, nn.Module) else model(StageSpec(index, stages, build))
-    module = module.to(device=build.device, dtype=build.dtype)
-    return replicate(module) if build.tp.size == 1 else module
-
-
-def _boundary(model: object, shape: tuple[int, ...] | None, dtype: torch.dtype, stages: int) -> TensorMeta | None:
-    if stages > 1 and isinstance(model, nn.Module):
-        raise ValueError(
-            f"a module is one stage, but the layout has pp={stages}: give Trainer a function from a StageSpec to "
-            "the module of that stage, or a layout with pp=1"
-        )
-    if stages > 1 and shape is None:
-        raise ValueError(
-            f"the layout has pp={stages} stages: say what they pass on for one microbatch, "
-            "Trainer(..., boundary=(micro_batch, width))"
-        )
-    return None if shape is None else TensorMeta(shape, dtype)

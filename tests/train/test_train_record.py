@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stretto.train.record import EvalRecord, Everyone, JsonLines, Listener, SaveRecord, StepRecord, read_rows
+from stretto.train.metrics_file import JsonLines, read_rows
+from stretto.train.record import EvalRecord, Everyone, Listener, SaveRecord, StepRecord
 
 pytestmark = pytest.mark.pure
 

@@ -129,8 +129,8 @@ PACKED = Said(
     Fault(
         "a document that begins in the slot before",
         "data/packed.py",
-        "counts[n, at], starts[n, at] = True, end",
-        "counts[n, at], starts[n, at] = True, max(end - 1, 0)",
+        "starts[n, at] = said[1:] & unused == 0, end",
+        "starts[n, at] = said[1:] & unused == 0, max(end - 1, 0)",
     ),
     Fault(
         "a first token that is not predicted",

@@ -121,8 +121,8 @@ LEDGER = Said(
     Fault(
         "masters of wide weights counted",
         "estimate/memory.py",
-        "masters=wide * (moved // shards) * (item < wide),",
-        "masters=wide * (moved // shards),",
+        "masters=wide * moved_part * (item < wide),",
+        "masters=wide * moved_part,",
     ),
     Fault(
         "state of another rule",
@@ -133,14 +133,14 @@ LEDGER = Said(
     Fault(
         "gradients that are sharded counted whole",
         "estimate/memory.py",
-        "gradients=wide * (moved // shards if sharding.grads else moved),",
+        "gradients=wide * (moved_part if sharding.grads else moved),",
         "gradients=wide * moved,",
     ),
     Fault(
         "gradients or masters of what is frozen counted",
         "estimate/memory.py",
-        "moved = sum(f for f, t in zip(flats, trained, strict=True) if t)",
-        "moved = whole",
+        "sum(n for n, t in zip(each, trained, strict=True) if t)",
+        "sum(each)",
     ),
 )
 

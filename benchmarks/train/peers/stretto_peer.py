@@ -20,7 +20,8 @@ from stretto.parallel_state import ParallelState
 from stretto.report.progress import LiveProgress
 from stretto.train.build import build
 from stretto.train.groups import axes_of, group_options
-from stretto.train.record import Everyone, JsonLines, Listener, RunRecord
+from stretto.train.metrics_file import JsonLines
+from stretto.train.record import Everyone, Listener, RunRecord
 from stretto.train.run import trainer_of
 from stretto.world import World
 

@@ -1,0 +1,55 @@
+"""A user's own module as the stages of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stretto.distributed.replicate import replicate
+from stretto.pipeline_parallel import TensorMeta
+from stretto.tensor_parallel import Build
+from stretto.train.assemble import StageSpec
+from stretto.train.batches import Share
+
+Loss = Callable[[Tensor, Any], Tensor]
+
+
+class StageCall:
+    """What the executor calls in place of a stage's module: inputs in on the first stage, a loss out on the last."""
+
+    def __init__(self, stages: int, loss: Loss | None, index: int, module: nn.Module) -> None:
+        self.module, self.loss, self.last = module, loss, index == stages - 1
+
+    def __call__(self, x: Tensor | None, share: Share) -> Tensor:
+        if self.loss is None:
+            whole: Tensor = self.module(x, share)
+            return whole
+        pair = isinstance(share.rows, tuple | list) and len(share.rows) == 2
+        inputs, targets = share.rows if pair else (share.rows, share.rows)
+        y: Tensor = self.module(inputs if x is None else x)
+        return self.loss(y, targets) * share.share if self.last else y
+
+
+def stage_of(model: nn.Module | Callable[[StageSpec], nn.Module], stages: int, build: Build, index: int) -> nn.Module:
+    """The module of a stage, on its device, all of its parameters declared."""
+    module = model if isinstance(model, nn.Module) else model(StageSpec(index, stages, build))
+    module = module.to(device=build.device, dtype=build.dtype)
+    return replicate(module) if build.tp.size == 1 else module
+
+
+def boundary_of(model: object, shape: tuple[int, ...] | None, dtype: torch.dtype, stages: int) -> TensorMeta | None:
+    """What stages pass on for a microbatch. Raises ValueError where a layout has several, and it is not said."""
+    if stages > 1 and isinstance(model, nn.Module):
+        raise ValueError(
+            f"a module is one stage, but the layout has pp={stages}: give Trainer a function from a StageSpec to "
+            "the module of that stage, or a layout with pp=1"
+        )
+    if stages > 1 and shape is None:
+        raise ValueError(
+            f"the layout has pp={stages} stages: say what they pass on for one microbatch, "
+            "Trainer(..., boundary=(micro_batch, width))"
+        )
+    return None if shape is None else TensorMeta(shape, dtype)
