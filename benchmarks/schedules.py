@@ -1,7 +1,7 @@
 """How fast schedules are made, and whether a real step takes as long as a simulated one.
 
-    python benchmarks/schedules.py make              # 64 ranks x 4 stages, 1,024 microbatches, beside torch's own
-    python benchmarks/schedules.py run               # sleeps as computation, on 4 processes over Gloo
+    python -m benchmarks.schedules make              # 64 ranks x 4 stages, 1,024 microbatches, beside torch's own
+    python -m benchmarks.schedules run               # sleeps as computation, on 4 processes over Gloo
 
 `make` times what each library needs before the first step: the order, its check, and the messages and gathers between
 the computations. `run` compares each schedule's step with `simulate`, and the bubble of the sleeping ranks.
@@ -10,10 +10,13 @@ the computations. `run` compares each schedule's step with `simulate`, and the b
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +24,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stretto.deferred import Deferred
+from stretto.exchange import all_gather_json
 from stretto.initialize import initialize
 from stretto.launch.local import run_local
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, OwnWeights, Stage, TensorMeta
-from stretto.schedule import FSDP, GENERATORS, Cost, check, lower, makespan, schedule_for, simulate
+from stretto.schedule import FSDP, GENERATORS, Action, Cost, Span, check, lower, makespan, schedule_for, simulate
+from stretto.schedule.measured import Measured
+from stretto.schedule.picture import idle
 from stretto.world import World
 
 
@@ -111,18 +117,31 @@ class Sleeper(nn.Module):
         return y.sum() if self.last else y
 
 
-def step_seconds(
-    world: World, name: str, p: int, m: int, unit: float, hop: float, head: float = 1.0
-) -> tuple[float, float]:
-    """Seconds of a step, best of three, and simulated; all layers of a rank take `unit` forward, W 0.7 of it."""
+@dataclass(frozen=True)
+class Row:
+    """Seconds of a step of one schedule: as it ran, as simulated from the sleeps, and from the step's own profile."""
+
+    name: str
+    measured: float
+    simulated: float
+    profiled: float
+    bubbles: list[float]
+    """Of each rank, as it ran."""
+
+    @property
+    def error(self) -> float:
+        return self.simulated / self.measured - 1
+
+
+def sleeping(world: World, name: str, p: int, m: int, unit: float, hop: float, *, head: float = 1.0) -> Row:
+    """The best of three steps; all layers of a rank take `unit` seconds forward and back for the input, W 0.7 of it."""
     with ParallelState.build(Layout.of(pp=p), world) as state:
         axis = state.axis("pp")
         s = schedule_for(name, p, m)
         f = [unit * p / s.num_stages] * s.num_stages
         f[-1] *= head
         cost = Cost.split(tuple(f), tuple(f), tuple(0.7 * x for x in f), hop=hop)
-        deferred = Deferred()
-        boundary = TensorMeta((1,), torch.float32)
+        deferred, boundary = Deferred(), TensorMeta((1,), torch.float32)
         stages = {
             k: Stage(
                 k, Sleeper((f[k], f[k], 0.7 * f[k]), k == s.num_stages - 1, deferred), boundary if k else None, deferred
@@ -131,14 +150,20 @@ def step_seconds(
             if rank == axis.rank
         }
         executor = Executor(lower(s, cost=cost), axis.rank, stages, Link(axis, world.device), OwnWeights())
-        best = float("inf")
+        executor.step([None] * m)  # announces every message
+        executor.clock.start()
         for _ in range(3):
             dist.barrier(axis.group)
-            begin = time.perf_counter()
             executor.step([None] * m)
-            dist.barrier(axis.group)
-            best = min(best, time.perf_counter() - begin)
-        return best, makespan(simulate(s, cost))
+        own = [[[str(x.action), x.start, x.end] for x in step] for step in executor.clock.stop()]
+        told = all_gather_json(own, axis)
+        steps = [
+            [Span(rank, Action.parse(a), start, end) for rank, ranks in enumerate(told) for a, start, end in ranks[n]]
+            for n in range(3)
+        ]
+        ran = Measured.of(s, steps, hop)
+        best = min(ran.steps, key=makespan)
+        return Row(name, makespan(best), makespan(simulate(s, cost)), makespan(simulate(s, ran.cost())), idle(best))
 
 
 def message_seconds(world: World, p: int, times: int = 50) -> float:
@@ -160,23 +185,39 @@ def message_seconds(world: World, p: int, times: int = 50) -> float:
         return float(median)
 
 
-def measure(p: int, m: int, unit: float) -> int:
+def measure(names: list[str], p: int, m: int, unit: float, out: Path | None) -> int:
     with initialize(device="cpu") as world:
         hop = message_seconds(world, p)
-        if world.rank == 0:
-            print(
-                f"a message takes {1e3 * hop:.2f} ms, a forward of all layers of a rank {1e3 * unit:g} ms", flush=True
-            )
-        for name in GENERATORS:
-            measured, simulated = step_seconds(world, name, p, m, unit, hop)
-            busy = 2.7 * unit * m
+        rows = []
+        for name in names:
+            rows.append(row := sleeping(world, name, p, m, unit, hop))
             if world.rank == 0:
-                print(
-                    f"{name:15} {measured:7.3f} s, simulated {simulated:7.3f} s ({measured / simulated - 1:+.1%}); "
-                    f"bubble {1 - busy / measured:.1%}, simulated {1 - busy / simulated:.1%}",
-                    flush=True,
-                )
+                print(f"{name:15} {row.measured:.3f} s, simulated {row.simulated:.3f} s ({row.error:+.1%})", flush=True)
+        if world.rank == 0:
+            said = table(rows, p, m, unit, hop)
+            print(said)
+            if out is not None:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                out.write_text(said, encoding="utf-8")
     return 0
+
+
+def table(rows: Sequence[Row], p: int, m: int, unit: float, hop: float) -> str:
+    lines = [
+        f"Sleeps as computation over Gloo: {p} ranks, {m} microbatches, {1e3 * unit:g} ms for a forward of all layers "
+        f"of a rank, as much for the input gradient, 0.7 of it for the weights'; a message takes {1e3 * hop:.2f} ms; "
+        f"load of the machine {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores. Simulated: from the sleeps and "
+        "the message; profiled: from what each stage took.",
+        "",
+        "| schedule | measured, s | simulated, s | error | from the profile, s | error | bubble of each rank |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{r.name}` | {r.measured:.3f} | {r.simulated:.3f} | {r.error:+.1%} | {r.profiled:.3f} | "
+        f"{r.profiled / r.measured - 1:+.1%} | {' '.join(f'{b:.1%}' for b in r.bubbles)} |"
+        for r in rows
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -187,11 +228,13 @@ def main() -> int:
     parser.add_argument("--microbatches", type=int)
     parser.add_argument("--unit", type=float, default=0.04, help="seconds of a forward of all layers of a rank")
     parser.add_argument("--alone", action="store_true", help="make: without torch beside")
+    parser.add_argument("--schedules", nargs="*", help="run: these names (all)")
+    parser.add_argument("--out", type=Path, help="run: also writes the table there")
     said = parser.parse_args()
     if said.what == "make":
         return make(said.pp or 64, said.vpp, said.microbatches or 1024, not said.alone)
-    p = said.pp or 4
-    work: Callable[[], int] = partial(measure, p, said.microbatches or 8, said.unit)
+    p, names = said.pp or 4, said.schedules or list(GENERATORS)
+    work: Callable[[], int] = partial(measure, names, p, said.microbatches or 8, said.unit, said.out)
     return run_local(p, work)
 
 

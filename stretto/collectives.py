@@ -18,7 +18,6 @@ What goes over an axis with a peer buffer goes through that where it may; to the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,38 +26,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from stretto.world import AsyncTensor, Axis, Rows, Work
+from stretto.world import AsyncTensor, Axis, Done, Rows, Several, Work
 
 # torch 2.13 renamed these two and warns of the names that torch 2.11 has.
 _all_gather_single: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
-
-class Done:
-    """The work of a collective over one rank."""
-
-    def wait(self) -> None:
-        """Return at once."""
-
-    def is_completed(self) -> bool:
-        """Yes."""
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class Several:
-    """Communications that are one to whoever waits."""
-
-    works: Sequence[Any]
-
-    def wait(self) -> None:
-        """For all of them."""
-        for work in self.works:
-            work.wait()
-
-    def is_completed(self) -> bool:
-        """Whether all are over."""
-        return all(work.is_completed() for work in self.works)
 
 
 OverlapWith = Callable[[], object]

@@ -60,6 +60,18 @@ def all_gather_json(value: Any, axis: Axis) -> list[Any]:
     return [json.loads(text) for text in all_gather_bytes(json.dumps(value).encode(), axis.size, axis.group)]
 
 
+def broadcast_json(value: Any, axis: Axis) -> Any:
+    """The value of the axis' first rank, what JSON can say, on all of its ranks; the others' does not count."""
+    if axis.size == 1:
+        return json.loads(json.dumps(value))
+    data = json.dumps(value).encode() if axis.rank == 0 else b""
+    length = torch.tensor([len(data)], device=device_of(axis.group))
+    dist.broadcast(length, group=axis.group, group_src=0)
+    text = _padded(data, int(length), axis.group)
+    dist.broadcast(text, group=axis.group, group_src=0)
+    return json.loads(_cut([text], [int(length)])[0])
+
+
 def all_gather_tensors(tensors: Mapping[str, Tensor], axis: Axis) -> list[dict[str, Tensor]]:
     """Each rank's named tensors, on the CPU, in the order of the axis."""
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

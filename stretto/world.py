@@ -5,7 +5,7 @@ They are values, passed as arguments; nothing here creates or looks up a process
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,6 +49,33 @@ class Work(Protocol):
     def wait(self) -> Any: ...
 
     def is_completed(self) -> bool: ...
+
+
+class Done:
+    """The work of a collective over one rank."""
+
+    def wait(self) -> None:
+        """Return at once."""
+
+    def is_completed(self) -> bool:
+        """Yes."""
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Communications that are one to whoever waits."""
+
+    works: Sequence[Any]
+
+    def wait(self) -> None:
+        """For all of them."""
+        for work in self.works:
+            work.wait()
+
+    def is_completed(self) -> bool:
+        """Whether all are over."""
+        return all(work.is_completed() for work in self.works)
 
 
 class Timer(Protocol):

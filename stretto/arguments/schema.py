@@ -22,7 +22,6 @@ from stretto.layout import DEFAULT_ORDER
 ScheduleName = Literal["1f1b", "auto", "depth-first", "dualpipev", "gpipe", "interleaved", "interleaved-zb", "looped-bfs", "v-half", "v-min", "zb-h1", "zb-h2", "zbv"]  # fmt: skip  # noqa: E501
 CommName = Literal["all-gather", "ring", "ulysses", "hybrid", "auto"]
 
-
 TOKENIZERS: Final = MappingProxyType({"byte": 257, "python": 4096})
 """The tokenizers that come with the library, and their vocabularies: 256 bytes and an end of document; byte-level BPE
 over Python sources."""
@@ -63,6 +62,12 @@ class ParallelConfig:
         carried=False,
     )
     schedule: ScheduleName = setting("1f1b", "order of forwards and backwards: `stretto schedule list` has all")  # noqa: RUF009
+    schedule_costs: str | None = setting(
+        None,
+        "schedule = auto: a file of the times of each stage; where it is not there, a few steps are measured for it",
+        carried=False,
+        path=True,
+    )
     vpp: int | None = setting(None, "virtual stages: so many on each rank; unset: what the schedule has", at_least=1)
     stage_layers: tuple[int, ...] | None = setting(
         None, "layers of each of the pp * vpp stages, or a layout such as Et*3|(tt|)*2t|L; unset: balanced", at_least=0
@@ -138,6 +143,12 @@ class OptimizerConfig:
         "fp32", "dtype of the update rule's state; fp32: that of the masters, fp32 or wider"
     )
     clip_grad: float = setting(1.0, "gradients are scaled down to this global norm; 0: never", at_least=0)
+    post_validate: bool = setting(
+        False,
+        "update before the norm of all gradients is known, and take the update back, bit for bit, where it was above "
+        "clip_grad: no rank of a pipeline waits for it; costs a copy of gradients and optimizer state",
+        carried=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -221,6 +232,12 @@ class RunConfig:
         "stop",
         "a loss or gradient that is no number ends the run; trace: and its microbatch is named, which reads each "
         "gradient once more; skip: and the update is left out, on all ranks, which wait for the figures of each step",
+    )
+    check_finite: bool = setting(
+        False,
+        "look at what every forward and backward puts out: a NaN ends the run and names stage, microbatch and action; "
+        "slow, to find a fault",
+        carried=False,
     )
     check_replicas: int = setting(
         0,

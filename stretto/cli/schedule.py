@@ -2,6 +2,7 @@
 
     stretto schedule list --pp 4 --microbatches 8
     stretto schedule draw zbv --pp 4 --microbatches 8 --out zbv.svg
+    stretto schedule draw --measured runs/latest/profile/timeline.json --out step.svg
     stretto schedule simulate 1f1b zbv --pp 8 --microbatches 32 --weight-gradient 0.7
     stretto schedule check mine.csv
     stretto schedule search --pp 4 --microbatches 8 --memory 2 --exact 30
@@ -18,13 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.style import Style
 from rich.table import Table
-from rich.text import Text
 
+from stretto.cli.schedule_timeline import draw_measured, show
 from stretto.console import console
 from stretto.layout import Shape
-from stretto.layout.picture import Colour, readable
 from stretto.schedule import (
     GENERATORS,
     Cost,
@@ -33,8 +32,6 @@ from stretto.schedule import (
     Timeline,
     bubble,
     check,
-    gantt,
-    makespan,
     peak_live,
     schedule_for,
     simulate,
@@ -43,7 +40,8 @@ from stretto.schedule import (
 from stretto.schedule.csv import from_csv, to_csv
 from stretto.schedule.exact import solve
 from stretto.schedule.grid import failing, grid
-from stretto.schedule.picture import COLOURS, chrome_trace, picture, shade
+from stretto.schedule.measured import read_cost
+from stretto.schedule.picture import chrome_trace, picture
 from stretto.schedule.search import Found, search
 from stretto.terminal import say
 
@@ -92,8 +90,12 @@ def _parser() -> ArgumentParser:
     costs.add_argument("--weight-gradient", type=_times, help="left out: that of a forward")
     costs.add_argument("--hop", type=float, default=0.0, help="latency of a message")
     costs.add_argument("--transfer", type=float, default=0.0, help="of a message on its link: bytes / bandwidth")
+    costs.add_argument(
+        "--costs", type=Path, help="a file of --schedule-costs, or a measured timeline: instead of these"
+    )
     costs.add_argument("--finish", type=float, default=0.0, help="norm and update after the last gradient of the step")
     parser.add_argument("--out", type=Path, action="append", default=[], help=".svg, .png, .json (trace), .csv or .txt")
+    parser.add_argument("--measured", type=Path, help="draw: a step that ran, from `stretto train --profile`")
     parser.add_argument("--memory", type=float, help="search: microbatches whose activations a rank may hold (pp)")
     parser.add_argument("--exact", type=float, metavar="SECONDS", help="search: by a solver as well, for small sizes")
     parser.add_argument("--width", type=int, help="columns of the terminal")
@@ -123,6 +125,8 @@ def _made(said: Namespace, name: str) -> Schedule:
 
 def _cost(said: Namespace, s: Schedule) -> Cost:
     """What was said; by default all layers of a rank take one unit of time forward, so that vpp does not matter."""
+    if said.costs is not None:
+        return read_cost(said.costs.read_text(encoding="utf-8"), str(said.costs), s.num_stages)
     f = said.forward if said.forward is not None else s.num_ranks / s.num_stages
     i = said.input_gradient if said.input_gradient is not None else f
     w = said.weight_gradient if said.weight_gradient is not None else f
@@ -136,13 +140,13 @@ def _one(said: Namespace) -> str:
 
 
 def _draw(said: Namespace, screen: Console) -> None:
+    if said.measured is not None:
+        draw_measured(said, screen)
+        return
     name = _one(said)
     s = _made(said, name)
     timeline = simulate(s, _cost(said, s))
-    if screen.color_system is None:
-        say(gantt(timeline, width=screen.width), out=True)
-    else:
-        screen.print(coloured(timeline, screen.width), soft_wrap=True)
+    show(timeline, screen)
     _write(said.out, s, timeline, name)
 
 
@@ -155,35 +159,6 @@ def _write(paths: Sequence[Path], s: Schedule, timeline: Timeline, name: str) ->
         else:
             picture(timeline, title=title).save(path)
         say(f"wrote {path}", out=True)
-
-
-def coloured(timeline: Timeline, width: int) -> Text:
-    """As `gantt`, in the colours of the pictures: a block shows its microbatch, later stages of a rank are darker."""
-    blocks = [span for span in timeline if span.action.op in COLOURS and span.end > span.start]
-    names = [f"rank {rank}  " for rank in range(len(timeline.table.first) - 1)]
-    shortest, most = min(b.end - b.start for b in blocks), (width - len(names[-1])) / makespan(timeline)
-    scale = min(int(most * shortest), 4) / shortest or most  # whole columns, so that blocks match
-    text = Text()
-    for rank, name in enumerate(names):
-        own = [b for b in blocks if b.rank == rank]
-        stages = sorted({b.action.stage for b in own})
-        text.append(name.ljust(len(names[-1])))
-        column = 0
-        for b in own:
-            left, right = round(b.start * scale), round(b.end * scale)
-            fill = shade(COLOURS[b.action.op][0], stages.index(b.action.stage), len(stages))
-            label = str(b.action.mb) if len(str(b.action.mb)) <= right - left else ""
-            text.append(" " * (left - column)).append(label.center(right - left), _style(fill))
-            column = right
-        text.append("\n")
-    for op, (fill, what) in COLOURS.items():
-        if any(b.action.op is op for b in blocks):
-            text.append("  ", _style(fill)).append(f" {what}   ")
-    return text.append(f"time {makespan(timeline):g}   bubble {bubble(timeline):.1%}")
-
-
-def _style(fill: Colour) -> Style:
-    return Style(color=f"rgb{readable(fill)}".replace(" ", ""), bgcolor=f"rgb{fill}".replace(" ", ""))
 
 
 def _search(said: Namespace, _: Console) -> None:

@@ -103,6 +103,10 @@ class DataParallel:
         """The buckets of every stage on this rank."""
         return [bucket for buckets in self.buckets.values() for bucket in buckets]
 
+    def follow(self, visits: Mapping[int, Sequence[bool]]) -> None:
+        """From the next step on the program is another one, with these visits."""
+        self._visits = visits
+
     def unshard(self, stage: int) -> None:
         """Begin to gather what the stage uses first, if weights are sharded."""
         if self.sharding.params:

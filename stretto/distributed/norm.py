@@ -9,31 +9,42 @@ from stretto.collectives import all_reduce_
 from stretto.distributed.data_parallel import DataParallel
 
 
-def grad_norm(weights: DataParallel) -> Tensor:
-    """L2 norm [] in fp64 of the whole model's gradient, the same bits on every rank.
+class NormSum:
+    """The norm of the whole model's gradient, on its way: the squares of this rank's are being added to the others'.
 
     Of the ranks that hold the same rectangle one counts it; the squares are summed over the ranks that hold others.
     """
-    state = weights.state
-    # Data-parallel ranks with whole gradients hold equal ones: of dense layers alone they need not be summed over.
-    everyone = weights.sharding.state or state.has("edp")
-    repeated = () if everyone else ("cp", "dp")
-    position = {name: at for name, at in weights.position().items() if name.partition(".")[0] not in repeated}
-    own = [
-        (each.of.name, view)
-        for each in weights.gradients
-        if each.of.spec.owner(position)
-        for _, view in each.pieces
-        if view.numel()
-    ]
-    total = torch.zeros((), dtype=torch.float64, device=state.world.device)
-    weights.norms = [name for name, _ in own], total.new_zeros(0)
-    if own:
-        weights.norms = weights.norms[0], _norms([view for _, view in own])
-        total += weights.norms[1].square().sum()
-    apart = ("tp", "cp", "dp", "pp") if everyone else ("tp", "pp")
-    all_reduce_(total, state.axis(*apart)).wait()
-    return total.sqrt()
+
+    def __init__(self, weights: DataParallel) -> None:
+        state = weights.state
+        # Data-parallel ranks with whole gradients hold equal ones: of dense layers alone they need not be summed over.
+        everyone = weights.sharding.state or state.has("edp")
+        repeated = () if everyone else ("cp", "dp")
+        position = {name: at for name, at in weights.position().items() if name.partition(".")[0] not in repeated}
+        own = [
+            (each.of.name, view)
+            for each in weights.gradients
+            if each.of.spec.owner(position)
+            for _, view in each.pieces
+            if view.numel()
+        ]
+        self.squares = torch.zeros((), dtype=torch.float64, device=state.world.device)
+        weights.norms = [name for name, _ in own], self.squares.new_zeros(0)
+        if own:
+            weights.norms = weights.norms[0], _norms([view for _, view in own])
+            self.squares += weights.norms[1].square().sum()
+        apart = ("tp", "cp", "dp", "pp") if everyone else ("tp", "pp")
+        self._work = all_reduce_(self.squares, state.axis(*apart))
+
+    def wait(self) -> Tensor:
+        """The norm [] in fp64, the same bits on every rank."""
+        self._work.wait()
+        return self.squares.sqrt()
+
+
+def grad_norm(weights: DataParallel) -> Tensor:
+    """L2 norm [] in fp64 of the whole model's gradient, the same bits on every rank."""
+    return NormSum(weights).wait()
 
 
 def _norms(gradients: list[Tensor]) -> Tensor:

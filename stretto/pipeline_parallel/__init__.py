@@ -9,6 +9,7 @@
 `Executor` dispatches the actions of a schedule, which alone says what happens when.
 """
 
+from stretto.pipeline_parallel.clock import Clock, hop_seconds
 from stretto.pipeline_parallel.executor import Executor, LeftoverError, OwnWeights, Weights
 from stretto.pipeline_parallel.link import Link
 from stretto.pipeline_parallel.meta import TensorMeta
@@ -16,6 +17,7 @@ from stretto.pipeline_parallel.own import Pipeline, defer_linear
 from stretto.pipeline_parallel.stage import Stage
 
 __all__ = [
+    "Clock",
     "Executor",
     "LeftoverError",
     "Link",
@@ -25,4 +27,5 @@ __all__ = [
     "TensorMeta",
     "Weights",
     "defer_linear",
+    "hop_seconds",
 ]

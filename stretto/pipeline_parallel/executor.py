@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from stretto.pipeline_parallel.clock import Clock
 from stretto.pipeline_parallel.link import Link
-from stretto.pipeline_parallel.meta import TensorMeta
+from stretto.pipeline_parallel.meta import Boundary, Parcel, Passed, TensorMeta, metas, tensors
 from stretto.pipeline_parallel.stage import Stage
 from stretto.schedule import Action, Op, Schedule
 from stretto.schedule.actions import WEIGHTS
-from stretto.world import AsyncTensor
 
 
 class Weights(Protocol):
@@ -70,12 +70,17 @@ class Executor:
         self.rank = rank
         self.stages = stages
         self.link = link
+        self.weights = weights
+        self.clock = Clock(link.device, rank)
+        """Records when computations run, once started."""
+        self.check_finite = False
+        """Look at what each computation puts out. The host waits for the device each time: to find a fault."""
         self._last = program.num_stages - 1
         # What enters stage s for microbatch mb stands at (s, mb): activations going down the stages, gradients
         # going up, whether they come from another rank or from a stage here, and also while they wait for the
         # message that takes them away.
-        self._activations: dict[tuple[int, int], AsyncTensor] = {}
-        self._gradients: dict[tuple[int, int], AsyncTensor] = {}
+        self._activations: dict[tuple[int, int], Parcel] = {}
+        self._gradients: dict[tuple[int, int], Parcel] = {}
         self._first_step = True  # in which every message is announced, and the announcement checked
         self._microbatches: Sequence[Any] = ()
         self._loss = torch.zeros((), device=link.device)
@@ -83,7 +88,7 @@ class Executor:
             Op.F: self._forward,
             Op.B: self._backward,
             Op.I: self._backward_input,
-            Op.W: lambda a: stages[a.stage].backward_weight(a.mb),
+            Op.W: self._backward_weight,
             Op.SEND_F: self._send_forward,
             Op.RECV_F: self._recv_forward,
             Op.SEND_B: self._send_backward,
@@ -92,6 +97,12 @@ class Executor:
             Op.RESHARD: lambda a: weights.reshard(a.stage),
             Op.REDUCE: lambda a: weights.reduce(a.stage),
         }
+
+    def playing(self, program: Schedule) -> Executor:
+        """One that runs another program over the same stages."""
+        made = Executor(program, self.rank, self.stages, self.link, self.weights)
+        made.check_finite = self.check_finite
+        return made
 
     def step(self, microbatches: Sequence[Any]) -> Tensor:
         """Run the program once; the microbatches are handed to the modules as they are.
@@ -104,6 +115,7 @@ class Executor:
         if len(microbatches) != self.program.num_microbatches:
             raise ValueError(f"{len(microbatches)} microbatches for a program of {self.program.num_microbatches}")
         self._microbatches, self._loss = microbatches, torch.zeros((), device=self.link.device)
+        self.clock.step()
         for action in self.program.ranks[self.rank]:
             with record_function(str(action)), _Noted(action, self.rank):
                 self._run[action.op](action)
@@ -114,26 +126,43 @@ class Executor:
 
     def _forward(self, a: Action) -> None:
         x = None if a.stage == 0 else self._activations.pop((a.stage, a.mb)).wait()
-        y = self.stages[a.stage].forward(a.mb, x, self._microbatches[a.mb])
+        with self.clock.measured(a):
+            y = self.stages[a.stage].forward(a.mb, x, self._microbatches[a.mb])
+        if self.check_finite:
+            _require_finite("output", y)
         if a.stage < self._last:
-            self._activations[a.stage + 1, a.mb] = AsyncTensor(y)
+            self._activations[a.stage + 1, a.mb] = Parcel.of(y)
+        elif not isinstance(y, Tensor):
+            raise ValueError(f"the last stage must return a scalar loss, not {len(y)} tensors")
         elif y.dim():
             raise ValueError(f"the last stage must return a scalar loss, not a tensor of shape {list(y.shape)}")
         else:
             self._loss = self._loss + y
 
     def _backward(self, a: Action) -> None:
-        self._pass_on(a, self.stages[a.stage].backward(a.mb, self._take_gradient(a)))
+        dy = self._take_gradient(a)
+        with self.clock.measured(a):
+            dx = self.stages[a.stage].backward(a.mb, dy)
+        self._pass_on(a, dx)
 
     def _backward_input(self, a: Action) -> None:
-        self._pass_on(a, self.stages[a.stage].backward_input(a.mb, self._take_gradient(a)))
+        dy = self._take_gradient(a)
+        with self.clock.measured(a):
+            dx = self.stages[a.stage].backward_input(a.mb, dy)
+        self._pass_on(a, dx)
 
-    def _take_gradient(self, a: Action) -> Tensor | None:
+    def _backward_weight(self, a: Action) -> None:
+        with self.clock.measured(a):
+            self.stages[a.stage].backward_weight(a.mb)
+
+    def _take_gradient(self, a: Action) -> Passed | None:
         return None if a.stage == self._last else self._gradients.pop((a.stage, a.mb)).wait()
 
-    def _pass_on(self, a: Action, dx: Tensor | None) -> None:
+    def _pass_on(self, a: Action, dx: Passed | None) -> None:
         if dx is not None:
-            self._gradients[a.stage - 1, a.mb] = AsyncTensor(dx)
+            if self.check_finite:
+                _require_finite("gradient of the input", dx)
+            self._gradients[a.stage - 1, a.mb] = Parcel.of(dx)
 
     def _send_forward(self, a: Action) -> None:
         self._send(a, self._activations.pop((a.stage + 1, a.mb)))
@@ -142,22 +171,26 @@ class Executor:
         self._send(a, self._gradients.pop((a.stage - 1, a.mb)))
 
     def _recv_forward(self, a: Action) -> None:
-        boundary = self.stages[a.stage].boundary
+        boundary = self.stages[a.stage].entering(self._microbatches[a.mb])
         assert boundary is not None, f"{a}: no message enters the first stage"
         self._activations[a.stage, a.mb] = self._recv(a, boundary)
 
     def _recv_backward(self, a: Action) -> None:
         self._gradients[a.stage, a.mb] = self._recv(a, self.stages[a.stage].output(a.mb))
 
-    def _send(self, a: Action, message: AsyncTensor) -> None:
-        if self._first_step:
-            self.link.announce(TensorMeta.of(message.tensor), self.program.peer(a))
-        self.link.send(message.tensor, self.program.peer(a))
+    def _send(self, a: Action, parcel: Parcel) -> None:
+        for part in parcel.parts:
+            if self._first_step:
+                self.link.announce(TensorMeta.of(part.tensor), self.program.peer(a))
+            self.link.send(part.tensor, self.program.peer(a))
 
-    def _recv(self, a: Action, meta: TensorMeta) -> AsyncTensor:
-        if self._first_step:
-            self.link.expect(meta, self.program.peer(a))
-        return self.link.recv(meta, self.program.peer(a))
+    def _recv(self, a: Action, boundary: Boundary) -> Parcel:
+        parts = []
+        for meta in metas(boundary):
+            if self._first_step:
+                self.link.expect(meta, self.program.peer(a))
+            parts.append(self.link.recv(meta, self.program.peer(a)))
+        return Parcel(tuple(parts), isinstance(boundary, TensorMeta))
 
     def _check_empty(self) -> None:
         left = [
@@ -171,6 +204,14 @@ class Executor:
         ]
         if left:
             raise LeftoverError(f"left over at the end of the program of rank {self.rank}: {'; '.join(left)}")
+
+
+def _require_finite(what: str, passed: Passed) -> None:
+    parts = tensors(passed)
+    for n, part in enumerate(parts):
+        if not part.isfinite().all():
+            which = f", tensor {n} of {len(parts)}" if len(parts) > 1 else ""
+            raise FloatingPointError(f"NaN or infinity in the {what}{which}")
 
 
 class _Noted:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from stretto.deferred import Deferred
 from stretto.pipeline_parallel.executor import Executor, OwnWeights
 from stretto.pipeline_parallel.link import Link
-from stretto.pipeline_parallel.meta import TensorMeta
+from stretto.pipeline_parallel.meta import Boundary, EachBoundary, TensorMeta
 from stretto.pipeline_parallel.stage import Stage
 from stretto.schedule import Schedule, lower
 from stretto.world import Axis
@@ -27,7 +27,10 @@ class Pipeline:
         loss = pipeline.step(microbatches)           # gradients are in the parameters' .grad
 
     `make(s)` is the module of stage s, of those that the schedule places on this rank. It is called as
-    `module(x, microbatch)`, x None on the first stage and else of `boundary`; the last returns the scalar loss. Where
+    `module(x, microbatch)`, x None on the first stage and else of `boundary`: a tensor, or a tuple of them, of any
+    dtypes; `boundary(stage, microbatch)` where they differ. The last returns the scalar loss. All ranks know the
+    microbatches. Integers, and what is marked `gradient=False`, have no gradient. With `check_finite` NaN or infinity
+    is a FloatingPointError whose note names the action. Where
     the schedule splits backwards, the weights of `nn.Linear` wait for W; all other gradients come with I.
     """
 
@@ -36,16 +39,28 @@ class Pipeline:
         make: Callable[[int], nn.Module],
         schedule: Schedule,
         axis: Axis,
-        boundary: TensorMeta,
+        boundary: Boundary | Callable[[int, Any], Boundary],
         device: torch.device | str = "cpu",
+        *,
+        check_finite: bool = False,
     ) -> None:
         self.deferred = Deferred()
         mine = [stage for stage, rank in enumerate(schedule.placement) if rank == axis.rank]
         self.modules = {stage: defer_linear(make(stage), self.deferred) for stage in mine}
         """By stage; their parameters are those to optimize."""
-        stages = {s: Stage(s, module, boundary if s else None, self.deferred) for s, module in self.modules.items()}
+        last = schedule.num_stages - 1
+
+        def entering(s: int) -> EachBoundary | None:
+            if not 0 < s <= last:
+                return None
+            return boundary if isinstance(boundary, TensorMeta | tuple) else partial(boundary, s)
+
+        stages = {
+            s: Stage(s, module, entering(s), self.deferred, entering(s + 1)) for s, module in self.modules.items()
+        }
         link = Link(axis, torch.device(device))
         self.executor = Executor(lower(schedule), axis.rank, stages, link, OwnWeights())
+        self.executor.check_finite = check_finite
 
     def parameters(self) -> list[nn.Parameter]:
         """Of all stages on this rank."""

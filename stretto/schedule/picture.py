@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Final
 
 from stretto.layout.picture import GREY, INK, WHITE, Colour, Picture, Rect, Words, blend, readable
 from stretto.schedule.actions import COMPUTE, Op
-from stretto.schedule.simulate import Span, bubble, makespan, peak_live
+from stretto.schedule.simulate import Span, Timeline, bubble, makespan, peak_live
 
 COLOURS: Final = MappingProxyType(
     {
@@ -22,15 +24,16 @@ COLOURS: Final = MappingProxyType(
 _LEFT, _TOP, _ROW, _GAP = 70.0, 46.0, 30.0, 6.0
 
 
-def picture(spans: Sequence[Span], *, title: str = "", width: float = 1200.0) -> Picture:
+def picture(spans: Sequence[Span], *, title: str = "", width: float = 1200.0, until: float | None = None) -> Picture:
     """Every rank's computation against time; a block shows its microbatch, and later stages of a rank are darker.
 
-    What is blank is a bubble. At the right of each rank: how much of the time it idles, and its most activations.
+    What is blank is a bubble. At the right of each rank: how much of the time it idles, and its most activations. The
+    width stands for the time `until`, by default that of the last action.
     """
     blocks = [span for span in spans if span.action.op in COMPUTE and span.end > span.start]
     ranks, end = 1 + max(span.rank for span in spans), makespan(spans)
     right = 150.0
-    scale = (width - _LEFT - right) / end
+    scale = (width - _LEFT - right) / (until or end)
     stages = [sorted({b.action.stage for b in blocks if b.rank == rank}) for rank in range(ranks)]
     live, height = peak_live(spans), _TOP + ranks * (_ROW + _GAP) + 40
     shapes: list[Rect | Words] = [Words(_LEFT, 22, title, 15, bold=True)]
@@ -53,6 +56,21 @@ def picture(spans: Sequence[Span], *, title: str = "", width: float = 1200.0) ->
     return Picture(width, height, (*shapes, *_legend(blocks, spans, height - 18)))
 
 
+def beside(measured: Timeline, simulated: Timeline, *, title: str = "", width: float = 1200.0) -> Picture:
+    """A measured step over the simulated one, on one scale of time."""
+    until = max(makespan(measured), makespan(simulated))
+    above = picture(measured, title=f"measured: {title}", width=width, until=until)
+    below = picture(simulated, title=f"simulated: {title}", width=width, until=until)
+    moved = (replace(shape, y=shape.y + above.height) for shape in below.shapes)
+    return Picture(width, above.height + below.height, (*above.shapes, *moved))
+
+
+def idle(timeline: Timeline) -> list[float]:
+    """The part of the time that each rank idles, until the last action of any ends: 0 to 1."""
+    end, taken = makespan(timeline), timeline.end - timeline.start
+    return [1 - float(taken[a:b].sum()) / end for a, b in pairwise(timeline.table.first.tolist())]
+
+
 def _legend(blocks: Sequence[Span], spans: Sequence[Span], y: float) -> list[Rect | Words]:
     x, shapes = _LEFT, list[Rect | Words]()
     for op in COMPUTE:
@@ -60,7 +78,7 @@ def _legend(blocks: Sequence[Span], spans: Sequence[Span], y: float) -> list[Rec
             fill, name = COLOURS[op]
             shapes += [Rect(x, y - 6, 12, 12, fill, 2), Words(x + 18, y, name, 12)]
             x += 40 + 7 * len(name)
-    shapes.append(Words(x + 12, y, f"time {makespan(spans):g}, bubble {bubble(spans):.1%}", 12, GREY))
+    shapes.append(Words(x + 12, y, f"time {makespan(spans):.6g}, bubble {bubble(spans):.1%}", 12, GREY))
     return shapes
 
 

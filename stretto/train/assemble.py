@@ -15,10 +15,12 @@ from stretto.distributed.replicate import align
 from stretto.experts import Balance
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Executor, Link, TensorMeta
-from stretto.schedule import DDP, Op, Schedule, Sharding, check_lowered, lower, partition
+from stretto.schedule import DDP, Cost, Schedule, Sharding, check_lowered, lower, partition
 from stretto.schedule.generators import forward_only
 from stretto.tensor_parallel import Build
 from stretto.train.busy import BusyTime, TimedStage
+from stretto.train.measured import Tuner, visits
+from stretto.train.post_validate import PostValidated
 from stretto.train.step import OnNonfinite, Optimizer, Stepper
 
 M = TypeVar("M", bound=nn.Module)
@@ -55,6 +57,8 @@ class Assembly(Generic[M]):
     stepper: Stepper
     evaluator: Executor
     busy: BusyTime
+    tuner: Tuner | None = None
+    """Told of each step before it is launched."""
     balance: Balance | None = None
     """Of the experts, where the model has any."""
 
@@ -87,6 +91,9 @@ def assemble(
     steady: Callable[[], AbstractContextManager[object]] = nullcontext,
     on_nonfinite: OnNonfinite = "stop",
     wire: torch.dtype | None = None,
+    search: Callable[[Cost], Schedule] | None = None,
+    keep_cost: Callable[[Cost], object] = bool,
+    post_validate: bool = False,
 ) -> Assembly[M]:
     """Build this rank's stages, and what trains them; initial weights follow from `seed`.
 
@@ -102,6 +109,9 @@ def assemble(
         steady: a context in which the weights do not change, for each step.
         wire: the dtype in which gradients travel; None: that in which they are added.
         on_nonfinite: what follows a loss or gradient that is no number.
+        search: the schedule for costs, which a few steps measure; None: `schedule` stays.
+        keep_cost: told of these costs, on rank 0.
+        post_validate: update before the norm of all gradients is known.
     """
     axis = state.axis("pp")
     sharding = sharding if state.axis("dp", "cp").size > 1 else DDP
@@ -135,7 +145,7 @@ def assemble(
         made.initialize(seed)
     ring = layout.vpp > 1 and layout.shape == "loop"
     link = Link.between(axis, state.world.device, state.axis, ring=ring)
-    stepper = Stepper(
+    stepper = (PostValidated if post_validate else Stepper)(
         Executor(program, axis.rank, stages, link, weights),
         weights,
         made,
@@ -144,17 +154,6 @@ def assemble(
         on_nonfinite=on_nonfinite,
     )
     forwards = lower(forward_only(axis.size, schedule.num_microbatches, layout.placement), sharding)
-    return Assembly(modules, stepper, Executor(forwards, axis.rank, stages, link, weights), busy)
-
-
-def visits(program: Schedule, rank: int) -> dict[int, list[bool]]:
-    """Of each UNSHARD of a stage on a pipeline rank, in order: whether a backward is the first use of it."""
-    found: dict[int, list[bool]] = {}
-    begun: set[int] = set()
-    for action in program.ranks[rank]:
-        if action.op is Op.UNSHARD:
-            begun.add(action.stage)
-        elif action.stage in begun and action.op in (Op.F, Op.B, Op.I):
-            begun.remove(action.stage)
-            found.setdefault(action.stage, []).append(action.op is not Op.F)
-    return found
+    evaluator = Executor(forwards, axis.rank, stages, link, weights)
+    tuner = Tuner(stepper, sharding, search, keep_cost) if search is not None and axis.size > 1 else None
+    return Assembly(modules, stepper, evaluator, busy, tuner)

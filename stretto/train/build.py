@@ -27,6 +27,7 @@ from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import TensorMeta
 from stretto.schedule import schedule_for
+from stretto.schedule.search import split
 from stretto.schedule.sharding import MODES
 from stretto.sequence import local_length
 from stretto.structure import SequenceCut
@@ -35,6 +36,7 @@ from stretto.tensor_parallel.fp8 import RECIPES, Fp8
 from stretto.tensor_parallel.lora import lora_of
 from stretto.train.assemble import Assembly, assemble
 from stretto.train.balanced import Balanced
+from stretto.train.costs_file import read_costs, write_costs
 from stretto.train.dtypes import DTYPES
 from stretto.train.optimizers import flat
 from stretto.train.step import Optimizer
@@ -96,7 +98,10 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         freeze(made_here[s], args.tuning, elsewhere=others)
         return made_here[s]
 
-    config = args.optimizer
+    config, auto = args.optimizer, args.parallel.schedule == "auto"
+    sizes = args.parallel.schedule, state.axis("pp").size, microbatches, vpp_of(args.parallel)
+    known = read_costs(args, state) if auto else None
+    begins = schedule_for(*sizes, known or stage_costs(args))
     update = flat(
         update_rule(config),
         groups=parse_groups(config.param_groups),
@@ -115,9 +120,10 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         state,
         make,
         optimizer=optimizer,
-        schedule=schedule_for(
-            args.parallel.schedule, state.axis("pp").size, microbatches, vpp_of(args.parallel), stage_costs(args)
-        ),
+        schedule=begins if known or not auto else split(begins),
+        search=partial(schedule_for, *sizes) if auto and not known else None,
+        keep_cost=partial(write_costs, args),
+        post_validate=config.post_validate,
         boundary=_boundary(args, place),
         seed=args.run.seed,
         clip_grad=config.clip_grad,
@@ -130,7 +136,9 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         on_nonfinite=args.run.on_nonfinite,
         wire=DTYPES["bf16"] if args.parallel.reduce_dtype == "bf16" else None,
     )
-    return Built(made.stages, made.stepper, made.evaluator, made.busy, balance[0] if balance else None, fp8)
+    made.stepper.executor.check_finite = args.run.check_finite
+    balanced = balance[0] if balance else None
+    return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, balanced, fp8)
 
 
 def attention_of(args: Arguments, state: ParallelState) -> Callable[[int], Attend]:

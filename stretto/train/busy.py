@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stretto.pipeline_parallel import Stage
+from stretto.pipeline_parallel.meta import Passed
 
 
 class BusyTime:
@@ -55,11 +55,11 @@ class TimedStage(Stage):
         super().__init__(*args, **more)
         self._busy = busy
 
-    def forward(self, mb: int, x: Tensor | None, microbatch: Any) -> Tensor:
+    def forward(self, mb: int, x: Passed | None, microbatch: Any) -> Passed:
         with self._busy.measured():
             return super().forward(mb, x, microbatch)
 
-    def backward(self, mb: int, dy: Tensor | None) -> Tensor | None:
+    def backward(self, mb: int, dy: Passed | None) -> Passed | None:
         with self._busy.measured():
             return super().backward(mb, dy)
 

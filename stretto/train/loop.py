@@ -20,7 +20,7 @@ from stretto.train.batches import Evaluation
 from stretto.train.checkpointing import TrainState
 from stretto.train.meter import Meter
 from stretto.train.not_finite import not_finite
-from stretto.train.readback import Readback
+from stretto.train.readback import LateReadback, Readback
 from stretto.train.record import EvalRecord, Listener, SaveRecord, StepRecord
 from stretto.train.routing import RoutingReadback
 from stretto.train.saves import Saves
@@ -134,9 +134,11 @@ class Loop:
             self._tell(self.saves.poll())
         saving = self._due(self.pace.save_every)
         if self.check_replicas and pending.step % self.check_replicas == 0:
+            self.assembly.stepper.settle()
             require_equal_replicas(self.assembly, self.state, pending.step)
         if self._first or saving or self._stopped or self._due(self.pace.eval_every):
             self._first, self._pending = False, None
+            self.assembly.stepper.settle()
             self._stopped = self._report(pending) or self._stopped
             if saving or self._stopped:
                 self._save(pending.step)
@@ -180,6 +182,7 @@ class Loop:
         """The step that ends the start. It alone is waited for: how long it took is then known, and told at once."""
         with self.timeline.phase("first step"):
             pending = self._step()
+            self.assembly.stepper.settle()
             pending.figures.read()
         return pending
 
@@ -188,12 +191,15 @@ class Loop:
         step, batches = self.train_state.step + 1, self.train_state.batches
         self.timeline.current = f"in step {step}"
         self.before_step(step)
+        if self.assembly.tuner is not None:
+            self.assembly.tuner.begin(step)
         lr = self.pace.rate(step)
         with self.meter.spent("data"):
             rows = batches.next()
         result = self.assembly.stepper.step(batches.ready(rows), lr, stop=self._stopping())
         measured = self.meter.exchange() if self._ends_line(step) else ()
-        figures = Readback(result.loss, result.grad_norm, result.votes, *measured)
+        read = Readback if self.assembly.stepper.proven else LateReadback
+        figures = read(result.loss, result.grad_norm, result.votes, *measured)
         balance = self.assembly.balance
         routing = balance.routing if balance is not None and self._ends_line(step) else None
         routed = None if routing is None else RoutingReadback.of(routing)

@@ -31,3 +31,14 @@ class Readback:
             self._event.synchronize()
         values: list[float] = self._values.tolist()
         return values
+
+
+class LateReadback(Readback):
+    """Of scalars that are not made yet: copied when they are read."""
+
+    def __init__(self, *scalars: Tensor) -> None:
+        self._scalars = scalars
+
+    def read(self) -> list[float]:
+        """The figures; the host waits for all that was launched."""
+        return Readback(*self._scalars).read()

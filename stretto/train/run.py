@@ -36,6 +36,7 @@ from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
 from stretto.train.groups import axes_of, group_options
 from stretto.train.learning_rate import learning_rate
+from stretto.train.measured import StepTimeline
 from stretto.train.meter import Work
 from stretto.train.peak import peak_tflops
 from stretto.train.profile import Profile
@@ -126,7 +127,7 @@ def train(
             with timeline.phase("output"):  # not the wait for the others, which their slow phases make
                 return begin(trainer.step, state.costs)
 
-        with trainer, profiled(args, state.world) as before_step:
+        with trainer, profiled(args, built) as before_step:
             told = on_all_ranks(state, begun)
             outcome = trainer.fit(args.run.steps, [told], stop=stop, before_step=before_step, metrics=False)
         if outgoing is not None and outcome.finished:
@@ -184,15 +185,28 @@ def trainer_of(
 
 
 @contextmanager
-def profiled(args: Arguments, world: World) -> Iterator[Callable[[int], object]]:
+def profiled(args: Arguments, built: Built) -> Iterator[Callable[[int], object]]:
     """What is told of each step before it is launched; at the end what was recorded is written."""
     if args.run.profile is None:
         yield bool
         return
-    window = ProfileWindow.read(args.run.profile)
-    profile = Profile(window, Paths.of(args).root / "profile", world.rank, world.device)
+    window, directory, state = (
+        ProfileWindow.read(args.run.profile),
+        Paths.of(args).root / "profile",
+        built.stepper.state,
+    )
+    profile = Profile(window, directory, state.world.rank, state.world.device)
+    timeline = StepTimeline(window, built.stepper, directory) if state.axis("pp").size > 1 else None
+
+    def begin(step: int) -> None:
+        profile.begin(step)
+        if timeline is not None:
+            timeline.begin(step)
+
     try:
-        yield profile.begin
+        yield begin
+        if timeline is not None:
+            timeline.finish()
     finally:
         profile.close()
 

@@ -10,12 +10,13 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from stretto.collectives import all_reduce, nothing
+from stretto.collectives import all_reduce_, nothing
 from stretto.distributed import DataParallel, clip_factor, grad_norm
 from stretto.distributed.watch import GradientWatch, Seen
 from stretto.parallel_state import ParallelState
 from stretto.params import Slice
 from stretto.pipeline_parallel import Executor
+from stretto.world import Work
 
 OnNonfinite = Literal["stop", "trace", "skip"]
 """What follows a loss or gradient that is no number: the run ends; and names the microbatch; or goes on without it."""
@@ -85,6 +86,13 @@ class Stepper:
         self.before_update: Callable[[], object] = nothing
         """Called when the gradients are there, and the weights are still those of the step before."""
 
+    proven = True
+    """Whether what a step measured is on its way when `step` returns; else after the next step, or `settle`."""
+
+    def settle(self) -> bool:
+        """Make sure that the last update is the final one; False if it was not. All ranks together."""
+        return True
+
     def gradients(self, microbatches: Sequence[Any]) -> Tensor:
         """Run the program. Returns the loss [] of this rank's part; gradients are whole, not clipped."""
         self.weights.zero()
@@ -117,9 +125,16 @@ def sum_over_world(loss: Tensor, state: ParallelState, *, votes: float = 0.0) ->
 
     Tensor-parallel ranks repeat one loss, so only the first of them adds it.
     """
+    packed, work = sum_over_world_async(loss, state, votes=votes)
+    work.wait()
+    return packed
+
+
+def sum_over_world_async(loss: Tensor, state: ParallelState, *, votes: float = 0.0) -> tuple[Tensor, Work]:
+    """The same, on its way: [2], there when the work is over."""
     mine = loss.detach().double() * (state.axis("tp").rank == 0)
     packed = torch.stack([mine, torch.full_like(mine, votes)])
-    return all_reduce(packed, state.axis("tp", "cp", "dp", "pp"))
+    return packed, all_reduce_(packed, state.axis("tp", "cp", "dp", "pp"))
 
 
 @torch.no_grad()

@@ -137,20 +137,24 @@ class Trainer:
         cut = Cut(state, global_batch, micro_batch or max(1, global_batch // dp), weight)
         if not isinstance(model, Assembly):
             direct, axis = MainGradients(), state.axis("pp")
+            stages = axis.size * state.layout.vpp
             build = Build(state.axis("tp"), sequence_parallel, dtype, state.world.device, seed, accumulators=direct)
             model = assemble(
                 state,
-                partial(stage_of, model, axis.size, build),
+                partial(stage_of, model, stages, build),
                 optimizer=optimizer or AdamW(),
                 schedule=schedule_for(schedule, axis.size, cut.microbatches, state.layout.vpp),
-                boundary=boundary_of(model, boundary, dtype, axis.size),
+                boundary=boundary_of(model, boundary, dtype, stages),
                 seed=seed,
                 clip_grad=clip_grad,
                 bucket_mb=bucket_mb,
                 direct=direct,
                 sharding=sharding,
                 on_nonfinite=on_nonfinite,
-                call=partial(StageCall, axis.size, loss),
+                call=partial(StageCall, stages, loss),
+                search=partial(schedule_for, schedule, axis.size, cut.microbatches, state.layout.vpp)
+                if schedule == "auto"
+                else None,
             )
         self.assembly: Assembly[Any] = model
         batches = data if isinstance(data, Batches) else RowBatches(data, cut)

@@ -30,7 +30,7 @@ PAGE = "docs/verified.md"
 # What a combination says in words of its own, and what none tells apart: sizes, and where ranks lie.
 _SPOKEN_FOR = (
     *("tp", "sequence_parallel", "tp_comm_overlap", "pp", "vpp", "schedule", "dp"),
-    *("stage_layers", "bucket_mb", "order", "gpus_per_node", "sharding", "keep_units"),
+    *("stage_layers", "bucket_mb", "order", "gpus_per_node", "sharding", "keep_units", "schedule_costs"),
 )
 
 
@@ -65,6 +65,8 @@ def combination(args: Arguments) -> Combination:
     )
     if r.recompute not in RECOMPUTE:
         other += (f"recompute={r.recompute}",)
+    if args.optimizer.post_validate:
+        other += ("post_validate",)
     if r.ffn_chunks > 1:
         other += (f"ffn_chunks={r.ffn_chunks}",)
     if args.data.packing:

@@ -121,6 +121,7 @@ class Session:
         pieces = slices(trained, lambda p: weights.part(p, lambda bucket: bucket.grad), weights.position())
         self._grads = [replace(piece, tensor=piece.tensor.clone()) for piece in pieces]
         result = stepper.update(loss, self.args.optimizer.lr)
+        stepper.settle()
         return result.loss.item(), result.grad_norm.item()
 
     def evaluate(self, batch: Batch) -> float:

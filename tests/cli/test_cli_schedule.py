@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stretto.cli.schedule import ABOUT, coloured, main
+from stretto.cli.schedule import ABOUT, main
+from stretto.cli.schedule_timeline import coloured
 from stretto.schedule import GENERATORS, schedule_for, simulate
 
 pytestmark = pytest.mark.pure

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stretto.exchange import all_gather_bytes, all_gather_json, all_gather_tensors, all_same
+from stretto.exchange import all_gather_bytes, all_gather_json, all_gather_tensors, all_same, broadcast_json
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
@@ -59,3 +59,13 @@ def _same(world: World, values: list[bytes]) -> bool:
 def test_all_ranks_know_whether_all_have_the_same(pool: Pool, values: list[bytes], same: bool) -> None:
     """Catches: a rank that compares itself with one other only."""
     assert pool.run(3, _same, values) == [same] * 3
+
+
+def _told(world: World) -> object:
+    with ParallelState.build(Layout.of(dp=world.size), world) as state:
+        return broadcast_json({"of": "\u00e9" * 50, "rank": 0} if world.rank == 0 else None, state.axis("dp"))
+
+
+def test_what_the_first_rank_says_arrives_on_all(pool: Pool) -> None:
+    assert pool.run(2, _told) == [{"of": "\u00e9" * 50, "rank": 0}] * 2
+    assert broadcast_json([1], Axis.single("dp")) == [1]

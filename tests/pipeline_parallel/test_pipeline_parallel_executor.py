@@ -90,8 +90,8 @@ def test_a_stage_says_what_it_expects() -> None:
         stage.forward(0, torch.zeros(3, 5, dtype=torch.float64), None)
     with pytest.raises(ValueError, match="but got None"):
         stage.forward(0, None, None)
-    with pytest.raises(ValueError, match="boundary \\[2\\] of int64: take float64, float32, float16, bfloat16"):
-        Stage(1, nn.Identity(), TensorMeta((2,), torch.int64))
+    with pytest.raises(ValueError, match="boundary \\[2\\] of complex64: take float64, float32, float16, bfloat16"):
+        Stage(1, nn.Identity(), TensorMeta((2,), torch.complex64))
     with pytest.raises(ValueError, match="the first stage, and no other"):
         Stage(0, nn.Identity(), TensorMeta((2,), torch.float32))
 

@@ -15,8 +15,8 @@ from stretto.parallel_state import ParallelState
 from stretto.schedule import Schedule, lower
 from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build
-from stretto.train.assemble import visits
 from stretto.train.build import build
+from stretto.train.measured import visits
 
 pytestmark = pytest.mark.gloo
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stretto.arguments.schema import Arguments
-from stretto.collectives import Done
 from stretto.distributed import bucket, data_parallel
 from stretto.layout import Layout
 from stretto.models import block, norm
@@ -30,7 +29,7 @@ from stretto.tensor_parallel import RowParallelLinear, mappings
 from stretto.testing import Pool
 from stretto.train import step
 from stretto.verify import Comparison, against_reference, places, where_to_look
-from stretto.world import World
+from stretto.world import Done, World
 
 pytestmark = pytest.mark.gloo
 

@@ -285,8 +285,8 @@ LOSS = [
     Fault(
         "the loss stays on the last stage",
         "train/step.py",
-        'return all_reduce(packed, state.axis("tp", "cp", "dp", "pp"))',
-        'return all_reduce(packed, state.axis("dp", "cp"))',
+        'return packed, all_reduce_(packed, state.axis("tp", "cp", "dp", "pp"))',
+        'return packed, all_reduce_(packed, state.axis("dp", "cp"))',
     ),
 ]
 
@@ -379,8 +379,8 @@ OPTIMIZER = [
     Fault(
         "the norm is that of this rank's parameters",
         "distributed/norm.py",
-        "    all_reduce_(total, state.axis(*apart)).wait()\n",
-        "",
+        "all_reduce_(self.squares, state.axis(*apart))",
+        "all_reduce_(self.squares.clone(), state.axis(*apart))",
     ),
     Fault(
         "the norm adds up data-parallel ranks",

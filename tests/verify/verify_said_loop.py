@@ -15,8 +15,8 @@ READBACK = Said(
     Fault(
         "a host read anywhere else in a step",
         "train/loop.py",
-        "        figures = Readback(",
-        "        result.loss.item()\n        figures = Readback(",
+        "        figures = read(",
+        "        result.loss.item()\n        figures = read(",
     ),
     Fault(
         "an evaluation that reads each batch",

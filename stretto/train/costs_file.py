@@ -1,0 +1,44 @@
+"""`--schedule-costs FILE`: what the stages of a run take, from one run to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stretto.arguments.pipeline import num_stages
+from stretto.arguments.schema import Arguments
+from stretto.exchange import broadcast_json
+from stretto.parallel_state import ParallelState
+from stretto.schedule import Cost
+from stretto.schedule.measured import cost_text, read_cost
+from stretto.terminal import say
+from stretto.train.consensus import RunRejectedError, on_all_ranks
+
+
+def read_costs(args: Arguments, state: ParallelState) -> Cost | None:
+    """What the file holds, as rank 0 sees it, on all ranks; None where there is none. Raises RunRejectedError."""
+    if args.parallel.schedule_costs is None:
+        return None
+    path, stages = Path(args.parallel.schedule_costs), num_stages(args.parallel)
+
+    def read() -> str | None:
+        if state.world.rank != 0 or not path.exists():
+            return None
+        try:
+            return cost_text(read_cost(path.read_text(encoding="utf-8"), str(path), stages))
+        except ValueError as error:
+            raise RunRejectedError(str(error)) from None
+
+    text = broadcast_json(on_all_ranks(state, read), state.axis("tp", "cp", "dp", "pp"))
+    return None if text is None else read_cost(text, str(path))
+
+
+def write_costs(args: Arguments, cost: Cost) -> None:
+    """Keep them for the next run, if a file was named; a run does not end for want of it."""
+    if args.parallel.schedule_costs is None:
+        return
+    path = Path(args.parallel.schedule_costs)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(cost_text(cost), encoding="utf-8")
+    except OSError as error:
+        say(f"the costs of the stages were not written to {path}: {error}")

@@ -1,0 +1,123 @@
+"""What a run measures of its own pipeline: costs for `--schedule auto`, and the timeline of profiled steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from stretto.arguments.profile import ProfileWindow
+from stretto.exchange import all_gather_json, broadcast_json
+from stretto.pipeline_parallel import Executor, hop_seconds
+from stretto.schedule import Action, Cost, Op, Schedule, Sharding, Span, check_lowered, lower
+from stretto.schedule.measured import Measured, cost_of, stage_times
+from stretto.terminal import say
+from stretto.train.step import Stepper
+
+WARM_UP: Final = 1
+"""Steps before those that are measured: the first compiles and allocates."""
+MEASURED: Final = 2
+
+
+@dataclass
+class Tuner:
+    """Takes a run from the schedule that it began with to the one that `search` finds for what its stages take.
+
+    After a few steps all ranks tell what their stages took; rank 0 searches, once, and tells all the order, so that no
+    two ranks can have different ones. The update does not change: microbatches add up in the same order in all.
+    """
+
+    stepper: Stepper
+    sharding: Sharding
+    search: Callable[[Cost], Schedule]
+    keep: Callable[[Cost], object] = bool
+    """Told of the costs, on rank 0."""
+    cost: Cost | None = field(default=None, init=False)
+    """What was agreed on."""
+    _begun: int = field(default=0, init=False)
+
+    def begin(self, _: int) -> None:
+        """A step is about to be launched."""
+        self._begun += 1
+        if self._begun == 1 + WARM_UP:
+            self.stepper.executor.clock.start()
+        elif self._begun == 1 + WARM_UP + MEASURED:
+            self._tune()
+
+    def _tune(self) -> None:
+        executor, state = self.stepper.executor, self.stepper.state
+        world = state.axis("tp", "cp", "dp", "pp")
+        own = stage_times(span for step in executor.clock.stop() for span in step)
+        told = all_gather_json([own, _hop(self.stepper)], world)
+        stages = executor.program.num_stages
+        self.cost = cost = cost_of((times for times, _ in told), stages, hop=max(hop for _, hop in told))
+        found = self.search(cost) if world.rank == 0 else None
+        if world.rank == 0:
+            self.keep(cost)
+        schedule = Schedule.parse(broadcast_json(str(found), world))
+        program = lower(schedule, self.sharding, cost)
+        check_lowered(program, self.sharding)
+        self.stepper.executor = executor.playing(program)
+        self.stepper.weights.follow(visits(program, executor.rank))
+
+
+@dataclass
+class StepTimeline:
+    """The timeline of the steps in a window, written by rank 0 to `timeline.json` in `directory`."""
+
+    window: ProfileWindow
+    stepper: Stepper
+    directory: Path
+    _executor: Executor | None = field(default=None, init=False)
+
+    def begin(self, step: int) -> None:
+        """A step is about to be launched; all ranks together."""
+        inside = step in self.window.steps
+        if inside and self._executor is None:
+            self._executor = self.stepper.executor
+            self._executor.clock.start()
+        elif not inside:
+            self.finish()
+
+    def finish(self) -> None:
+        """Write what was recorded, if anything was; all ranks together."""
+        executor, self._executor = self._executor, None
+        if executor is None:
+            return
+        axis, first = executor.link.axis, self.stepper.state.world.rank == 0
+        own = [[[str(x.action), x.start, x.end] for x in step] for step in executor.clock.stop()]
+        told, hop = all_gather_json(own, axis), _hop(self.stepper)
+        if not first:
+            return
+        if executor is not self.stepper.executor:
+            say("no timeline was written: --schedule auto took its schedule within the steps of --profile")
+            return
+        steps = [
+            [Span(rank, Action.parse(a), start, end) for rank, ranks in enumerate(told) for a, start, end in ranks[n]]
+            for n in range(len(own))
+        ]
+        self.directory.mkdir(parents=True, exist_ok=True)
+        measured = Measured.of(executor.program, steps, hop)
+        (self.directory / "timeline.json").write_text(measured.text(), encoding="utf-8")
+
+
+def _hop(stepper: Stepper) -> float:
+    """Of a message between stages; all ranks of a pipeline together."""
+    executor = stepper.executor
+    axis = executor.link.axis
+    sizes = all_gather_json([stage.received for stage in executor.stages.values()], axis)
+    return hop_seconds(executor.link, max(size for each in sizes for size in each))
+
+
+def visits(program: Schedule, rank: int) -> dict[int, list[bool]]:
+    """Of each UNSHARD of a stage on a pipeline rank, in order: whether a backward is the first use of it."""
+    found: dict[int, list[bool]] = {}
+    begun: set[int] = set()
+    for action in program.ranks[rank]:
+        if action.op is Op.UNSHARD:
+            begun.add(action.stage)
+        elif action.stage in begun and action.op in (Op.F, Op.B, Op.I):
+            begun.remove(action.stage)
+            found.setdefault(action.stage, []).append(action.op is not Op.F)
+    return found
