@@ -1,7 +1,7 @@
 """What the user can say: one frozen dataclass tree, the only place where a setting is declared.
 
-The command line, files, presets, help, the reference page and the JSON schema are all read from it. A value
-of None is derived from others (`derive.py` has the equations), or not used.
+Command line, files, presets, help, reference page and JSON schema are all read from it. A value of None is derived
+from others (`derive.py` has the equations), or not used.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ ScheduleName = Literal["1f1b", "auto", "depth-first", "dualpipev", "gpipe", "int
 CommName = Literal["all-gather", "ring", "ulysses", "hybrid", "auto"]
 
 TOKENIZERS: Final = MappingProxyType({"byte": 257, "python": 4096})
-"""The tokenizers that come with the library, and their vocabularies: 256 bytes and an end of document; byte-level BPE
-over Python sources."""
+"""The tokenizers of the library, and their vocabularies: 256 bytes and an end of document; BPE over Python sources."""
 
 
 @dataclass(frozen=True)

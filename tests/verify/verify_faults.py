@@ -300,8 +300,8 @@ PIPELINE = [
     Fault(
         "the last microbatch is the one before once more",
         "pipeline_parallel/executor.py",
-        "self._microbatches[a.mb])",
-        "self._microbatches[min(a.mb, len(self._microbatches) - 2)])",
+        "forward(a.mb, x, self._microbatches[a.mb])",
+        "forward(a.mb, x, self._microbatches[min(a.mb, len(self._microbatches) - 2)])",
     ),
     Fault(
         "the gradient of the last microbatch is dropped",
