@@ -273,6 +273,7 @@ def test_a_record_never_says_where_a_run_writes() -> None:
     args = parse([], env={}, files=False, checkpoint=Record.from_dict(record, "x")).args
     assert evil in (args.data.data, args.data.tokenizer)  # what is read comes from there
     assert evil not in (args.data.cache, args.checkpoint.out, args.checkpoint.export_hf, args.run.log_dir)
+    assert evil != args.parallel.schedule_costs
     assert set(paths) == {
         "data.data",
         "data.eval_data",
@@ -280,6 +281,7 @@ def test_a_record_never_says_where_a_run_writes() -> None:
         "data.cache",
         "checkpoint.export_hf",
         "checkpoint.out",
+        "parallel.schedule_costs",
         "run.log_dir",
     }
 
