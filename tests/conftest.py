@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,10 @@ POOL_SIZE = 8
 
 # Whoever asks whether there are GPUs must not begin to use them: processes could not be forked any more.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+# Triton reads this as it is imported, whoever does so first: without a GPU its interpreter runs our kernels.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # On a busy machine an example may take any time and still be right.
 settings.register_profile("unhurried", deadline=None)

@@ -69,7 +69,7 @@ def test_reads_like_a_list() -> None:
         "dp[5,7]",
         "pp[1,5]",
         "pp:1>0[1,5]",
-        "tp-pp[0,1,4,5]",
+        "tp-pp[0-1,4-5]",
         "pp-dp-cp[1,3,5,7]",
         "tp-cp-dp-pp[0-7]",
     ]
