@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stretto.cli import main
+from stretto.cli import main, resume
 from stretto.initialize import process
 from stretto.train.loop import Loop
 
@@ -99,7 +99,7 @@ def run(what: str, seconds: float, argv: list[str]) -> int:
             happen()
         return step(self)
 
-    process.rendezvous = meet_after_it
+    process.rendezvous = resume.rendezvous = meet_after_it  # the second one where there may be a checkpoint
     Loop._step = step_after_it  # type: ignore[method-assign]
     print(f"rank {RANK}: {os.environ['SLURM_CPUS_PER_TASK']} cpus, {os.environ['OMP_NUM_THREADS']} threads", flush=True)
     code = main(argv)

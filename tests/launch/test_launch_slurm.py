@@ -69,9 +69,9 @@ class Submitted:
         return (self.directory / f"stretto-{self.job}" / f"rank-{number:05d}.log").read_text()
 
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics of the run, all but what a clock has measured."""
+        """The metrics of the run, all but what a clock has measured, and when checkpoints became whole."""
         (run,) = (self.directory / "runs").iterdir()
-        lines = (run / "metrics.jsonl").read_text().splitlines()
+        lines = [each for each in (run / "metrics.jsonl").read_text().splitlines() if "checkpoint_bytes" not in each]
         figures = ("step", "loss", "grad_norm", "lr", "tokens", "epoch", "held_out_loss", "held_out_bits_per_byte")
         return [{k: v for k, v in json.loads(line).items() if k in figures} for line in lines]
 
