@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stretto.arguments.nearby import divisors, multiples, sizes
-from stretto.arguments.rule import Nearby, RuleViolation, rule
+from stretto.arguments.nearby import divisors, multiples
+from stretto.arguments.rule import Nearby, RuleViolation, divides, rule
 from stretto.arguments.schema import Arguments
 
 
@@ -40,37 +40,21 @@ def experts_fill_a_stage(a: Arguments) -> RuleViolation | None:
 @rule("model.experts", "parallel.ep")
 def experts_divide_by_ep(a: Arguments) -> RuleViolation | None:
     """Each rank of ep holds the same number of experts."""
-    n, ep = a.model.experts, a.parallel.ep
-    if n % ep == 0:
-        return None
-    return RuleViolation(
-        f"experts % ep = {n} % {ep} = {n % ep}, must be 0",
-        {"model.experts": multiples(n, ep), "parallel.ep": divisors(n, ep)},
-    )
+    return divides("model.experts", a.model.experts, "parallel.ep", a.parallel.ep)
 
 
 @rule("model.expert_ffn", "parallel.etp")
 def experts_divide_by_etp(a: Arguments) -> RuleViolation | None:
     """Each rank of etp holds the same share of each expert."""
-    f, etp = a.model.dim_expert, a.parallel.etp
-    if not a.model.experts or f % etp == 0:
+    if not a.model.experts:
         return None
-    return RuleViolation(
-        f"expert_ffn % etp = {f} % {etp} = {f % etp}, must be 0",
-        {"model.expert_ffn": sizes(f, etp), "parallel.etp": divisors(f, etp)},
-    )
+    return divides("model.expert_ffn", a.model.dim_expert, "parallel.etp", a.parallel.etp)
 
 
 @rule("model.shared_ffn", "parallel.tp")
 def shared_expert_divides_by_tp(a: Arguments) -> RuleViolation | None:
     """Each rank of tp holds the same share of the shared expert."""
-    f, tp = a.model.shared_ffn, a.parallel.tp
-    if f % tp == 0:
-        return None
-    return RuleViolation(
-        f"shared_ffn % tp = {f} % {tp} = {f % tp}, must be 0",
-        {"model.shared_ffn": sizes(f, tp), "parallel.tp": divisors(f, tp)},
-    )
+    return divides("model.shared_ffn", a.model.shared_ffn, "parallel.tp", a.parallel.tp)
 
 
 @rule("model.experts", "model.top_k", "model.router_groups", "model.router_top_groups", "model.router_group_score")
@@ -80,7 +64,7 @@ def router_can_choose(a: Arguments) -> RuleViolation | None:
     n, groups = m.experts, m.router_groups
     if not n:
         return None
-    if n % groups:
+    if n % groups:  # the groups are what to mend first
         return RuleViolation(
             f"experts % router_groups = {n} % {groups} = {n % groups}, must be 0",
             {"model.router_groups": divisors(n, groups), "model.experts": multiples(n, groups)},

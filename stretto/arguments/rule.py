@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from stretto.arguments.nearby import divisors, multiples, sizes
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 
@@ -23,6 +24,18 @@ class RuleViolation:
 
     problem: str
     nearby: Nearby
+
+
+def divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | None:
+    """`value` must be a multiple of `by`."""
+    if value % by == 0:
+        return None
+    name, by_name = path.rpartition(".")[2], by_path.rpartition(".")[2]
+    around = multiples if name in ("heads", "kv_heads", "experts") else sizes
+    return RuleViolation(
+        f"{name} % {by_name} = {value} % {by} = {value % by}, must be 0",
+        {path: around(value, by), by_path: divisors(value, by)},
+    )
 
 
 Check = Callable[[Arguments], RuleViolation | None]

@@ -16,23 +16,11 @@ from stretto.arguments.nearby import by_distance, divisors, even_split, multiple
 from stretto.arguments.pipeline import num_stages, vpp_of
 from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide
 from stretto.arguments.profile import ProfileWindow
-from stretto.arguments.rule import Nearby, Rule, RuleViolation, rule
+from stretto.arguments.rule import Nearby, Rule, RuleViolation, divides, rule
 from stretto.arguments.schema import Arguments
 from stretto.arguments.tuning_rules import TUNING_RULES
 from stretto.arguments.update_rules import UPDATE_RULES
 from stretto.layout.schedules import FAMILIES
-
-
-def _divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | None:
-    """`value` must be a multiple of `by`."""
-    if value % by == 0:
-        return None
-    name, by_name = path.rpartition(".")[2], by_path.rpartition(".")[2]
-    around = multiples if name in ("heads", "kv_heads") else sizes
-    return RuleViolation(
-        f"{name} % {by_name} = {value} % {by} = {value % by}, must be 0",
-        {path: around(value, by), by_path: divisors(value, by)},
-    )
 
 
 @rule("run.nproc", "parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp")
@@ -60,7 +48,7 @@ def hidden_divides_into_heads(a: Arguments) -> RuleViolation | None:
     """Unless head_dim is given, the heads share the hidden size equally."""
     if a.model.head_dim is not None:
         return None
-    return _divides("model.hidden", a.model.hidden, "model.heads", a.model.heads)
+    return divides("model.hidden", a.model.hidden, "model.heads", a.model.heads)
 
 
 @rule("model.head_dim", "model.hidden", "model.heads", "model.position")
@@ -77,13 +65,13 @@ def rotary_pairs(a: Arguments) -> RuleViolation | None:
 @rule("model.heads", "model.kv_heads")
 def kv_heads_divide_heads(a: Arguments) -> RuleViolation | None:
     """Each key/value head serves the same number of query heads."""
-    return _divides("model.heads", a.model.heads, "model.kv_heads", a.model.num_kv_heads)
+    return divides("model.heads", a.model.heads, "model.kv_heads", a.model.num_kv_heads)
 
 
 @rule("model.heads", "parallel.tp")
 def heads_divide_by_tp(a: Arguments) -> RuleViolation | None:
     """Each tensor-parallel rank computes the same number of query heads."""
-    return _divides("model.heads", a.model.heads, "parallel.tp", a.parallel.tp)
+    return divides("model.heads", a.model.heads, "parallel.tp", a.parallel.tp)
 
 
 @rule("model.kv_heads", "parallel.tp")
@@ -104,7 +92,7 @@ def kv_heads_fit_tp(a: Arguments) -> RuleViolation | None:
 @rule("model.ffn", "parallel.tp")
 def ffn_divides_by_tp(a: Arguments) -> RuleViolation | None:
     """Each tensor-parallel rank holds the same share of the feed-forward block."""
-    return _divides("model.ffn", a.model.dim_ffn, "parallel.tp", a.parallel.tp)
+    return divides("model.ffn", a.model.dim_ffn, "parallel.tp", a.parallel.tp)
 
 
 @rule("batch.seq_len", "parallel.tp", "parallel.sequence_parallel")
@@ -112,7 +100,7 @@ def sequence_divides_by_tp(a: Arguments) -> RuleViolation | None:
     """Under sequence parallelism each tensor-parallel rank holds an equal piece of the sequence."""
     if not a.parallel.sequence_parallel:
         return None
-    violation = _divides("batch.seq_len", a.batch.seq_len, "parallel.tp", a.parallel.tp)
+    violation = divides("batch.seq_len", a.batch.seq_len, "parallel.tp", a.parallel.tp)
     return violation and RuleViolation(violation.problem, {**violation.nearby, "parallel.sequence_parallel": (False,)})
 
 
@@ -139,7 +127,7 @@ def batch_divides(a: Arguments) -> RuleViolation | None:
 def copies_are_whole(a: Arguments) -> RuleViolation | None:
     """Data-parallel ranks are a whole number of copies of what is sharded."""
     shard, dp = a.parallel.dp_shard, a.parallel.dp
-    return None if shard is None or dp is None else _divides("parallel.dp", dp, "parallel.dp_shard", shard)
+    return None if shard is None or dp is None else divides("parallel.dp", dp, "parallel.dp_shard", shard)
 
 
 @rule("parallel.vpp", "parallel.schedule")

@@ -7,7 +7,6 @@ Its size and the place of the numbers in it follow from dtype and shape, so piec
 
 from __future__ import annotations
 
-import math
 import struct
 import sys
 import zlib
@@ -56,11 +55,6 @@ def header(dtype: str, sizes: Sequence[int], nbytes: int) -> bytes:
     hooks = Made(Named("collections", "OrderedDict"))
     args = (storage, 0, tuple(sizes), tuple(strides), False, hooks, Named("torch", dtype))
     return pickled(Made(Named("torch._utils", "_rebuild_tensor_v3"), args))
-
-
-def nbytes_of(itemsize: int, sizes: Sequence[int]) -> int:
-    """Bytes of the numbers of a piece."""
-    return math.prod(sizes) * itemsize
 
 
 _WIDE = 2**32 - 1

@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 
 from stretto.checkpoint.errors import CheckpointError, describe
 from stretto.exchange import all_gather_bytes, all_same, gather_json
-from stretto.layout.ranks import named
+from stretto.layout.ranks import by_value, named
 from stretto.world import World
 
 
@@ -108,9 +108,6 @@ class Peers:
 
 def _report(doing: str, problems: Mapping[int, str | None]) -> str:
     """One message for all ranks: each distinct problem once, with the ranks that have it."""
-    ranks: dict[str, list[int]] = {}
-    for rank, problem in sorted(problems.items()):
-        if problem is not None:
-            ranks.setdefault(problem, []).append(rank)
+    ranks = by_value((rank, problem) for rank, problem in sorted(problems.items()) if problem is not None)
     lines = [f"{named(who)}: {problem}" for problem, who in ranks.items()]
     return f"{doing} failed\n" + "\n".join(lines)

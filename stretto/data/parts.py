@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +22,7 @@ from stretto.data.files import PassedOver, open_regular
 from stretto.data.formats import Document, Piece, is_record, read, suffixes
 from stretto.data.lock import Lock
 from stretto.data.lost import Lost
-from stretto.data.store import TokenStore, write_store
+from stretto.data.store import StoreWriter, TokenStore, write_store
 from stretto.data.tokenizer import Tokenizer
 
 _PART = 1 << 24  # bytes of text: some ten seconds of one core
@@ -66,6 +65,17 @@ class Job:
             return Account.read(self.folder / f"{part:06}.json", self.key)
         except DataError:
             return None
+
+    def written(self, path: Path) -> AbstractContextManager[StoreWriter]:
+        """A store of this job's tokens, which appears at `path` whole."""
+        tokenizer = self.tokenizer
+        return write_store(
+            path,
+            vocab_size=tokenizer.vocab_size,
+            eod=tokenizer.eod,
+            fingerprint=self.key,
+            masked=tokenizer.masks,
+        )
 
     def open(self, part: int, side: str) -> TokenStore:
         """The tokens of a part. Raises DataError when they are damaged or made from something else."""
@@ -114,15 +124,8 @@ def make(job: Job, part: int, done: Done) -> None:
     """Tokenize one part. Raises DataError when its text cannot be read."""
     passed: list[tuple[str, str]] = []
     account, size = Account(), 0
-    new = partial(
-        write_store,
-        vocab_size=job.tokenizer.vocab_size,
-        eod=job.tokenizer.eod,
-        fingerprint=job.key,
-        masked=job.tokenizer.masks,
-    )
     with ExitStack() as stack:
-        train, held = (stack.enter_context(new(job.store(part, side))) for side in ("train", "held_out"))
+        train, held = (stack.enter_context(job.written(job.store(part, side))) for side in ("train", "held_out"))
         documents = _documents(job, part, lambda reason, name: passed.append((reason, name)))
         for chunk in chunks(documents):
             encoded = job.tokenizer.encode_all([document.text for document in chunk])

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from stretto.data.corpus import Corpus
 from stretto.data.errors import DataError
 from stretto.data.lock import Lock, Progress, Tell
 from stretto.data.parts import Done, Job, plan, work
-from stretto.data.store import TokenStore, write_store
+from stretto.data.store import TokenStore
 from stretto.data.tokenizer import Tokenizer
 from stretto.data.workers import WorkerEndedError, run_workers
 
@@ -197,14 +197,7 @@ def _joined(folder: Path, job: Job, lock: Lock, workers: int, timeout: float, te
     """The whole stores, from parts; and their account."""
     _tokenize(job, workers, timeout, _teller(job, tell))
     account = reduce(add, filter(None, map(job.account, range(len(job.parts)))), Account(passed=job.corpus.passed))
-    new = partial(
-        write_store,
-        vocab_size=job.tokenizer.vocab_size,
-        eod=job.tokenizer.eod,
-        fingerprint=job.key,
-        masked=job.tokenizer.masks,
-    )
-    with new(folder / "train") as train, new(folder / "held_out") as held:
+    with job.written(folder / "train") as train, job.written(folder / "held_out") as held:
         for part in range(len(job.parts)):
             train.extend(job.open(part, "train"))
             held.extend(job.open(part, "held_out"))

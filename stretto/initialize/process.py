@@ -94,9 +94,13 @@ def initialize(
             failing_with_peers(store, launch.rank, launch.size, phase=lambda: now.current, served_by=server)
         )
         absent = partial(_absent, store, server, launch)
-        hanging = f"rank {launch.rank}: the default group was not made within {timeout + SLACK_SECONDS:g} s: "
-        why = lambda: f"{hanging}{absent() or f'{server} is not heard'}"  # noqa: E731
-        with timeline.phase("groups"), last_resort(timeout + SLACK_SECONDS, why):
+        limit = timeout + SLACK_SECONDS
+
+        def hanging() -> str:
+            why = absent() or f"{server} is not heard"
+            return f"rank {launch.rank}: the default group was not made within {limit:g} s: {why}"
+
+        with timeline.phase("groups"), last_resort(limit, hanging):
             world = stack.enter_context(_default_group(launch, store, place, timeout))
         yield replace(world, server=str(server), absent=absent)
 

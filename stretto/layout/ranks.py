@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def by_value(said: Iterable[tuple[int, T]]) -> dict[T, list[int]]:
+    """What ranks say, each with the ranks that say it, in the order in which it is first said."""
+    ranks: dict[T, list[int]] = {}
+    for rank, value in said:
+        ranks.setdefault(value, []).append(rank)
+    return ranks
 
 
 def ranges(ranks: Iterable[int], most: int = 64, comma: str = ", ") -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from dataclasses import dataclass
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from stretto.layout.ranks import named
+from stretto.layout.ranks import by_value, named
 from stretto.store import LostError, TimedStore, absent, combine
 from stretto.world import World
 
@@ -56,11 +55,8 @@ def _publish(store: TimedStore, verdict: str) -> None:
 
 def _differences(store: TimedStore, size: int) -> str:
     digests = store.multi_get([f"digest/{rank}" for rank in range(size)])
-    by_digest: dict[bytes, list[int]] = defaultdict(list)
-    for rank, digest in enumerate(digests):
-        by_digest[digest].append(rank)
     # The common list first: the others are what to look at.
-    said = sorted(by_digest.items(), key=lambda item: -len(item[1]))[:8]
+    said = sorted(by_value(enumerate(digests)).items(), key=lambda item: -len(item[1]))[:8]
     lines = [f"  {named(ranks)}: {store.get(f'text/{digest.decode()}').decode()}" for digest, ranks in said]
     return "\n".join(
         ["the ranks do not agree on the groups to create:", *lines, "start all ranks with one configuration"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -85,12 +85,6 @@ def collect(model: nn.Module, prefix: str = "", elsewhere: Container[nn.Paramete
 def declared_in(module: nn.Module) -> tuple[str, ...]:
     """The names of the parameters that were declared on this very module."""
     return tuple(module.__dict__.get(_DECLARED, ()))
-
-
-def _axis(axes: Mapping[str, Axis], name: str) -> Axis:
-    if name not in axes:
-        raise ValueError(f"cut along {name}, but only {', '.join(axes) or 'no axis'} was given: pass axes=[...]")
-    return axes[name]
 
 
 def _logical(path: str, name: str, declared: Sequence[tuple[ParamSpec, Block]]) -> Iterator[Logical]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from stretto.arguments import ConfigError
@@ -14,7 +14,7 @@ from stretto.checkpoint.peers import Peers
 from stretto.data.errors import DataError
 from stretto.data.text import Text
 from stretto.interop.errors import InteropError
-from stretto.layout.ranks import named
+from stretto.layout.ranks import by_value, named
 from stretto.parallel_state import ParallelState
 
 T = TypeVar("T")
@@ -35,11 +35,8 @@ def on_all_ranks(state: ParallelState, prepare: Callable[[], T]) -> T:
     try:
         result = prepare()
     except (*USAGE_ERRORS, OSError) as error:
-        problem = str(error)
-    ranks = _by_value(state, problem or "")
-    if any(ranks):
-        said = [f"{problem}{_only(who, state)}" for problem, who in ranks.items() if problem]
-        raise RunRejectedError("\n".join(said))
+        problem = str(error) or type(error).__name__
+    require_no_problem(enumerate(_gathered(state, problem or "")), state.layout.world)
     return result  # type: ignore[return-value]  # prepare has returned it
 
 
@@ -50,7 +47,7 @@ def require_same_text(state: ParallelState, text: Text) -> None:
     """
     stores = [("train on", store) for store in text.mix.stores] + [(each.name, each.store) for each in text.eval_sets]
     value = json.dumps([[name, store.header.digest, f"{store.header.tokens:,}"] for name, store in stores])
-    ranks = _by_value(state, value)
+    ranks = by_value(enumerate(_gathered(state, value)))
     if len(ranks) == 1:
         return
     here = f"on {socket.gethostname()}, Python {platform.python_version()}, from {text.mix.stores[0].path.parent}"
@@ -65,14 +62,14 @@ def require_same_text(state: ParallelState, text: Text) -> None:
     )
 
 
-def _by_value(state: ParallelState, mine: str) -> dict[str, list[int]]:
-    """Each rank's value, and the ranks that have it."""
-    group = state.axis("tp", "cp", "dp", "pp").group
-    ranks: dict[str, list[int]] = {}
-    for rank, value in enumerate(Peers.of(state.world, group).gather(mine)):
-        ranks.setdefault(value or "", []).append(rank)
-    return ranks
+def require_no_problem(problems: Iterable[tuple[int, str]], size: int) -> None:
+    """Raise RunRejectedError with each problem once, and the ranks that have it where rank 0 is none of them."""
+    ranks = by_value((rank, problem) for rank, problem in problems if problem)
+    if ranks:
+        said = (text if 0 in who else f"{text} ({named(who)} of {size})" for text, who in ranks.items())
+        raise RunRejectedError("\n".join(said))
 
 
-def _only(who: list[int], state: ParallelState) -> str:
-    return "" if 0 in who else f" ({named(who)} of {state.layout.world})"
+def _gathered(state: ParallelState, mine: str) -> list[str]:
+    """Each rank's value."""
+    return [each or "" for each in Peers.of(state.world, state.axis("tp", "cp", "dp", "pp").group).gather(mine)]

@@ -21,8 +21,7 @@ from stretto.data.errors import DataError
 from stretto.data.lock import Tell
 from stretto.data.text import Text
 from stretto.initialize.group import largest
-from stretto.layout.ranks import named
-from stretto.train.consensus import USAGE_ERRORS, RunRejectedError
+from stretto.train.consensus import USAGE_ERRORS, require_no_problem
 from stretto.world import World
 
 _LONGEST_PAUSE: Final = 2.0
@@ -44,7 +43,7 @@ def shared_text(args: Arguments, world: World, tell: Tell | None = None) -> Text
             pause = min(1.5 * pause, _LONGEST_PAUSE)
         said = peers.gather(look.said(here) if look else None)
         found = {rank: json.loads(each) for rank, each in enumerate(said) if each is not None}
-        _require_all(found, world.size)
+        require_no_problem(((rank, str(each.get("problem", ""))) for rank, each in found.items()), world.size)
         text = text or (look.text if look else next(_known(args, found, here), None))
         without = peers.gather(here if text is None else None)
         looking = list({host: rank for rank, host in reversed([*enumerate(without)]) if host is not None}.values())
@@ -73,18 +72,7 @@ class _Look(Thread):
             return json.dumps({"host": host, "known": self.text.known})
         if not isinstance(self._failure, (*USAGE_ERRORS, OSError)):
             raise self._failure
-        return json.dumps({"host": host, "problem": str(self._failure)})
-
-
-def _require_all(found: dict[int, dict[str, object]], size: int) -> None:
-    """Raise RunRejectedError with the problem of each rank that has one."""
-    problems: dict[str, list[int]] = {}
-    for rank, each in found.items():
-        if "problem" in each:
-            problems.setdefault(str(each["problem"]), []).append(rank)
-    if problems:
-        said = (problem if 0 in who else f"{problem} ({named(who)} of {size})" for problem, who in problems.items())
-        raise RunRejectedError("\n".join(said))
+        return json.dumps({"host": host, "problem": str(self._failure) or type(self._failure).__name__})
 
 
 def _known(args: Arguments, found: dict[int, dict[str, object]], here: str) -> Iterator[Text]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stacked_blocks import WIDTH, Block, drawn
 from torch import Tensor, nn
 
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
@@ -18,7 +19,6 @@ from stretto.distributed import AdamWRule, MuonRule, shard
 from stretto.estimate import ledger
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
-from stretto.params import ParamSpec, declare
 from stretto.testing import Pool
 from stretto.train.build import build
 from stretto.verify import Comparison, against_reference
@@ -26,21 +26,8 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-WIDTH, STEPS, LR, DECAY, BETA = 6, 3, 1e-2, 0.1, 0.9
+STEPS, LR, DECAY, BETA = 3, 1e-2, 0.1, 0.9
 ADAMW = AdamWRule((0.9, 0.95), 1e-4, DECAY)
-
-
-class Block(nn.Module):
-    """Two matrices that are stored as one, `up` and `down`, with a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(WIDTH))
-        self.both = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        up, down = self.both.weight.chunk(2)
-        return x + torch.tanh(x @ up + self.bias) @ down
 
 
 class Net(nn.Module):
@@ -49,11 +36,7 @@ class Net(nn.Module):
         self.embedding = nn.Embedding(11, WIDTH)
         self.layers = nn.ModuleList(Block() for _ in range(3))
         self.wide = nn.Linear(WIDTH, 3 * WIDTH)
-        generator = torch.Generator().manual_seed(7)
-        for param in self.parameters():
-            param.data = torch.randn(param.shape, generator=generator).double()
-        for block in self.layers:
-            declare(block.both, "weight", [ParamSpec((WIDTH, WIDTH), None, part=name) for name in ("up", "down")])
+        drawn(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)

@@ -10,19 +10,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from stacked_blocks import WIDTH, Block, drawn
 from torch import Tensor, nn
 
 from stretto.arguments.param_groups import ParamGroup, parse_groups
 from stretto.distributed import AdamWRule, LionRule, Rule, SGDRule, shard
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
-from stretto.params import ParamSpec, declare
 from stretto.testing import Pool
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-WIDTH, STEPS, LR = 6, 3, 1e-2
+STEPS, LR = 3, 1e-2
 GROUPS = "*.bias|scale: weight_decay=0.3; layers.*: lr=0.5; *.down.*: weight_decay=0, lr=2"
 RULES: dict[str, tuple[Rule, Callable[[list[dict[str, object]]], torch.optim.Optimizer]]] = {
     "adamw": (
@@ -33,29 +33,12 @@ RULES: dict[str, tuple[Rule, Callable[[list[dict[str, object]]], torch.optim.Opt
 }
 
 
-class Block(nn.Module):
-    """Two matrices that are stored as one, `up` and `down`, with a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(WIDTH))
-        self.both = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        up, down = self.both.weight.chunk(2)
-        return x + torch.tanh(x @ up + self.bias) @ down
-
-
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Block() for _ in range(3))
         self.scale = nn.Parameter(torch.zeros(WIDTH))
-        generator = torch.Generator().manual_seed(7)
-        for param in self.parameters():
-            param.data = torch.randn(param.shape, generator=generator).double()
-        for block in self.layers:
-            declare(block.both, "weight", [ParamSpec((WIDTH, WIDTH), None, part=name) for name in ("up", "down")])
+        drawn(self)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.layers:
