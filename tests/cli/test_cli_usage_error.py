@@ -65,7 +65,7 @@ def test_all_violations_at_once(rejected: Callable[..., str], tmp_path: Path) ->
         (["--checkpoint", "nowhere"], "nowhere does not exist"),
         (
             ["--checkpoint", ".", "--tokens", "0", "--temperature", "-1"],
-            "--tokens 0: must be at least 1; --temperature -1",
+            "--tokens: 0 is out of range, must be >= 1\n  --temperature: -1.0 is out of range",
         ),
         (["--checkpoint", "/"], "/ has no COMPLETE"),
     ],
