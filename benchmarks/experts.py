@@ -96,26 +96,30 @@ def limit(case: Case, seconds: float) -> float:
     return sustained(run, case.x.device, seconds=seconds)
 
 
-def measured(layer: Layer, case: Case, seconds: float, truth: dict[str, Tensor]) -> dict[str, Any]:
-    """One peer: milliseconds, memory, and how far its output and gradients are from `truth`, which the first gives."""
-    device, gpu = case.x.device, case.x.is_cuda
+def errors(layer: Layer, case: Case, truth: dict[str, Tensor]) -> dict[str, float]:
+    """How far output and gradients of one peer are from `truth`, in the 2-norm; the first peer gives it."""
     x = case.x.detach().requires_grad_()
+    layer.begin()
+    y = layer.forward(x)
+    y.backward(case.dy)
+    assert x.grad is not None
+    found = {}
+    for name, value in {"y": y.detach(), "dx": x.grad, **layer.gradients()}.items():
+        true = truth.setdefault(name, value.clone()).float()
+        found[name] = float((value.float() - true).norm() / true.norm())
+    return found
 
-    def step() -> Tensor:
+
+def measured(layer: Layer, case: Case, seconds: float) -> dict[str, Any]:
+    """One peer: milliseconds and memory."""
+    device, gpu = case.x.device, case.x.is_cuda
+    x, found = case.x.detach().requires_grad_(), dict[str, Any]()
+
+    def step() -> None:
         x.grad = None
         layer.begin()
-        y = layer.forward(x)
-        y.backward(case.dy)
-        return y
+        layer.forward(x).backward(case.dy)
 
-    y = step()
-    values = {"y": y.detach(), "dx": x.grad, **layer.gradients()}
-    found: dict[str, Any] = {"errors": {}}
-    for name, value in values.items():
-        assert value is not None
-        true = truth.setdefault(name, value.clone())
-        found["errors"][name] = float((value.float() - true.float()).norm() / true.float().norm())
-    del y, values, value, true
     layer.begin()
     x.grad = None
     if gpu:
@@ -183,10 +187,8 @@ def show(name: str, found: dict[str, Any], console: Console) -> None:
             continue
         memory = [f"{row[key] / 2**20:,.0f}" if key in row else "" for key in ("saved_bytes", "peak_bytes")]
         rates = f"{found['limit_ms'] / row['ms']:.1%}", f"{found['flops'] / row['ms'] * 1e-9:.0f}"
-        errors = max(row["errors"].items(), key=lambda item: item[1])
-        table.add_row(
-            peer, f"{row['ms']:.3f}", f"{row['forward_ms']:.3f}", *rates, *memory, f"{errors[1]:.4f} {errors[0]}"
-        )
+        worst, apart = max(row["errors"].items(), key=lambda item: item[1])
+        table.add_row(peer, f"{row['ms']:.3f}", f"{row['forward_ms']:.3f}", *rates, *memory, f"{apart:.4f} {worst}")
     console.print(table)
 
 
@@ -230,7 +232,8 @@ def main(argv: Sequence[str]) -> int:
                     if options.profile:
                         one["peers"][peer] = {"kernels": profiled(layer, case, console, f"{name}, {peer}")}
                     else:
-                        one["peers"][peer] = measured(layer, case, options.seconds, truth)
+                        apart = errors(layer, case, truth)
+                        one["peers"][peer] = {"errors": apart, **measured(layer, case, options.seconds)}
                 except Exception as error:  # noqa: BLE001  # of any kind: the others go on
                     one["peers"][peer] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]:.200}"}
                     print(f"{name}, {peer}: {one['peers'][peer]['failed']}", flush=True)

@@ -97,6 +97,9 @@ class Stretto(StrettoPeer):
         listener.started(RunRecord(run.steps))
         self.loop = trainer_of(args, self.built, Rows(job, 0).feed, ()).loop(run.steps, listener)
 
+    def about(self) -> dict[str, Any]:
+        return {"words": [*words_of(self.family, self.job, self.small), *self._more]}
+
 
 class Transformers:
     """`AutoModelForCausalLM` in a loop of plain PyTorch."""

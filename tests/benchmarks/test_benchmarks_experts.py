@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.expert_peers import made
-from benchmarks.experts import Case, measured
+from benchmarks.experts import Case, errors
 from stretto.arguments.schema import ModelConfig
 
 CPU = torch.device("cpu")
@@ -20,9 +20,9 @@ def test_expert_peers_compute_the_same(renormalize):
     )
     case, truth = Case.of(config, 32, "balanced", CPU), {}  # no scores that are nearly alike
     for name in ("stretto", "stretto-selective", "grouped", "loop"):
-        errors = measured(made(name, config, case.router, 32), case, 1e-6, truth)["errors"]
-        assert errors.keys() == {"y", "dx", "router", "gate_up", "down"}
-        assert max(errors.values()) < 0.02, (name, errors)
+        apart = errors(made(name, config, case.router, 32), case, truth)
+        assert apart.keys() == {"y", "dx", "router", "gate_up", "down"}
+        assert max(apart.values()) < 0.02, (name, apart)
 
 
 def test_balanced_routing_is_balanced():
