@@ -9,6 +9,8 @@ from benchmarks.expert_peers import made
 from benchmarks.experts import Case, errors
 from stretto.arguments.schema import ModelConfig
 
+pytestmark = pytest.mark.gloo  # no processes, but it imports torch
+
 CPU = torch.device("cpu")
 
 
