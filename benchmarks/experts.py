@@ -183,7 +183,7 @@ def show(name: str, found: dict[str, Any], console: Console) -> None:
     table = Table("", *columns, title=f"{title}, {found['flops'] / found['limit_ms'] * 1e-9:.0f} TFLOP/s")
     for peer, row in found["peers"].items():
         if "failed" in row:
-            table.add_row(peer, row["failed"])
+            table.add_row(f"{peer}: {row['failed']:.60}")
             continue
         memory = [f"{row[key] / 2**20:,.0f}" if key in row else "" for key in ("saved_bytes", "peak_bytes")]
         rates = f"{found['limit_ms'] / row['ms']:.1%}", f"{found['flops'] / row['ms'] * 1e-9:.0f}"
