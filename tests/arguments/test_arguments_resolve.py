@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from stretto.arguments import ConfigError, Record, Resolved, SourceKind, Violation, as_toml, from_dict, parse, to_dict
+from stretto.arguments import (
+    ConfigError,
+    Record,
+    Resolved,
+    SourceKind,
+    Violation,
+    as_toml,
+    from_dict,
+    parse,
+    paths,
+    to_dict,
+)
 from stretto.arguments.command_line import flags
 from stretto.arguments.derive import DERIVATIONS
 from stretto.arguments.elsewhere import validated_in
@@ -263,3 +274,15 @@ def test_hiding_gives_way_to_what_leaves_nothing_to_hide(words: str, tmp_path: P
     file.write_text('[parallel]\ntp = 2\nsequence_parallel = true\ntp_comm_overlap = true\n[run]\ndevice = "cuda"\n')
     said = parse(["--preset", "tiny", "--config", str(file), "--nproc", "2", *words.split()], env={}, files=True)
     assert said.args.parallel.tp_comm_overlap is False
+
+
+def test_a_package_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a run that starts all its ranks before it finds that a tracker is not installed."""
+    monkeypatch.setattr(paths, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError) as error:
+        parse(["--wandb", "mine", "--tensorboard"], env={})
+    assert {v.hint.split(",")[0] for v in error.value.violations} == {
+        "pip install 'stretto[wandb]'",
+        "pip install 'stretto[tensorboard]'",
+    }
+    assert parse(["--no-tensorboard"], env={}).args.run.tensorboard is False
