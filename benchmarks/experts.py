@@ -192,7 +192,7 @@ def show(name: str, found: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def main(argv: Sequence[str]) -> int:
+def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experts")
     parser.add_argument("--presets", default="olmoe-7b,qwen3-30b-a3b")
     parser.add_argument("--tokens", type=int, default=16_384)
@@ -203,7 +203,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="hidden 128, a trial of the benchmark")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _options(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("python -m benchmarks.experts: torch sees no GPU")
     device, console = torch.device(options.device), Console(width=140)
