@@ -12,9 +12,13 @@ USER    := $(VENV)/.installed
 DEV     := $(VENV)/.installed-dev
 DOCS    := $(VENV)/.installed-docs
 
+# Tests that need no other machine than this; two at a time, as many of them wait (ARGS="-n 0" for one).
+HERE := not gpu and not launchers
+TWO  := -n 2 --dist worksteal
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-pure test-gloo test-gpu test-launchers mutants drills verified lint format docs docs-check hooks clean
+.PHONY: help train test test-nightly test-all test-pure test-gloo test-gpu test-launchers mutants drills verified lint format docs docs-check hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +27,14 @@ help: ## list the targets
 train: $(USER) ## set up, then train the demo: tp=2 x pp=2 x dp=2 on this machine's CPU
 	@$(BIN)/stretto train --preset demo $(ARGS)
 
-test: $(DEV) ## set up, then run every test that needs no GPU and no cluster
-	@$(BIN)/pytest -m "not gpu and not launchers" $(ARGS)
+test: $(DEV) ## set up, then run the tests of a commit: all that need no GPU and no cluster, but for the nightly ones
+	@$(BIN)/pytest $(TWO) -m "$(HERE) and not nightly" $(ARGS)
+
+test-nightly: $(DEV) ## what `make test` leaves out: full products, and 200 examples of each property
+	@$(BIN)/pytest $(TWO) -m "$(HERE) and (nightly or hypothesis)" --hypothesis-profile nightly $(ARGS)
+
+test-all: $(DEV) ## both at once
+	@$(BIN)/pytest $(TWO) -m "$(HERE)" --hypothesis-profile nightly $(ARGS)
 
 test-pure: $(DEV) ## the tests that import no torch: seconds
 	@$(BIN)/pytest -m pure $(ARGS)
