@@ -48,10 +48,13 @@ KINDS = [
 
 
 def rows_of_a_commit() -> list[Row]:
-    """Every two features together, where the schedules of a kind are one feature and take turns."""
+    """Every two features together, where the schedules of a kind are one feature and take turns.
+
+    What comes last fills rows in which nothing else is left to meet: the cheapest, so each list is turned round.
+    """
     turns = [cycle(kind) for kind in KINDS]
     tensor, _, *others = FEATURES
-    rows = AllPairs([tensor, range(len(KINDS)), *others, DTYPES, (True, False)])
+    rows = AllPairs([list(each)[::-1] for each in (tensor, range(len(KINDS)), *others, DTYPES, (True, False))])
     return [(of[0], next(turns[of[1]]), *of[2:]) for of in rows]
 
 
