@@ -166,7 +166,7 @@ def profiled(layer: Layer, case: Case, console: Console, title: str) -> list[dic
         one[0] += (event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total) * 1e-3 / PROFILED
         one[1] += 1
     whole = sum(ms for ms, _ in total.values())
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"kernel": name, "ms": ms, "calls": count / PROFILED}
         for name, (ms, count) in sorted(total.items(), key=lambda item: -item[1][0])
     ]
@@ -192,7 +192,7 @@ def show(name: str, found: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def main(argv: Sequence[str]) -> int:
+def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experts")
     parser.add_argument("--presets", default="olmoe-7b,qwen3-30b-a3b")
     parser.add_argument("--tokens", type=int, default=16_384)
@@ -203,7 +203,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="hidden 128, a trial of the benchmark")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _options(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("python -m benchmarks.experts: torch sees no GPU")
     device, console = torch.device(options.device), Console(width=140)
@@ -223,10 +227,11 @@ def main(argv: Sequence[str]) -> int:
         for routing in options.routings.split(","):
             name, case = f"{preset} {routing}", Case.of(config, options.tokens, routing, device)
             one: dict[str, Any] = {"load": case.load, "flops": case.flops, "peers": {}}
-            found["cases"][name], truth = one, {}
+            found["cases"][name], truth = one, dict[str, Tensor]()
             if not options.profile:
                 one["limit_ms"] = limit(case, options.seconds)
             for peer in options.peers.split(","):
+                layer: Layer | None = None
                 try:
                     layer = made(peer, config, case.router, len(case.x))
                     if options.profile:
@@ -239,7 +244,7 @@ def main(argv: Sequence[str]) -> int:
                     print(f"{name}, {peer}: {one['peers'][peer]['failed']}", flush=True)
                 else:
                     print(f"[{time.monotonic() - began:5.1f} s] {name}, {peer}: done", flush=True)
-                layer = None
+                layer = None  # before memory is given back
                 if options.device == "cuda":
                     torch.cuda.empty_cache()
                 if options.out:
