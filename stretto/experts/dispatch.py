@@ -5,7 +5,8 @@ token; what arrives is arranged by expert, within one by source. No row lies bey
 expert that is cut over etp has its rows on all of its ranks, and what these give back are parts of a sum. The
 sum over slots, and over these parts, is in fp32 or wider and in the order of the slots: the same for every ep.
 
-The sizes of an uneven all-to-all are needed on the host, so it waits for the device once a layer, in the forward.
+The sizes of an uneven all-to-all are needed on the host, so it waits for the device once a layer, in the forward. A
+rank that exchanges nothing waits for none unless tokens are dropped.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch.autograd.function import once_differentiable
 
 from stretto.collectives import all_to_all_rows_async
 from stretto.experts.grouped import Segments
+from stretto.experts.host import to_host
+from stretto.experts.rows import RowOps
 from stretto.world import AsyncTensor, Axis, ExpertAxes
 
 
@@ -30,8 +33,8 @@ class Plan:
     """Which rows go where. Tensors are on the device, sizes on the host.
 
     `rows` [sent]: the assignment t * K + k of each row that is sent. `back` [etp, n, K]: where in the rows that come
-    back each assignment's are; `sent` itself, one beyond them, where it was dropped. `arrange` [received]: the rows
-    that arrived in the order of the experts; `restore` is its inverse.
+    back each assignment's are; beyond the last of them where it was dropped. `arrange` [received]: the rows that
+    arrived in the order of the experts; `restore` is its inverse. On one rank rows have that order already: None.
     """
 
     exchange: Axis
@@ -39,8 +42,8 @@ class Plan:
     back: Tensor
     sent: list[int]
     received: list[int]
-    arrange: Tensor
-    restore: Tensor
+    arrange: Tensor | None
+    restore: Tensor | None
     segments: Segments
 
 
@@ -55,20 +58,23 @@ class Transfer:
 def plan_of(experts: Tensor, number: int, axes: ExpertAxes, kept: Tensor | None = None) -> Plan:
     """How the assignments `experts` [n, K] of this rank's tokens go to the holders of `number` experts.
 
-    `kept` [n, K] says which are not dropped. All ranks of the exchange call it together; the host waits once.
+    `kept` [n, K] says which are not dropped. All ranks of the exchange call it together.
     """
     exchange, (n, k) = axes.exchange, experts.shape
-    local = number // axes.ep.size
-    flat = experts.reshape(-1) if kept is None else torch.where(kept, experts, number).reshape(-1)
+    # The fewer bits, the fewer passes of a radix sort.
+    flat = experts.to(torch.int16 if number < 2**15 else torch.int64)
+    flat = (flat if kept is None else torch.where(kept, flat, number)).reshape(-1)
     keys, order = torch.sort(flat, stable=True)
-    counts = torch.bincount(keys, minlength=number + 1)[:number]
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(n * k, device=order.device))
+    ends = torch.searchsorted(keys, torch.arange(number, dtype=keys.dtype, device=keys.device), right=True)
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    if exchange.size == 1:
+        return _alone(exchange, order, place.view(1, n, k), ends, counts, dropped=kept is not None)
+    local = number // axes.ep.size
     of_ep_ranks = counts.view(-1, local)
     to_each = torch.stack([of_ep_ranks[ep] for ep, _ in axes.places])  # [ranks, local experts]
-    if exchange.size == 1:
-        from_each = to_each
-    else:
-        ones = [1] * exchange.size
-        from_each = all_to_all_rows_async(to_each, ones, ones, exchange).wait()
+    ones = [1] * exchange.size
+    from_each = all_to_all_rows_async(to_each, ones, ones, exchange).wait()
     sizes: list[list[int]] = torch.cat([to_each, from_each]).tolist()  # the one wait of the host
     there, here = sizes[: exchange.size], sizes[exchange.size :]
     sent, received = [sum(each) for each in there], [sum(each) for each in here]
@@ -80,26 +86,26 @@ def plan_of(experts: Tensor, number: int, axes: ExpertAxes, kept: Tensor | None 
     shift = torch.zeros((axes.etp.size, axes.ep.size + 1), dtype=torch.int64)
     for begin, (ep, etp) in zip(begins, axes.places, strict=False):
         shift[etp, ep] = begin - first[ep]
-    place = torch.empty_like(order)
-    place[order] = torch.arange(n * k, device=order.device)
-    back = place + shift.to(order.device)[:, flat // local]
+    back = place + shift.to(order.device)[:, (flat // local).long()]
     if kept is not None:
         back = torch.where(flat < number, back, begins[-1])
     arrange = _by_expert(from_each, sum(received))
     restore = torch.empty_like(arrange)
     restore[arrange] = torch.arange(len(arrange), device=arrange.device)
-    per_expert = tuple(tuple(source[e] for source in here) for e in range(local))
-    ends = from_each.sum(0).cumsum(0).to(torch.int32)
-    return Plan(
-        exchange,
-        torch.cat(parts) if len(parts) > 1 else parts[0],
-        back.view(-1, n, k),
-        sent,
-        received,
-        arrange,
-        restore,
-        Segments(per_expert, ends),
-    )
+    segments = Segments(lambda: here, from_each.sum(0).cumsum(0).to(torch.int32))
+    return Plan(exchange, torch.cat(parts), back.view(-1, n, k), sent, received, arrange, restore, segments)
+
+
+def _alone(exchange: Axis, order: Tensor, back: Tensor, ends: Tensor, counts: Tensor, *, dropped: bool) -> Plan:
+    """Of one rank, whose rows are by expert as they are sent. Those that were dropped are the last in `order`.
+
+    Unless some were, the host knows how many rows there are, and waits for no device: the counts of each expert are on
+    their way to it until it reads them.
+    """
+    read = to_host(counts[None])
+    total = sum(read()[0]) if dropped else len(order)
+    segments = Segments(read, ends.to(torch.int32))
+    return Plan(exchange, order[:total], back, [total], [total], None, None, segments)
 
 
 def _by_expert(counts: Tensor, total: int) -> Tensor:
@@ -111,9 +117,9 @@ def _by_expert(counts: Tensor, total: int) -> Tensor:
     return moved + torch.arange(total, device=counts.device)
 
 
-def send(x: Tensor, plan: Plan, transfer: Transfer) -> Tensor:
+def send(x: Tensor, plan: Plan, transfer: Transfer, ops: RowOps) -> Tensor:
     """Tokens x [n, h] begin their way; what is returned has no values until `receive`."""
-    return _Send.apply(x, plan, transfer)  # type: ignore[no-any-return, no-untyped-call]
+    return _Send.apply(x, plan, transfer, ops)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def receive(coming: Tensor, plan: Plan, transfer: Transfer, flush: Callable[[], object]) -> Tensor:
@@ -121,24 +127,24 @@ def receive(coming: Tensor, plan: Plan, transfer: Transfer, flush: Callable[[], 
     return _Receive.apply(coming, plan, transfer, flush)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def combine(y: Tensor, weights: Tensor, plan: Plan) -> Tensor:
+def combine(y: Tensor, weights: Tensor, plan: Plan, ops: RowOps) -> Tensor:
     """Outputs of the experts y [m, h] back at their tokens: sum over k of weights [n, K] times them, [n, h]."""
-    return _Combine.apply(y, weights, plan)  # type: ignore[no-any-return, no-untyped-call]
+    return _Combine.apply(y, weights, plan, ops)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Send(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: Plan, transfer: Transfer) -> Tensor:
-        ctx.plan, ctx.transfer, ctx.slots = plan, transfer, plan.back.shape[-1]
-        rows = x.index_select(0, plan.rows // ctx.slots)
+    def forward(ctx: Any, x: Tensor, plan: Plan, transfer: Transfer, ops: RowOps) -> Tensor:
+        ctx.plan, ctx.transfer, ctx.ops = plan, transfer, ops
+        rows = ops.scatter(x.detach(), plan.rows, plan.back)
         transfer.forward = all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)
         return transfer.forward.tensor
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None, None, None]:
         rows, ctx.transfer.backward = ctx.transfer.backward.wait(), None
-        return _gathered(rows, ctx.plan.back, None), None, None
+        return ctx.ops.sum(rows, ctx.plan.back), None, None, None
 
 
 class _Receive(Function):
@@ -148,13 +154,13 @@ class _Receive(Function):
         ctx.plan, ctx.transfer, ctx.flush = plan, transfer, flush
         assert transfer.forward is not None
         got, transfer.forward = transfer.forward.wait(), None
-        return got.index_select(0, plan.arrange)
+        return _moved(got.view_as(got), plan.arrange)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
         plan = ctx.plan
-        rows = dy.index_select(0, plan.restore)
+        rows = _moved(dy, plan.restore)
         ctx.transfer.backward = all_to_all_rows_async(rows, plan.received, plan.sent, plan.exchange)
         if plan.exchange.size > 1:
             ctx.flush()
@@ -163,40 +169,21 @@ class _Receive(Function):
 
 class _Combine(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weights: Tensor, plan: Plan) -> Tensor:
-        rows = y.index_select(0, plan.restore)
+    def forward(ctx: Any, y: Tensor, weights: Tensor, plan: Plan, ops: RowOps) -> Tensor:
+        rows = _moved(y.detach(), plan.restore)
         rows = all_to_all_rows_async(rows, plan.received, plan.sent, plan.exchange).wait()
-        ctx.plan = plan
+        ctx.plan, ctx.ops = plan, ops
         ctx.save_for_backward(rows, weights)
-        return _gathered(rows, plan.back, weights)
+        return ops.combine(rows, weights.detach(), plan.back)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
         plan, (rows, weights) = ctx.plan, ctx.saved_tensors
-        slots = weights.shape[-1]
-        back = dy.index_select(0, plan.rows // slots) * weights.reshape(-1).index_select(0, plan.rows)[:, None]
-        coming = all_to_all_rows_async(back.to(dy.dtype), plan.sent, plan.received, plan.exchange)
-        wide = dy.to(weights.dtype)
-        each = [(wide * _slot(rows, plan.back, k, weights.dtype)).sum(-1) for k in range(slots)]
-        return coming.wait().index_select(0, plan.arrange), torch.stack(each, -1), None
+        drows, dweights = ctx.ops.combine_backward(dy, rows, weights, plan.rows, plan.back)
+        coming = all_to_all_rows_async(drows, plan.sent, plan.received, plan.exchange)
+        return _moved(coming.wait(), plan.arrange), dweights, None, None
 
 
-def _gathered(rows: Tensor, back: Tensor, weights: Tensor | None) -> Tensor:
-    """[n, h]: the sum of each token's rows, times `weights` where there are any, in the order of its slots."""
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    total = torch.zeros((back.shape[1], rows.shape[1]), dtype=wide, device=rows.device)
-    for k in range(back.shape[-1]):
-        slot = _slot(rows, back, k, wide)
-        total += slot if weights is None else slot * weights[:, k, None]
-    return total.to(rows.dtype)
-
-
-def _slot(rows: Tensor, back: Tensor, k: int, dtype: torch.dtype) -> Tensor:
-    """[n, h]: what came back for slot k of each token, the parts of a cut expert added up; 0 where it was dropped."""
-    found = torch.zeros((back.shape[1], rows.shape[1]), dtype=dtype, device=rows.device)
-    for part in back[:, :, k]:
-        if len(rows):
-            here = part < len(rows)
-            found += torch.where(here[:, None], rows.index_select(0, part.clamp(max=len(rows) - 1)), 0)
-    return found
+def _moved(rows: Tensor, order: Tensor | None) -> Tensor:
+    return rows if order is None else rows.index_select(0, order)

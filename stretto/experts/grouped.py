@@ -8,9 +8,9 @@ product for each expert, in fp32 or wider; one without rows gets zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -30,15 +30,24 @@ _grouped_mm: Final[Any] = getattr(F, "grouped_mm", None) or getattr(torch, "_gro
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Rows by expert and, within one, by source: how many. `ends` [experts] int32 is where each expert's rows end."""
+    """Rows by expert and, within one, by source. `ends` [experts] int32 is where each expert's rows end.
 
-    sizes: tuple[tuple[int, ...], ...]
+    `read` gives on the host how many there are, of each source and each of its experts. It may wait for the device, so
+    it is called when a host needs them: on a GPU, by the weight gradients.
+    """
+
+    read: Callable[[], list[list[int]]]
     ends: Tensor
 
+    @cached_property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Of each expert, how many rows from each source."""
+        return list(zip(*self.read(), strict=True))
+
     @property
-    def experts(self) -> list[tuple[int, int]]:
-        """Where the rows of each expert begin and end."""
-        return list(pairwise(accumulate((sum(each) for each in self.sizes), initial=0)))
+    def experts(self) -> list[int]:
+        """How many rows each expert has."""
+        return [sum(each) for each in self.sizes]
 
     def parts(self) -> Iterator[tuple[int, int, int]]:
         """Expert, begin and end of each run of rows from one source; none of those that are empty."""
@@ -93,9 +102,12 @@ class _Grouped(Function):
             x, *gradients = ctx.made_by.both(dx, *inputs)
 
         def write(total: Tensor, first_microbatch: bool) -> None:
-            for each, (begin, end) in zip(_stacked(total, of.experts), segments.experts, strict=True):
-                if end > begin:
-                    accumulate_matmul(each, first_microbatch, dy[begin:end], x[begin:end])
+            # Cut once: GEMMs of small experts take a GPU hardly longer than it takes a host to launch them.
+            sizes = segments.experts
+            totals, right, left = _stacked(total, of.experts).unbind(), x.split(sizes), dy.split(sizes)
+            for each, mine, theirs, rows in zip(totals, left, right, sizes, strict=True):
+                if rows:
+                    accumulate_matmul(each, first_microbatch, mine, theirs)
                 elif first_microbatch:
                     each.zero_()
 

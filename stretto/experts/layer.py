@@ -16,6 +16,7 @@ from stretto.collectives import nothing
 from stretto.experts.dispatch import Transfer, combine, plan_of, receive, send
 from stretto.experts.grouped import GroupedLinear
 from stretto.experts.router import Router
+from stretto.experts.rows import RowOps
 from stretto.experts.tokens import share, unshare
 from stretto.params import Init, ParamSpec, Shard
 from stretto.tensor_parallel import Build, Pointwise, declare_on, replicated
@@ -61,7 +62,7 @@ class SparseFeedForward(nn.Module):
         out_init: Init,
     ) -> None:
         super().__init__()
-        self.config, self.build = config, build
+        self.config, self.build, self.rows = config, build, RowOps.of(build)
         self.gate = Router(config, build)
         self.experts = Experts(config, build, activation, out_init=out_init)
         self.shared_experts: nn.Module | None = None
@@ -79,13 +80,13 @@ class SparseFeedForward(nn.Module):
         choice = self.gate(tokens, (x.shape[0], x.shape[1]))
         plan = plan_of(choice.experts, self.config.experts, build.experts, choice.kept)
         transfer = Transfer()
-        coming = send(tokens, plan, transfer)
+        coming = send(tokens, plan, transfer, self.rows)
         beside = self._shared(x)
         flush = nothing if build.accumulators is None else build.accumulators.flush
         rows = receive(coming, plan, transfer, flush)
         of = self.experts
         y = of.down_proj(of.activation(of.gate_up_proj(rows, plan.segments)), plan.segments)
-        out = combine(y, choice.weights, plan)
+        out = combine(y, choice.weights, plan, self.rows)
         if shared_out:
             out = unshare(out, tp, flat.shape[0])
         out = out.view_as(x)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stretto.experts import rows as moving
 from stretto.models import rope as turning
 from stretto.tensor_parallel import formulas
 from stretto.tensor_parallel import fp8 as quantizing
@@ -36,7 +37,7 @@ def _power_of_two(width: int) -> bool:
 
 class Kernel(NamedTuple):
     """`run` takes the arguments of the formula; tensors must have a last dimension that it `fits`, and the first of
-    them one of the `dtypes`."""
+    them one of the `dtypes`. Tensors of indices may have any size."""
 
     run: Function
     fits: Callable[[int], bool] = _any_width
@@ -46,7 +47,9 @@ class Kernel(NamedTuple):
         """Whether all tensors of a call are where and what the kernel can read; it computes in fp32."""
         tensors = [x for x in given if isinstance(x, Tensor)]
         return tensors[0].dtype in self.dtypes and all(
-            x.is_cuda and x.dtype in _DTYPES and x.stride(-1) == 1 and self.fits(x.shape[-1]) for x in tensors
+            x.is_cuda
+            and (x.dtype == torch.int64 or (x.dtype in _DTYPES and x.stride(-1) == 1 and self.fits(x.shape[-1])))
+            for x in tensors
         )
 
 
@@ -70,7 +73,8 @@ def hand_written(function: Function, otherwise: Function) -> Function:
 
 def kernels() -> Mapping[Function, Kernel]:
     """Each kernel by its formula. Raises ImportError where there is no Triton."""
-    from stretto.kernels import fp8, rms_norm, rope, swiglu  # Triton comes with torch for GPUs, not with torch for CPUs
+    # Triton comes with torch for GPUs, not with torch for CPUs
+    from stretto.kernels import experts, fp8, rms_norm, rope, swiglu
 
     return {
         formulas.swiglu_backward: Kernel(swiglu.backward),
@@ -79,6 +83,10 @@ def kernels() -> Mapping[Function, Kernel]:
         formulas.rms_norm_both: Kernel(rms_norm.both),
         turning.apply_rotary_: Kernel(rope.apply_rotary_, _power_of_two),
         turning.apply_rotary_backward: Kernel(rope.apply_rotary_backward, _power_of_two),
+        moving.scatter_rows: Kernel(experts.scatter_rows),
+        moving.sum_rows: Kernel(experts.sum_rows),
+        moving.combine_rows: Kernel(experts.combine_rows),
+        moving.combine_rows_backward: Kernel(experts.combine_rows_backward),
         quantizing.add_: Kernel(fp8.add_),
         quantizing.scale: Kernel(fp8.scale),
         quantizing.quantize: Kernel(fp8.quantize, dtypes=_QUANTIZED),

@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stretto.kernels import fp8, rms_norm, rope, swiglu
+from stretto.kernels import experts, fp8, rms_norm, rope, swiglu
 
 KERNELS = {
     "swiglu": (swiglu._kernel, {"recompute": True, "block": 1024}),
@@ -18,11 +18,14 @@ KERNELS = {
     "fp8 scale": (fp8._meaning, {"power": 15, "block": 1024}),
     "fp8 both": (fp8._quantize, {"with_plain": True, "with_flipped": True, "tall": 64, "wide": 128}),
     "fp8 rows": (fp8._quantize_row, {"power": 8, "block": 4096}),
+    "experts add": (experts._add_up, {"weighted": True, "slots": 8, "parts": 1, "block": 2048}),
+    "experts scatter": (experts._scatter, {"slots": 8, "parts": 2, "block": 2048}),
+    "experts back": (experts._combine_back, {"turns": 1, "slots": 8, "parts": 1, "padded": 8, "block": 2048}),
     "rope": (rope._turn, {"half": 64, "count": 16}),
     "rope back": (rope._back, {"half": 64, "count": 16}),
 }
 POINTERS = {"dy", "gate_up", "out", "y", "x", "weight", "dresidual", "dx", "cos", "sin", "one", "two", "three"}
-ODD = ("blocks", "eps", "heads", "heads_one", "heads_two", "heads_three", "rotated", "batch")
+ODD = ("blocks", "eps", "heads", "heads_one", "heads_two", "heads_three", "rotated", "batch", "tokens", "sent")
 
 
 def compiled(name: str) -> str:
@@ -49,7 +52,7 @@ def _type(arg: str) -> str:
         "plain": "*fp8e4nv",
         "flipped": "*fp8e4nv",
     }
-    others |= {"total": "*fp32", "part": "*bf16"}
+    others |= {"total": "*fp32", "part": "*bf16", "weights": "*fp32", "dweights": "*fp32", "back": "*i64"}
     return "*bf16" if arg in POINTERS else others.get(arg, "i32")
 
 

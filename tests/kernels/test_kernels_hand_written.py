@@ -14,6 +14,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
+from stretto.experts import rows
 from stretto.kernels import hand_written
 from stretto.kernels.hand_written import kernels
 from stretto.models import rope
@@ -126,6 +127,7 @@ def test_gradients_are_turned_back_side_by_side(heads: tuple[int, int, int], rot
 def test_every_kernel_is_compared() -> None:
     compared = {formulas.swiglu_backward, formulas.swiglu_both, formulas.rms_norm_backward, formulas.rms_norm_both}
     elsewhere = {fp8.add_, fp8.scale, fp8.quantize, fp8.quantize_transposed, fp8.quantize_both, fp8.quantize_rows}
+    elsewhere |= {rows.scatter_rows, rows.sum_rows, rows.combine_rows, rows.combine_rows_backward}
     assert set(kernels()) == compared | {rope.apply_rotary_, rope.apply_rotary_backward} | elsewhere
 
 

@@ -26,7 +26,7 @@ LAYOUTS = Said(
     ),
     Fault(
         "parts of a cut expert that are not added up",
-        "experts/dispatch.py",
+        "experts/rows.py",
         "for part in back[:, :, k]:",
         "for part in back[:1, :, k]:",
     ),
@@ -44,8 +44,8 @@ EXACT = Said(
     Fault(
         "gradients of experts scaled by ep",
         "experts/grouped.py",
-        "accumulate_matmul(each, first_microbatch, dy[begin:end], x[begin:end])",
-        "accumulate_matmul(each, first_microbatch, dy[begin:end] * of.build.experts.ep.size, x[begin:end])",
+        "accumulate_matmul(each, first_microbatch, mine, theirs)",
+        "accumulate_matmul(each, first_microbatch, mine * of.build.experts.ep.size, theirs)",
     ),
     Fault(
         "an expert without tokens that keeps the gradient of the step before",
@@ -89,9 +89,9 @@ ROUTER = Said(
     ),
     Fault(
         "outputs added in the order in which they arrived",
-        "experts/dispatch.py",
-        "return _gathered(rows, plan.back, weights)",
-        "return _gathered(rows, plan.back.sort(-1).values, weights)",
+        "experts/rows.py",
+        "return _added(rows, back, weights)",
+        "return _added(rows, back.sort(-1).values, weights)",
     ),
     Fault(
         "a bias that weighs",

@@ -1,0 +1,78 @@
+"""Rows to and from their tokens: what is moved once for each choice of an expert, as plain arithmetic.
+
+`back` [etp, n, K] has for each assignment, token t and slot k, where its rows lie among those that are sent, one for
+each part of a cut expert; beyond the last where the assignment was dropped. `order` [sent] is the way back: the
+assignment t * K + k of each row. Sums are in fp32 or wider, and in the order of the slots.
+
+Rows are the most memory that a layer of experts moves, K times its input. On a GPU each of these is one kernel that
+reads and writes a row once (`stretto.kernels.experts`); these formulas are what the kernels are held against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stretto.tensor_parallel import Build
+
+
+def scatter_rows(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+    """Tokens x [n, h] to the rows [sent, h] of their assignments."""
+    return x.index_select(0, order // back.shape[-1])
+
+
+def sum_rows(rows: Tensor, back: Tensor) -> Tensor:
+    """[n, h]: the sum of each token's rows; the adjoint of `scatter_rows`."""
+    return _added(rows, back, None)
+
+
+def combine_rows(rows: Tensor, weights: Tensor, back: Tensor) -> Tensor:
+    """[n, h]: the sum of each token's rows, times the weights [n, K] of its slots."""
+    return _added(rows, back, weights)
+
+
+def combine_rows_backward(
+    dy: Tensor, rows: Tensor, weights: Tensor, order: Tensor, back: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Its adjoint: gradients of the rows [sent, h] and of the weights [n, K]."""
+    slots = weights.shape[-1]
+    drows = dy.index_select(0, order // slots) * weights.reshape(-1).index_select(0, order)[:, None]
+    wide = dy.to(weights.dtype)
+    each = [(wide * _slot(rows, back, k, weights.dtype)).sum(-1) for k in range(slots)]
+    return drows.to(dy.dtype), torch.stack(each, -1)
+
+
+def _added(rows: Tensor, back: Tensor, weights: Tensor | None) -> Tensor:
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    total = torch.zeros((back.shape[1], rows.shape[1]), dtype=wide, device=rows.device)
+    for k in range(back.shape[-1]):
+        slot = _slot(rows, back, k, wide)
+        total += slot if weights is None else slot * weights[:, k, None]
+    return total.to(rows.dtype)
+
+
+def _slot(rows: Tensor, back: Tensor, k: int, dtype: torch.dtype) -> Tensor:
+    """[n, h]: what came back for slot k of each token, the parts of a cut expert added up; 0 where it was dropped."""
+    found = torch.zeros((back.shape[1], rows.shape[1]), dtype=dtype, device=rows.device)
+    for part in back[:, :, k]:
+        if len(rows):
+            here = part < len(rows)
+            found += torch.where(here[:, None], rows.index_select(0, part.clamp(max=len(rows) - 1)), 0)
+    return found
+
+
+@dataclass(frozen=True)
+class RowOps:
+    """The four as a build wants them computed."""
+
+    scatter: Callable[[Tensor, Tensor, Tensor], Tensor] = scatter_rows
+    sum: Callable[[Tensor, Tensor], Tensor] = sum_rows
+    combine: Callable[[Tensor, Tensor, Tensor], Tensor] = combine_rows
+    combine_backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = combine_rows_backward
+
+    @classmethod
+    def of(cls, build: Build) -> RowOps:
+        return cls(*(build.fuse(each) for each in (scatter_rows, sum_rows, combine_rows, combine_rows_backward)))

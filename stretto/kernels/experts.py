@@ -1,0 +1,175 @@
+"""Rows of experts to and from their tokens: every row is read and written once.
+
+A program has one token, which it reads or writes once, and goes through the places of its rows. By plain operations
+each slot is a gather, a product and a sum in fp32, each of them a pass over memory. Slots are added in their order, so
+the bits of a sum depend on nothing but its terms.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 2048
+"""Columns of a program: with four warps two loads of 16 bytes of bf16 for a thread and row."""
+
+_TILE = 2**14
+"""Elements of all slots of a token that a program holds at once, on eight warps."""
+
+
+@triton.jit  # which reads annotations, and knows no types but its own
+def _add_up(
+    y,
+    weights,
+    back,
+    out,
+    tokens,
+    sent,
+    width,
+    blocks,
+    weighted: tl.constexpr,
+    slots: tl.constexpr,
+    parts: tl.constexpr,
+    block: tl.constexpr,
+):
+    token = (tl.program_id(0) // blocks).to(tl.int64)
+    column = tl.program_id(0) % blocks * block + tl.arange(0, block)
+    within = column < width
+    total = tl.zeros([block], tl.float32)
+    for k in tl.static_range(slots):
+        slot = tl.zeros([block], tl.float32)
+        for part in tl.static_range(parts):
+            place = tl.load(back + (part * tokens + token) * slots + k)
+            here = within & (place < sent)
+            slot += tl.load(y + place * width + column, mask=here, other=0.0).to(tl.float32)
+        if weighted:
+            slot *= tl.load(weights + token * slots + k).to(tl.float32)
+        total += slot
+    tl.store(out + token * width + column, total.to(out.dtype.element_ty), mask=within)
+
+
+@triton.jit
+def _scatter(
+    x, back, out, tokens, sent, width, blocks, slots: tl.constexpr, parts: tl.constexpr, block: tl.constexpr
+):
+    token = (tl.program_id(0) // blocks).to(tl.int64)
+    column = tl.program_id(0) % blocks * block + tl.arange(0, block)
+    within = column < width
+    row = tl.load(x + token * width + column, mask=within, other=0.0)
+    for part in tl.static_range(parts):
+        for k in tl.static_range(slots):
+            place = tl.load(back + (part * tokens + token) * slots + k)
+            tl.store(out + place * width + column, row, mask=within & (place < sent))
+
+
+@triton.jit
+def _combine_back(
+    dy,
+    y,
+    weights,
+    back,
+    out,
+    dweights,
+    tokens,
+    sent,
+    width,
+    turns: tl.constexpr,
+    slots: tl.constexpr,
+    parts: tl.constexpr,
+    padded: tl.constexpr,
+    block: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.arange(0, padded)
+    chosen = slot < slots
+    weight = tl.load(weights + token * slots + slot, mask=chosen, other=0.0).to(tl.float32)
+    products = tl.zeros([padded], tl.float32)
+    for turn in range(turns):
+        column = turn * block + tl.arange(0, block)
+        within = column < width
+        d = tl.load(dy + token * width + column, mask=within, other=0.0).to(tl.float32)
+        drow = (weight[:, None] * d[None, :]).to(out.dtype.element_ty)
+        for part in tl.static_range(parts):
+            place = tl.load(back + (part * tokens + token) * slots + slot, mask=chosen, other=0)
+            here = (chosen & (place < sent))[:, None] & within[None, :]
+            at = place[:, None] * width + column[None, :]
+            row = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
+            tl.store(out + at, drow, mask=here)
+            products += tl.sum(row * d[None, :], 1)
+    tl.store(dweights + token * slots + slot, products.to(dweights.dtype.element_ty), mask=chosen)
+
+
+def scatter_rows(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+    """`stretto.experts.rows.scatter_rows`."""
+    x, back, (parts, tokens, slots) = x.contiguous(), back.contiguous(), back.shape
+    rows = torch.empty((len(order), x.shape[1]), dtype=x.dtype, device=x.device)
+    block, blocks = _blocks(x.shape[1])
+    if tokens and len(order):
+        grid = (tokens * blocks,)
+        _scatter[grid](x, back, rows, tokens, *rows.shape, blocks, slots, parts, block, num_warps=_warps(block))
+    return rows
+
+
+def sum_rows(rows: Tensor, back: Tensor) -> Tensor:
+    """`stretto.experts.rows.sum_rows`."""
+    return _added(rows, back, None)
+
+
+def combine_rows(rows: Tensor, weights: Tensor, back: Tensor) -> Tensor:
+    """`stretto.experts.rows.combine_rows`."""
+    return _added(rows, back, weights.contiguous())
+
+
+def combine_rows_backward(
+    dy: Tensor, rows: Tensor, weights: Tensor, order: Tensor, back: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`stretto.experts.rows.combine_rows_backward`."""
+    del order
+    dy, rows, weights, back = (each.contiguous() for each in (dy, rows, weights, back))
+    (parts, tokens, slots), (sent, width) = back.shape, rows.shape
+    drows, dweights = torch.empty_like(rows), torch.empty_like(weights)
+    padded = triton.next_power_of_2(slots)
+    block = min(triton.next_power_of_2(width), max(_TILE // padded, 128))
+    if tokens:
+        _combine_back[(tokens,)](
+            dy,
+            rows,
+            weights,
+            back,
+            drows,
+            dweights,
+            tokens,
+            sent,
+            width,
+            triton.cdiv(width, block),
+            slots,
+            parts,
+            padded,
+            block,
+            num_warps=_warps(padded * block // 4),
+        )
+    return drows, dweights
+
+
+def _added(rows: Tensor, back: Tensor, weights: Tensor | None) -> Tensor:
+    rows, back, (parts, tokens, slots) = rows.contiguous(), back.contiguous(), back.shape
+    out = torch.empty((tokens, rows.shape[1]), dtype=rows.dtype, device=rows.device)
+    block, blocks = _blocks(rows.shape[1])
+    given = rows if weights is None else weights
+    sizes = (tokens, *rows.shape, blocks, weights is not None, slots, parts, block)
+    if tokens:
+        _add_up[(tokens * blocks,)](rows, given, back, out, *sizes, num_warps=_warps(block))
+    return out
+
+
+def _blocks(width: int) -> tuple[int, int]:
+    """Columns of a program, and programs for a row."""
+    block = min(triton.next_power_of_2(width), _BLOCK)
+    return block, triton.cdiv(width, block)
+
+
+def _warps(elements: int) -> int:
+    """Of a program: 16 elements of a row for a thread."""
+    return min(max(elements // 512, 1), 8)

@@ -1,0 +1,97 @@
+"""The kernels that move rows of experts compute their formulas, on a GPU or in Triton's interpreter.
+
+Faults to catch: a row that was dropped read or written; the parts of a cut expert not added up; columns beyond the
+first block left out; slots added in another order.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
+
+from stretto.experts.dispatch import plan_of
+from stretto.experts.rows import combine_rows, combine_rows_backward, scatter_rows, sum_rows
+from stretto.kernels.hand_written import kernels
+from stretto.world import ExpertAxes
+
+pytestmark = [pytest.mark.gloo, pytest.mark.gpu] if torch.cuda.is_available() else pytest.mark.gloo
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EXPERTS = 5
+CASES = [(7, 3, 24), (5, 1, 2056), (4, 8, 100), (3, 2, 8200)]
+"""Tokens, slots, width."""
+
+
+def drawn(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, dtype=dtype, device=DEVICE)
+
+
+def places(tokens: int, slots: int, dropped: str) -> tuple[Tensor, Tensor]:
+    """`order` and `back` of assignments of which none, some or all are dropped; the last expert gets none."""
+    experts = torch.randint(0, EXPERTS - 1, (tokens, slots), device=DEVICE)
+    kept = {
+        "none": None,
+        "some": (torch.arange(tokens * slots, device=DEVICE) % 3 > 0).view(tokens, slots),
+        "all": torch.zeros(tokens, slots, dtype=torch.bool, device=DEVICE),
+    }[dropped]
+    plan = plan_of(experts, EXPERTS, ExpertAxes.single(), kept)
+    return plan.rows, plan.back
+
+
+def halved(order: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for experts cut in two, whose second parts lie behind the first."""
+    far = torch.where(back < len(order), back + len(order), 2 * len(order))
+    return torch.cat([order, order]), torch.cat([torch.where(back < len(order), back, 2 * len(order)), far])
+
+
+def close(found: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    assert found.dtype == dtype
+    assert found.shape == exact.shape
+    limit = 2**-7 if dtype == torch.bfloat16 else 1e-6  # the interpreter cuts bits off, it does not round
+    assert (found.double() - exact.double()).norm() <= limit * exact.double().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropped", ["none", "some", "all"])
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize(("tokens", "slots", "width"), CASES)
+def test_rows_come_and_go(tokens: int, slots: int, width: int, cut: bool, dropped: str, dtype: torch.dtype) -> None:
+    order, back = places(tokens, slots, dropped)
+    order, back = halved(order, back) if cut else (order, back)
+    x, dy, rows = (drawn(n, width, dtype=dtype) for n in (tokens, tokens, len(order)))
+    weights = torch.rand(tokens, slots, device=DEVICE)
+    assert torch.equal(kernels()[scatter_rows].run(x, order, back), scatter_rows(x, order, back))
+    close(kernels()[sum_rows].run(rows, back), sum_rows(rows.double(), back), dtype)
+    close(kernels()[combine_rows].run(rows, weights, back), combine_rows(rows.double(), weights.double(), back), dtype)
+    given = dy.double(), rows.double(), weights.double(), order, back
+    drows, dweights = kernels()[combine_rows_backward].run(dy, rows, weights, order, back)
+    close(drows, combine_rows_backward(*given)[0], dtype)
+    close(dweights, combine_rows_backward(*given)[1], torch.float32)
+
+
+def test_a_sum_has_the_order_of_the_slots() -> None:
+    """Bitwise; sums in another order would be 0 and 4."""
+    plan = plan_of(torch.tensor([[5, 0, 3], [1, 4, 2]], device=DEVICE), 6, ExpertAxes.single())
+    rows = torch.tensor([[-1e8], [1.0], [2.0], [3.0], [4.0], [1e8]], device=DEVICE)
+    weights = torch.ones(2, 3, device=DEVICE)
+    assert kernels()[combine_rows].run(rows, weights, plan.back).tolist() == [[3.0], [7.0]]
+    assert kernels()[sum_rows].run(rows, plan.back).tolist() == [[3.0], [7.0]]
+
+
+def test_no_tokens_move_nothing() -> None:
+    order, back = places(0, 2, "none")
+    x, weights = drawn(0, 16, dtype=torch.float32), torch.rand(0, 2, device=DEVICE)
+    assert kernels()[scatter_rows].run(x, order, back).shape == (0, 16)
+    assert kernels()[combine_rows].run(x, weights, back).shape == (0, 16)
+    assert [t.shape[0] for t in kernels()[combine_rows_backward].run(x, x, weights, order, back)] == [0, 0]
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="elsewhere no kernel takes anything")
+def test_the_kernels_take_what_a_layer_gives() -> None:
+    """More rows than a row may have columns, of which each has an index."""
+    order, back = places(2**14, 8, "none")
+    rows, weights = drawn(len(order), 16, dtype=torch.bfloat16), torch.rand(2**14, 8, device=DEVICE)
+    assert kernels()[combine_rows_backward].takes([rows[: 2**14], rows, weights, order, back])
+    assert not kernels()[combine_rows_backward].takes([rows.double(), rows, weights, order, back])
