@@ -14,7 +14,7 @@ from stretto.arguments.group_rules import (
 from stretto.arguments.model_rules import MODEL_RULES
 from stretto.arguments.nearby import by_distance, divisors, even_split, multiples, sizes
 from stretto.arguments.pipeline import num_stages, vpp_of
-from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide
+from stretto.arguments.precision_rules import PRECISION_RULES
 from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import Nearby, Rule, RuleViolation, divides, rule
 from stretto.arguments.schema import Arguments
@@ -219,8 +219,6 @@ RULES: tuple[Rule, ...] = (
     *UPDATE_RULES,
     evaluation_has_data,
     profile_is_a_window,
-    flash_takes_what_it_is_given,
-    fp8_is_within_bf16,
-    fp8_sizes_divide,
+    *PRECISION_RULES,
     *TUNING_RULES,
 )

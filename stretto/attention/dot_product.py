@@ -37,8 +37,7 @@ class Scores:
     @classmethod
     def of(cls, config: ModelConfig, layer: int) -> Scores:
         """Those of one layer of a model."""
-        scalar = config.attention_scalar
-        return cls(None if scalar is None else scalar**-0.5, config.attention_softcap, config.window_of(layer))
+        return cls(config.attention_scale, config.attention_softcap, config.window_of(layer))
 
 
 PLAIN: Final = Scores()
@@ -53,7 +52,7 @@ def causal_attention(
     structure: Structure | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """[b, heads, n, d] of q and [b, kv_heads, s, d] of k and v: each position sees itself and those before it.
+    """[b, heads, n, d] of q and [b, kv_heads, s, d] of k and v (v of any d): each position sees itself and those before it.
 
     Queries are of the last n positions: of all of them, but where keys of earlier ones were kept. Raises ValueError for
     rows that are not plain.
@@ -105,7 +104,7 @@ def _defined_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores, sinks: T
         weights = torch.cat([weights, column.to(weights.dtype)], -1)
     shares = torch.softmax(weights, -1, dtype=wide).to(q.dtype)
     out: Tensor = shares[..., : k.shape[3]] @ v
-    return out.view(b, heads, n, d)
+    return out.view(b, heads, n, -1)
 
 
 class Attend(Protocol):

@@ -184,10 +184,14 @@ def _activations(args: Arguments, stage: int) -> int:
     entering = outside * m.hidden
     layers = stage_layers(args)[stage]
     sparse = sum(map(m.is_sparse, layers)) / max(1, len(layers))
-    kept = 2 * entering + tokens * (2 * (q + 2 * kv) * (m.position == "rope") + (q + 2 * kv) * (m.position != "rope"))
+    selective = args.run.recompute == "selective"
+    if m.latent:
+        kept = 2 * entering + tokens * _latent(args, selective=selective)
+    else:
+        kept = 2 * entering + tokens * (q + 2 * kv) * (2 if m.position == "rope" else 1)
     kept += tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
-    kept += tokens * q  # attention's output
-    dense, selective = tokens // args.run.ffn_chunks * inner * (2 if gated else 1), args.run.recompute == "selective"
+    kept += tokens * m.heads * m.dim_value // p.tp  # attention's output
+    dense = tokens // args.run.ffn_chunks * inner * (2 if gated else 1)
     if not selective:
         kept += 2 * outside * m.hidden  # normed inputs
         dense += tokens // args.run.ffn_chunks * inner  # the activation's output
@@ -197,6 +201,15 @@ def _activations(args: Arguments, stage: int) -> int:
     if away:  # what enters the last block, and what comes back for the one before
         return round(item * (in_flight(args, stage) * (min(len(layers), 1) * block + entering) + block + recompute))
     return round(item * (in_flight(args, stage) * (len(layers) * block + entering) + recompute))
+
+
+def _latent(args: Arguments, *, selective: bool) -> int:
+    """Elements that attention with latents keeps of a token: these, normed ones, queries and keys with their rotated
+    parts behind them, and what values lie in."""
+    m, heads = args.model, args.model.heads // args.parallel.tp
+    normed = (m.kv_lora_rank or 0) + (m.q_lora_rank or 0)
+    kept = normed + m.dim_rotary + normed * (not selective)
+    return kept + heads * (2 * m.dim_per_head + m.dim_per_head - m.dim_rotary + m.dim_value)
 
 
 def _sparse(args: Arguments, *, selective: bool) -> float:

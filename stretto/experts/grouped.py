@@ -53,20 +53,32 @@ class Segments:
 class GroupedLinear(nn.Module):
     """y = x W_e^T for the rows of each expert e that this rank holds: [m, d_in] -> [m, d_out].
 
-    `specs` are the matrices, expert by expert, stacked along their rows: d_out for each expert.
+    `specs` are the matrices, expert by expert, stacked along their rows: d_out for each expert; `biases` those of their
+    biases, if they have any. What `adds` is given by one rank of etp alone: its ranks' outputs are parts of a sum.
     """
 
-    def __init__(self, specs: list[ParamSpec], experts: int, build: Build) -> None:
+    def __init__(
+        self, specs: list[ParamSpec], biases: list[ParamSpec], experts: int, build: Build, *, adds: bool = True
+    ) -> None:
         super().__init__()
-        self.build, self.experts = build, experts
-        self.weight = declare(self, "weight", specs, axes=[build.experts.etp], dtype=build.dtype, device=build.device)
-        if not build.allocate:
-            self.weight.untyped_storage().resize_(0)
+        self.build, self.experts, self.adds = build, experts, adds
+        self.weight = self._declared("weight", specs)
+        self.bias = self._declared("bias", biases) if biases else None
         expect(self.weight, build)
+
+    def _declared(self, name: str, specs: list[ParamSpec]) -> nn.Parameter:
+        build = self.build
+        param = declare(self, name, specs, axes=[build.experts.etp], dtype=build.dtype, device=build.device)
+        if not build.allocate:
+            param.untyped_storage().resize_(0)
+        return param
 
     def forward(self, x: Tensor | Lazy, segments: Segments) -> Tensor:
         made_by, inputs = (x.made_by, x.inputs) if isinstance(x, Lazy) else (None, (x,))
-        return _Grouped.apply(self, segments, made_by, self.weight, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+        y: Tensor = _Grouped.apply(self, segments, made_by, self.weight, *inputs)  # type: ignore[no-untyped-call]
+        if self.bias is None:
+            return y
+        return _Biased.apply(y, self.bias, segments, self.adds)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Grouped(Function):
@@ -107,6 +119,29 @@ class _Grouped(Function):
         # A rank that exchanges nothing has no message to hide: what it defers would only be held for longer.
         (accumulators.defer if of.build.experts.exchange.size > 1 else accumulators.add)(ctx.param, write)
         return None, None, None, None, *gradients
+
+
+class _Biased(Function):
+    """y [m, d_out] with the bias of each row's expert, of biases [experts * d_out] one after another."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, bias: Tensor, segments: Segments, adds: bool) -> Tensor:
+        ctx.segments, ctx.like, ctx.adds = segments, bias, adds
+        if adds:
+            for one, (begin, end) in zip(bias.view(-1, y.shape[1]), segments.experts, strict=True):
+                y[begin:end] += one
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        db = torch.zeros_like(ctx.like)
+        if ctx.adds:
+            for one, (begin, end) in zip(db.view(-1, dy.shape[1]), ctx.segments.experts, strict=True):
+                if end > begin:
+                    one.copy_(dy[begin:end].sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)))
+        return dy, db, None, None
 
 
 def _stacked(weight: Tensor, experts: int) -> Tensor:

@@ -32,20 +32,30 @@ class Experts(nn.Module):
         inward = ("gate_proj", "up_proj") if config.gated else ("up_proj",)
         into = Init(std=config.init_std)
 
-        def spec(expert: int, name: str, shape: tuple[int, int], dim: int, init: Init) -> ParamSpec:
+        def spec(name: str, shape: tuple[int, ...], dim: int | None, init: Init) -> ParamSpec:
             return ParamSpec(
                 shape,
                 init,
-                shard=(Shard("etp", dim),),
+                shard=() if dim is None else (Shard("etp", dim),),
+                sum_grad=("etp",) if dim is None else (),  # one of its ranks adds it
                 replicas=("edp",),
                 apart=("pp", "ep"),
-                part=f"{expert}.{name}",
+                weight_decay=len(shape) > 1,
+                part=name,
             )
 
-        up = [spec(e, name, (f, h), 0, into) for e in here for name in inward]
+        up, down = [f"{e}.{name}" for e in here for name in inward], [f"{e}.down_proj" for e in here]
+        up_biases = [spec(name, (f,), 0, Init()) for name in up] if config.bias else []
+        down_biases = [spec(name, (h,), None, Init()) for name in down] if config.bias else []
         self.activation = activation
-        self.gate_up_proj = GroupedLinear(up, local, build)
-        self.down_proj = GroupedLinear([spec(e, "down_proj", (h, f), 1, out_init) for e in here], local, build)
+        self.gate_up_proj = GroupedLinear([spec(name, (f, h), 0, into) for name in up], up_biases, local, build)
+        self.down_proj = GroupedLinear(
+            [spec(name, (h, f), 1, out_init) for name in down],
+            down_biases,
+            local,
+            build,
+            adds=build.experts.etp.rank == 0,
+        )
 
 
 class SparseFeedForward(nn.Module):

@@ -35,6 +35,16 @@ _LARGEST = {
 _ANY = 1 << 20
 """Sizes beyond these are no model's: who asks for memory by them would get none."""
 
+_REAL = frozenset(
+    (
+        *("router_scale", "norm_eps", "attention_scalar", "attention_softcap", "logit_softcap"),
+        *("swiglu_limit", "swiglu_alpha"),
+    )
+)
+"""Settings that are no whole numbers."""
+
+_SIZES_OF_LATENTS = frozenset(("kv_lora_rank", "rope_head_dim", "v_head_dim"))
+
 _WINDOWS = frozenset(
     [
         "layer_types",
@@ -135,7 +145,8 @@ class _Reader:
             return values
         layers, heads, hidden = values["layers"], values["heads"], values["hidden"]
         default = ModelConfig(hidden=hidden, heads=heads, activation="gelu")
-        values["activation"] = self._activation()
+        if "activation" not in family.fixed:
+            values["activation"] = self._activation()
         values["head_dim"] = self._head_dim(hidden, heads)
         values["ffn"] = values["ffn"] or default.dim_ffn
         values["tied"] = self._switch("tie_word_embeddings", family.tied)
@@ -145,6 +156,8 @@ class _Reader:
             values.setdefault("expert_ffn", values["ffn"])
         if family.biased:
             values["qkv_bias"] = self._switch("attention_bias", False)
+        if family.model_type == "deepseek_v2" and self.get("topk_method") == "greedy":
+            values |= {"router_groups": 1, "router_top_groups": 1}
         if family.shared:
             values["shared_ffn"] = self._value("n_shared_experts", "shared_ffn") * values["expert_ffn"]
         window, whole = self._windows(layers)
@@ -169,12 +182,13 @@ class _Reader:
             read |= _BIASES
         read |= {"attention_bias"} if family.biased else set()
         read |= {"n_shared_experts"} if family.shared else set()
+        read |= {"qk_nope_head_dim", "qk_head_dim"} if family.latent else set()
         read |= _WINDOWS if family.windows != "none" else set()
         read |= _ROPE if family.fixed.get("position") != "learned" else set()
         for name, value in self.raw.items():
             if name in read or name in NEUTRAL:
                 continue
-            if name == "router_aux_loss_coef":
+            if name in ("router_aux_loss_coef", "aux_loss_alpha"):
                 if value:
                     self.notes.append(f"{name} = {value!r:.20} is not taken over: say --balance-loss for this run")
             elif name in TRAINING:
@@ -183,6 +197,9 @@ class _Reader:
             elif name in only:
                 if not any(value is allowed or value == allowed for allowed in only[name]):
                     self.wrong.append(f"{name} = {value!r:.60}: must be {' or '.join(map(repr, only[name]))}")
+            elif name == "num_nextn_predict_layers" and family.latent:
+                if value:
+                    self.notes.append(f"{name} = {value!r:.20}: layers that predict further tokens are left out")
             elif name == "sliding_window_size" and value == self.raw.get("sliding_window"):
                 continue  # the same under another name
             elif name == "quantization_config":
@@ -193,11 +210,11 @@ class _Reader:
     def _value(self, name: str, setting: str) -> Any:
         default = getattr(ModelConfig(), setting)
         value = self.get(name)
-        if value is None and (name in self.family.defaults):
-            return None
+        if value is None and name in self.family.defaults and setting not in _SIZES_OF_LATENTS:
+            return default if name in ("n_group", "topk_group") else None
         if isinstance(default, bool):
             return self._switch(name, default=bool(value))
-        if setting in ("router_scale", "norm_eps", "attention_scalar", "attention_softcap", "logit_softcap"):
+        if setting in _REAL:
             return self._number(name, value)
         most, least = _LARGEST.get(setting, _ANY), int(setting not in ("first_dense", "shared_ffn"))
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -230,6 +247,13 @@ class _Reader:
 
     def _head_dim(self, hidden: int, heads: int) -> int:
         value = self.get("head_dim")
+        if self.family.latent:
+            rotated = int(self._value("qk_rope_head_dim", "head_dim"))
+            whole = rotated + int(self._value("qk_nope_head_dim", "head_dim"))
+            for name, said, meant in (("head_dim", value, rotated), ("qk_head_dim", self.get("qk_head_dim"), whole)):
+                if said not in (None, meant):
+                    self.wrong.append(f"{name} = {said!r:.60}: must be {meant}, as the sizes of its parts make it")
+            return whole
         if value is None or (not self.family.head_dim and value * heads == hidden):
             if hidden % heads:
                 self.wrong.append(f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")

@@ -193,12 +193,15 @@ class _Loading:
         """Begin to read a rectangle of a logical tensor."""
         held, piece = source.held, source.held.pieces[source.n]
         columns = tuple(zip(offsets[1:], into.shape[1:], strict=True))
-        for row, at, count in piece.runs(offsets[0], into.shape[0], held.stride):
-            rows = into.narrow(0, row - offsets[0], count)
+        place = held.place(source.n)
+        for own, there in piece.runs(offsets[0], into.shape[0], held.stride):
+            rows = into[own.start - offsets[0] : own.stop - offsets[0]]
+            dims, step = ((there.start, there.stop - there.start), *columns), there.step
             if held.transposed:
-                self.files.read(source.name, (*columns, (at, count)), rows.t())
-            else:
-                self.files.read(source.name, ((at, count), *columns), rows)
+                dims, rows = dims[::-1], rows.t()
+            if place is not None:
+                dims, rows = ((place, 1), *dims), rows[None]
+            self.files.read(source.name, dims, rows, step)
 
     def _wait(self) -> None:
         try:

@@ -28,21 +28,26 @@ _READ: Final = {
     "high_freq_factor": "rope_high_freq",
     "beta_fast": "rope_beta_fast",
     "beta_slow": "rope_beta_slow",
+    "truncate": "rope_whole_pairs",
+    "mscale": "rope_mscale",
+    "mscale_all_dim": "rope_mscale_all",
     "attention_factor": "rope_attention_factor",
     "short_factor": "rope_short_factors",
     "long_factor": "rope_long_factors",
 }
+_MSCALE: Final = ("mscale", "mscale_all_dim")
+"""With a latent alone."""
 _LISTS: Final = ("short_factor", "long_factor")
 _OF: Final[Mapping[str, tuple[str, ...]]] = {
     "none": (),
     "linear": ("factor",),
     "dynamic": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
+    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate", *_MSCALE, "attention_factor"),
     "longrope": ("factor", "original_max_position_embeddings", "attention_factor", *_LISTS),
 }
-_OPTIONAL: Final = frozenset(("beta_fast", "beta_slow", "attention_factor"))
-_WITHOUT_EFFECT: Final = {"truncate": (True,), "finetuned": (True, False), "mscale": (None,), "mscale_all_dim": (None,)}
+_OPTIONAL: Final = frozenset(("beta_fast", "beta_slow", "truncate", "attention_factor", *_MSCALE))
+_WITHOUT_EFFECT: Final = {"truncate": (True,), "finetuned": (True, False)}
 
 
 def rope_settings(raw: Mapping[str, Any], family: Family, *, windowed: bool, wrong: list[str]) -> dict[str, Any]:
@@ -108,7 +113,15 @@ def _one(
         wrong.append(f"{where}.partial_rotary_factor = {share!r:.60}: {family.model_type} rotates whole heads")
     for name in _OF[kind]:
         value = _said_of(name, kind, table, raw)
-        if name in _LISTS:
+        if name in _MSCALE and value == 0:  # which is to say: not
+            continue
+        if name in _MSCALE and not family.latent and value is not None:
+            wrong.append(f"{where}.{name} = {value!r:.60}: not supported without a latent of keys and values")
+        elif name == "truncate":
+            if value is not None and not isinstance(value, bool):
+                wrong.append(f"{where}.{name} = {value!r:.60}: must be true or false")
+            values[_READ[name]] = value is not False
+        elif name in _LISTS:
             values[_READ[name]] = _numbers(f"{where}.{name}", value, wrong)
         elif value is not None or name not in _OPTIONAL:
             values[_READ[name]] = _number(f"{where}.{name}", value, 0, 1 << 40, wrong)
@@ -166,7 +179,7 @@ def rope_fields(model: ModelConfig, family: Family) -> dict[str, Any]:
         whole["partial_rotary_factor"] = model.rope_share
     for name in _OF[model.rope_scaling]:
         value = getattr(model, _READ[name])
-        if value is not None:
+        if value is not None and not (name == "truncate" and value):
             whole[name] = list(value) if isinstance(value, tuple) else value
     if kind == "dynamic":
         del whole["original_max_position_embeddings"]  # it is max_position_embeddings

@@ -14,6 +14,7 @@ from stretto.experts import SparseFeedForward
 from stretto.models.attention import Attention
 from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
+from stretto.models.latent import LatentAttention
 from stretto.models.norm import Norm, norm
 from stretto.models.rope import Rotation
 from stretto.params import Init
@@ -102,7 +103,8 @@ class Block(nn.Module):
             return norm(config, build, op) if wanted else None
 
         self.input_layernorm = normed(before)
-        self.self_attn = Attention(config, build, layer, parts, out_init=out_init)
+        attention = LatentAttention if config.latent else Attention
+        self.self_attn = attention(config, build, layer, parts, out_init=out_init)
         self.post_attention_layernorm = normed(True, not sparse or after)  # before the feed-forward, or after attention
         self.pre_feedforward_layernorm = normed(both, not sparse)
         self.mlp = (
