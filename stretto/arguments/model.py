@@ -132,9 +132,7 @@ class ModelConfig:
     swiglu_limit: float = setting(
         7.0, "clamped-swiglu: the gate is at most this, the other projection within it on both sides", above=0
     )
-    swiglu_alpha: float = setting(
-        1.702, "clamped-swiglu: (up + 1) gate sigmoid(swiglu_alpha gate)", above=0
-    )
+    swiglu_alpha: float = setting(1.702, "clamped-swiglu: (up + 1) gate sigmoid(swiglu_alpha gate)", above=0)
     bias: bool = setting(False, "biases in all linear layers, router and experts among them")
     qkv_bias: bool = setting(False, "biases in the query, key and value projections alone")
     tied: bool = setting(False, "one matrix serves as embedding and as output head")

@@ -63,8 +63,16 @@ UNUSED: tuple[Unused, ...] = (
         lambda m: m.rope_scaling != "yarn" or not m.latent,
         "rope_scaling is not yarn, or attention has no latent",
     ),
+    Unused(
+        ("kv_heads",),
+        ("kv_lora_rank", "heads"),
+        lambda m: m.latent and m.num_kv_heads != m.heads,
+        "attention with a latent has a key for each head",
+    ),
     Unused(_LATENT, ("kv_lora_rank",), lambda m: not m.latent, "kv_lora_rank is unset: attention has no latent"),
-    Unused(("rope_share",), ("kv_lora_rank",), lambda m: m.latent, "rope_head_dim says what is rotated beside a latent"),
+    Unused(
+        ("rope_share",), ("kv_lora_rank",), lambda m: m.latent, "rope_head_dim says what is rotated beside a latent"
+    ),
     Unused(
         ("swiglu_limit", "swiglu_alpha"),
         ("activation",),
@@ -183,10 +191,10 @@ def parallel_residual_has_norms_before(a: Arguments) -> RuleViolation | None:
 
 @rule(
     *("model.kv_lora_rank", "model.head_dim", "model.rope_head_dim", "model.v_head_dim", "model.position"),
-    *("model.kv_heads", "model.bias", "model.qkv_bias", "model.qk_norm"),
+    *("model.bias", "model.qkv_bias", "model.qk_norm"),
 )
 def latent_has_its_heads(a: Arguments) -> RuleViolation | None:
-    """Attention with a latent rotates a part of each head, has a key for each query head, and no biases or norms."""
+    """Attention with a latent rotates a part of each head, and has no biases and no norms of heads."""
     m, wrong = a.model, []
     if not m.latent:
         return None
@@ -194,9 +202,6 @@ def latent_has_its_heads(a: Arguments) -> RuleViolation | None:
     if m.position != "rope":
         wrong.append(f"position = {m.position}, must be rope")
         nearby["model.position"] = ("rope",)
-    if m.num_kv_heads != m.heads:
-        wrong.append(f"kv_heads = {m.num_kv_heads}, must be heads = {m.heads}")
-        nearby["model.kv_heads"] = (m.heads,)
     r, d = m.dim_rotary, m.dim_per_head
     if r % 2 or not 0 < r < d:
         wrong.append(f"rope_head_dim = {r}, must be even and below head_dim = {d}")

@@ -52,10 +52,10 @@ def causal_attention(
     structure: Structure | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """[b, heads, n, d] of q and [b, kv_heads, s, d] of k and v (v of any d): each position sees itself and those before it.
+    """[b, heads, n, d] of q and [b, kv_heads, s, d] of k and v: each position sees itself and those before it.
 
-    Queries are of the last n positions: of all of them, but where keys of earlier ones were kept. Raises ValueError for
-    rows that are not plain.
+    Heads of v may be of another size, which is that of the output's. Queries are of the last n positions: of all of
+    them, but where keys of earlier ones were kept. Raises ValueError for rows that are not plain.
     """
     require_plain(structure)
     grouped, n, s = q.shape[1] != k.shape[1], q.shape[2], k.shape[2]

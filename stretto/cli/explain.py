@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stretto.arguments import Arguments, ConfigError, Resolved, table
+from stretto.arguments.model import ModelConfig
 from stretto.arguments.pipeline import vpp_of
 from stretto.cli.megatron import layer
 from stretto.cli.memory import memory_table, take_limit, verdict
@@ -182,7 +183,10 @@ def _parameters(args: Arguments) -> Iterator[str]:
     h, d, inner, biased = m.hidden, m.dim_per_head, m.dim_ffn, m.bias or m.qkv_bias
     matrices, norms = 3 if m.gated else 2, norms_of_a_layer(m)
     norm, per_norm = (f"{h}", "hidden") if m.norm == "rms" else (f"2*{h}", "2*hidden")
-    attention = ("2*heads*head_dim*hidden + 2*kv_heads*head_dim*hidden", f"2*{m.heads}*{d}*{h} + 2*{m.num_kv_heads}*{d}*{h}")
+    attention = (
+        "2*heads*head_dim*hidden + 2*kv_heads*head_dim*hidden",
+        f"2*{m.heads}*{d}*{h} + 2*{m.num_kv_heads}*{d}*{h}",
+    )
     if m.latent:
         attention = _latent(m)
     named = [f"{attention[0]} + {matrices}*hidden*ffn + {norms}*{per_norm}"]

@@ -1,4 +1,4 @@
-"""The matrices of attention, from a config: which there are, of which sizes, and what tensor parallelism cuts of them."""
+"""The matrices of attention, from a config: which there are, of which sizes, and which dimension of each tp cuts."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ class Flops:
     6 N for the matrices, N being the parameters that a token is multiplied with (the head, not the embedding; of the
     experts those that it goes to), and
     12 L h s for attention over the whole square of the sequence (`full`), or half of that, which a causal mask leaves
-    (`causal`). h is heads times the size of one, the mean of a key's and a value's. A matrix that is frozen has no gradient of its own: 4 N.
+    (`causal`). h is heads times the size of one, the mean of a key's and a value's. A matrix that is frozen has no
+    gradient of its own: 4 N.
     """
 
     full: float

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from stretto import reading
@@ -67,6 +68,15 @@ _ROPE = frozenset(
     ]
 )
 _BIASES = frozenset(("attention_bias", "mlp_bias"))
+_BALANCE = "is not taken over: say --balance-loss for this run"
+_LEFT_OUT = MappingProxyType(
+    {
+        **dict.fromkeys(TRAINING, "is not taken over: say --dropout for this run"),
+        **dict.fromkeys(("router_aux_loss_coef", "aux_loss_alpha"), _BALANCE),
+        "num_nextn_predict_layers": "layers that predict further tokens are left out",
+    }
+)
+"""Numbers that are told of, and what with them."""
 FULL, SLIDING = WHOLE, LOCAL
 
 OF_THE_RUN = frozenset(
@@ -86,6 +96,12 @@ class HfConfig:
     model: ModelConfig
     raw: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """How names begin of the tensors of layers behind the last, which predict further tokens: they are left out."""
+        n, layers = self.raw.get("num_nextn_predict_layers", self.raw.get("num_mtp_layers")) or 0, self.model.layers
+        return tuple(f"model.layers.{layer}." for layer in range(layers, layers + int(n)))
 
     def settings(self) -> dict[str, Any]:
         """The model's settings as a table: all but those that every run says for itself."""
@@ -176,7 +192,7 @@ class _Reader:
 
     def _known(self) -> None:
         """Each field must be in one of the tables."""
-        family, only = self.family, {**ONLY, **self.family.only}
+        family = self.family
         read = {*family.fields, family.activation, "tie_word_embeddings", "head_dim"}
         if family.model_type == "llama":
             read |= _BIASES
@@ -186,26 +202,24 @@ class _Reader:
         read |= _WINDOWS if family.windows != "none" else set()
         read |= _ROPE if family.fixed.get("position") != "learned" else set()
         for name, value in self.raw.items():
-            if name in read or name in NEUTRAL:
-                continue
-            if name in ("router_aux_loss_coef", "aux_loss_alpha"):
-                if value:
-                    self.notes.append(f"{name} = {value!r:.20} is not taken over: say --balance-loss for this run")
-            elif name in TRAINING:
-                if value:
-                    self.notes.append(f"{name} = {value!r:.20} is not taken over: say --dropout for this run")
-            elif name in only:
-                if not any(value is allowed or value == allowed for allowed in only[name]):
-                    self.wrong.append(f"{name} = {value!r:.60}: must be {' or '.join(map(repr, only[name]))}")
-            elif name == "num_nextn_predict_layers" and family.latent:
-                if value:
-                    self.notes.append(f"{name} = {value!r:.20}: layers that predict further tokens are left out")
-            elif name == "sliding_window_size" and value == self.raw.get("sliding_window"):
-                continue  # the same under another name
-            elif name == "quantization_config":
-                self.wrong.append(f"{name}: quantized weights are not supported, take the model in bf16")
-            else:
-                self.wrong.append(f"{name!r:.60} = {value!r:.60}: unknown")
+            if name not in read and name not in NEUTRAL:
+                self._no_setting(name, value)
+
+    def _no_setting(self, name: str, value: Any) -> None:
+        """A field that becomes no setting: told of, or wrong."""
+        allowed = {**ONLY, **self.family.only}.get(name)
+        if name in _LEFT_OUT:
+            if value and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 100):
+                self.wrong.append(f"{name} = {value!r:.60}: must be a number from 0 to 99")
+            elif value:
+                self.notes.append(f"{name} = {value!r:.20} {_LEFT_OUT[name]}")
+        elif allowed is not None:
+            if not any(value is each or value == each for each in allowed):
+                self.wrong.append(f"{name} = {value!r:.60}: must be {' or '.join(map(repr, allowed))}")
+        elif name == "quantization_config":
+            self.wrong.append(f"{name}: quantized weights are not supported, take the model in bf16")
+        elif name != "sliding_window_size" or value != self.raw.get("sliding_window"):  # the same under another name
+            self.wrong.append(f"{name!r:.60} = {value!r:.60}: unknown")
 
     def _value(self, name: str, setting: str) -> Any:
         default = getattr(ModelConfig(), setting)

@@ -43,7 +43,15 @@ _OF: Final[Mapping[str, tuple[str, ...]]] = {
     "linear": ("factor",),
     "dynamic": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate", *_MSCALE, "attention_factor"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        *_MSCALE,
+        "attention_factor",
+    ),
     "longrope": ("factor", "original_max_position_embeddings", "attention_factor", *_LISTS),
 }
 _OPTIONAL: Final = frozenset(("beta_fast", "beta_slow", "truncate", "attention_factor", *_MSCALE))
@@ -113,21 +121,16 @@ def _one(
         wrong.append(f"{where}.partial_rotary_factor = {share!r:.60}: {family.model_type} rotates whole heads")
     for name in _OF[kind]:
         value = _said_of(name, kind, table, raw)
-        if name in _MSCALE and value == 0:  # which is to say: not
-            continue
-        if name in _MSCALE and not family.latent and value is not None:
-            wrong.append(f"{where}.{name} = {value!r:.60}: not supported without a latent of keys and values")
-        elif name == "truncate":
-            if value is not None and not isinstance(value, bool):
-                wrong.append(f"{where}.{name} = {value!r:.60}: must be true or false")
-            values[_READ[name]] = value is not False
-        elif name in _LISTS:
+        if name in _LISTS:
             values[_READ[name]] = _numbers(f"{where}.{name}", value, wrong)
+        elif name == "truncate" and isinstance(value, bool):
+            values[_READ[name]] = value
         elif value is not None or name not in _OPTIONAL:
             values[_READ[name]] = _number(f"{where}.{name}", value, 0, 1 << 40, wrong)
     if "rope_original_positions" in values:
         values["rope_original_positions"] = int(values["rope_original_positions"])
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_OF[kind]}
+    known -= set() if family.latent else {*_MSCALE}
     for name, value in table.items():
         if name in known or value is None:
             continue
@@ -147,6 +150,8 @@ def _number(name: str, value: Any, above: float, most: float, wrong: list[str]) 
 def _said_of(name: str, kind: str, table: Mapping[str, Any], raw: Mapping[str, Any]) -> Any:
     """A value of a table, or what stands for it where it is left out."""
     value = table.get(name)
+    if name in _MSCALE and value == 0:  # which is to say: not
+        return None
     if name == "original_max_position_embeddings":
         if kind == "dynamic":
             return raw.get("max_position_embeddings")

@@ -67,7 +67,9 @@ SPARSE: Final = (
         },
         only={
             **_LATENT_ONLY,
-            "topk_method": ("greedy", "group_limited_greedy"), "mlp_bias": (False,), "norm_topk_prob": (False,),
+            "topk_method": ("greedy", "group_limited_greedy"),
+            "mlp_bias": (False,),
+            "norm_topk_prob": (False,),
             "scoring_func": ("softmax",),
         },
         shared=True,
@@ -237,7 +239,6 @@ SPARSE: Final = (
             "attention_bias": False,
             "partial_rotary_factor": 0.5,
         },
-        only={"num_nextn_predict_layers": (0, None)},
         share="partial_rotary_factor",
         biased=True,
         shared=True,

@@ -31,7 +31,8 @@ LATENT_EPS: Final = 1e-6
 class BlockOps:
     """The operations that the config names.
 
-    `norm`(x, weight[, bias]), `head_norm` and `latent_norm`(x, weight), `activation`(gate_up), `attend`(layer)(q, k, v).
+    `norm`(x, weight[, bias]), `head_norm` and `latent_norm`(x, weight), `activation`(gate_up),
+    `attend`(layer)(q, k, v).
     """
 
     norm: Pointwise

@@ -4,9 +4,9 @@
     q_i = [q latent W_i, rotated q latent W'_i]  per head i, of the heads of this rank
     k_i = [kv latent U_i, k rotated],  v_i = kv latent V_i
 
-All three enter the tensor-parallel region together and once: under sequence parallelism what is gathered is the latents,
-a fraction of the residual stream. Their norms, and the rotated key that all heads share, lie inside: each rank has the
-part of their gradients that its own heads make.
+All three enter the tensor-parallel region together and once: under sequence parallelism what is gathered is the
+latents, a fraction of the residual stream. Their norms, and the rotated key that all heads share, lie inside: each
+rank has the part of their gradients that its own heads make.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class LatentAttention(SelfAttention):
         return torch.cat([q_plain, q_rotated], -1), torch.cat([k_plain, k_rotated], -1), v
 
     def _turned(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        """x [s, b, heads, r] turned by the angle of its position; neighbours end up a half apart, in keys as in queries."""
+        """x [s, b, heads, r] turned by the angle of its position; neighbours end up a half apart, everywhere."""
         pairs = x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) if self.interleaved else x.clone()
         return pairs if rotation is None else self.rotate(pairs, rotation, x.shape[2])[0]
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not in each worker
-from allpairspy import AllPairs
 from rich.console import Console
 
+from benchmarks.verified import every_two, layout_of
 from stretto.arguments.schema import Arguments, DataConfig, ParallelConfig, RunConfig
 from stretto.data.text import Text
-from stretto.layout import Layout
 from stretto.report.header import header
 from stretto.testing import Pool
 from stretto.verify import against_reference
@@ -38,33 +37,30 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-PAIRED = [tuple(each) for each in AllPairs([*FEATURES, DTYPES, (True, False)])]
+PAIRED = every_two()
 
 
-@pytest.mark.parametrize("features", PAIRED, ids=lambda each: " x ".join(map(str, each)))
-def test_every_two_features_together_equal_one_process(
-    pool: Pool, features: tuple[str, str, str, str, str, bool]
-) -> None:
+@pytest.mark.parametrize(("of", "options"), PAIRED, ids=[f"{of}{', options' * options}" for of, options in PAIRED])
+def test_every_two_features_together_equal_one_process(pool: Pool, of: Combination, options: bool) -> None:
     """One step. Every schedule meets every sharding, every way to recompute, each dtype, and options on and off."""
-    of = Combination(*features[:5])
-    p = example(of, options=features[5]).parallel
-    for share in pool.run(p.tp * p.pp * (p.dp or 1), measure, of, features[5]):
+    for share in pool.run(layout_of(of).world, measure, of, options):
         assert share <= 1
 
 
 def measure(world: World, of: Combination, options: bool) -> float:
     """What the errors take up of what is allowed."""
-    args = example(of, options=options)
-    p = args.parallel
-    return used_up(against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, steps=1))
+    return used_up(against_reference(example(of, options=options), layout_of(of), world, steps=1))
 
 
 def test_an_example_is_of_its_combination() -> None:
-    """Catches an example that does not use what it should show."""
-    for of in (Combination(*each) for each in product(*FEATURES, DTYPES)):
-        for options in (True, False):
-            assert combination(example(of, options=options)) == of
-            assert untested(example(of, options=options)) is None
+    """Catches an example that does not use what it should show, and two features that no row has together."""
+    for of, options in PAIRED:
+        assert combination(example(of, options=options)) == of
+        assert untested(example(of, options=options)) is None
+    rows = [(*astuple(of)[: len(FEATURES) + 1], options) for of, options in PAIRED]
+    columns = [*FEATURES, DTYPES, (True, False)]
+    for a, b in combinations(range(len(columns)), 2):
+        assert not set(product(columns[a], columns[b])) - {(row[a], row[b]) for row in rows}
 
 
 def test_the_page_has_every_two_features_together() -> None:
@@ -74,7 +70,8 @@ def test_the_page_has_every_two_features_together() -> None:
     for a, b in combinations(range(len(FEATURES)), 2):
         missing = set(product(FEATURES[a], FEATURES[b])) - {(row[a], row[b]) for row in rows}
         assert not missing
-    assert all(float(figure) <= 1 for row in rows for figure in row[len(FEATURES) :])
+    assert all(float(figure) <= 1 for row in rows for figure in row[len(FEATURES) :] if figure)
+    assert all(any(row[len(FEATURES) :]) for row in rows)
     assert f"| {' | '.join(DTYPES)} |" in page
 
 
@@ -82,13 +79,16 @@ def test_what_is_not_verified_is_said_in_one_line() -> None:
     """Catches a feature that joins the layout without joining the matrix."""
     plain = Arguments()
     assert untested(plain) is None
-    strange = replace(plain, parallel=ParallelConfig(tp=2, cp=2))
-    assert "tp, cp=2, fp32" in (untested(strange) or "")
+    assert untested(replace(plain, parallel=ParallelConfig(tp=2, cp=2))) is None
+    strange = replace(plain, parallel=ParallelConfig(tp=2, reduce_dtype="bf16"))
+    assert "tp, reduce_dtype=bf16, fp32" in (untested(strange) or "")
     assert "\n" not in (untested(strange) or "")
     more = replace(strange, model=replace(plain.model, dropout=0.1), run=replace(plain.run, recompute="block"))
-    assert "tp, dropout + recomputation of blocks, cp=2, fp32" in (untested(more) or "")
+    assert "tp, dropout + recomputation of blocks, reduce_dtype=bf16, fp32" in (untested(more) or "")
+    hybrid = ParallelConfig(cp=4, cp_comm=("hybrid",), cp_a2a=2)
+    assert "one process, cp=4, cp_comm=hybrid, fp32" in (untested(replace(plain, parallel=hybrid)) or "")
     object.__setattr__(more.run, "recompute", "everything")
-    assert "tp, dropout, cp=2, recompute=everything, fp32" in (untested(more) or "")
+    assert "tp, dropout, reduce_dtype=bf16, recompute=everything, fp32" in (untested(more) or "")
 
 
 def test_every_choice_of_the_schema_is_in_the_matrix() -> None:
@@ -98,8 +98,7 @@ def test_every_choice_of_the_schema_is_in_the_matrix() -> None:
     ways = set(get_args(get_type_hints(RunConfig)["recompute"]))
     assert ways - {"offload"} == set(RECOMPUTE)
     elsewhere = replace(Arguments(), run=replace(Arguments().run, recompute="offload", ffn_chunks=2))
-    elsewhere = replace(elsewhere, data=replace(elsewhere.data, packing=True))
-    assert "recompute=offload, ffn_chunks=2, packing" in (untested(elsewhere) or "")
+    assert "recompute=offload, ffn_chunks=2" in (untested(elsewhere) or "")
     assert {"dp", *get_args(get_type_hints(ParallelConfig)["sharding"])} - {"none"} == set(DATA) - {"-"}
     assert TENSOR[0] == PIPELINE[0] == DATA[0] == "-"
 
@@ -112,8 +111,8 @@ def test_the_header_of_a_run_warns(tmp_path: Path) -> None:
     args = replace(Arguments(), parallel=ParallelConfig(tp=2, dp=1), data=data)
     args = replace(args, model=replace(args.model, vocab=257))
     assert "warning" not in _header(args)
-    assert "not among the verified combinations: tp, cp=2, fp32" in _header(
-        replace(args, parallel=replace(args.parallel, cp=2))
+    assert "not among the verified combinations: tp, reduce_dtype=bf16, fp32" in _header(
+        replace(args, parallel=replace(args.parallel, reduce_dtype="bf16"))
     )
     assert "a vocabulary of 50,257, of which the tokenizer byte uses 257" in _header(
         replace(args, model=replace(args.model, vocab=50257))
