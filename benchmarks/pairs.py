@@ -1,7 +1,7 @@
 """Few rows in which every two values of different columns stand together, where some rows do not exist.
 
 Greedy: a row begins with a pair that no row has yet, and takes in each other column what meets most new ones, of equals
-what asks for least. (allpairspy leaves pairs out where a filter forbids its first choice.)
+what asks for least. (allpairspy leaves pairs out where a filter forbids its first choices.)
 """
 
 from __future__ import annotations

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import astuple
-from itertools import product
+from dataclasses import astuple, replace
+from itertools import cycle, product
 from pathlib import Path
+
+from allpairspy import AllPairs
 
 from benchmarks import pairs
 from benchmarks.pairs import Partial
 from stretto.layout import Layout
+from stretto.layout.schedules import FAMILIES
 from stretto.testing import Pool
 from stretto.verify import Comparison, against_reference
 from stretto.verify.compare import ROUNDING, TOLERANCE
@@ -46,8 +49,9 @@ Made by `make verified`; do not edit.
 
 A run uses a combination of features: of tensor parallelism, context parallelism, a pipeline schedule, replicas or a
 kind of sharding, experts, several documents in a row, adapters or frozen parameters, dropout, recomputation, a dtype.
-The rows below hold every two of them together, and every one of tensor parallelism, 1F1B, GPipe, replicas, dropout and
-recomputation with all the others at once. Each is compared with one process, from the same weights and batches, for two
+The rows below hold every two of them together, where beside context parallelism, experts, documents and what is trained
+schedules of a kind take turns; and every one of tensor parallelism, 1F1B, GPipe, replicas, dropout and recomputation
+with all the others at once. Each is compared with one process, from the same weights and batches, for two
 steps: initial weights, activations, losses, gradients, gradient norms, updates and evaluations; replicas must be
 bitwise equal. A row of the latter is run twice: with every other option of the model on (tied
 embedding, biases, LayerNorm, learned positions, GELU, norms of queries and keys, one key/value head that two ranks hold
@@ -71,10 +75,20 @@ features again, dtypes and options among them, each time. `stretto train` warns 
 _TEST = "[test_verify_matrix](../tests/verify/test_verify_matrix.py)"
 
 
+KINDS = [
+    [name for name in PIPELINE if FAMILIES.get(name) == kind] for kind in dict.fromkeys(map(FAMILIES.get, PIPELINE))
+]
+"""Schedules that are alike to all that is not a schedule: stages on a rank, how they lie, whether backwards split."""
+
+
 def every_two() -> list[tuple[Combination, bool]]:
-    """Combinations in which every two features stand together, each dtype among them, and options on and off."""
-    size = len(FEATURES) + 1
+    """Combinations in which every two features stand together, each dtype among them, and options on and off.
+
+    The schedules of a kind are one feature and take turns.
+    """
+    size, turns = len(FEATURES) + 1, {kind[0]: cycle(kind) for kind in KINDS}
     axes = [n for n, of in enumerate(FEATURES) if of in (TENSOR, CONTEXT, PIPELINE, DATA)]
+    columns = [turns if of == PIPELINE else of for of in FEATURES]
 
     def said(row: Partial) -> Combination:
         return Combination(*("-" if value is None else str(value) for value in row[:size]))
@@ -82,21 +96,23 @@ def every_two() -> list[tuple[Combination, bool]]:
     def possible(row: Partial) -> bool:
         free = [n for n in axes if row[n] is None]
         filled = (
-            [(n, FEATURES[n][k]) for n, k in zip(free, more, strict=True)] for more in product((0, 1), repeat=len(free))
+            {n: FEATURES[n][k] for n, k in zip(free, more, strict=True)} for more in product((0, 1), repeat=len(free))
         )
-        return any(exists(said(tuple(dict(each).get(n, v) for n, v in enumerate(row)))) for each in filled)
+        return any(exists(said(tuple(each.get(n, value) for n, value in enumerate(row)))) for each in filled)
 
     def cost(row: Partial) -> float:
         return layout_of(said(row)).world if exists(said(row)) else MOST
 
-    found = pairs.every_two([*FEATURES, DTYPES, (True, False)], possible, cost)
-    return [(said(row), bool(row[size])) for row in found]
+    rows = pairs.every_two([*map(list, columns), DTYPES, (True, False)], possible, cost)
+    found = [(said(row), bool(row[size])) for row in rows]
+    return [(replace(of, pipeline=next(turns[of.pipeline])), options) for of, options in found]
 
 
 def all_at_once() -> list[Row]:
-    """All combinations of what is the oldest, every column of a feature."""
-    whole = product(TENSOR, "-", ("-", "1f1b", "gpipe"), ("-", "dp"), "-", "-", "-", ACTIVATIONS)
-    return list(whole)
+    """All combinations of what is the oldest, and every schedule with each of them."""
+    whole = product(TENSOR, ("-", "1f1b", "gpipe"), ("-", "dp"), ACTIVATIONS)
+    dense = [*whole, *map(tuple, AllPairs([TENSOR, PIPELINE, DATA, ACTIVATIONS]))]
+    return [(t, "-", p, d, "-", "-", "-", a) for t, p, d, a in dict.fromkeys(dense)]
 
 
 def page(measure: Measure, known: str = "") -> str:

@@ -215,10 +215,11 @@ class ModelConfig:
     @property
     def attention_scale(self) -> float | None:
         """What attention scores are multiplied by; None: 1 / sqrt(dim_per_head)."""
-        scale = None if self.attention_scalar is None else self.attention_scalar**-0.5
+        scale = None if self.attention_scalar is None else 1 / math.sqrt(self.attention_scalar)
         if self.rope_mscale_all is None:
             return scale
-        return (self.dim_per_head**-0.5 if scale is None else scale) * self.yarn_mscale(self.rope_mscale_all) ** 2
+        share = self.yarn_mscale(self.rope_mscale_all)
+        return (1 / math.sqrt(self.dim_per_head) if scale is None else scale) * share * share
 
     def yarn_mscale(self, share: float = 1.0) -> float:
         """How scores grow with the length (Peng et al., "YaRN", 2023, equation 22, by its root)."""

@@ -195,7 +195,7 @@ def _activations(args: Arguments, stage: int) -> int:
     if not selective:
         kept += 2 * outside * m.hidden  # normed inputs
         dense += tokens // args.run.ffn_chunks * inner  # the activation's output
-    mean = kept + dense if not sparse else kept + (1 - sparse) * dense + sparse * _sparse(args, selective=selective)
+    mean = kept + dense if not sparse else kept + (1 - sparse) * dense + sparse * sparse_feed_forward(args)
     again, away = args.run.recompute in ("block", "offload"), args.run.recompute == "offload"
     recompute, block = (mean if again and layers else 0), (entering if again else mean)
     if away:  # what enters the last block, and what comes back for the one before
@@ -212,13 +212,16 @@ def _latent(args: Arguments, *, selective: bool) -> int:
     return kept + heads * (2 * m.dim_per_head + m.dim_per_head - m.dim_rotary + m.dim_value)
 
 
-def _sparse(args: Arguments, *, selective: bool) -> float:
+def sparse_feed_forward(args: Arguments) -> float:
     """Elements that a sparse feed-forward keeps where experts have equal loads: of each assignment what its expert
-    takes, what enters its activation and leaves it, and what comes back; the shared expert as a dense one."""
+    takes, what enters its activation and leaves it; the shared expert as a dense one. Selective recomputation keeps
+    what enters the activation, and where ranks exchange rows, these."""
     m, p, tokens = args.model, args.parallel, local_tokens(args)
+    selective = args.run.recompute == "selective"
     rows = -(-tokens // p.tp) * m.top_k
     inner = (3 if m.gated else 2) - selective
-    kept = rows * (2 * p.etp * m.hidden + m.dim_expert * inner) + tokens * m.shared_ffn // p.tp * inner
+    arrived = 0 if selective and p.ep * p.etp == 1 else p.etp * m.hidden
+    kept = rows * (arrived + m.dim_expert * inner) + tokens * m.shared_ffn // p.tp * inner
     return float(kept + selective * tokens * m.hidden // p.tp)  # the router's input is kept
 
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.collectives import nothing
-from stretto.experts.dispatch import Transfer, combine, plan_of, receive, send
+from stretto.experts.dispatch import Transfer, plan_of, receive, regathered, send
 from stretto.experts.grouped import GroupedLinear
+from stretto.experts.output import output
 from stretto.experts.router import Router
 from stretto.experts.tokens import share, unshare
 from stretto.params import Init, ParamSpec, Shard
-from stretto.tensor_parallel import Build, Pointwise, declare_on, replicated
+from stretto.tensor_parallel import Build, Lazy, Pointwise, declare_on, replicated
 
 
 class Experts(nn.Module):
@@ -88,14 +89,18 @@ class SparseFeedForward(nn.Module):
         tokens = share(flat, tp) if shared_out else flat
         choice = self.gate(tokens, (x.shape[0], x.shape[1]))
         plan = plan_of(choice.experts, self.config.experts, build.experts, choice.kept)
-        transfer = Transfer()
-        coming = send(tokens, plan, transfer)
-        beside = self._shared(x)
-        flush = nothing if build.accumulators is None else build.accumulators.flush
-        rows = receive(coming, plan, transfer, flush)
+        rows: Tensor | Lazy
+        if build.recompute and plan.exchange.size == 1:
+            beside, rows = self._shared(x), regathered(tokens, plan)
+        else:
+            transfer = Transfer()
+            coming = send(tokens, plan, transfer)
+            beside = self._shared(x)
+            flush = nothing if build.accumulators is None else build.accumulators.flush
+            rows = receive(coming, plan, transfer, flush)
         of = self.experts
-        y = of.down_proj(of.activation(of.gate_up_proj(rows, plan.segments)), plan.segments)
-        out = combine(y, choice.weights, plan)
+        gate_up = of.gate_up_proj(rows, plan.segments)
+        out = output(gate_up, choice.weights, of.down_proj, of.activation, plan)
         if shared_out:
             out = unshare(out, tp, flat.shape[0])
         out = out.view_as(x)

@@ -13,13 +13,14 @@ import pytest
 import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not in each worker
 from rich.console import Console
 
-from benchmarks.verified import every_two, layout_of
+from benchmarks.verified import KINDS, every_two, layout_of
 from stretto.arguments.schema import Arguments, DataConfig, ParallelConfig, RunConfig
 from stretto.data.text import Text
 from stretto.report.header import header
 from stretto.testing import Pool
 from stretto.verify import against_reference
 from stretto.verify.matrix import (
+    ACTIVATIONS,
     DATA,
     DTYPES,
     FEATURES,
@@ -38,11 +39,12 @@ from stretto.world import World
 pytestmark = pytest.mark.gloo
 
 PAIRED = every_two()
+WITH_KINDS = [tuple(kind[0] for kind in KINDS) if of == PIPELINE else of for of in FEATURES]
 
 
 @pytest.mark.parametrize(("of", "options"), PAIRED, ids=[f"{of}{', options' * options}" for of, options in PAIRED])
 def test_every_two_features_together_equal_one_process(pool: Pool, of: Combination, options: bool) -> None:
-    """One step. Every schedule meets every sharding, every way to recompute, each dtype, and options on and off."""
+    """One step. A schedule of each kind meets every sharding, every way to recompute, each dtype, options on or off."""
     for share in pool.run(layout_of(of).world, measure, of, options):
         assert share <= 1
 
@@ -57,19 +59,25 @@ def test_an_example_is_of_its_combination() -> None:
     for of, options in PAIRED:
         assert combination(example(of, options=options)) == of
         assert untested(example(of, options=options)) is None
-    rows = [(*astuple(of)[: len(FEATURES) + 1], options) for of, options in PAIRED]
-    columns = [*FEATURES, DTYPES, (True, False)]
+    kind_of = {name: kind[0] for kind in KINDS for name in kind}
+    rows = [(*astuple(replace(of, pipeline=kind_of[of.pipeline]))[: len(FEATURES) + 1], on) for of, on in PAIRED]
+    columns = [*WITH_KINDS, DTYPES, (True, False)]
     for a, b in combinations(range(len(columns)), 2):
         assert not set(product(columns[a], columns[b])) - {(row[a], row[b]) for row in rows}
+    assert {of.pipeline for of, _ in PAIRED} == set(PIPELINE)
 
 
 def test_the_page_has_every_two_features_together() -> None:
     """Catches a feature that was added without measuring it beside each of the others: run `make verified`."""
     page = (Path(__file__).parents[2] / PAGE).read_text()
     rows = [row.split(" | ") for row in re.findall(r"^\| (.+) \| \[test_verify", page, re.MULTILINE)]
+    kind_of = {name: kind[0] for kind in KINDS for name in kind}
+    pipeline = FEATURES.index(PIPELINE)
+    kinds = [[kind_of[row[n]] if n == pipeline else row[n] for n in range(len(FEATURES))] for row in rows]
     for a, b in combinations(range(len(FEATURES)), 2):
-        missing = set(product(FEATURES[a], FEATURES[b])) - {(row[a], row[b]) for row in rows}
-        assert not missing
+        of_old = {a, b} <= {FEATURES.index(each) for each in (TENSOR, PIPELINE, DATA, ACTIVATIONS)}
+        columns, found = (FEATURES, rows) if of_old else (WITH_KINDS, kinds)
+        assert not set(product(columns[a], columns[b])) - {(row[a], row[b]) for row in found}
     assert all(float(figure) <= 1 for row in rows for figure in row[len(FEATURES) :] if figure)
     assert all(any(row[len(FEATURES) :]) for row in rows)
     assert f"| {' | '.join(DTYPES)} |" in page
