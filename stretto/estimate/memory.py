@@ -187,6 +187,7 @@ def _activations(args: Arguments, stage: int) -> int:
     selective = args.run.recompute == "selective"
     if m.latent:
         kept = 2 * entering + tokens * _latent(args, selective=selective)
+        kept += entering * (selective and m.q_lora_rank is None)  # two read the normed input
     else:
         kept = 2 * entering + tokens * (q + 2 * kv) * (2 if m.position == "rope" else 1)
     kept += tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks

@@ -98,11 +98,11 @@ class Block(nn.Module):
         sparse = config.is_sparse(layer)
 
         def normed(wanted: bool, taken: bool = True) -> Norm | None:
-            # What the router and the exchange of tokens take is kept: several read it.
+            # What several read is kept: the router and the exchange of tokens, or latents and queries without one.
             op = parts.norm if taken else replace(parts.norm, recompute=False)
             return norm(config, build, op) if wanted else None
 
-        self.input_layernorm = normed(before)
+        self.input_layernorm = normed(before, not config.latent or config.q_lora_rank is not None)
         attention = LatentAttention if config.latent else Attention
         self.self_attn = attention(config, build, layer, parts, out_init=out_init)
         self.post_attention_layernorm = normed(True, not sparse or after)  # before the feed-forward, or after attention

@@ -119,7 +119,7 @@ class _Step:
         regions = dense + (attention - dense) * (m.shared_ffn > 0)
         latents = attention * ((m.kv_lora_rank or 0) + m.dim_rotary + (m.q_lora_rank or 0)) / m.hidden * m.latent
         entered, left = attention * streams + latents + regions, attention + regions
-        again = {"none": 0.0, "selective": attention * streams + dense}.get(how, entered)
+        again = {"none": 0.0, "selective": attention * (not m.latent) + dense}.get(how, entered)
         if how == "selective" and m.norm_placement == "post":
             again = 0.0
         left_again = left if how in ("block", "offload") else 0

@@ -50,7 +50,12 @@ LATENT: dict[str, Any] = {
     "rope_head_dim": 4,
     "v_head_dim": 8,
 }
-LATENT_V2: dict[str, Any] = {**LATENT, "q_lora_rank": None, "v_head_dim": 4, "router": "softmax", "router_bias": False}
+LATENT_V2: dict[str, Any] = {
+    **{name: value for name, value in LATENT.items() if not name.startswith("router_bias")},
+    "q_lora_rank": None,
+    "v_head_dim": 4,
+    "router": "softmax",
+}
 SMALL: dict[str, Any] = {"expert_capacity": 0.75, "expert_drop": "lowest", "balance_loss": 0.05}
 LAST: dict[str, Any] = {"expert_capacity": 1.0, "top_k": 1, "router_renormalize": False}
 
