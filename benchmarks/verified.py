@@ -49,14 +49,14 @@ Made by `make verified`; do not edit.
 
 A run uses a combination of features: of tensor parallelism, context parallelism, a pipeline schedule, replicas or a
 kind of sharding, experts, several documents in a row, adapters or frozen parameters, dropout, recomputation, a dtype.
-The rows below hold every two of them together, where beside context parallelism, experts, documents and what is trained
-schedules of a kind take turns; and every one of tensor parallelism, 1F1B, GPipe, replicas, dropout and recomputation
-with all the others at once. Each is compared with one process, from the same weights and batches, for two
-steps: initial weights, activations, losses, gradients, gradient norms, updates and evaluations; replicas must be
-bitwise equal. A row of the latter is run twice: with every other option of the model on (tied
-embedding, biases, LayerNorm, learned positions, GELU, norms of queries and keys, one key/value head that two ranks hold
-copies of, a pipeline stage without layers), and with every one off; with dropout only on, and with recomputation alone
-only off. One of every two features is run in one dtype, with options or without. Sizes are not told apart here:
+The rows below hold every two of them together, where beside context parallelism, experts, documents and what is
+trained schedules of a kind take turns; and every one of tensor parallelism, 1F1B, GPipe, replicas, dropout and
+recomputation with all the others at once. Each is compared with one process, from the same weights and batches, for
+two steps: initial weights, activations, losses, gradients, gradient norms, updates and evaluations; replicas must be
+bitwise equal. A row of the latter is run twice: with every other option of the model on (tied embedding, biases,
+LayerNorm, learned positions, GELU, norms of queries and keys, one key/value head that two ranks hold copies of, a
+pipeline stage without layers), and with every one off; with dropout only on, and with recomputation alone only off.
+One of every two features is run for one step, in one dtype, with options or without. Sizes are not told apart here:
 [test_verify_layouts](../tests/verify/test_verify_layouts.py) has every layout of up to 8 ranks,
 [test_verify_random](../tests/verify/test_verify_random.py) draws layouts and options at random.
 
@@ -137,9 +137,9 @@ def options_of(of: Combination) -> tuple[bool, ...]:
     return (True, False) if of.activations == "-" else ("dropout" in of.activations,)
 
 
-def verify(world: World, of: Combination, options: bool) -> Comparison:
+def verify(world: World, of: Combination, options: bool, steps: int) -> Comparison:
     """Compare one combination with one process."""
-    return against_reference(example(of, options=options), layout_of(of), world)
+    return against_reference(example(of, options=options), layout_of(of), world, steps=steps)
 
 
 def layout_of(of: Combination) -> Layout:
@@ -149,7 +149,8 @@ def layout_of(of: Combination) -> Layout:
 
 def measured(pool: Pool, of: Combination, how: tuple[bool, ...]) -> str:
     """What the page says of it. Raises ArithmeticError when an error is too large."""
-    found = [pool.run(layout_of(of).world, verify, of, options, timeout=300.0)[0] for options in how]
+    steps = 2 if astuple(of)[: len(FEATURES)] in all_at_once() else 1
+    found = [pool.run(layout_of(of).world, verify, of, options, steps, timeout=300.0)[0] for options in how]
     share = max(used_up(each) for each in found)
     if not share <= 1:
         raise ArithmeticError(f"{of}: {[d.name for each in found for d in each.failures][:5]}")
