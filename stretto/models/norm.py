@@ -56,7 +56,7 @@ class LatentNorm(nn.Module):
     def __init__(self, dim: int, op: Pointwise, build: Build, *, init: Init = ONES) -> None:
         super().__init__()
         self.op, self.dim, self.ranks = op, dim, build.tp.size
-        spec = ParamSpec((dim,), init, sum_grad=("tp",), weight_decay=False)
+        spec = ParamSpec((dim,), init, weight_decay=False, sum_grad=("tp",))
         self.weight = declare_on(self, "weight", spec, build)
 
     def forward(self, x: Tensor) -> Tensor | Lazy:
