@@ -12,6 +12,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+from stretto.arguments.derive_model import OF_MODEL
 from stretto.arguments.model_rules import UNUSED, Unused
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import TOKENIZERS, Arguments
@@ -227,35 +228,6 @@ def _tp_comm_overlap(a: Arguments) -> tuple[Value, str] | None:
     )
 
 
-def _kv_heads(a: Arguments) -> tuple[Value, str] | None:
-    return a.model.num_kv_heads, "heads"
-
-
-def _head_dim(a: Arguments) -> tuple[Value, str] | None:
-    m = a.model
-    return None if m.hidden % m.heads else (m.dim_per_head, f"hidden / heads = {m.hidden} / {m.heads}")
-
-
-def _rope_head_dim(a: Arguments) -> tuple[Value, str] | None:
-    m = a.model
-    return (m.dim_rotary, f"head_dim // 2 = {m.dim_per_head} // 2") if m.latent and m.dim_rotary > 1 else None
-
-
-def _v_head_dim(a: Arguments) -> tuple[Value, str] | None:
-    m = a.model
-    found = m.dim_value
-    return (found, f"head_dim - rope_head_dim = {m.dim_per_head} - {m.dim_rotary}") if m.latent and found > 0 else None
-
-
-def _ffn(a: Arguments) -> tuple[Value, str] | None:
-    h = a.model.hidden
-    return a.model.dim_ffn, f"8*hidden/3 = 8*{h}/3, up to a multiple of 64" if a.model.gated else f"4*hidden = 4*{h}"
-
-
-def _expert_ffn(a: Arguments) -> tuple[Value, str] | None:
-    return (a.model.dim_ffn, "ffn") if a.model.experts else None
-
-
 def _vocab(a: Arguments) -> tuple[Value, str] | None:
     name = a.data.tokenizer
     return (TOKENIZERS[name], f"that of the tokenizer {name}") if name in TOKENIZERS else None
@@ -286,22 +258,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
         "true (cuda, sequence parallel), else false",
         _tp_comm_overlap,
     ),
-    Derivation("model.kv_heads", ("model.heads",), "heads", _kv_heads),
-    Derivation("model.head_dim", ("model.hidden", "model.heads"), "hidden / heads", _head_dim),
-    Derivation("model.rope_head_dim", ("model.head_dim", "model.kv_lora_rank"), "head_dim // 2", _rope_head_dim),
-    Derivation(
-        "model.v_head_dim",
-        ("model.head_dim", "model.rope_head_dim", "model.kv_lora_rank"),
-        "head_dim - rope_head_dim",
-        _v_head_dim,
-    ),
-    Derivation(
-        "model.ffn",
-        ("model.hidden", "model.activation"),
-        "4*hidden, 8*hidden/3 up to a multiple of 64 (gated: swiglu, geglu, geglu-tanh)",
-        _ffn,
-    ),
-    Derivation("model.expert_ffn", ("model.ffn", "model.experts"), "ffn (with experts)", _expert_ffn),
+    *(Derivation(*each) for each in OF_MODEL),
     Derivation("model.vocab", ("data.tokenizer",), "the tokenizer's", _vocab),
     Derivation("optimizer.decay_steps", ("run.steps",), "steps", _decay_steps),
     Derivation(

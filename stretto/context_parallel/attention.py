@@ -62,8 +62,7 @@ class ContextAttention:
         if q.shape[1] % a:
             raise ValueError(f"{q.shape[1]} heads on a rank are not a multiple of the {a} ranks of {self.inner}")
         if (short := k.shape[-1] - v.shape[-1]) > 0:  # keys and values travel as one: what is added stays zero
-            y = self(q, k, F.pad(v, (0, short)), scores, structure, sinks)
-            return y[..., : v.shape[-1]]
+            return self(q, k, F.pad(v, (0, short)), scores, structure, sinks)[..., : v.shape[-1]]
         kv_heads = k.shape[1]
         # Fewer key/value heads than ranks: as many copies as it takes, whose gradients add up.
         copies = a // gcd(kv_heads, a)

@@ -7,7 +7,7 @@ named. Nothing of it is imported or run.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +19,10 @@ from stretto.arguments.model import ModelConfig
 from stretto.interop.errors import InteropError
 from stretto.interop.families import FAMILIES, GATED, PLAIN, Family
 from stretto.interop.fields import NEUTRAL, ONLY, TRAINING
-from stretto.interop.rope import LOCAL, WHOLE, rope_settings
+from stretto.interop.rope import rope_settings
+from stretto.interop.windows import FULL as FULL
+from stretto.interop.windows import SLIDING as SLIDING
+from stretto.interop.windows import window_settings
 from stretto.reading import UnreadableError
 
 LIMIT = 1 << 20
@@ -77,7 +80,6 @@ _LEFT_OUT = MappingProxyType(
     }
 )
 """Numbers that are told of, and what with them."""
-FULL, SLIDING = WHOLE, LOCAL
 
 OF_THE_RUN = frozenset(
     (
@@ -176,7 +178,7 @@ class _Reader:
             values |= {"router_groups": 1, "router_top_groups": 1}
         if family.shared:
             values["shared_ffn"] = self._value("n_shared_experts", "shared_ffn") * values["expert_ffn"]
-        window, whole = self._windows(layers)
+        window, whole = window_settings(self.raw, family, layers, self.wrong)
         values["window"], values["global_layers"] = window, whole
         if values.get("position") != "learned":
             found = rope_settings(self.raw, family, windowed=window is not None, wrong=self.wrong)
@@ -284,39 +286,3 @@ class _Reader:
         if attention != mlp:
             self.wrong.append(f"attention_bias = {attention} with mlp_bias = {mlp}: must be the same")
         return attention
-
-    def _windows(self, layers: int) -> tuple[int | None, tuple[int, ...]]:
-        """The size of the windows, and the layers without one."""
-        kinds, size = self._kinds(layers), self.get("sliding_window")
-        if self.family.windows == "switched" and not self._switch("use_sliding_window", False):
-            size = None
-        whole = tuple(n for n, kind in enumerate(kinds) if kind == FULL)
-        if size is None or len(whole) == layers:
-            if size is None and SLIDING in kinds and "layer_types" in self.raw:
-                self.wrong.append("sliding_window is unset, but layer_types has layers with one")
-            return None, ()
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 1 << 31:
-            self.wrong.append(f"sliding_window = {size!r:.60}: must be a whole number above 0")
-            return None, ()
-        return size, whole
-
-    def _kinds(self, layers: int) -> Sequence[str]:
-        """What each layer attends to."""
-        family, said = self.family, self.raw.get("layer_types")
-        if family.windows == "none":
-            return [FULL] * layers
-        if said is not None:
-            if not isinstance(said, list) or len(said) != layers or not all(kind in (FULL, SLIDING) for kind in said):
-                self.wrong.append(f"layer_types: must name {FULL} or {SLIDING} for each of {layers} layers")
-                return [FULL] * layers
-            return said
-        if family.windows == "all":
-            return [SLIDING] * layers
-        if family.windows == "switched":
-            first = self.get("max_window_layers")
-            return [SLIDING if n >= (28 if first is None else first) else FULL for n in range(layers)]
-        every = self.raw.get("sliding_window_pattern", self.raw.get("_sliding_window_pattern", family.every))
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            self.wrong.append(f"sliding_window_pattern = {every!r:.60}: must be a whole number above 0")
-            every = family.every
-        return [SLIDING if (n + 1) % every else FULL for n in range(layers)]

@@ -58,7 +58,7 @@ def _fields(model: ModelConfig, family: Family, seq_len: int, dtype: str) -> dic
     if isinstance(scalar, float) and scalar.is_integer():
         raw["query_pre_attn_scalar"] = int(scalar)
     known = GATED if family.gated else PLAIN
-    named = {ours: theirs for theirs, ours in reversed(known.items())}
+    named = {ours: theirs for theirs, ours in reversed(tuple(known.items()))}
     fixed = {family.fixed["activation"]: "silu"} if "activation" in family.fixed else {}
     raw[family.activation] = (fixed or named).get(model.activation, model.activation)
     if family.latent:

@@ -64,13 +64,13 @@ class LatentAttention(SelfAttention):
         q, kv = (t.view(*t.shape[:2], self.heads, -1) for t in (q, kv))
         q_plain, q_rotated = q.split_with_sizes([self.plain, self.rotated], -1)
         k_plain, v = kv.split_with_sizes([self.plain, self.value], -1)
-        q_rotated, k_rotated = self._turned(q_rotated, rotation), self._turned(k_rotated.unsqueeze(2), rotation)
+        q_rotated, k_rotated = self._rotated(q_rotated, rotation), self._rotated(k_rotated.unsqueeze(2), rotation)
         k_rotated = k_rotated.expand(-1, -1, self.heads, -1)
         return torch.cat([q_plain, q_rotated], -1), torch.cat([k_plain, k_rotated], -1), v
 
-    def _turned(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _rotated(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         """x [s, b, heads, r] turned by the angle of its position; neighbours end up a half apart, everywhere."""
-        pairs = x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) if self.interleaved else x.clone()
+        pairs = x.reshape(*x.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2) if self.interleaved else x.clone()
         return pairs if rotation is None else self.rotate(pairs, rotation, x.shape[2])[0]
 
 

@@ -165,7 +165,7 @@ def example(of: Combination, *, options: bool) -> Arguments:
     )
     comm = () if of.context == "-" else (of.context.removeprefix("cp "),)
     parallel = ParallelConfig(
-        **n,
+        **n,  # type: ignore[arg-type]
         cp_comm=comm or ("auto",),  # type: ignore[arg-type]
         sequence_parallel=of.tensor == TENSOR[2],
         schedule=schedule,  # type: ignore[arg-type]

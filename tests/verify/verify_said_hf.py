@@ -90,9 +90,9 @@ CONFIG = Said(
     ),
     Fault(
         "a window of a family that switches it off",
-        "interop/config.py",
-        'self.family.windows == "switched" and not self._switch("use_sliding_window", False)',
-        "False",
+        "interop/windows.py",
+        "size = size if used is True else None",
+        "pass",
     ),
     Fault(
         "a stretch of the local wavelengths of Gemma 3",
