@@ -105,6 +105,3 @@ def fp8_sizes_divide(a: Arguments) -> RuleViolation | None:
         nearby |= near
     problem = ", ".join(said for said, _ in wrong)
     return RuleViolation(f"{problem}: must be a multiple of {_ROW} for fp8", {**nearby, "run.fp8": ("none",)})
-
-
-PRECISION_RULES = (flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide, fp8_has_no_latent)

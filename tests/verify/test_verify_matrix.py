@@ -11,6 +11,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not in each worker
+from allpairspy import AllPairs
 from rich.console import Console
 
 from benchmarks.verified import KINDS, every_two, layout_of
@@ -40,11 +41,19 @@ pytestmark = pytest.mark.gloo
 
 PAIRED = every_two()
 WITH_KINDS = [tuple(kind[0] for kind in KINDS) if of == PIPELINE else of for of in FEATURES]
+DENSE = [
+    (Combination(tensor, "-", pipeline, data, "-", "-", "-", activations, dtype), options)
+    for tensor, pipeline, data, activations, dtype, options in AllPairs(
+        [TENSOR, PIPELINE, DATA, ACTIVATIONS, DTYPES, (True, False)]
+    )
+]
+EVERY = [*PAIRED, *(pytest.param(*row, marks=pytest.mark.nightly) for row in DENSE if row not in PAIRED)]
 
 
-@pytest.mark.parametrize(("of", "options"), PAIRED, ids=[f"{of}{', options' * options}" for of, options in PAIRED])
+@pytest.mark.parametrize(("of", "options"), EVERY, ids=str)
 def test_every_two_features_together_equal_one_process(pool: Pool, of: Combination, options: bool) -> None:
-    """One step. A schedule of each kind meets every sharding, every way to recompute, each dtype, options on or off."""
+    """One step. A schedule of each kind meets every sharding, every way to recompute, each dtype, options on or off; at
+    night each schedule by itself, of dense layers."""
     for share in pool.run(layout_of(of).world, measure, of, options):
         assert share <= 1
 
