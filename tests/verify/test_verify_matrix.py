@@ -103,7 +103,7 @@ def test_what_is_not_verified_is_said_in_one_line() -> None:
     more = replace(strange, model=replace(plain.model, dropout=0.1), run=replace(plain.run, recompute="block"))
     assert "tp, dropout + recomputation of blocks, reduce_dtype=bf16, fp32" in (untested(more) or "")
     hybrid = ParallelConfig(cp=4, cp_comm=("hybrid",), cp_a2a=2)
-    assert "one process, cp=4, cp_comm=hybrid, fp32" in (untested(replace(plain, parallel=hybrid)) or "")
+    assert "one process, cp_a2a=2, cp=4, cp_comm=hybrid, fp32" in (untested(replace(plain, parallel=hybrid)) or "")
     object.__setattr__(more.run, "recompute", "everything")
     assert "tp, dropout, reduce_dtype=bf16, recompute=everything, fp32" in (untested(more) or "")
 
