@@ -114,7 +114,7 @@ class Router(nn.Module):
         c = self.config
         ranked = scores + self.state.bias if c.router_bias else scores
         if c.router_groups > 1:
-            grouped = ranked.view(len(ranked), c.router_groups, -1)
+            grouped = ranked.view(len(ranked), c.router_groups, c.experts // c.router_groups)
             best = grouped.amax(-1) if c.router_group_score == "max" else grouped.topk(2, -1).values.sum(-1)
             allowed = torch.zeros_like(best, dtype=torch.bool)
             allowed.scatter_(1, best.topk(c.router_top_groups, -1).indices, True)
