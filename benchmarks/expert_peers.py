@@ -94,7 +94,7 @@ class Ours:
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x[:, None])
-        return y[:, 0]
+        return y.squeeze(1)
 
     def gradients(self) -> dict[str, Tensor]:
         experts, e = self.layer.experts, self.config.experts

@@ -25,6 +25,7 @@ from stretto.collectives import all_to_all_rows_async
 from stretto.experts.grouped import Segments
 from stretto.experts.host import to_host
 from stretto.experts.rows import RowOps
+from stretto.tensor_parallel import Lazy, Pointwise
 from stretto.world import AsyncTensor, Axis, ExpertAxes
 
 
@@ -127,9 +128,21 @@ def receive(coming: Tensor, plan: Plan, transfer: Transfer, flush: Callable[[], 
     return _Receive.apply(coming, plan, transfer, flush)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def combine(y: Tensor, weights: Tensor, plan: Plan, ops: RowOps) -> Tensor:
-    """Outputs of the experts y [m, h] back at their tokens: sum over k of weights [n, K] times them, [n, h]."""
-    return _Combine.apply(y, weights, plan, ops)  # type: ignore[no-any-return, no-untyped-call]
+def regathered(x: Tensor, plan: Plan, ops: RowOps) -> Lazy:
+    """What arrives where no rank exchanges with another, for a GEMM that takes it from x [n, h] forward and again in
+    the backward: it is never kept."""
+
+    def forward(x: Tensor) -> Tensor:
+        return ops.scatter(x, plan.rows, plan.back)
+
+    def backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
+        del x
+        return (ops.sum(dy, plan.back),)
+
+    def both(dy: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return forward(x), *backward(dy, x)
+
+    return Lazy(Pointwise(forward, backward, both, recompute=True), (x,))
 
 
 class _Send(Function):
@@ -154,36 +167,19 @@ class _Receive(Function):
         ctx.plan, ctx.transfer, ctx.flush = plan, transfer, flush
         assert transfer.forward is not None
         got, transfer.forward = transfer.forward.wait(), None
-        return _moved(got.view_as(got), plan.arrange)
+        return moved(got.view_as(got), plan.arrange)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
         plan = ctx.plan
-        rows = _moved(dy, plan.restore)
+        rows = moved(dy, plan.restore)
         ctx.transfer.backward = all_to_all_rows_async(rows, plan.received, plan.sent, plan.exchange)
         if plan.exchange.size > 1:
             ctx.flush()
         return rows, None, None, None
 
 
-class _Combine(Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, weights: Tensor, plan: Plan, ops: RowOps) -> Tensor:
-        rows = _moved(y.detach(), plan.restore)
-        rows = all_to_all_rows_async(rows, plan.received, plan.sent, plan.exchange).wait()
-        ctx.plan, ctx.ops = plan, ops
-        ctx.save_for_backward(rows, weights)
-        return ops.combine(rows, weights.detach(), plan.back)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        plan, (rows, weights) = ctx.plan, ctx.saved_tensors
-        drows, dweights = ctx.ops.combine_backward(dy, rows, weights, plan.rows, plan.back)
-        coming = all_to_all_rows_async(drows, plan.sent, plan.received, plan.exchange)
-        return _moved(coming.wait(), plan.arrange), dweights, None, None
-
-
-def _moved(rows: Tensor, order: Tensor | None) -> Tensor:
+def moved(rows: Tensor, order: Tensor | None) -> Tensor:
+    """Rows in another order; None: they have it."""
     return rows if order is None else rows.index_select(0, order)

@@ -34,15 +34,10 @@ def combine_rows(rows: Tensor, weights: Tensor, back: Tensor) -> Tensor:
     return _added(rows, back, weights)
 
 
-def combine_rows_backward(
-    dy: Tensor, rows: Tensor, weights: Tensor, order: Tensor, back: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Its adjoint: gradients of the rows [sent, h] and of the weights [n, K]."""
-    slots = weights.shape[-1]
-    drows = dy.index_select(0, order // slots) * weights.reshape(-1).index_select(0, order)[:, None]
-    wide = dy.to(weights.dtype)
-    each = [(wide * _slot(rows, back, k, weights.dtype)).sum(-1) for k in range(slots)]
-    return drows.to(dy.dtype), torch.stack(each, -1)
+def of_slots(numbers: Tensor, back: Tensor) -> Tensor:
+    """[n, K]: of each slot the number [sent, 1] that came back for it; 0 where it was dropped."""
+    beyond = torch.cat([numbers[:, 0], numbers.new_zeros(1)])
+    return beyond.index_select(0, back.clamp(max=len(numbers)).flatten()).view_as(back).sum(0)
 
 
 def _added(rows: Tensor, back: Tensor, weights: Tensor | None) -> Tensor:
@@ -66,13 +61,12 @@ def _slot(rows: Tensor, back: Tensor, k: int, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class RowOps:
-    """The four as a build wants them computed."""
+    """The three as a build wants them computed."""
 
     scatter: Callable[[Tensor, Tensor, Tensor], Tensor] = scatter_rows
     sum: Callable[[Tensor, Tensor], Tensor] = sum_rows
     combine: Callable[[Tensor, Tensor, Tensor], Tensor] = combine_rows
-    combine_backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = combine_rows_backward
 
     @classmethod
     def of(cls, build: Build) -> RowOps:
-        return cls(*(build.fuse(each) for each in (scatter_rows, sum_rows, combine_rows, combine_rows_backward)))
+        return cls(*(build.fuse(each) for each in (scatter_rows, sum_rows, combine_rows)))

@@ -15,9 +15,6 @@ from torch import Tensor
 _BLOCK = 2048
 """Columns of a program: with four warps two loads of 16 bytes of bf16 for a thread and row."""
 
-_TILE = 2**14
-"""Elements of all slots of a token that a program holds at once, on eight warps."""
-
 
 @triton.jit  # which reads annotations, and knows no types but its own
 def _add_up(
@@ -51,9 +48,7 @@ def _add_up(
 
 
 @triton.jit
-def _scatter(
-    x, back, out, tokens, sent, width, blocks, slots: tl.constexpr, parts: tl.constexpr, block: tl.constexpr
-):
+def _scatter(x, back, out, tokens, sent, width, blocks, slots: tl.constexpr, parts: tl.constexpr, block: tl.constexpr):
     token = (tl.program_id(0) // blocks).to(tl.int64)
     column = tl.program_id(0) % blocks * block + tl.arange(0, block)
     within = column < width
@@ -62,43 +57,6 @@ def _scatter(
         for k in tl.static_range(slots):
             place = tl.load(back + (part * tokens + token) * slots + k)
             tl.store(out + place * width + column, row, mask=within & (place < sent))
-
-
-@triton.jit
-def _combine_back(
-    dy,
-    y,
-    weights,
-    back,
-    out,
-    dweights,
-    tokens,
-    sent,
-    width,
-    turns: tl.constexpr,
-    slots: tl.constexpr,
-    parts: tl.constexpr,
-    padded: tl.constexpr,
-    block: tl.constexpr,
-):
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.arange(0, padded)
-    chosen = slot < slots
-    weight = tl.load(weights + token * slots + slot, mask=chosen, other=0.0).to(tl.float32)
-    products = tl.zeros([padded], tl.float32)
-    for turn in range(turns):
-        column = turn * block + tl.arange(0, block)
-        within = column < width
-        d = tl.load(dy + token * width + column, mask=within, other=0.0).to(tl.float32)
-        drow = (weight[:, None] * d[None, :]).to(out.dtype.element_ty)
-        for part in tl.static_range(parts):
-            place = tl.load(back + (part * tokens + token) * slots + slot, mask=chosen, other=0)
-            here = (chosen & (place < sent))[:, None] & within[None, :]
-            at = place[:, None] * width + column[None, :]
-            row = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
-            tl.store(out + at, drow, mask=here)
-            products += tl.sum(row * d[None, :], 1)
-    tl.store(dweights + token * slots + slot, products.to(dweights.dtype.element_ty), mask=chosen)
 
 
 def scatter_rows(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
@@ -120,37 +78,6 @@ def sum_rows(rows: Tensor, back: Tensor) -> Tensor:
 def combine_rows(rows: Tensor, weights: Tensor, back: Tensor) -> Tensor:
     """`stretto.experts.rows.combine_rows`."""
     return _added(rows, back, weights.contiguous())
-
-
-def combine_rows_backward(
-    dy: Tensor, rows: Tensor, weights: Tensor, order: Tensor, back: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`stretto.experts.rows.combine_rows_backward`."""
-    del order
-    dy, rows, weights, back = (each.contiguous() for each in (dy, rows, weights, back))
-    (parts, tokens, slots), (sent, width) = back.shape, rows.shape
-    drows, dweights = torch.empty_like(rows), torch.empty_like(weights)
-    padded = triton.next_power_of_2(slots)
-    block = min(triton.next_power_of_2(width), max(_TILE // padded, 128))
-    if tokens:
-        _combine_back[(tokens,)](
-            dy,
-            rows,
-            weights,
-            back,
-            drows,
-            dweights,
-            tokens,
-            sent,
-            width,
-            triton.cdiv(width, block),
-            slots,
-            parts,
-            padded,
-            block,
-            num_warps=_warps(padded * block // 4),
-        )
-    return drows, dweights
 
 
 def _added(rows: Tensor, back: Tensor, weights: Tensor | None) -> Tensor:

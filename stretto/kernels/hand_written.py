@@ -79,6 +79,7 @@ def kernels() -> Mapping[Function, Kernel]:
     return {
         formulas.swiglu_backward: Kernel(swiglu.backward),
         formulas.swiglu_both: Kernel(swiglu.both),
+        formulas.swiglu_weighted: Kernel(swiglu.weighted),
         formulas.rms_norm_backward: Kernel(rms_norm.backward),
         formulas.rms_norm_both: Kernel(rms_norm.both),
         turning.apply_rotary_: Kernel(rope.apply_rotary_, _power_of_two),
@@ -86,7 +87,6 @@ def kernels() -> Mapping[Function, Kernel]:
         moving.scatter_rows: Kernel(experts.scatter_rows),
         moving.sum_rows: Kernel(experts.sum_rows),
         moving.combine_rows: Kernel(experts.combine_rows),
-        moving.combine_rows_backward: Kernel(experts.combine_rows_backward),
         quantizing.add_: Kernel(fp8.add_),
         quantizing.scale: Kernel(fp8.scale),
         quantizing.quantize: Kernel(fp8.quantize, dtypes=_QUANTIZED),

@@ -32,6 +32,29 @@ def _kernel(dy, gate_up, inner, blocks, recompute: tl.constexpr, block: tl.const
         tl.store(dy + row * inner + at, (silu * up).to(dy.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _weighted(dy, gate_up, weights, dweights, inner, turns: tl.constexpr, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    weight = tl.load(weights + row)
+    products = tl.zeros([block], tl.float32)
+    for turn in range(turns):
+        at = turn * block + tl.arange(0, block)
+        inside = at < inner
+        gate = tl.load(gate_up + row * 2 * inner + at, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(gate_up + row * 2 * inner + inner + at, mask=inside, other=0.0).to(tl.float32)
+        d = tl.load(dy + row * inner + at, mask=inside, other=0.0).to(tl.float32)
+        g = tl.sigmoid(gate)
+        silu = gate * g
+        y = (silu * up).to(dy.dtype.element_ty).to(tl.float32)  # what the forward has multiplied
+        products += d * y
+        d *= weight
+        d_gate, d_up = d * up * g * (1 + gate * (1 - g)), d * silu
+        tl.store(gate_up + row * 2 * inner + at, d_gate.to(gate_up.dtype.element_ty), mask=inside)
+        tl.store(gate_up + row * 2 * inner + inner + at, d_up.to(gate_up.dtype.element_ty), mask=inside)
+        tl.store(dy + row * inner + at, (y * weight).to(dy.dtype.element_ty), mask=inside)
+    tl.store(dweights + row, tl.sum(products, 0))
+
+
 def backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
     """`stretto.tensor_parallel.formulas.swiglu_backward`: dy [.., f], gate_up [.., 2f], which is used up."""
     return (_launch(dy, gate_up, recompute=False)[1],)
@@ -40,6 +63,16 @@ def backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
 def both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """`stretto.tensor_parallel.formulas.swiglu_both`: the output once more, and the gradient; both are used up."""
     return _launch(dy, gate_up, recompute=True)
+
+
+def weighted(dy: Tensor, gate_up: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`stretto.tensor_parallel.formulas.swiglu_weighted`: dy [m, f], gate_up [m, 2f], both used up, weight [m, 1]."""
+    dy, gate_up, weight, (rows, inner) = dy.contiguous(), gate_up.contiguous(), weight.contiguous(), dy.shape
+    dweight = torch.empty_like(weight)
+    if rows:
+        _weighted[(rows,)](dy, gate_up, weight, dweight, inner, triton.cdiv(inner, _BLOCK), _BLOCK, num_warps=4)
+    torch.autograd.graph.increment_version(gate_up)
+    return dy, gate_up, dweight
 
 
 def _launch(dy: Tensor, gate_up: Tensor, *, recompute: bool) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,8 @@ class Formula:
     forward: Forward
     backward: Backward
     both: Callable[..., tuple[Tensor, ...]]
+    weighted: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+    """As `weighted` below, where it is more than that of `both`."""
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -48,6 +50,44 @@ def swiglu_backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
 def swiglu_both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """Itself and its adjoint. A kernel may use up both that it is given."""
     return swiglu(gate_up), *swiglu_backward(dy, gate_up)
+
+
+def clamped_swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
+    """(up + 1) gate sigmoid(alpha gate), both clamped first, as gpt-oss has it: [.., 2f] -> [.., f]."""
+    gate, up = _wide(gate_up).chunk(2, -1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return ((up + 1) * gate * (alpha * gate).sigmoid()).to(gate_up.dtype)
+
+
+def clamped_swiglu_backward(dy: Tensor, gate_up: Tensor, alpha: float, limit: float) -> tuple[Tensor]:
+    """Its adjoint: with g = sigmoid(alpha gate), d (gate g) = g (1 + alpha gate (1 - g)); none beyond a clamp."""
+    d = _wide(dy)
+    gate, up = _wide(gate_up).chunk(2, -1)
+    within = (gate <= limit, up.abs() <= limit)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    g = (alpha * gate).sigmoid()
+    d_gate = d * (up + 1) * g * (1 + alpha * gate * (1 - g)) * within[0]
+    return (torch.cat([d_gate, d * gate * g * within[1]], -1).to(gate_up.dtype),)
+
+
+def clamped_swiglu_both(dy: Tensor, gate_up: Tensor, alpha: float, limit: float) -> tuple[Tensor, Tensor]:
+    """Itself and its adjoint."""
+    return clamped_swiglu(gate_up, alpha, limit), *clamped_swiglu_backward(dy, gate_up, alpha, limit)
+
+
+def swiglu_weighted(dy: Tensor, gate_up: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`weighted` of SwiGLU. A kernel may use up dy and gate_up."""
+    return weighted(swiglu_both, dy, gate_up, weight)
+
+
+def weighted(
+    both: Callable[..., tuple[Tensor, ...]], dy: Tensor, x: Tensor, weight: Tensor, **bound: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where rows y = f(x) count with a weight [m, 1], and dy is the gradient of what they add up to: weight y, the
+    gradient of x, and that of the weight, <dy, y>."""
+    wide = dy.to(weight.dtype)
+    y, dx = both((wide * weight).to(dy.dtype), x, **bound)
+    return (y * weight).to(y.dtype), dx, (wide * y).sum(-1, keepdim=True)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -211,7 +251,8 @@ def _over_rows(x: Tensor) -> Tensor:
     return x.flatten(0, -2).sum(0)
 
 
-SWIGLU = Formula(swiglu, swiglu_backward, swiglu_both)
+SWIGLU = Formula(swiglu, swiglu_backward, swiglu_both, swiglu_weighted)
+CLAMPED_SWIGLU = Formula(clamped_swiglu, clamped_swiglu_backward, clamped_swiglu_both)
 GEGLU = Formula(geglu, geglu_backward, geglu_both)
 GEGLU_TANH = Formula(geglu_tanh, geglu_tanh_backward, geglu_tanh_both)
 GELU = Formula(gelu, gelu_backward, gelu_both)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from stretto.tensor_parallel import formulas
 from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.formulas import Backward, Formula, Forward
 
@@ -28,6 +29,8 @@ class Pointwise:
     backward: Backward
     both: Callable[..., tuple[Tensor, ...]]
     recompute: bool
+    weighted: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+    """`formulas.weighted` of it, of operations of one input."""
 
     @classmethod
     def of(cls, formula: Formula, build: Build, **bound: float) -> Pointwise:
@@ -36,7 +39,8 @@ class Pointwise:
         def fused(function: Callable[..., Any]) -> Callable[..., Any]:
             return build.fuse(partial(function, **bound) if bound else function)
 
-        return cls(fused(formula.forward), fused(formula.backward), fused(formula.both), build.recompute)
+        weighted = fused(formula.weighted or partial(formulas.weighted, formula.both))
+        return cls(fused(formula.forward), fused(formula.backward), fused(formula.both), build.recompute, weighted)
 
     def __call__(self, *inputs: Tensor) -> Tensor | Lazy:
         """The output, or where it is not to be kept, how to make it."""

@@ -10,6 +10,7 @@ from triton.compiler import ASTSource
 from stretto.kernels import experts, fp8, rms_norm, rope, swiglu
 
 KERNELS = {
+    "swiglu weighted": (swiglu._weighted, {"turns": 1, "block": 1024}),
     "swiglu": (swiglu._kernel, {"recompute": True, "block": 1024}),
     "rms_norm": (rms_norm._kernel, {"with_dresidual": True, "recompute": True, "turns": 3, "block": 2048}),
     "rms_norm weight": (rms_norm._add_up, {"turns": 7, "tall": 64, "wide": 32}),
@@ -20,7 +21,6 @@ KERNELS = {
     "fp8 rows": (fp8._quantize_row, {"power": 8, "block": 4096}),
     "experts add": (experts._add_up, {"weighted": True, "slots": 8, "parts": 1, "block": 2048}),
     "experts scatter": (experts._scatter, {"slots": 8, "parts": 2, "block": 2048}),
-    "experts back": (experts._combine_back, {"turns": 1, "slots": 8, "parts": 1, "padded": 8, "block": 2048}),
     "rope": (rope._turn, {"half": 64, "count": 16}),
     "rope back": (rope._back, {"half": 64, "count": 16}),
 }

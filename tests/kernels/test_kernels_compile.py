@@ -28,7 +28,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WIDE = ["swiglu", "rms_norm", "rope", "rope back", "fp8 add", "fp8 both", "fp8 rows", "experts add", "experts scatter"]
 
 
-@pytest.mark.parametrize("name", [*WIDE, "experts back"])
+@pytest.mark.parametrize("name", [*WIDE, "swiglu weighted"])
 def test_they_compile_and_move_sixteen_bytes_at_a_time(ptx: Path, name: str) -> None:
     code = (ptx / name).read_text()
     assert "ld.global.v4" in code

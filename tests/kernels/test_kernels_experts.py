@@ -13,7 +13,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
 from stretto.experts.dispatch import plan_of
-from stretto.experts.rows import combine_rows, combine_rows_backward, scatter_rows, sum_rows
+from stretto.experts.rows import combine_rows, scatter_rows, sum_rows
 from stretto.kernels.hand_written import kernels
 from stretto.world import ExpertAxes
 
@@ -60,15 +60,11 @@ def close(found: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
 def test_rows_come_and_go(tokens: int, slots: int, width: int, cut: bool, dropped: str, dtype: torch.dtype) -> None:
     order, back = places(tokens, slots, dropped)
     order, back = halved(order, back) if cut else (order, back)
-    x, dy, rows = (drawn(n, width, dtype=dtype) for n in (tokens, tokens, len(order)))
+    x, rows = drawn(tokens, width, dtype=dtype), drawn(len(order), width, dtype=dtype)
     weights = torch.rand(tokens, slots, device=DEVICE)
     assert torch.equal(kernels()[scatter_rows].run(x, order, back), scatter_rows(x, order, back))
     close(kernels()[sum_rows].run(rows, back), sum_rows(rows.double(), back), dtype)
     close(kernels()[combine_rows].run(rows, weights, back), combine_rows(rows.double(), weights.double(), back), dtype)
-    given = dy.double(), rows.double(), weights.double(), order, back
-    drows, dweights = kernels()[combine_rows_backward].run(dy, rows, weights, order, back)
-    close(drows, combine_rows_backward(*given)[0], dtype)
-    close(dweights, combine_rows_backward(*given)[1], torch.float32)
 
 
 def test_a_sum_has_the_order_of_the_slots() -> None:
@@ -85,7 +81,6 @@ def test_no_tokens_move_nothing() -> None:
     x, weights = drawn(0, 16, dtype=torch.float32), torch.rand(0, 2, device=DEVICE)
     assert kernels()[scatter_rows].run(x, order, back).shape == (0, 16)
     assert kernels()[combine_rows].run(x, weights, back).shape == (0, 16)
-    assert [t.shape[0] for t in kernels()[combine_rows_backward].run(x, x, weights, order, back)] == [0, 0]
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="elsewhere no kernel takes anything")
@@ -93,5 +88,6 @@ def test_the_kernels_take_what_a_layer_gives() -> None:
     """More rows than a row may have columns, of which each has an index."""
     order, back = places(2**14, 8, "none")
     rows, weights = drawn(len(order), 16, dtype=torch.bfloat16), torch.rand(2**14, 8, device=DEVICE)
-    assert kernels()[combine_rows_backward].takes([rows[: 2**14], rows, weights, order, back])
-    assert not kernels()[combine_rows_backward].takes([rows.double(), rows, weights, order, back])
+    assert kernels()[scatter_rows].takes([rows[: 2**14], order, back])
+    assert kernels()[combine_rows].takes([rows, weights, back])
+    assert not kernels()[combine_rows].takes([rows.double(), weights, back])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
-from stretto.experts import rows
+from stretto.experts import rows as moving
 from stretto.kernels import hand_written
 from stretto.kernels.hand_written import kernels
 from stretto.models import rope
@@ -47,6 +47,25 @@ def test_swiglu(formula: Callable[..., tuple[Tensor, ...]], inner: int, dtype: t
     found = kernels()[formula].run(dy, gate_up)
     same(found, exact, dtype)
     assert found[-1].data_ptr() == gate_up.data_ptr()  # no second one of that size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "inner"), [(5, 24), (3, 1000), (2, 2056), (0, 8)])
+def test_swiglu_of_rows_that_count_with_a_weight(rows: int, inner: int, dtype: torch.dtype) -> None:
+    """Held against autograd, too: with dy the gradient of the sum of weight times output."""
+    dy, gate_up = drawn(rows, inner, dtype=dtype), drawn(rows, 2 * inner, dtype=dtype)
+    weight = torch.rand(rows, 1, device=DEVICE)
+    exact = formulas.swiglu_weighted(dy.double(), gate_up.double(), weight.double())
+    x, w = gate_up.double().requires_grad_(), weight.double().requires_grad_()
+    y = w * formulas.swiglu(x)
+    y.backward(dy.double())
+    for one, other in zip(exact, (y.detach(), x.grad, w.grad), strict=True):
+        torch.testing.assert_close(one, other)
+    *found, dweight = kernels()[formulas.swiglu_weighted].run(dy, gate_up, weight)
+    same(tuple(found), exact[:2], dtype)
+    limit = 2**-7 if dtype == torch.bfloat16 else 1e-6  # of an output that is rounded
+    assert (dweight.double() - exact[2]).norm() <= limit * exact[2].norm()
+    assert found[1].data_ptr() == gate_up.data_ptr()
 
 
 def test_what_is_used_up_cannot_be_used_again() -> None:
@@ -127,7 +146,8 @@ def test_gradients_are_turned_back_side_by_side(heads: tuple[int, int, int], rot
 def test_every_kernel_is_compared() -> None:
     compared = {formulas.swiglu_backward, formulas.swiglu_both, formulas.rms_norm_backward, formulas.rms_norm_both}
     elsewhere = {fp8.add_, fp8.scale, fp8.quantize, fp8.quantize_transposed, fp8.quantize_both, fp8.quantize_rows}
-    elsewhere |= {rows.scatter_rows, rows.sum_rows, rows.combine_rows, rows.combine_rows_backward}
+    compared |= {formulas.swiglu_weighted}
+    elsewhere |= {moving.scatter_rows, moving.sum_rows, moving.combine_rows}
     assert set(kernels()) == compared | {rope.apply_rotary_, rope.apply_rotary_backward} | elsewhere
 
 

@@ -44,8 +44,8 @@ EXACT = Said(
     Fault(
         "gradients of experts scaled by ep",
         "experts/grouped.py",
-        "accumulate_matmul(each, first_microbatch, mine, theirs)",
-        "accumulate_matmul(each, first_microbatch, mine * of.build.experts.ep.size, theirs)",
+        "accumulate_matmul(each, first_microbatch, left, right)",
+        "accumulate_matmul(each, first_microbatch, left * self.build.experts.ep.size, right)",
     ),
     Fault(
         "an expert without tokens that keeps the gradient of the step before",
@@ -104,5 +104,60 @@ ROUTER = Said(
         "experts/capacity.py",
         "before <= limit",
         "before <= limit + 1",
+    ),
+)
+
+SENT = Said(
+    "tests/experts/test_experts_sent.py",
+    Fault(
+        "rows that are sent to each rank of a cut expert twice",
+        "experts/output.py",
+        "rows = ctx.ops.scatter(dout, plan.rows, plan.back)",
+        "rows = ctx.ops.scatter(dout, plan.rows, plan.back)\n"
+        "        all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange).wait()",
+    ),
+    Fault(
+        "latents that cross a border by themselves each",
+        "models/latent.py",
+        "*latents, k_rotated = low.split_with_sizes(self.latents, -1)",
+        "*latents, k_rotated = low.split_with_sizes(self.latents, -1)\n"
+        "        k_rotated = enter(k_rotated, b.tp, sequence_parallel=False)",
+    ),
+    Fault(
+        "gradients of experts summed over all data-parallel ranks",
+        "experts/layer.py",
+        'replicas=("edp",)',
+        'replicas=("dp", "cp")',
+    ),
+    Fault(
+        "gradients in bf16 that are gathered in fp32",
+        "distributed/wire.py",
+        "        all_gather_into(self.sent, total.to(self.sent.dtype), self.axis).wait()\n"
+        "        self.x.copy_(self.sent[: self.x.numel()])",
+        "        whole = self.sent.to(total.dtype)\n"
+        "        all_gather_into(whole, total, self.axis).wait()\n"
+        "        self.x.copy_(whole[: self.x.numel()])",
+    ),
+)
+
+KEPT = Said(
+    "tests/experts/test_experts_kept.py",
+    Fault(
+        "outputs of experts that are kept",
+        "experts/output.py",
+        "ctx.save_for_backward(gate_up, weights, weight)",
+        "ctx.save_for_backward(gate_up, weights, weight, rows)",
+    ),
+    Fault(
+        "the activation's output kept beside what it is made from",
+        "experts/output.py",
+        "ctx.save_for_backward(gate_up, weights, weight)",
+        "ctx.save_for_backward(gate_up, weights, weight, a)",
+    ),
+    Fault(
+        "rows kept beside the tokens that they are",
+        "experts/layer.py",
+        "if build.recompute and plan.exchange.size == 1:",
+        "if False:",
     ),
 )
