@@ -77,6 +77,24 @@ class Case:
         """Of forward and backward of the experts' matrices."""
         return 6.0 * len(self.x) * self.config.top_k * self.config.hidden * 3 * self.config.dim_expert
 
+    @property
+    def moved(self) -> float:
+        """Bytes that forward and backward read and write at least beside GEMMs, where no kernel of a GEMM does more.
+
+        Rows are made from tokens, added up at them, and the same for their gradients; the activation reads two inner
+        sizes and writes one, and its backward reads and writes all three.
+        """
+        c, n = self.config, len(self.x)
+        rows = n * c.top_k
+        return 2.0 * (4 * (rows + n) * c.hidden + 9 * rows * c.dim_expert)
+
+
+def copied(device: torch.device, seconds: float) -> float:
+    """Bytes a millisecond that a copy reads and writes."""
+    x = torch.empty(2**28 if device.type == "cuda" else 2**20, dtype=torch.bfloat16, device=device)
+    y = torch.empty_like(x)
+    return 4 * x.numel() / sustained(lambda: _unused(y.copy_, x), device, seconds=seconds)
+
 
 def limit(case: Case, seconds: float) -> float:
     """Milliseconds of the experts' GEMMs, forward and back, as dense ones over the rows of all experts."""
@@ -190,6 +208,12 @@ def show(name: str, found: dict[str, Any], console: Console) -> None:
         worst, apart = max(row["errors"].items(), key=lambda item: item[1])
         table.add_row(peer, f"{row['ms']:.3f}", f"{row['forward_ms']:.3f}", *rates, *memory, f"{apart:.4f} {worst}")
     console.print(table)
+    floor = found["limit_ms"] + found["moved_ms"]
+    console.print(
+        f"rows and activations: {found['moved_bytes'] * 1e-9:.2f} GB, {found['moved_ms']:.3f} ms at the rate of a copy "
+        f"({found['moved_bytes'] / found['moved_ms'] * 1e-9:.2f} TB/s); with the dense GEMMs {floor:.3f} ms, "
+        f"{found['limit_ms'] / floor:.1%} of the limit\n"
+    )
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
@@ -230,6 +254,7 @@ def main(argv: Sequence[str]) -> int:
             found["cases"][name], truth = one, dict[str, Tensor]()
             if not options.profile:
                 one["limit_ms"] = limit(case, options.seconds)
+                one |= {"moved_bytes": case.moved, "moved_ms": case.moved / copied(device, options.seconds / 4)}
             for peer in options.peers.split(","):
                 layer: Layer | None = None
                 try:

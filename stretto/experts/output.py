@@ -6,8 +6,8 @@ With y = W_e a + b_e a row's output, a = activation(gate_up), and out = sum over
 
 so no output of an expert is kept for the weights' gradient: it is made where the experts are, and each row's number
 travels back. The gradients of outputs travel without their weights for that, and these beside them. Weight gradients
-take the weights with a, d W_e = d out^T (weight a), which is the smaller factor. What is kept is gate_up alone: one pass
-over it gives weight a, its gradient and d weight.
+take the weights with a, d W_e = d out^T (weight a), which is the smaller factor. What is kept is gate_up alone: one
+pass over it gives weight a, its gradient and d weight.
 (Guo et al., "SonicMoE", 2025, keep as little.)
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable

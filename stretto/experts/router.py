@@ -24,10 +24,11 @@ from torch.autograd.function import once_differentiable
 
 from stretto.arguments.schema import ModelConfig
 from stretto.experts.capacity import within_capacity
+from stretto.experts.scores import scores as scores_of
+from stretto.experts.scores import three_parts
 from stretto.params import Init, ParamSpec
 from stretto.tensor_parallel import Build
 from stretto.tensor_parallel.layers import declare_on, expect
-from stretto.tensor_parallel.linear import accumulate_matmul
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ class Router(nn.Module):
             own = ParamSpec((config.experts,), Init(), sum_grad=("tp",), weight_decay=False)
             self.bias = declare_on(self, "bias", own, build)
         expect(self.weight, build)
+        self._split, self._seen = build.fuse(three_parts), build.fuse(_seen)
 
     def forward(self, x: Tensor, sequence: tuple[int, int]) -> Choice:
         """`sequence`: tokens of each sample in x, and samples: rows are [s, b]."""
         c = self.config
-        logits: Tensor = _Scores.apply(x, self.weight, self.build)  # type: ignore[no-untyped-call]
+        logits = scores_of(x, self.weight, self.build, self._split)
         if self.bias is not None:
             logits = logits + self.bias
         scores = logits.sigmoid() if c.router == "sigmoid" else logits.softmax(-1)
@@ -132,13 +134,28 @@ class Router(nn.Module):
             assignments = state.before.sum().clamp(min=1)
             share = state.before.to(chance.dtype) / assignments
             extra = extra + (chance.sum(0) * share).sum() * (c.balance_loss * c.experts / self.tokens)
-        z = torch.logsumexp(logits, -1).square().sum()
         if c.router_z_loss:
-            extra = extra + z * (c.router_z_loss / self.tokens)
-        counts = torch.bincount(experts.flatten(), minlength=c.experts)
-        lost = torch.zeros_like(counts) if kept is None else torch.bincount(experts[~kept], minlength=c.experts)
-        seen = (counts, lost, chance.detach().double().sum(0), z.detach().double())
+            extra = extra + _z(logits) * (c.router_z_loss / self.tokens)
+        counts = _counts(experts, c.experts, torch.ones_like(experts))
+        lost = torch.zeros_like(counts) if kept is None else _counts(experts, c.experts, (~kept).long())
+        seen = (counts, lost, *self._seen(logits.detach(), chance.detach()))
         return _Attach.apply(weights, extra, state, *seen)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _counts(experts: Tensor, number: int, times: Tensor) -> Tensor:
+    """[E] int64: how often each expert was chosen. Unlike `bincount` no host waits for it."""
+    counts = torch.zeros(number, dtype=torch.int64, device=experts.device)
+    return counts.scatter_add_(0, experts.flatten(), times.flatten())
+
+
+def _z(logits: Tensor) -> Tensor:
+    """[]: the sum over the tokens of logsumexp(logits)^2."""
+    return torch.logsumexp(logits, -1).square().sum()
+
+
+def _seen(logits: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the tokens: of probabilities [E] and of logsumexp^2 [], in fp64."""
+    return chance.sum(0, dtype=torch.float64), _z(logits).double()
 
 
 class _Attach(Function):
@@ -160,33 +177,3 @@ class _Attach(Function):
         state.chance += chance
         state.z += z
         return dweights, torch.ones_like(extra), None, None, None, None, None
-
-
-class _Scores(Function):
-    """x W^T with fp32 sums and an fp32 result, or wider: of bf16 factors no bit of a product is lost."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, build: Build) -> Tensor:
-        ctx.param, ctx.build = weight, build
-        ctx.save_for_backward(x, weight)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        if x.is_cuda and x.dtype != wide:
-            product: Tensor = torch.ops.aten.mm.dtype(x, weight.t(), wide)
-            return product
-        return x.to(wide) @ weight.detach().to(wide).t()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, build = ctx.saved_tensors[0], ctx.build
-        dx = (dy @ ctx.param.detach().to(dy.dtype)).to(x.dtype)
-
-        def write(total: Tensor, first_microbatch: bool) -> None:
-            accumulate_matmul(total, first_microbatch, dy.to(total.dtype), x.to(total.dtype))
-
-        if build.accumulators is None:
-            dw = torch.empty_like(ctx.param)
-            write(dw, True)
-            return dx, dw, None
-        build.accumulators.add(ctx.param, write)
-        return dx, None, None

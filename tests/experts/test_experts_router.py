@@ -17,6 +17,7 @@ from stretto.experts import Balance, Router, Routing, SparseFeedForward
 from stretto.experts.capacity import within_capacity
 from stretto.experts.dispatch import plan_of
 from stretto.experts.rows import combine_rows
+from stretto.experts.scores import by_parts, plainly, three_parts
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.params import Init
@@ -40,7 +41,7 @@ def layer_of(model: dict[str, Any], dtype: torch.dtype) -> SparseFeedForward:
     return layer
 
 
-def plainly(layer: SparseFeedForward, x: Tensor) -> Tensor:
+def by_slots(layer: SparseFeedForward, x: Tensor) -> Tensor:
     """Token by token, slot by slot."""
     c, gate = layer.config, layer.gate
     logits = x.flatten(0, 1) @ gate.weight.t()
@@ -76,7 +77,7 @@ def test_a_layer_is_what_plain_torch_computes(model: dict[str, Any]) -> None:
     layer = layer_of({**model, "balance_loss": 0.0, "router_z_loss": 0.0}, torch.float64)
     x = torch.randn(10, 4, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found = []
-    for compute in (layer, lambda x: plainly(layer, x)):
+    for compute in (layer, lambda x: by_slots(layer, x)):
         inward = x.clone().requires_grad_()
         layer.zero_grad()
         y = compute(inward)
@@ -113,6 +114,23 @@ def test_biases_move_by_integer_counts() -> None:
     assert router.state.bias.tolist() == pytest.approx([-rate, rate, 0.0, 0.0])
     assert router.state.before.tolist() == [40_841, 40_839, 40_840, 40_840]
     assert not router.state.counts.any()
+
+
+def test_three_parts_are_the_whole_gradient() -> None:
+    """No bit of an fp32 number is lost, whatever its size, and the products are those of all of it."""
+    generator = torch.Generator().manual_seed(3)
+    dy = torch.randn(50, 6, generator=generator) * 10.0 ** torch.randint(-12, 6, (50, 6), generator=generator)
+    parts = three_parts(dy)
+    assert parts.dtype == torch.bfloat16
+    assert torch.equal(parts.double().view(50, 3, 6).sum(1), dy.double())
+    x, weight = torch.randn(50, 24, generator=generator).bfloat16(), torch.randn(6, 24, generator=generator).bfloat16()
+    dx, _ = by_parts(dy, x, weight, three_parts)
+    torch.testing.assert_close(dx, plainly(dy, x, weight)[0], rtol=2**-7, atol=0.1)
+    total, other = torch.ones(6, 24, dtype=torch.float64), torch.ones(6, 24, dtype=torch.float64)
+    for first in (True, False):
+        by_parts(dy.double(), x.double(), weight.double(), lambda dy: three_parts(dy.float()).double())[1](total, first)
+        plainly(dy.double(), x.double(), weight)[1](other, first)
+    torch.testing.assert_close(total, other, rtol=1e-12, atol=1e-12)
 
 
 def test_what_is_told_of_a_step() -> None:
