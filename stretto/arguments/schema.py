@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from stretto.arguments.batch import BatchConfig as BatchConfig
 from stretto.arguments.checkpoints import CheckpointConfig as CheckpointConfig
 from stretto.arguments.data import DataConfig as DataConfig
 from stretto.arguments.groups import AxisName as AxisName
 from stretto.arguments.groups import GroupsConfig, NcclConfig
+from stretto.arguments.loss import LossConfig as LossConfig
 from stretto.arguments.model import ModelConfig as ModelConfig
 from stretto.arguments.setting import setting
 from stretto.arguments.tuning import TuningConfig as TuningConfig
@@ -89,23 +91,6 @@ class ParallelConfig:
         carried=False,
     )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
-
-
-@dataclass(frozen=True)
-class BatchConfig:
-    """Sizes of a batch."""
-
-    seq_len: int = setting(256, "length of a sequence", unit="tokens", at_least=1, at_most=2**26)
-    micro_batch: int = setting(
-        4, "sequences that one rank computes at a time", unit="sequences", at_least=1, at_most=2**22
-    )
-    global_batch: int = setting(
-        32, "sequences of one optimizer step, over all ranks", unit="sequences", at_least=1, at_most=2**22
-    )
-
-    def microbatches(self, dp: int | None) -> int:
-        """Microbatches of each rank in a step, over `dp` replicas of the model."""
-        return self.global_batch // (self.micro_batch * (dp or 1))
 
 
 @dataclass(frozen=True)
@@ -293,6 +278,7 @@ class Arguments:
     nccl: NcclConfig = field(default_factory=NcclConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

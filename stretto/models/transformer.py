@@ -25,6 +25,7 @@ from stretto.structure import Structure
 from stretto.tensor_parallel import (
     Build,
     Dropout,
+    LossTerms,
     VocabParallelEmbedding,
     VocabParallelHead,
     declare_on,
@@ -76,7 +77,7 @@ class Transformer(nn.Module):
     layer numbers. With `recompute` of the activations only what enters each block is kept for the backward, which
     computes the rest once more: the same bits, for a third more work. `attend(layer)` computes the attention.
     With `offload` that waits in the host's memory. `embedding` is that of another stage on this rank, for a head that
-    is tied to it.
+    is tied to it. `terms` are those of the loss.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Transformer(nn.Module):
         offload: bool = False,
         attend: Callable[[int], Attend] = lambda _: causal_attention,
         embedding: nn.Parameter | None = None,
+        terms: LossTerms = LossTerms(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__()
         self.model = Backbone(config, part, build, seq_len=seq_len, recompute=recompute, offload=offload, attend=attend)
@@ -102,6 +104,7 @@ class Transformer(nn.Module):
                 build,
                 weight=embedding if config.tied else None,
                 softcap=config.logit_softcap,
+                terms=terms,
             )
 
     def sections(self) -> list[list[nn.Module]]:

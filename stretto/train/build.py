@@ -31,7 +31,7 @@ from stretto.schedule.search import split
 from stretto.schedule.sharding import MODES
 from stretto.sequence import local_length
 from stretto.structure import SequenceCut
-from stretto.tensor_parallel import Build, unfused
+from stretto.tensor_parallel import Build, LossTerms, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
 from stretto.tensor_parallel.lora import lora_of
 from stretto.train.assemble import Assembly, assemble
@@ -93,6 +93,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
             offload=offload,
             attend=attend,
             embedding=None if first is None else first.weight,
+            terms=LossTerms(args.loss.label_smoothing, args.loss.z_loss),
         )
         others = {p for n, module in made_here.items() if n != s for p in module.parameters()}
         freeze(made_here[s], args.tuning, elsewhere=others)

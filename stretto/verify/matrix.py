@@ -13,7 +13,15 @@ from dataclasses import dataclass, fields
 from itertools import product
 
 from stretto.arguments.errors import as_text
-from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
+from stretto.arguments.schema import (
+    Arguments,
+    BatchConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+)
 from stretto.layout.schedules import FAMILIES
 from stretto.verify.compare import ROUNDING, Comparison
 
@@ -135,5 +143,6 @@ def example(of: Combination, *, options: bool) -> Arguments:
         parallel=parallel,
         batch=batch,
         optimizer=OptimizerConfig(lr=1e-2, clip_grad=0.5),
+        loss=LossConfig(label_smoothing=0.1, z_loss=1e-2) if options else LossConfig(),
         run=RunConfig(dtype=of.dtype, timeout=30.0, recompute=recompute),  # type: ignore[arg-type]
     )

@@ -162,9 +162,9 @@ class _Step:
         return {("tp", "all_reduce"): times * self.all_reduce("tp", 2 * self.tokens * self.wide)}
 
     def loss(self, part: StageSpec) -> Bytes:
-        """Of each token the maximum of the logits, the sum of exponentials, and the label's logit."""
+        """Of each token the maximum of the logits, the sum of exponentials, and the label's logit; smoothed, their sum."""
         one = self.all_reduce("tp", self.tokens * self.wide) * self.microbatches * part.last
-        return {("tp", "all_reduce_max"): one, ("tp", "all_reduce"): 2 * one}
+        return {("tp", "all_reduce_max"): one, ("tp", "all_reduce"): (3 if self.args.loss.label_smoothing else 2) * one}
 
     def messages(self, stage: int) -> Bytes:
         """Each microbatch's activation to the next stage, and its gradient to the one before."""

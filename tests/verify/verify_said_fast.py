@@ -186,7 +186,7 @@ HEAD = Said(
     Fault(
         "a microbatch whose gradient is lost when two go forward before one goes back",
         "tensor_parallel/cross_entropy.py",
-        "accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)",
+        "accumulate_matmul(dw, first_microbatch and part.start == 0, grad, rows)",
         "accumulate_matmul(dw, first == 0, grad, rows)",
     ),
     Fault(
