@@ -17,6 +17,7 @@ from stretto.arguments.groups import AxisName as AxisName
 from stretto.arguments.groups import GroupsConfig, NcclConfig
 from stretto.arguments.loss import LossConfig as LossConfig
 from stretto.arguments.model import ModelConfig as ModelConfig
+from stretto.arguments.recomputation import Recomputation
 from stretto.arguments.setting import setting
 from stretto.arguments.tuning import TuningConfig as TuningConfig
 from stretto.layout import DEFAULT_ORDER
@@ -136,7 +137,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Recomputation):
     """How long, on what, and what to report."""
 
     steps: int = setting(150, "optimizer steps of the whole run", unit="steps", at_least=1, at_most=2**40)
@@ -165,12 +166,6 @@ class RunConfig:
         None,
         "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",
         carried=False,
-    )
-    recompute: Literal["none", "selective", "block", "offload"] = setting(
-        "none",
-        "what the backward computes once more instead of keeping it, to the same bits; selective: outputs of norms and "
-        "activation functions; block: all but what enters each block; offload: the same, and that waits in the host's "
-        "memory",
     )
     ffn_chunks: int = setting(
         1,

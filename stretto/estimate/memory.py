@@ -15,15 +15,15 @@ from typing import Final
 from stretto.arguments.schema import Arguments
 from stretto.arguments.trained import is_trained
 from stretto.estimate.context import comm_of
+from stretto.estimate.recompute import activations, policy_of
+from stretto.estimate.sizes import BYTES, local_tokens
 from stretto.estimate.stages import stage_layers
 from stretto.estimate.stored import EXPERT, stored_tensors
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import Stored, by_section, by_size
 from stretto.schedule import DDP, Sharding
 from stretto.schedule.sharding import MODES
-from stretto.sequence import local_length
 
-BYTES: Final[Mapping[str, int]] = MappingProxyType({"fp64": 8, "fp32": 4, "bf16": 2})
 STATE: Final[Mapping[str, int]] = MappingProxyType({"adamw": 2, "sgd": 1, "lion": 1, "muon": 2})
 """Vectors that an update rule keeps beside each master."""
 
@@ -102,7 +102,7 @@ def ledger(args: Arguments, stage: int) -> Ledger:
         * (moved_part * STATE[args.optimizer.optimizer] - _without_second(args, stage, tensors, groups, shards)),
         gathered=item * min(whole, pairs + kept) * sharding.params,
         reducing=wide * filling * sharding.grads + _travelling(args, flats),
-        activations=_activations(args, stage),
+        activations=activations(args, stage, policy_of(args, stage)),
         exchanged=_exchanged(args, stage),
         logits=_logits(args) * (stage == args.parallel.pp - 1),
     )
@@ -170,45 +170,6 @@ def _sections(args: Arguments, stage: int) -> int:
     return (stage == 0) + len(layers[stage]) + (stage == len(layers) - 1)
 
 
-def _activations(args: Arguments, stage: int) -> int:
-    """Bytes kept from forward to backward: of each block what its operations save, [s, b, h] in the dtype of the run.
-
-    Korthikanti et al. (2022) count 34 bytes a token and feature in bf16 without the attention's weights, which are
-    never kept; here a norm keeps its input, attention q, k, v and its output, feed-forward what its products take.
-    """
-    m, p = args.model, args.parallel
-    item, tokens = BYTES[args.run.dtype], local_tokens(args)
-    outside = tokens // p.tp if p.sequence_parallel else tokens
-    q, kv = m.heads * m.dim_per_head // p.tp, max(1, m.num_kv_heads // p.tp) * m.dim_per_head
-    inner, gated = m.dim_ffn // p.tp, m.gated
-    entering = outside * m.hidden
-    layers = stage_layers(args)[stage]
-    sparse = sum(map(m.is_sparse, layers)) / max(1, len(layers))
-    kept = 2 * entering + tokens * (2 * (q + 2 * kv) * (m.position == "rope") + (q + 2 * kv) * (m.position != "rope"))
-    kept += tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
-    kept += tokens * q  # attention's output
-    dense, selective = tokens // args.run.ffn_chunks * inner * (2 if gated else 1), args.run.recompute == "selective"
-    if not selective:
-        kept += 2 * outside * m.hidden  # normed inputs
-        dense += tokens // args.run.ffn_chunks * inner  # the activation's output
-    mean = kept + dense if not sparse else kept + (1 - sparse) * dense + sparse * _sparse(args, selective=selective)
-    again, away = args.run.recompute in ("block", "offload"), args.run.recompute == "offload"
-    recompute, block = (mean if again and layers else 0), (entering if again else mean)
-    if away:  # what enters the last block, and what comes back for the one before
-        return round(item * (in_flight(args, stage) * (min(len(layers), 1) * block + entering) + block + recompute))
-    return round(item * (in_flight(args, stage) * (len(layers) * block + entering) + recompute))
-
-
-def _sparse(args: Arguments, *, selective: bool) -> float:
-    """Elements that a sparse feed-forward keeps where experts have equal loads: of each assignment what its expert
-    takes, what enters its activation and leaves it, and what comes back; the shared expert as a dense one."""
-    m, p, tokens = args.model, args.parallel, local_tokens(args)
-    rows = -(-tokens // p.tp) * m.top_k
-    inner = (3 if m.gated else 2) - selective
-    kept = rows * (2 * p.etp * m.hidden + m.dim_expert * inner) + tokens * m.shared_ffn // p.tp * inner
-    return float(kept + selective * tokens * m.hidden // p.tp)  # the router's input is kept
-
-
 def _exchanged(args: Arguments, stage: int) -> int:
     """Bytes of a layer's attention over cp, or over documents: the largest of the ways that its layers take.
 
@@ -229,21 +190,6 @@ def _exchanged(args: Arguments, stage: int) -> int:
         merged = tokens * m.heads // p.tp * m.dim_per_head * wide
         found.append(merged + tokens * kv * ((blocks + rings) * item + (blocks + rings) * wide))
     return max(found)
-
-
-def local_tokens(args: Arguments) -> int:
-    """Of a microbatch on one rank, slots without a token included."""
-    b, p = args.batch, args.parallel
-    if p.cp == 1:
-        return b.seq_len * b.micro_batch
-    return local_length(b.seq_len, p.cp, p.tp if p.sequence_parallel else 1) * b.micro_batch
-
-
-def in_flight(args: Arguments, stage: int) -> int:
-    """Microbatches that went forward through a stage and not yet back, at most."""
-    p, b = args.parallel, args.batch
-    microbatches = b.microbatches(p.dp)
-    return microbatches if p.schedule == "gpipe" else min(microbatches, p.pp - stage)
 
 
 def _logits(args: Arguments) -> int:

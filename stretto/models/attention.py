@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.attention import Scores
+from stretto.estimate.kept import NOTHING
 from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
 from stretto.models.norm import FullNorm, HeadNorm, first_weight, full_norms
+from stretto.models.once_more import once_more, unkept
 from stretto.params import Init, ParamSpec, Shard
 from stretto.structure import Structure
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Projection, RowParallelLinear, declare_on
@@ -63,7 +67,7 @@ class Attention(nn.Module):
             self.q_norm = HeadNorm(d, parts.head_norm, build, init=first_weight(config))
             self.k_norm = HeadNorm(d, parts.head_norm, build, init=first_weight(config))
         self.build, self.layer, self.scores = build, layer, Scores.of(config, layer)
-        self.rotate, self.attend = parts.rotate, parts.attend(layer)
+        self.rotate, self.attend, self.parts = parts.rotate, parts.attend(layer), parts.parts
 
     def forward(
         self,
@@ -72,15 +76,37 @@ class Attention(nn.Module):
         structure: Structure,
         before: KeyValues | None = None,
     ) -> Tensor:
+        def attended(x: Tensor | Lazy) -> Tensor:
+            return self._attended(*self._projected(x, rotation), *sinks, structure=structure, before=before)
+
+        sinks = () if self.sinks is None else (self.sinks,)
+        again = self.parts if before is None and torch.is_grad_enabled() else NOTHING
+        if "projections" in again:
+            if "attention" in again:
+                return once_more(lambda x: self.o_proj(attended(x)), x)
+            out: Tensor = self.o_proj(once_more(attended, x))
+        elif "attention" in again:
+            q, k, v = self._projected(x, rotation)
+            out = self.o_proj(unkept(partial(self._attended, structure=structure), q, k, v, *sinks))
+        else:
+            out = self.o_proj(attended(x))
+        return out
+
+    def _projected(self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None) -> Iterable[Tensor]:
+        """Rotated q [s, b, heads, d], k and v [s, b, kv_heads, d]."""
         qkv = self.qkv_proj(x)
-        s, b = qkv.shape[:2]
-        q, k, v = self._heads(qkv.view(s, b, -1, self.dim), rotation)
+        return self._heads(qkv.view(*qkv.shape[:2], -1, self.dim), rotation)
+
+    def _attended(
+        self, q: Tensor, k: Tensor, v: Tensor, *sinks: Tensor, structure: Structure, before: KeyValues | None = None
+    ) -> Tensor:
+        """[s, b, heads * d]."""
+        s, b = q.shape[:2]
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
         if before is not None:
             k, v = before.extended(self.layer, k, v)
-        y = self.attend(q, k, v, self.scores, structure, self.sinks)
-        out: Tensor = self.o_proj(y.permute(2, 0, 1, 3).reshape(s, b, -1))
-        return out
+        y = self.attend(q, k, v, self.scores, structure, sinks[0] if sinks else None)
+        return y.permute(2, 0, 1, 3).reshape(s, b, -1)
 
     def _heads(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Iterable[Tensor]:
         """q [s, b, heads, d], k and v [s, b, kv_heads, d] of all of them side by side."""

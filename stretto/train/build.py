@@ -20,6 +20,7 @@ from stretto.context_parallel import ContextAttention
 from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, MuonRule, Rule, SGDRule
 from stretto.estimate import stage_costs, stage_layers
 from stretto.estimate.context import comm_of
+from stretto.estimate.recompute import policy_of
 from stretto.experts import Balance, expert_axes, routers_of
 from stretto.interop.shapes import logical_shapes
 from stretto.kernels import hand_written
@@ -67,7 +68,6 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         state.world.device,
         args.run.seed,
         fuse=fuse,
-        recompute=args.run.recompute == "selective",
         accumulators=direct,
         gemms=fp8,
         allocate=False,
@@ -76,7 +76,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         experts=expert_axes(state),
         tokens=args.batch.global_batch * args.batch.seq_len,
     )
-    seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
+    seq_len = args.batch.seq_len
     offload = args.run.recompute == "offload"
     attend = attention_of(args, state)
     made_here: dict[int, Transformer] = {}
@@ -89,7 +89,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
             parts[s],
             place,
             seq_len=seq_len,
-            recompute=recompute,
+            recompute=dict(zip(parts[s].layers, policy_of(args, s), strict=True)),
             offload=offload,
             attend=attend,
             embedding=None if first is None else first.weight,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from itertools import product
 
 from stretto.arguments.errors import as_text
+from stretto.arguments.recomputation import USUAL
 from stretto.arguments.schema import (
     Arguments,
     BatchConfig,
@@ -73,6 +74,10 @@ def combination(args: Arguments) -> Combination:
     )
     if r.recompute not in RECOMPUTE:
         other += (f"recompute={r.recompute}",)
+    if r.recompute_parts != USUAL:
+        other += (f"recompute_parts={','.join(r.recompute_parts)}",)
+    if r.activation_budget is not None:
+        other += ("activation_budget",)
     if args.optimizer.post_validate:
         other += ("post_validate",)
     if r.ffn_chunks > 1:

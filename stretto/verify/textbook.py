@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import comm_of
-from stretto.estimate.memory import local_tokens
+from stretto.estimate.kept import BLOCK
+from stretto.estimate.recompute import policy_of
+from stretto.estimate.sizes import local_tokens
 from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.params import Declared, Logical, collect
@@ -72,6 +74,16 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
 
 
 @dataclass(frozen=True)
+class _Again:
+    """What a layer communicates once more: borders entered and left, the exchange of attention, norms of heads."""
+
+    entered: int
+    left: int
+    attention: bool
+    heads: bool
+
+
+@dataclass(frozen=True)
 class _Step:
     args: Arguments
     layout: Layout
@@ -99,19 +111,30 @@ class _Step:
         """Every layer enters and leaves two parallel regions; the embedding leaves one, the head enters one.
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
-        one and a reduce-scatter in the other. A recomputation crosses the borders of a block once more. A selective one
-        only makes what the norms give once more, for the two matrices that gather it once more;
-        where norms come after, there is none of that.
-        """
-        layers, mb, how = len(part.layers), self.microbatches, self.args.run.recompute
+        one and a reduce-scatter in the other. What is computed once more crosses its borders once more."""
+        layers, mb = len(part.layers), self.microbatches
         one = self.all_reduce("tp", self.activation)
         both = (4 * layers + part.first + part.last) * mb * one
-        nothing = how == "none" or (how == "selective" and self.args.model.norm_placement == "post")
-        entered = 0.0 if nothing else layers * mb * one
-        left = 2 * layers * mb * one if how in ("block", "offload") else 0.0
+        entered = sum(again.entered for again in self.again(part)) * mb * one
+        left = sum(again.left for again in self.again(part)) * mb * one
         if self.args.parallel.sequence_parallel:
-            return {("tp", "all_gather"): both / 2 + entered, ("tp", "reduce_scatter"): (both + left) / 2}
+            return {("tp", "all_gather"): (both + entered) / 2, ("tp", "reduce_scatter"): (both + left) / 2}
         return {("tp", "all_reduce"): both + left}
+
+    def again(self, part: StageSpec) -> list[_Again]:
+        """Of each layer what is communicated once more."""
+        stage = next(n for n, each in enumerate(stage_specs(self.args)) if each == part)
+        norms = self.args.model.norm_placement != "post"
+        found = []
+        for parts in policy_of(self.args, stage):
+            if parts == BLOCK:
+                found.append(_Again(2, 2, attention=True, heads=True))
+                continue
+            whole = "projections" in parts
+            entered = 2 * ("norms" in parts and norms) + 2 * whole
+            left = whole * (("attention" in parts) + ("activation" in parts))
+            found.append(_Again(entered, left, attention=whole or "attention" in parts, heads=whole))
+        return found
 
     def context(self, part: StageSpec) -> Bytes:
         """Of each layer keys and values, and their gradients in fp32 or wider; or all heads, and their gradients.
@@ -122,9 +145,10 @@ class _Step:
         if self.layout.size("cp") == 1:
             return {}
         m, p, found = self.args.model, self.args.parallel, defaultdict[tuple[str, str], float](float)
-        item, forwards = DTYPES[self.args.run.dtype].itemsize, 1 + (self.args.run.recompute in ("block", "offload"))
+        item = DTYPES[self.args.run.dtype].itemsize
         head, kv_heads = self.tokens * m.dim_per_head * self.microbatches, max(1, m.num_kv_heads // p.tp)
-        for layer in part.layers:
+        for layer, again in zip(part.layers, self.again(part), strict=True):
+            forwards = 1 + again.attention
             comm = comm_of(self.args, layer)
             inner = p.cp if comm == "ulysses" else (p.cp_a2a or 1) if comm == "hybrid" else 1
             outer, copies = p.cp // inner, inner // math.gcd(kv_heads, inner)
@@ -148,21 +172,22 @@ class _Step:
         """
         if self.args.run.fp8 == "none":
             return {}
-        rowwise, recompute = self.args.run.fp8 == "rowwise", self.args.run.recompute in ("block", "offload")
+        rowwise = self.args.run.fp8 == "rowwise"
         weights = 4 * (self.args.model.hidden if rowwise else 1)
-        others = (6 if recompute else 4) * self.microbatches * (self.tokens if rowwise else 1)
-        return {("tp", "all_reduce_max"): len(part.layers) * self.all_reduce("tp", 4 * (weights + others))}
+        each = self.microbatches * (self.tokens if rowwise else 1)
+        every = [self.all_reduce("tp", 4 * (weights + (4 + again.left) * each)) for again in self.again(part)]
+        return {("tp", "all_reduce_max"): sum(every)}
 
     def squares(self, part: StageSpec) -> Bytes:
         """Norms over all heads: of each token two mean squares, and their gradients; once more where recomputed."""
-        model, recompute = self.args.model, self.args.run.recompute in ("block", "offload")
+        model = self.args.model
         if not model.qk_norm or model.qk_norm_width == "head":
             return {}
-        times = len(part.layers) * self.microbatches * (3 if recompute else 2)
+        times = sum(2 + again.heads for again in self.again(part)) * self.microbatches
         return {("tp", "all_reduce"): times * self.all_reduce("tp", 2 * self.tokens * self.wide)}
 
     def loss(self, part: StageSpec) -> Bytes:
-        """Of each token the maximum of the logits, the sum of exponentials, and the label's logit; smoothed, their sum."""
+        """Of each token the maximum of the logits, the sum of exponentials, and the label's logit; smoothed, a sum."""
         one = self.all_reduce("tp", self.tokens * self.wide) * self.microbatches * part.last
         return {("tp", "all_reduce_max"): one, ("tp", "all_reduce"): (3 if self.args.loss.label_smoothing else 2) * one}
 

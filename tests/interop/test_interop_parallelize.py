@@ -65,10 +65,12 @@ def _compare(family: str, state: ParallelState, *, sequence_parallel: bool) -> N
         optimizer = sharded.optimizer(AdamWRule((0.9, 0.95), 1e-3, 0.1))
         wanted, found = _trained(plain, None), _trained(model, sharded)
         with sharded.whole():
-            full = gather_full(slices(sharded.declared, lambda p: sharded.part(p, lambda b: b.grad), sharded.position()), tp)
+            full = gather_full(
+                slices(sharded.declared, lambda p: sharded.part(p, lambda b: b.grad), sharded.position()), tp
+            )
             _equal(f"{family}, gradients", full, {n: p.grad for n, p in plain.named_parameters()})
         _equal(family, {"logits": found}, {"logits": wanted})
-        optimizer.step(lr=1e-2)
+        optimizer.inner.step(1e-2, torch.ones((), dtype=torch.float64))  # what is summed is not summed again
         _plain_update(plain)
         with sharded.whole():
             held = slices(sharded.declared, lambda p: p.data, sharded.position())
@@ -90,7 +92,8 @@ def _trained(model: Any, sharded: Any) -> Tensor:
 def _plain_update(model: Any) -> None:
     """AdamW as torch has it, in which vectors do not decay."""
     groups = [
-        {"params": [p for p in model.parameters() if (p.dim() > 1) is d], "weight_decay": 0.1 * d} for d in (0, 1)
+        {"params": [p for p in model.parameters() if (p.dim() > 1) is d], "weight_decay": 0.1 * d}
+        for d in (False, True)
     ]
     torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-3).step()
 

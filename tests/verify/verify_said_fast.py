@@ -170,8 +170,8 @@ FAST = Said(
     Fault(
         "a use of a weight that is not announced",
         "tensor_parallel/vocab.py",
-        "softcap=softcap)\n        expect(self.weight, build)\n",
-        "softcap=softcap)\n",
+        "terms=terms)\n        expect(self.weight, build)\n",
+        "terms=terms)\n",
     ),
     Fault(
         "gradients of a weight that are counted on from one backward to the next",
