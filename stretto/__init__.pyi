@@ -41,3 +41,6 @@ from stretto.world import World as World
 __all__ = ["load_checkpoint", "save_checkpoint"]
 __version__: Final[str]
 PUBLIC: Final[Mapping[str, str]]
+from stretto.distributed.shard import shard as shard
+from stretto.interop.plans import plan_of as plan_of
+from stretto.tensor_parallel.foreign import parallelize as parallelize

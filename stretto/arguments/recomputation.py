@@ -23,8 +23,8 @@ class Recomputation:
     recompute: Literal["none", "selective", "block", "offload"] = setting(
         "none",
         "what the backward computes once more instead of keeping it, to the same bits; selective: `recompute_parts`, "
-        "by default outputs of norms and activation functions; block: all but what enters each block; offload: the same, "
-        "and that waits in the host's memory",
+        "by default outputs of norms and activation functions; block: all but what enters each block; offload: the "
+        "same, and that waits in the host's memory",
     )
     recompute_parts: tuple[PartName, ...] = setting(
         USUAL,

@@ -24,7 +24,7 @@ def plan_of(model: nn.Module, axis: Axis, *, sequence_parallel: bool = False, ga
     """
     config: Any = getattr(model, "config", None)
     family = getattr(config, "model_type", None)
-    if family not in _FAMILIES or not hasattr(model, "lm_head" if family != "gpt_neox" else "embed_out"):
+    if family not in _FAMILIES or not hasattr(model, "lm_head"):
         raise ValueError(
             f"no plan for {type(model).__name__} of model_type {family}; there are plans for the causal language models"
             f" {', '.join(_FAMILIES)}: say which of its layers are colwise, rowwise, vocab, replicated"
@@ -73,7 +73,7 @@ def _gpt_neox(config: Any, axis: Axis, border: Border, gather: bool) -> Mapping[
         "*.dense_h_to_4h": Colwise(border=inside),
         "*.dense_4h_to_h": Rowwise(border=border),
         "*norm": Replicated(partial=border == "sequence"),
-        "embed_out": Vocab(gather, border=border),
+        "lm_head": Vocab(gather, border=border),
     }
 
 

@@ -46,7 +46,7 @@ def test_a_model_of_transformers_equals_one_process_and_resumes_in_another_layou
     assert pool.run(4, losses, Layout.of(tp=2, dp=2), tmp_path / "cut", 3)[0] == pytest.approx(alone[:3], rel=1e-6)
     newest = latest_complete(tmp_path / "cut" / "checkpoints")
     assert newest is not None
-    names = {name.removeprefix("model/") for name in Index(newest).tensors if name.startswith("model/")}
+    names = {name.removeprefix("model/") for name in Index(newest.path).tensors if name.startswith("model/")}
     assert names == {name for name, _ in example().model().named_parameters()}
     assert pool.run(1, losses, Layout.of(), tmp_path / "cut", 5)[0] == pytest.approx(alone[3:], rel=1e-6)
 
