@@ -16,6 +16,7 @@ from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 from verify_said_schedules import SCHEDULES
 from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, MUON, NOT_FINITE, PARAM_GROUPS, RULES, SHARDING, WIRE
+from verify_said_tensor import FOREIGN, RECOMPUTE, SHAPES
 from verify_said_tuning import ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
 
 COLLECTIVES = Said(
@@ -696,4 +697,7 @@ SAID = (
     PARTS,
     MIXTURE,
     INDEXED,
+    FOREIGN,
+    RECOMPUTE,
+    SHAPES,
 )
