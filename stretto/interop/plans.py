@@ -23,7 +23,7 @@ def plan_of(model: nn.Module, axis: Axis, *, sequence_parallel: bool = False, ga
         ValueError: no plan for such models, or their query heads do not divide.
     """
     config: Any = getattr(model, "config", None)
-    family = getattr(config, "model_type", None)
+    family = str(getattr(config, "model_type", None))
     if family not in _FAMILIES or not hasattr(model, "lm_head"):
         raise ValueError(
             f"no plan for {type(model).__name__} of model_type {family}; there are plans for the causal language models"

@@ -269,9 +269,11 @@ def _gradient(
     return ((softmax - target) * dy).to(logits.dtype)
 
 
-def _gradient_(logits: Tensor, *known: Tensor, **bound: Any) -> None:
+def _gradient_(
+    logits: Tensor, local: Tensor, mine: Tensor, highest: Tensor, exps: Tensor, dy: Tensor, **bound: Any
+) -> None:
     """`_gradient` in the place of the logits: two tensors of that size are much."""
-    logits.copy_(_gradient(logits, *known, **bound))
+    logits.copy_(_gradient(logits, local, mine, highest, exps, dy, **bound))
 
 
 def localise(ids: Tensor, start: int, rows: int) -> tuple[Tensor, Tensor]:

@@ -105,8 +105,8 @@ class _ColwiseLinear(nn.Linear):
 class _RowwiseLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         over: _Over = self.__dict__["_cut_over"]
-        y = _left(F.linear(input, self.weight), over)
-        return y if self.bias is None else y + self.bias
+        y, bias = _left(F.linear(input, self.weight), over), self._parameters["bias"]
+        return y if bias is None else y + bias
 
 
 class _VocabEmbedding(nn.Embedding):

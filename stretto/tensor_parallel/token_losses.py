@@ -30,7 +30,8 @@ class _TokenLosses(Function):
         for part, _, logits in of.pieces(x, weight):
             loss, (_, _, highest, exps) = of.of(logits[..., : of.rows], labels[part], trained=trained)
             found.append(torch.stack([loss, highest, exps]))
-        loss, highest, exps = torch.cat(found, 1)
+        known = torch.cat(found, 1)
+        loss, highest, exps = known[0], known[1], known[2]
         ctx.param, ctx.of = weight, of
         ctx.save_for_backward(x, weight, labels, highest, exps)  # the weight for autograd's check of changes
         return loss

@@ -74,7 +74,7 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
 
 
 @dataclass(frozen=True)
-class _Again:
+class _Recomputed:
     """What a layer communicates once more: borders entered and left, the exchange of attention, norms of heads."""
 
     entered: int
@@ -115,25 +115,25 @@ class _Step:
         layers, mb = len(part.layers), self.microbatches
         one = self.all_reduce("tp", self.activation)
         both = (4 * layers + part.first + part.last) * mb * one
-        entered = sum(again.entered for again in self.again(part)) * mb * one
-        left = sum(again.left for again in self.again(part)) * mb * one
+        entered = sum(each.entered for each in self.recomputed(part)) * mb * one
+        left = sum(each.left for each in self.recomputed(part)) * mb * one
         if self.args.parallel.sequence_parallel:
             return {("tp", "all_gather"): (both + entered) / 2, ("tp", "reduce_scatter"): (both + left) / 2}
         return {("tp", "all_reduce"): both + left}
 
-    def again(self, part: StageSpec) -> list[_Again]:
+    def recomputed(self, part: StageSpec) -> list[_Recomputed]:
         """Of each layer what is communicated once more."""
         stage = next(n for n, each in enumerate(stage_specs(self.args)) if each == part)
         norms = self.args.model.norm_placement != "post"
         found = []
         for parts in policy_of(self.args, stage):
             if parts == BLOCK:
-                found.append(_Again(2, 2, attention=True, heads=True))
+                found.append(_Recomputed(2, 2, attention=True, heads=True))
                 continue
             whole = "projections" in parts
             entered = 2 * ("norms" in parts and norms) + 2 * whole
             left = whole * (("attention" in parts) + ("activation" in parts))
-            found.append(_Again(entered, left, attention=whole or "attention" in parts, heads=whole))
+            found.append(_Recomputed(entered, left, attention=whole or "attention" in parts, heads=whole))
         return found
 
     def context(self, part: StageSpec) -> Bytes:
@@ -147,8 +147,8 @@ class _Step:
         m, p, found = self.args.model, self.args.parallel, defaultdict[tuple[str, str], float](float)
         item = DTYPES[self.args.run.dtype].itemsize
         head, kv_heads = self.tokens * m.dim_per_head * self.microbatches, max(1, m.num_kv_heads // p.tp)
-        for layer, again in zip(part.layers, self.again(part), strict=True):
-            forwards = 1 + again.attention
+        for layer, each in zip(part.layers, self.recomputed(part), strict=True):
+            forwards = 1 + each.attention
             comm = comm_of(self.args, layer)
             inner = p.cp if comm == "ulysses" else (p.cp_a2a or 1) if comm == "hybrid" else 1
             outer, copies = p.cp // inner, inner // math.gcd(kv_heads, inner)
@@ -175,7 +175,7 @@ class _Step:
         rowwise = self.args.run.fp8 == "rowwise"
         weights = 4 * (self.args.model.hidden if rowwise else 1)
         each = self.microbatches * (self.tokens if rowwise else 1)
-        every = [self.all_reduce("tp", 4 * (weights + (4 + again.left) * each)) for again in self.again(part)]
+        every = [self.all_reduce("tp", 4 * (weights + (4 + each.left) * each)) for each in self.recomputed(part)]
         return {("tp", "all_reduce_max"): sum(every)}
 
     def squares(self, part: StageSpec) -> Bytes:
@@ -183,7 +183,7 @@ class _Step:
         model = self.args.model
         if not model.qk_norm or model.qk_norm_width == "head":
             return {}
-        times = sum(2 + again.heads for again in self.again(part)) * self.microbatches
+        times = sum(2 + each.heads for each in self.recomputed(part)) * self.microbatches
         return {("tp", "all_reduce"): times * self.all_reduce("tp", 2 * self.tokens * self.wide)}
 
     def loss(self, part: StageSpec) -> Bytes:

@@ -39,8 +39,8 @@ FOREIGN = Said(
     Fault(
         "a bias added on every rank",
         "tensor_parallel/foreign_layers.py",
-        "_left(F.linear(input, self.weight), over)\n        return y if self.bias is None else y + self.bias",
-        "_left(F.linear(input, self.weight, self.bias), over)\n        return y",
+        '_left(F.linear(input, self.weight), over), self._parameters["bias"]',
+        "_left(F.linear(input, self.weight, self.bias), over), None",
     ),
     Fault(
         "values of another rank's random draw",
