@@ -76,11 +76,3 @@ def a_budget_chooses(a: Arguments) -> RuleViolation | None:
         f"activation_budget = {budget} with ffn_chunks = {a.run.ffn_chunks}: a budget takes the sequence as a whole",
         {"run.ffn_chunks": (1,), "run.activation_budget": (None,)},
     )
-
-
-RECOMPUTE_RULES = (
-    parts_are_chosen_once,
-    projections_are_of_dense_layers,
-    so_many_layers_are_recomputed,
-    a_budget_chooses,
-)

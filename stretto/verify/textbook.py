@@ -174,8 +174,8 @@ class _Step:
             return {}
         rowwise = self.args.run.fp8 == "rowwise"
         weights = 4 * (self.args.model.hidden if rowwise else 1)
-        each = self.microbatches * (self.tokens if rowwise else 1)
-        every = [self.all_reduce("tp", 4 * (weights + (4 + each.left) * each)) for each in self.recomputed(part)]
+        scales = self.microbatches * (self.tokens if rowwise else 1)
+        every = [self.all_reduce("tp", 4 * (weights + (4 + each.left) * scales)) for each in self.recomputed(part)]
         return {("tp", "all_reduce_max"): sum(every)}
 
     def squares(self, part: StageSpec) -> Bytes:
