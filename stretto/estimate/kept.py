@@ -62,7 +62,9 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
     inner, again = m.dim_ffn // p.tp, "projections" in parts
     before, sparse = m.norm_placement != "post", m.is_sparse(layer)
     entering = outside if again else tokens
-    normed = 0 if "norms" in parts and before else entering * m.hidden
+    # Without a norm in front a matrix takes the residual itself, or what it gathers of it.
+    normed = (0 if "norms" in parts else entering) if before else entering - outside
+    normed *= m.hidden
     # After a norm that comes last its input is kept, too: what attention or feed-forward gave.
     after = 0 if m.norm_placement == "pre" else outside * m.hidden
     heads = 0 if again else tokens * (q + 2 * kv + (q + kv) * m.qk_norm)
