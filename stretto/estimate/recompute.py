@@ -81,13 +81,16 @@ def _cheapest(args: Arguments, stage: int, budget: int) -> tuple[Parts, ...]:
         problem += f"{flying} microbatch{'es' * (flying > 1)} of which every block is computed once more"
         hint = "raise --activation-budget, lower --micro-batch, or raise --tp, --cp or --pp"
         raise ConfigError([Violation("budget_holds_activations", ("run.activation_budget",), problem, hint=hint)])
-    for place, kind in enumerate(kinds):
-        reached = chosen[place]
-        for chosen[place] in sorted(menus[kind], key=lambda each: each.seconds):
-            if chosen[place].seconds >= reached.seconds:
-                chosen[place] = reached
-            if needed() <= budget:
-                break
+    before: list[_Option] = []
+    while before != chosen:  # the largest region may be gone with one of them, which makes room for others
+        before = list(chosen)
+        for place, kind in enumerate(kinds):
+            reached = chosen[place]
+            for chosen[place] in sorted(menus[kind], key=lambda each: each.seconds):
+                if chosen[place].seconds >= reached.seconds:
+                    chosen[place] = reached
+                if needed() <= budget:
+                    break
     return tuple(each.parts for each in chosen)
 
 
