@@ -68,13 +68,17 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
     # After a norm that comes last its input is kept, too: what attention or feed-forward gave.
     after = 0 if m.norm_placement == "pre" else outside * m.hidden
     heads = 0 if again else tokens * (q + 2 * kv + (q + kv) * m.qk_norm)
+    if m.latent and not again:
+        heads = tokens * _latent(args, selective="norms" in parts)
+        heads += outside * m.hidden * ("norms" in parts and m.q_lora_rank is None)  # two read the normed input
     others = tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
     lse = 0 if again or "attention" in parts else tokens * m.heads // p.tp * max(4, item)
-    attended = 0 if "attention" in parts else item * tokens * q
+    attended = 0 if "attention" in parts else item * tokens * m.heads * m.dim_value // p.tp
     dense = 0 if again else tokens // chunks * inner * (2 if m.gated else 1)
     activated = 0 if "activation" in parts else tokens // chunks * inner
     if sparse:
-        dense, activated = 0, _sparse(args, selective="activation" in parts) + outside * m.hidden
+        selective = "activation" in parts
+        dense, activated = 0, sparse_feed_forward(args, selective=selective) + outside * m.hidden * (not selective)
     return Kept(
         item * (2 * outside * m.hidden + 2 * after),
         item * (normed + normed * (not sparse)),
@@ -126,10 +130,22 @@ def _seconds(args: Arguments, layer: int, parts: Parts) -> Iterator[float]:
         yield 6 * tokens * h * item / MEMORY
 
 
-def _sparse(args: Arguments, *, selective: bool) -> int:
+def _latent(args: Arguments, *, selective: bool) -> int:
+    """Elements that attention with latents keeps of a token: these, normed ones, queries and keys with their rotated
+    parts behind them, and what values lie in."""
+    m, heads = args.model, args.model.heads // args.parallel.tp
+    normed = (m.kv_lora_rank or 0) + (m.q_lora_rank or 0)
+    kept = normed + m.dim_rotary + normed * (not selective)
+    return kept + heads * (2 * m.dim_per_head + m.dim_per_head - m.dim_rotary + m.dim_value)
+
+
+def sparse_feed_forward(args: Arguments, *, selective: bool) -> int:
     """Elements that a sparse feed-forward keeps where experts have equal loads: of each assignment what its expert
-    takes, what enters its activation and leaves it, and what comes back; the shared expert as a dense one."""
+    takes, what enters its activation and leaves it; the shared expert as a dense one. Where the activation is computed
+    once more it keeps what enters that, and where ranks exchange rows, these."""
     m, p, tokens = args.model, args.parallel, local_tokens(args)
     rows = -(-tokens // p.tp) * m.top_k
     inner = (3 if m.gated else 2) - selective
-    return rows * (2 * p.etp * m.hidden + m.dim_expert * inner) + tokens * m.shared_ffn // p.tp * inner
+    arrived = 0 if selective and p.ep * p.etp == 1 else p.etp * m.hidden
+    kept = rows * (arrived + m.dim_expert * inner) + tokens * m.shared_ffn // p.tp * inner
+    return kept + selective * tokens * m.hidden // p.tp  # the router's input is kept
