@@ -46,6 +46,8 @@ class CopyEngineBuffer:
         self._memory = symmetric.empty(
             self._flags_at + 4 * 2 * SLOTS * self.size, dtype=torch.uint8, device=device
         ).zero_()
+        self.nbytes = self._memory.nbytes
+        """Of this rank; torch's allocator knows nothing of it."""
         self._handle = symmetric.rendezvous(self._memory, group.group_name)
         self._handle.barrier()  # nobody's flags are written before they are zero
         within = self._memory.data_ptr() - int(self._handle.buffer_ptrs[self.rank])

@@ -40,6 +40,8 @@ class CopyEngineMemory:
         self.rank, self.size, self.device, self._group = group.rank(), group.size(), device, group
         self._others = [(self.rank + n) % self.size for n in range(1, self.size)]  # not all read of the same at once
         self._flags, self._at = self._shared(4 * 2 * self.size, torch.uint8)
+        self.nbytes = 0
+        """What this rank has in it; torch's allocator knows nothing of that."""
         self._regions: dict[int, _Region] = {}
         self._stream, self._adding = new_stream(device), new_stream(device)
         self._driver = Driver(self._stream)
@@ -52,6 +54,7 @@ class CopyEngineMemory:
         """[numel] of 0; all ranks ask for as much."""
         memory, at = self._shared(numel, dtype)
         self._regions[memory.data_ptr()] = _Region(at, memory.nbytes)
+        self.nbytes += memory.nbytes
         return memory
 
     def holds(self, x: Tensor) -> bool:

@@ -27,6 +27,11 @@ class Reach:
     buffer: CopyEngineBuffer | None = None
     memory: CopyEngineMemory | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Of this rank's device memory."""
+        return sum(each.nbytes for each in (self.buffer, self.memory) if each is not None)
+
     def release(self) -> None:
         """Let nothing of this rank wait for the others any more. Raises RuntimeError on a device that has failed."""
         for each in (self.buffer, self.memory):

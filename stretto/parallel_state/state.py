@@ -186,6 +186,11 @@ class ParallelState:
         """What each group took to create, in the order of creation."""
         return self._costs
 
+    @property
+    def peer_bytes(self) -> int:
+        """Of this rank's device memory that other ranks read: torch's allocator does not count it."""
+        return sum(each.nbytes for each in self._reach.values())
+
     def axis(self, *names: str) -> Axis:
         """The communicator along an axis, or along several together, in any order of their names.
 

@@ -1,7 +1,7 @@
 """What lies in memory that others read is gathered and summed as NCCL would, whoever is late.
 
-Each test writes over what was read as soon as it may, and lets ranks in turn be late: what is read before it is written,
-or written before it is read, shows as wrong numbers.
+Each test writes over what was read as soon as it may, and lets ranks in turn be late: what is read before it is
+written, or written before it is read, shows as wrong numbers.
 """
 
 from __future__ import annotations
