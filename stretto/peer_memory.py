@@ -24,7 +24,6 @@ CHUNK: Final = 2**26
 _READY, _READ = 0, 1
 
 
-@torch.compile(dynamic=True)  # one kernel, which reads each of the three once
 def _add_sum(out: Tensor, a: Tensor, b: Tensor) -> None:
     out.add_(a + b)
 
@@ -51,6 +50,7 @@ class CopyEngineMemory:
         self._stream, self._adding = new_stream(device), new_stream(device)
         self._driver = Driver(self._stream)
         self._number = 0
+        self._add_sum = torch.compile(_add_sum, dynamic=True)  # one kernel, which reads each of the three once
         self._scratch: list[Tensor] = []
         self._scratch_free: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0
@@ -129,7 +129,7 @@ class CopyEngineMemory:
             for each in between:
                 first = torch.add(first, each, out=room[0])
             if add:
-                _add_sum(out, first, last)
+                self._add_sum(out, first, last)
             else:
                 torch.add(first, last, out=out)
             self._scratch_free[turn] = self._adding.record_event()

@@ -1,8 +1,9 @@
 """P9 of every kind of sharding: what a rank keeps a part of changes nothing; and it keeps no more, and copies nothing.
 
-Faults to catch: a shard that is another rank's; gradients of earlier microbatches forgotten; a norm of one rank's part;
-copies whose gradients are not summed; weights that do not follow their shard; a section that stays gathered; gradients
-whose memory stays; a shard that is written while others read it; weights that are copied on their way; a model that is whole before it is sharded.
+Faults to catch: a shard that is another rank's; gradients of earlier microbatches forgotten; a norm of one rank's
+part; copies whose gradients are not summed; weights that do not follow their shard; a section that stays gathered;
+gradients whose memory stays; a shard that is written while others read it; weights that are copied on their way; a
+model that is whole before it is sharded.
 """
 
 from __future__ import annotations
