@@ -157,7 +157,7 @@ KEPT = Said(
     Fault(
         "rows kept beside the tokens that they are",
         "experts/layer.py",
-        "if build.recompute and plan.exchange.size == 1:",
+        "if self.experts.activation.recompute and plan.exchange.size == 1:",
         "if False:",
     ),
 )
