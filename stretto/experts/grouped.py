@@ -95,7 +95,7 @@ class GroupedLinear(nn.Module):
         def write(total: Tensor, first_microbatch: bool) -> None:
             # Cut once: GEMMs of small experts take a GPU hardly longer than it takes a host to launch them.
             sizes = segments.experts
-            parts = zip(sizes, stacked(total, self.experts).unbind(), dy.split(sizes), x.split(sizes), strict=True)
+            parts = zip(sizes, stacked(total, self.experts).unbind(), torch.split(dy, sizes), torch.split(x, sizes), strict=True)
             for rows, each, left, right in parts:
                 if rows:
                     accumulate_matmul(each, first_microbatch, left, right)
@@ -116,7 +116,7 @@ class GroupedLinear(nn.Module):
         assert self.bias is not None
         db = torch.zeros_like(self.bias)
         if self.adds:
-            for one, part in zip(db.view(-1, dy.shape[1]), dy.split(segments.experts), strict=True):
+            for one, part in zip(db.view(-1, dy.shape[1]), torch.split(dy, segments.experts), strict=True):
                 if len(part):
                     one.copy_(part.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)))
         return db
@@ -166,13 +166,13 @@ class _Biased(Function):
 
 def add_bias(y: Tensor, bias: Tensor, segments: Segments) -> None:
     """To the rows of each expert, in place, its own."""
-    for one, part in zip(bias.detach().view(-1, y.shape[1]), y.split(segments.experts), strict=True):
+    for one, part in zip(bias.detach().view(-1, y.shape[1]), torch.split(y, segments.experts), strict=True):
         part += one
 
 
 def of_bias(dy: Tensor, bias: Tensor, segments: Segments) -> Tensor:
     """[m, 1]: the product of each row with its expert's bias."""
-    parts = zip(bias.detach().view(-1, dy.shape[1]), dy.split(segments.experts), strict=True)
+    parts = zip(bias.detach().view(-1, dy.shape[1]), torch.split(dy, segments.experts), strict=True)
     return torch.cat([part @ one.to(dy.dtype)[:, None] for one, part in parts])
 
 

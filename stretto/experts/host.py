@@ -15,7 +15,7 @@ def to_host(x: Tensor) -> Callable[[], list[Any]]:
         return x.tolist
     there = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
     there.copy_(x, non_blocking=True)
-    copied = torch.cuda.Event()
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
 
     def read() -> list[Any]:

@@ -39,19 +39,19 @@ def _weighted(dy, gate_up, weights, dweights, inner, turns: tl.constexpr, block:
     products = tl.zeros([block], tl.float32)
     for turn in range(turns):
         at = turn * block + tl.arange(0, block)
-        inside = at < inner
-        gate = tl.load(gate_up + row * 2 * inner + at, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(gate_up + row * 2 * inner + inner + at, mask=inside, other=0.0).to(tl.float32)
-        d = tl.load(dy + row * inner + at, mask=inside, other=0.0).to(tl.float32)
+        within = at < inner
+        gate = tl.load(gate_up + row * 2 * inner + at, mask=within, other=0.0).to(tl.float32)
+        up = tl.load(gate_up + row * 2 * inner + inner + at, mask=within, other=0.0).to(tl.float32)
+        d = tl.load(dy + row * inner + at, mask=within, other=0.0).to(tl.float32)
         g = tl.sigmoid(gate)
         silu = gate * g
         y = (silu * up).to(dy.dtype.element_ty).to(tl.float32)  # what the forward has multiplied
         products += d * y
         d *= weight
         d_gate, d_up = d * up * g * (1 + gate * (1 - g)), d * silu
-        tl.store(gate_up + row * 2 * inner + at, d_gate.to(gate_up.dtype.element_ty), mask=inside)
-        tl.store(gate_up + row * 2 * inner + inner + at, d_up.to(gate_up.dtype.element_ty), mask=inside)
-        tl.store(dy + row * inner + at, (y * weight).to(dy.dtype.element_ty), mask=inside)
+        tl.store(gate_up + row * 2 * inner + at, d_gate.to(gate_up.dtype.element_ty), mask=within)
+        tl.store(gate_up + row * 2 * inner + inner + at, d_up.to(gate_up.dtype.element_ty), mask=within)
+        tl.store(dy + row * inner + at, (y * weight).to(dy.dtype.element_ty), mask=within)
     tl.store(dweights + row, tl.sum(products, 0))
 
 

@@ -161,3 +161,31 @@ KEPT = Said(
         "if False:",
     ),
 )
+
+KERNELS_EXPERTS = Said(
+    "tests/kernels/test_kernels_experts.py",
+    Fault(
+        "a dropped row that is added",
+        "kernels/experts.py",
+        "mask=here, other=0.0)",
+        "mask=here, other=1.0)",
+    ),
+    Fault(
+        "the parts of a cut expert not added up",
+        "kernels/experts.py",
+        "slot += tl.load(",
+        "slot = tl.load(",
+    ),
+    Fault(
+        "columns beyond the first block left out",
+        "kernels/experts.py",
+        "return block, triton.cdiv(width, block)",
+        "return block, 1",
+    ),
+    Fault(
+        "slots added in another order",
+        "kernels/experts.py",
+        "    for k in tl.static_range(slots):\n        slot",
+        "    for k in tl.static_range(slots - 1, -1, -1):\n        slot",
+    ),
+)
