@@ -8,7 +8,7 @@ from __future__ import annotations
 from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
 from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, OFFLOAD, PACKED, TILE
-from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, STREAMS, TEXT_FILES
+from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, RUNS, STREAMS, TEXT_FILES
 from verify_said_experts import EXACT, LAYOUTS, ROUTER
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
@@ -649,5 +649,6 @@ SAID = (
     PARTS,
     MIXTURE,
     STREAMS,
+    RUNS,
     INDEXED,
 )

@@ -136,6 +136,29 @@ STREAMS = Said(
     ),
 )
 
+RUNS = Said(
+    "tests/checkpoint/test_checkpoint_runs.py",
+    Fault(
+        "a rank that reads every piece",
+        "checkpoint/index.py",
+        "if any(intersection((_wholes(offsets), _wholes(sizes)), each) for each in rectangles):",
+        "if rectangles:",
+    ),
+    Fault(
+        "a run that is left out because its rectangle is too small",
+        "checkpoint/index.py",
+        "[max(each) - begin for each, begin in",
+        "[min(each) - begin for each, begin in",
+    ),
+    Fault("a run whose bytes are not compared", "checkpoint/index.py", "if checksum(text) != digest:", "if not text:"),
+    Fault(
+        "pieces of two runs that overlap",
+        "checkpoint/index.py",
+        "if errors := disjoint_errors(",
+        "if errors := [] and disjoint_errors(",
+    ),
+)
+
 INDEXED = Said(
     "tests/data_room/test_data_indexed.py",
     Fault(
