@@ -16,7 +16,7 @@ from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 from verify_said_schedules import SCHEDULES
 from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, MUON, NOT_FINITE, PARAM_GROUPS, RULES, SHARDING, WIRE
-from verify_said_tuning import ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
+from verify_said_tuning import ADAPTER_IN, ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -632,6 +632,7 @@ SAID = (
     TUNING,
     SHARE,
     ADAPTERS,
+    ADAPTER_IN,
     TOKENIZERS,
     CHAT,
     CONTEXT_ATTENTION,

@@ -141,3 +141,26 @@ CHAT = Said(
         "self._marked.encode_special_tokens = True",
     ),
 )
+
+ADAPTER_IN = Said(
+    "tests/interop/test_interop_adapter_in.py",
+    Fault(
+        "adapters that are drawn anew",
+        "train/run.py",
+        "    if adapter is None:\n        built.optimizer.initialize(",
+        "    if True:\n        built.optimizer.initialize(",
+    ),
+    Fault(
+        "a scale that is not that of the file",
+        "interop/adapter_in.py",
+        '"lora_alpha": self.alpha',
+        '"lora_alpha": 16.0',
+    ),
+    Fault(
+        "a rank that reads another's part",
+        "interop/adapter_in.py",
+        "zip(part.offsets, part.tensor.shape",
+        "zip([0] * part.tensor.dim(), part.tensor.shape",
+    ),
+    Fault("a field that is ignored", "interop/adapter_in.py", "if name not in _MEANT | _FREE and", "if False and"),
+)
