@@ -1,11 +1,13 @@
 """Checkpoints measured: what a save stalls training and takes in all, and how fast a load is.
 
     python -m benchmarks.checkpoints save [--gib 0.5] [--repeat 3]     beside torch.distributed.checkpoint's async_save
+    python -m benchmarks.checkpoints save --device cuda --gib 16 --repeat 1    from a GPU, beside steps of training
     python -m benchmarks.checkpoints load [--gib 0.5] [--repeat 3]     in another layout, as a share of the disk's rate
 
 What metadata costs at many ranks: `benchmarks.checkpoint_metadata`.
 
-Results go to benchmarks/results with --results. On a CPU; what is compared runs in turns in one process.
+Results go to benchmarks/results with --results. What is compared runs in turns in one process, on a CPU unless
+--device says otherwise.
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ ROWS, WIDTH = 4096, 1024
 HERE = World.single()
 
 
-def tensors(gib: float) -> dict[str, torch.Tensor]:
+def tensors(gib: float, device: str = "cpu") -> dict[str, torch.Tensor]:
     """Matrices of 16 MiB, in fp32."""
     count = max(1, round(gib * 2**30 / (ROWS * WIDTH * 4)))
-    return {f"model/layers.{i}.weight": torch.randn(ROWS, WIDTH) for i in range(count)}
+    return {f"model/layers.{i}.weight": torch.randn(ROWS, WIDTH, device=device) for i in range(count)}
 
 
 def slices(held: dict[str, torch.Tensor]) -> list[Slice]:
@@ -182,14 +184,27 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=0.5)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--scratch", type=Path)
-    parser.add_argument("--results", type=Path, help="a file of JSON that this is added to")
+    parser.add_argument("--results", "--out", type=Path, help="a file of JSON that this is added to")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="save: beside steps of training on it")
+    parser.add_argument("--step-ms", type=float, default=270.0, help="with --device: of a step")
+    parser.add_argument("--ways", default="stretto,torch-thread", help="with --device: of these, torch-process")
     args = parser.parse_args()
-    found = (saves if args.what == "save" else loads)(args.gib, args.repeat, args.scratch)
-    print(json.dumps(found, indent=1))
+    if args.device:
+        from benchmarks.checkpoint_steps import beside_steps
+
+        held = tensors(args.gib, args.device)
+        found = beside_steps(held, folder(args.scratch), args.ways, args.repeat, args.step_ms)
+    else:
+        found = (saves if args.what == "save" else loads)(args.gib, args.repeat, args.scratch)
+    if not args.device:
+        print(json.dumps(found, indent=1))
     if args.results:
+        args.results.parent.mkdir(parents=True, exist_ok=True)
         known = json.loads(args.results.read_text()) if args.results.exists() else {}
         flags = f"--gib {args.gib:g} --repeat {args.repeat}"
-        known[args.what] = {
+        if args.device:
+            flags += f" --device {args.device} --step-ms {args.step_ms:g} --ways {args.ways}"
+        known[f"{args.what} {args.device}" if args.device else args.what] = {
             "command": f"python -m benchmarks.checkpoints {args.what} {flags}",
             "cores": os.cpu_count(),
         } | found

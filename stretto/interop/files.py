@@ -48,7 +48,10 @@ class TensorFiles:
     """All tensors of a directory, as one."""
 
     def __init__(self, directory: Path, *, single: str = SINGLE) -> None:
-        """Read the headers; without an index `single` is the only file. Raises InteropError when they cannot be, or do not agree with the index."""
+        """Read the headers; without an index `single` is the only file.
+
+        Raises InteropError when they cannot be read, or do not agree with the index.
+        """
         self.directory = directory
         names = _files(directory, single)
         self.reads = Reads()
