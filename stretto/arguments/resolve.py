@@ -231,7 +231,12 @@ def _other_shape(layers: Sequence[Layer]) -> list[Violation]:
             if layer.source.kind <= SourceKind.MODEL:
                 continue
             for path, value in layer.values.items():
-                if path.startswith(("model.", "tuning.lora_")) and path in model.values and value != model.values[path]:
+                if (
+                    path.startswith(("model.", "tuning.lora_"))
+                    and path != "tuning.lora_dropout"
+                    and path in model.values
+                    and value != model.values[path]
+                ):
                     said, there = as_text(value), as_text(model.values[path])
                     problem = f"{path} = {said} ({layer.source}), but {model.source.name} has {there}"
                     found.append(Violation("model_has_shape", (path,), problem, hint=f"leave {path} out"))

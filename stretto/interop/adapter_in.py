@@ -21,7 +21,7 @@ from stretto.params import Slice
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX: Final = "base_model.model."
-_MEANT: Final = frozenset({"base_model_name_or_path", "r", "lora_alpha", "target_modules"})
+_MEANT: Final = frozenset({"base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules"})
 _SAID: Final = {"peft_type": "LORA", "bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}
 """Fields that have one value only, or that say nothing at their usual one."""
 _FREE: Final = frozenset(
@@ -38,11 +38,13 @@ class Adapter:
     """The model, as the file names it."""
     rank: int
     alpha: float
+    dropout: float
     targets: tuple[str, ...]
 
     def settings(self) -> dict[str, Any]:
         """The settings of fine-tuning that it stands for."""
-        return {"lora_rank": self.rank, "lora_alpha": self.alpha, "lora_targets": [*self.targets]}
+        scale = {"lora_rank": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
+        return {**scale, "lora_targets": [*self.targets]}
 
 
 def begun_with(name: str) -> tuple[Path, Adapter | None]:
@@ -83,13 +85,16 @@ def read_adapter(directory: Path) -> Adapter:
         wrong.append(f"'r' = {str(rank)[:100]!r}: must be a whole number above 0")
     if type(alpha) not in (int, float) or not alpha > 0:
         wrong.append(f"'lora_alpha' = {str(alpha)[:100]!r}: must be above 0")
+    dropout = raw.get("lora_dropout", 0.0)
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        wrong.append(f"'lora_dropout' = {str(dropout)[:100]!r}: must be in [0, 1)")
     known = {f"{target}_proj": target for target in get_args(TargetName)}
     if not isinstance(modules, list) or not modules or not all(isinstance(m, str) and m in known for m in modules):
         wrong.append(f"'target_modules' = {str(modules)[:100]!r}: must be a list of some of {', '.join(known)}")
     if wrong:
         raise InteropError(f"{path}: {len(wrong)} fields are not supported", wrong)
     targets = tuple(target for module, target in known.items() if module in modules)
-    return Adapter(directory, str(base), int(rank), float(alpha), targets)
+    return Adapter(directory, str(base), int(rank), float(alpha), float(dropout), targets)
 
 
 def require_adapter(adapter: Adapter, shapes: Shapes) -> None:

@@ -46,9 +46,16 @@ class Attention(nn.Module):
             build,
             bias=config.bias or config.qkv_bias,
             init=Init(std=config.init_std),
+            place=f"model.layers.{layer}.self_attn",
         )
         self.o_proj = RowParallelLinear(
-            config.heads * d, config.hidden, build, bias=config.bias, init=out_init, name="o_proj"
+            config.heads * d,
+            config.hidden,
+            build,
+            bias=config.bias,
+            init=out_init,
+            name="o_proj",
+            place=f"model.layers.{layer}.self_attn",
         )
         self.sinks: nn.Parameter | None = None
         if config.attention_sinks:
@@ -72,14 +79,14 @@ class Attention(nn.Module):
         structure: Structure,
         before: KeyValues | None = None,
     ) -> Tensor:
-        qkv = self.qkv_proj(x)
+        qkv = self.qkv_proj(x, structure)
         s, b = qkv.shape[:2]
         q, k, v = self._heads(qkv.view(s, b, -1, self.dim), rotation)
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
         if before is not None:
             k, v = before.extended(self.layer, k, v)
         y = self.attend(q, k, v, self.scores, structure, self.sinks)
-        out: Tensor = self.o_proj(y.permute(2, 0, 1, 3).reshape(s, b, -1))
+        out: Tensor = self.o_proj(y.permute(2, 0, 1, 3).reshape(s, b, -1), structure)
         return out
 
     def _heads(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Iterable[Tensor]:

@@ -25,6 +25,8 @@ from stretto.interop.adapter_in import CONFIG, WEIGHTS, base_of, begun_with, rea
 from stretto.interop.config import read_config
 from stretto.interop.errors import InteropError
 from stretto.layout import Layout
+from stretto.structure import Structure
+from stretto.tensor_parallel.lora import Drop, lora_of
 from stretto.testing import Pool
 from stretto.train.run import init_from, require_init
 from stretto.verify.session import build
@@ -94,6 +96,44 @@ def test_it_goes_on_as_peft_would(made: tuple[Any, Path]) -> None:
             p.copy_(start[name])
 
 
+def test_what_falls_away_does_so_where_peft_has_it(made: tuple[Any, Path]) -> None:
+    """With our masks in the place of peft's own: the same loss and gradients."""
+    theirs, adapter = made
+    args = settings(adapter)
+    args = replace(args, tuning=replace(args.tuning, lora_dropout=0.5))
+    tokens, labels, mask = oracle.rows()
+    lora = lora_of(args.tuning)
+    assert lora is not None
+    plain = {}
+    for name, module in theirs.named_modules():
+        if hasattr(module, "lora_dropout"):
+            drop = Drop(lora, name.removeprefix(PREFIX), args.run.seed)
+            plain[module] = module.lora_dropout["default"]
+            module.lora_dropout["default"] = _Masked(drop, Structure.of_tokens(oracle.SEQ, torch.arange(3)))
+    with build(args, Layout.of(), World.single()) as session:
+        init_from(args, session.built)
+        loss, _ = session.step(Batch(tokens, labels, mask, torch.arange(3)))
+        grads = session.full_grads()
+    _, expected, found = oracle.run(theirs)
+    for module, before in plain.items():
+        module.lora_dropout["default"] = before
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
+    assert oracle.run(theirs)[1].item() != pytest.approx(loss, rel=1e-4)
+    for name, grad in grads.items():
+        theirs_grad = found[f"{PREFIX}{name}.default.weight"]
+        torch.testing.assert_close(grad, theirs_grad, rtol=0, atol=1e-10)
+
+
+class _Masked(torch.nn.Module):
+    def __init__(self, drop: Drop, structure: Structure) -> None:
+        super().__init__()
+        self.drop, self.structure = drop, structure
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, s, d], as transformers has it."""
+        return self.drop(x.transpose(0, 1), self.structure).transpose(0, 1)
+
+
 def test_every_layout_begins_with_them(pool: Pool, made: tuple[Any, Path]) -> None:
     pool.run(4, _begins, made[1])
 
@@ -126,7 +166,7 @@ WRONG = [
     ({"use_dora": True}, "'use_dora' = 'True': not supported"),
     ({"rank_pattern": {"q_proj": 8}}, "'rank_pattern'"),
     ({"modules_to_save": ["lm_head"]}, "'modules_to_save'"),
-    ({"lora_dropout": 0.1}, "'lora_dropout' = '0.1': not supported"),
+    ({"lora_dropout": 1}, "'lora_dropout' = '1': must be in [0, 1)"),
     ({"bias": "all"}, "'bias' = 'all'"),
     ({"peft_type": "IA3"}, "must be 'LORA'"),
     ({"target_modules": "all-linear"}, "must be a list of some of"),
