@@ -74,8 +74,9 @@ def read_adapter(directory: Path) -> Adapter:
         for name, value in raw.items()
         if name not in _MEANT | _FREE and value != _SAID.get(name) and value not in (None, False, 0, "", [], {})
     ]
+    said: dict[str, Any] = dict.fromkeys(_MEANT) | raw
     base, rank, alpha, modules = (
-        raw.get(name) for name in ("base_model_name_or_path", "r", "lora_alpha", "target_modules")
+        said[name] for name in ("base_model_name_or_path", "r", "lora_alpha", "target_modules")
     )
     if raw.get("peft_type") != "LORA":
         wrong.append(f"'peft_type' = {str(raw.get('peft_type'))[:100]!r}: must be 'LORA'")

@@ -160,8 +160,8 @@ DROPOUT = Said(
     Fault(
         "the same mask for every channel of four",
         "random.py",
-        "words.view(torch.int16)[..., :width]",
-        "words.view(torch.int16)[..., ::4].repeat_interleave(4, -1)[..., :width]",
+        "words.view(torch.int16)[..., low : low + width]",
+        "words.view(torch.int16)[..., ::4].repeat_interleave(4, -1)[..., low : low + width]",
     ),
     Fault(
         "no scaling by 1 / (1 - p)",
