@@ -9,7 +9,7 @@ part of the gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +24,6 @@ from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.linear import linear
 from stretto.tensor_parallel.mappings import enter, leave
 from stretto.tensor_parallel.pointwise import Lazy
-from stretto.world import Axis
 
 if TYPE_CHECKING:
     from stretto.tensor_parallel.layers import Projection
@@ -104,7 +103,7 @@ def column(
     """[s(/t), b, d_in] -> [s, b, d_out/t]: W with its parts' adapters, a [n r, d_in] and b [rows of them, r]."""
     build = adapter.build
     x = enter(_made(x), build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)
-    y = linear(x, weight, bias, _alone(build), column=True)
+    y = linear(x, weight, bias, build.alone, column=True)
     if adapter.lora.dropout:  # each adapter has a mask of its own
         each = torch.split(a, adapter.lora.rank)
         low = tuple(F.linear(drop(x, structure), one) for drop, one in zip(adapter.drops, each, strict=True))
@@ -131,7 +130,7 @@ def row(
 ) -> Tensor:
     """[s, b, d_in/t] -> [s(/t), b, d_out]."""
     x = _made(x)
-    y = linear(x, weight, None, _alone(build), column=False)
+    y = linear(x, weight, None, build.alone, column=False)
     y = y + lora.scale * F.linear(F.linear(drop(x, structure), a), b)
     return leave(y, build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)
 
@@ -150,11 +149,6 @@ class Columns:
 def _made(x: Tensor | Lazy) -> Tensor:
     """The input as a tensor that is kept: A's gradient needs it, and that of W is none."""
     return x.made() if isinstance(x, Lazy) else x
-
-
-def _alone(build: Build) -> Build:
-    """The same without the borders of the tensor-parallel region, which both products cross as one."""
-    return replace(build, tp=Axis.single("tp"), sequence_parallel=False)
 
 
 def _deviates(d_in: int) -> Init:
