@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from stretto.arguments.batch import BatchConfig as BatchConfig
 from stretto.arguments.checkpoints import CheckpointConfig as CheckpointConfig
 from stretto.arguments.data import DataConfig as DataConfig
 from stretto.arguments.groups import AxisName as AxisName
 from stretto.arguments.groups import GroupsConfig, NcclConfig
+from stretto.arguments.loss import LossConfig as LossConfig
 from stretto.arguments.model import ModelConfig as ModelConfig
+from stretto.arguments.recomputation import Recomputation
 from stretto.arguments.setting import setting
 from stretto.arguments.tuning import TuningConfig as TuningConfig
 from stretto.layout import DEFAULT_ORDER
@@ -71,6 +74,11 @@ class ParallelConfig:
     stage_layers: tuple[int, ...] | None = setting(
         None, "layers of each of the pp * vpp stages, or a layout such as Et*3|(tt|)*2t|L; unset: balanced", at_least=0
     )
+    dp_copy_engines: bool = setting(
+        True,
+        "what is sharded is gathered and summed by the copy engines of GPUs that reach each other, behind GEMMs",
+        carried=False,
+    )
     sharding: Literal["none", "zero1", "zero2", "fsdp"] = setting(
         "none",
         "what each data-parallel rank holds a part of: none: nothing; zero1: optimizer state; zero2: gradients too; "
@@ -89,23 +97,6 @@ class ParallelConfig:
         carried=False,
     )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
-
-
-@dataclass(frozen=True)
-class BatchConfig:
-    """Sizes of a batch."""
-
-    seq_len: int = setting(256, "length of a sequence", unit="tokens", at_least=1, at_most=2**26)
-    micro_batch: int = setting(
-        4, "sequences that one rank computes at a time", unit="sequences", at_least=1, at_most=2**22
-    )
-    global_batch: int = setting(
-        32, "sequences of one optimizer step, over all ranks", unit="sequences", at_least=1, at_most=2**22
-    )
-
-    def microbatches(self, dp: int | None) -> int:
-        """Microbatches of each rank in a step, over `dp` replicas of the model."""
-        return self.global_batch // (self.micro_batch * (dp or 1))
 
 
 @dataclass(frozen=True)
@@ -151,7 +142,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Recomputation):
     """How long, on what, and what to report."""
 
     steps: int = setting(150, "optimizer steps of the whole run", unit="steps", at_least=1, at_most=2**40)
@@ -180,12 +171,6 @@ class RunConfig:
         None,
         "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",
         carried=False,
-    )
-    recompute: Literal["none", "selective", "block", "offload"] = setting(
-        "none",
-        "what the backward computes once more instead of keeping it, to the same bits; selective: outputs of norms and "
-        "activation functions; block: all but what enters each block; offload: the same, and that waits in the host's "
-        "memory",
     )
     ffn_chunks: int = setting(
         1,
@@ -293,6 +278,7 @@ class Arguments:
     nccl: NcclConfig = field(default_factory=NcclConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
