@@ -141,6 +141,17 @@ class OptimizerConfig:
     moments: Literal["fp32", "bf16"] = setting(
         "fp32", "dtype of the update rule's state; fp32: that of the masters, fp32 or wider"
     )
+    masters: Literal["fp32", "remainder"] = setting(
+        "fp32",
+        "master weights of a run in bf16: a copy in fp32; or remainder: 16 bits that, with the weights themselves, are "
+        "the same fp32 numbers (weights are rounded with ties away from zero)",
+    )
+    optimizer_cpu_offload: bool = setting(
+        False,
+        "masters and moments lie in the host's memory, and pass through the device a chunk at a time, beside the next "
+        "forward: the same update to the last bit",
+        carried=False,
+    )
     clip_grad: float = setting(1.0, "gradients are scaled down to this global norm; 0: never", at_least=0)
     post_validate: bool = setting(
         False,

@@ -74,6 +74,7 @@ class Bucket:
             self.grad = self.grad.clone()
             free(self.grads)
         self._gathering: Work | None = None
+        self._updating: Work | None = None
         self._without = set(self._spans)  # no gradient in this step yet
         self._fresh = set(self._spans)  # none yet in what is there of `grads`
         self._waiting: set[nn.Parameter] | None = None  # once armed: the last gradient still to come
@@ -120,6 +121,7 @@ class Bucket:
     def gather(self) -> None:
         """Begin to make the weights whole, unless they are, or are on their way."""
         if not self.whole:
+            self._wait_for_update()
             allocate(self.weights)
             self._gathering = all_gather_into(self.weights, self.shard, self._gather)
 
@@ -129,6 +131,18 @@ class Bucket:
         if self._gathering is not None:
             self._gathering.wait()
         self._gathering = None
+        self._wait_for_update()
+
+    def _wait_for_update(self) -> None:
+        if self._updating is not None:
+            self._updating.wait()
+        self._updating = None
+
+    def settle(self) -> None:
+        """What follows sees the last update; nothing of this bucket is on its way."""
+        if self.whole:
+            self.gathered()
+        self._wait_for_update()
 
     def release(self) -> None:
         """Let go of what is another rank's, where weights are sharded."""
@@ -136,13 +150,15 @@ class Bucket:
             self.gathered()
             free(self.weights)
 
-    def updated(self) -> None:
-        """This rank's shard has new values: the others' are on their way, or will be gathered."""
+    def updated(self, updating: Work | None = None) -> None:
+        """This rank's shard has new values, or will have them with `updating`, launched on the current stream: the
+        others' are on their way, or will be gathered."""
         if self.sharding.params:
             self.release()
         elif self.sharding.state:
             self.gathered()
             self._gathering = all_gather_into(self.weights, self.shard, self._gather)
+        self._updating = updating
 
     # The gradients: added up in `grads`, summed over the ranks into `grad`.
 

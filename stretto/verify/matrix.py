@@ -67,6 +67,8 @@ def combination(args: Arguments) -> Combination:
         other += (f"recompute={r.recompute}",)
     if args.optimizer.post_validate:
         other += ("post_validate",)
+    if args.optimizer.masters != "fp32":
+        other += (f"masters={args.optimizer.masters}",)
     if r.ffn_chunks > 1:
         other += (f"ffn_chunks={r.ffn_chunks}",)
     if args.data.packing:
