@@ -17,6 +17,7 @@ from stretto.arguments.pipeline import num_stages, vpp_of
 from stretto.arguments.precision_rules import flash_takes_what_it_is_given, fp8_is_within_bf16, fp8_sizes_divide
 from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import Nearby, Rule, RuleViolation, divides, rule
+from stretto.arguments.save_rules import SAVE_RULES
 from stretto.arguments.schema import Arguments
 from stretto.arguments.tuning_rules import TUNING_RULES
 from stretto.arguments.update_rules import UPDATE_RULES
@@ -217,6 +218,7 @@ RULES: tuple[Rule, ...] = (
     schedule_has_so_many_stages,
     stage_layers_place_every_layer,
     *UPDATE_RULES,
+    *SAVE_RULES,
     evaluation_has_data,
     profile_is_a_window,
     flash_takes_what_it_is_given,

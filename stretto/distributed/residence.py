@@ -206,9 +206,12 @@ class _Pinned:
         self.bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
         self.bytes.zero_()  # by many threads; the driver would fetch page after page
         self.left = nbytes
-        status = torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), nbytes, 0)  # type: ignore[no-untyped-call]
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        status = runtime.cudaHostRegister(self.bytes.data_ptr(), nbytes, 0)
         if int(status) != 0:
             raise MemoryError(f"{nbytes:,} bytes of host memory cannot be pinned (CUDA error {int(status)})")
+
+        self._unregister = runtime.cudaHostUnregister
 
     def take(self, nbytes: int) -> Tensor:
         """The next bytes of it."""
@@ -217,8 +220,8 @@ class _Pinned:
         return self.bytes[start : start + nbytes]
 
     def __del__(self) -> None:
-        if hasattr(self, "left"):
-            torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr())  # type: ignore[no-untyped-call]
+        if hasattr(self, "_unregister"):
+            self._unregister(self.bytes.data_ptr())
 
 
 def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -81,6 +81,39 @@ def updated(**options: Any) -> list[dict[str, Tensor]]:
     return found
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_next_forward_waits_for_what_it_uses() -> None:
+    """Chunks on three streams, beside forwards that begin at once: the bits of an update that is waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(residence, "chunks", lambda numel: chunks(numel, 2**18))
+        for options in ({}, {"remainder": True, "moments": torch.bfloat16}):
+            resident, offloaded = (on_gpu(cpu_offload=away, **options) for away in (False, True))
+            assert resident.keys() == offloaded.keys()
+            assert [name for name in resident if not torch.equal(resident[name], offloaded[name])] == []
+
+
+def on_gpu(**options: Any) -> dict[str, Tensor]:
+    """State, weights and loss after some steps, of which the host waits for none."""
+    layers = [nn.Linear(1024, 1024, bias=False, device="cuda", dtype=torch.bfloat16) for _ in range(8)]
+    for layer in layers:
+        declare(layer, "weight", ParamSpec((1024, 1024), Init(std=0.03)))
+    net = nn.Sequential(*layers)
+    x = torch.randn(256, 1024, generator=torch.Generator().manual_seed(1)).cuda().bfloat16()
+    world = World.single("cuda")
+    with ParallelState.build(Layout.of(), world) as state, DataParallel({0: net}, state, bucket_mb=4) as weights:
+        optimizer = Optimizer(weights, AdamWRule((0.9, 0.95), 1e-8, 0.1), **options)
+        optimizer.initialize(3)
+        for _ in range(5):
+            weights.zero()
+            loss = net(x).square().mean()
+            loss.backward()
+            weights.finish()
+            optimizer.step(1e-2, torch.ones((), device="cuda"))
+        found = {piece.name: piece.tensor.cpu().clone() for piece in optimizer.slices()}
+        return {"loss": loss.detach().cpu(), **found, **{n: p.detach().cpu() for n, p in net.named_parameters()}}
+
+
 MODES: list[tuple[str, dict[str, Any]]] = [
     ("none", {"masters": "fp32"}),
     ("zero1", {"masters": "remainder", "moments": "bf16"}),
