@@ -94,7 +94,7 @@ def _elsewhere(name: str) -> str | None:
 
 def not_a_value(s: Setting, problem: str, source: Source) -> Violation:
     """A value of the wrong type, out of range or not among the choices."""
-    return Violation("value", (s.path,), f"{s.path} ({source}): {problem}")
+    return Violation("value", (s.path,), f"{f'{s.path} ({source})' if s.section else s.flag}: {problem}")
 
 
 def _entries(tree: Mapping[str, object]) -> Iterator[tuple[str, object]]:

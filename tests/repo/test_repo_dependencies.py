@@ -55,7 +55,7 @@ def test_every_pin_is_of_a_declared_dependency(pyproject, texts):
 
 @pytest.mark.pure
 def test_the_library_imports_only_what_the_base_install_brings(pyproject, library):
-    """Catches an import of numpy's or tyro's own dependencies, or of a development tool, in a module."""
+    """Catches an import of numpy's or rich's own dependencies, or of a development tool, in a module."""
     distributions = packages_distributions()
     declared = set(map(_package, pyproject["project"]["dependencies"]))
     offenders = [

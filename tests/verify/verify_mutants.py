@@ -34,7 +34,7 @@ PRELOAD = (
     "torch",
     "torch.distributed.checkpoint",
     "torch._dynamo",
-    "tyro",
+    "shtab",
     "rich.console",
     "pytest",
 )
