@@ -185,7 +185,13 @@ def _read(section: str, f: Field[Any], hint: Any) -> Setting:
         raise TypeError(f"{section}.{f.name}: no way to read a {hint} from a command line")
     made: Setting = replace(
         f.metadata[_METADATA],
-        section=section, name=f.name, kind=kind, entry=entry, optional=optional, choices=choices,
-        required=f.default is MISSING, default=None if f.default is MISSING else f.default,
+        section=section,
+        name=f.name,
+        kind=kind,
+        entry=entry,
+        optional=optional,
+        choices=choices,
+        required=f.default is MISSING,
+        default=None if f.default is MISSING else f.default,
     )
     return made

@@ -1,8 +1,8 @@
 """Masters with a remainder, and state in the host's memory: the same update, to the last bit, in every mode.
 
-Faults to catch: a remainder that does not carry; ties that round to even; a NaN that becomes a number; a chunk that is
-not written back; a slot that is filled before it was emptied; moments of another chunk; weights of a remainder that are
-not published; masters that are lent and not taken back; a forward that does not wait for the update.
+Faults to catch: a remainder that does not carry; ties that round to zero; a NaN that becomes a number; a chunk that is
+not written back; a slot that is filled before it was emptied; moments of another chunk; a gradient of another chunk;
+masters that are lent and not taken back.
 """
 
 from __future__ import annotations

@@ -191,8 +191,8 @@ MUON = Said(
     Fault(
         "second moments of matrices that are kept",
         "distributed/optimizer.py",
-        "ends = [master[self._matrices(b).stop :] for b, master",
-        "ends = [master for b, master",
+        "[0 if b.frozen else self._matrices(b).stop for b in",
+        "[0 for b in",
     ),
 )
 
@@ -225,8 +225,8 @@ LEDGER = Said(
     Fault(
         "masters of wide weights counted",
         "estimate/memory.py",
-        "masters=wide * moved_part * (item < wide),",
-        "masters=wide * moved_part,",
+        'if args.optimizer.masters == "remainder" else wide) * narrow',
+        'if args.optimizer.masters == "remainder" else wide)',
     ),
     Fault(
         "state of another rule",
@@ -237,8 +237,8 @@ LEDGER = Said(
     Fault(
         "moments in bf16 counted wide",
         "estimate/memory.py",
-        '(2 if args.optimizer.moments == "bf16" else wide)',
-        "wide",
+        'moment = 2 if args.optimizer.moments == "bf16" else wide',
+        "moment = wide",
     ),
     Fault(
         "gradients that are sharded counted whole",
