@@ -43,8 +43,8 @@ def help_text(form: Form, width: int = 100) -> str:
     return parser.format_help()
 
 
-def describe(parser: ArgumentParser, form: Form, width: int = 100) -> None:
-    """Fill an argparse parser with all that a command takes."""
+def describe(parser: ArgumentParser, form: Form, width: int = 100, files: object = None) -> None:
+    """Fill an argparse parser with all that a command takes; `files` is how shtab completes a path."""
     instead = dict(read_preset(form.fallback).values) if form.fallback else {}
     parser.usage = form.usage
     parser.description = fill(form.about, max(width, 60) - 2) + _STRENGTH * form.settings
@@ -55,7 +55,7 @@ def describe(parser: ArgumentParser, form: Form, width: int = 100) -> None:
             plain = not s.section and (s.required or s.default in (None, (), "", False))
             notes = ", ".join([s.unit] * bool(s.unit) + [f"default {default(s)}"] * (not plain))
             notes += f"; {form.fallback}: {as_text(instead[s.path])}" if s.path in instead else ""
-            _add(into, s, f"{s.help} [{notes}]" if notes else s.help)
+            _add(into, s, f"{s.help} [{notes}]" if notes else s.help, files)
         if title == "sources":
             into.add_argument(MEGATRON, metavar="FLAGS...", help=FOREIGN)
 
@@ -66,8 +66,7 @@ def default(s: Setting) -> str:
     return equations.get(s.path, "none") if s.default in (None, ()) else as_text(s.default)
 
 
-def _add(into: Any, s: Setting, text: str) -> None:
-    """One flag; with what a shell completes it by, for shtab."""
+def _add(into: Any, s: Setting, text: str, files: object) -> None:
     said: dict[str, Any] = {"help": text.replace("%", "%%"), "default": SUPPRESS}
     if s.kind is bool:
         into.add_argument(s.flag, action=BooleanOptionalAction, **said)
@@ -80,5 +79,5 @@ def _add(into: Any, s: Setting, text: str) -> None:
         said["nargs"] = "*" if s.words else "?"
     name, takes = (s.name, s.flag) if s.positional else (s.flag, s.takes)
     made = into.add_argument(name, metavar=takes, **said)
-    if s.is_path:
-        made.complete = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f", "fish": "__fish_complete_path"}
+    if s.is_path and files is not None:
+        made.complete = files

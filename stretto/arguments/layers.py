@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from stretto.arguments.errors import Violation
+from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.peers import flag_of
+from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Setting, Value
-from stretto.arguments.sources import Source
-from stretto.arguments.tree import sections, settings
+from stretto.arguments.sources import Source, SourceKind
+from stretto.arguments.tree import build, sections, settings
 from stretto.arguments.values import from_data, nearest, repaired
 
 _LONGEST = 80
@@ -53,6 +54,18 @@ def read_layer(tree: Mapping[str, object], source: Source) -> Layer:
             violations.append(not_a_value(s, str(error), source))
             wrong[path] = repaired(s, raw)
     return Layer(source, values, tuple(violations), wrong)
+
+
+def from_dict(tree: Mapping[str, object], *, name: str = "data") -> Arguments:
+    """The arguments that `to_dict` gave. Settings that are missing take their defaults; rules are not applied.
+
+    Raises:
+        ConfigError: keys that are no settings, values of the wrong type or out of range: all of them.
+    """
+    layer = read_layer(tree, Source(SourceKind.CHECKPOINT, name))
+    if layer.violations:
+        raise ConfigError(layer.violations)
+    return build(layer.values)
 
 
 def unknown(path: str, source: Source) -> Violation:

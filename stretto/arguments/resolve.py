@@ -73,6 +73,7 @@ def parse(
     adopt: Callable[[str], Layer] | None = None,
     files: bool = True,
     form: Form = RUN,
+    fallback: str | None = None,
     gpus: Callable[[], int] | None = None,
 ) -> Resolved:
     """The run that a command line asks for.
@@ -91,8 +92,9 @@ def parse(
         translate: what the words after `--megatron` stand for; without it they are rejected.
         adopt: the settings that the directory of `checkpoint.init_from` says; without it they are not asked for.
         files: whether to look that data and tokenizer exist on this machine.
-        form: the command: options of its own, and the preset to start from where `argv` names neither preset nor file
-            and there is no checkpoint to go on from.
+        form: the command, with options of its own.
+        fallback: the preset to start from where `argv` names neither preset nor file and there is no checkpoint to
+            go on from; None: that of the form.
         gpus: how many there are for processes that this command starts; then device and number of processes follow
             from it where nobody says them, and a fallback gives way to the one for GPUs.
 
@@ -102,7 +104,7 @@ def parse(
     """
     if {"-h", "--help"} & set(argv):
         say_help(form)
-    line, fallback = read_command_line(argv, form.own), form.fallback
+    line, fallback = read_command_line(argv, form.own), fallback or form.fallback
     files_named = [*map(read_config, line.all_of("config")), *_foreign(line, translate)]
     record = _found(checkpoint, (*files_named, line.layer)) if callable(checkpoint) else checkpoint
     presets = [*map(read_preset, line.all_of("preset"))]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from stretto.arguments.rule import RuleViolation, rule
 from stretto.arguments.schema import Arguments
 
@@ -24,6 +22,3 @@ def checkpoints_are_there(a: Arguments) -> RuleViolation | None:
     what = ", ".join(f"{path.partition('.')[2]} = {value}" for path, (value, _) in asked.items())
     fixes = {path: (none,) for path, (_, none) in asked.items()} if len(asked) == 1 else {}
     return RuleViolation(f"no checkpoint is saved, but {what}", {"checkpoint.save": (True,), **fixes})
-
-
-SAVE_RULES: Final = (checkpoints_are_there,)

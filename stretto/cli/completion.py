@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, Literal
 
+import shtab
+
 from stretto.arguments.form import Form
 from stretto.arguments.help import describe
 from stretto.arguments.setting import REQUIRED, setting
@@ -28,8 +30,6 @@ FORMS: Final = (Form("stretto completion", Command),)
 def main(argv: Sequence[str]) -> int:
     """Run `stretto completion ...`: the script goes to standard output."""
     said: Command = options(FORMS[0], argv)
-    import shtab
-
     hand_on(f"{shtab.complete(parser(), said.shell)}\n")
     return 0
 
@@ -43,11 +43,11 @@ def parser() -> ArgumentParser:
     for name, about in COMMANDS.items():
         forms: Sequence[Form] = _forms(name)
         if len(forms[0].name.split()) == 2:
-            describe(commands.add_parser(name, help=about), forms[0])
+            describe(commands.add_parser(name, help=about), forms[0], files=shtab.FILE)
             continue
         verbs: Any = commands.add_parser(name, help=about).add_subparsers(metavar="COMMAND")
         for form in forms:
-            describe(verbs.add_parser(form.name.split()[-1], help=form.brief), form)
+            describe(verbs.add_parser(form.name.split()[-1], help=form.brief), form, files=shtab.FILE)
     return root
 
 

@@ -222,7 +222,8 @@ class Task:
         screen.print(about)
         lines = JsonLines(paths.metrics, after=after)
         live = LiveProgress(screen, manner)
-        boards: list[Listener] = [TensorBoard(paths.tensorboard, last=lines.last)] if args.run.tensorboard else []
+        curves = TensorBoard.installed() if args.run.tensorboard is None else args.run.tensorboard
+        boards: list[Listener] = [TensorBoard(paths.tensorboard, last=lines.last)] if curves else []
         boards += [WandB(args.run.wandb, dir=str(paths.root))] if args.run.wandb else []
         boards += [MLflow(args.run.mlflow)] if args.run.mlflow else []
         boards += [ExpertPicture(paths.experts, after=after)] if args.model.experts else []

@@ -8,13 +8,12 @@ from __future__ import annotations
 import pytest
 
 from stretto.arguments import ConfigError, Resolved, parse
-from stretto.cli.words import FORMS
 
 pytestmark = pytest.mark.pure
 
 
 def resolved(words: str, gpus: int, **more: object) -> Resolved:
-    return parse(words.split(), env={}, files=False, form=FORMS[0], gpus=lambda: gpus, **more)  # type: ignore[arg-type]
+    return parse(words.split(), env={}, files=False, fallback="demo", gpus=lambda: gpus, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 5, 8])

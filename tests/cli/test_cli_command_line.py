@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import shtab
 
 from stretto.cli import COMMANDS, main
 from stretto.cli.completion import parser
@@ -89,6 +90,7 @@ COMPLETED = {
     "stretto checkpoint prune --keep-": ["--keep-every"],
     "stretto schedule sim": ["simulate"],
     "stretto sample --device cu": ["cuda"],
+    "stretto train --config ru": ["run.toml"],
 }
 
 
@@ -99,6 +101,7 @@ def test_bash_completes(tmp_path_factory: pytest.TempPathFactory) -> None:
         [sys.executable, "-m", "stretto", "completion", "bash"], capture_output=True, text=True, check=True
     )
     (folder / "completion.bash").write_text(written.stdout)
+    (folder / "run.toml").touch()
     ask = ["source completion.bash", "run=$(complete -p stretto); run=${run##*-F }; run=${run%% *}"]
     for line in COMPLETED:
         words = line.split()
@@ -114,8 +117,6 @@ def test_bash_completes(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def test_completion_knows_every_command_of_every_shell() -> None:
     """Catches: a command without a form."""
-    import shtab
-
     made = parser()
     for shell in ("zsh", "fish"):
         script = shtab.complete(made, shell)

@@ -34,4 +34,4 @@ def _commands(texts: dict[str, str]) -> list[list[str]]:
     """The words after `stretto`, also where a launcher starts it as a module."""
     blocks = (block for name, text in texts.items() if name.endswith(".md") for block in BLOCK.findall(text))
     lines = (shlex.split(line, comments=True) for block in blocks for line in block.splitlines())
-    return [words[words.index("stretto") + 1 :] for words in lines if "stretto" in words and len(words) > 1]
+    return [words[words.index("stretto") + 1 :] for words in lines if "stretto" in words[:-1]]
