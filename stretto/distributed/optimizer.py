@@ -25,7 +25,6 @@ from stretto.layout.flat import overlap
 from stretto.params import Declared, Logical, Slice, fill, slices
 
 Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
-Numbers = dict[tuple["Kind", torch.dtype], list[Tensor]]
 
 
 class Kind(NamedTuple):
@@ -97,7 +96,7 @@ class Optimizer:
         order = reversed(range(len(self.buckets)))
         self._jobs = [job for n in order if not self.buckets[n].frozen for job in self._jobs_of(n)]
         self._segments = [self._segments_of(job) for job in self._jobs]
-        self._numbers: Numbers = {}
+        self._numbers: dict[tuple[Kind, torch.dtype], list[Tensor]] = {}
 
     def kind(self, item: Declared, part: Logical) -> Kind:
         """How a logical tensor is updated."""
