@@ -271,7 +271,7 @@ CHECKPOINTS = Said(
     Fault(
         "parameters that do not follow what was read",
         "distributed/optimizer.py",
-        "        self.steps = steps\n        self._publish()\n",
+        "        self.steps = steps\n        self._masters.publish()\n",
         "        self.steps = steps\n",
     ),
     Fault(
