@@ -23,7 +23,7 @@ from stretto.distributed.wire import WireSum
 from stretto.layout.flat import Flat, overlap
 from stretto.params import Declared, Logical, Part
 from stretto.schedule import DDP, Sharding
-from stretto.world import Axis, PeerMemory, Work
+from stretto.world import Axis, Done, PeerMemory, Work
 
 K = TypeVar("K")
 
