@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from stretto.arguments.batch import BatchConfig as BatchConfig
 from stretto.arguments.checkpoints import CheckpointConfig as CheckpointConfig
 from stretto.arguments.data import DataConfig as DataConfig
 from stretto.arguments.groups import AxisName as AxisName
 from stretto.arguments.groups import GroupsConfig, NcclConfig
+from stretto.arguments.loss import LossConfig as LossConfig
 from stretto.arguments.model import ModelConfig as ModelConfig
 from stretto.arguments.optimizer import OptimizerConfig as OptimizerConfig
+from stretto.arguments.recomputation import Recomputation
 from stretto.arguments.setting import setting
 from stretto.arguments.tuning import TuningConfig as TuningConfig
 from stretto.layout import DEFAULT_ORDER
@@ -115,7 +118,7 @@ class BatchConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Recomputation):
     """How long, on what, and what to report."""
 
     steps: int = setting(150, "optimizer steps of the whole run", unit="steps", at_least=1, at_most=2**40)
@@ -144,12 +147,6 @@ class RunConfig:
         None,
         "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",
         carried=False,
-    )
-    recompute: Literal["none", "selective", "block", "offload"] = setting(
-        "none",
-        "what the backward computes once more instead of keeping it, to the same bits; selective: outputs of norms and "
-        "activation functions; block: all but what enters each block; offload: the same, and that waits in the host's "
-        "memory",
     )
     ffn_chunks: int = setting(
         1,
@@ -257,6 +254,7 @@ class Arguments:
     nccl: NcclConfig = field(default_factory=NcclConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
