@@ -147,6 +147,7 @@ def trainer_of(
         keep=args.checkpoint.keep,
         keep_every=args.checkpoint.keep_every,
         async_save=args.checkpoint.async_save,
+        save=args.checkpoint.save,
         checkpoint_dir=args.checkpoint.checkpoint_dir,
         evaluation={
             each.name: HeldOut(each, batch, state, run.eval_batches, cut, args.data.packing) for each in eval_sets

@@ -14,6 +14,7 @@ from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
+from verify_said_residence import RESIDENCE
 from verify_said_schedules import SCHEDULES
 from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, MUON, NOT_FINITE, PARAM_GROUPS, RULES, SHARDING, WIRE
 from verify_said_tensor import FOREIGN, RECOMPUTE, SHAPES
@@ -264,10 +265,10 @@ BUCKETS = Said(
     Fault(
         "moments shared between buckets",
         "distributed/optimizer.py",
-        "{name: [torch.zeros_like(m, dtype=moments) for m in moved] for name in self.rule.state}",
-        """{name: [torch.zeros_like(m, dtype=moments) for m in moved] for name in self.rule.state}
-        longest = max(self.state["exp_avg"], key=len, default=None)
-        self.state["exp_avg"] = [longest[: len(master)] for master in self.masters]""",
+        "        # The forward uses the last bucket first: what",
+        """        longest = max(self.state["exp_avg"], key=len, default=None)
+        self.state["exp_avg"] = [longest[: len(master)] for master in self.masters]
+        # The forward uses the last bucket first: what""",
     ),
     Fault(
         "weight decay on biases",
@@ -667,6 +668,7 @@ SAID = (
     PARAM_GROUPS,
     MUON,
     WIRE,
+    RESIDENCE,
     LEDGER,
     LOOP,
     NOT_FINITE,
