@@ -95,7 +95,9 @@ class GroupedLinear(nn.Module):
         def write(total: Tensor, first_microbatch: bool) -> None:
             # Cut once: GEMMs of small experts take a GPU hardly longer than it takes a host to launch them.
             sizes = segments.experts
-            parts = zip(sizes, stacked(total, self.experts).unbind(), torch.split(dy, sizes), torch.split(x, sizes), strict=True)
+            parts = zip(
+                sizes, stacked(total, self.experts).unbind(), torch.split(dy, sizes), torch.split(x, sizes), strict=True
+            )
             for rows, each, left, right in parts:
                 if rows:
                     accumulate_matmul(each, first_microbatch, left, right)
