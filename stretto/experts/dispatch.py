@@ -94,7 +94,7 @@ def plan_of(experts: Tensor, number: int, axes: ExpertAxes, kept: Tensor | None 
     restore = torch.empty_like(arrange)
     restore[arrange] = torch.arange(len(arrange), device=arrange.device)
     segments = Segments(lambda: here, from_each.sum(0).cumsum(0).to(torch.int32))
-    return Plan(exchange, torch.cat(parts), back.view(-1, n, k), sent, received, arrange, restore, segments)
+    return Plan(exchange, torch.cat(parts), back.view(axes.etp.size, n, k), sent, received, arrange, restore, segments)
 
 
 def _alone(exchange: Axis, order: Tensor, back: Tensor, ends: Tensor, counts: Tensor, *, dropped: bool) -> Plan:
