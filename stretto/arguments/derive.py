@@ -12,6 +12,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+from stretto.arguments.graphs import READS, without_graphs
 from stretto.arguments.model_rules import UNUSED, Unused
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import TOKENIZERS, Arguments
@@ -221,6 +222,11 @@ def _compile(a: Arguments) -> tuple[Value, str] | None:
     return a.run.device == "cuda", f"device = {a.run.device}"
 
 
+def _cuda_graphs(a: Arguments) -> tuple[Value, str] | None:
+    reason = without_graphs(a)
+    return not reason, reason or "every microbatch launches the same"
+
+
 def _tp_comm_overlap(a: Arguments) -> tuple[Value, str] | None:
     return a.run.device == "cuda" and a.parallel.sequence_parallel, f"device = {a.run.device}, " + (
         "sequence parallel" if a.parallel.sequence_parallel else "not sequence parallel"
@@ -275,6 +281,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
         "true (cuda, sequence parallel), else false",
         _tp_comm_overlap,
     ),
+    Derivation("run.cuda_graphs", READS, "true where they can be recorded (cuda), else false", _cuda_graphs),
     Derivation("model.kv_heads", ("model.heads",), "heads", _kv_heads),
     Derivation("model.head_dim", ("model.hidden", "model.heads"), "hidden / heads", _head_dim),
     Derivation(

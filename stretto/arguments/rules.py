@@ -5,6 +5,7 @@ from __future__ import annotations
 from stretto.arguments.bound_rules import microbatch_is_bounded, schedule_is_bounded
 from stretto.arguments.context_rules import CONTEXT_RULES
 from stretto.arguments.expert_rules import EXPERT_RULES
+from stretto.arguments.graphs import graphs_can_be_recorded
 from stretto.arguments.group_rules import (
     gloo_is_not_nccl,
     groups_have_peers,
@@ -222,5 +223,6 @@ RULES: tuple[Rule, ...] = (
     flash_takes_what_it_is_given,
     fp8_is_within_bf16,
     fp8_sizes_divide,
+    graphs_can_be_recorded,
     *TUNING_RULES,
 )

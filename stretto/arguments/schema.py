@@ -181,6 +181,12 @@ class RunConfig:
         "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",
         carried=False,
     )
+    cuda_graphs: bool | None = setting(
+        None,
+        "forward and backward of a microbatch are one CUDA graph, which the host launches at once, with the same "
+        "kernels; unset: wherever they can be recorded",
+        carried=False,
+    )
     recompute: Literal["none", "selective", "block", "offload"] = setting(
         "none",
         "what the backward computes once more instead of keeping it, to the same bits; selective: outputs of norms and "

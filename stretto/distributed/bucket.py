@@ -210,6 +210,15 @@ class Bucket:
         waits = self.sharding.grads and not self.sent and len(self._fresh) < len(self._spans)
         return [item.name for item in self.items if waits and item.param not in self._fresh]
 
+    @property
+    def progress(self) -> tuple[frozenset[nn.Parameter], frozenset[nn.Parameter]]:
+        """Which parameters have no gradient yet: in what is there of `grads`, and in this step."""
+        return frozenset(self._fresh), frozenset(self._without)
+
+    @progress.setter
+    def progress(self, progress: tuple[frozenset[nn.Parameter], frozenset[nn.Parameter]]) -> None:
+        self._fresh, self._without = (set(each) for each in progress)
+
     def send(self) -> None:
         """Begin to sum the gradients over the axis."""
         if not self.sharding.state and self.wire is not None and self.axis.size > 1:

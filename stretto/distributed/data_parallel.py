@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +141,21 @@ class DataParallel:
             bucket.arm(waiting or None)
             self._unsent.append(bucket)
         self._send_full()
+
+    def progress(self, stage: int) -> tuple[Any, ...]:
+        """Which gradients of the stage there are in this step, to be hashed and compared; none is deferred after it."""
+        self._main_gradients.flush()
+        return tuple(bucket.progress for bucket in self.buckets[stage])
+
+    def resume(self, stage: int, progress: Any) -> None:
+        """It is as it was when `progress` was asked for: a recording of what was done since is replayed, or undone."""
+        self._main_gradients.forget()
+        for bucket, each in zip(self.buckets[stage], progress, strict=True):
+            bucket.progress = each
+
+    def reduces(self, stage: int) -> bool:
+        """Whether gradients of the stage are summed over ranks."""
+        return any(bucket.axis.size > 1 for bucket in self.buckets[stage])
 
     def finish(self) -> None:
         """Wait for the reductions, then sum what replicated parameters hold parts of. Gradients are whole after it.
