@@ -12,9 +12,20 @@ USER    := $(VENV)/.installed
 DEV     := $(VENV)/.installed-dev
 DOCS    := $(VENV)/.installed-docs
 
+# The oldest torch that we support, which GPUs run here, in an environment of its own.
+OLD_TORCH := 2.11.0
+OLD_VENV  := .venv-torch-$(OLD_TORCH)
+OLD       := $(OLD_VENV)/.installed
+
+# Tests that need no other machine than this; two at a time, as many of them wait (ARGS="-n 0" for one).
+HERE := not gpu and not launchers
+TWO  := -n 2 --dist worksteal
+OLD_TESTS := $(addprefix tests/,collectives parallel_state distributed tensor_parallel pipeline_parallel \
+  context_parallel experts models attention kernels checkpoint train)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-pure test-gloo test-gpu test-launchers mutants drills verified lint format docs docs-check hooks clean
+.PHONY: help train test test-nightly test-all test-oldest-torch test-pure test-gloo test-gpu test-launchers mutants drills verified lint format docs docs-check hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +34,17 @@ help: ## list the targets
 train: $(USER) ## set up, then train the demo: tp=2 x pp=2 x dp=2 on this machine's CPU
 	@$(BIN)/stretto train --preset demo $(ARGS)
 
-test: $(DEV) ## set up, then run every test that needs no GPU and no cluster
-	@$(BIN)/pytest -m "not gpu and not launchers" $(ARGS)
+test: $(DEV) ## set up, then run the tests of a commit: all that need no GPU and no cluster, but for the nightly ones
+	@$(BIN)/pytest $(TWO) -m "$(HERE) and not nightly" $(ARGS)
+
+test-nightly: $(DEV) ## what `make test` leaves out: full products, and 200 examples of each property
+	@$(BIN)/pytest $(TWO) -m "$(HERE) and (nightly or hypothesis)" --hypothesis-profile nightly $(ARGS)
+
+test-all: $(DEV) ## both at once
+	@$(BIN)/pytest $(TWO) -m "$(HERE)" --hypothesis-profile nightly $(ARGS)
+
+test-oldest-torch: $(OLD) ## the tests that depend on torch, under the oldest that we support (downloads 3 GB, once)
+	@$(OLD_VENV)/bin/pytest $(TWO) -m "$(HERE) and gloo and not nightly" $(OLD_TESTS) $(ARGS)
 
 test-pure: $(DEV) ## the tests that import no torch: seconds
 	@$(BIN)/pytest -m pure $(ARGS)
@@ -69,7 +89,7 @@ hooks: $(DEV) ## run the lint before each commit
 	@$(BIN)/pre-commit install
 
 clean: ## remove what was built, set up or trained here
-	@rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) .venv-torch-* build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -85,6 +105,13 @@ $(DEV): $(SOURCES) | $(BIN)/python
 	@echo "Setting up $(VENV) for development with $$($(BIN)/python -V); about a minute the first time ..."
 	@$(PIP) -e '.[dev]'
 	@touch $(USER) $@
+
+$(OLD): $(SOURCES) | $(BIN)/python
+	@echo "Setting up $(OLD_VENV) with torch $(OLD_TORCH); some minutes the first time ..."
+	@$(BIN)/python -m venv $(OLD_VENV)
+	@sed 's/^torch==.*/torch==$(OLD_TORCH)/' constraints.txt > $(OLD_VENV)/constraints.txt
+	@$(OLD_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLD_VENV)/constraints.txt -e '.[dev]'
+	@touch $@
 
 $(DOCS): $(SOURCES) | $(BIN)/python
 	@echo "Setting up $(VENV) for the documentation ..."

@@ -1,10 +1,12 @@
 """Checkpoints measured: what a save stalls training and takes in all, and what metadata costs at many ranks.
 
     python -m benchmarks.checkpoints save [--gib 0.5] [--repeat 3]     beside torch.distributed.checkpoint's async_save
+    python -m benchmarks.checkpoints save --device cuda --gib 16 --repeat 1    from a GPU, beside steps of training
     python -m benchmarks.checkpoints load [--gib 0.5] [--repeat 3]     in another layout, as a share of the disk's rate
     python -m benchmarks.checkpoints metadata [--ranks 1000]           of a 70B-like model, no numbers written
 
-Results go to benchmarks/results with --results. On a CPU; what is compared runs in turns in one process.
+Results go to benchmarks/results with --results. What is compared runs in turns in one process, on a CPU unless
+--device says otherwise.
 """
 
 from __future__ import annotations
@@ -42,10 +44,10 @@ ROWS, WIDTH = 4096, 1024
 HERE = World.single()
 
 
-def tensors(gib: float) -> dict[str, torch.Tensor]:
+def tensors(gib: float, device: str = "cpu") -> dict[str, torch.Tensor]:
     """Matrices of 16 MiB, in fp32."""
     count = max(1, round(gib * 2**30 / (ROWS * WIDTH * 4)))
-    return {f"model/layers.{i}.weight": torch.randn(ROWS, WIDTH) for i in range(count)}
+    return {f"model/layers.{i}.weight": torch.randn(ROWS, WIDTH, device=device) for i in range(count)}
 
 
 def slices(held: dict[str, torch.Tensor]) -> list[Slice]:
@@ -269,21 +271,33 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1000)
     parser.add_argument("--layers", type=int, default=80)
     parser.add_argument("--scratch", type=Path)
-    parser.add_argument("--results", type=Path, help="a file of JSON that this is added to")
+    parser.add_argument("--results", "--out", type=Path, help="a file of JSON that this is added to")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="save: beside steps of training on it")
+    parser.add_argument("--step-ms", type=float, default=270.0, help="with --device: of a step")
+    parser.add_argument("--ways", default="stretto,torch-thread", help="with --device: of these, torch-process")
     args = parser.parse_args()
-    if args.what == "metadata":
+    if args.device:
+        from benchmarks.checkpoint_steps import beside_steps
+
+        held = tensors(args.gib, args.device)
+        found = beside_steps(held, folder(args.scratch), args.ways, args.repeat, args.step_ms)
+    elif args.what == "metadata":
         found = metadata(args.ranks, args.layers, args.scratch)
     else:
         found = (saves if args.what == "save" else loads)(args.gib, args.repeat, args.scratch)
-    print(json.dumps(found, indent=1))
+    if not args.device:
+        print(json.dumps(found, indent=1))
     if args.results:
+        args.results.parent.mkdir(parents=True, exist_ok=True)
         known = json.loads(args.results.read_text()) if args.results.exists() else {}
         flags = (
             f"--layers {args.layers} --ranks {args.ranks}"
             if args.what == "metadata"
             else f"--gib {args.gib:g} --repeat {args.repeat}"
         )
-        known[args.what] = {
+        if args.device:
+            flags += f" --device {args.device} --step-ms {args.step_ms:g} --ways {args.ways}"
+        known[f"{args.what} {args.device}" if args.device else args.what] = {
             "command": f"python -m benchmarks.checkpoints {args.what} {flags}",
             "cores": os.cpu_count(),
         } | found

@@ -9,8 +9,6 @@ from __future__ import annotations
 import codecs
 import io
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Final
 
 HANDLER: Final = "stretto"
@@ -35,18 +33,6 @@ def say(text: object, *, out: bool = False, end: str = "\n") -> None:
 def hand_on(text: str) -> None:
     """A file on standard output: byte for byte for a program that reads it, printable on a terminal."""
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-
-
-@contextmanager
-def said_plainly() -> Iterator[None]:
-    """Within, what a parser of others prints is kept, and said in the end: it repeats the words that it rejects."""
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            yield
-    finally:
-        say(out.getvalue(), out=True, end="")
-        say(err.getvalue(), end="")
 
 
 def speak_any_encoding() -> None:

@@ -19,9 +19,11 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# On a busy machine an example may take any time and still be right.
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
+# On a busy machine an example may take any time and still be right. At night there are ten times as many; in CI always
+# the same, so that a change is judged by what it changes.
+settings.register_profile("commit", deadline=None, max_examples=20)
+settings.register_profile("nightly", deadline=None, max_examples=200, derandomize="CI" in os.environ)
+settings.load_profile("commit")
 
 _POOL: pytest.StashKey[object] = pytest.StashKey()
 _GPUS: pytest.StashKey[object] = pytest.StashKey()

@@ -52,8 +52,17 @@ class Plan:
 class Team:
     """The ranks of one peer."""
 
-    def __init__(self, name: str, nproc: int, device: str, logs: Path, limit: float) -> None:
-        self.name, self.device, self.limit = name, device, limit
+    def __init__(
+        self,
+        name: str,
+        nproc: int,
+        device: str,
+        logs: Path,
+        limit: float,
+        program: str = "benchmarks.train.worker",
+    ) -> None:
+        """`program` is the module whose processes answer."""
+        self.name, self.device, self.limit, self.program = name, device, limit, program
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         self.logs = [logs / f"{name}-{rank}.log" for rank in range(nproc)]
@@ -67,7 +76,7 @@ class Team:
         extra["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         env = os.environ | extra | {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in own.items()}
         with self.logs[rank].open("w") as log:
-            command = [sys.executable, "-m", "benchmarks.train.worker", self.name]
+            command = [sys.executable, "-m", self.program, self.name]
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env, text=True, bufsize=1
             )

@@ -9,6 +9,7 @@ Never imports torch.
 """
 
 from stretto.arguments.errors import ConfigError, Violation
+from stretto.arguments.layers import from_dict
 from stretto.arguments.paths import check_paths
 from stretto.arguments.record import Record
 from stretto.arguments.resolve import Resolved, parse, resolve
@@ -24,7 +25,6 @@ from stretto.arguments.schema import (
 )
 from stretto.arguments.show import as_toml, table
 from stretto.arguments.sources import Source, SourceKind
-from stretto.arguments.strict import from_dict
 from stretto.arguments.tree import to_dict
 
 __all__ = [

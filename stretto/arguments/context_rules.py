@@ -92,13 +92,3 @@ def chunks_have_tokens(a: Arguments) -> RuleViolation | None:
     return RuleViolation(
         f"ffn_chunks = {chunks}, must be <= tokens of a sequence on a rank = {slots}", {"run.ffn_chunks": (slots,)}
     )
-
-
-CONTEXT_RULES = (
-    chunks_have_tokens,
-    each_rank_has_a_token,
-    each_layer_has_its_way,
-    hybrid_has_two_levels,
-    heads_divide_by_cp,
-    kernel_knows_of_documents,
-)

@@ -6,13 +6,11 @@ becomes the source of the value.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import Final
 
-from stretto.arguments.graphs import READS, without_graphs
+from stretto.arguments.graph_rules import READS, without_graphs
 from stretto.arguments.model_rules import UNUSED, Unused
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import TOKENIZERS, Arguments
@@ -48,8 +46,21 @@ class Override:
     ineffective: bool = False
 
 
-def _sequence_parallel(a: Arguments) -> tuple[Value, str] | None:
-    return (False, "tp = 1, nothing to cut") if a.parallel.sequence_parallel and a.parallel.tp == 1 else None
+def _unused(
+    section: str, names: str, on: str, when: Callable[[Arguments], bool], reason: str | Callable[[Arguments], str]
+) -> Iterator[Override]:
+    """Settings of a section, by name, that have no effect where `when` holds, which depends on the settings `on`."""
+    for path in (f"{section}.{name}" for name in names.split()):
+
+        def equation(a: Arguments, path: str = path) -> tuple[Value, str] | None:
+            default = settings()[path].default
+            return (
+                (default, reason if isinstance(reason, str) else reason(a))
+                if when(a) and get(a, path) != default
+                else None
+            )
+
+        yield Override(path, tuple(on.split()), equation, ineffective=True)
 
 
 def _no_overlap(a: Arguments) -> tuple[Value, str] | None:
@@ -60,51 +71,16 @@ def _no_overlap(a: Arguments) -> tuple[Value, str] | None:
     return None if a.parallel.sequence_parallel else (False, "sequence_parallel = false gathers and scatters nothing")
 
 
-def _rope_base(a: Arguments) -> tuple[Value, str] | None:
-    default = settings()["model.rope_base"].default
-    unused = a.model.position == "learned" and a.model.rope_base != default
-    return (default, "position = learned has no wavelengths") if unused else None
+def _of_model(a: Arguments, why: Unused) -> bool:
+    return why.when(a.model)
 
 
-def _unused(a: Arguments, path: str, why: Unused) -> tuple[Value, str] | None:
-    default = settings()[path].default
-    return (default, why.reason) if why.when(a.model) and get(a, path) != default else None
+def _has_none(a: Arguments) -> str:
+    return f"optimizer = {a.optimizer.optimizer} has none"
 
 
-def _constant_min_lr(a: Arguments) -> tuple[Value, str] | None:
-    default = settings()["optimizer.min_lr"].default
-    unused = a.optimizer.lr_schedule == "constant" and a.optimizer.min_lr != default
-    return (default, "lr_schedule = constant never decays") if unused else None
-
-
-def _nccl(a: Arguments, path: str) -> tuple[Value, str] | None:
-    return ((), "device = cpu has no NCCL") if a.run.device == "cpu" and get(a, path) else None
-
-
-def _constant_decay(a: Arguments) -> tuple[Value, str] | None:
-    unused = a.optimizer.lr_schedule == "constant" and a.optimizer.decay_steps is not None
-    return (None, "lr_schedule = constant never decays") if unused else None
-
-
-def _cooldown_without_wsd(a: Arguments) -> tuple[Value, str] | None:
-    unused = a.optimizer.lr_schedule != "wsd" and a.optimizer.cooldown_steps is not None
-    return (None, f"lr_schedule = {a.optimizer.lr_schedule} has no cooldown") if unused else None
-
-
-def _without_effect(a: Arguments, path: str, rules: tuple[str, ...]) -> tuple[Value, str] | None:
-    default, used = settings()[path].default, a.optimizer.optimizer
-    return (default, f"optimizer = {used} has none") if used not in rules and get(a, path) != default else None
-
-
-def _nothing_sharded(a: Arguments, path: str, mode: str) -> tuple[Value, str] | None:
-    default, used = settings()[path].default, a.parallel.sharding
-    wrong = used == "none" if not mode else used != mode
-    return (default, f"sharding = {used} has no use for it") if wrong and get(a, path) != default else None
-
-
-def _alone(a: Arguments, path: str) -> tuple[Value, str] | None:
-    default = settings()[path].default
-    return (default, "cp = 1, each rank has whole rows") if a.parallel.cp == 1 and get(a, path) != default else None
+def _no_use(a: Arguments) -> str:
+    return f"sharding = {a.parallel.sharding} has no use for it"
 
 
 def _nproc_of_dp(a: Arguments) -> tuple[Value, str] | None:
@@ -136,58 +112,50 @@ def _min_lr(a: Arguments) -> tuple[Value, str] | None:
     return float(f"{o.lr / 10:g}"), f"lr / 10 = {o.lr:g} / 10"
 
 
-_OF_RULES: Final = MappingProxyType(
-    {
-        "beta1": ("adamw", "lion", "muon"),
-        "beta2": ("adamw", "lion", "muon"),
-        "eps": ("adamw", "muon"),
-        "momentum": ("sgd", "muon"),
-    }
-)
-"""Which update rules read a setting."""
+_RULE, _DECAY, _SHARDS = "optimizer.optimizer", "optimizer.lr_schedule", "parallel.sharding"
 
 OVERRIDES: tuple[Override, ...] = (
-    Override("parallel.sequence_parallel", ("parallel.tp",), _sequence_parallel, ineffective=True),
+    *_unused("parallel", "sequence_parallel", "parallel.tp", lambda a: a.parallel.tp == 1, "tp = 1, nothing to cut"),
     Override(
         "parallel.tp_comm_overlap",
         ("parallel.tp", "parallel.sequence_parallel", "run.device"),
         _no_overlap,
         ineffective=True,
     ),
-    Override("model.rope_base", ("model.position",), _rope_base, ineffective=True),
     *(
-        Override(path, on, partial(_unused, path=path, why=why), ineffective=True)
+        each
         for why in UNUSED
-        for path, on in why.paths()
-    ),
-    Override("optimizer.min_lr", ("optimizer.lr_schedule",), _constant_min_lr, ineffective=True),
-    Override("optimizer.decay_steps", ("optimizer.lr_schedule",), _constant_decay, ineffective=True),
-    Override("optimizer.cooldown_steps", ("optimizer.lr_schedule",), _cooldown_without_wsd, ineffective=True),
-    *(
-        Override(path, ("run.device",), partial(_nccl, path=path), ineffective=True)
-        for path in ("groups.gloo", "nccl.high_priority", "nccl.min_ctas", "nccl.max_ctas")
-    ),
-    *(
-        Override(
-            f"optimizer.{name}",
-            ("optimizer.optimizer",),
-            partial(_without_effect, path=f"optimizer.{name}", rules=rules),
-            ineffective=True,
+        for each in _unused(
+            "model",
+            " ".join(why.names),
+            " ".join(f"model.{n}" for n in why.on),
+            partial(_of_model, why=why),
+            why.reason,
         )
-        for name, rules in _OF_RULES.items()
     ),
-    *(
-        Override(
-            f"parallel.{name}",
-            ("parallel.sharding",),
-            partial(_nothing_sharded, path=f"parallel.{name}", mode=mode),
-            ineffective=True,
-        )
-        for name, mode in (("dp_shard", ""), ("keep_units", "fsdp"))
+    *_unused(
+        *("optimizer", "min_lr decay_steps", _DECAY),
+        lambda a: a.optimizer.lr_schedule == "constant",
+        "lr_schedule = constant never decays",
     ),
-    *(
-        Override(f"parallel.{name}", ("parallel.cp",), partial(_alone, path=f"parallel.{name}"), ineffective=True)
-        for name in ("cp_comm", "cp_a2a")
+    *_unused(
+        *("optimizer", "cooldown_steps", _DECAY),
+        lambda a: a.optimizer.lr_schedule != "wsd",
+        lambda a: f"lr_schedule = {a.optimizer.lr_schedule} has no cooldown",
+    ),
+    *_unused("groups", "gloo", "run.device", lambda a: a.run.device == "cpu", "device = cpu has no NCCL"),
+    *_unused(
+        *("nccl", "high_priority min_ctas max_ctas", "run.device"),
+        lambda a: a.run.device == "cpu",
+        "device = cpu has no NCCL",
+    ),
+    *_unused(*("optimizer", "beta1 beta2", _RULE), lambda a: a.optimizer.optimizer == "sgd", _has_none),
+    *_unused(*("optimizer", "eps", _RULE), lambda a: a.optimizer.optimizer not in ("adamw", "muon"), _has_none),
+    *_unused(*("optimizer", "momentum", _RULE), lambda a: a.optimizer.optimizer not in ("sgd", "muon"), _has_none),
+    *_unused("parallel", "dp_shard", _SHARDS, lambda a: a.parallel.sharding == "none", _no_use),
+    *_unused("parallel", "keep_units", _SHARDS, lambda a: a.parallel.sharding != "fsdp", _no_use),
+    *_unused(
+        "parallel", "cp_comm cp_a2a", "parallel.cp", lambda a: a.parallel.cp == 1, "cp = 1, each rank has whole rows"
     ),
     Override("run.nproc", ("parallel.dp",), _nproc_of_dp),
     Override(
@@ -210,54 +178,14 @@ def _dp(a: Arguments) -> tuple[Value, str] | None:
     return None if rest else (dp, f"nproc / (tp*cp*pp) = {world} / ({p.tp}*{p.cp}*{p.pp})")
 
 
-def _vpp(a: Arguments) -> tuple[Value, str] | None:
-    return vpp_of(a.parallel), f"schedule = {a.parallel.schedule}"
-
-
-def _gpus_per_node(a: Arguments) -> tuple[Value, str] | None:
-    return (8, "usual") if a.run.device == "cuda" else (a.run.nproc, "nproc: one machine")
-
-
-def _compile(a: Arguments) -> tuple[Value, str] | None:
-    return a.run.device == "cuda", f"device = {a.run.device}"
-
-
-def _cuda_graphs(a: Arguments) -> tuple[Value, str] | None:
-    reason = without_graphs(a)
-    return not reason, reason or "every microbatch launches the same"
-
-
-def _tp_comm_overlap(a: Arguments) -> tuple[Value, str] | None:
-    return a.run.device == "cuda" and a.parallel.sequence_parallel, f"device = {a.run.device}, " + (
-        "sequence parallel" if a.parallel.sequence_parallel else "not sequence parallel"
-    )
-
-
-def _kv_heads(a: Arguments) -> tuple[Value, str] | None:
-    return a.model.num_kv_heads, "heads"
-
-
 def _head_dim(a: Arguments) -> tuple[Value, str] | None:
     m = a.model
     return None if m.hidden % m.heads else (m.dim_per_head, f"hidden / heads = {m.hidden} / {m.heads}")
 
 
-def _ffn(a: Arguments) -> tuple[Value, str] | None:
-    h = a.model.hidden
-    return a.model.dim_ffn, f"8*hidden/3 = 8*{h}/3, up to a multiple of 64" if a.model.gated else f"4*hidden = 4*{h}"
-
-
-def _expert_ffn(a: Arguments) -> tuple[Value, str] | None:
-    return (a.model.dim_ffn, "ffn") if a.model.experts else None
-
-
 def _vocab(a: Arguments) -> tuple[Value, str] | None:
     name = a.data.tokenizer
     return (TOKENIZERS[name], f"that of the tokenizer {name}") if name in TOKENIZERS else None
-
-
-def _decay_steps(a: Arguments) -> tuple[Value, str] | None:
-    return a.run.steps, "steps"
 
 
 def _cooldown_steps(a: Arguments) -> tuple[Value, str] | None:
@@ -267,35 +195,57 @@ def _cooldown_steps(a: Arguments) -> tuple[Value, str] | None:
     return max(1, (end - o.warmup_steps) // 5), f"(decay_steps - warmup_steps) // 5 = ({end} - {o.warmup_steps}) // 5"
 
 
+def _cuda_graphs(a: Arguments) -> tuple[Value, str] | None:
+    reason = without_graphs(a)
+    return not reason, reason or "every microbatch launches the same"
+
+
 _SIZES = ("parallel.tp", "parallel.cp", "parallel.pp")
 
 DERIVATIONS: tuple[Derivation, ...] = (
     Derivation("run.nproc", (*_SIZES, "parallel.dp"), "tp*cp*pp*dp, with dp = 1 unless set", _nproc),
     Derivation("parallel.dp", (*_SIZES, "run.nproc"), "nproc / (tp*cp*pp)", _dp),
-    Derivation("parallel.vpp", ("parallel.schedule",), "what the schedule has: 1 or 2", _vpp),
-    Derivation("parallel.gpus_per_node", ("run.device", "run.nproc"), "8 (cuda), nproc (cpu)", _gpus_per_node),
-    Derivation("run.compile", ("run.device",), "true (cuda), false (cpu)", _compile),
     Derivation(
-        "parallel.tp_comm_overlap",
-        ("run.device", "parallel.sequence_parallel"),
+        *("parallel.vpp", ("parallel.schedule",), "what the schedule has: 1 or 2"),
+        lambda a: (vpp_of(a.parallel), f"schedule = {a.parallel.schedule}"),
+    ),
+    Derivation(
+        *("parallel.gpus_per_node", ("run.device", "run.nproc"), "8 (cuda), nproc (cpu)"),
+        lambda a: (8, "usual") if a.run.device == "cuda" else (a.run.nproc, "nproc: one machine"),
+    ),
+    Derivation(
+        *("run.compile", ("run.device",), "true (cuda), false (cpu)"),
+        lambda a: (a.run.device == "cuda", f"device = {a.run.device}"),
+    ),
+    Derivation(
+        *("parallel.tp_comm_overlap", ("run.device", "parallel.sequence_parallel")),
         "true (cuda, sequence parallel), else false",
-        _tp_comm_overlap,
+        lambda a: (
+            a.run.device == "cuda" and a.parallel.sequence_parallel,
+            f"device = {a.run.device}, {'' if a.parallel.sequence_parallel else 'not '}sequence parallel",
+        ),
     ),
     Derivation("run.cuda_graphs", READS, "true where they can be recorded (cuda), else false", _cuda_graphs),
-    Derivation("model.kv_heads", ("model.heads",), "heads", _kv_heads),
+    Derivation("model.kv_heads", ("model.heads",), "heads", lambda a: (a.model.num_kv_heads, "heads")),
     Derivation("model.head_dim", ("model.hidden", "model.heads"), "hidden / heads", _head_dim),
     Derivation(
-        "model.ffn",
-        ("model.hidden", "model.activation"),
+        *("model.ffn", ("model.hidden", "model.activation")),
         "4*hidden, 8*hidden/3 up to a multiple of 64 (gated: swiglu, geglu, geglu-tanh)",
-        _ffn,
+        lambda a: (
+            a.model.dim_ffn,
+            f"8*hidden/3 = 8*{a.model.hidden}/3, up to a multiple of 64"
+            if a.model.gated
+            else f"4*hidden = 4*{a.model.hidden}",
+        ),
     ),
-    Derivation("model.expert_ffn", ("model.ffn", "model.experts"), "ffn (with experts)", _expert_ffn),
-    Derivation("model.vocab", ("data.tokenizer",), "the tokenizer's", _vocab),
-    Derivation("optimizer.decay_steps", ("run.steps",), "steps", _decay_steps),
     Derivation(
-        "optimizer.cooldown_steps",
-        ("optimizer.decay_steps", "optimizer.warmup_steps", "optimizer.lr_schedule"),
+        *("model.expert_ffn", ("model.ffn", "model.experts"), "ffn (with experts)"),
+        lambda a: (a.model.dim_ffn, "ffn") if a.model.experts else None,
+    ),
+    Derivation("model.vocab", ("data.tokenizer",), "the tokenizer's", _vocab),
+    Derivation("optimizer.decay_steps", ("run.steps",), "steps", lambda a: (a.run.steps, "steps")),
+    Derivation(
+        *("optimizer.cooldown_steps", ("optimizer.decay_steps", "optimizer.warmup_steps", _DECAY)),
         "(decay_steps - warmup_steps) // 5 for wsd",
         _cooldown_steps,
     ),

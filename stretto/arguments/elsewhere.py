@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stretto.arguments.graphs import without_graphs
+from stretto.arguments.graph_rules import without_graphs
 from stretto.arguments.layers import Layer
 from stretto.arguments.pipeline import with_stages_of
 from stretto.arguments.resolve import Resolved, resolve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stretto.arguments.nearby import divisors, multiples
-from stretto.arguments.rule import Nearby, RuleViolation, divides, rule
+from stretto.arguments.rule import Nearby, RuleViolation, divisible, rule
 from stretto.arguments.schema import Arguments
 
 
@@ -37,24 +37,13 @@ def experts_fill_a_stage(a: Arguments) -> RuleViolation | None:
     )
 
 
-@rule("model.experts", "parallel.ep")
-def experts_divide_by_ep(a: Arguments) -> RuleViolation | None:
-    """Each rank of ep holds the same number of experts."""
-    return divides("model.experts", a.model.experts, "parallel.ep", a.parallel.ep)
-
-
-@rule("model.expert_ffn", "parallel.etp")
-def experts_divide_by_etp(a: Arguments) -> RuleViolation | None:
-    """Each rank of etp holds the same share of each expert."""
-    if not a.model.experts:
-        return None
-    return divides("model.expert_ffn", a.model.dim_expert, "parallel.etp", a.parallel.etp)
-
-
-@rule("model.shared_ffn", "parallel.tp")
-def shared_expert_divides_by_tp(a: Arguments) -> RuleViolation | None:
-    """Each rank of tp holds the same share of the shared expert."""
-    return divides("model.shared_ffn", a.model.shared_ffn, "parallel.tp", a.parallel.tp)
+experts_divide_by_ep = divisible("model.experts", "parallel.ep", "Each rank of ep holds the same number of experts.")
+experts_divide_by_etp = divisible(
+    "model.expert_ffn", "parallel.etp", "Each rank of etp holds the same share of each expert."
+)
+shared_expert_divides_by_tp = divisible(
+    "model.shared_ffn", "parallel.tp", "Each rank of tp holds the same share of the shared expert."
+)
 
 
 @rule("model.experts", "model.top_k", "model.router_groups", "model.router_top_groups", "model.router_group_score")
@@ -124,17 +113,3 @@ def capacity_sees_whole_sequences(a: Arguments) -> RuleViolation | None:
         f"expert_capacity = {a.model.expert_capacity:g} with cp = {a.parallel.cp}: not available",
         {"model.expert_capacity": (0.0,), "parallel.cp": (1,)},
     )
-
-
-EXPERT_RULES = (
-    expert_axes_have_experts,
-    experts_fill_a_stage,
-    experts_divide_by_ep,
-    experts_divide_by_etp,
-    shared_expert_divides_by_tp,
-    router_can_choose,
-    some_layer_is_sparse,
-    experts_have_no_bias,
-    experts_are_not_fp8,
-    capacity_sees_whole_sequences,
-)

@@ -1,28 +1,63 @@
-"""The text of `--help`, from the schema."""
+"""The text of `--help` and the completion of a shell: an argparse parser of what a command takes."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Collection, Iterator, Mapping
+import shutil
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
+from functools import partial
+from textwrap import fill
+from typing import Any
 
-from stretto.arguments.command_line import SOURCE_FLAGS
+from stretto.arguments.command_line import MEGATRON
 from stretto.arguments.derive import DERIVATIONS
 from stretto.arguments.errors import as_text
 from stretto.arguments.files import presets, read_preset
-from stretto.arguments.setting import Setting, Value
-from stretto.arguments.tree import sections, settings
+from stretto.arguments.form import Form
+from stretto.arguments.setting import Setting
+from stretto.terminal import say
 
-_INDENT = 30
+FOREIGN = "all that follows are Megatron-LM's flags, as strong as a file of what they stand for"
+
+_STRENGTH = """
+
+The stronger wins: command line > file > checkpoint > preset > default.
+A switch is turned off with --no-NAME; `auto` asks for a derived value."""
+
+_FALLBACK = """
+
+Where neither --preset nor --config is given, the run starts from the preset {0}, not from the
+defaults: what it sets otherwise is shown as `{0}: VALUE` behind the default."""
 
 
-def help_text(
-    command: str = "stretto train", width: int = 100, *, fallback: str | None = None, only: Collection[str] = ()
-) -> str:
-    """All flags by section, or of the sections `only`: what each takes and means, its unit, range and default.
+def say_help(form: Form) -> None:
+    """Print what a command takes, and end the program."""
+    say(help_text(form, shutil.get_terminal_size((100, 24)).columns), out=True, end="")
+    raise SystemExit(0)
 
-    `fallback` is the preset that the command starts from where the user names neither preset nor file.
-    """
-    return "\n".join(_lines(command, max(width, 60), fallback, only or sections())) + "\n"
+
+def help_text(form: Form, width: int = 100) -> str:
+    """All flags by section: what each takes and means, its unit, range and default."""
+    wide = partial(RawDescriptionHelpFormatter, max_help_position=30, width=max(width, 60))
+    parser = ArgumentParser(form.name, formatter_class=wide, add_help=False)
+    describe(parser, form, width)
+    return parser.format_help()
+
+
+def describe(parser: ArgumentParser, form: Form, width: int = 100, files: object = None) -> None:
+    """Fill an argparse parser with all that a command takes; `files` is how shtab completes a path."""
+    instead = dict(read_preset(form.fallback).values) if form.fallback else {}
+    parser.usage = form.usage
+    parser.description = fill(form.about, max(width, 60) - 2) + _STRENGTH * form.settings
+    parser.description += _FALLBACK.format(form.fallback) if form.settings and form.fallback else ""
+    for title, (about, group) in form.groups().items():
+        into = parser.add_argument_group(title, about or None)
+        for s in group:
+            plain = not s.section and (s.required or s.default in (None, (), "", False))
+            notes = ", ".join([s.unit] * bool(s.unit) + [f"default {default(s)}"] * (not plain))
+            notes += f"; {form.fallback}: {as_text(instead[s.path])}" if s.path in instead else ""
+            _add(into, s, f"{s.help} [{notes}]" if notes else s.help, files)
+        if title == "sources":
+            into.add_argument(MEGATRON, metavar="FLAGS...", help=FOREIGN)
 
 
 def default(s: Setting) -> str:
@@ -31,44 +66,18 @@ def default(s: Setting) -> str:
     return equations.get(s.path, "none") if s.default in (None, ()) else as_text(s.default)
 
 
-def _lines(command: str, width: int, fallback: str | None, shown: Collection[str]) -> Iterator[str]:
-    instead: Mapping[str, Value] = read_preset(fallback).values if fallback else {}
-    yield f"{command} [settings]"
-    yield ""
-    yield "The stronger wins: command line > file > checkpoint > preset > default."
-    yield "A switch is turned off with --no-NAME; `auto` asks for a derived value."
-    if fallback:
-        yield ""
-        yield f"Where neither --preset nor --config is given, the run starts from the preset {fallback}, not from the"
-        yield f"defaults: what it sets otherwise is shown as `{fallback}: VALUE` behind the default."
-    yield ""
-    yield "sources: where settings come from"
-    for flag, (takes, text) in SOURCE_FLAGS.items():
-        yield from _entry(f"{flag} {takes}", text, width)
-    yield from _entry("", f"presets: {', '.join(presets())}", width)
-    for name, section in sections().items():
-        if name not in shown:
-            continue
-        yield ""
-        yield f"{name}: {(section.__doc__ or '').strip()}"
-        for s in settings().values():
-            if s.section == name:
-                notes = f"{s.unit}, default {default(s)}".removeprefix(", ")
-                notes += f"; {fallback}: {as_text(instead[s.path])}" if s.path in instead else ""
-                yield from _entry(f"{_switch(s)} {s.takes}".rstrip(), f"{s.help} [{notes}]", width)
-
-
-def _switch(s: Setting) -> str:
-    """The flag, as the one that changes something where it is a switch."""
-    return s.flag.replace("--", "--no-", 1) if s.default is True else s.flag
-
-
-def _entry(flag: str, text: str, width: int) -> Iterator[str]:
-    """A flag and, from one column on, its meaning; on a line of its own where the flag is too long."""
-    first, *rest = textwrap.wrap(text, width - _INDENT)
-    head = f"  {flag}"
-    if len(head) < _INDENT:
-        yield head.ljust(_INDENT) + first
-    else:
-        yield from (head, " " * _INDENT + first)
-    yield from (" " * _INDENT + line for line in rest)
+def _add(into: Any, s: Setting, text: str, files: object) -> None:
+    said: dict[str, Any] = {"help": text.replace("%", "%%"), "default": SUPPRESS}
+    if s.kind is bool:
+        into.add_argument(s.flag, action=BooleanOptionalAction, **said)
+        return
+    if s.choices and s.kind is str:
+        said["choices"] = s.choices
+    if s.path == "preset":
+        said["choices"] = presets()
+    if s.positional:
+        said["nargs"] = "*" if s.words else "?"
+    name, takes = (s.name, s.flag) if s.positional else (s.flag, s.takes)
+    made = into.add_argument(name, metavar=takes, **said)
+    if s.is_path and files is not None:
+        made.complete = files

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from stretto.arguments.errors import Violation
+from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.peers import flag_of
+from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Setting, Value
-from stretto.arguments.sources import Source
-from stretto.arguments.tree import sections, settings
+from stretto.arguments.sources import Source, SourceKind
+from stretto.arguments.tree import build, sections, settings
 from stretto.arguments.values import from_data, nearest, repaired
 
 _LONGEST = 80
@@ -55,6 +56,18 @@ def read_layer(tree: Mapping[str, object], source: Source) -> Layer:
     return Layer(source, values, tuple(violations), wrong)
 
 
+def from_dict(tree: Mapping[str, object], *, name: str = "data") -> Arguments:
+    """The arguments that `to_dict` gave. Settings that are missing take their defaults; rules are not applied.
+
+    Raises:
+        ConfigError: keys that are no settings, values of the wrong type or out of range: all of them.
+    """
+    layer = read_layer(tree, Source(SourceKind.CHECKPOINT, name))
+    if layer.violations:
+        raise ConfigError(layer.violations)
+    return build(layer.values)
+
+
 def unknown(path: str, source: Source) -> Violation:
     """A key that is no setting, with the one that was perhaps meant."""
     section, _, name = path.partition(".")
@@ -94,7 +107,7 @@ def _elsewhere(name: str) -> str | None:
 
 def not_a_value(s: Setting, problem: str, source: Source) -> Violation:
     """A value of the wrong type, out of range or not among the choices."""
-    return Violation("value", (s.path,), f"{s.path} ({source}): {problem}")
+    return Violation("value", (s.path,), f"{f'{s.path} ({source})' if s.section else s.flag}: {problem}")
 
 
 def _entries(tree: Mapping[str, object]) -> Iterator[tuple[str, object]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from stretto.arguments.model import ModelConfig
@@ -20,11 +20,6 @@ class Unused:
     when: Callable[[ModelConfig], bool]
     reason: str
 
-    def paths(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Each setting, and those that decide about it."""
-        for name in self.names:
-            yield f"model.{name}", tuple(f"model.{other}" for other in self.on)
-
 
 _SCALING = ("rope_factor", "rope_original_positions")
 _LLAMA3 = ("rope_low_freq", "rope_high_freq")
@@ -38,7 +33,7 @@ _LONGROPE = ("rope_short_factors", "rope_long_factors")
 
 UNUSED: tuple[Unused, ...] = (
     Unused(
-        ("rope_local_base", "rope_share", "rope_scaling"),
+        ("rope_base", "rope_local_base", "rope_share", "rope_scaling"),
         ("position",),
         lambda m: m.position == "learned",
         "position = learned has no wavelengths",
@@ -158,14 +153,3 @@ def parallel_residual_has_norms_before(a: Arguments) -> RuleViolation | None:
         f"parallel_residual with norm_placement = {a.model.norm_placement}, must be pre",
         {"model.norm_placement": ("pre",), "model.parallel_residual": (False,)},
     )
-
-
-MODEL_RULES = (
-    global_layers_exist,
-    positions_hold_a_sequence,
-    rotated_share_has_pairs,
-    stretch_has_an_origin,
-    stretch_has_a_ramp,
-    each_pair_has_its_factor,
-    parallel_residual_has_norms_before,
-)

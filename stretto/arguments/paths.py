@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from stretto.arguments.corpora import named, paths_in, shares, there
 from stretto.arguments.errors import Violation
@@ -12,9 +15,12 @@ from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.tree import get, settings
 from stretto.reading import shown
 
+_PACKAGES: Final = MappingProxyType({"run.tensorboard": "tensorboard", "run.wandb": "wandb", "run.mlflow": "mlflow"})
+"""Extras of the same name that a setting asks for."""
+
 
 def check_paths(args: Arguments) -> tuple[Violation, ...]:
-    """What is wrong with the files and directories that the arguments name."""
+    """What is wrong with the files, directories and packages that the arguments name."""
     said = {path: get(args, path) for path, s in settings().items() if s.is_path}
     named_by = (
         (path, name) for path, value in said.items() if isinstance(value, str) for name in paths_in(path, value)
@@ -22,8 +28,9 @@ def check_paths(args: Arguments) -> tuple[Violation, ...]:
     if long := [v for path, name in named_by for v in _no_name(path, name)]:
         return tuple(long)
     written = ("checkpoint.out", "data.cache", "run.log_dir")
+    packages = (v for path, package in _PACKAGES.items() if get(args, path) for v in _package(path, package))
     directories = (v for path in written if said[path] is not None for v in _directory(path, str(said[path])))
-    return (*_data(args), *_tokenizer(args), *directories)
+    return (*_data(args), *_tokenizer(args), *directories, *packages)
 
 
 def _no_name(field: str, name: str) -> Iterator[Violation]:
@@ -80,6 +87,12 @@ def _tokenizer(args: Arguments) -> Iterator[Violation]:
             fixes=({"data.tokenizer": "byte"},),
             hint="or python, or name a tokenizer.json, or a directory that has one",
         )
+
+
+def _package(field: str, package: str) -> Iterator[Violation]:
+    if find_spec(package) is None:
+        problem = f"{field} needs the package {package}, which is not installed here"
+        yield Violation("package", (field,), problem, hint=f"pip install 'stretto[{package}]', or leave it out")
 
 
 def _directory(field: str, name: str) -> Iterator[Violation]:

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stretto.arguments.command_line import SOURCE_FLAGS
+from stretto.arguments.command_line import MEGATRON, Sources
 from stretto.arguments.derive import DERIVATIONS, OVERRIDES
 from stretto.arguments.files import preset_text, presets
-from stretto.arguments.help import default
+from stretto.arguments.help import FOREIGN, default
 from stretto.arguments.rules import RULES
-from stretto.arguments.setting import Bounds, Setting
+from stretto.arguments.setting import Bounds, Setting, settings_in
 from stretto.arguments.tree import sections, settings
 
 _PAGE = "arguments.md"
@@ -108,9 +108,8 @@ def _limits(bounds: Bounds) -> dict[str, float]:
 
 def _page() -> Iterator[str]:
     yield _INTRODUCTION
-    yield from _table(
-        ("flag", "meaning"), ((f"`{flag} {takes}`", text) for flag, (takes, text) in SOURCE_FLAGS.items())
-    )
+    sources = [*((f"`{s.flag} {s.takes}`", s.help) for s in settings_in(Sources)), (f"`{MEGATRON} FLAGS...`", FOREIGN)]
+    yield from _table(("flag", "meaning"), iter(sources))
     for name, section in sections().items():
         yield from ("", f"## {name}", "", (section.__doc__ or "").strip(), "")
         rows = (

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from stretto.arguments.command_line import MEGATRON, CommandLine, read_command_line
 from stretto.arguments.errors import ConfigError, Violation, as_text
 from stretto.arguments.files import read_config, read_preset
-from stretto.arguments.help import help_text
+from stretto.arguments.form import RUN, Form
+from stretto.arguments.help import say_help
 from stretto.arguments.layers import Layer, not_a_value, read_layer
 from stretto.arguments.machine import of_machine, uses_gpus
 from stretto.arguments.paths import check_paths
 from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.record import Record
 from stretto.arguments.schema import Arguments, ParallelConfig
-from stretto.arguments.setting import Value
+from stretto.arguments.setting import Value, settings_in
 from stretto.arguments.sources import COMMAND_LINE, Source, SourceKind
 from stretto.arguments.suggest import explain, suggested_fixes
-from stretto.arguments.tree import settings
+from stretto.arguments.tree import put, settings
 from stretto.arguments.validate import Said, Validation, validate
 from stretto.arguments.values import from_text
 from stretto.layout import Layout, Size
-from stretto.terminal import say
 
 WORLD_SIZE = "WORLD_SIZE"
 """How torchrun, and stretto itself, tell a worker the number of processes of the run."""
@@ -35,17 +35,32 @@ class Resolved:
     """A valid configuration: every derivable value filled in, and where each value comes from.
 
     `sources` has an entry for every setting, by its dotted path. `layout` is `args.parallel` as geometry.
-    `fallback` is the preset that the run starts from because the words named neither preset nor file, if it does.
+    `fallback` is the preset that the run starts from because the words named neither preset nor file, if it does; `own`
+    are the options of the command, an instance of the dataclass of its form.
     """
 
     args: Arguments
     sources: Mapping[str, Source]
     layout: Layout
     fallback: str | None = None
+    own: Any = None
 
     def record(self) -> Record:
         """Plain data for a checkpoint: `parse(..., checkpoint=...)` goes on from it."""
         return Record.of(self.args, self.sources)
+
+    def with_vocabulary(self, need: int) -> Resolved:
+        """The run with a vocabulary that holds a tokenizer of `need` entries. Raises ConfigError where it cannot."""
+        vocab, most, name = self.args.model.vocab, settings()["model.vocab"].bounds.at_most, self.args.data.tokenizer
+        if most is not None and need > most:
+            problem = f"the tokenizer {name!r} has ids up to {need - 1:,}, must be < {most:,}"
+            hint = "use another tokenizer"
+            raise ConfigError([Violation("vocab_is_bounded", ("data.tokenizer",), problem, hint=hint)])
+        if vocab is not None and vocab < need:
+            problem = f"model.vocab={vocab}, but the tokenizer {name!r} has {need} entries"
+            fixes = ({"model.vocab": need},)
+            raise ConfigError([Violation("vocab_holds_tokenizer", ("model.vocab",), problem, fixes=fixes)])
+        return self if vocab is not None else replace(self, args=put(self.args, "model.vocab", need))
 
 
 def parse(
@@ -57,7 +72,7 @@ def parse(
     translate: Callable[[Sequence[str]], Layer] | None = None,
     adopt: Callable[[str], Layer] | None = None,
     files: bool = True,
-    command: str = "stretto train",
+    form: Form = RUN,
     fallback: str | None = None,
     gpus: Callable[[], int] | None = None,
 ) -> Resolved:
@@ -77,9 +92,9 @@ def parse(
         translate: what the words after `--megatron` stand for; without it they are rejected.
         adopt: the settings that the directory of `checkpoint.init_from` says; without it they are not asked for.
         files: whether to look that data and tokenizer exist on this machine.
-        command: what the help says before the settings.
+        form: the command, with options of its own.
         fallback: the preset to start from where `argv` names neither preset nor file and there is no checkpoint to
-            go on from.
+            go on from; None: that of the form.
         gpus: how many there are for processes that this command starts; then device and number of processes follow
             from it where nobody says them, and a fallback gives way to the one for GPUs.
 
@@ -88,14 +103,13 @@ def parse(
         SystemExit: after `--help`.
     """
     if {"-h", "--help"} & set(argv):
-        say(help_text(command, shutil.get_terminal_size((100, 24)).columns, fallback=fallback), out=True, end="")
-        raise SystemExit(0)
-    line = read_command_line(argv)
-    files_named = [*map(read_config, line.configs), *_foreign(line, translate)]
+        say_help(form)
+    line, fallback = read_command_line(argv, form.own), fallback or form.fallback
+    files_named = [*map(read_config, line.all_of("config")), *_foreign(line, translate)]
     record = _found(checkpoint, (*files_named, line.layer)) if callable(checkpoint) else checkpoint
-    presets = [*map(read_preset, line.presets)]
+    presets = [*map(read_preset, line.all_of("preset"))]
     model = _model(adopt, (*presets, *files_named, line.layer)) if record is None else []
-    if line.presets or files_named or model or record is not None:
+    if presets or files_named or model or record is not None:
         fallback = None
     surroundings = _surroundings(world_size, os.environ if env is None else env)
     here = None if surroundings.values or surroundings.wrong else gpus
@@ -111,7 +125,8 @@ def parse(
     ]
     if here is not None:
         layers.insert(0, of_machine(layers, here, whole=fallback is not None))
-    return replace(resolve(layers, files=files), fallback=fallback)
+    own = {s.name: line.own[s.path] for s in settings_in(form.own) if s.path in line.own}
+    return replace(resolve(layers, files=files), fallback=fallback, own=form.own(**own))
 
 
 def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:

@@ -8,11 +8,13 @@ is the function's name, its meaning the docstring.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import ModuleType
 
 from stretto.arguments.nearby import divisors, multiples, sizes
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
+from stretto.arguments.tree import get
 
 Nearby = dict[str, Sequence[Value]]
 """Candidate values for single fields, nearest first."""
@@ -24,6 +26,22 @@ class RuleViolation:
 
     problem: str
     nearby: Nearby
+
+
+def rules_in(*modules: ModuleType) -> tuple[Rule, ...]:
+    """Every rule of these modules, in the order of the text: a new one is a function, and nothing else."""
+    found = (each for module in modules for each in vars(module).items())
+    return tuple(replace(each, name=name) for name, each in found if isinstance(each, Rule))
+
+
+def divisible(path: str, by: str, meaning: str) -> Rule:
+    """The rule that one setting is a multiple of another, where both have a value."""
+
+    def check(a: Arguments) -> RuleViolation | None:
+        value, n = get(a, path), get(a, by)
+        return divides(path, value, by, n) if isinstance(value, int) and isinstance(n, int) else None
+
+    return Rule("", (path, by), meaning, check)
 
 
 def divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | None:

@@ -271,7 +271,7 @@ class RunConfig:
     log_dir: str | None = setting(
         None, "directory where every rank writes all its messages, to rank-<number>.jsonl", carried=False, path=True
     )
-    tensorboard: bool = setting(True, "write TensorBoard files beside the JSON lines")
+    tensorboard: bool | None = setting(None, "write TensorBoard files, too; unset: where that package is installed")
     wandb: str | None = setting(None, "a project of Weights & Biases that gets the same numbers", carried=False)
     mlflow: str | None = setting(None, "an experiment of MLflow that gets the same numbers", carried=False)
     profile: str | None = setting(

@@ -1,10 +1,10 @@
-"""`setting` declares one field of the schema; `Setting` is what everybody else reads about it."""
+"""`setting` declares one field: of the settings of a run, or of the options of a command; all else reads `Setting`."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -26,6 +26,9 @@ _METADATA = "stretto"
 
 MOST_RANKS = 2**20
 """A larger number is a mistake, or a file that would exhaust its reader; so are sizes beyond other upper bounds."""
+
+REQUIRED: Any = object()
+"""In place of a default: the option must be said."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,61 @@ def _number(x: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Declared:
+class Setting:
+    """One setting: what its field declares, and what its type says.
+
+    `kind` is int, float, bool, str, tuple (a list of `entry`, int, float or str) or dict (names with a number each);
+    `choices` is empty unless the text, or each name, is one of a few. Options of a command have no section.
+    """
+
     help: str
-    unit: str
-    bounds: Bounds
-    carried: bool
-    path: bool
-    repeats: bool
+    unit: str = ""
+    bounds: Bounds = Bounds()
+    carried: bool = True
+    is_path: bool = False
+    repeats: bool = False
+    positional: bool = False
+    named: str = ""
+    section: str = ""
+    name: str = ""
+    kind: type = str
+    entry: type = int
+    optional: bool = False
+    required: bool = False
+    default: Value = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Section and name: `parallel.tp`; of an option its name."""
+        return f"{self.section}.{self.name}" if self.section else self.name
+
+    @property
+    def flag(self) -> str:
+        """How the command line says it: `--tp`; of a word without a flag its name."""
+        return self.name.upper() if self.positional else "--" + self.name.replace("_", "-")
+
+    @property
+    def words(self) -> bool:
+        """Whether it is a list with a word for each entry, so that its flag may stand there more than once."""
+        return self.kind is tuple and self.entry is str and not self.section
+
+    @property
+    def also(self) -> str:
+        """What else it may be called: the words before a colon in the help, `tensor_parallel`; or nothing."""
+        name, colon, _ = self.help.partition(":")
+        return name.replace(" ", "_") if colon and name.replace(" ", "").isalpha() else ""
+
+    @property
+    def takes(self) -> str:
+        """What stands after the flag, in short: `N`, `X`, `TEXT`, `N,N,...` or the choices, if they are few."""
+        if self.named:
+            return self.named
+        if self.choices and self.kind is str:
+            shown = "|".join(self.choices)
+            return shown if len(shown) <= 50 else self.name.upper()
+        lists = {int: "N,N,...", float: "X,X,...", str: "TEXT" if self.words else "NAME,..."}
+        return {int: "N", float: "X", str: "TEXT", tuple: lists[self.entry], dict: "NAME=N,...", bool: ""}[self.kind]
 
 
 def setting(
@@ -76,81 +127,45 @@ def setting(
     carried: bool = True,
     path: bool = False,
     repeats: bool = False,
+    positional: bool = False,
+    named: str = "",
 ) -> T:
-    """A field of the schema: its default, its meaning in one sentence, its unit and its range.
+    """A field of the schema: its default or REQUIRED, its meaning in one sentence, unit and range.
 
     `carried` says whether a run that goes on from a checkpoint takes the value from there (where nothing
     stronger sets it); `path`, whether it may name a file or a directory; `repeats`, whether a list may name one thing
-    more than once.
+    more than once; `positional`, whether it is a word without a flag; `named`, what the help calls its value.
     """
     if unit == "ranks" and at_most is None:
         at_most = MOST_RANKS
-    declared = _Declared(help, unit, Bounds(above, at_least, below, at_most), carried, path, repeats)
-    return field(default=default, metadata={_METADATA: declared})
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting, as read from the schema.
-
-    `kind` is int, float, bool, str, tuple (a list of `entry`, int, float or str) or dict (names with a number each);
-    `choices` is empty unless the text, or each name, is one of a few.
-    """
-
-    section: str
-    name: str
-    kind: type
-    entry: type
-    optional: bool
-    default: Value
-    choices: tuple[str, ...]
-    help: str
-    unit: str
-    bounds: Bounds
-    carried: bool
-    is_path: bool
-    repeats: bool = False
-
-    @property
-    def path(self) -> str:
-        """Section and name: `parallel.tp`."""
-        return f"{self.section}.{self.name}"
-
-    @property
-    def flag(self) -> str:
-        """How the command line says it: `--tp`."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def also(self) -> str:
-        """What else it may be called: the words before a colon in the help, `tensor_parallel`; or nothing."""
-        name, colon, _ = self.help.partition(":")
-        return name.replace(" ", "_") if colon and name.replace(" ", "").isalpha() else ""
-
-    @property
-    def takes(self) -> str:
-        """What stands after the flag, in short: `N`, `X`, `TEXT`, `N,N,...` or the choices, if they are few."""
-        if self.choices and self.kind is str:
-            shown = "|".join(self.choices)
-            return shown if len(shown) <= 50 else self.name.upper()
-        lists = {int: "N,N,...", float: "X,X,...", str: "NAME,..."}
-        return {int: "N", float: "X", str: "TEXT", tuple: lists[self.entry], dict: "NAME=N,...", bool: ""}[self.kind]
+    bounds = Bounds(above, at_least, below, at_most)
+    declared = Setting(help, unit, bounds, carried, path, repeats, positional, named)
+    made: T = (
+        field(metadata={_METADATA: declared})
+        if default is REQUIRED
+        else field(default=default, metadata={_METADATA: declared})
+    )
+    return made
 
 
 def settings_of(tree: type) -> Iterator[Setting]:
     """The settings of a dataclass whose fields are sections, in the order of their declaration."""
     sections = get_type_hints(tree)
     for section in fields(tree):
-        cls = sections[section.name]
-        hints = get_type_hints(cls)
-        for f in fields(cls):
-            yield _read(section.name, f, hints[f.name])
+        yield from settings_in(sections[section.name], section.name)
+
+
+def settings_in(cls: type, section: str = "") -> Iterator[Setting]:
+    """The settings that the fields of one dataclass are; those of a command's options have no section."""
+    hints = get_type_hints(cls)
+    for f in fields(cls):
+        if section or _METADATA in f.metadata:
+            yield _read(section, f, hints[f.name])
 
 
 def _read(section: str, f: Field[Any], hint: Any) -> Setting:
-    if _METADATA not in f.metadata or f.default is MISSING:
+    if _METADATA not in f.metadata or (section and f.default is MISSING):
         raise TypeError(f"{section}.{f.name} must be declared with setting(default, help)")
-    declared: _Declared = f.metadata[_METADATA]
     optional = False
     if get_origin(hint) in (Union, types.UnionType):
         arms = [arm for arm in get_args(hint) if arm is not type(None)]
@@ -168,18 +183,15 @@ def _read(section: str, f: Field[Any], hint: Any) -> Setting:
         kind = str
     if kind not in (int, float, bool, str, tuple, dict) or entry not in (int, float, str):
         raise TypeError(f"{section}.{f.name}: no way to read a {hint} from a command line")
-    return Setting(
-        section,
-        f.name,
-        kind,
-        entry,
-        optional,
-        f.default,
-        choices,
-        declared.help,
-        declared.unit,
-        declared.bounds,
-        declared.carried,
-        declared.path,
-        declared.repeats,
+    made: Setting = replace(
+        f.metadata[_METADATA],
+        section=section,
+        name=f.name,
+        kind=kind,
+        entry=entry,
+        optional=optional,
+        choices=choices,
+        required=f.default is MISSING,
+        default=None if f.default is MISSING else f.default,
     )
+    return made

@@ -41,6 +41,3 @@ def adapters_have_a_rank(a: Arguments) -> RuleViolation | None:
     return RuleViolation(
         "lora_rank = 0, must be above 0 for lora_alpha and lora_targets to have an effect", {"tuning.lora_rank": (8,)}
     )
-
-
-TUNING_RULES = (adapters_have_matrices, adapters_freeze_the_rest, adapters_have_a_rank)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from stretto.arguments.param_groups import parse_groups
 from stretto.arguments.rule import RuleViolation, rule
 from stretto.arguments.schema import Arguments
@@ -115,14 +113,3 @@ def cooldown_fits(a: Arguments) -> RuleViolation | None:
             "optimizer.decay_steps": (o.warmup_steps + o.cooldown_steps,),
         },
     )
-
-
-UPDATE_RULES: Final = (
-    updates_can_be_taken_back,
-    rate_decays,
-    groups_are_readable,
-    moments_move,
-    gradients_travel_as_computed,
-    warmup_ends_before_decay,
-    cooldown_fits,
-)

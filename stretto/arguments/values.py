@@ -34,24 +34,15 @@ def from_data(setting: Setting, raw: object) -> Value:
 
         raw = layers_of(raw)
     if setting.kind is tuple and isinstance(raw, (list, tuple)):
-        return _entries(setting, raw)
+        found = tuple(_one(setting, setting.entry, each, raw) for each in raw)
+        _require_once(setting, found)
+        return cast(Value, found)
     if setting.kind is dict and isinstance(raw, tuple):
         raw = dict(raw)
     if setting.kind is dict and isinstance(raw, Mapping):
-        return _pairs(setting, raw)
-    if setting.kind is float and _is_int(raw):
-        raw = _as_float(raw)
-    if isinstance(raw, float) and not math.isfinite(raw):
-        raise ValueError(f"{raw} is not finite")
-    if type(raw) is not setting.kind:
-        raise ValueError(_unlike(setting, raw))
-    if setting.choices:
-        _check_choice(setting, str(raw))
-    if isinstance(raw, (int, float)) and setting.kind is not bool:
-        _check_range(setting, raw)
-    if isinstance(raw, str):
-        _check_text(setting, raw)
-    return cast(Value, raw)
+        _require_once(setting, [_one(setting, str, name, raw) for name in raw])
+        return tuple((str(name), cast(int, _one(setting, int, number, raw))) for name, number in raw.items())
+    return cast(Value, _one(setting, setting.kind, raw, raw))
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
@@ -114,47 +105,29 @@ def _words(text: str, within: str) -> list[tuple[str, str, str]]:
     return [part.partition(within) for part in text.split(",")] if text else []
 
 
-def _entries(setting: Setting, raw: Sequence[object]) -> tuple[int, ...] | tuple[float, ...] | tuple[str, ...]:
-    """The entries of a list, each of them held against the schema."""
-    if setting.entry is int and all(map(_is_int, raw)):
-        for number in cast(Sequence[int], raw):
-            _check_range(setting, number)
-    elif setting.entry is float and all(_is_int(number) or isinstance(number, float) for number in raw):
-        floats = [_as_float(number) for number in cast(Sequence[float], raw)]
-        if wild := [number for number in floats if not math.isfinite(number)]:
-            raise ValueError(f"{wild[0]} is not finite")
-        for each in floats:
-            _check_range(setting, each)
-        return tuple(floats)
-    elif setting.entry is str and all(isinstance(name, str) for name in raw):
-        _check_names(setting, cast(Sequence[str], raw))
-    else:
-        raise ValueError(_unlike(setting, raw))
-    return cast("tuple[int, ...] | tuple[float, ...] | tuple[str, ...]", tuple(raw))
-
-
-def _as_float(number: float) -> float:
-    """It, or infinity for what is beyond all floats."""
-    return float(number) if abs(number) <= sys.float_info.max else math.inf
-
-
-def _pairs(setting: Setting, raw: Mapping[object, object]) -> tuple[tuple[str, int], ...]:
-    """The entries of a table, each of them held against the schema."""
-    if not all(isinstance(name, str) for name in raw) or not all(map(_is_int, raw.values())):
-        raise ValueError(_unlike(setting, raw))
-    pairs = cast(Mapping[str, int], raw)
-    _check_names(setting, [*pairs])
-    for number in pairs.values():
-        _check_range(setting, number)
-    return tuple(pairs.items())
-
-
-def _check_names(setting: Setting, names: Sequence[str]) -> None:
-    for name in names:
+def _one(setting: Setting, kind: type, raw: object, whole: object) -> object:
+    """A value, or an entry of the list or table `whole`, held against the schema."""
+    if kind is float and _is_int(raw):
+        raw = float(raw) if abs(raw) <= sys.float_info.max else math.inf
+    if isinstance(raw, float) and not math.isfinite(raw):
+        raise ValueError(f"{raw} is not finite")
+    if type(raw) is not kind:
+        raise ValueError(_unlike(setting, whole))
+    if isinstance(raw, (int, float)) and kind is not bool:
+        if raw not in setting.bounds:
+            raise ValueError(f"{shown(raw)} is out of range, must be {setting.bounds}")
+    elif isinstance(raw, str):
         if setting.choices:
-            _check_choice(setting, name)
-        if names.count(name) > 1 and not setting.repeats:
-            raise ValueError(f"{shown(name)} stands there more than once")
+            _check_choice(setting, raw)
+        _check_text(setting, raw)
+    return raw
+
+
+def _require_once(setting: Setting, names: Sequence[object]) -> None:
+    if setting.kind is dict or setting.entry is str:
+        for name in names:
+            if names.count(name) > 1 and not setting.repeats:
+                raise ValueError(f"{shown(name)} stands there more than once")
 
 
 def _check_choice(setting: Setting, name: str) -> None:
@@ -180,11 +153,6 @@ def _check_text(setting: Setting, text: str) -> None:
 
 def _is_int(x: object) -> TypeGuard[int]:
     return isinstance(x, int) and not isinstance(x, bool)
-
-
-def _check_range(setting: Setting, x: int | float) -> None:
-    if x not in setting.bounds:
-        raise ValueError(f"{shown(x)} is out of range, must be {setting.bounds}")
 
 
 def _unlike(setting: Setting, raw: object) -> str:

@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "convert": "turn the flags of a Megatron-LM script into a settings file",
     "schedule": "list, draw, check and simulate schedules of a pipeline",
     "layout": "show where each rank stands, and who its peers are",
+    "completion": "write what bash, zsh or fish complete these words by",
 }
 
 

@@ -1,10 +1,4 @@
-"""Checkpoints of a run: what there is, what is in one, whether it is whole, what differs, what may go.
-
-    stretto checkpoint list runs/latest
-    stretto checkpoint show runs/latest --tensors
-    stretto checkpoint verify runs/latest/checkpoints/step-00000150
-    stretto checkpoint diff runs/a runs/b
-    stretto checkpoint prune runs/latest --keep 3 --keep-every 1000 --dry-run
+"""`stretto checkpoint`: what there is, what is in one, whether it is whole, what differs, what may go.
 
 A directory is one of checkpoints or of a run, or a URL such as s3://bucket/run/checkpoints; where one checkpoint is
 wanted, it stands for its newest whole one. Needs neither a GPU nor a process group.
@@ -12,39 +6,93 @@ wanted, it stands for its newest whole one. Needs neither a GPU nor a process gr
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.table import Table
 
+from stretto.arguments.form import Form
+from stretto.arguments.setting import REQUIRED, setting
 from stretto.checkpoint.directory import Retention, prunable, remove
 from stretto.checkpoint.errors import CheckpointError
 from stretto.checkpoint.index import Index
 from stretto.checkpoint.survey import Entry, changed, checkpoint_of, damage, directory_of, entries, entry
+from stretto.cli.command import USAGE_ERROR, chosen, options
 from stretto.console import console
 from stretto.reading import UnreadableError
-from stretto.terminal import said_plainly, say
+from stretto.terminal import say
 
 MOST: Final = 40
 """Lines that are shown of a long list."""
 
 
+_WHERE = "a directory of checkpoints or of a run, or a URL such as s3://bucket/run/checkpoints"
+_ONE = "a checkpoint; or a directory of them or of a run, or a URL: its newest whole one"
+
+
+@dataclass(frozen=True)
+class List:
+    """All checkpoints of a directory."""
+
+    directory: str = setting(REQUIRED, _WHERE, positional=True, path=True)
+
+
+@dataclass(frozen=True)
+class Show:
+    """What is in one, and which layout wrote it."""
+
+    checkpoint: str = setting(REQUIRED, _ONE, positional=True, path=True)
+    tensors: bool = setting(False, "list every tensor")
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Read all of it and compare it with its checksums."""
+
+    checkpoint: tuple[str, ...] = setting(REQUIRED, _ONE, positional=True, path=True, repeats=True)
+    all: bool = setting(False, "every checkpoint of the directory, not the newest alone")
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Tensors and settings that differ between two."""
+
+    a: str = setting(REQUIRED, _ONE, positional=True, path=True)
+    b: str = setting(REQUIRED, "another one", positional=True, path=True)
+    every: bool = setting(False, f"show all tensors that differ, not {MOST} of them")
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Remove those that need not be kept."""
+
+    directory: str = setting(REQUIRED, _WHERE, positional=True, path=True)
+    keep: int = setting(REQUIRED, "so many newest whole ones stay")
+    keep_every: int = setting(0, "and each whose step is a multiple of this")
+    dry_run: bool = setting(False, "say what would go")
+
+
+FORMS: Final = tuple(
+    Form(f"stretto checkpoint {kind.__name__.lower()}", kind) for kind in (List, Show, Verify, Diff, Prune)
+)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run `stretto checkpoint ...`; 0, 1 where checkpoints are damaged or differ, 2 when it cannot be done."""
-    with said_plainly():
-        wanted = _parser().parse_args(list(argv))
+    form, words = chosen(FORMS, argv)
+    run: Mapping[type, Callable[[Any], int]] = {List: _list, Show: _show, Verify: _verify, Diff: _diff, Prune: _prune}
+    wanted = options(form, words)
     try:
-        code: int = wanted.run(wanted)
+        return run[form.own](wanted)
     except (CheckpointError, UnreadableError, ValueError) as error:
         say(f"stretto checkpoint: {error}")
-        return 2
-    return code
+        return USAGE_ERROR
 
 
-def _list(wanted: Namespace) -> int:
+def _list(wanted: List) -> int:
     found = entries(directory_of(wanted.directory))
     table = Table("step", "size", "whole", "written by", "name", box=None, pad_edge=False, header_style="dim")
     for each in found:
@@ -57,7 +105,7 @@ def _list(wanted: Namespace) -> int:
     return 0
 
 
-def _show(wanted: Namespace) -> int:
+def _show(wanted: Show) -> int:
     path = checkpoint_of(wanted.checkpoint)
     index = Index(path)
     said = entry(path, index.marker.step)
@@ -99,7 +147,7 @@ def _about(said: Entry, index: Index) -> dict[str, str]:
     return rows
 
 
-def _verify(wanted: Namespace) -> int:
+def _verify(wanted: Verify) -> int:
     paths = [p for said in wanted.checkpoint for p in _meant(said, every=wanted.all)]
     bad = 0
     for path in paths:
@@ -121,7 +169,7 @@ def _meant(said: str, *, every: bool) -> list[Path]:
     return [each.path for each in entries(directory_of(said))] if every else [checkpoint_of(said)]
 
 
-def _diff(wanted: Namespace) -> int:
+def _diff(wanted: Diff) -> int:
     from stretto.checkpoint.compare import differences  # loads torch
 
     a, b = checkpoint_of(wanted.a), checkpoint_of(wanted.b)
@@ -145,7 +193,7 @@ def _diff(wanted: Namespace) -> int:
     return 1 if found else 0
 
 
-def _prune(wanted: Namespace) -> int:
+def _prune(wanted: Prune) -> int:
     found = prunable(directory_of(wanted.directory), Retention(wanted.keep, wanted.keep_every))
     for path in found:
         if not wanted.dry_run:
@@ -163,31 +211,3 @@ def size(nbytes: int) -> str:
         amount /= 1024
         units.pop(0)
     return f"{amount:.0f} {units[0]}" if units[0] == "B" else f"{amount:.1f} {units[0]}"
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser("stretto checkpoint", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    each = commands.add_parser("list", help="all checkpoints of a directory")
-    each.add_argument("directory")
-    each.set_defaults(run=_list)
-    each = commands.add_parser("show", help="what is in one, and which layout wrote it")
-    each.add_argument("checkpoint")
-    each.add_argument("--tensors", action="store_true", help="list every tensor")
-    each.set_defaults(run=_show)
-    each = commands.add_parser("verify", help="read all of it and compare it with its checksums")
-    each.add_argument("checkpoint", nargs="+")
-    each.add_argument("--all", action="store_true", help="every checkpoint of the directory, not the newest alone")
-    each.set_defaults(run=_verify)
-    each = commands.add_parser("diff", help="tensors and settings that differ between two")
-    each.add_argument("a")
-    each.add_argument("b")
-    each.add_argument("--every", action="store_true", help=f"show all tensors that differ, not {MOST} of them")
-    each.set_defaults(run=_diff)
-    each = commands.add_parser("prune", help="remove those that need not be kept")
-    each.add_argument("directory")
-    each.add_argument("--keep", type=int, required=True, help="so many newest whole ones stay")
-    each.add_argument("--keep-every", type=int, default=0, help="and each whose step is a multiple of this")
-    each.add_argument("--dry-run", action="store_true", help="say what would go")
-    each.set_defaults(run=_prune)
-    return parser

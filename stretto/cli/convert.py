@@ -1,10 +1,5 @@
-"""The settings of a Megatron-LM launch script, as a settings file.
+"""`stretto convert args`: the settings of a Megatron-LM launch script, as a settings file.
 
-    stretto convert args run_megatron.sh --out run.toml
-    stretto convert args run_megatron.sh --set NNODES=2 CHECKPOINTS LOGS    # what it would be started with
-    stretto convert args < run_megatron.sh
-
-The script is read as bash would read it, and nothing in it is run: of its environment only what --set says is known.
 What changes nothing here, and what is left to say by hand, goes to standard error. Flags for what is not available,
 and what cannot be filled in without running the script, are errors.
 """
@@ -13,19 +8,22 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 from stretto.arguments.errors import ConfigError, Violation
+from stretto.arguments.form import Form
 from stretto.arguments.resolve import resolve
+from stretto.arguments.setting import REQUIRED, setting
 from stretto.arguments.show import entry
 from stretto.arguments.tree import sections, settings
+from stretto.cli.command import USAGE_ERROR, options
 from stretto.cli.megatron import as_layer, print_notes
 from stretto.compat.megatron import Script, Translation, script_of, translate
-from stretto.terminal import hand_on, said_plainly, say
+from stretto.terminal import hand_on, say
 
-USAGE_ERROR = 2
 _LARGEST = 2**20
 
 
@@ -33,28 +31,44 @@ class _WordError(Exception):
     """Something wrong with the command itself."""
 
 
+@dataclass(frozen=True)
+class Command:
+    """Turn the flags of a Megatron-LM script into a settings file.
+
+    The script is read as bash would read it, and nothing in it is run: of its environment only what --set says is
+    known.
+    """
+
+    what: Literal["args"] = setting(
+        REQUIRED, "what to convert: args, the flags of a Megatron-LM script", positional=True
+    )
+    script: str | None = setting(None, "the script; left out: standard input", positional=True, path=True)
+    arguments: tuple[str, ...] = setting(
+        (), "what the script would be started with; flags after --", positional=True, repeats=True, path=True
+    )
+    out: str | None = setting(None, "the file to write; unset: standard output", path=True, named="FILE")
+    set: tuple[str, ...] = setting(
+        (), "a variable of the script's environment; may be repeated", named="NAME=VALUE", repeats=True, path=True
+    )
+    partial: bool = setting(False, "convert the rest where a flag is rejected")
+
+
+FORMS: Final = (Form("stretto convert", Command),)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run `stretto convert ...`; 0, or 2 when something cannot be converted."""
-    parser = ArgumentParser("stretto convert", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["args"], help="what to convert: args, the flags of a Megatron-LM script")
-    parser.add_argument("script", nargs="?", type=Path, help="the script; left out: standard input")
-    parser.add_argument("arguments", nargs="*", help="what the script would be started with; flags after --")
-    parser.add_argument("--out", type=Path, help="the file to write; left out: standard output")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a variable of its environment"
-    )
-    parser.add_argument("--partial", action="store_true", help="convert the rest where a flag is rejected")
     own, rest = _cut(argv)
-    with said_plainly():
-        said = parser.parse_intermixed_args(own)
+    said: Command = options(FORMS[0], own)
+    path = None if said.script is None else Path(said.script)
     try:
         script = script_of(
-            _text(said.script),
-            name=None if said.script is None else str(said.script),
+            _text(path),
+            name=said.script,
             arguments=[*said.arguments, *rest],
             given=_given(said.set),
         )
-        return convert(script, said.out, partial=said.partial)
+        return convert(script, None if said.out is None else Path(said.out), partial=said.partial)
     except _WordError as error:
         say(f"stretto convert: {error}")
         return USAGE_ERROR

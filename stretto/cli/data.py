@@ -6,18 +6,19 @@ It takes the words of `stretto train`, so that the same presets, files and flags
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
 from stretto.arguments import Arguments, ConfigError
-from stretto.arguments.help import help_text
-from stretto.cli.words import FALLBACK, parse_or_demo
+from stretto.arguments.setting import setting
+from stretto.cli.command import USAGE_ERROR, chosen
+from stretto.cli.words import of_run, parse_or_demo
 from stretto.console import console
 from stretto.data.corpus import Corpus
 from stretto.data.describe import lossy
@@ -28,70 +29,48 @@ from stretto.report.batch import first_batch
 from stretto.report.tokenizing import Tokenizing
 from stretto.terminal import say
 
-USAGE_ERROR = 2
-
 MOST_WORKERS: Final = 1024
 
-VERBS: Final = {
-    "build": "tokenize a corpus into the cache, so that all ranks of a run find it there",
-    "inspect": "the same; then check every token, say what a model must beat, and show what the first batch holds",
-}
 
-USAGE: Final = f"""\
-usage: stretto data build [options]      {VERBS["build"]}
-       stretto data inspect [options]    {VERBS["inspect"]}
+@dataclass(frozen=True)
+class Build:
+    """Tokenize a corpus into the cache, so that all ranks of a run find it there.
 
-The options are those of `stretto train`; those of [data] matter, and, for the batch
-that is shown, --seq-len, --global-batch and --seed.
---workers N: so many processes tokenize; all cores, unless set. On several nodes that share the cache, run the same
-command on each: they share the work."""
+    The words of a run may stand here as they are: the other settings of `stretto train`, which its --help lists, are
+    understood and have no effect. On several nodes that share the cache, run the same command on each: they share the
+    work.
+    """
 
-HELP: Final = """\
-stretto data {verb}: {what}
+    workers: int | None = setting(
+        None,
+        "so many processes tokenize, each on one core; unset: as many as there are cores",
+        at_least=1,
+        at_most=MOST_WORKERS,
+    )
 
-The words of a run may stand here as they are: the other settings of `stretto train`, which its --help lists, are
-understood and have no effect.
 
-  {workers}
+@dataclass(frozen=True)
+class Inspect(Build):
+    """Build, then check every token, say what a model must beat, and show what the first batch holds.
 
-"""
+    Of the settings of `stretto train` those of [data] matter, and for the batch --seq-len, --global-batch and --seed.
+    """
 
-WORKERS: Final = "--workers N  so many processes tokenize, each on one core; unset: as many as there are cores"
+
+FORMS: Final = (of_run("data build", Build, ("data",)), of_run("data inspect", Inspect, ("data",)))
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto data ...`; 0, or 2 when the configuration, the corpus or the cache cannot be used."""
-    verb, *rest = argv or ("",)
-    if verb not in VERBS:
-        asked = verb in ("-h", "--help")
-        say(USAGE, out=asked)
-        return 0 if asked else USAGE_ERROR
-    if {"-h", "--help"} & set(rest):
-        say(HELP.format(verb=verb, what=VERBS[verb], workers=WORKERS), out=True, end="")
-        width = shutil.get_terminal_size((100, 24)).columns
-        say(help_text(f"stretto data {verb}", width, fallback=FALLBACK, only=("data",)), out=True, end="")
-        return 0
+    form, rest = chosen(FORMS, argv)
     try:
-        rest, workers = _workers(rest)
-        args = parse_or_demo(rest).args
-        _run(args, console(soft_wrap=True), workers, inspect=verb == "inspect")
+        resolved = parse_or_demo(rest, form=form)
+        workers = resolved.own.workers or len(os.sched_getaffinity(0))
+        _run(resolved.args, console(soft_wrap=True), workers, inspect=form.own is Inspect)
     except (ConfigError, DataError) as error:
         say(f"stretto data: {error}")
         return USAGE_ERROR
     return 0
-
-
-def _workers(words: Sequence[str]) -> tuple[list[str], int]:
-    """The words without `--workers N`, and N, or as many as there are cores. Raises DataError for what is none."""
-    left, workers = list(words), len(os.sched_getaffinity(0))
-    for i, word in enumerate(words):
-        if word == "--workers" or word.startswith("--workers="):
-            said = word.partition("=")[2] or next(iter(words[i + 1 :]), "")
-            if not said.isdecimal() or not 1 <= int(said) <= MOST_WORKERS:
-                raise DataError(f"--workers {said}: must be a number of processes, 1 to {MOST_WORKERS}")
-            del left[i : i + 1 + ("=" not in word)]
-            return left, int(said)
-    return left, workers
 
 
 def _run(args: Arguments, screen: Console, workers: int, *, inspect: bool) -> None:

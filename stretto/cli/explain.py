@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -11,9 +13,11 @@ from rich.text import Text
 
 from stretto.arguments import Arguments, ConfigError, Resolved, table
 from stretto.arguments.pipeline import vpp_of
+from stretto.arguments.setting import setting
+from stretto.cli.command import USAGE_ERROR
 from stretto.cli.megatron import layer
-from stretto.cli.memory import memory_table, take_limit, verdict
-from stretto.cli.words import origin, parse_or_demo, with_vocabulary
+from stretto.cli.memory import memory_table, verdict
+from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
 from stretto.estimate import count_parameters, norms_of_a_layer, positions, qk_norms, stage_layers
@@ -24,7 +28,15 @@ from stretto.schedule import Cost, bubble, schedule_for, simulate
 from stretto.schedule.draw import gantt
 from stretto.terminal import say
 
-USAGE_ERROR = 2
+
+@dataclass(frozen=True)
+class Options:
+    """Show what a run would be, without starting it; --world-size is --nproc."""
+
+    hbm: float | None = setting(None, "memory of a device: does the run fit, and how would it?", unit="GiB", above=0)
+
+
+FORMS: Final = (of_run("explain", Options),)
 
 _NODES = 4
 """Nodes to list: the others go on in the same way."""
@@ -35,22 +47,16 @@ _DRAWABLE = 400
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto explain ...`; 0, or 2 when the settings are no valid run."""
-    words = [f"--config={w}" if i == 0 and w.endswith((".toml", ".yaml", ".yml")) else w for i, w in enumerate(argv)]
-    words = [word.replace("--world-size", "--nproc", 1) for word in words]
+    words = [word.replace("--world-size", "--nproc", 1) for word in argv]
     try:
-        limit, words = take_limit(words)
-        resolved = with_vocabulary(
-            parse_or_demo(
-                words, translate=layer, files=False, command="stretto explain [FILE] [--world-size N] [--hbm GIB]"
-            )
-        )
+        resolved = with_vocabulary(parse_or_demo(words, translate=layer, files=False, form=FORMS[0]))
     except (ConfigError, DataError, ValueError) as error:
         say(f"stretto explain: {error}")
         return USAGE_ERROR
     screen = console()
     if (preset := origin(resolved)) is not None:
         screen.print(Text.assemble(("preset ", "bold"), preset))
-    show(resolved, screen, limit)
+    show(resolved, screen, resolved.own.hbm)
     return 0
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-import tyro
-
+from stretto.arguments.form import Form
+from stretto.arguments.setting import REQUIRED, setting
+from stretto.cli.command import options
 from stretto.interop.errors import InteropError
 from stretto.terminal import say
 
@@ -22,26 +23,25 @@ if TYPE_CHECKING:
 class Export:
     """Write a checkpoint as a Hugging Face directory: config.json, tokenizer files, safetensors."""
 
-    checkpoint: Annotated[str, tyro.conf.arg(help="a checkpoint, or a directory of a run: its newest one")]
-    to: Annotated[Path, tyro.conf.arg(help="the directory to write: empty, or not there yet")]
-    like: Annotated[
-        Path | None,
-        tyro.conf.arg(help="a model whose config.json, names and dtypes to keep; unset: what --init-from named"),
-    ] = None
-    dtype: Annotated[
-        Literal["fp32", "bf16", "fp16"] | None,
-        tyro.conf.arg(help="of the weights; unset: that of --like, else of the run"),
-    ] = None
-    family: Annotated[str | None, tyro.conf.arg(help="model_type to write; unset: the first that fits")] = None
-    shard_gb: Annotated[float, tyro.conf.arg(help="size of one file")] = 5.0
-    adapter: Annotated[
-        bool, tyro.conf.arg(help="write adapters alone, as peft reads them, instead of merging them")
-    ] = False
+    checkpoint: str = setting(REQUIRED, "a checkpoint, or a directory of a run: its newest one", path=True)
+    to: str = setting(REQUIRED, "the directory to write: empty, or not there yet", path=True)
+    like: str | None = setting(
+        None, "a model whose config.json, names and dtypes to keep; unset: what --init-from named", path=True
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] | None = setting(
+        None, "of the weights; unset: that of --like, else of the run"
+    )
+    family: str | None = setting(None, "model_type to write; unset: the first that fits")
+    shard_gb: float = setting(5.0, "size of one file", unit="GB", above=0)
+    adapter: bool = setting(False, "write adapters alone, as peft reads them, instead of merging them")
+
+
+FORMS: Final = (Form("stretto export", Export),)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto export ...`; 0, or 2 when it cannot be written."""
-    wanted = tyro.cli(Export, prog="stretto export", args=list(argv))
+    wanted = options(FORMS[0], argv)
     from stretto.checkpoint import CheckpointError
 
     try:
@@ -60,27 +60,25 @@ def _export(wanted: Export) -> str:
     from stretto.interop.export import copy_beside, export
     from stretto.interop.outgoing import Outgoing
 
-    if not wanted.shard_gb > 0:
-        raise InteropError(f"--shard-gb {wanted.shard_gb:g}: must be above 0", [])
-    path = newest(wanted.checkpoint)
+    path, to = newest(wanted.checkpoint), Path(wanted.to)
     inspect(path)
     args = recorded(path)
-    outgoing = Outgoing.of(args, like=wanted.like, dtype=wanted.dtype, family=wanted.family)
+    outgoing = Outgoing.of(
+        args, like=None if wanted.like is None else Path(wanted.like), dtype=wanted.dtype, family=wanted.family
+    )
     source = _Checkpoint(path)
     _require_all(source, {**outgoing.shapes, **outgoing.adapters})
     if wanted.adapter:
         base = args.checkpoint.init_from
-        files = export_adapter(
-            wanted.to, outgoing.config, outgoing.shapes, outgoing.adapters, args.tuning, base, source
-        )
-        return f"{path} -> {wanted.to}: adapters of {base or 'a model of its own'}, {files[0].stat().st_size:,} bytes"
+        files = export_adapter(to, outgoing.config, outgoing.shapes, outgoing.adapters, args.tuning, base, source)
+        return f"{path} -> {to}: adapters of {base or 'a model of its own'}, {files[0].stat().st_size:,} bytes"
     merged, limit = outgoing.merged(source), int(wanted.shard_gb * 1e9)
-    files = export(wanted.to, outgoing.raw, outgoing.named, merged, limit=limit)
-    copied = [name for directory in outgoing.beside for name in copy_beside(directory, wanted.to)]
+    files = export(to, outgoing.raw, outgoing.named, merged, limit=limit)
+    copied = [name for directory in outgoing.beside for name in copy_beside(directory, to)]
     size = sum(file.stat().st_size for file in files)
     also = f" and {', '.join(dict.fromkeys(copied))}" if copied else "; the tokenizer has no files to go with it"
     said = f"{outgoing.config.family.architecture}, {len(files)} files, {size:,} bytes"
-    return f"{path} -> {wanted.to}: {said}{also}"
+    return f"{path} -> {to}: {said}{also}"
 
 
 class _Checkpoint:

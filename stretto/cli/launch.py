@@ -7,70 +7,70 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
-
-import tyro
+from typing import Any, Final
 
 from stretto.arguments import ConfigError, Resolved, parse
 from stretto.arguments.command_line import MEGATRON
+from stretto.arguments.form import Form
+from stretto.arguments.help import say_help
+from stretto.arguments.setting import setting
 from stretto.arguments.sources import SourceKind
+from stretto.cli.command import USAGE_ERROR, chosen, options
 from stretto.cli.megatron import layer
-from stretto.cli.words import FALLBACK
+from stretto.cli.words import FORMS as TRAIN
+from stretto.cli.words import of_run
 from stretto.launch.kubernetes import KubernetesJob
 from stretto.launch.slurm import SlurmJob
-from stretto.terminal import hand_on, said_plainly, say
+from stretto.terminal import hand_on, say
 
-USAGE_ERROR = 2
-
-USAGE = """\
-usage: stretto launch local N [options of stretto train]
-       stretto launch slurm [--nodes ...] [--submit] [--out FILE] -- [options of stretto train]
-       stretto launch k8s [--nodes ...] [--submit] [--out FILE] -- [options of stretto train]
-
-`local` trains with N processes of this machine. `slurm` and `k8s` write a batch script or a JobSet manifest for the
-run to standard output or to a file, with --submit also hand it to sbatch or kubectl, and take --help."""
+_OUT = "file to write; unset: standard output"
+_TAIL = " -- [settings of stretto train], as in -- --tp 8"
 
 
-_Out = Annotated[Path | None, tyro.conf.arg(help="file to write; without it, standard output", metavar="FILE")]
+@dataclass(frozen=True)
+class Local:
+    """Train with so many processes of this machine."""
+
+    processes: int = setting(1, "how many", positional=True, at_least=1)
 
 
 @dataclass(frozen=True)
 class Slurm(SlurmJob):
-    """Write a batch script for SLURM."""
+    """Write a batch script for SLURM; what the run takes follows after --."""
 
-    out: _Out = None
-    submit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Also hand it to sbatch."""
+    out: str | None = setting(None, _OUT, path=True, named="FILE")
+    submit: bool = setting(False, "also hand it to sbatch")
 
 
 @dataclass(frozen=True)
 class Kubernetes(KubernetesJob):
-    """Write a JobSet manifest (jobset.sigs.k8s.io) for Kubernetes."""
+    """Write a JobSet manifest (jobset.sigs.k8s.io) for Kubernetes; what the run takes follows after --."""
 
-    out: _Out = None
-    submit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Also hand it to kubectl."""
+    out: str | None = setting(None, _OUT, path=True, named="FILE")
+    submit: bool = setting(False, "also hand it to kubectl")
 
 
-J = TypeVar("J", Slurm, Kubernetes)
+FORMS: Final = (
+    of_run("launch local", Local),
+    Form("stretto launch slurm", Slurm, tail=_TAIL),
+    Form("stretto launch k8s", Kubernetes, tail=_TAIL),
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto launch ...`; 0, or 2 when the command line or the configuration cannot be used."""
-    where, *rest = argv or ("",)
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"local": _local, "slurm": _slurm, "k8s": _k8s}
-    if where not in commands:
-        asked = where in ("-h", "--help")
-        say(USAGE, out=asked)
-        return 0 if asked else USAGE_ERROR
+    form, rest = chosen(FORMS, argv)
+    commands: dict[type, Callable[[Sequence[str]], int]] = {Local: _local, Slurm: _slurm, Kubernetes: _k8s}
     try:
-        return commands[where](rest)
+        return commands[form.own](rest)
     except (ConfigError, ValueError, OSError) as error:
-        say(f"stretto launch {where}: {error}")
+        say(f"{form.name}: {error}")
         return USAGE_ERROR
 
 
 def _local(argv: Sequence[str]) -> int:
+    if {"-h", "--help"} & set(argv[:1]):
+        say_help(FORMS[0])
     if not argv or not argv[0].isdecimal():
         raise ValueError("how many processes? For example: stretto launch local 8 --tp 2")
     from stretto.cli import train
@@ -80,27 +80,24 @@ def _local(argv: Sequence[str]) -> int:
 
 
 def _slurm(argv: Sequence[str]) -> int:
-    job = _read(Slurm, argv, "stretto launch slurm")
+    job: Slurm = _read(FORMS[1], argv)
     return _deliver(job.script(), job.out, ["sbatch"] if job.submit else None)
 
 
 def _k8s(argv: Sequence[str]) -> int:
-    job = _read(Kubernetes, argv, "stretto launch k8s")
+    job: Kubernetes = _read(FORMS[2], argv)
     return _deliver(job.manifest(), job.out, ["kubectl", "apply", "-f", "-"] if job.submit else None)
 
 
-def _read(kind: type[J], argv: Sequence[str], command: str) -> J:
+def _read(form: Form, argv: Sequence[str]) -> Any:
     """The job of the words before `--`, which trains with those behind it. Raises ConfigError where it could not."""
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
-    about = f"{kind.__doc__} The options of `stretto train` follow after --, as in {command} --nodes 2 -- --tp 8."
-    with said_plainly():
-        read = tyro.cli(kind, args=words[:at], prog=command, description=about)
-    job: J = replace(read, train=tuple(words[at + 1 :]))
+    job = replace(options(form, words[:at]), train=tuple(words[at + 1 :]))
     resolved = _check(job.train, job.ranks)
     job = replace(job, device=resolved.args.run.device)
     if resolved.sources["run.device"].kind is SourceKind.DEFAULT:
-        say(f"{command}: the run is on CPUs, so the job asks for no GPUs; for GPUs say --device cuda")
+        say(f"{form.name}: the run is on CPUs, so the job asks for no GPUs; for GPUs say --device cuda")
     if resolved.sources["checkpoint.out"].kind is SourceKind.DEFAULT:
         # Two scripts must not go on with each other's run. First, as what follows --megatron is not ours.
         job = replace(job, train=("--out", job.directory, *job.train))
@@ -113,12 +110,12 @@ def _check(train: tuple[str, ...], ranks: int) -> Resolved:
     Its data, its tokenizer, its model and its directory lie there: nobody looks for them here.
     """
     translate = partial(layer, processes=ranks)
-    return parse(list(train), world_size=ranks, translate=translate, files=False, fallback=FALLBACK)
+    return parse(list(train), world_size=ranks, translate=translate, files=False, form=TRAIN[0])
 
 
-def _deliver(text: str, out: Path | None, submit: list[str] | None) -> int:
+def _deliver(text: str, out: str | None, submit: list[str] | None) -> int:
     if out is not None:
-        out.write_text(text, encoding="utf-8")
+        Path(out).write_text(text, encoding="utf-8")
     if submit is not None:
         return subprocess.run(submit, input=text, text=True, check=False).returncode
     if out is None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Final
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stretto.arguments.form import Form
+from stretto.arguments.setting import setting
+from stretto.cli.command import USAGE_ERROR, options
 from stretto.console import console
 from stretto.layout import DEFAULT_ORDER, Layout, Shape, Size, Topology, propose, warnings
 from stretto.layout.draw import picture
 from stretto.layout.terminal import show
-from stretto.terminal import said_plainly, say
-
-USAGE_ERROR = 2
+from stretto.terminal import say
 
 
 @dataclass(frozen=True)
@@ -28,42 +28,34 @@ class Command:
     Sizes may have levels, innermost first: `--dp 8x2` shards over 8 ranks and keeps 2 replicas.
     """
 
-    tp: str = "1"
-    """Tensor parallel size."""
-    cp: str = "1"
-    """Context parallel size."""
-    dp: str = "1"
-    """Data parallel size."""
-    pp: int = 1
-    """Pipeline parallel size."""
-    vpp: int = 1
-    """Virtual stages: so many of the model's pp * vpp stages lie on each pipeline rank."""
-    shape: Shape = "loop"
-    """How stages go along the pipeline: each pass from the start, or to and fro in a v."""
-    ep: int = 1
-    """Expert parallel size."""
-    etp: int = 1
-    """Tensor parallel size inside an expert."""
-    order: str = DEFAULT_ORDER
-    """Axes from the fastest to the slowest, or `best` for the order that keeps the heaviest traffic closest."""
-    expert_order: str | None = None
-    """The same for the expert axes, as in etp-ep-edp-pp; by default it follows from the order."""
-    rank: int | None = None
-    """A rank whose coordinates and peers to show."""
-    gpus_per_node: int = 8
-    """GPUs in a node, filled in the order of ranks."""
-    nodes_per_rack: int | None = None
-    """Nodes in a rack."""
-    propose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Compare the orders of the axes by how close they keep the traffic."""
-    out: tuple[Path, ...] = ()
-    """Files to draw the layout into: .svg or .png."""
+    tp: str = setting("1", "tensor parallel size")
+    cp: str = setting("1", "context parallel size")
+    dp: str = setting("1", "data parallel size")
+    pp: int = setting(1, "pipeline parallel size", at_least=1)
+    vpp: int = setting(1, "so many of the model's pp * vpp stages lie on each pipeline rank", at_least=1)
+    shape: Shape = setting("loop", "how stages go along the pipeline: from the start, or to and fro in a v")  # noqa: RUF009
+    ep: int = setting(1, "expert parallel size", at_least=1)
+    etp: int = setting(1, "tensor parallel size inside an expert", at_least=1)
+    order: str = setting(
+        DEFAULT_ORDER,
+        "axes from the fastest to the slowest, or best: the order that keeps the heaviest traffic closest",
+    )
+    expert_order: str | None = setting(
+        None, "the same for the expert axes, as in etp-ep-edp-pp; unset: it follows from the order"
+    )
+    rank: int | None = setting(None, "a rank whose coordinates and peers to show")
+    gpus_per_node: int = setting(8, "GPUs in a node, filled in the order of ranks")
+    nodes_per_rack: int | None = setting(None, "nodes in a rack")
+    propose: bool = setting(False, "compare the orders of the axes by how close they keep the traffic")
+    out: tuple[str, ...] = setting((), "files to draw the layout into: .svg or .png", path=True)
+
+
+FORMS: Final = (Form("stretto layout", Command),)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto layout ...`; 0, or 2 when the sizes make no layout."""
-    with said_plainly():
-        command = tyro.cli(Command, args=list(argv), prog="stretto layout")
+    command = options(FORMS[0], argv)
     try:
         _run(command, console())
     except ValueError as error:
@@ -104,7 +96,7 @@ def _run(command: Command, screen: Console) -> None:
         screen.print()
         screen.print(table)
     for path in command.out:
-        picture(layout, topology, command.rank).save(path)
+        picture(layout, topology, command.rank).save(Path(path))
         screen.print(f"\nwrote {path}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 
 from rich.table import Table
@@ -12,25 +12,6 @@ from stretto.estimate import Ledger, fitting, ledger
 
 MIB, GIB = 2**20, 2**30
 MANY = 6
-
-
-def take_limit(words: Sequence[str]) -> tuple[float | None, list[str]]:
-    """What `--hbm GIB` says, and the other words. Raises ValueError where it says nothing."""
-    rest: list[str] = []
-    limit, given = None, iter(words)
-    for word in given:
-        flag, equals, text = word.partition("=")
-        if flag != "--hbm":
-            rest.append(word)
-            continue
-        said = text if equals else next(given, "")
-        try:
-            limit = float(said)
-        except ValueError:
-            limit = 0.0
-        if not 0 < limit < float("inf"):
-            raise ValueError(f"--hbm {said}: how many GiB does a device have? As in --hbm 80")
-    return limit, rest
 
 
 def memory_table(args: Arguments) -> Table:

@@ -6,13 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
-import tyro
 
 from stretto.arguments import Arguments, Record, from_dict
-from stretto.terminal import said_plainly, say
+from stretto.arguments.form import Form
+from stretto.arguments.setting import REQUIRED, setting
+from stretto.cli.command import options
+from stretto.terminal import say
 
 if TYPE_CHECKING:
     from stretto.data.tokenizer import Tokenizer
@@ -24,25 +26,25 @@ if TYPE_CHECKING:
 class Sample:
     """Continue a prompt from a checkpoint that any layout wrote. Elsewhere than on a terminal, prints text alone."""
 
-    checkpoint: Annotated[str, tyro.conf.arg(help="a checkpoint, or a directory of a run: its newest one; or a URL")]
-    prompt: Annotated[str, tyro.conf.arg(help="the text to go on from")]
-    tokens: Annotated[int, tyro.conf.arg(help="tokens to add")] = 200
-    temperature: Annotated[float, tyro.conf.arg(help="0 takes the likeliest token each time")] = 0.8
-    top_k: Annotated[int, tyro.conf.arg(help="draw from so many likeliest tokens alone; 0: from all")] = 0
-    top_p: Annotated[float, tyro.conf.arg(help="draw from the likeliest that together have this probability")] = 1.0
-    seed: Annotated[int, tyro.conf.arg(help="of the draws")] = 0
-    tp: Annotated[int, tyro.conf.arg(help="tensor parallel: each matrix is cut over so many ranks")] = 1
-    pp: Annotated[int, tyro.conf.arg(help="pipeline parallel: the layers are cut into so many stages")] = 1
-    device: Annotated[Literal["cpu", "cuda"], tyro.conf.arg(help="where tensors live")] = "cpu"
-    tokenizer: Annotated[str | None, tyro.conf.arg(help="where the run's tokenizer.json lies now, if it has moved")] = (
-        None
-    )
+    checkpoint: str = setting(REQUIRED, "a checkpoint, or a directory of a run: its newest one; or a URL", path=True)
+    prompt: str = setting(REQUIRED, "the text to go on from")
+    tokens: int = setting(200, "tokens to add", at_least=1)
+    temperature: float = setting(0.8, "0 takes the likeliest token each time", at_least=0)
+    top_k: int = setting(0, "draw from so many likeliest tokens alone; 0: from all", at_least=0)
+    top_p: float = setting(1.0, "draw from the likeliest that together have this probability", above=0, at_most=1)
+    seed: int = setting(0, "of the draws", at_least=0, at_most=2**63 - 1)
+    tp: int = setting(1, "tensor parallel: each matrix is cut over so many ranks", unit="ranks", at_least=1)
+    pp: int = setting(1, "pipeline parallel: the layers are cut into so many stages", unit="ranks", at_least=1)
+    device: Literal["cpu", "cuda"] = setting("cpu", "where tensors live")
+    tokenizer: str | None = setting(None, "where the run's tokenizer.json lies now, if it has moved", path=True)
+
+
+FORMS: Final = (Form("stretto sample", Sample),)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto sample ...`; 0, or 2 when the checkpoint cannot be used."""
-    with said_plainly():
-        wanted = tyro.cli(Sample, prog="stretto sample", args=list(argv))
+    wanted = options(FORMS[0], argv)
     from stretto.arguments import ConfigError
     from stretto.checkpoint import CheckpointError
     from stretto.cli.usage_error import reject
@@ -131,20 +133,10 @@ def _work(wanted: Sample, started: int) -> Task:
     from stretto.data.tokenizer import load_tokenizer
     from stretto.layout import Layout
 
-    at_least = (("tokens", 1), ("temperature", 0), ("top_k", 0), ("tp", 1), ("pp", 1))
-    wrong = [f"--seed {wanted.seed}: must be 0 to 2^63 - 1"] * (not 0 <= wanted.seed < 2**63)
-    wrong += ["--prompt is not UTF-8"] * any("\ud800" <= c <= "\udfff" for c in wanted.prompt)
-    wrong += [
-        f"--{name.replace('_', '-')} {value}: must be at least {least}"
-        for name, least in at_least
-        if not (value := getattr(wanted, name)) >= least
-    ]
-    if not 0 < wanted.top_p <= 1:
-        wrong.append(f"--top-p {wanted.top_p:g}: must be above 0 and at most 1")
     if started > 1 and started != wanted.tp * wanted.pp:
-        wrong.append(f"--tp {wanted.tp} --pp {wanted.pp} take {wanted.tp * wanted.pp} ranks, {started} were started")
-    if wrong:
-        raise ValueError("; ".join(wrong))
+        raise ValueError(
+            f"--tp {wanted.tp} --pp {wanted.pp} take {wanted.tp * wanted.pp} ranks, {started} were started"
+        )
     path, layout = newest(wanted.checkpoint), Layout.of(tp=wanted.tp, pp=wanted.pp)
     inspect(path)
     args = recorded(path)

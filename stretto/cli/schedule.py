@@ -1,26 +1,19 @@
-"""Schedules of a pipeline: list, draw, check and simulate them, without a device.
-
-    stretto schedule list --pp 4 --microbatches 8
-    stretto schedule draw zbv --pp 4 --microbatches 8 --out zbv.svg
-    stretto schedule draw --measured runs/latest/profile/timeline.json --out step.svg
-    stretto schedule simulate 1f1b zbv --pp 8 --microbatches 32 --weight-gradient 0.7
-    stretto schedule check mine.csv
-    stretto schedule search --pp 4 --microbatches 8 --memory 2 --exact 30
-
-A schedule is one by name, or a file: a table of PyTorch's pipelining (.csv), or a line of actions for each rank.
-"""
+"""`stretto schedule`: list, draw, check and simulate schedules of a pipeline, without a device."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from stretto.arguments.form import Form
+from stretto.arguments.setting import REQUIRED, setting
+from stretto.cli.command import USAGE_ERROR, options
 from stretto.cli.schedule_timeline import draw_measured, show
 from stretto.console import console
 from stretto.layout import Shape
@@ -45,7 +38,6 @@ from stretto.schedule.picture import chrome_trace, picture
 from stretto.schedule.search import Found, search
 from stretto.terminal import say
 
-USAGE_ERROR = 2
 _PLACEMENTS: Final[tuple[tuple[int, Shape], ...]] = ((1, "loop"), (2, "loop"), (2, "v"), (3, "loop"), (4, "loop"))
 ABOUT: Final = {
     "1f1b": "one forward, one backward in turn",
@@ -64,9 +56,47 @@ ABOUT: Final = {
 }
 
 
+_TIMES = "of a stage, in any one unit of time; one number, or one for each stage: 1,1,1,1.5; unset: "
+
+
+@dataclass(frozen=True)
+class Command:
+    """List, draw, check, simulate or search schedules of a pipeline: by name, or of a file.
+
+    A file is a table of PyTorch's pipelining (.csv), or a line of actions for each rank.
+    """
+
+    what: Literal["list", "draw", "check", "simulate", "search"] = setting(REQUIRED, "what to do", positional=True)
+    schedule: tuple[str, ...] = setting(
+        (), f"names or files; the names are {', '.join(GENERATORS)}", positional=True, path=True, repeats=True
+    )
+    pp: int = setting(4, "pipeline ranks", unit="ranks")
+    vpp: int | None = setting(None, "stages on each rank; unset: what the schedule has")
+    microbatches: int = setting(8, "microbatches of a step")
+    forward: tuple[float, ...] | None = setting(None, f"{_TIMES}1 / vpp")
+    input_gradient: tuple[float, ...] | None = setting(None, f"{_TIMES}that of a forward")
+    weight_gradient: tuple[float, ...] | None = setting(None, f"{_TIMES}that of a forward")
+    hop: float = setting(0.0, "latency of a message")
+    transfer: float = setting(0.0, "of a message on its link: bytes / bandwidth")
+    costs: str | None = setting(
+        None, "a file of --schedule-costs, or a measured timeline: instead of these", path=True, named="FILE"
+    )
+    finish: float = setting(0.0, "norm and update after the last gradient of the step")
+    out: tuple[str, ...] = setting((), "files: .svg, .png, .json (trace), .csv or .txt", path=True, named="FILE")
+    measured: str | None = setting(
+        None, "draw: a step that ran, from `stretto train --profile`", path=True, named="FILE"
+    )
+    memory: float | None = setting(None, "search: microbatches whose activations a rank may hold; unset: pp")
+    exact: float | None = setting(None, "search: by a solver as well, for small sizes", unit="seconds")
+    width: int | None = setting(None, "columns of the terminal", at_least=1)
+
+
+FORMS: Final = (Form("stretto schedule", Command),)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run `stretto schedule ...`; 0, or 2 for what is no schedule."""
-    said = _parser().parse_args(argv)
+    said: Command = options(FORMS[0], argv)
     screen = console(width=said.width) if said.width else console()
     try:
         run = {"list": _list, "draw": _draw, "check": _check, "simulate": _simulate, "search": _search}
@@ -77,37 +107,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser("stretto schedule", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["list", "draw", "check", "simulate", "search"])
-    parser.add_argument("schedule", nargs="*", help=f"names or files; the names are {', '.join(GENERATORS)}")
-    parser.add_argument("--pp", type=int, default=4, help="pipeline ranks (4)")
-    parser.add_argument("--vpp", type=int, help="stages on each rank; left out: what the schedule has")
-    parser.add_argument("--microbatches", type=int, default=8, help="microbatches (8)")
-    costs = parser.add_argument_group("costs, in any one unit of time; one number, or one for each stage: 1,1,1,1.5")
-    costs.add_argument("--forward", type=_times, help="of a stage; left out: 1 / vpp")
-    costs.add_argument("--input-gradient", type=_times, help="left out: that of a forward")
-    costs.add_argument("--weight-gradient", type=_times, help="left out: that of a forward")
-    costs.add_argument("--hop", type=float, default=0.0, help="latency of a message")
-    costs.add_argument("--transfer", type=float, default=0.0, help="of a message on its link: bytes / bandwidth")
-    costs.add_argument(
-        "--costs", type=Path, help="a file of --schedule-costs, or a measured timeline: instead of these"
-    )
-    costs.add_argument("--finish", type=float, default=0.0, help="norm and update after the last gradient of the step")
-    parser.add_argument("--out", type=Path, action="append", default=[], help=".svg, .png, .json (trace), .csv or .txt")
-    parser.add_argument("--measured", type=Path, help="draw: a step that ran, from `stretto train --profile`")
-    parser.add_argument("--memory", type=float, help="search: microbatches whose activations a rank may hold (pp)")
-    parser.add_argument("--exact", type=float, metavar="SECONDS", help="search: by a solver as well, for small sizes")
-    parser.add_argument("--width", type=int, help="columns of the terminal")
-    return parser
+def _spread(times: tuple[float, ...] | None, unset: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """Times of all stages, or of each; where none are said, others."""
+    return unset if times is None else times[0] if len(times) == 1 else times
 
 
-def _times(text: str) -> float | tuple[float, ...]:
-    numbers = tuple(map(float, text.split(",")))
-    return numbers if len(numbers) > 1 else numbers[0]
-
-
-def _made(said: Namespace, name: str) -> Schedule:
+def _made(said: Command, name: str) -> Schedule:
     """The schedule of this name or in this file, checked; an error shows where in it."""
     path = Path(name)
     if name in GENERATORS or not path.suffix:
@@ -123,23 +128,22 @@ def _made(said: Namespace, name: str) -> Schedule:
     return s
 
 
-def _cost(said: Namespace, s: Schedule) -> Cost:
+def _cost(said: Command, s: Schedule) -> Cost:
     """What was said; by default all layers of a rank take one unit of time forward, so that vpp does not matter."""
     if said.costs is not None:
-        return read_cost(said.costs.read_text(encoding="utf-8"), str(said.costs), s.num_stages)
-    f = said.forward if said.forward is not None else s.num_ranks / s.num_stages
-    i = said.input_gradient if said.input_gradient is not None else f
-    w = said.weight_gradient if said.weight_gradient is not None else f
+        return read_cost(Path(said.costs).read_text(encoding="utf-8"), said.costs, s.num_stages)
+    f = _spread(said.forward, s.num_ranks / s.num_stages)
+    i, w = _spread(said.input_gradient, f), _spread(said.weight_gradient, f)
     return Cost.split(f, i, w, hop=said.hop, transfer=said.transfer, finish=said.finish)
 
 
-def _one(said: Namespace) -> str:
+def _one(said: Command) -> str:
     if len(said.schedule) != 1:
         raise ValueError(f"{said.what} takes one schedule, got {len(said.schedule)}")
     return str(said.schedule[0])
 
 
-def _draw(said: Namespace, screen: Console) -> None:
+def _draw(said: Command, screen: Console) -> None:
     if said.measured is not None:
         draw_measured(said, screen)
         return
@@ -150,9 +154,9 @@ def _draw(said: Namespace, screen: Console) -> None:
     _write(said.out, s, timeline, name)
 
 
-def _write(paths: Sequence[Path], s: Schedule, timeline: Timeline, name: str) -> None:
+def _write(files: Sequence[str], s: Schedule, timeline: Timeline, name: str) -> None:
     title = f"{name}, {s.num_ranks} ranks, {s.num_stages} stages, {s.num_microbatches} microbatches"
-    for path in paths:
+    for path in map(Path, files):
         texts = {".json": lambda: chrome_trace(timeline), ".csv": lambda: to_csv(s), ".txt": lambda: f"{s}\n"}
         if path.suffix in texts:
             path.write_text(texts[path.suffix](), encoding="utf-8")
@@ -161,7 +165,7 @@ def _write(paths: Sequence[Path], s: Schedule, timeline: Timeline, name: str) ->
         say(f"wrote {path}", out=True)
 
 
-def _search(said: Namespace, _: Console) -> None:
+def _search(said: Command, _: Console) -> None:
     """Over the placements, or those of --vpp, or those for which costs are given."""
     if said.schedule:
         raise ValueError(f"search takes no schedule, got {' '.join(said.schedule)}")
@@ -192,7 +196,7 @@ def _search(said: Namespace, _: Console) -> None:
     _write(said.out, best.schedule, simulate(best.schedule, _cost(said, best.schedule)), best.origin)
 
 
-def _check(said: Namespace, _: Console) -> None:
+def _check(said: Command, _: Console) -> None:
     s = _made(said, name := _one(said))
     say(
         f"{name}: {s.num_actions:,} actions take {s.num_microbatches} microbatches through {s.num_stages} stages on "
@@ -201,16 +205,16 @@ def _check(said: Namespace, _: Console) -> None:
     )
 
 
-def _list(said: Namespace, screen: Console) -> None:
-    said.schedule = [name for name in GENERATORS if said.vpp in (None, GENERATORS[name].stages) or _any(name)]
-    _simulate(said, screen)
+def _list(said: Command, screen: Console) -> None:
+    names = (name for name in GENERATORS if said.vpp in (None, GENERATORS[name].stages) or _any(name))
+    _simulate(replace(said, schedule=tuple(names)), screen)
 
 
 def _any(name: str) -> bool:
     return GENERATORS[name].any_stages
 
 
-def _simulate(said: Namespace, screen: Console) -> None:
+def _simulate(said: Command, screen: Console) -> None:
     names = said.schedule or list(GENERATORS)
     several = len(names) > 1
     columns = ("schedule" if several else "rank", *(("stages a rank", "") if several else ("stages",)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.style import Style
@@ -15,6 +16,9 @@ from stretto.schedule.measured import Measured
 from stretto.schedule.picture import COLOURS, beside, chrome_trace, idle, shade
 from stretto.terminal import say
 
+if TYPE_CHECKING:
+    from stretto.cli.schedule import Command
+
 
 def show(timeline: Timeline, screen: Console) -> None:
     """In colours, where the terminal has them."""
@@ -24,11 +28,12 @@ def show(timeline: Timeline, screen: Console) -> None:
         screen.print(coloured(timeline, screen.width), soft_wrap=True)
 
 
-def draw_measured(said: Namespace, screen: Console) -> None:
+def draw_measured(said: Command, screen: Console) -> None:
     """A step that ran over what the simulator makes of its order and costs, and each rank's bubble in both."""
     if said.schedule:
         raise ValueError(f"draw --measured takes the schedule from the file, got {' '.join(said.schedule)} as well")
-    found = Measured.read(said.measured.read_text(encoding="utf-8"), str(said.measured))
+    assert said.measured is not None
+    found = Measured.read(Path(said.measured).read_text(encoding="utf-8"), said.measured)
     ran, cost = found.typical, found.cost()
     played = simulate(found.schedule, cost)
     for what, timeline in (("measured", ran), ("simulated", played)):
@@ -46,7 +51,7 @@ def draw_measured(said: Namespace, screen: Console) -> None:
     )
     s = found.schedule
     title = f"{s.num_ranks} ranks, {s.num_stages} stages, {s.num_microbatches} microbatches"
-    for path in said.out:
+    for path in map(Path, said.out):
         if path.suffix == ".json":
             path.write_text(chrome_trace(ran, unit=1e6), encoding="utf-8")
         else:

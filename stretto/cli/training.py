@@ -47,7 +47,7 @@ from stretto.train.directory import Paths, occupied
 from stretto.train.loop import DivergedError
 from stretto.train.metrics_file import JsonLines
 from stretto.train.record import Everyone, Listener, TensorBoard
-from stretto.train.run import sampled_over, train, with_vocabulary
+from stretto.train.run import sampled_over, train
 from stretto.train.sample import sample
 from stretto.train.shared_text import shared_text
 from stretto.train.sound import UnsoundError
@@ -72,7 +72,7 @@ def run(resolved: Resolved, launch: Launch, look: Look | None, stop: StopFlag, b
         if launch.size == 1:  # workers of its own know what it has seen
             with timeline.phase("data"), Tokenizing.shown(sys.stderr) as tell:
                 text = Text.open(resolved.args, tell)
-            resolved = with_vocabulary(resolved, text.tokenizer)
+            resolved = resolved.with_vocabulary(text.tokenizer.vocab_size)
     except USAGE_ERRORS as error:
         return reject(error, launch)
     resumed = look.found if look else None
@@ -141,7 +141,7 @@ class Task:
             try:
                 with self.timeline.phase("data"), show as tell:
                     text = shared_text(self.resolved.args, world, tell)
-                task = replace(self, text=text, resolved=with_vocabulary(self.resolved, text.tokenizer))
+                task = replace(self, text=text, resolved=self.resolved.with_vocabulary(text.tokenizer.vocab_size))
             except USAGE_ERRORS as error:
                 return self._rejected(error, world)
         ended = task._train(world)
@@ -222,7 +222,8 @@ class Task:
         screen.print(about)
         lines = JsonLines(paths.metrics, after=after)
         live = LiveProgress(screen, manner)
-        boards: list[Listener] = [TensorBoard(paths.tensorboard, last=lines.last)] if args.run.tensorboard else []
+        curves = TensorBoard.installed() if args.run.tensorboard is None else args.run.tensorboard
+        boards: list[Listener] = [TensorBoard(paths.tensorboard, last=lines.last)] if curves else []
         boards += [WandB(args.run.wandb, dir=str(paths.root))] if args.run.wandb else []
         boards += [MLflow(args.run.mlflow)] if args.run.mlflow else []
         boards += [ExpertPicture(paths.experts, after=after)] if args.model.experts else []

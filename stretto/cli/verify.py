@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -13,33 +13,37 @@ from typing import Final
 from stretto.arguments import ConfigError, Resolved
 from stretto.arguments.elsewhere import AXES, layout_of, validated_in
 from stretto.arguments.errors import Violation, as_text
+from stretto.arguments.setting import setting
 from stretto.arguments.tree import get
+from stretto.cli.command import USAGE_ERROR
 from stretto.cli.megatron import layer
 from stretto.cli.usage_error import reject
-from stretto.cli.words import origin, parse_or_demo, with_vocabulary
+from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
 from stretto.data.errors import DataError
 from stretto.initialize.environment import LaunchError, detect
 from stretto.layout import Layout
 from stretto.terminal import say
 
-USAGE_ERROR = 2
 
-OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
-    "--against": ("LAYOUT", "what to compare with, as in tp=2,pp=2; by default one process"),
-    "--updates": ("K", "optimizer steps to compare (2): the second begins from weights that the first has changed"),
-    "--json": ("FILE", "write every difference, and the verdict, to a file"),
-    "--comms": ("", "compare what a training step sends, axis by axis, with what it should, and rank with rank"),
-}
-"""What `verify` takes beside the settings of a run."""
+@dataclass(frozen=True)
+class Options:
+    """Prove that a layout gives what one process gives, or another layout."""
+
+    against: str = setting("", "what to compare with, as in tp=2,pp=2; unset: one process", named="LAYOUT")
+    updates: int | None = setting(
+        None, "optimizer steps to compare (2): the second begins from weights that the first has changed", at_least=1
+    )
+    json: str | None = setting(None, "write every difference, and the verdict, to a file", path=True, named="FILE")
+    comms: bool = setting(
+        False, "compare what a training step sends, axis by axis, with what it should, and rank with rank"
+    )
+
+
+FORMS: Final = (of_run("verify", Options),)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto verify ...`, which takes the words of `stretto train` too: 0 equal, 1 different, 2 a wrong word."""
-    if {"-h", "--help"} & set(argv):
-        say(
-            "\n".join(["what to compare:", *(f"  {f + ' ' + v:<18} {what}" for f, (v, what) in OPTIONS.items()), ""]),
-            out=True,
-        )
     try:
         launch = detect(os.environ)
     except LaunchError as error:
@@ -47,16 +51,17 @@ def main(argv: Sequence[str]) -> int:
         return USAGE_ERROR
     alone = launch.source == "python"
     try:
-        own, rest = own_options([word for word in argv if word != "--comms"])
         world = None if alone else launch.size
         translate = partial(layer, tell=launch.rank == 0, processes=world)
-        resolved = parse_or_demo(rest, world_size=world, files=False, command="stretto verify", translate=translate)
-        resolved = with_vocabulary(resolved)
+        resolved = with_vocabulary(
+            parse_or_demo(argv, world_size=world, files=False, form=FORMS[0], translate=translate)
+        )
+        own: Options = resolved.own
         if resolved.args.optimizer.param_groups:
             from stretto.train.build import require_groups_hold
 
             require_groups_hold(resolved.args)
-        work = _recorded(own, resolved) if "--comms" in argv else _work(own, resolved)
+        work = _recorded(own, resolved) if own.comms else _work(own, resolved)
     except (ConfigError, DataError, ValueError) as error:
         return reject(error, launch, command="stretto verify")
     if launch.rank == 0 and (preset := origin(resolved)) is not None:
@@ -67,53 +72,33 @@ def main(argv: Sequence[str]) -> int:
     return run_local(nproc, work) if alone and nproc > 1 else work()
 
 
-def own_options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of `verify`, as `--name value` or `--name=value`, and the other words.
-
-    Raises ValueError for one without its value.
-    """
-    own: dict[str, str] = {}
-    rest: list[str] = []
-    words = iter(argv)
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if flag not in OPTIONS:
-            rest.append(word)
-        elif text := value if equals else next(words, ""):
-            own[flag] = text
-        else:
-            raise ValueError(f"{flag} lacks its value: {flag} {OPTIONS[flag][0]}")
-    return own, rest
-
-
-def _recorded(own: Mapping[str, str], resolved: Resolved) -> Callable[[], int]:
+def _recorded(own: Options, resolved: Resolved) -> Callable[[], int]:
     """A step whose communications are recorded. Raises ValueError for options that would have no effect."""
     from stretto.cli.comms import Task as Recorded
 
-    if own:
-        raise ValueError(f"{', '.join(own)}: no effect with --comms, which compares with no other run")
+    said = [f"--{f.name}" for f in fields(own) if f.name != "comms" and getattr(own, f.name) != f.default]
+    if said:
+        raise ValueError(f"{', '.join(said)}: no effect with --comms, which compares with no other run")
     return Recorded(resolved)
 
 
-def _work(own: Mapping[str, str], resolved: Resolved) -> Task:
+def _work(own: Options, resolved: Resolved) -> Task:
     """Both layouts, judged. Raises ConfigError or ValueError for one that cannot be."""
-    updates, reference = own.get("--updates", "2"), layout_of(own.get("--against", ""))
-    if not updates.isdecimal() or int(updates) < 1:
-        raise ValueError(f"--updates {updates}: how many steps? At least 1")
+    reference = layout_of(own.against)
     if reference.world > resolved.layout.world:
         raise ValueError(
-            f"--against {own['--against']} has {reference.world} ranks, the run {resolved.layout.world}: swap them, "
+            f"--against {own.against} has {reference.world} ranks, the run {resolved.layout.world}: swap them, "
             "or compare with a layout of no more ranks"
         )
     try:
         validated_in(resolved.args, reference)
     except ConfigError as error:
-        name = f"--against {own.get('--against', 'one process')}"
+        name = f"--against {own.against or 'one process'}"
         raise ConfigError([_of_reference(v, resolved, reference, name) for v in error.violations]) from None
-    report = Path(own["--json"]).expanduser() if "--json" in own else None
+    report = Path(own.json).expanduser() if own.json is not None else None
     if report is not None and (report.is_dir() or not report.parent.is_dir()):
         raise ValueError(f"--json {report}: there is no directory {report.parent}, or that is one")
-    return Task(resolved, reference, int(updates), report)
+    return Task(resolved, reference, own.updates or 2, report)
 
 
 def _of_reference(v: Violation, resolved: Resolved, reference: Layout, name: str) -> Violation:

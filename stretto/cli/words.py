@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from stretto.arguments import ConfigError, Resolved, Violation, parse
-from stretto.arguments.tree import settings
+from stretto.arguments import Resolved, parse
+from stretto.arguments.command_line import NoOptions
+from stretto.arguments.form import Form
 from stretto.cli.adopt import adopted
 from stretto.initialize.gpus import visible_gpus
 
 FALLBACK: Final = "demo"
 """The preset that every command starts from where its words name neither a preset nor a file."""
 
-parse_or_demo: Final = partial(parse, fallback=FALLBACK, adopt=adopted)
+
+def of_run(name: str, own: type = NoOptions, only: tuple[str, ...] = ()) -> Form:
+    """A command that takes the settings of a run beside options of its own."""
+    return Form(f"stretto {name}", own, settings=True, only=only, fallback=FALLBACK)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model."""
+
+
+FORMS: Final = (of_run("train", Train),)
+
+parse_or_demo: Final = partial(parse, form=FORMS[0], adopt=adopted)
 """`stretto.arguments.parse` for the words of a command."""
 
 parse_for_here: Final = partial(parse_or_demo, gpus=visible_gpus)
@@ -22,19 +36,15 @@ parse_for_here: Final = partial(parse_or_demo, gpus=visible_gpus)
 
 
 def with_vocabulary(resolved: Resolved) -> Resolved:
-    """The run with its tokenizer's number of entries filled in, if nobody said it.
+    """The run with its tokenizer's number of entries filled in, if nobody said it, which needs the tokenizer.
 
-    Raises DataError when the tokenizer cannot be read, ConfigError when it has more entries than any.
+    Raises DataError when the tokenizer cannot be read, ConfigError when the vocabulary does not hold it.
     """
     if resolved.args.model.vocab is not None:
         return resolved
     from stretto.data.tokenizer import load_tokenizer
 
-    need, most = load_tokenizer(resolved.args.data.tokenizer).vocab_size, settings()["model.vocab"].bounds.at_most
-    if most is not None and need > most:
-        problem = f"the tokenizer {resolved.args.data.tokenizer!r} has ids up to {need - 1:,}, must be < {most:,}"
-        raise ConfigError([Violation("vocab_is_bounded", ("data.tokenizer",), problem, hint="use another tokenizer")])
-    return replace(resolved, args=replace(resolved.args, model=replace(resolved.args.model, vocab=need)))
+    return resolved.with_vocabulary(load_tokenizer(resolved.args.data.tokenizer).vocab_size)
 
 
 def origin(resolved: Resolved) -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
+from stretto.arguments.setting import setting
 
 WARNING_SECONDS = 120
 """How long before its end a job is warned, to save and leave; a save must fit in."""
@@ -16,13 +16,14 @@ WARNING_SECONDS = 120
 class Job:
     """A training run as a job of a cluster."""
 
-    nodes: int = 1
-    gpus_per_node: int = 8
-    """Ranks on each node; and its GPUs, unless the run is on CPUs (--device cpu)."""
-    name: str = "stretto"
-    train: Annotated[tuple[str, ...], tyro.conf.Suppress] = field(default=())
+    nodes: int = setting(1, "nodes of the job", at_least=1)
+    gpus_per_node: int = setting(
+        8, "ranks on each node; and its GPUs, unless the run is on CPUs (--device cpu)", at_least=1
+    )
+    name: str = setting("stretto", "of the job")
+    train: tuple[str, ...] = field(default=())
     """Options of `stretto train`."""
-    device: Annotated[Literal["cpu", "cuda"], tyro.conf.Suppress] = "cuda"
+    device: Literal["cpu", "cuda"] = "cuda"
     """What the run computes on."""
 
     def __post_init__(self) -> None:

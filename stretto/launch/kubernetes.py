@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from stretto.arguments.setting import setting
 from stretto.launch.job import WARNING_SECONDS, Job
 
 PORT = 29500
@@ -17,14 +18,13 @@ PORT = 29500
 class KubernetesJob(Job):
     """Write a JobSet manifest (jobset.sigs.k8s.io) for Kubernetes."""
 
-    image: str = "stretto:latest"
-    """Container image that has Stretto installed."""
-    namespace: str = "default"
-    max_restarts: int = 10
-    claim: str | None = None
-    """A persistent volume claim, mounted at /data: where the run goes, unless --out names another directory."""
-    shm: str = "16Gi"
-    """Size of /dev/shm, over which the ranks of a node talk."""
+    image: str = setting("stretto:latest", "container image that has Stretto installed")
+    namespace: str = setting("default", "that of Kubernetes")
+    max_restarts: int = setting(10, "so often a failed job is started again", at_least=0)
+    claim: str | None = setting(
+        None, "a persistent volume claim, mounted at /data: where the run goes, unless --out names another directory"
+    )
+    shm: str = setting("16Gi", "size of /dev/shm, over which the ranks of a node talk")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,36 +11,40 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
+from stretto.arguments.setting import setting
 from stretto.initialize.stop import MARK
 from stretto.launch.job import WARNING_SECONDS, Job
 from stretto.launch.slurm_time import limit_seconds
-
-_Lines = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME[=VALUE]")]
 
 
 @dataclass(frozen=True)
 class SlurmJob(Job):
     """Write a batch script for SLURM."""
 
-    time: str = "24:00:00"
-    """Limit, as sbatch takes it: minutes, [hours:]minutes:seconds, days-hours[:minutes[:seconds]], 0 or UNLIMITED."""
-    partition: str | None = None
-    account: str | None = None
-    cpus_per_task: int | None = None
-    """CPUs of each rank; without it, its share of those that the job has on the node that has fewest."""
-    exclusive: bool = True
-    """Whether the job has its nodes for itself."""
-    sbatch: _Lines = ()
-    """Another option of sbatch, such as qos=high, mem=0, constraint=h100 or container=PATH; may be repeated, and takes
-    the place of the script's own of that name."""
-    srun: _Lines = ()
-    """An option of srun, such as container-image=IMAGE; may be repeated."""
-    setup: str | None = None
-    """A shell command to run on the first node before the ranks start, such as `source venv/bin/activate`."""
+    time: str = setting(
+        "24:00:00",
+        "limit, as sbatch takes it: minutes, [hours:]minutes:seconds, days-hours[:minutes[:seconds]], 0 or UNLIMITED",
+    )
+    partition: str | None = setting(None, "that of SLURM")
+    account: str | None = setting(None, "that of SLURM")
+    cpus_per_task: int | None = setting(
+        None, "CPUs of each rank; unset: its share of those that the job has on the node that has fewest", at_least=1
+    )
+    exclusive: bool = setting(True, "the job has its nodes for itself")
+    sbatch: tuple[str, ...] = setting(
+        (),
+        "another option of sbatch, such as qos=high, mem=0, constraint=h100 or container=PATH; may be repeated, and "
+        "takes the place of the script's own of that name",
+        repeats=True,
+        named="NAME[=VALUE]",
+    )
+    srun: tuple[str, ...] = setting(
+        (), "an option of srun, such as container-image=IMAGE; may be repeated", repeats=True, named="NAME[=VALUE]"
+    )
+    setup: str | None = setting(
+        None, "a shell command to run on the first node before the ranks start, such as `source venv/bin/activate`"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

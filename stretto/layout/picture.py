@@ -17,7 +17,10 @@ LINE: Colour = (206, 211, 220)
 
 @dataclass(frozen=True)
 class Rect:
-    """A rectangle with corners of a radius, filled, and with an edge if `stroke` is wider than 0; in pixels."""
+    """A rectangle with corners of a radius, filled, with an edge if `stroke` is wider than 0; in pixels.
+
+    `title` is what a browser shows of it under the pointer.
+    """
 
     x: float
     y: float
@@ -27,6 +30,7 @@ class Rect:
     radius: float = 0.0
     edge: Colour = INK
     stroke: float = 0.0
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,12 @@ class Picture:
 
     def _save_png(self, path: Path, scale: int = 2) -> None:
         """Twice as many dots as pixels, so that small print stays sharp."""
-        from PIL import Image, ImageDraw, ImageFont
-
+        try:
+            from PIL import Image, ImageDraw, ImageFont
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{path}: PNG needs the package pillow (pip install 'stretto[png]'); SVG does not"
+            ) from error
         image = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), WHITE)
         pen = ImageDraw.Draw(image)
         anchors = {"start": "lm", "middle": "mm", "end": "rm"}
@@ -119,7 +127,8 @@ def _svg(shape: Rect | Words) -> str:
         edge = f' stroke="{_hex(shape.edge)}" stroke-width="{shape.stroke:g}"' if shape.stroke else ""
         return (
             f'<rect x="{shape.x:g}" y="{shape.y:g}" width="{shape.width:g}" height="{shape.height:g}" '
-            f'rx="{shape.radius:g}" fill="{_hex(shape.fill)}"{edge}/>'
+            f'rx="{shape.radius:g}" fill="{_hex(shape.fill)}"{edge}'
+            + (f"><title>{escape(shape.title)}</title></rect>" if shape.title else "/>")
         )
     weight = ' font-weight="600"' if shape.bold else ""
     return (

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from stretto.layout.picture import WHITE, Colour, Picture, Rect, Words, blend
 from stretto.train.routing import ExpertLog
 from stretto.train.routing_record import RoutingRecord
 
 CELL, LEFT, TOP = 14, 70, 40
+FULL: Colour = (0, 128, 255)
 
 
 class ExpertPicture(ExpertLog):
@@ -27,32 +29,22 @@ class ExpertPicture(ExpertLog):
     def close(self) -> None:
         super().close()
         if self.shares:
-            self.picture.write_text(heat_map(self.shares), encoding="utf-8")
+            heat_map(self.shares).save(self.picture)
 
 
-def heat_map(records: Sequence[RoutingRecord]) -> str:
-    """SVG of the loads over their mean, summed over the records; full colour at twice the mean."""
+def heat_map(records: Sequence[RoutingRecord]) -> Picture:
+    """The loads over their mean, summed over the records; full colour at twice the mean."""
     layers = records[0].layers
-    loads = [
-        [sum(record.counts[n][e] for record in records) for e in range(len(records[0].counts[n]))]
-        for n in range(len(layers))
-    ]
-    width, height = LEFT + CELL * len(loads[0]) + 20, TOP + CELL * len(layers) + 30
+    loads = [[sum(counts) for counts in zip(*(r.counts[n] for r in records), strict=True)] for n in range(len(layers))]
+    width, height = max(LEFT + CELL * len(loads[0]) + 20, 360), TOP + CELL * len(layers) + 30
     steps = f"steps {records[0].step} to {records[-1].step}"
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{max(width, 360)}" height="{height}" '
-        'font-family="sans-serif" font-size="11">',
-        f'<text x="8" y="18">load of each expert over the mean of its layer, {steps}</text>',
-    ]
+    shapes: list[Rect | Words] = [Words(8, 14, f"load of each expert over the mean of its layer, {steps}", 11)]
     for n, (layer, row) in enumerate(zip(layers, loads, strict=True)):
         mean, y = sum(row) / len(row) or 1.0, TOP + CELL * n
-        lines.append(f'<text x="8" y="{y + 11}">layer {layer}</text>')
+        shapes.append(Words(8, y + CELL / 2, f"layer {layer}", 11))
         for expert, load in enumerate(row):
-            shade = round(255 * (1 - min(load / mean, 2) / 2))
-            colour = f"rgb({shade},{(shade + 255) // 2 if load else 255},255)"
-            lines.append(
-                f'<rect x="{LEFT + CELL * expert}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" fill="{colour}">'
-                f"<title>layer {layer}, expert {expert}: {load / mean:.2f}</title></rect>"
-            )
-    lines.append(f'<text x="{LEFT}" y="{height - 10}">expert 0 to {len(loads[0]) - 1}</text></svg>')
-    return "\n".join(lines) + "\n"
+            title = f"layer {layer}, expert {expert}: {load / mean:.2f}"
+            fill = blend(WHITE, FULL, min(load / mean, 2) / 2)
+            shapes.append(Rect(LEFT + CELL * expert, y, CELL - 1, CELL - 1, fill, title=title))
+    shapes.append(Words(LEFT, height - 14, f"expert 0 to {len(loads[0]) - 1}", 11))
+    return Picture(width, height, tuple(shapes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -219,12 +220,19 @@ class TensorBoard(Listener):
     """The same numbers as TensorBoard scalars, against the step. `last`: the step after which the run goes on."""
 
     def __init__(self, directory: Path, *, last: StepRecord | None = None) -> None:
+        if not self.installed():
+            raise ModuleNotFoundError("tensorboard is not installed here: pip install 'stretto[tensorboard]'")
         from torch.utils.tensorboard import SummaryWriter  # loads slowly, and only rank 0 writes
 
         # Readers forget what lies in older files from this step on; what is of this very step is said again.
         self._writer: Any = SummaryWriter(str(directory), purge_step=last.step if last else None)
         if last is not None:
             self.stepped(last)
+
+    @staticmethod
+    def installed() -> bool:
+        """Whether the package is there, an extra of Stretto's."""
+        return find_spec("tensorboard") is not None
 
     def stepped(self, record: StepRecord) -> None:
         self._plot(record)

@@ -8,17 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stretto.arguments import Arguments, ConfigError, Resolved, Violation
+from stretto.arguments import Arguments, Resolved
 from stretto.arguments.elsewhere import in_layout
 from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.trained import is_adapter
-from stretto.arguments.tree import settings
 from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls, Waits
 from stretto.data.feed import Feed
 from stretto.data.mixture import Mix
 from stretto.data.text import EvalSet, Text
-from stretto.data.tokenizer import Tokenizer
 from stretto.estimate import flops_per_token
 from stretto.initialize.failures import is_consequence
 from stretto.initialize.timeline import StartTimeline
@@ -45,22 +43,6 @@ from stretto.train.sample import Spread
 from stretto.train.text import HeldOut, TextBatches
 from stretto.train.trainer import Outcome, Trainer
 from stretto.world import World
-
-
-def with_vocabulary(resolved: Resolved, tokenizer: Tokenizer) -> Resolved:
-    """The configuration with `model.vocab` known. Raises ConfigError when it is smaller than the tokenizer's."""
-    args, need = resolved.args, tokenizer.vocab_size
-    if (most := settings()["model.vocab"].bounds.at_most) is not None and need > most:
-        problem = f"the tokenizer {args.data.tokenizer!r} has ids up to {need - 1:,}, must be < {most:,}"
-        raise ConfigError([Violation("vocab_is_bounded", ("data.tokenizer",), problem, hint="use another tokenizer")])
-    if args.model.vocab is not None and args.model.vocab < need:
-        problem = f"model.vocab={args.model.vocab}, but the tokenizer {args.data.tokenizer!r} has {need} entries"
-        raise ConfigError(
-            [Violation("vocab_holds_tokenizer", ("model.vocab",), problem, fixes=({"model.vocab": need},))]
-        )
-    if args.model.vocab is not None:
-        return resolved
-    return replace(resolved, args=replace(args, model=replace(args.model, vocab=need)))
 
 
 def train(

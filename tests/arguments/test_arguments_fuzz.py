@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.arguments import ConfigError, as_toml, from_dict, parse, resolve, to_dict
-from stretto.arguments.command_line import SOURCE_FLAGS, flags
+from stretto.arguments.command_line import flags
 from stretto.arguments.files import read_config
 from stretto.arguments.layers import Layer, read_layer
 from stretto.arguments.record import from_the_root
@@ -31,7 +31,8 @@ TREES = st.dictionaries(
     max_size=4,
 )
 WORDS = (
-    st.sampled_from([*flags(), *SOURCE_FLAGS, "--no-bias", "--no-tp", "-", "--", "=", "2", "-1", "true", "auto", "1,2"])
+    st.sampled_from([*flags(), "--preset", "--config", "--set", "--megatron"])
+    | st.sampled_from(["--no-bias", "--no-tp", "-", "--", "=", "2", "-1", "true", "auto", "1,2"])
     | st.text(max_size=6)
     | st.builds("{}={}".format, st.sampled_from([*flags(), "--set", "--set parallel.tp"]), st.text(max_size=4))
 )

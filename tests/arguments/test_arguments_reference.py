@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stretto.arguments import parse
-from stretto.arguments.command_line import SOURCE_FLAGS
+from stretto.arguments.form import RUN, Form
 from stretto.arguments.help import help_text
 from stretto.arguments.reference import documents, json_schema
 from stretto.arguments.tree import settings
@@ -25,18 +25,18 @@ def test_generated_documents_are_current(name: str) -> None:
 
 
 def test_help_names_every_flag_once_and_fits_the_width() -> None:
-    text = help_text(width=80)
+    text = help_text(RUN, 80)
     said = re.findall(r"^  (--[a-z0-9-]+)", text, re.MULTILINE)
-    flags = [flag.replace("--no-", "--") for flag in said if flag not in SOURCE_FLAGS]
-    assert flags == [s.flag for s in settings().values()]
+    assert said[:4] == ["--preset", "--config", "--set", "--megatron"]
+    assert said[4:] == [s.flag for s in settings().values()]
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_asking_for_help_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        parse(["--tp", "2", "--help"], env={}, command="stretto explain")
+        parse(["--tp", "2", "--help"], env={}, form=Form("stretto explain", settings=True))
     assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith("stretto explain [settings]")
+    assert capsys.readouterr().out.startswith("usage: stretto explain [settings]")
 
 
 def test_json_schema_has_every_setting_and_no_room_for_others() -> None:

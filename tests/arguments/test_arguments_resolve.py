@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from stretto.arguments import ConfigError, Record, Resolved, SourceKind, Violation, as_toml, from_dict, parse, to_dict
+from stretto.arguments import (
+    ConfigError,
+    Record,
+    Resolved,
+    SourceKind,
+    Violation,
+    as_toml,
+    from_dict,
+    parse,
+    paths,
+    to_dict,
+)
 from stretto.arguments.command_line import flags
 from stretto.arguments.derive import DERIVATIONS
 from stretto.arguments.elsewhere import validated_in
@@ -103,6 +114,7 @@ def test_every_derivable_value_is_filled() -> None:
     r = resolve("--preset tiny --lr-schedule wsd")
     unset = [path for path in settings() if getattr(getattr(r.args, path.split(".")[0]), path.split(".")[1]) is None]
     derived = {d.path for d in DERIVATIONS} - {"model.expert_ffn"}  # this model has no experts
+    derived |= {"run.tensorboard"}  # the preset says
     assert unset == [path for path, s in settings().items() if s.default is None and path not in derived]
     assert (r.args.optimizer.decay_steps, r.args.optimizer.cooldown_steps) == (4, 1), "at least one step"
     assert (r.args.model.kv_heads, r.args.model.head_dim, r.args.model.ffn) == (2, 8, 48)
@@ -263,3 +275,15 @@ def test_hiding_gives_way_to_what_leaves_nothing_to_hide(words: str, tmp_path: P
     file.write_text('[parallel]\ntp = 2\nsequence_parallel = true\ntp_comm_overlap = true\n[run]\ndevice = "cuda"\n')
     said = parse(["--preset", "tiny", "--config", str(file), "--nproc", "2", *words.split()], env={}, files=True)
     assert said.args.parallel.tp_comm_overlap is False
+
+
+def test_a_package_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a run that starts all its ranks before it finds that a tracker is not installed."""
+    monkeypatch.setattr(paths, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError) as error:
+        parse(["--wandb", "mine", "--tensorboard"], env={})
+    assert {v.hint.split(",")[0] for v in error.value.violations} == {
+        "pip install 'stretto[wandb]'",
+        "pip install 'stretto[tensorboard]'",
+    }
+    assert parse(["--no-tensorboard"], env={}).args.run.tensorboard is False

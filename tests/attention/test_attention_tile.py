@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,7 +21,6 @@ from stretto.sequence import Run, Tile, tiles
 pytestmark = pytest.mark.gloo
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 9), st.integers(1, 9), st.integers(0, 9), st.integers(1, 9), st.sampled_from([None, 1, 2, 5]))
 def test_windows_of_flash_attention_are_the_tiles(q: int, n: int, k: int, m: int, window: int | None) -> None:
     """Its last query stands beside its last key; -1 is no limit. Any two runs of a document, also the same one."""

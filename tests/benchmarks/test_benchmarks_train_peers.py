@@ -18,7 +18,12 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-TORCH = {"one": ["torch"], "dp": ["torch", "torch-zero1", "torch-fsdp"], "tp": ["torch"], "pp": ["torch"]}
+TORCH = {
+    "one": ["torch"],
+    "dp": ["torch", "torch-zero1", "torch-fsdp"],
+    "tp": ["torch"],
+    "pp": ["torch", "torch-interleaved"],
+}
 
 
 def losses(world: World, name: str, job: Job) -> list[float]:

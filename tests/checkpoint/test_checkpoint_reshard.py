@@ -128,7 +128,7 @@ EMPTY_AND_FULL_AT_ONE_OFFSET = Logical(
 @given(case=cases())
 @example(case=(1, 1, (Logical("optimizer.step", (), "int64", WHOLE, WHOLE),)))
 @example(case=(2, 1, (EMPTY_AND_FULL_AT_ONE_OFFSET,)))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_layout_reads_what_any_other_wrote(pool: Pool, case: tuple[int, int, tuple[Logical, ...]]) -> None:
     n, m, logical = case
     with tempfile.TemporaryDirectory() as directory:

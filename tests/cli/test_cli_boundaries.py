@@ -372,7 +372,7 @@ CONTENT = st.binary(max_size=80) | st.sampled_from([content for _, content in FI
     st.sampled_from([".toml", ".yaml", ".sh", ""]),
     st.sampled_from(["ascii", "latin-1", "utf-8"]),
 )
-@settings(max_examples=20, phases=(Phase.generate, Phase.shrink))
+@settings(phases=(Phase.generate, Phase.shrink))
 def test_anything_is_answered(
     command: str, words: list[str], env: dict[str, str], content: bytes, suffix: str, encoding: str
 ) -> None:
@@ -389,7 +389,6 @@ def test_anything_is_answered(
 
 
 @given(st.binary(max_size=30) | st.text(max_size=30).map(str.encode))
-@settings(max_examples=20)
 def test_any_record_is_answered(text: bytes) -> None:
     try:
         value = json.loads(text)

@@ -64,7 +64,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=6)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(batch=st.lists(cases(), min_size=1, max_size=16))
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_a_collective_is_what_gathered_inputs_give_and_its_backward_is_its_transpose(

@@ -64,7 +64,8 @@ def test_inspect_shows_what_the_first_batch_holds(
 @pytest.mark.parametrize("words", [["--workers", "0"], ["--workers=x"], ["--workers"]])
 def test_workers_are_a_number(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", *words]) == 2
-    assert "must be a number of processes, 1 to" in capsys.readouterr().err
+    assert "--workers" in (said := capsys.readouterr().err)
+    assert "must be" in said or "lacks its value" in said
 
 
 def test_inspect_finds_a_damaged_token(text_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,16 +96,27 @@ def test_a_bad_option_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(("words", "code"), [([], 2), (["bild"], 2), (["--help"], 0)])
 def test_without_a_verb_the_usage_is_said(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == code
+    with pytest.raises(SystemExit) as ended:
+        main(words)
     said = capsys.readouterr()
-    assert "stretto data build" in (said.err if code else said.out)
+    assert ended.value.code == code
+    assert "usage: stretto data COMMAND" in (said.err if code else said.out)
 
 
 def test_help_has_the_options_that_matter_here(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches: all settings of a run, of which four matter."""
-    assert main(["build", "--help"]) == 0
+    with pytest.raises(SystemExit):
+        main(["build", "--help"])
     helped = capsys.readouterr().out
-    for word in ("stretto data build: tokenize", "--data TEXT", "--tokenizer", "--held-out", "--cache", "--preset"):
+    for word in (
+        "usage: stretto data build",
+        "Tokenize a corpus",
+        "--data TEXT",
+        "--tokenizer",
+        "--held-out",
+        "--cache",
+        "--preset",
+    ):
         assert word in helped
     assert "--tp" not in helped.replace("--set parallel.tp", "")
 

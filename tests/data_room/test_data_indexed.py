@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.strategies import binary, data, integers, lists, sampled_from
 
 from stretto.arguments import Arguments, ConfigError, DataConfig, parse
@@ -140,7 +140,6 @@ def test_tokens_that_are_not_those_of_the_index_are_rejected(damage: Any, tmp_pa
 @given(
     documents=lists(lists(integers(0, 256), max_size=5), max_size=6), draw=data(), noise=binary(min_size=1, max_size=9)
 )
-@settings(max_examples=60)
 def test_any_damage_is_told_or_harmless(
     documents: list[list[int]], draw: Any, noise: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.strategies import integers, lists, sampled_from
 
 from stretto.arguments import Arguments, ConfigError, DataConfig, parse
@@ -63,7 +63,6 @@ def test_a_sample_does_not_depend_on_where_one_begins(parts: list[int], first: i
 
 
 @given(parts=WEIGHTS, seed=integers(0, 20))
-@settings(max_examples=30)
 def test_each_corpus_has_epochs_of_its_own_shuffled_anew(parts: list[int], seed: int) -> None:
     """Catches: windows that come twice in an epoch or never, two epochs or two corpora in one order."""
     order = Turns([11] * len(parts), fractions(parts), seed)
@@ -93,7 +92,6 @@ def test_without_weights_every_window_comes_once_in_an_epoch(sizes: list[int], s
     weights=sampled_from([None, (Fraction(7, 10), Fraction(3, 10)), (Fraction(1, 3), Fraction(2, 3))]),
     before=integers(0, 40),
 )
-@settings(max_examples=30, deadline=None)
 def test_the_mix_is_the_same_in_every_layout_and_after_a_resume(
     splits: Splits, split: tuple[int, int, int], weights: tuple[Fraction, ...] | None, before: int
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.data.errors import DataError
@@ -67,7 +67,6 @@ def test_what_an_answer_is_not_counts_in_no_row(tmp_path: Path) -> None:
     assert sorted(batch.labels[batch.loss_mask].tolist()) == [3, 4, 6]
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 60), max_size=40), st.integers(1, 25))
 def test_pieces_of_all_documents_fit_into_rows(lengths: list[int], row: int) -> None:
     firsts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.strategies import integers, lists
 
 from stretto.data import parts, workers
@@ -178,7 +178,6 @@ with Lock.opened(folder / "lock") as lock:
 
 
 @given(sizes=lists(integers(0, 40), max_size=30), part=integers(1, 100), block=integers(1, 50), end=integers(0, 1))
-@settings(max_examples=60)
 def test_parts_hold_every_line_once(
     sizes: list[int], part: int, block: int, end: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

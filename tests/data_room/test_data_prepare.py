@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.strategies import floats
 
 from stretto.data import parts
@@ -179,6 +179,5 @@ def test_a_fraction_that_is_none_is_told(text_dir: Path, tmp_path: Path, held_ou
 
 
 @given(x=floats(0, 0.999))
-@settings(max_examples=300)
 def test_suggestions_lie_on_the_right_side(x: float) -> None:
     assert room._below(x) <= x < room._above(x)

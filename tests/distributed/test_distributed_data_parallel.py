@@ -68,7 +68,7 @@ def plain(steps: int = STEPS) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in net.named_parameters()}
 
 
-@settings(max_examples=4)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(sizes=st.lists(st.one_of(st.floats(1e-9, 1e-3), st.floats(1e-3, 100.0)), min_size=1, max_size=4))
 @pytest.mark.parametrize("dp", [2, 3, 5])
 def test_any_bucket_size_equals_one_process(pool: Pool, dp: int, sizes: list[float]) -> None:

@@ -80,7 +80,7 @@ def plain() -> dict[str, Tensor]:
     return found
 
 
-@settings(max_examples=4)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(
     sizes=st.lists(st.one_of(st.floats(1e-9, 1e-3), st.floats(1e-3, 100.0)), min_size=1, max_size=3),
     keep=st.integers(0, 3),

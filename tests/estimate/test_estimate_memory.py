@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.arguments.schema import (
@@ -87,7 +87,6 @@ def runs(draw: st.DrawFn) -> Arguments:
     )
 
 
-@settings(max_examples=40)
 @given(runs(), st.data())
 def test_the_ledger_is_what_lives(args: Arguments, data: st.DataObject) -> None:
     p = args.parallel

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.arguments.model import ModelConfig
@@ -143,7 +143,6 @@ SPECIAL = st.sampled_from(
 )
 
 
-@settings(max_examples=100)
 @given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(NAMES | SPECIAL, JSON | ROPE, max_size=4))
 def test_whatever_stands_in_a_file_is_a_model_or_rejected(family: str, fields: dict[str, Any]) -> None:
     """Catches: a number that no float holds, a list where a name belongs."""

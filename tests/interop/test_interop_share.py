@@ -13,7 +13,7 @@ from pathlib import Path
 import interop_oracle as oracle
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_interop_files import whole
@@ -36,7 +36,6 @@ from stretto.world import World
 pytestmark = pytest.mark.gloo
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_a_rectangle_is_runs_of_its_elements(data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
@@ -48,7 +47,6 @@ def test_a_rectangle_is_runs_of_its_elements(data: st.DataObject) -> None:
     assert torch.equal(torch.cat([full[a : a + n] for a, n in found]), wanted)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 3), min_size=1), min_size=1, max_size=8), st.integers(16, 200))
 def test_every_element_is_read_by_one_holder(holders: list[set[int]], limit: int) -> None:
     held: list[list[Key]] = [[] for _ in range(4)]

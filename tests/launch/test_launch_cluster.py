@@ -262,8 +262,7 @@ def test_pods_start_their_node_of_the_job(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "usage:"),
-        (["nowhere"], "usage:"),
+        (["local", "x"], "how many processes?"),
         (["local"], "how many processes?"),
         (["slurm", "--nodes", "2", "--gpus-per-node", "4", "--", "--tp", "3"], "nproc % (tp*cp*pp) = 8 %"),
     ],

@@ -91,7 +91,7 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--dp", "3", "--ep", "2"], "does not divide"),
         (["--rank", "9"], "rank 9 is outside"),
         (["--order", "tp-pp", "--dp", "2"], "leaves out dp=2"),
-        (["--gpus-per-node", "0"], "gpus_per_node=0"),
+        (["--gpus-per-node", "0", "--out", "x.svg"], "gpus_per_node=0"),
     ],
     ids=str,
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -54,7 +54,6 @@ def test_each_switch_is_its_equation(name: str, value: object) -> None:
     hold(replace(_fitting(PLAIN, name, value), **{name: value}))
 
 
-@settings(max_examples=25)
 @given(values=st.fixed_dictionaries({n: st.sampled_from(v) for n, v in SWITCHES.items()}))
 def test_switches_together(values: dict[str, Any]) -> None:
     hold(_fitting(replace(PLAIN, **values), "head_dim", values["head_dim"]))

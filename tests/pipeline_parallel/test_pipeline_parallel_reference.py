@@ -20,7 +20,7 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+unscoped = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite
@@ -35,7 +35,7 @@ def models(draw: st.DrawFn, stages: int) -> Model:
     return Model(tuple(widths), seed=draw(st.integers(0, 99)))
 
 
-@few
+@unscoped
 @given(data=st.data(), p=st.sampled_from([1, 2, 4]), m=st.integers(1, 6), two_ways=st.booleans())
 @pytest.mark.parametrize("generator", [gpipe, one_f_one_b])
 def test_pipeline_equals_one_process(

@@ -242,7 +242,7 @@ def _any_step(world: World, model: Model, schedule: Schedule, two_ways: bool) ->
     return pt.Outcome(loss, pt.gradients(parts))
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     random=st.randoms(use_true_random=False),
     ranks=st.integers(1, 4),

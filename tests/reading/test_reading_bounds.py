@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.reading import DEEPEST, UnreadableError, parse_json, read_bytes, read_json, read_text, shallow, shown
@@ -23,13 +23,11 @@ JSON = st.recursive(
 
 
 @given(JSON)
-@settings(max_examples=20)
 def test_json_of_ordinary_depth_is_what_it_says(value: object) -> None:
     assert parse_json(json.dumps(value).encode("utf-8-sig")) == value
 
 
 @given(st.binary(max_size=40))
-@settings(max_examples=20)
 def test_any_bytes_are_json_or_one_kind_of_error(content: bytes) -> None:
     with suppress(UnreadableError):
         parse_json(content)
@@ -72,7 +70,6 @@ def test_only_regular_files_of_bounded_size_are_opened(tmp_path: Path) -> None:
 
 
 @given(JSON | st.integers(-(10**500), 10**500) | st.text(min_size=200))
-@settings(max_examples=20)
 def test_a_quoted_value_is_short(value: object) -> None:
     assert len(shown(value)) <= 80
 

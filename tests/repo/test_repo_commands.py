@@ -10,7 +10,7 @@ import pytest
 from stretto.arguments import parse
 from stretto.arguments.files import read_preset
 from stretto.cli import COMMANDS
-from stretto.cli.words import FALLBACK
+from stretto.cli.words import FORMS
 
 pytestmark = pytest.mark.pure
 
@@ -27,11 +27,11 @@ def test_every_training_command_in_the_documents_is_valid(texts):
     for command, *words in _commands(texts):
         if command == "train" and "--megatron" not in words:  # what follows there is another program's
             asked = [word for word in words if word != "--help"]
-            parse(asked, env={}, files=False, fallback=FALLBACK, adopt=lambda _: read_preset("qwen3-0.6b"))
+            parse(asked, env={}, files=False, form=FORMS[0], adopt=lambda _: read_preset("qwen3-0.6b"))
 
 
 def _commands(texts: dict[str, str]) -> list[list[str]]:
     """The words after `stretto`, also where a launcher starts it as a module."""
     blocks = (block for name, text in texts.items() if name.endswith(".md") for block in BLOCK.findall(text))
     lines = (shlex.split(line, comments=True) for block in blocks for line in block.splitlines())
-    return [words[words.index("stretto") + 1 :] for words in lines if "stretto" in words and len(words) > 1]
+    return [words[words.index("stretto") + 1 :] for words in lines if "stretto" in words[:-1]]

@@ -14,7 +14,7 @@ import stretto
 @pytest.mark.pure
 def test_importing_it_loads_next_to_nothing():
     """Catches an import that makes every command wait for torch."""
-    program = "import sys, stretto; print(sorted({'torch', 'numpy', 'rich', 'tyro'} & set(sys.modules)))"
+    program = "import sys, stretto; print(sorted({'torch', 'numpy', 'rich', 'shtab'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
 

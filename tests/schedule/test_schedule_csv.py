@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from schedule_strategies import GENERATED, any_schedule
 
 from stretto.schedule import Action, Schedule, ScheduleError, check, one_f_one_b, schedule_for, simulate
@@ -17,7 +17,6 @@ from stretto.schedule.picture import chrome_trace, picture
 pytestmark = pytest.mark.pure
 
 
-@settings(max_examples=20)
 @given(GENERATED | any_schedule())
 def test_a_table_reads_back(s: Schedule) -> None:
     assert from_csv(to_csv(s)) == s

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schedule_strategies import GENERATED
 
@@ -69,7 +69,6 @@ def figures(name: str, p: int, m: int, v: int, cost: Cost | None = None) -> tupl
 VPP = st.integers(2, 4)
 
 
-@settings(max_examples=30)
 @given(**SIZES, v=VPP)
 def test_interleaving_divides_the_bubble(p: int, m: int, v: int) -> None:
     """Narayanan et al. 2021, section 2.2.2: a bubble of (p-1)(F+B)/v; and 2(p-1) + (v-1)p + 1 activations of a stage.
@@ -134,7 +133,6 @@ def test_dualpipev_is_what_its_authors_say(p: int, more: int, f: int, w: int) ->
 LARGE = {"p": st.integers(1, 16), "m": st.integers(1, 64), "v": st.integers(1, 4)}
 
 
-@settings(max_examples=20)
 @given(name=st.sampled_from(sorted(GENERATORS)), sharding=st.sampled_from([DDP, ZERO2, FSDP]), **LARGE)
 def test_every_schedule_of_any_size_is_one(name: str, sharding: Sharding, p: int, m: int, v: int) -> None:
     """Catches groups that do not divide m, warm-ups too short, a W before its I: all that the checkers know."""
@@ -145,7 +143,6 @@ def test_every_schedule_of_any_size_is_one(name: str, sharding: Sharding, p: int
     check_lowered(lower(s, sharding), sharding)
 
 
-@settings(max_examples=20)
 @given(p=st.integers(1, 8), m=st.integers(1, 24), v=st.integers(1, 4), group=st.integers(1, 12))
 def test_groups_may_have_any_size(p: int, m: int, v: int, group: int) -> None:
     for make in (families.interleaved, families.interleaved_zb):

@@ -28,7 +28,7 @@ def spans(s: Schedule, cost: Cost = COST, at: float = 100.0) -> list[Span]:
 
 
 @given(name=st.sampled_from(["1f1b", "zb-h1", "interleaved", "zbv"]))
-@settings(max_examples=8)
+@settings(max_examples=settings.default.max_examples // 3)
 def test_costs_of_what_was_simulated_are_its_costs(name: str) -> None:
     p = 4 if GENERATORS[name].stages == 1 else 2
     s = schedule_for(name, p, 3)

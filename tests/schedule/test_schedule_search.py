@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.schedule import (
@@ -27,7 +27,6 @@ STAGES = st.sampled_from([(1, "loop"), (2, "loop"), (2, "v"), (3, "loop")])
 SHARE = st.sampled_from([0.5, 0.75, 1.0, 1.3])
 
 
-@settings(max_examples=20)
 @given(
     st.integers(1, 6),
     st.integers(1, 12),

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -39,7 +39,6 @@ def mask(starts: Ints, window: int | None) -> NDArray[np.bool_]:
 documents = st.lists(st.integers(1, 30), min_size=1, max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
 @given(documents, st.integers(1, 5), st.sampled_from([1, 2]), st.sampled_from([None, 1, 3, 9]))
 @example([37], 4, 1, None)
 def test_every_token_has_one_slot_and_tiles_are_the_mask(

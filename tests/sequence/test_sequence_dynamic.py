@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.sequence.dynamic import Rates, fixed, makespan, plan, ranks_for, seconds
@@ -16,7 +16,6 @@ pytestmark = pytest.mark.pure
 RATES = Rates(token=2e-6, pair=4e-11, exchange=4e-8, latency=6e-5)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 4096), min_size=1, max_size=30), st.sampled_from([1, 2, 4, 8]))
 def test_each_document_lies_once_on_neighbours_that_hold_it(lengths: list[int], group: int) -> None:
     """No rank has more tokens in a round than it holds, and no plan is shorter than its work."""

@@ -11,7 +11,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import HashStore
 
@@ -26,7 +26,6 @@ def merged(values: list[bytes]) -> str:
     return json.dumps(sorted(rank for value in values for rank in json.loads(value)))
 
 
-@settings(max_examples=20)
 @given(SIZES, st.integers(0, 2**32))
 def test_the_last_to_come_and_no_other_has_all_values(size: int, seed: int) -> None:
     order = list(range(size))
@@ -37,7 +36,6 @@ def test_the_last_to_come_and_no_other_has_all_values(size: int, seed: int) -> N
     assert json.loads(got[-1] or "") == list(range(size))
 
 
-@settings(max_examples=20)
 @given(SIZES, st.data())
 def test_the_absent_are_named_and_nobody_else(size: int, data: st.DataObject) -> None:
     missing = data.draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=5))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.batch import Batch
@@ -26,7 +26,6 @@ def batch_of(rows: int, length: int, *, packed: bool) -> Batch:
     return Batch(tokens, tokens + 1, tokens % 3 > 0, torch.arange(rows), starts)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(4, 30), st.sampled_from([1, 2]), st.booleans())
 def test_ranks_together_have_each_token_once(cp: int, rows: int, length: int, multiple: int, packed: bool) -> None:
     whole = batch_of(rows, length, packed=packed)

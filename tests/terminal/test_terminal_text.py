@@ -6,7 +6,7 @@ import io
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.terminal import hand_on, printable, say, speak_any_encoding
@@ -15,7 +15,6 @@ pytestmark = pytest.mark.pure
 
 
 @given(st.text())
-@settings(max_examples=20)
 def test_printable_text_has_as_many_characters_and_no_controls(text: str) -> None:
     shown = printable(text)
     assert len(shown) == len(text)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.train.metrics_file import JsonLines, read_rows
@@ -44,7 +44,6 @@ def test_reads_like_a_run(tmp_path: Path) -> None:
     ]
 
 
-@settings(max_examples=60)
 @given(stop=st.integers(1, 6), lost=st.integers(0, 4), cut=st.integers(0, 200))
 def test_going_on_gives_the_uninterrupted_record(
     tmp_path_factory: pytest.TempPathFactory, stop: int, lost: int, cut: int

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_train_readback import loop
 from torch import Tensor
@@ -118,7 +118,6 @@ def test_a_weight_that_no_token_used_is_not_saved_as_nan(tmp_path: Path) -> None
         assert saved == [3]
 
 
-@settings(max_examples=50)
 @given(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), st.integers(1, 5), st.integers(1, 9), st.data())
 def test_any_flipped_bit_changes_the_checksum(dtype: torch.dtype, rows: int, columns: int, data: st.DataObject) -> None:
     x = torch.randn(rows, columns).to(dtype)

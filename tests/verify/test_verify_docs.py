@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stretto.cli.verify import OPTIONS, main, own_options
+from stretto.arguments import parse
+from stretto.cli.verify import FORMS, main
 
 pytestmark = pytest.mark.gloo
 
@@ -54,7 +55,7 @@ def test_two_layouts_are_compared_and_written_down(tmp_path: Path) -> None:
         (["--against", "tq=2"], "is no layout"),
         (["--against", "pp=2,pp=2"], "each once"),
         (["--against"], "--against LAYOUT"),
-        (["--updates", "0"], "At least 1"),
+        (["--updates", "0"], "--updates: 0 is out of range, must be >= 1"),
         (["--against", "tp=2", "--heads", "1", "--kv-heads", "1"], "--against tp=2: "),
         (["--against", "tp=2", "--heads", "1", "--kv-heads", "1"], "model.heads = 1 (command line), parallel.tp = 2"),
         (["--against", "cp=2", "--seq-len", "1"], "parallel.cp = 2 (--against cp=2)"),
@@ -68,7 +69,7 @@ def test_a_wrong_word_is_rejected_before_anything_starts(
 
 
 def test_options_are_taken_from_between_those_of_a_run() -> None:
-    own, rest = own_options(["--tp", "2", "--against=pp=2", "--json", "x.json", "--pp", "1"])
-    assert own == {"--against": "pp=2", "--json": "x.json"}
-    assert rest == ["--tp", "2", "--pp", "1"]
-    assert set(own) <= set(OPTIONS)
+    words = ["--tp", "2", "--against=pp=2", "--json", "x.json", "--pp", "1"]
+    said = parse(words, env={}, form=FORMS[0], files=False)
+    assert (said.own.against, said.own.json, said.own.comms) == ("pp=2", "x.json", False)
+    assert (said.args.parallel.tp, said.args.parallel.pp) == (2, 1)

@@ -34,7 +34,11 @@ LAYOUTS = {
     "tp2-sp-pp2-dp2": {"tp": 2, "sp": True, "pp": 2, "dp": 2},
     "tp4-sp": {"tp": 4, "sp": True},
 }
-EVERY = pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS)
+AT_NIGHT = ("tp2-sp", "tp2-pp2-dp2")
+CASES = [
+    pytest.param(sizes, marks=[pytest.mark.nightly] * (name in AT_NIGHT), id=name) for name, sizes in LAYOUTS.items()
+]
+EVERY = pytest.mark.parametrize("sizes", CASES)
 
 Piece = tuple[str, int, int, Tensor]
 """Name of a place in the model, sample, first position, and what falls away of these [n, h]."""
@@ -70,7 +74,7 @@ def test_the_size_of_the_microbatch_does_not_matter(pool: Pool, sizes: dict[str,
 
 
 @EVERY
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.nightly), 0.2])
 def test_recomputation_changes_no_bit_in_any_layout(pool: Pool, sizes: dict[str, int], dropout: float) -> None:
     """Neither of loss, norm and gradients, nor of what `observe` sees of activations on the way."""
     args = arguments(**sizes, dropout=dropout)

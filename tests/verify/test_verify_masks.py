@@ -44,10 +44,18 @@ LAYOUTS = [
 ]
 
 
+Measured = dict[str, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def expected(pool: Pool) -> Measured:
+    """What one process gives."""
+    return pool.run(1, measure, arguments())[0]
+
+
 @pytest.mark.parametrize("sizes", LAYOUTS, ids=str)
-def test_masks_weigh_every_valid_token_alike(pool: Pool, sizes: dict[str, int]) -> None:
+def test_masks_weigh_every_valid_token_alike(pool: Pool, expected: Measured, sizes: dict[str, int]) -> None:
     """Catches division by local counts, a mean of microbatches' means, and 0/0 on a rank without valid tokens."""
-    expected = pool.run(1, measure, arguments())[0]
     args = arguments(**sizes)
     p = args.parallel
     found = pool.run(p.tp * p.pp * (p.dp or 1), measure, args)
@@ -59,14 +67,13 @@ def test_masks_weigh_every_valid_token_alike(pool: Pool, sizes: dict[str, int]) 
                 )
 
 
-def test_a_loss_is_the_mean_over_valid_tokens(pool: Pool) -> None:
+def test_a_loss_is_the_mean_over_valid_tokens(pool: Pool, expected: Measured) -> None:
     """One number that reads like the promise: the mean of the losses of all tokens, each token's taken alone."""
     (each,) = pool.run(1, losses_of_single_tokens, arguments())
-    (found,) = pool.run(1, measure, arguments())
     for name in ("unequal", "last microbatches", "one token"):
-        torch.testing.assert_close(found[name]["loss"], each[masks()[name]].mean())
-    assert found["none"]["loss"] == 0
-    assert all(not value.any() for value in found["none"].values())
+        torch.testing.assert_close(expected[name]["loss"], each[masks()[name]].mean())
+    assert expected["none"]["loss"] == 0
+    assert all(not value.any() for value in expected["none"].values())
 
 
 def test_held_out_text_is_evaluated_the_same_everywhere(pool: Pool) -> None:
@@ -78,7 +85,7 @@ def arguments(**sizes: int) -> Arguments:
     return small(rows=ROWS, **sizes)
 
 
-def measure(world: World, args: Arguments) -> dict[str, dict[str, Tensor]]:
+def measure(world: World, args: Arguments) -> Measured:
     """For each mask, from the same weights: logged and evaluated loss, gradient norm, and every gradient."""
     p = args.parallel
     found = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import combinations, cycle, product
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from stretto.arguments.schema import Arguments, DataConfig, ParallelConfig, RunConfig
 from stretto.data.text import Text
 from stretto.layout import Layout
+from stretto.layout.schedules import FAMILIES
 from stretto.report.header import header
 from stretto.testing import Pool
 from stretto.verify import against_reference
@@ -38,14 +39,34 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-PAIRED = [tuple(each) for each in AllPairs([*FEATURES, DTYPES, (True, False)])]
+Row = tuple[str, str, str, str, str, bool]
+
+KINDS = [
+    [name for name in PIPELINE if FAMILIES.get(name) == kind] for kind in dict.fromkeys(map(FAMILIES.get, PIPELINE))
+]
+"""Schedules that are alike to all that is not a schedule: stages on a rank, how they lie, whether backwards split."""
 
 
-@pytest.mark.parametrize("features", PAIRED, ids=lambda each: " x ".join(map(str, each)))
-def test_every_two_features_together_equal_one_process(
-    pool: Pool, features: tuple[str, str, str, str, str, bool]
-) -> None:
-    """One step. Every schedule meets every sharding, every way to recompute, each dtype, and options on and off."""
+def rows_of_a_commit() -> list[Row]:
+    """Every two features together, where the schedules of a kind are one feature and take turns.
+
+    What comes last fills rows in which nothing else is left to meet: the cheapest, so each list is turned round.
+    """
+    turns = [cycle(kind) for kind in KINDS]
+    tensor, _, *others = FEATURES
+    rows = AllPairs([list(each)[::-1] for each in (tensor, range(len(KINDS)), *others, DTYPES, (True, False))])
+    return [(of[0], next(turns[of[1]]), *of[2:]) for of in rows]
+
+
+COMMIT = rows_of_a_commit()
+PAIRED: list[Row] = [tuple(each) for each in AllPairs([*FEATURES, DTYPES, (True, False)])]
+EVERY = [*COMMIT, *(pytest.param(row, marks=pytest.mark.nightly) for row in PAIRED if row not in COMMIT)]
+
+
+@pytest.mark.parametrize("features", EVERY, ids=lambda each: " x ".join(map(str, each)))
+def test_every_two_features_together_equal_one_process(pool: Pool, features: Row) -> None:
+    """One step. Every schedule meets every sharding, every way to recompute, each dtype, and options on and off: at
+    night each by itself, on a commit a schedule of each kind."""
     of = Combination(*features[:5])
     p = example(of, options=features[5]).parallel
     for share in pool.run(p.tp * p.pp * (p.dp or 1), measure, of, features[5]):
@@ -57,6 +78,16 @@ def measure(world: World, of: Combination, options: bool) -> float:
     args = example(of, options=options)
     p = args.parallel
     return used_up(against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, steps=1))
+
+
+def test_the_rows_of_a_commit_have_every_schedule_and_every_two_features() -> None:
+    """Catches a schedule that no commit runs, and a kind that meets only some of the others."""
+    assert {row[1] for row in COMMIT} == set(PIPELINE)
+    kind_of = {name: number for number, kind in enumerate(KINDS) for name in kind}
+    rows = [(of[0], kind_of[of[1]], *of[2:]) for of in COMMIT]
+    values = [FEATURES[0], range(len(KINDS)), *FEATURES[2:], DTYPES, (True, False)]
+    for a, b in combinations(range(len(values)), 2):
+        assert not set(product(values[a], values[b])) - {(row[a], row[b]) for row in rows}
 
 
 def test_an_example_is_of_its_combination() -> None:

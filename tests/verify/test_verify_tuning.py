@@ -36,8 +36,14 @@ CASES: list[tuple[tuple[int, int, int], int, TuningConfig, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("sizes", "variant", "tuning", "more"), CASES)
-@pytest.mark.parametrize("recompute", ["none", "selective"])
+@pytest.mark.parametrize(
+    ("sizes", "variant", "tuning", "more", "recompute"),
+    [
+        pytest.param(*case, recompute, marks=[pytest.mark.nightly] * (k != number % 2))
+        for number, case in enumerate(CASES)
+        for k, recompute in enumerate(("selective", "none"))
+    ],
+)
 def test_a_layout_equals_one_process(
     pool: Pool,
     sizes: tuple[int, int, int],

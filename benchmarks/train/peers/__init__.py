@@ -56,17 +56,27 @@ PEERS = MappingProxyType(
         "stretto-flash4": ("benchmarks.train.peers.stretto_peer", "--attention flash4"),
         "stretto-fp8": ("benchmarks.train.peers.stretto_peer", "--fp8 tensorwise"),
         "stretto-fp8-rowwise": ("benchmarks.train.peers.stretto_peer", "--fp8 rowwise"),
+        "stretto-zero1": ("benchmarks.train.peers.stretto_peer", "--sharding zero1"),
+        "stretto-zero2": ("benchmarks.train.peers.stretto_peer", "--sharding zero2"),
+        "stretto-fsdp": ("benchmarks.train.peers.stretto_peer", "--sharding fsdp"),
+        "stretto-fsdp-selective": ("benchmarks.train.peers.stretto_peer", "--sharding fsdp --recompute selective"),
+        "stretto-interleaved": ("benchmarks.train.peers.stretto_peer", "--schedule interleaved --vpp 2"),
+        "stretto-zb-h1": ("benchmarks.train.peers.stretto_peer", "--schedule zb-h1"),
+        "stretto-zbv": ("benchmarks.train.peers.stretto_peer", "--schedule zbv --vpp 2"),
+        "stretto-zbv-post": ("benchmarks.train.peers.stretto_peer", "--schedule zbv --vpp 2 --post-validate"),
         "torch": ("benchmarks.train.peers.torch_peer", ""),
         "torch-zero1": ("benchmarks.train.peers.torch_peer", "zero1"),
         "torch-fsdp": ("benchmarks.train.peers.torch_peer", "fsdp"),
+        "torch-interleaved": ("benchmarks.train.peers.torch_peer", "interleaved"),
+        "megatron-fsdp": ("benchmarks.train.peers.megatron_fsdp_peer", ""),
         "torchtitan": ("benchmarks.train.peers.torchtitan_peer", ""),
         "torchtitan-fsdp": ("benchmarks.train.peers.torchtitan_peer", "fsdp"),
         "megatron": ("benchmarks.train.peers.megatron_peer", ""),
     }
 )
 """By the name on the command line: the module, and the variant that its `Peer` is made with. `torch` and `torchtitan`
-under dp are DDP, `torch-zero1` and `megatron` shard the optimizer, the `-fsdp` ones shard all. Those of Stretto
-differ by words of the command line."""
+under dp are DDP, `torch-zero1` and `megatron` shard the optimizer, the `-fsdp` ones shard all; under pp `torch` is
+1F1B. Those of Stretto differ by words of the command line."""
 
 
 def create(name: str) -> Peer:

@@ -2,19 +2,19 @@
 
 SDPA with cuDNN first, torch.compile on each block and on the loss, fused AdamW on fp32 masters, gradients added up in
 fp32. Over several devices: DDP or ZeRO-1 or `fully_shard` (dp), `parallelize_module` with sequence parallelism and
-parallel loss (tp), `torch.distributed.pipelining` with 1F1B (pp).
+parallel loss (tp), `torch.distributed.pipelining` with 1F1B or, with two stages a rank, interleaved (pp).
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -41,7 +41,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Peer:
-    """See `benchmarks.train.peers.Peer`. Variants under dp: "" is DDP, "zero1", "fsdp"."""
+    """See `benchmarks.train.peers.Peer`. Variants under dp: "" is DDP, "zero1", "fsdp"; under pp "interleaved"."""
 
     def __init__(self, variant: str = "") -> None:
         self.variant = variant
@@ -49,8 +49,8 @@ class Peer:
 
     def setup(self, job: Job, world: World | None = None) -> None:
         """In `world`, or in that of the launch environment."""
-        if self.variant and job.parallel != "dp":
-            raise RunRejectedError(f"torch-{self.variant} is a way to use several devices as dp")
+        if self.variant and job.parallel != (needs := "pp" if self.variant == "interleaved" else "dp"):
+            raise RunRejectedError(f"torch-{self.variant} is a way to use several devices as {needs}")
         self.job, self.dtype = job, DTYPES[job.dtype]
         world = world or self._stack.enter_context(initialize(device=job.device))
         self.world, self.mesh = world, None
@@ -62,7 +62,8 @@ class Peer:
         self.loss = torch.compile(loss_of) if job.compile and job.parallel != "tp" else loss_of
         self.masters: Masters | None = None
         self.adam: torch.optim.AdamW | None = None
-        model = self._model()
+        models = self._models()
+        model = cast("Model", models[0])
         if job.parallel == "dp" and self.variant != "zero1":
             self.model = self._fsdp(model) if self.variant == "fsdp" else self._ddp(model)
             self._adam_on(self.model)
@@ -72,17 +73,22 @@ class Peer:
             self.model = model
             group = None if self.mesh is None else self.mesh.get_group()
             zero, spread = (group, None) if job.parallel == "dp" else (None, group)
-            self.masters = Masters(model, dtype=self.dtype, lr=job.lr, zero=zero, spread=spread)
-            self._compile(model)
+            self.masters = Masters(models, dtype=self.dtype, lr=job.lr, zero=zero, spread=spread)
+            for each in models:
+                self._compile(cast("Model", each))
         if job.parallel == "pp":
-            self._pipeline(model)
+            self._pipeline(models)
 
-    def _model(self) -> Model:
-        """Whole, or this rank's stage; fp32, initialized."""
-        shape, layers = self.job.shape, range(self.job.shape.layers)
-        if (stages := self.job.size("pp")) > 1:
-            each = shape.layers // stages
-            layers = layers[self.world.rank * each : (self.world.rank + 1) * each]
+    def _models(self) -> nn.ModuleList:
+        """The whole model, or this rank's stages."""
+        pp, layers = self.job.size("pp"), range(self.job.shape.layers)
+        each = len(layers) // (pp * (chunks := 2 if self.variant == "interleaved" else 1))
+        stages = [self.world.rank + n * pp for n in range(chunks)] if pp > 1 else [0]
+        return nn.ModuleList(self._model(layers[s * each : (s + 1) * each]) for s in stages)
+
+    def _model(self, layers: range) -> Model:
+        """fp32, initialized."""
+        shape = self.job.shape
         with torch.device(self.world.device):
             packed = self.job.parallel != "tp"
             model = Model(shape, layers, packed=packed, expand=self.expand, dtype=self.dtype)
@@ -122,13 +128,22 @@ class Peer:
         ]
         self.adam = torch.optim.AdamW(groups, lr=self.job.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
-    def _pipeline(self, model: Model) -> None:
-        count = float(self.job.shape.tokens)
-        stage = PipelineStage(model, self.world.rank, self.world.size, self.world.device)
+    def _pipeline(self, models: nn.ModuleList) -> None:
+        count, world = float(self.job.shape.tokens), self.world
+        stages = [
+            PipelineStage(model, world.rank + n * world.size, len(models) * world.size, world.device)
+            for n, model in enumerate(models)
+        ]
         microbatches = self.job.shape.microbatches(1)
-        self.schedule = Schedule1F1B(
-            stage, microbatches, loss_fn=lambda y, labels: self.loss(y, labels, count), scale_grads=False
-        )
+
+        def loss(y: Tensor, labels: Tensor) -> Tensor:
+            return cast("Tensor", self.loss(y, labels, count))
+
+        self.schedule: Schedule1F1B | ScheduleInterleaved1F1B
+        if len(stages) > 1:
+            self.schedule = ScheduleInterleaved1F1B(stages, microbatches, loss_fn=loss, scale_grads=False)
+        else:
+            self.schedule = Schedule1F1B(stages[0], microbatches, loss_fn=loss, scale_grads=False)
 
     def step(self) -> Tensor:
         with sdpa_kernel(BACKENDS, set_priority=True) if self.job.device == "cuda" else nullcontext():

@@ -1,0 +1,80 @@
+"""The package `megatron-fsdp` (written against 0.6.1) around the plain PyTorch model; it must be installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.train.peers import RunRejectedError, torch_peer
+from benchmarks.train.peers.torch_model import Block, Model
+from benchmarks.train.shapes import Job
+from stretto.world import World
+
+
+class Peer(torch_peer.Peer):
+    """fp32 masters and gradients, weights of the run's dtype gathered for each block, AdamW of torch, fused."""
+
+    def __init__(self, variant: str = "") -> None:
+        super().__init__("fsdp")
+        assert not variant
+
+    def setup(self, job: Job, world: World | None = None) -> None:
+        if job.device != "cuda":
+            raise RunRejectedError("megatron-fsdp is measured on GPUs alone")
+        super().setup(job, world)
+
+    def _compile(self, model: Model) -> None:
+        """The forward alone: the compiler would trace the package's hooks, which are the module's."""
+        if self.job.compile:
+            for block in model.blocks.values():
+                block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+
+    def _fsdp(self, model: Model) -> nn.Module:
+        from megatron_fsdp import MixedPrecisionPolicy, fully_shard_model
+
+        self._compile(model)
+        policy = MixedPrecisionPolicy(main_params_dtype=torch.float32, main_grads_dtype=torch.float32)
+        whole: nn.Module = fully_shard_model(
+            model.to(self.dtype),
+            device_mesh=self.mesh,
+            dp_shard_dim="dp",
+            fsdp_unit_modules=[Block],
+            mixed_precision_policy=policy,
+            calculate_per_token_loss=True,  # losses are by the tokens of the global batch: sum, do not average
+            sync_model_each_microbatch=False,
+            preproc_state_dict_for_dcp_ckpt=False,
+        )
+        return whole
+
+    def _adam_on(self, model: nn.Module) -> None:
+        from megatron_fsdp import fully_shard_optimizer
+
+        super()._adam_on(model)
+        self.adam = fully_shard_optimizer(self.adam, preproc_state_dict_for_dcp_ckpt=False)
+
+    def _accumulated(self) -> Tensor:
+        batches = self.rows.next()
+        whole: Any = self.model
+        total = torch.zeros((), device=self.world.device)
+        for n, batch in enumerate(batches):
+            tokens, labels = (t.to(self.world.device, non_blocking=True) for t in (batch.tokens, batch.labels))
+            whole.is_last_microbatch = n == len(batches) - 1
+            loss = self.loss(whole(tokens), labels, float(self.job.shape.tokens))
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _update(self) -> None:
+        assert self.adam is not None
+        whole: Any = self.model
+        whole.finish_grad_sync()
+        torch.nn.utils.clip_grad_norm_(list(self.model.parameters()), 1.0, foreach=True)
+        self.adam.step(sync_grad_before_optimizer_step=False)  # type: ignore[call-arg]
+        self.adam.zero_grad()
+
+    def about(self) -> dict[str, Any]:
+        import megatron_fsdp
+
+        return super().about() | {"megatron-fsdp": megatron_fsdp.__version__}
