@@ -5,13 +5,14 @@ from __future__ import annotations
 from stretto.arguments.errors import Violation
 from stretto.arguments.layers import Layer, read_layer
 from stretto.arguments.sources import Source, SourceKind
-from stretto.interop.config import read_config
-from stretto.interop.errors import InteropError
-from stretto.interop.hub import located
 
 
 def adopted(name: str) -> Layer:
     """The settings that a directory says: those of the model, and where its tokenizer lies."""
+    from stretto.interop.config import read_config  # only who names a model waits for its readers
+    from stretto.interop.errors import InteropError
+    from stretto.interop.hub import located
+
     source = Source(SourceKind.MODEL, name)
     try:
         directory = located(name)

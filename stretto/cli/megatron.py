@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from stretto.arguments.errors import Violation
 from stretto.arguments.layers import Layer
 from stretto.arguments.sources import Source, SourceKind
-from stretto.compat.megatron import Translation, flags_of, translate
 from stretto.terminal import say
+
+if TYPE_CHECKING:
+    from stretto.compat.megatron import Translation
 
 
 def layer(words: Sequence[str], *, tell: bool = True, processes: int | None = None) -> Layer:
     """The settings that flags stand for, as a file of them would say it; `tell`: what changes nothing or is left."""
+    from stretto.compat.megatron import flags_of, translate  # a reader of bash: not for those who have no such script
+
     flags, wrong = flags_of(words)
     t = translate(flags, processes=processes)
     if tell:

@@ -30,8 +30,8 @@ class Options:
     """Prove that a layout gives what one process gives, or another layout."""
 
     against: str = setting("", "what to compare with, as in tp=2,pp=2; unset: one process", named="LAYOUT")
-    updates: int | None = setting(
-        None, "optimizer steps to compare (2): the second begins from weights that the first has changed", at_least=1
+    updates: int = setting(
+        2, "optimizer steps to compare: the second begins from weights that the first has changed", at_least=1
     )
     json: str | None = setting(None, "write every difference, and the verdict, to a file", path=True, named="FILE")
     comms: bool = setting(
@@ -98,7 +98,7 @@ def _work(own: Options, resolved: Resolved) -> Task:
     report = Path(own.json).expanduser() if own.json is not None else None
     if report is not None and (report.is_dir() or not report.parent.is_dir()):
         raise ValueError(f"--json {report}: there is no directory {report.parent}, or that is one")
-    return Task(resolved, reference, own.updates or 2, report)
+    return Task(resolved, reference, own.updates, report)
 
 
 def _of_reference(v: Violation, resolved: Resolved, reference: Layout, name: str) -> Violation:
