@@ -78,8 +78,8 @@ def all_to_all_parts(parts: Sequence[Tensor], sizes: Sequence[int], axis: Axis) 
         return [part.detach() for part in parts]
     sent = torch.cat([part.detach() for part in parts])
     got = sent.new_empty(sum(sizes))
-    _tell(axis, "all_to_all", sent)
     lengths = [len(part) for part in parts]
+    _tell(axis, "all_to_all_rows", sent[lengths[axis.rank] :])  # as many as leave
     axis.timed(dist.all_to_all_single(got, sent, list(sizes), lengths, group=axis.group, async_op=True)).wait()
     return list(torch.split(got, list(sizes)))
 
@@ -197,12 +197,12 @@ def reduce_scatter_rows_async(rows: Rows, like: Tensor, axis: Axis) -> AsyncTens
 def all_to_all_rows_async(x: Tensor, sent: Sequence[int], received: Sequence[int], axis: Axis) -> AsyncTensor:
     """Rows of x [sum of sent, ..] to the ranks of an axis, so many to each, begun; what comes is in their order.
 
-    Ranks may send and get nothing. Observers see the shape of a row: how many there are differs from rank to rank.
+    Ranks may send and get nothing. Observers see the rows that leave this rank: how many differs from rank to rank.
     """
     if axis.size == 1:
         return AsyncTensor(x)
     x = x.detach().contiguous()
-    _tell(axis, "all_to_all_rows", x[:0])
+    _tell(axis, "all_to_all_rows", x[sent[axis.rank] :])  # as many as leave
     out = x.new_empty((sum(received), *x.shape[1:]))
     work = dist.all_to_all_single(out, x, list(received), list(sent), group=axis.group, async_op=True)
     return AsyncTensor(out, axis.timed(work))

@@ -183,6 +183,17 @@ def _head_dim(a: Arguments) -> tuple[Value, str] | None:
     return None if m.hidden % m.heads else (m.dim_per_head, f"hidden / heads = {m.hidden} / {m.heads}")
 
 
+def _rope_head_dim(a: Arguments) -> tuple[Value, str] | None:
+    m = a.model
+    return (m.dim_rotary, f"head_dim // 2 = {m.dim_per_head} // 2") if m.latent and m.dim_rotary > 1 else None
+
+
+def _v_head_dim(a: Arguments) -> tuple[Value, str] | None:
+    m = a.model
+    found = m.dim_value
+    return (found, f"head_dim - rope_head_dim = {m.dim_per_head} - {m.dim_rotary}") if m.latent and found > 0 else None
+
+
 def _vocab(a: Arguments) -> tuple[Value, str] | None:
     name = a.data.tokenizer
     return (TOKENIZERS[name], f"that of the tokenizer {name}") if name in TOKENIZERS else None
@@ -228,6 +239,12 @@ DERIVATIONS: tuple[Derivation, ...] = (
     Derivation("run.cuda_graphs", READS, "true where they can be recorded (cuda), else false", _cuda_graphs),
     Derivation("model.kv_heads", ("model.heads",), "heads", lambda a: (a.model.num_kv_heads, "heads")),
     Derivation("model.head_dim", ("model.hidden", "model.heads"), "hidden / heads", _head_dim),
+    Derivation("model.rope_head_dim", ("model.head_dim", "model.kv_lora_rank"), "head_dim // 2", _rope_head_dim),
+    Derivation(
+        *("model.v_head_dim", ("model.head_dim", "model.rope_head_dim", "model.kv_lora_rank")),
+        "head_dim - rope_head_dim",
+        _v_head_dim,
+    ),
     Derivation(
         *("model.ffn", ("model.hidden", "model.activation")),
         "4*hidden, 8*hidden/3 up to a multiple of 64 (gated: swiglu, geglu, geglu-tanh)",

@@ -88,14 +88,6 @@ def some_layer_is_sparse(a: Arguments) -> RuleViolation | None:
     )
 
 
-@rule("model.experts", "model.bias")
-def experts_have_no_bias(a: Arguments) -> RuleViolation | None:
-    """The matrices of routed experts have no biases."""
-    if not a.model.experts or not a.model.bias:
-        return None
-    return RuleViolation("bias = true with experts: not available, must be false", {"model.bias": (False,)})
-
-
 @rule("model.experts", "run.fp8")
 def experts_are_not_fp8(a: Arguments) -> RuleViolation | None:
     """Experts compute in the dtype of the run."""

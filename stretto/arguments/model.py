@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from stretto.arguments.setting import setting
 
-GATED: Final = frozenset({"swiglu", "geglu", "geglu-tanh"})
+GATED: Final = frozenset({"swiglu", "clamped-swiglu", "geglu", "geglu-tanh"})
 """Activations that multiply two projections of their input, one of them through the non-linearity."""
 
 
@@ -57,6 +58,16 @@ class ModelConfig:
     rope_high_freq: float = setting(4.0, "with llama3, wavelengths with more turns than this are left alone", above=0)
     rope_beta_fast: float = setting(32.0, "with yarn, wavelengths with more turns than this are left alone", above=0)
     rope_beta_slow: float = setting(1.0, "with yarn, wavelengths with fewer turns are stretched whole", above=0)
+    rope_whole_pairs: bool = setting(True, "with yarn, the range between the two begins and ends at whole pairs")
+    rope_mscale: float | None = setting(
+        None,
+        "with yarn and a latent, cosines and sines are multiplied by m(rope_mscale) / m(rope_mscale_all), "
+        "m(x) = 0.1 x ln(rope_factor) + 1",
+        above=0,
+    )
+    rope_mscale_all: float | None = setting(
+        None, "with yarn and a latent, attention scores are multiplied by the square of m(rope_mscale_all)", above=0
+    )
     rope_attention_factor: float | None = setting(
         None,
         "with yarn or longrope, cosines and sines are multiplied by this; unset: 0.1 ln(rope_factor) + 1, or the root "
@@ -78,6 +89,28 @@ class ModelConfig:
         at_most=2**26,
     )
     global_layers: tuple[int, ...] = setting((), "layers without the window, counted from 0", at_least=0)
+    kv_lora_rank: int | None = setting(
+        None,
+        "multi-head latent attention, as in DeepSeek: keys and values of all heads come from a latent of this size; "
+        "unset: each from the residual stream",
+        at_least=1,
+        at_most=2**20,
+    )
+    q_lora_rank: int | None = setting(
+        None, "with a latent of keys and values: the size of one of the queries; unset: none", at_least=1, at_most=2**20
+    )
+    rope_head_dim: int | None = setting(
+        None,
+        "with a latent: so many last features of each head are rotated, and all key heads share theirs",
+        at_least=2,
+        at_most=2**16,
+    )
+    v_head_dim: int | None = setting(
+        None, "with a latent: size of a value head; unset: head_dim - rope_head_dim", at_least=1, at_most=2**16
+    )
+    rope_interleaved: bool = setting(
+        True, "with a latent: a feature turns with its neighbour; else with the one half of the rotated features away"
+    )
     attention_scalar: float | None = setting(
         None, "attention scores are divided by its square root; unset: head_dim", above=0
     )
@@ -91,10 +124,16 @@ class ModelConfig:
     logit_softcap: float | None = setting(
         None, "output logits x become c tanh(x / c), as in Gemma 2; unset: they stay", above=0
     )
-    activation: Literal["swiglu", "geglu", "geglu-tanh", "gelu", "gelu-tanh"] = setting(
-        "swiglu", "non-linearity of the feed-forward block; gelu is the exact one, gelu-tanh that of GPT-2"
+    activation: Literal["swiglu", "clamped-swiglu", "geglu", "geglu-tanh", "gelu", "gelu-tanh"] = setting(
+        "swiglu",
+        "non-linearity of the feed-forward block; gelu is the exact one, gelu-tanh that of GPT-2, clamped-swiglu that "
+        "of gpt-oss",
     )
-    bias: bool = setting(False, "biases in all linear layers")
+    swiglu_limit: float = setting(
+        7.0, "clamped-swiglu: the gate is at most this, the other projection within it on both sides", above=0
+    )
+    swiglu_alpha: float = setting(1.702, "clamped-swiglu: (up + 1) gate sigmoid(swiglu_alpha gate)", above=0)
+    bias: bool = setting(False, "biases in all linear layers, router and experts among them")
     qkv_bias: bool = setting(False, "biases in the query, key and value projections alone")
     tied: bool = setting(False, "one matrix serves as embedding and as output head")
     scale_embedding: bool = setting(False, "embeddings are multiplied by the root of hidden, as in Gemma")
@@ -162,9 +201,36 @@ class ModelConfig:
         return self.hidden // self.heads if self.head_dim is None else self.head_dim
 
     @property
+    def latent(self) -> bool:
+        """Whether keys and values of all heads come from a latent (multi-head latent attention)."""
+        return self.kv_lora_rank is not None
+
+    @property
+    def dim_value(self) -> int:
+        """Size of a value head."""
+        if self.kv_lora_rank is None:
+            return self.dim_per_head
+        return self.dim_per_head - self.dim_rotary if self.v_head_dim is None else self.v_head_dim
+
+    @property
+    def attention_scale(self) -> float | None:
+        """What attention scores are multiplied by; None: 1 / sqrt(dim_per_head)."""
+        scale = None if self.attention_scalar is None else 1 / math.sqrt(self.attention_scalar)
+        if self.rope_mscale_all is None:
+            return scale
+        share = self.yarn_mscale(self.rope_mscale_all)
+        return (1 / math.sqrt(self.dim_per_head) if scale is None else scale) * share * share
+
+    def yarn_mscale(self, share: float = 1.0) -> float:
+        """How scores grow with the length (Peng et al., "YaRN", 2023, equation 22, by its root)."""
+        return 0.1 * share * math.log(self.rope_factor) + 1 if self.rope_factor > 1 else 1.0
+
+    @property
     def dim_rotary(self) -> int:
         """Features of a head that are rotated."""
         d = self.dim_per_head
+        if self.kv_lora_rank is not None:
+            return d // 2 if self.rope_head_dim is None else self.rope_head_dim
         return d if self.rope_share == 1 else int(min(d, 1 << 53) * self.rope_share)
 
     @property

@@ -29,6 +29,7 @@ _EXPERTS = (
     *("router_renormalize", "router_scale", "router_groups", "router_top_groups", "router_group_score"),
     *("router_bias", "router_bias_rate", "balance_loss", "router_z_loss", "expert_capacity", "expert_drop"),
 )
+_LATENT = ("q_lora_rank", "rope_head_dim", "v_head_dim", "rope_interleaved")
 _LONGROPE = ("rope_short_factors", "rope_long_factors")
 
 UNUSED: tuple[Unused, ...] = (
@@ -45,6 +46,34 @@ UNUSED: tuple[Unused, ...] = (
     Unused(_LLAMA3, ("rope_scaling",), lambda m: m.rope_scaling != "llama3", "rope_scaling is not llama3"),
     Unused(_YARN, ("rope_scaling",), lambda m: m.rope_scaling != "yarn", "rope_scaling is not yarn"),
     Unused(_LONGROPE, ("rope_scaling",), lambda m: m.rope_scaling != "longrope", "rope_scaling is not longrope"),
+    Unused(
+        ("rope_whole_pairs",),
+        ("rope_scaling",),
+        lambda m: m.rope_scaling != "yarn",
+        "rope_scaling is not yarn",
+    ),
+    Unused(
+        ("rope_mscale", "rope_mscale_all"),
+        ("rope_scaling", "kv_lora_rank"),
+        lambda m: m.rope_scaling != "yarn" or not m.latent,
+        "rope_scaling is not yarn, or attention has no latent",
+    ),
+    Unused(
+        ("kv_heads",),
+        ("kv_lora_rank", "heads"),
+        lambda m: m.latent and m.num_kv_heads != m.heads,
+        "attention with a latent has a key for each head",
+    ),
+    Unused(_LATENT, ("kv_lora_rank",), lambda m: not m.latent, "kv_lora_rank is unset: attention has no latent"),
+    Unused(
+        ("rope_share",), ("kv_lora_rank",), lambda m: m.latent, "rope_head_dim says what is rotated beside a latent"
+    ),
+    Unused(
+        ("swiglu_limit", "swiglu_alpha"),
+        ("activation",),
+        lambda m: m.activation != "clamped-swiglu",
+        "activation is not clamped-swiglu",
+    ),
     Unused(
         ("rope_attention_factor",),
         ("rope_scaling",),
@@ -153,3 +182,32 @@ def parallel_residual_has_norms_before(a: Arguments) -> RuleViolation | None:
         f"parallel_residual with norm_placement = {a.model.norm_placement}, must be pre",
         {"model.norm_placement": ("pre",), "model.parallel_residual": (False,)},
     )
+
+
+@rule(
+    *("model.kv_lora_rank", "model.head_dim", "model.rope_head_dim", "model.v_head_dim", "model.position"),
+    *("model.bias", "model.qkv_bias", "model.qk_norm"),
+)
+def latent_has_its_heads(a: Arguments) -> RuleViolation | None:
+    """Attention with a latent rotates a part of each head, and has no biases and no norms of heads."""
+    m, wrong = a.model, []
+    if not m.latent:
+        return None
+    nearby: Nearby = {}
+    if m.position != "rope":
+        wrong.append(f"position = {m.position}, must be rope")
+        nearby["model.position"] = ("rope",)
+    r, d = m.dim_rotary, m.dim_per_head
+    if r % 2 or not 0 < r < d:
+        wrong.append(f"rope_head_dim = {r}, must be even and below head_dim = {d}")
+        nearby["model.rope_head_dim"] = tuple(n for n in (d // 4 * 2,) if 0 < n < d)
+    if m.dim_value > d:
+        wrong.append(f"v_head_dim = {m.dim_value}, must be <= head_dim = {d}")
+        nearby["model.v_head_dim"] = (d,)
+    for name in ("bias", "qkv_bias", "qk_norm"):
+        if getattr(m, name):
+            wrong.append(f"{name} = true, must be false")
+            nearby[f"model.{name}"] = (False,)
+    if not wrong:
+        return None
+    return RuleViolation(f"kv_lora_rank = {m.kv_lora_rank} with {'; '.join(wrong)}", nearby)

@@ -20,6 +20,16 @@ def fp8_is_within_bf16(a: Arguments) -> RuleViolation | None:
     )
 
 
+@rule("run.fp8", "model.kv_lora_rank")
+def fp8_has_no_latent(a: Arguments) -> RuleViolation | None:
+    """Attention with a latent computes in the dtype of the run."""
+    if a.run.fp8 == "none" or not a.model.latent:
+        return None
+    return RuleViolation(
+        f"fp8 = {a.run.fp8} with kv_lora_rank = {a.model.kv_lora_rank}: not available yet", {"run.fp8": ("none",)}
+    )
+
+
 @rule(
     "run.attention",
     "run.device",
@@ -29,6 +39,7 @@ def fp8_is_within_bf16(a: Arguments) -> RuleViolation | None:
     "model.attention_softcap",
     "model.attention_scalar",
     "model.attention_sinks",
+    "model.kv_lora_rank",
 )
 def flash_takes_what_it_is_given(a: Arguments) -> RuleViolation | None:
     """FlashAttention 4 runs on GPUs, in bf16, plain causal attention, heads of 8 to 256 features."""
@@ -41,6 +52,7 @@ def flash_takes_what_it_is_given(a: Arguments) -> RuleViolation | None:
         wrong.append(f"dtype = {a.run.dtype}, must be bf16")
     if d % 8 or d > 256:
         wrong.append(f"head_dim = {d}, must be a multiple of 8 up to 256")
+    wrong += [f"kv_lora_rank = {a.model.kv_lora_rank}, must be unset"] * a.model.latent
     special = ("window", "attention_softcap", "attention_scalar")
     wrong += [f"{name} = {value:g}, must be unset" for name in special if (value := getattr(a.model, name)) is not None]
     wrong += ["attention_sinks, must be false"] * a.model.attention_sinks

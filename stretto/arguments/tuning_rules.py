@@ -6,19 +6,22 @@ from stretto.arguments.rule import RuleViolation, rule
 from stretto.arguments.schema import Arguments, TuningConfig
 
 
-@rule("tuning.lora_targets", "tuning.lora_rank", "model.activation")
+@rule("tuning.lora_targets", "tuning.lora_rank", "model.activation", "model.kv_lora_rank", "model.q_lora_rank")
 def adapters_have_matrices(a: Arguments) -> RuleViolation | None:
     """Adapters are of matrices that the model has, each named once."""
     t, targets = a.tuning, a.tuning.lora_targets
     if not t.lora_rank:
         return None
-    usable = tuple(name for name in dict.fromkeys(targets) if name != "gate" or a.model.gated)
+    none = ("k", "v", *(("q",) if a.model.q_lora_rank else ())) if a.model.latent else ()
+    usable = tuple(name for name in dict.fromkeys(targets) if (name != "gate" or a.model.gated) and name not in none)
     if usable == targets and targets:
         return None
     problem = f"lora_targets = {','.join(targets) or 'none'}: must name matrices of the model, each once"
     if "gate" in targets and not a.model.gated:
         problem += f"; activation = {a.model.activation} has no gate"
-    return RuleViolation(problem, {"tuning.lora_targets": (usable or ("q", "v"),)})
+    if {*none} & {*targets}:
+        problem += f"; kv_lora_rank = {a.model.kv_lora_rank} makes {', '.join(none)} from latents"
+    return RuleViolation(problem, {"tuning.lora_targets": (usable or (("o",) if a.model.latent else ("q", "v")),)})
 
 
 @rule("tuning.freeze", "tuning.lora_rank")

@@ -37,8 +37,7 @@ class Scores:
     @classmethod
     def of(cls, config: ModelConfig, layer: int) -> Scores:
         """Those of one layer of a model."""
-        scalar = config.attention_scalar
-        return cls(None if scalar is None else scalar**-0.5, config.attention_softcap, config.window_of(layer))
+        return cls(config.attention_scale, config.attention_softcap, config.window_of(layer))
 
 
 PLAIN: Final = Scores()
@@ -55,8 +54,8 @@ def causal_attention(
 ) -> Tensor:
     """[b, heads, n, d] of q and [b, kv_heads, s, d] of k and v: each position sees itself and those before it.
 
-    Queries are of the last n positions: of all of them, but where keys of earlier ones were kept. Raises ValueError for
-    rows that are not plain.
+    Heads of v may be of another size, which is that of the output's. Queries are of the last n positions: of all of
+    them, but where keys of earlier ones were kept. Raises ValueError for rows that are not plain.
     """
     require_plain(structure)
     grouped, n, s = q.shape[1] != k.shape[1], q.shape[2], k.shape[2]
@@ -105,7 +104,7 @@ def _defined_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores, sinks: T
         weights = torch.cat([weights, column.to(weights.dtype)], -1)
     shares = torch.softmax(weights, -1, dtype=wide).to(q.dtype)
     out: Tensor = shares[..., : k.shape[3]] @ v
-    return out.view(b, heads, n, d)
+    return out.view(b, heads, n, -1)
 
 
 class Attend(Protocol):

@@ -30,6 +30,8 @@ class Task:
                 wrong = not found.right
                 p, r = args.parallel, args.run
                 extra = ", sequence parallel" if p.sequence_parallel else ""
-                title = f"tp={p.tp} x pp={p.pp} x dp={p.dp}{extra}, {p.schedule}, {r.dtype} on {r.device}"
+                extra += "".join(f", {name}={size}" for name, size in (("ep", p.ep), ("etp", p.etp)) if size > 1)
+                cut = f" x cp={p.cp}" if p.cp > 1 else ""
+                title = f"tp={p.tp}{cut} x pp={p.pp} x dp={p.dp}{extra}, {p.schedule}, {r.dtype} on {r.device}"
                 console().print(communication_table(found, title))
             return largest(world, int(wrong))

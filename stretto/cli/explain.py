@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stretto.arguments import Arguments, ConfigError, Resolved, table
+from stretto.arguments.model import ModelConfig
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.setting import setting
 from stretto.cli.command import USAGE_ERROR
@@ -188,8 +189,14 @@ def _parameters(args: Arguments) -> Iterator[str]:
     h, d, inner, biased = m.hidden, m.dim_per_head, m.dim_ffn, m.bias or m.qkv_bias
     matrices, norms = 3 if m.gated else 2, norms_of_a_layer(m)
     norm, per_norm = (f"{h}", "hidden") if m.norm == "rms" else (f"2*{h}", "2*hidden")
-    named = [f"2*heads*head_dim*hidden + 2*kv_heads*head_dim*hidden + {matrices}*hidden*ffn + {norms}*{per_norm}"]
-    terms = [f"2*{m.heads}*{d}*{h} + 2*{m.num_kv_heads}*{d}*{h} + {matrices}*{h}*{inner} + {norms}*{norm}"]
+    attention = (
+        "2*heads*head_dim*hidden + 2*kv_heads*head_dim*hidden",
+        f"2*{m.heads}*{d}*{h} + 2*{m.num_kv_heads}*{d}*{h}",
+    )
+    if m.latent:
+        attention = _latent(m)
+    named = [f"{attention[0]} + {matrices}*hidden*ffn + {norms}*{per_norm}"]
+    terms = [f"{attention[1]} + {matrices}*{h}*{inner} + {norms}*{norm}"]
     if biased:
         named.append("(heads + 2*kv_heads)*head_dim")
         terms.append(f"({m.heads} + 2*{m.num_kv_heads})*{d}")
@@ -207,13 +214,17 @@ def _parameters(args: Arguments) -> Iterator[str]:
         yield f"a layer: {' + '.join(named)}"
         yield f"       = {' + '.join(terms)} = {p.layer:,}"
     if p.sparse:
-        rest, outside = p.layer - matrices * h * inner, "a layer - feed-forward"
+        of_bias = (matrices - 1) * inner + h if m.bias else 0
+        rest, outside = p.layer - matrices * h * inner - of_bias, "a layer - feed-forward"
         beside = f" + {matrices}*{h}*{m.shared_ffn} + {h}*{int(m.shared_gate)}" if m.shared_ffn else ""
+        beside += f" + {matrices - 1}*{m.shared_ffn} + {h}" if m.shared_ffn and m.bias else ""
         own = f" + {m.experts}" if m.router_bias else ""
+        own += f" + {m.experts}*(1 + {matrices - 1}*{m.dim_expert} + {h})" if m.bias else ""
         yield (
             f"a layer with experts: {outside} + experts*(hidden + {matrices}*hidden*expert_ffn)"
             + (f" + {matrices}*hidden*shared_ffn + hidden*shared_gate" if m.shared_ffn else "")
             + (" + experts (router_bias)" if m.router_bias else "")
+            + (" + biases" if m.bias else "")
         )
         yield (
             f"       = {rest} + {m.experts}*({h} + {matrices}*{h}*{m.dim_expert}){beside}{own} = {p.sparse_layer:,}, "
@@ -224,6 +235,20 @@ def _parameters(args: Arguments) -> Iterator[str]:
     yield f"embedding: vocab*hidden{places[0]} = {m.vocab_size}*{h}{places[1]} = {p.embedding:,}"
     head = "the embedding again" if m.tied else f"vocab*hidden = {m.vocab_size}*{h} = {p.head:,}"
     yield f"head: {head}; norm: {per_norm} = {norm} = {p.final_norm:,}"
+
+
+def _latent(m: ModelConfig) -> tuple[str, str]:
+    """Attention with latents, in names and in numbers."""
+    h, d, r, v, kv, q = m.hidden, m.dim_per_head, m.dim_rotary, m.dim_value, m.kv_lora_rank, m.q_lora_rank
+    named = "heads*head_dim*hidden"
+    terms = f"{m.heads}*{d}*{h}"
+    if q:
+        named = "q_lora_rank*(hidden + heads*head_dim + 1)"
+        terms = f"{q}*({h} + {m.heads}*{d} + 1)"
+    named += " + (kv_lora_rank + rope_head_dim)*hidden"
+    named += " + kv_lora_rank*(heads*(head_dim - rope_head_dim + v_head_dim) + 1) + heads*v_head_dim*hidden"
+    terms += f" + ({kv} + {r})*{h} + {kv}*({m.heads}*({d} - {r} + {v}) + 1) + {m.heads}*{v}*{h}"
+    return named, terms
 
 
 def _schedule(args: Arguments, width: int) -> Iterator[str]:

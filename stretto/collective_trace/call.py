@@ -36,7 +36,7 @@ class CollectiveCall:
     shape: tuple[int, ...]
     dtype: str
     bytes: int
-    """Of the tensor that this rank puts in; for a receive, of what it waits for."""
+    """Of the tensor that this rank puts in; for a receive, of what it waits for; of rows, those that leave it."""
     site: str
     """FILE:LINE of the first caller that is not one of the rooms which pass communications on.
 
@@ -45,20 +45,31 @@ class CollectiveCall:
 
     @property
     def signature(self) -> tuple[str, tuple[int, ...], str]:
-        """What all ranks of the channel must agree on; the two ends of a message are one operation."""
-        return ("message" if self.op in ("send", "recv") else self.op, self.shape, self.dtype)
+        """What all ranks of the channel must agree on; the two ends of a message are one operation.
+
+        Of rows that go to several ranks each sends as many as it has.
+        """
+        shape = self.shape[1:] if self.op == "all_to_all_rows" else self.shape
+        return ("message" if self.op in ("send", "recv") else self.op, shape, self.dtype)
 
     @property
     def wire_bytes(self) -> float:
         """Bytes that this rank must at least send, by the textbook (Thakur et al., 2005; rings): x is `bytes`.
 
-        all_reduce 2(n-1)/n x, all_gather (n-1) x, reduce_scatter and all_to_all (n-1)/n x, send and shift x, recv 0;
+        all_reduce 2(n-1)/n x, all_gather (n-1) x, reduce_scatter and all_to_all (n-1)/n x, send, shift and
+        all_to_all_rows x, recv 0;
         broadcast x(n-1)/n, the mean over the ranks of a chain.
         """
         n = len(self.ranks)
         share = (n - 1) / n
         factors = {"all_gather": n - 1.0, "reduce_scatter": share, "all_to_all": share, "broadcast": share}
-        factors |= {"all_reduce": 2 * share, "all_reduce_max": 2 * share, "send": 1.0, "shift": 1.0}
+        factors |= {
+            "all_reduce": 2 * share,
+            "all_reduce_max": 2 * share,
+            "send": 1.0,
+            "shift": 1.0,
+            "all_to_all_rows": 1.0,
+        }
         return factors.get(self.op.partition(" ")[0], 0.0) * self.bytes
 
 

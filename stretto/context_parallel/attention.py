@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from stretto.attention import PLAIN, Attend, Scores
 from stretto.attention.tile import TileKernel
@@ -60,6 +61,8 @@ class ContextAttention:
         a = self.inner.size
         if q.shape[1] % a:
             raise ValueError(f"{q.shape[1]} heads on a rank are not a multiple of the {a} ranks of {self.inner}")
+        if (short := k.shape[-1] - v.shape[-1]) > 0:  # keys and values travel as one: what is added stays zero
+            return self(q, k, F.pad(v, (0, short)), scores, structure, sinks)[..., : v.shape[-1]]
         kv_heads = k.shape[1]
         # Fewer key/value heads than ranks: as many copies as it takes, whose gradients add up.
         copies = a // gcd(kv_heads, a)
@@ -75,13 +78,14 @@ class ContextAttention:
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores, sinks: Tensor) -> Tensor:
         """Of plain rows, whose last n positions the queries are: one tile."""
-        n, m = q.shape[2], k.shape[2]
+        n, m, width = q.shape[2], k.shape[2], v.shape[-1]
+        v = F.pad(v, (0, k.shape[-1] - width))
         one = Axis.single("cp")
         rows = [(slice(None), Tile(slice(0, n), slice(0, m), m - n, scores.window))]
         call = _Call(self.kernel, AllGather(one, ((0,),)), Structure.of_tokens(m), scores, lambda _: rows)
         kv = torch.stack([k, v], 2).flatten(1, 2).permute(2, 0, 1, 3)
         y: Tensor = _Tiles.apply(q.permute(2, 0, 1, 3), kv, sinks, call)  # type: ignore[no-untyped-call]
-        return y.permute(1, 2, 0, 3)
+        return y.permute(1, 2, 0, 3)[..., :width]
 
     @property
     def sources(self) -> tuple[Ranks, ...]:

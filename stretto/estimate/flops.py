@@ -7,6 +7,7 @@ from typing import Final
 
 from stretto.arguments.schema import ModelConfig, TuningConfig
 from stretto.arguments.trained import has_adapter, is_trained
+from stretto.estimate.attention import attention_matrices
 from stretto.estimate.parameters import count_parameters
 
 WHOLE: Final = TuningConfig()
@@ -20,7 +21,8 @@ class Flops:
     6 N for the matrices, N being the parameters that a token is multiplied with (the head, not the embedding; of the
     experts those that it goes to), and
     12 L h s for attention over the whole square of the sequence (`full`), or half of that, which a causal mask leaves
-    (`causal`). h is heads times the size of one. A matrix that is frozen has no gradient of its own: 4 N.
+    (`causal`). h is heads times the size of one, the mean of a key's and a value's. A matrix that is frozen has no
+    gradient of its own: 4 N.
     """
 
     full: float
@@ -30,20 +32,19 @@ class Flops:
 def flops_per_token(model: ModelConfig, seq_len: int, tuning: TuningConfig = WHOLE) -> Flops:
     """From a resolved config, of which `tuning` says what is trained."""
     p = count_parameters(model, seq_len)
-    h, d = model.hidden, model.dim_per_head
-    q, kv, inner = model.heads * d, model.num_kv_heads * d, model.dim_ffn
-    attended = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv, "self_attn.o_proj": q}
-    dense = {"mlp.gate_proj": inner} if model.gated else {}
-    dense |= {"mlp.up_proj": inner, "mlp.down_proj": inner}
+    h, inner = model.hidden, model.dim_ffn
+    attended = {f"self_attn.{m.name}": (m.rows, m.columns) for m in attention_matrices(model)}
+    dense = {"mlp.gate_proj": (inner, h)} if model.gated else {}
+    dense |= {"mlp.up_proj": (inner, h), "mlp.down_proj": (h, inner)}
     head = "model.embed_tokens.weight" if model.tied else "lm_head.weight"
     matrices = model.vocab_size * h * _times(head, tuning)
     for layer in range(p.layers):
         rows = attended | (_sparse(model) if model.is_sparse(layer) else dense)
-        for name, n in rows.items():
-            matrices += n * h * _times(f"model.layers.{layer}.{name}.weight", tuning)
+        for name, (n, columns) in rows.items():
+            matrices += n * columns * _times(f"model.layers.{layer}.{name}.weight", tuning)
             if has_adapter(name.rpartition(".")[2], tuning) and ".experts." not in name:
-                matrices += 6.0 * tuning.lora_rank * (n + h)
-    attention = 12.0 * p.layers * model.heads * d * seq_len
+                matrices += 6.0 * tuning.lora_rank * (n + columns)
+    attention = 6.0 * p.layers * model.heads * (model.dim_per_head + model.dim_value) * seq_len
     return Flops(matrices + attention, matrices + attention / 2)
 
 
@@ -52,12 +53,13 @@ def _times(name: str, tuning: TuningConfig) -> float:
     return 6.0 if is_trained(name, tuning) else 4.0
 
 
-def _sparse(model: ModelConfig) -> dict[str, int]:
-    """Rows that a token is multiplied with in a sparse feed-forward, by one parameter of each kind."""
+def _sparse(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns that a token is multiplied with in a sparse feed-forward, by one parameter of each kind."""
     gates = 2 if model.gated else 1
-    return {
+    rows = {
         "mlp.gate": model.experts,
         "mlp.experts.0.up_proj": model.top_k * model.dim_expert * (gates + 1),
         "mlp.shared_expert.up_proj": model.shared_ffn * (gates + 1),
         "mlp.shared_expert_gate": int(model.shared_gate),
     }
+    return {name: (n, model.hidden) for name, n in rows.items()}

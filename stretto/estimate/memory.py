@@ -184,14 +184,19 @@ def _activations(args: Arguments, stage: int) -> int:
     entering = outside * m.hidden
     layers = stage_layers(args)[stage]
     sparse = sum(map(m.is_sparse, layers)) / max(1, len(layers))
-    kept = 2 * entering + tokens * (2 * (q + 2 * kv) * (m.position == "rope") + (q + 2 * kv) * (m.position != "rope"))
+    selective = args.run.recompute == "selective"
+    if m.latent:
+        kept = 2 * entering + tokens * _latent(args, selective=selective)
+        kept += entering * (selective and m.q_lora_rank is None)  # two read the normed input
+    else:
+        kept = 2 * entering + tokens * (q + 2 * kv) * (2 if m.position == "rope" else 1)
     kept += tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
-    kept += tokens * q  # attention's output
-    dense, selective = tokens // args.run.ffn_chunks * inner * (2 if gated else 1), args.run.recompute == "selective"
+    kept += tokens * m.heads * m.dim_value // p.tp  # attention's output
+    dense = tokens // args.run.ffn_chunks * inner * (2 if gated else 1)
     if not selective:
         kept += 2 * outside * m.hidden  # normed inputs
         dense += tokens // args.run.ffn_chunks * inner  # the activation's output
-    mean = kept + dense if not sparse else kept + (1 - sparse) * dense + sparse * _sparse(args, selective=selective)
+    mean = kept + dense if not sparse else kept + (1 - sparse) * dense + sparse * sparse_feed_forward(args)
     again, away = args.run.recompute in ("block", "offload"), args.run.recompute == "offload"
     recompute, block = (mean if again and layers else 0), (entering if again else mean)
     if away:  # what enters the last block, and what comes back for the one before
@@ -199,13 +204,25 @@ def _activations(args: Arguments, stage: int) -> int:
     return round(item * (in_flight(args, stage) * (len(layers) * block + entering) + recompute))
 
 
-def _sparse(args: Arguments, *, selective: bool) -> float:
+def _latent(args: Arguments, *, selective: bool) -> int:
+    """Elements that attention with latents keeps of a token: these, normed ones, queries and keys with their rotated
+    parts behind them, and what values lie in."""
+    m, heads = args.model, args.model.heads // args.parallel.tp
+    normed = (m.kv_lora_rank or 0) + (m.q_lora_rank or 0)
+    kept = normed + m.dim_rotary + normed * (not selective)
+    return kept + heads * (2 * m.dim_per_head + m.dim_per_head - m.dim_rotary + m.dim_value)
+
+
+def sparse_feed_forward(args: Arguments) -> float:
     """Elements that a sparse feed-forward keeps where experts have equal loads: of each assignment what its expert
-    takes, what enters its activation and leaves it, and what comes back; the shared expert as a dense one."""
+    takes, what enters its activation and leaves it; the shared expert as a dense one. Selective recomputation keeps
+    what enters the activation, and where ranks exchange rows, these."""
     m, p, tokens = args.model, args.parallel, local_tokens(args)
+    selective = args.run.recompute == "selective"
     rows = -(-tokens // p.tp) * m.top_k
     inner = (3 if m.gated else 2) - selective
-    kept = rows * (2 * p.etp * m.hidden + m.dim_expert * inner) + tokens * m.shared_ffn // p.tp * inner
+    arrived = 0 if selective and p.ep * p.etp == 1 else p.etp * m.hidden
+    kept = rows * (arrived + m.dim_expert * inner) + tokens * m.shared_ffn // p.tp * inner
     return float(kept + selective * tokens * m.hidden // p.tp)  # the router's input is kept
 
 

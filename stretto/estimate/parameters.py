@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stretto.arguments.schema import ModelConfig
+from stretto.estimate.attention import attention_matrices, latent_norms
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,19 @@ def count_parameters(model: ModelConfig, seq_len: int) -> Parameters:
     h, d, inner = model.hidden, model.dim_per_head, model.dim_ffn
     q, kv = model.heads * d, model.num_kv_heads * d
     gates = 2 if model.gated else 1
-    expert = h * model.dim_expert * (gates + 1)
-    sparse = h * model.experts + model.experts * expert + h * model.shared_ffn * (gates + 1) + h * model.shared_gate
-    sparse += model.experts * model.router_bias
+
+    def feed_forward(size: int) -> int:
+        return h * size * (gates + 1) + (size * gates + h) * model.bias
+
+    expert = feed_forward(model.dim_expert)
+    router = model.experts * (h + model.router_bias + model.bias)
+    sparse = router + model.experts * expert + h * model.shared_gate
+    sparse += feed_forward(model.shared_ffn) if model.shared_ffn else 0
     norm = h if model.norm == "rms" else 2 * h
-    matrices = h * (q + 2 * kv) + q * h + h * inner * gates + inner * h
-    biases = (q + 2 * kv) * (model.bias or model.qkv_bias) + (h + inner * gates + h) * model.bias
-    layer = matrices + biases + norms_of_a_layer(model) * norm + qk_norms(model) + sinks(model)
-    outside = layer - h * inner * (gates + 1)  # there are no biases beside experts
+    attention = sum(matrix.numel for matrix in attention_matrices(model)) + latent_norms(model)
+    attention += (q + 2 * kv) * (model.bias or model.qkv_bias) + h * model.bias + qk_norms(model) + sinks(model)
+    outside = attention + norms_of_a_layer(model) * norm
+    layer = outside + feed_forward(inner)
     return Parameters(
         layers=model.layers,
         layer=layer,

@@ -16,7 +16,8 @@ def stage_costs(args: Arguments) -> Cost:
     A recomputed block has its forward once more in the backward.
     """
     layer = count_parameters(args.model, args.batch.seq_len).active_layer
-    attention = args.batch.seq_len * args.model.heads * args.model.dim_per_head / layer
+    heads = args.model.heads * (args.model.dim_per_head + args.model.dim_value) / 2
+    attention = args.batch.seq_len * heads / layer
     head = args.model.vocab_size * args.model.hidden / layer / (1 + attention)
     f, i, w = 1.0, (1 + 2.5 * attention) / (1 + attention), 1 / (1 + attention)
     counts = [len(held) for held in stage_layers(args)]

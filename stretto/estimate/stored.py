@@ -8,6 +8,7 @@ from typing import Final
 
 from stretto.arguments.schema import Arguments, ParallelConfig
 from stretto.arguments.trained import A, B, has_adapter, is_trained
+from stretto.estimate.attention import attention_matrices
 from stretto.estimate.parameters import positions
 from stretto.estimate.stages import stage_layers
 from stretto.layout.grouping import Stored
@@ -64,21 +65,13 @@ def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPL
 def _block(args: Arguments, layer: str, *, sparse: bool) -> Iterator[_Named]:
     """The tensors of a block."""
     m, tp = args.model, args.parallel.tp
-    d, inner = m.dim_per_head, m.dim_ffn // tp
+    inner = m.dim_ffn // tp
     before, after = m.norm_placement != "post", m.norm_placement != "pre"
-    q, kv = (m.heads // tp) * d, max(1, m.num_kv_heads // tp) * d
     attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
     up = {"gate_proj": inner, "up_proj": inner} if m.gated else {"up_proj": inner}
     if before:
         yield from _norm(args, f"{layer}.input_layernorm")
-    yield from _columns(args, attention, {"q_proj": q, "k_proj": kv, "v_proj": kv}, biased=m.bias or m.qkv_bias)
-    yield from _rows(args, f"{attention}.o_proj", q)
-    if m.attention_sinks:
-        yield f"{attention}.sinks", m.heads // tp, False
-    if m.qk_norm:
-        full = m.qk_norm_width == "full"
-        yield f"{attention}.q_norm.weight", q if full else d, False
-        yield f"{attention}.k_norm.weight", kv if full else d, False
+    yield from (_latent if m.latent else _grouped)(args, attention)
     yield from _norm(args, f"{layer}.post_attention_layernorm")
     if before and after:
         yield from _norm(args, f"{layer}.pre_feedforward_layernorm")
@@ -91,6 +84,42 @@ def _block(args: Arguments, layer: str, *, sparse: bool) -> Iterator[_Named]:
         yield from _norm(args, f"{layer}.post_feedforward_layernorm")
 
 
+def _grouped(args: Arguments, attention: str) -> Iterator[_Named]:
+    """The tensors of attention with grouped queries."""
+    m, tp, d = args.model, args.parallel.tp, args.model.dim_per_head
+    q, kv = (m.heads // tp) * d, max(1, m.num_kv_heads // tp) * d
+    yield from _columns(args, attention, {"q_proj": q, "k_proj": kv, "v_proj": kv}, biased=m.bias or m.qkv_bias)
+    yield from _leaving(args, attention)
+    if m.qk_norm:
+        full = m.qk_norm_width == "full"
+        yield f"{attention}.q_norm.weight", q if full else d, False
+        yield f"{attention}.k_norm.weight", kv if full else d, False
+
+
+def _latent(args: Arguments, attention: str) -> Iterator[_Named]:
+    """The tensors of attention with latents: what makes them is whole on every rank, and stored as one."""
+    m, tp = args.model, args.parallel.tp
+    *made, up, _ = attention_matrices(m)
+    low = [matrix for matrix in made if not matrix.cut]
+    yield f"{attention}.{low[0].name}.weight", sum(matrix.numel for matrix in low), True
+    if m.q_lora_rank is None:
+        yield from _columns(args, attention, {"q_proj": m.heads // tp * m.dim_per_head}, biased=False)
+    else:
+        yield f"{attention}.q_a_layernorm.weight", m.q_lora_rank, False
+        yield f"{attention}.q_b_proj.weight", made[-1].numel // tp, True
+    yield f"{attention}.kv_a_layernorm.weight", up.columns, False
+    yield f"{attention}.kv_b_proj.weight", up.numel // tp, True
+    yield from _leaving(args, attention)
+
+
+def _leaving(args: Arguments, attention: str) -> Iterator[_Named]:
+    """What takes heads back to the residual stream, and their sinks."""
+    heads = args.model.heads // args.parallel.tp
+    yield from _rows(args, f"{attention}.o_proj", heads * args.model.dim_value)
+    if args.model.attention_sinks:
+        yield f"{attention}.sinks", heads, False
+
+
 EXPERT: Final = "expert"
 """The kind of what is reduced and sharded over edp."""
 
@@ -99,13 +128,20 @@ def _experts(args: Arguments, mlp: str) -> Iterator[_Named]:
     """The tensors of a sparse feed-forward: router, experts, what all tokens go through."""
     m, p = args.model, args.parallel
     h, inner, up = m.hidden, m.dim_expert // p.etp * (m.experts // p.ep), 2 if m.gated else 1
+    first = f"{mlp}.experts.0.{'gate' if m.gated else 'up'}_proj"
     yield f"{mlp}.gate.weight", m.experts * h, True
-    yield f"{mlp}.experts.0.{'gate' if m.gated else 'up'}_proj.weight", up * inner * h, True
+    if m.bias:
+        yield f"{mlp}.gate.bias", m.experts, False
+    yield f"{first}.weight", up * inner * h, True
+    if m.bias:
+        yield f"{first}.bias", up * inner, False
     yield f"{mlp}.experts.0.down_proj.weight", inner * h, True
+    if m.bias:
+        yield f"{mlp}.experts.0.down_proj.bias", m.experts // p.ep * h, False
     if m.shared_ffn:
         shared = m.shared_ffn // p.tp
         inward = {"gate_proj": shared, "up_proj": shared} if m.gated else {"up_proj": shared}
-        yield from _columns(args, f"{mlp}.shared_expert", inward, biased=False)
+        yield from _columns(args, f"{mlp}.shared_expert", inward, biased=m.bias)
         yield from _rows(args, f"{mlp}.shared_expert.down_proj", shared)
         if m.shared_gate:
             yield f"{mlp}.shared_expert_gate.weight", h, True

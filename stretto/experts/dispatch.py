@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from stretto.collectives import all_to_all_rows_async
 from stretto.experts.grouped import Segments
+from stretto.tensor_parallel import Lazy, Pointwise
 from stretto.world import AsyncTensor, Axis, ExpertAxes
 
 
@@ -121,9 +122,23 @@ def receive(coming: Tensor, plan: Plan, transfer: Transfer, flush: Callable[[], 
     return _Receive.apply(coming, plan, transfer, flush)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def combine(y: Tensor, weights: Tensor, plan: Plan) -> Tensor:
-    """Outputs of the experts y [m, h] back at their tokens: sum over k of weights [n, K] times them, [n, h]."""
-    return _Combine.apply(y, weights, plan)  # type: ignore[no-any-return, no-untyped-call]
+def regathered(x: Tensor, plan: Plan) -> Lazy:
+    """What arrives where no rank exchanges with another, for a product that takes it from x [n, h] forward and again in
+    the backward: it is never kept."""
+    slots = plan.back.shape[-1]
+    order = (plan.rows // slots).index_select(0, plan.arrange)
+
+    def forward(x: Tensor) -> Tensor:
+        return x.index_select(0, order)
+
+    def backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
+        del x
+        return (gathered_slots(dy.index_select(0, plan.restore), plan.back, None),)
+
+    def both(dy: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return forward(x), *backward(dy, x)
+
+    return Lazy(Pointwise(forward, backward, both, recompute=True), (x,))
 
 
 class _Send(Function):
@@ -138,7 +153,7 @@ class _Send(Function):
     @once_differentiable
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None, None]:
         rows, ctx.transfer.backward = ctx.transfer.backward.wait(), None
-        return _gathered(rows, ctx.plan.back, None), None, None
+        return gathered_slots(rows, ctx.plan.back, None), None, None
 
 
 class _Receive(Function):
@@ -161,38 +176,17 @@ class _Receive(Function):
         return rows, None, None, None
 
 
-class _Combine(Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, weights: Tensor, plan: Plan) -> Tensor:
-        rows = y.index_select(0, plan.restore)
-        rows = all_to_all_rows_async(rows, plan.received, plan.sent, plan.exchange).wait()
-        ctx.plan = plan
-        ctx.save_for_backward(rows, weights)
-        return _gathered(rows, plan.back, weights)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
-        plan, (rows, weights) = ctx.plan, ctx.saved_tensors
-        slots = weights.shape[-1]
-        back = dy.index_select(0, plan.rows // slots) * weights.reshape(-1).index_select(0, plan.rows)[:, None]
-        coming = all_to_all_rows_async(back.to(dy.dtype), plan.sent, plan.received, plan.exchange)
-        wide = dy.to(weights.dtype)
-        each = [(wide * _slot(rows, plan.back, k, weights.dtype)).sum(-1) for k in range(slots)]
-        return coming.wait().index_select(0, plan.arrange), torch.stack(each, -1), None
-
-
-def _gathered(rows: Tensor, back: Tensor, weights: Tensor | None) -> Tensor:
+def gathered_slots(rows: Tensor, back: Tensor, weights: Tensor | None) -> Tensor:
     """[n, h]: the sum of each token's rows, times `weights` where there are any, in the order of its slots."""
     wide = torch.promote_types(rows.dtype, torch.float32)
     total = torch.zeros((back.shape[1], rows.shape[1]), dtype=wide, device=rows.device)
     for k in range(back.shape[-1]):
-        slot = _slot(rows, back, k, wide)
-        total += slot if weights is None else slot * weights[:, k, None]
+        found = slot(rows, back, k, wide)
+        total += found if weights is None else found * weights[:, k, None]
     return total.to(rows.dtype)
 
 
-def _slot(rows: Tensor, back: Tensor, k: int, dtype: torch.dtype) -> Tensor:
+def slot(rows: Tensor, back: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     """[n, h]: what came back for slot k of each token, the parts of a cut expert added up; 0 where it was dropped."""
     found = torch.zeros((back.shape[1], rows.shape[1]), dtype=dtype, device=rows.device)
     for part in back[:, :, k]:

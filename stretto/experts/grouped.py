@@ -53,20 +53,61 @@ class Segments:
 class GroupedLinear(nn.Module):
     """y = x W_e^T for the rows of each expert e that this rank holds: [m, d_in] -> [m, d_out].
 
-    `specs` are the matrices, expert by expert, stacked along their rows: d_out for each expert.
+    `specs` are the matrices, expert by expert, stacked along their rows: d_out for each expert; `biases` those of their
+    biases, if they have any. What `adds` is given by one rank of etp alone: its ranks' outputs are parts of a sum.
     """
 
-    def __init__(self, specs: list[ParamSpec], experts: int, build: Build) -> None:
+    def __init__(
+        self, specs: list[ParamSpec], biases: list[ParamSpec], experts: int, build: Build, *, adds: bool = True
+    ) -> None:
         super().__init__()
-        self.build, self.experts = build, experts
-        self.weight = declare(self, "weight", specs, axes=[build.experts.etp], dtype=build.dtype, device=build.device)
-        if not build.allocate:
-            self.weight.untyped_storage().resize_(0)
+        self.build, self.experts, self.adds = build, experts, adds
+        self.weight = self._declared("weight", specs)
+        self.bias = self._declared("bias", biases) if biases else None
         expect(self.weight, build)
+
+    def _declared(self, name: str, specs: list[ParamSpec]) -> nn.Parameter:
+        build = self.build
+        param = declare(self, name, specs, axes=[build.experts.etp], dtype=build.dtype, device=build.device)
+        if not build.allocate:
+            param.untyped_storage().resize_(0)
+        return param
 
     def forward(self, x: Tensor | Lazy, segments: Segments) -> Tensor:
         made_by, inputs = (x.made_by, x.inputs) if isinstance(x, Lazy) else (None, (x,))
-        return _Grouped.apply(self, segments, made_by, self.weight, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+        y: Tensor = _Grouped.apply(self, segments, made_by, self.weight, *inputs)  # type: ignore[no-untyped-call]
+        if self.bias is None:
+            return y
+        return _Biased.apply(y, self.bias, self, segments)  # type: ignore[no-any-return, no-untyped-call]
+
+    def add_gradient(self, dy: Tensor, x: Tensor, segments: Segments) -> Tensor | None:
+        """dy^T x of each expert's rows, to the accumulators; where there are none, as a tensor."""
+
+        def write(total: Tensor, first_microbatch: bool) -> None:
+            for each, (begin, end) in zip(stacked(total, self.experts), segments.experts, strict=True):
+                if end > begin:
+                    accumulate_matmul(each, first_microbatch, dy[begin:end], x[begin:end])
+                elif first_microbatch:
+                    each.zero_()
+
+        accumulators = self.build.accumulators
+        if accumulators is None:
+            dw = torch.empty_like(self.weight)
+            write(dw, True)
+            return dw
+        # A rank that exchanges nothing has no message to hide: what it defers would only be held for longer.
+        (accumulators.defer if self.build.experts.exchange.size > 1 else accumulators.add)(self.weight, write)
+        return None
+
+    def bias_gradient(self, dy: Tensor, segments: Segments) -> Tensor:
+        """The sum of each expert's rows of dy, in fp32 or wider, of the rank that adds the biases."""
+        assert self.bias is not None
+        db = torch.zeros_like(self.bias)
+        if self.adds:
+            for one, (begin, end) in zip(db.view(-1, dy.shape[1]), segments.experts, strict=True):
+                if end > begin:
+                    one.copy_(dy[begin:end].sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)))
+        return db
 
 
 class _Grouped(Function):
@@ -76,40 +117,54 @@ class _Grouped(Function):
     def forward(
         ctx: Any, of: GroupedLinear, segments: Segments, made_by: Any, weight: nn.Parameter, *inputs: Tensor
     ) -> Tensor:
-        ctx.of, ctx.segments, ctx.made_by, ctx.param = of, segments, made_by, weight
+        ctx.of, ctx.segments, ctx.made_by = of, segments, made_by
         x = inputs[0] if made_by is None else made_by.forward(*(x.detach() for x in inputs))
         ctx.save_for_backward(weight, *inputs)
-        return multiply(x, _stacked(weight, of.experts).transpose(1, 2), segments)
+        return multiply(x, stacked(weight, of.experts).transpose(1, 2), segments)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         of, segments, (_, *inputs) = ctx.of, ctx.segments, ctx.saved_tensors
         dy = dy.contiguous()
-        dx = multiply(dy, _stacked(ctx.param, of.experts), segments)
+        dx = multiply(dy, stacked(of.weight, of.experts), segments)
         if ctx.made_by is None:
             x, gradients = inputs[0], (dx,)
         else:
             x, *gradients = ctx.made_by.both(dx, *inputs)
 
-        def write(total: Tensor, first_microbatch: bool) -> None:
-            for each, (begin, end) in zip(_stacked(total, of.experts), segments.experts, strict=True):
-                if end > begin:
-                    accumulate_matmul(each, first_microbatch, dy[begin:end], x[begin:end])
-                elif first_microbatch:
-                    each.zero_()
-
-        accumulators = of.build.accumulators
-        if accumulators is None:
-            dw = torch.empty_like(ctx.param)
-            write(dw, True)
-            return None, None, None, dw, *gradients
-        # A rank that exchanges nothing has no message to hide: what it defers would only be held for longer.
-        (accumulators.defer if of.build.experts.exchange.size > 1 else accumulators.add)(ctx.param, write)
-        return None, None, None, None, *gradients
+        return None, None, None, of.add_gradient(dy, x, segments), *gradients
 
 
-def _stacked(weight: Tensor, experts: int) -> Tensor:
+class _Biased(Function):
+    """y [m, d_out] with the bias of each row's expert, of biases [experts * d_out] one after another."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, bias: Tensor, of: GroupedLinear, segments: Segments) -> Tensor:
+        ctx.of, ctx.segments = of, segments
+        add_bias(y, bias, segments)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return dy, ctx.of.bias_gradient(dy, ctx.segments), None, None
+
+
+def add_bias(y: Tensor, bias: Tensor, segments: Segments) -> None:
+    """To the rows of each expert, in place, its own."""
+    for one, (begin, end) in zip(bias.detach().view(-1, y.shape[1]), segments.experts, strict=True):
+        y[begin:end] += one
+
+
+def of_bias(dy: Tensor, bias: Tensor, segments: Segments) -> Tensor:
+    """[m, 1]: the product of each row with its expert's bias."""
+    parts = zip(bias.detach().view(-1, dy.shape[1]), segments.experts, strict=True)
+    return torch.cat([dy[begin:end] @ one.to(dy.dtype)[:, None] for one, (begin, end) in parts])
+
+
+def stacked(weight: Tensor, experts: int) -> Tensor:
     """[experts * d_out, d_in] -> [experts, d_out, d_in]."""
     return weight.view(experts, -1, weight.shape[-1])
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.collectives import nothing
-from stretto.experts.dispatch import Transfer, combine, plan_of, receive, send
+from stretto.experts.dispatch import Transfer, plan_of, receive, regathered, send
 from stretto.experts.grouped import GroupedLinear
+from stretto.experts.output import output
 from stretto.experts.router import Router
 from stretto.experts.tokens import share, unshare
 from stretto.params import Init, ParamSpec, Shard
-from stretto.tensor_parallel import Build, Pointwise, declare_on, replicated
+from stretto.tensor_parallel import Build, Lazy, Pointwise, declare_on, replicated
 
 
 class Experts(nn.Module):
@@ -32,20 +33,30 @@ class Experts(nn.Module):
         inward = ("gate_proj", "up_proj") if config.gated else ("up_proj",)
         into = Init(std=config.init_std)
 
-        def spec(expert: int, name: str, shape: tuple[int, int], dim: int, init: Init) -> ParamSpec:
+        def spec(name: str, shape: tuple[int, ...], dim: int | None, init: Init) -> ParamSpec:
             return ParamSpec(
                 shape,
                 init,
-                shard=(Shard("etp", dim),),
+                shard=() if dim is None else (Shard("etp", dim),),
+                sum_grad=("etp",) if dim is None else (),  # one of its ranks adds it
                 replicas=("edp",),
                 apart=("pp", "ep"),
-                part=f"{expert}.{name}",
+                weight_decay=len(shape) > 1,
+                part=name,
             )
 
-        up = [spec(e, name, (f, h), 0, into) for e in here for name in inward]
+        up, down = [f"{e}.{name}" for e in here for name in inward], [f"{e}.down_proj" for e in here]
+        up_biases = [spec(name, (f,), 0, Init()) for name in up] if config.bias else []
+        down_biases = [spec(name, (h,), None, Init()) for name in down] if config.bias else []
         self.activation = activation
-        self.gate_up_proj = GroupedLinear(up, local, build)
-        self.down_proj = GroupedLinear([spec(e, "down_proj", (h, f), 1, out_init) for e in here], local, build)
+        self.gate_up_proj = GroupedLinear([spec(name, (f, h), 0, into) for name in up], up_biases, local, build)
+        self.down_proj = GroupedLinear(
+            [spec(name, (h, f), 1, out_init) for name in down],
+            down_biases,
+            local,
+            build,
+            adds=build.experts.etp.rank == 0,
+        )
 
 
 class SparseFeedForward(nn.Module):
@@ -78,14 +89,18 @@ class SparseFeedForward(nn.Module):
         tokens = share(flat, tp) if shared_out else flat
         choice = self.gate(tokens, (x.shape[0], x.shape[1]))
         plan = plan_of(choice.experts, self.config.experts, build.experts, choice.kept)
-        transfer = Transfer()
-        coming = send(tokens, plan, transfer)
-        beside = self._shared(x)
-        flush = nothing if build.accumulators is None else build.accumulators.flush
-        rows = receive(coming, plan, transfer, flush)
+        rows: Tensor | Lazy
+        if build.recompute and plan.exchange.size == 1:
+            beside, rows = self._shared(x), regathered(tokens, plan)
+        else:
+            transfer = Transfer()
+            coming = send(tokens, plan, transfer)
+            beside = self._shared(x)
+            flush = nothing if build.accumulators is None else build.accumulators.flush
+            rows = receive(coming, plan, transfer, flush)
         of = self.experts
-        y = of.down_proj(of.activation(of.gate_up_proj(rows, plan.segments)), plan.segments)
-        out = combine(y, choice.weights, plan)
+        gate_up = of.gate_up_proj(rows, plan.segments)
+        out = output(gate_up, choice.weights, of.down_proj, of.activation, plan)
         if shared_out:
             out = unshare(out, tp, flat.shape[0])
         out = out.view_as(x)

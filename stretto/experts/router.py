@@ -79,12 +79,18 @@ class Router(nn.Module):
         self.weight = declare_on(self, "weight", spec, build)
         wide = torch.promote_types(build.dtype, torch.float32)
         self.state = RouterState(config.experts, build.device, wide)
+        self.bias: nn.Parameter | None = None
+        if config.bias:
+            own = ParamSpec((config.experts,), Init(), sum_grad=("tp",), weight_decay=False)
+            self.bias = declare_on(self, "bias", own, build)
         expect(self.weight, build)
 
     def forward(self, x: Tensor, sequence: tuple[int, int]) -> Choice:
         """`sequence`: tokens of each sample in x, and samples: rows are [s, b]."""
         c = self.config
         logits: Tensor = _Scores.apply(x, self.weight, self.build)  # type: ignore[no-untyped-call]
+        if self.bias is not None:
+            logits = logits + self.bias
         scores = logits.sigmoid() if c.router == "sigmoid" else logits.softmax(-1)
         experts = self.chosen(scores.detach())
         if c.router == "softmax-top-k":
@@ -108,7 +114,7 @@ class Router(nn.Module):
         c = self.config
         ranked = scores + self.state.bias if c.router_bias else scores
         if c.router_groups > 1:
-            grouped = ranked.view(len(ranked), c.router_groups, -1)
+            grouped = ranked.view(len(ranked), c.router_groups, c.experts // c.router_groups)
             best = grouped.amax(-1) if c.router_group_score == "max" else grouped.topk(2, -1).values.sum(-1)
             allowed = torch.zeros_like(best, dtype=torch.bool)
             allowed.scatter_(1, best.topk(c.router_top_groups, -1).indices, True)

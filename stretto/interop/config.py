@@ -7,10 +7,11 @@ named. Nothing of it is imported or run.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from stretto import reading
@@ -18,7 +19,10 @@ from stretto.arguments.model import ModelConfig
 from stretto.interop.errors import InteropError
 from stretto.interop.families import FAMILIES, GATED, PLAIN, Family
 from stretto.interop.fields import NEUTRAL, ONLY, TRAINING
-from stretto.interop.rope import LOCAL, WHOLE, rope_settings
+from stretto.interop.rope import rope_settings
+from stretto.interop.windows import FULL as FULL
+from stretto.interop.windows import SLIDING as SLIDING
+from stretto.interop.windows import window_settings
 from stretto.reading import UnreadableError
 
 LIMIT = 1 << 20
@@ -34,6 +38,16 @@ _LARGEST = {
 }
 _ANY = 1 << 20
 """Sizes beyond these are no model's: who asks for memory by them would get none."""
+
+_REAL = frozenset(
+    (
+        *("router_scale", "norm_eps", "attention_scalar", "attention_softcap", "logit_softcap"),
+        *("swiglu_limit", "swiglu_alpha"),
+    )
+)
+"""Settings that are no whole numbers."""
+
+_SIZES_OF_LATENTS = frozenset(("kv_lora_rank", "rope_head_dim", "v_head_dim"))
 
 _WINDOWS = frozenset(
     [
@@ -57,7 +71,15 @@ _ROPE = frozenset(
     ]
 )
 _BIASES = frozenset(("attention_bias", "mlp_bias"))
-FULL, SLIDING = WHOLE, LOCAL
+_BALANCE = "is not taken over: say --balance-loss for this run"
+_LEFT_OUT = MappingProxyType(
+    {
+        **dict.fromkeys(TRAINING, "is not taken over: say --dropout for this run"),
+        **dict.fromkeys(("router_aux_loss_coef", "aux_loss_alpha"), _BALANCE),
+        "num_nextn_predict_layers": "layers that predict further tokens are left out",
+    }
+)
+"""Numbers that are told of, and what with them."""
 
 OF_THE_RUN = frozenset(
     (
@@ -76,6 +98,12 @@ class HfConfig:
     model: ModelConfig
     raw: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """How names begin of the tensors of layers behind the last, which predict further tokens: they are left out."""
+        n, layers = self.raw.get("num_nextn_predict_layers", self.raw.get("num_mtp_layers")) or 0, self.model.layers
+        return tuple(f"model.layers.{layer}." for layer in range(layers, layers + int(n)))
 
     def settings(self) -> dict[str, Any]:
         """The model's settings as a table: all but those that every run says for itself."""
@@ -135,7 +163,8 @@ class _Reader:
             return values
         layers, heads, hidden = values["layers"], values["heads"], values["hidden"]
         default = ModelConfig(hidden=hidden, heads=heads, activation="gelu")
-        values["activation"] = self._activation()
+        if "activation" not in family.fixed:
+            values["activation"] = self._activation()
         values["head_dim"] = self._head_dim(hidden, heads)
         values["ffn"] = values["ffn"] or default.dim_ffn
         values["tied"] = self._switch("tie_word_embeddings", family.tied)
@@ -145,9 +174,11 @@ class _Reader:
             values.setdefault("expert_ffn", values["ffn"])
         if family.biased:
             values["qkv_bias"] = self._switch("attention_bias", False)
+        if family.model_type == "deepseek_v2" and self.get("topk_method") == "greedy":
+            values |= {"router_groups": 1, "router_top_groups": 1}
         if family.shared:
             values["shared_ffn"] = self._value("n_shared_experts", "shared_ffn") * values["expert_ffn"]
-        window, whole = self._windows(layers)
+        window, whole = window_settings(self.raw, family, layers, self.wrong)
         values["window"], values["global_layers"] = window, whole
         if values.get("position") != "learned":
             found = rope_settings(self.raw, family, windowed=window is not None, wrong=self.wrong)
@@ -163,41 +194,43 @@ class _Reader:
 
     def _known(self) -> None:
         """Each field must be in one of the tables."""
-        family, only = self.family, {**ONLY, **self.family.only}
+        family = self.family
         read = {*family.fields, family.activation, "tie_word_embeddings", "head_dim"}
         if family.model_type == "llama":
             read |= _BIASES
         read |= {"attention_bias"} if family.biased else set()
         read |= {"n_shared_experts"} if family.shared else set()
+        read |= {"qk_nope_head_dim", "qk_head_dim"} if family.latent else set()
         read |= _WINDOWS if family.windows != "none" else set()
         read |= _ROPE if family.fixed.get("position") != "learned" else set()
         for name, value in self.raw.items():
-            if name in read or name in NEUTRAL:
-                continue
-            if name == "router_aux_loss_coef":
-                if value:
-                    self.notes.append(f"{name} = {value!r:.20} is not taken over: say --balance-loss for this run")
-            elif name in TRAINING:
-                if value:
-                    self.notes.append(f"{name} = {value!r:.20} is not taken over: say --dropout for this run")
-            elif name in only:
-                if not any(value is allowed or value == allowed for allowed in only[name]):
-                    self.wrong.append(f"{name} = {value!r:.60}: must be {' or '.join(map(repr, only[name]))}")
-            elif name == "sliding_window_size" and value == self.raw.get("sliding_window"):
-                continue  # the same under another name
-            elif name == "quantization_config":
-                self.wrong.append(f"{name}: quantized weights are not supported, take the model in bf16")
-            else:
-                self.wrong.append(f"{name!r:.60} = {value!r:.60}: unknown")
+            if name not in read and name not in NEUTRAL:
+                self._no_setting(name, value)
+
+    def _no_setting(self, name: str, value: Any) -> None:
+        """A field that becomes no setting: told of, or wrong."""
+        allowed = {**ONLY, **self.family.only}.get(name)
+        if name in _LEFT_OUT:
+            if value and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 100):
+                self.wrong.append(f"{name} = {value!r:.60}: must be a number from 0 to 99")
+            elif value:
+                self.notes.append(f"{name} = {value!r:.20} {_LEFT_OUT[name]}")
+        elif allowed is not None:
+            if not any(value is each or value == each for each in allowed):
+                self.wrong.append(f"{name} = {value!r:.60}: must be {' or '.join(map(repr, allowed))}")
+        elif name == "quantization_config":
+            self.wrong.append(f"{name}: quantized weights are not supported, take the model in bf16")
+        elif name != "sliding_window_size" or value != self.raw.get("sliding_window"):  # the same under another name
+            self.wrong.append(f"{name!r:.60} = {value!r:.60}: unknown")
 
     def _value(self, name: str, setting: str) -> Any:
         default = getattr(ModelConfig(), setting)
         value = self.get(name)
-        if value is None and (name in self.family.defaults):
-            return None
+        if value is None and name in self.family.defaults and setting not in _SIZES_OF_LATENTS:
+            return default if name in ("n_group", "topk_group") else None
         if isinstance(default, bool):
             return self._switch(name, default=bool(value))
-        if setting in ("router_scale", "norm_eps", "attention_scalar", "attention_softcap", "logit_softcap"):
+        if setting in _REAL:
             return self._number(name, value)
         most, least = _LARGEST.get(setting, _ANY), int(setting not in ("first_dense", "shared_ffn"))
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -230,6 +263,13 @@ class _Reader:
 
     def _head_dim(self, hidden: int, heads: int) -> int:
         value = self.get("head_dim")
+        if self.family.latent:
+            rotated = int(self._value("qk_rope_head_dim", "head_dim"))
+            whole = rotated + int(self._value("qk_nope_head_dim", "head_dim"))
+            for name, said, meant in (("head_dim", value, rotated), ("qk_head_dim", self.get("qk_head_dim"), whole)):
+                if said not in (None, meant):
+                    self.wrong.append(f"{name} = {said!r:.60}: must be {meant}, as the sizes of its parts make it")
+            return whole
         if value is None or (not self.family.head_dim and value * heads == hidden):
             if hidden % heads:
                 self.wrong.append(f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")
@@ -246,39 +286,3 @@ class _Reader:
         if attention != mlp:
             self.wrong.append(f"attention_bias = {attention} with mlp_bias = {mlp}: must be the same")
         return attention
-
-    def _windows(self, layers: int) -> tuple[int | None, tuple[int, ...]]:
-        """The size of the windows, and the layers without one."""
-        kinds, size = self._kinds(layers), self.get("sliding_window")
-        if self.family.windows == "switched" and not self._switch("use_sliding_window", False):
-            size = None
-        whole = tuple(n for n, kind in enumerate(kinds) if kind == FULL)
-        if size is None or len(whole) == layers:
-            if size is None and SLIDING in kinds and "layer_types" in self.raw:
-                self.wrong.append("sliding_window is unset, but layer_types has layers with one")
-            return None, ()
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 1 << 31:
-            self.wrong.append(f"sliding_window = {size!r:.60}: must be a whole number above 0")
-            return None, ()
-        return size, whole
-
-    def _kinds(self, layers: int) -> Sequence[str]:
-        """What each layer attends to."""
-        family, said = self.family, self.raw.get("layer_types")
-        if family.windows == "none":
-            return [FULL] * layers
-        if said is not None:
-            if not isinstance(said, list) or len(said) != layers or not all(kind in (FULL, SLIDING) for kind in said):
-                self.wrong.append(f"layer_types: must name {FULL} or {SLIDING} for each of {layers} layers")
-                return [FULL] * layers
-            return said
-        if family.windows == "all":
-            return [SLIDING] * layers
-        if family.windows == "switched":
-            first = self.get("max_window_layers")
-            return [SLIDING if n >= (28 if first is None else first) else FULL for n in range(layers)]
-        every = self.raw.get("sliding_window_pattern", self.raw.get("_sliding_window_pattern", family.every))
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            self.wrong.append(f"sliding_window_pattern = {every!r:.60}: must be a whole number above 0")
-            every = family.every
-        return [SLIDING if (n + 1) % every else FULL for n in range(layers)]

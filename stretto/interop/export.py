@@ -200,10 +200,11 @@ def _joined(each: Named, whole: Mapping[str, Tensor]) -> Tensor:
     one = whole[held.pieces[0].logical]
     if len(held.pieces) == 1 and not held.transposed:
         return one.to(each.dtype)
-    out = torch.empty(
-        (sum(piece.shape[0] for piece in held.pieces), *one.shape[1:]), dtype=each.dtype, device=one.device
-    )
-    for piece in held.pieces:
-        for row, at, count in piece.runs(0, piece.shape[0], held.stride):
-            out[at : at + count] = whole[piece.logical][row : row + count].to(each.dtype)
-    return out.t().contiguous() if held.transposed else out
+    out = torch.empty(held.shape, dtype=each.dtype, device=one.device)
+    for n, piece in enumerate(held.pieces):
+        place = held.place(n)
+        rows = out if place is None else out[place]
+        rows = rows.t() if held.transposed else rows
+        for own, there in piece.runs(0, piece.shape[0], held.stride):
+            rows[there] = whole[piece.logical][own].to(each.dtype)
+    return out

@@ -61,6 +61,8 @@ class Family:
     """Whether `attention_bias` gives queries, keys and values biases."""
     shared: bool = False
     """Whether `n_shared_experts` are as many times the inner size of one expert."""
+    latent: bool = False
+    """Whether heads have a part that is rotated beside one that is not, `qk_rope_head_dim` and `qk_nope_head_dim`."""
     tied: bool = False
     """Whether head and embedding are tied unless a file says otherwise."""
 

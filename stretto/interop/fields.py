@@ -17,6 +17,7 @@ NEUTRAL: Final = frozenset(
         "dtype",
         "eos_token_id",
         "id2label",
+        "initial_context_length",
         "initializer_range",
         "is_decoder",
         "is_encoder_decoder",

@@ -81,13 +81,13 @@ class TensorFiles:
         """Let go of all files."""
         self.reads.close()
 
-    def read(self, name: str, dims: tuple[tuple[int, int], ...], into: Tensor) -> None:
+    def read(self, name: str, dims: tuple[tuple[int, int], ...], into: Tensor, step: int = 1) -> None:
         """Begin to fill `into` with the rectangle of a tensor that begins at, and is as long as, `dims` say.
 
-        The bytes of it alone are read. `wait` says when.
+        The bytes of it alone are read; of its last dimension each `step`-th is taken. `wait` says when.
         """
         held = self.tensors[name]
-        self.reads.begin(self.directory / held.file, held.offset, held.shape, DTYPES[held.dtype], dims, into)
+        self.reads.begin(self.directory / held.file, held.offset, held.shape, DTYPES[held.dtype], dims, into, step)
 
     def wait(self) -> int:
         """Until all that was begun is there: the bytes that were read since. Raises InteropError."""

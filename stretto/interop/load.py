@@ -47,7 +47,7 @@ def load_weights(directory: Path, config: HfConfig, shapes: Shapes, slices: Sequ
     table = file_tensors(config.family.model_type, config.model, shapes)
     with TensorFiles(directory) as files:
         copy = _copy(files, config)
-        names = _matched(files, table, copy)
+        names = _matched(files, table, copy, config.further)
         numbers = {name: n for n, name in enumerate(shapes)}
         targets = {_key(part, numbers): part.tensor for part in slices}
         sources = {
@@ -65,7 +65,8 @@ def load_weights(directory: Path, config: HfConfig, shapes: Shapes, slices: Sequ
 def require_weights(directory: Path, config: HfConfig, shapes: Shapes) -> None:
     """Raise InteropError as `load_weights` does before anything is read. No collective."""
     with TensorFiles(directory) as files:
-        _matched(files, file_tensors(config.family.model_type, config.model, shapes), _copy(files, config))
+        table = file_tensors(config.family.model_type, config.model, shapes)
+        _matched(files, table, _copy(files, config), config.further)
 
 
 def _copy(files: TensorFiles, config: HfConfig) -> str | None:
@@ -193,12 +194,15 @@ class _Loading:
         """Begin to read a rectangle of a logical tensor."""
         held, piece = source.held, source.held.pieces[source.n]
         columns = tuple(zip(offsets[1:], into.shape[1:], strict=True))
-        for row, at, count in piece.runs(offsets[0], into.shape[0], held.stride):
-            rows = into.narrow(0, row - offsets[0], count)
+        place = held.place(source.n)
+        for own, there in piece.runs(offsets[0], into.shape[0], held.stride):
+            rows = into[own.start - offsets[0] : own.stop - offsets[0]]
+            dims, step = ((there.start, there.stop - there.start), *columns), there.step
             if held.transposed:
-                self.files.read(source.name, (*columns, (at, count)), rows.t())
-            else:
-                self.files.read(source.name, ((at, count), *columns), rows)
+                dims, rows = dims[::-1], rows.t()
+            if place is not None:
+                dims, rows = ((place, 1), *dims), rows[None]
+            self.files.read(source.name, dims, rows, step)
 
     def _wait(self) -> None:
         try:
@@ -225,9 +229,13 @@ def _bytes(x: Tensor) -> Tensor:
     return x.view(torch.uint8)
 
 
-def _matched(files: TensorFiles, table: Sequence[FileTensor], copy: str | None) -> Mapping[str, str]:
-    """The name in the files of each tensor that is wanted: all of them, and none is left over but a `copy`."""
+def _matched(
+    files: TensorFiles, table: Sequence[FileTensor], copy: str | None, further: tuple[str, ...]
+) -> Mapping[str, str]:
+    """The name in the files of each tensor that is wanted: all of them, and none is left over but a `copy` and those
+    whose names begin as `further` says."""
     there = {name for name in files.tensors if not BUFFERS.search(name) and name != copy}
+    there = {name for name in there if not name.startswith(further)}
     names = {held.name: _name(held.name, there) for held in table}
     wrong = []
     for held in table:

@@ -1,7 +1,7 @@
 """Which tensor of a Hugging Face file holds which logical tensors, and where in it.
 
 Our logical names are those of Llama and of the families named after it, so most files hold logical tensors as they
-are. Others stack several of them, head by head or one after the other, and GPT-2's are transposed.
+are. Others stack several of them, head by head, row by row or one after the other, and some are transposed.
 """
 
 from __future__ import annotations
@@ -26,36 +26,58 @@ class Piece:
     shape: tuple[int, ...]
     start: int
     rows: int
+    in_turn: bool = False
+    """Whether groups are single rows, of which each `stride`-th is one of this tensor."""
 
-    def runs(self, first: int, count: int, stride: int) -> Iterator[tuple[int, int, int]]:
-        """Rows `first`.. of the logical tensor, as (its row, the row in the file, how many); groups have `stride`."""
+    def runs(self, first: int, count: int, stride: int) -> Iterator[tuple[slice, slice]]:
+        """Rows `first`.. of the logical tensor, and where they are in the file, whose groups have `stride` rows."""
+        if self.in_turn and count:
+            begin = first * stride + self.start
+            yield slice(first, first + count), slice(begin, begin + (count - 1) * stride + 1, stride)
+            return
         row = first
         while row < first + count:
             group, within = divmod(row, self.rows)
             n = min(self.rows - within, first + count - row)
-            yield row, group * stride + self.start + within, n
+            at = group * stride + self.start + within
+            yield slice(row, row + n), slice(at, at + n, 1)
             row += n
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor of a file, the logical ones that it is made of, and whether it is stored transposed."""
+    """A tensor of a file, the logical ones that it is made of, and whether it is stored transposed.
+
+    Where it is a stack of so many (`stack`), such as one for each expert, its pieces are those of the first, then those
+    of the second and so on.
+    """
 
     name: str
     pieces: tuple[Piece, ...]
     transposed: bool = False
+    stack: int = 0
+
+    @property
+    def of_one(self) -> tuple[Piece, ...]:
+        """The pieces of the first of a stack."""
+        return self.pieces[: len(self.pieces) // max(1, self.stack)]
+
+    def place(self, n: int) -> int | None:
+        """Which of a stack piece `n` is in."""
+        return n // len(self.of_one) if self.stack else None
 
     @property
     def stride(self) -> int:
         """Rows of one group, all pieces together."""
-        return sum(piece.rows for piece in self.pieces)
+        return sum(piece.rows for piece in self.of_one)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As it stands in the file."""
         first = self.pieces[0].shape
-        whole = (sum(piece.shape[0] for piece in self.pieces), *first[1:])
-        return whole[::-1] if self.transposed else whole
+        whole = (sum(piece.shape[0] for piece in self.of_one), *first[1:])
+        whole = whole[::-1] if self.transposed else whole
+        return (self.stack, *whole) if self.stack else whole
 
     @property
     def numel(self) -> int:
@@ -92,18 +114,26 @@ _MIXTRAL: Final = (
     (r"(\.experts\.\d+)\.up_proj\.", r"\1.w3."),
 )
 _QWEN2: Final = ((r"\.mlp\.shared_experts\.", ".mlp.shared_expert."),)
+_GPT_OSS: Final = (
+    (r"\.mlp\.gate\.", ".mlp.router."),
+    (r"\.experts\.\d+\.(gate|up)_proj\.weight", ".experts.gate_up_proj"),
+    (r"\.experts\.\d+\.(gate|up)_proj\.bias", ".experts.gate_up_proj_bias"),
+    (r"\.experts\.\d+\.down_proj\.weight", ".experts.down_proj"),
+    (r"\.experts\.\d+\.down_proj\.bias", ".experts.down_proj_bias"),
+)
 _RENAMED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "gpt_neox": _NEOX,
     "gpt2": _GPT2,
     "mixtral": _MIXTRAL,
     "qwen2_moe": _QWEN2,
+    "gpt_oss": _GPT_OSS,
 }
 _STACKED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "gpt_neox": {"query_key_value": ("q_proj", "k_proj", "v_proj")},
     "gpt2": {"c_attn": ("q_proj", "k_proj", "v_proj")},
     "phi3": {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")},
 }
-_TRANSPOSED: Final = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+_TRANSPOSED: Final = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$|\.experts\.(gate_up|down)_proj$")
 
 BUFFERS: Final = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 """Names of what old files hold besides parameters: masks and frequencies, which follow from the configuration."""
@@ -125,9 +155,16 @@ def file_tensors(family: str, model: ModelConfig, shapes: Shapes) -> tuple[FileT
 
 def _tensor(family: str, model: ModelConfig, name: str, parts: list[str], shapes: Shapes) -> FileTensor:
     groups = model.heads if family == "gpt_neox" and len(parts) > 1 else 1  # q, k and v of a head lie side by side
+    stack = model.experts if family == "gpt_oss" and ".experts." in name else 0
+    each = len(parts) // max(1, stack)
+    in_turn = stack > 0 and each > 1  # rows of gate and up
+    if in_turn:
+        groups = shapes[parts[0]][0]
     pieces, start = [], 0
-    for part in parts:
+    for n, part in enumerate(parts):
         rows = shapes[part][0] // groups
-        pieces.append(Piece(part, shapes[part], start, rows))
+        start = 0 if n % each == 0 else start
+        pieces.append(Piece(part, shapes[part], start, rows, in_turn))
         start += rows
-    return FileTensor(name, tuple(pieces), family == "gpt2" and _TRANSPOSED.search(name) is not None)
+    transposed = family in ("gpt2", "gpt_oss") and _TRANSPOSED.search(name) is not None
+    return FileTensor(name, tuple(pieces), transposed, stack)

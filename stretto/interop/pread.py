@@ -41,8 +41,12 @@ class Reads:
         dtype: torch.dtype,
         dims: Sequence[tuple[int, int]],
         into: Tensor,
+        step: int = 1,
     ) -> None:
-        """Read the rectangle `dims` (first, length) of a row-major tensor at `offset` into a tensor of its shape."""
+        """Read the rectangle `dims` (first, length) of a row-major tensor at `offset` into a tensor of its shape.
+
+        Of the last dimension, which is not the first, `into` has each `step`-th.
+        """
         if not dims or not into.numel():
             dims, shape, into = ((0, into.numel()),), (into.numel(),), into.reshape(-1)
         if path not in self._files:
@@ -52,7 +56,7 @@ class Reads:
         for row in range(0, count, rows):
             n = min(rows, count - row)
             part = ((first + row, n), *dims[1:])
-            work = (self._files[path], offset, shape, dtype, part, into[row : row + n])
+            work = (self._files[path], offset, shape, dtype, part, into[row : row + n], step)
             self._under_way.append(self._pool.submit(self._read, *work))
 
     def wait(self) -> int:
@@ -76,9 +80,11 @@ class Reads:
         dtype: torch.dtype,
         dims: Sequence[tuple[int, int]],
         into: Tensor,
+        step: int,
     ) -> int:
-        straight = into.dtype == dtype and into.is_contiguous() and into.device.type == "cpu"
-        rectangle = into if straight else self._buffer(into.numel() * dtype.itemsize).view(dtype).view(into.shape)
+        straight = into.dtype == dtype and into.is_contiguous() and into.device.type == "cpu" and step == 1
+        sizes = tuple(n for _, n in dims)
+        rectangle = into if straight else self._buffer(prod(sizes) * dtype.itemsize).view(dtype).view(sizes)
         array: Any = rectangle.view(-1).view(torch.uint8).numpy()
         bytes_of = memoryview(array)
         at = 0
@@ -87,7 +93,7 @@ class Reads:
             _fill(file, offset + begin * dtype.itemsize, bytes_of[at : at + length])
             at += length
         if not straight:
-            into.copy_(rectangle)
+            into.copy_(rectangle[..., ::step])
         return at
 
     def _buffer(self, size: int) -> Tensor:

@@ -28,21 +28,34 @@ _READ: Final = {
     "high_freq_factor": "rope_high_freq",
     "beta_fast": "rope_beta_fast",
     "beta_slow": "rope_beta_slow",
+    "truncate": "rope_whole_pairs",
+    "mscale": "rope_mscale",
+    "mscale_all_dim": "rope_mscale_all",
     "attention_factor": "rope_attention_factor",
     "short_factor": "rope_short_factors",
     "long_factor": "rope_long_factors",
 }
+_MSCALE: Final = ("mscale", "mscale_all_dim")
+"""With a latent alone."""
 _LISTS: Final = ("short_factor", "long_factor")
 _OF: Final[Mapping[str, tuple[str, ...]]] = {
     "none": (),
     "linear": ("factor",),
     "dynamic": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        *_MSCALE,
+        "attention_factor",
+    ),
     "longrope": ("factor", "original_max_position_embeddings", "attention_factor", *_LISTS),
 }
-_OPTIONAL: Final = frozenset(("beta_fast", "beta_slow", "attention_factor"))
-_WITHOUT_EFFECT: Final = {"truncate": (True,), "finetuned": (True, False), "mscale": (None,), "mscale_all_dim": (None,)}
+_OPTIONAL: Final = frozenset(("beta_fast", "beta_slow", "truncate", "attention_factor", *_MSCALE))
+_WITHOUT_EFFECT: Final = {"truncate": (True,), "finetuned": (True, False)}
 
 
 def rope_settings(raw: Mapping[str, Any], family: Family, *, windowed: bool, wrong: list[str]) -> dict[str, Any]:
@@ -110,11 +123,14 @@ def _one(
         value = _said_of(name, kind, table, raw)
         if name in _LISTS:
             values[_READ[name]] = _numbers(f"{where}.{name}", value, wrong)
+        elif name == "truncate" and isinstance(value, bool):
+            values[_READ[name]] = value
         elif value is not None or name not in _OPTIONAL:
             values[_READ[name]] = _number(f"{where}.{name}", value, 0, 1 << 40, wrong)
     if "rope_original_positions" in values:
         values["rope_original_positions"] = int(values["rope_original_positions"])
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_OF[kind]}
+    known -= set() if family.latent else {*_MSCALE}
     for name, value in table.items():
         if name in known or value is None:
             continue
@@ -134,6 +150,8 @@ def _number(name: str, value: Any, above: float, most: float, wrong: list[str]) 
 def _said_of(name: str, kind: str, table: Mapping[str, Any], raw: Mapping[str, Any]) -> Any:
     """A value of a table, or what stands for it where it is left out."""
     value = table.get(name)
+    if name in _MSCALE and value == 0:  # which is to say: not
+        return None
     if name == "original_max_position_embeddings":
         if kind == "dynamic":
             return raw.get("max_position_embeddings")
@@ -166,7 +184,7 @@ def rope_fields(model: ModelConfig, family: Family) -> dict[str, Any]:
         whole["partial_rotary_factor"] = model.rope_share
     for name in _OF[model.rope_scaling]:
         value = getattr(model, _READ[name])
-        if value is not None:
+        if value is not None and not (name == "truncate" and value):
             whole[name] = list(value) if isinstance(value, tuple) else value
     if kind == "dynamic":
         del whole["original_max_position_embeddings"]  # it is max_position_embeddings

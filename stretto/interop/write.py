@@ -46,6 +46,8 @@ def _fields(model: ModelConfig, family: Family, seq_len: int, dtype: str) -> dic
         "ffn": model.dim_ffn,
         "expert_ffn": model.dim_expert,
         "learned_positions": model.learned_positions,
+        "rope_head_dim": model.dim_rotary,
+        "v_head_dim": model.dim_value,
     }
     derived |= {"attention_scalar": model.attention_scalar or float(model.dim_per_head)}
     if model.learned_positions is None:
@@ -56,9 +58,16 @@ def _fields(model: ModelConfig, family: Family, seq_len: int, dtype: str) -> dic
     if isinstance(scalar, float) and scalar.is_integer():
         raw["query_pre_attn_scalar"] = int(scalar)
     known = GATED if family.gated else PLAIN
-    raw[family.activation] = next((name for name, ours in known.items() if ours == model.activation), model.activation)
-    if family.head_dim:
+    named = {ours: theirs for theirs, ours in reversed(tuple(known.items()))}
+    fixed = {family.fixed["activation"]: "silu"} if "activation" in family.fixed else {}
+    raw[family.activation] = (fixed or named).get(model.activation, model.activation)
+    if family.latent:
+        raw |= {"qk_nope_head_dim": model.dim_per_head - model.dim_rotary, "num_nextn_predict_layers": 0}
+        raw |= {"head_dim": model.dim_rotary}
+    elif family.head_dim:
         raw["head_dim"] = model.dim_per_head
+    if family.model_type == "deepseek_v2":
+        raw["topk_method"] = "greedy" if model.router_groups == 1 else "group_limited_greedy"
     if family.model_type == "llama":
         raw |= {"attention_bias": model.bias, "mlp_bias": model.bias}
     raw |= {"attention_bias": model.qkv_bias} if family.biased else {}
@@ -96,6 +105,8 @@ def _meant(model: ModelConfig, name: str) -> Any:
     """A setting, or what follows for it where it is unset; nothing where it has no effect."""
     derived: dict[str, Any] = {"kv_heads": model.num_kv_heads, "head_dim": model.dim_per_head, "ffn": model.dim_ffn}
     derived |= {"attention_scalar": model.attention_scalar or float(model.dim_per_head)}
+    if model.latent:
+        derived |= {"rope_head_dim": model.dim_rotary, "v_head_dim": model.dim_value}
     if model.experts:
         derived["expert_ffn"] = model.dim_expert
     if name == "router_group_score" and model.router_groups == 1:

@@ -1,7 +1,12 @@
-"""Causal self-attention with grouped queries, heads cut along the tensor-parallel axis."""
+"""Causal self-attention, heads cut along the tensor-parallel axis; here with grouped queries.
+
+What differs from model to model is where queries, keys and values come from (`heads_of`): here from the residual
+stream, in `latent` from latents.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 
 from torch import Tensor, nn
@@ -16,23 +21,63 @@ from stretto.structure import Structure
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Projection, RowParallelLinear, declare_on
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """softmax(q k^T / sqrt(d)) v per head: [s(/t), b, h] -> [s(/t), b, h].
 
-    With fewer key/value heads than ranks, consecutive ranks hold the same head and each has a part of its gradient.
     `layer` is its number in the whole model: windows may be of some layers only.
     """
 
-    def __init__(self, config: ModelConfig, build: Build, layer: int, parts: BlockOps, *, out_init: Init) -> None:
+    o_proj: RowParallelLinear
+    sinks: nn.Parameter | None
+
+    def __init__(self, config: ModelConfig, build: Build, layer: int, parts: BlockOps) -> None:
         super().__init__()
+        if config.heads % build.tp.size:
+            raise ValueError(f"tp={build.tp.size} must divide heads={config.heads}")
+        self.dim, self.heads = config.dim_per_head, config.heads // build.tp.size
+        self.build, self.layer, self.scores = build, layer, Scores.of(config, layer)
+        self.rotate, self.attend = parts.rotate, parts.attend(layer)
+
+    def leave(self, config: ModelConfig, build: Build, out_init: Init) -> None:
+        """Declare what takes the heads back to the residual stream."""
+        self.o_proj = RowParallelLinear(
+            config.heads * config.dim_value, config.hidden, build, bias=config.bias, init=out_init, name="o_proj"
+        )
+        self.sinks = None
+        if config.attention_sinks:
+            sinks = ParamSpec((config.heads,), Init(std=config.init_std), (Shard("tp", 0),), weight_decay=False)
+            self.sinks = declare_on(self, "sinks", sinks, build)
+
+    @abstractmethod
+    def heads_of(self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None) -> Iterable[Tensor]:
+        """q [s, b, heads, d], k and v [s, b, kv_heads, d] of this rank's heads."""
+
+    def forward(
+        self,
+        x: Tensor | Lazy,
+        rotation: tuple[Tensor, Tensor] | None,
+        structure: Structure,
+        before: KeyValues | None = None,
+    ) -> Tensor:
+        q, k, v = (t.permute(1, 2, 0, 3) for t in self.heads_of(x, rotation))  # [b, heads, s, d]
+        if before is not None:
+            k, v = before.extended(self.layer, k, v)
+        y = self.attend(q, k, v, self.scores, structure, self.sinks).permute(2, 0, 1, 3)
+        out: Tensor = self.o_proj(y.reshape(*y.shape[:2], -1))
+        return out
+
+
+class Attention(SelfAttention):
+    """With grouped queries.
+
+    With fewer key/value heads than ranks, consecutive ranks hold the same head and each has a part of its gradient.
+    """
+
+    def __init__(self, config: ModelConfig, build: Build, layer: int, parts: BlockOps, *, out_init: Init) -> None:
+        super().__init__(config, build, layer, parts)
         tp, d = build.tp, config.dim_per_head
-        if config.heads % tp.size or max(config.num_kv_heads, tp.size) % min(config.num_kv_heads, tp.size):
-            raise ValueError(
-                f"tp={tp.size} must divide heads={config.heads}, and divide or be divided by "
-                f"kv_heads={config.num_kv_heads}"
-            )
-        self.dim = d
-        self.heads = config.heads // tp.size
+        if max(config.num_kv_heads, tp.size) % min(config.num_kv_heads, tp.size):
+            raise ValueError(f"tp={tp.size} must divide or be divided by kv_heads={config.num_kv_heads}")
         self.kv_heads = max(1, config.num_kv_heads // tp.size)
         copies = max(1, tp.size // config.num_kv_heads)
         kv = config.num_kv_heads * d
@@ -47,13 +92,7 @@ class Attention(nn.Module):
             bias=config.bias or config.qkv_bias,
             init=Init(std=config.init_std),
         )
-        self.o_proj = RowParallelLinear(
-            config.heads * d, config.hidden, build, bias=config.bias, init=out_init, name="o_proj"
-        )
-        self.sinks: nn.Parameter | None = None
-        if config.attention_sinks:
-            sinks = ParamSpec((config.heads,), Init(std=config.init_std), (Shard("tp", 0),), weight_decay=False)
-            self.sinks = declare_on(self, "sinks", sinks, build)
+        self.leave(config, build, out_init)
         self.q_norm: HeadNorm | FullNorm | None = None
         self.k_norm: HeadNorm | FullNorm | None = None
         if config.qk_norm and config.qk_norm_width == "full":
@@ -62,28 +101,11 @@ class Attention(nn.Module):
         elif config.qk_norm:
             self.q_norm = HeadNorm(d, parts.head_norm, build, init=first_weight(config))
             self.k_norm = HeadNorm(d, parts.head_norm, build, init=first_weight(config))
-        self.build, self.layer, self.scores = build, layer, Scores.of(config, layer)
-        self.rotate, self.attend = parts.rotate, parts.attend(layer)
 
-    def forward(
-        self,
-        x: Tensor | Lazy,
-        rotation: tuple[Tensor, Tensor] | None,
-        structure: Structure,
-        before: KeyValues | None = None,
-    ) -> Tensor:
+    def heads_of(self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None) -> Iterable[Tensor]:
+        """As `SelfAttention`."""
         qkv = self.qkv_proj(x)
-        s, b = qkv.shape[:2]
-        q, k, v = self._heads(qkv.view(s, b, -1, self.dim), rotation)
-        q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
-        if before is not None:
-            k, v = before.extended(self.layer, k, v)
-        y = self.attend(q, k, v, self.scores, structure, self.sinks)
-        out: Tensor = self.o_proj(y.permute(2, 0, 1, 3).reshape(s, b, -1))
-        return out
-
-    def _heads(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Iterable[Tensor]:
-        """q [s, b, heads, d], k and v [s, b, kv_heads, d] of all of them side by side."""
+        qkv = qkv.view(*qkv.shape[:2], -1, self.dim)  # all of them side by side
         if rotation is not None and self.q_norm is None:
             return self.rotate(qkv, rotation, self.heads, self.kv_heads, rest=self.kv_heads)
         q, k, v = qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=2)

@@ -14,6 +14,7 @@ from stretto.experts import SparseFeedForward
 from stretto.models.attention import Attention
 from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
+from stretto.models.latent import LatentAttention
 from stretto.models.norm import Norm, norm
 from stretto.models.rope import Rotation
 from stretto.params import Init
@@ -97,12 +98,13 @@ class Block(nn.Module):
         sparse = config.is_sparse(layer)
 
         def normed(wanted: bool, taken: bool = True) -> Norm | None:
-            # What the router and the exchange of tokens take is kept: several read it.
+            # What several read is kept: the router and the exchange of tokens, or latents and queries without one.
             op = parts.norm if taken else replace(parts.norm, recompute=False)
             return norm(config, build, op) if wanted else None
 
-        self.input_layernorm = normed(before)
-        self.self_attn = Attention(config, build, layer, parts, out_init=out_init)
+        self.input_layernorm = normed(before, not config.latent or config.q_lora_rank is not None)
+        attention = LatentAttention if config.latent else Attention
+        self.self_attn = attention(config, build, layer, parts, out_init=out_init)
         self.post_attention_layernorm = normed(True, not sparse or after)  # before the feed-forward, or after attention
         self.pre_feedforward_layernorm = normed(both, not sparse)
         self.mlp = (

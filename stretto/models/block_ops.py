@@ -15,6 +15,7 @@ from stretto.tensor_parallel import Build, Pointwise, formulas
 _ACTIVATIONS: Final[Mapping[str, formulas.Formula]] = MappingProxyType(
     {
         "swiglu": formulas.SWIGLU,
+        "clamped-swiglu": formulas.CLAMPED_SWIGLU,
         "geglu": formulas.GEGLU,
         "geglu-tanh": formulas.GEGLU_TANH,
         "gelu": formulas.GELU,
@@ -22,16 +23,21 @@ _ACTIVATIONS: Final[Mapping[str, formulas.Formula]] = MappingProxyType(
     }
 )
 
+LATENT_EPS: Final = 1e-6
+"""Of the norms over a latent, whatever norm_eps is: so DeepSeek's code has it."""
+
 
 @dataclass(frozen=True)
 class BlockOps:
     """The operations that the config names.
 
-    `norm`(x, weight[, bias]), `head_norm`(x, weight), `activation`(gate_up), `attend`(layer)(q, k, v).
+    `norm`(x, weight[, bias]), `head_norm` and `latent_norm`(x, weight), `activation`(gate_up),
+    `attend`(layer)(q, k, v).
     """
 
     norm: Pointwise
     head_norm: Pointwise
+    latent_norm: Pointwise
     activation: Pointwise
     rotate: Rotate
     attend: Callable[[int], Attend]
@@ -40,11 +46,14 @@ class BlockOps:
     def of(cls, config: ModelConfig, build: Build, attend: Callable[[int], Attend]) -> BlockOps:
         """One of each for a model, so that each is compiled once."""
         rms = formulas.ZERO_CENTERED_RMS_NORM if config.norm_zero_centered else formulas.RMS_NORM
+        clamped = config.activation == "clamped-swiglu"
+        clamps = {"alpha": config.swiglu_alpha, "limit": config.swiglu_limit} if clamped else {}
         normed = rms if config.norm == "rms" else formulas.LAYER_NORM
         return cls(
             Pointwise.of(normed, build, eps=config.norm_eps),
             Pointwise.of(rms, build, eps=config.norm_eps),
-            Pointwise.of(_ACTIVATIONS[config.activation], build),
+            Pointwise.of(rms, build, eps=LATENT_EPS),
+            Pointwise.of(_ACTIVATIONS[config.activation], build, **clamps),
             Rotate.of(build),
             attend,
         )

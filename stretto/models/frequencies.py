@@ -53,8 +53,10 @@ def _yarn(c: ModelConfig, original: int) -> Tensor:
         """The pair, as a real number, that makes so many turns."""
         return c.dim_rotary * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(c.rope_base))
 
-    low = max(math.floor(pair(c.rope_beta_fast)), 0)
-    high = min(math.ceil(pair(c.rope_beta_slow)), c.dim_rotary - 1)
+    low, high = pair(c.rope_beta_fast), pair(c.rope_beta_slow)
+    if c.rope_whole_pairs:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, c.dim_rotary - 1)
     width = high - low if high != low else 0.001
     stretched = ((torch.arange(c.dim_rotary // 2, dtype=torch.float64) - low) / width).clamp(0, 1)
     return stretched / c.rope_factor + (1 - stretched)
@@ -64,7 +66,9 @@ def _yarn_attention(c: ModelConfig) -> float:
     """The same source, equation 22: scores grow with the length, on either side by its root."""
     if c.rope_attention_factor is not None:
         return c.rope_attention_factor
-    return 0.1 * math.log(c.rope_factor) + 1 if c.rope_factor > 1 else 1.0
+    if c.rope_mscale is not None and c.rope_mscale_all is not None:
+        return c.yarn_mscale(c.rope_mscale) / c.yarn_mscale(c.rope_mscale_all)
+    return c.yarn_mscale()
 
 
 def _longrope_attention(c: ModelConfig, original: int) -> float:

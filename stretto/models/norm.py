@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stretto.arguments.schema import ModelConfig
 from stretto.collectives import all_reduce
 from stretto.params import Init, ParamSpec, Shard
-from stretto.tensor_parallel import Build, Pointwise, WithResidual, declare_on, replicated
+from stretto.tensor_parallel import Build, Lazy, Pointwise, WithResidual, declare_on, replicated
 
 ONES, ZEROS = Init(mean=1.0), Init()
 
@@ -48,6 +48,19 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op.now(x, self.weight)
+
+
+class LatentNorm(nn.Module):
+    """RMSNorm over a latent, which every rank has whole and uses for its own heads: a part of the gradient each."""
+
+    def __init__(self, dim: int, op: Pointwise, build: Build, *, init: Init = ONES) -> None:
+        super().__init__()
+        self.op, self.dim, self.ranks = op, dim, build.tp.size
+        spec = ParamSpec((dim,), init, weight_decay=False, sum_grad=("tp",))
+        self.weight = declare_on(self, "weight", spec, build)
+
+    def forward(self, x: Tensor) -> Tensor | Lazy:
+        return self.op(x, self.weight)
 
 
 class FullNorm(nn.Module):

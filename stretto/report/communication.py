@@ -9,6 +9,7 @@ from rich.text import Text
 
 from stretto.layout.ranks import ranges
 from stretto.verify.comms import Communication, Sent
+from stretto.verify.textbook_experts import EXCHANGE
 
 _RANKS_SHOWN = 8
 
@@ -48,5 +49,7 @@ def _origin(sent: Sent) -> str:
 def _note(sent: Sent) -> Text:
     if not sent.off:
         more = sent.measured.bytes - sent.textbook
+        if (sent.axis, sent.op) == EXCHANGE and abs(more) > 0.5:
+            return Text.assemble(("as routed", "green"), f": {more / sent.textbook:+.0%} of that of equal loads")
         return Text.assemble(("equal", "green"), f", and {more:,.0f} of padding" if more > 0.5 else "")
     return Text.assemble(("not equal", "red"), f" on {ranges(sent.off, _RANKS_SHOWN)}")

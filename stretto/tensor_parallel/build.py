@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -102,6 +102,11 @@ class Build:
     chunks: int = 1
     experts: ExpertAxes = field(default_factory=ExpertAxes.single)
     tokens: int = 1
+
+    @property
+    def alone(self) -> Build:
+        """The same without the borders of the tensor-parallel region."""
+        return replace(self, tp=Axis.single("tp"), sequence_parallel=False)
 
     @property
     def overlap_with(self) -> OverlapWith:

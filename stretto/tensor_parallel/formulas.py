@@ -50,6 +50,29 @@ def swiglu_both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     return swiglu(gate_up), *swiglu_backward(dy, gate_up)
 
 
+def clamped_swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
+    """(up + 1) gate sigmoid(alpha gate), both clamped first, as gpt-oss has it: [.., 2f] -> [.., f]."""
+    gate, up = _wide(gate_up).chunk(2, -1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return ((up + 1) * gate * (alpha * gate).sigmoid()).to(gate_up.dtype)
+
+
+def clamped_swiglu_backward(dy: Tensor, gate_up: Tensor, alpha: float, limit: float) -> tuple[Tensor]:
+    """Its adjoint: with g = sigmoid(alpha gate), d (gate g) = g (1 + alpha gate (1 - g)); none beyond a clamp."""
+    d = _wide(dy)
+    gate, up = _wide(gate_up).chunk(2, -1)
+    within = (gate <= limit, up.abs() <= limit)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    g = (alpha * gate).sigmoid()
+    d_gate = d * (up + 1) * g * (1 + alpha * gate * (1 - g)) * within[0]
+    return (torch.cat([d_gate, d * gate * g * within[1]], -1).to(gate_up.dtype),)
+
+
+def clamped_swiglu_both(dy: Tensor, gate_up: Tensor, alpha: float, limit: float) -> tuple[Tensor, Tensor]:
+    """Itself and its adjoint."""
+    return clamped_swiglu(gate_up, alpha, limit), *clamped_swiglu_backward(dy, gate_up, alpha, limit)
+
+
 def gelu(x: Tensor) -> Tensor:
     """x Phi(x), with the normal distribution function by erf (Hendrycks and Gimpel, 2016)."""
     return F.gelu(x)
@@ -212,6 +235,7 @@ def _over_rows(x: Tensor) -> Tensor:
 
 
 SWIGLU = Formula(swiglu, swiglu_backward, swiglu_both)
+CLAMPED_SWIGLU = Formula(clamped_swiglu, clamped_swiglu_backward, clamped_swiglu_both)
 GEGLU = Formula(geglu, geglu_backward, geglu_both)
 GEGLU_TANH = Formula(geglu_tanh, geglu_tanh_backward, geglu_tanh_both)
 GELU = Formula(gelu, gelu_backward, gelu_both)

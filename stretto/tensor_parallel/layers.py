@@ -37,7 +37,8 @@ class Projection:
 class ColumnParallelLinear(nn.Module):
     """y = x W^T + b with W [d_out, d_in] cut along d_out: [s(/t), b, d_in] -> [s, b, d_out/t].
 
-    `parts` are the matrices stacked into W; a number stands for a single one of that many rows.
+    `parts` are the matrices stacked into W; a number stands for a single one of that many rows. What is `inside` the
+    tensor-parallel region already, [s, b, d_in], crosses no border.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class ColumnParallelLinear(nn.Module):
         *,
         bias: bool,
         init: Init,
+        inside: bool = False,
     ) -> None:
         super().__init__()
-        self.build = build
+        self.build = build.alone if inside else build
         parts = [Projection("", parts)] if isinstance(parts, int) else parts
         weights = [_cut_rows(p, (p.d_out, d_in), init, weight_decay=True) for p in parts]
         biases = [_cut_rows(p, (p.d_out,), Init(), weight_decay=False) for p in parts]
@@ -121,12 +123,14 @@ def expect(weight: nn.Parameter, build: Build) -> None:
         build.accumulators.expect(weight)
 
 
-def replicated(shape: tuple[int, ...], init: Init, *, sequence_parallel: bool, weight_decay: bool = False) -> ParamSpec:
+def replicated(
+    shape: tuple[int, ...], init: Init, *, sequence_parallel: bool, weight_decay: bool = False, part: str = ""
+) -> ParamSpec:
     """The spec of a parameter that every tensor-parallel rank holds whole.
 
     Under sequence parallelism each rank applies it to its part of the sequence only, so its gradient is a part.
     """
-    return ParamSpec(shape, init, sum_grad=("tp",) if sequence_parallel else (), weight_decay=weight_decay)
+    return ParamSpec(shape, init, sum_grad=("tp",) if sequence_parallel else (), weight_decay=weight_decay, part=part)
 
 
 def declare_norm(norm: M, *, sequence_parallel: bool) -> M:

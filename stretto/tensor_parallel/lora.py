@@ -9,7 +9,7 @@ part of the gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +22,6 @@ from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.linear import linear
 from stretto.tensor_parallel.mappings import enter, leave
 from stretto.tensor_parallel.pointwise import Lazy
-from stretto.world import Axis
 
 if TYPE_CHECKING:
     from stretto.tensor_parallel.layers import Projection
@@ -74,7 +73,7 @@ def column(
     """[s(/t), b, d_in] -> [s, b, d_out/t]: W with its parts' adapters, a [n r, d_in] and b [rows of them, r]."""
     build = adapter.build
     x = enter(_made(x), build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)
-    y = linear(x, weight, bias, _alone(build), column=True)
+    y = linear(x, weight, bias, build.alone, column=True)
     low = torch.split(F.linear(x, a), adapter.lora.rank, -1)
     into = torch.split(b, [rows for rows, adapted in adapter.parts if adapted])
     rows_of_all = [rows for rows, _ in adapter.parts]
@@ -88,7 +87,7 @@ def column(
 def row(x: Tensor | Lazy, weight: nn.Parameter, lora: Lora, build: Build, a: Tensor, b: Tensor) -> Tensor:
     """[s, b, d_in/t] -> [s(/t), b, d_out]."""
     x = _made(x)
-    y = linear(x, weight, None, _alone(build), column=False) + lora.scale * F.linear(F.linear(x, a), b)
+    y = linear(x, weight, None, build.alone, column=False) + lora.scale * F.linear(F.linear(x, a), b)
     return leave(y, build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)
 
 
@@ -104,11 +103,6 @@ class Columns:
 def _made(x: Tensor | Lazy) -> Tensor:
     """The input as a tensor that is kept: A's gradient needs it, and that of W is none."""
     return x.made() if isinstance(x, Lazy) else x
-
-
-def _alone(build: Build) -> Build:
-    """The same without the borders of the tensor-parallel region, which both products cross as one."""
-    return replace(build, tp=Axis.single("tp"), sequence_parallel=False)
 
 
 def _deviates(d_in: int) -> Init:

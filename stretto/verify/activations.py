@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from stretto.exchange import all_gather_json, all_gather_tensors
 from stretto.models import Microbatch, Transformer
 from stretto.models.block import Block, FeedForward
+from stretto.models.norm import LatentNorm
 from stretto.params import Logical, collect
 from stretto.random import normal_
 from stretto.structure import Structure
@@ -185,7 +186,9 @@ def pieces_of(stage: nn.Module, elsewhere: Container[nn.Parameter] = ()) -> Iter
     for path, module in stage.named_modules():
         if module in unseen:
             continue
-        if isinstance(module, ColumnParallelLinear):
+        if isinstance(module, LatentNorm):  # of the same on all ranks, each of which uses it for its own heads
+            yield module, [Piece(path, 0, module.dim, 0, module.ranks)]
+        elif isinstance(module, ColumnParallelLinear):
             yield module, [_features(part) for part in logical[f"{path}.weight"]]
         # The head's output is seen in the loss: all logits never exist.
         elif isinstance(module, Block) or any(True for _ in module.parameters(recurse=False)):

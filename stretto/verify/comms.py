@@ -15,7 +15,8 @@ from stretto.parallel_state import ParallelState
 from stretto.train.build import build
 from stretto.train.groups import axes_of, group_options
 from stretto.verify.session import Session, random_batch
-from stretto.verify.textbook import expected, padding
+from stretto.verify.textbook import expected, padding, routed
+from stretto.verify.textbook_experts import EXCHANGE
 from stretto.world import World
 
 ROUNDING = 1e-9
@@ -82,9 +83,13 @@ def communication(args: Arguments, layout: Layout, records: Mapping[int, Sequenc
         own = {rank: measured[rank].get(key, Volume()) for rank in records}
         should = {rank: textbook[rank].get(key, 0.0) for rank in records}
         more = {rank: own[rank].bytes - should[rank] for rank in records}
-        flat = key[0] in ("dp-cp", "dp:gather-cp") and key[1] != "all_reduce_max"
-        may = {rank: slack[rank] if flat else 0.0 for rank in records}
-        off = tuple(r for r in records if not -ROUNDING * should[r] <= more[r] <= may[r] + ROUNDING * should[r])
+        flat = key[1] != "all_reduce_max"
+        may = {rank: (0.0, slack[rank].get(key[0], 0.0) if flat else 0.0) for rank in records}
+        if key == EXCHANGE:
+            may = {rank: routed(args, layout, rank) for rank in records}
+        off = tuple(
+            r for r in records if not -may[r][0] - ROUNDING * should[r] <= more[r] <= may[r][1] + ROUNDING * should[r]
+        )
         rank = off[0] if off else max(records, key=lambda r: own[r].bytes)
         sites = Counter(call.site for call in records[rank] if (call.axis, call.op) == key) if off else Counter()
         sent.append(Sent(*key, rank, own[rank], should[rank], off, tuple(sites.most_common())))

@@ -1,7 +1,8 @@
 """Which features are proven to leave the model as it is, in company with which.
 
-A combination is what a run uses, not how much of it: whether tensors are cut, whether the sequence is, which schedule
-runs the pipeline, how data parallelism is sharded, whether activations are dropped or computed again, in which dtype.
+A combination is what a run uses, not how much of it: whether tensors are cut, whether the sequence is and how its ranks
+communicate, which schedule runs the pipeline, how data parallelism is sharded, where experts lie, whether a row has
+several documents, what is trained, whether activations are dropped or computed again, in which dtype.
 Every two of these stand together in a row of `docs/verified.md`, which has the errors measured; a run that uses a
 setting that no row has is told so.
 """
@@ -13,23 +14,40 @@ from dataclasses import dataclass, fields
 from itertools import product
 
 from stretto.arguments.errors import as_text
-from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
+from stretto.arguments.schema import (
+    Arguments,
+    BatchConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TuningConfig,
+)
+from stretto.estimate.context import comm_of
 from stretto.layout.schedules import FAMILIES
 from stretto.verify.compare import ROUNDING, Comparison
 
 TENSOR = ("-", "tp", "tp + sequence parallel")
+CONTEXT = ("-", "cp all-gather", "cp ring", "cp ulysses")
+EXPERTS = ("-", "experts", "ep", "etp", "ep + etp")
+DOCUMENTS = ("-", "packing")
+TRAINED = ("-", "adapters", "frozen parameters")
 PIPELINE = ("-", *FAMILIES)
 DATA = ("-", "dp", "zero1", "zero2", "fsdp")
 RECOMPUTE = {"none": "", "selective": "selective recomputation", "block": "recomputation of blocks"}
 ACTIVATIONS = tuple(" + ".join(filter(None, each)) or "-" for each in product(("", "dropout"), RECOMPUTE.values()))
-FEATURES = (TENSOR, PIPELINE, DATA, ACTIVATIONS)
+FEATURES = (TENSOR, CONTEXT, PIPELINE, DATA, EXPERTS, DOCUMENTS, TRAINED, ACTIVATIONS)
 DTYPES = ("fp64", "fp32", "bf16")
+
+MOST = 8
+"""Ranks of an example."""
 
 PAGE = "docs/verified.md"
 
 # What a combination says in words of its own, and what none tells apart: sizes, and where ranks lie.
 _SPOKEN_FOR = (
-    *("tp", "sequence_parallel", "tp_comm_overlap", "pp", "vpp", "schedule", "dp"),
+    *("tp", "sequence_parallel", "tp_comm_overlap", "cp", "cp_comm", "pp", "vpp", "schedule", "dp", "ep", "etp"),
     *("stage_layers", "bucket_mb", "order", "gpus_per_node", "sharding", "keep_units", "schedule_costs"),
 )
 
@@ -39,16 +57,20 @@ class Combination:
     """The features that a run uses together."""
 
     tensor: str
+    context: str
     pipeline: str
     data: str
+    experts: str
+    documents: str
+    trained: str
     activations: str
     dtype: str
     other: tuple[str, ...] = ()
     """Settings that no row of the page has, where they are not at their default."""
 
     def __str__(self) -> str:
-        used = [part for part in (self.tensor, self.pipeline, self.data) if part != "-"]
-        with_them = [self.activations] * (self.activations != "-")
+        used = [part for part in (self.tensor, self.context, self.pipeline, self.data, self.experts) if part != "-"]
+        with_them = [part for part in (self.documents, self.trained, self.activations) if part != "-"]
         return ", ".join([" x ".join(used) or "one process", *with_them, *self.other, self.dtype])
 
 
@@ -69,15 +91,34 @@ def combination(args: Arguments) -> Combination:
         other += ("post_validate",)
     if r.ffn_chunks > 1:
         other += (f"ffn_chunks={r.ffn_chunks}",)
-    if args.data.packing:
-        other += ("packing",)
     if r.fp8 != "none":
         other += (f"fp8={r.fp8}",)
-    if args.tuning.lora_rank or args.tuning.freeze:
-        other += ("adapters" if args.tuning.lora_rank else "frozen parameters",)
+    ways = tuple(dict.fromkeys(comm_of(args, layer) for layer in range(args.model.layers))) if p.cp > 1 else ()
+    context = f"cp {ways[0]}" if ways and f"cp {ways[0]}" in CONTEXT else "-"
+    if len(ways) > 1 or (ways and context == "-"):
+        other += (f"cp={p.cp}", f"cp_comm={','.join(ways)}")
+    spread = " + ".join(name for name in ("ep", "etp") if getattr(p, name) > 1)
+    experts = (spread or "experts") if args.model.experts else "-"
+    trained = "adapters" if args.tuning.lora_rank else "frozen parameters" if args.tuning.freeze else "-"
     pipeline, replicas = p.schedule if p.pp > 1 else "-", "dp" if p.sharding == "none" else p.sharding
     data = replicas if (p.dp or 1) > 1 else "-"
-    return Combination(tensor, pipeline, data, activations, r.dtype, other)
+    documents = DOCUMENTS[args.data.packing]
+    return Combination(tensor, context, pipeline, data, experts, documents, trained, activations, r.dtype, other)
+
+
+def sizes(of: Combination) -> dict[str, int]:
+    """Ranks along each axis in its example."""
+    spread = of.experts.split(" + ")
+    sizes = {"tp": of.tensor != "-", "cp": of.context != "-", "pp": of.pipeline != "-", "dp": of.data != "-"}
+    found = {axis: 1 + there for axis, there in sizes.items()}
+    return found | {axis: 1 + (axis in spread) for axis in ("ep", "etp")}
+
+
+def exists(of: Combination) -> bool:
+    """Whether its example has ranks for its experts to lie on, and at most so many in all."""
+    n = sizes(of)
+    stage = n["tp"] * n["cp"] * n["dp"]
+    return stage * n["pp"] <= MOST and stage % (n["ep"] * n["etp"]) == 0
 
 
 def used_up(found: Comparison) -> float:
@@ -101,7 +142,10 @@ def example(of: Combination, *, options: bool) -> Arguments:
     width = 4 if of.dtype in ROUNDING else 1
     schedule = "1f1b" if of.pipeline == "-" else of.pipeline
     stages = 2 * FAMILIES[schedule].stages  # on two ranks
-    tp, pp, dp = 1 + (of.tensor != "-"), 1 + (of.pipeline != "-"), 1 + (of.data != "-")
+    n = sizes(of)
+    pp, dp = n["pp"], n["dp"]
+    # Where rounding is coarse every token goes to all experts: the nearest two of them would change places.
+    experts = {"experts": 4, "top_k": 4 if of.dtype in ROUNDING else 2, "expert_ffn": 16 * width, "balance_loss": 0.01}
     model = ModelConfig(
         layers=1 + stages,
         hidden=16 * width,
@@ -117,11 +161,12 @@ def example(of: Combination, *, options: bool) -> Arguments:
         tied=options,
         qk_norm=options,
         dropout=0.2 if "dropout" in of.activations else 0.0,
+        **(experts if of.experts != "-" else {}),  # type: ignore[arg-type]
     )
+    comm = () if of.context == "-" else (of.context.removeprefix("cp "),)
     parallel = ParallelConfig(
-        tp=tp,
-        pp=pp,
-        dp=dp,
+        **n,  # type: ignore[arg-type]
+        cp_comm=comm or ("auto",),  # type: ignore[arg-type]
         sequence_parallel=of.tensor == TENSOR[2],
         schedule=schedule,  # type: ignore[arg-type]
         stage_layers=((3, 0) if stages == 2 else (2, 0, 2, 1)) if options and pp == 2 else None,
@@ -134,6 +179,10 @@ def example(of: Combination, *, options: bool) -> Arguments:
         model=model,
         parallel=parallel,
         batch=batch,
+        data=DataConfig(packing=of.documents == "packing"),
+        tuning=TuningConfig(
+            lora_rank=2 * (of.trained == "adapters"), freeze=("*.mlp.*",) if of.trained == TRAINED[2] else ()
+        ),
         optimizer=OptimizerConfig(lr=1e-2, clip_grad=0.5),
         run=RunConfig(dtype=of.dtype, timeout=30.0, recompute=recompute),  # type: ignore[arg-type]
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
@@ -22,10 +22,14 @@ from stretto.params import Declared, Logical, collect
 from stretto.tensor_parallel import Build
 from stretto.train.build import stage_specs
 from stretto.train.dtypes import DTYPES
-from stretto.world import Axis
+from stretto.verify.textbook_experts import Exchanged, balance, expert_axes_at
+from stretto.world import Axis, ExpertAxes
 
 Bytes = dict[tuple[str, str], float]
 """By axis and operation."""
+
+FLAT = ("dp-cp", "dp:gather-cp", "edp", "edp:gather")
+"""Axes over which flat storage travels."""
 
 ALIGNED = 64
 """Elements: buckets may begin every parameter at a multiple of so many."""
@@ -34,12 +38,10 @@ ALIGNED = 64
 def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     """Bytes that `rank` sends in one optimizer step, by axis and operation; what is 0 is left out.
 
-    Raises NotImplementedError for expert parallelism, and for gathers that come and go.
+    Raises NotImplementedError for gathers that come and go, and for experts of bounded capacity.
     """
-    if layout.has_experts:
-        raise NotImplementedError(f"{layout}: no textbook volumes for expert parallelism yet")
-    if args.parallel.reduce_dtype != "fp32":
-        raise NotImplementedError("no textbook volumes for gradients that travel in bf16 yet")
+    if args.model.experts and args.model.expert_capacity:
+        raise NotImplementedError("no textbook volumes for experts of bounded capacity yet")
     if args.optimizer.optimizer == "muon":
         raise NotImplementedError("no textbook volumes for matrices that are gathered to be orthogonalized yet")
     if args.parallel.sharding == "fsdp" or "dp.0" in layout.axes:
@@ -58,16 +60,18 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
             step.squares(part),
             step.loss(part),
             step.messages(stage),
+            Exchanged(args, layout).sent(part),
         )
     ]
-    for term in (*terms, step.gradients([every[stage] for stage in stages], at["tp"])):
+    for term in (*terms, step.gradients([every[stage] for stage in stages], at)):
         for key, size in term.items():
             found[key] = found.get(key, 0.0) + size
     # The count of tokens; the gradient's norm; the loss and the votes to stop.
-    norm = "tp-pp" if args.parallel.sharding == "none" or layout.size("dp", "cp") == 1 else "tp-cp-dp-pp"
-    for axis, numbers in (("dp-cp", 1), (norm, 1), ("tp-cp-dp-pp", 2)):
+    dense = not args.model.experts and (args.parallel.sharding == "none" or layout.size("dp", "cp") == 1)
+    norm = "tp-pp" if dense else "tp-cp-dp-pp"
+    for axis, size in (("dp-cp", 8.0), (norm, 8.0), ("tp-cp-dp-pp", 16.0 + balance(args))):
         key = axis, "all_reduce"
-        found[key] = found.get(key, 0.0) + step.all_reduce(axis, 8 * numbers)
+        found[key] = found.get(key, 0.0) + step.all_reduce(axis, size)
     return {key: size for key, size in found.items() if size}
 
 
@@ -96,22 +100,34 @@ class _Step:
         return max(4, DTYPES[self.args.run.dtype].itemsize)
 
     def borders(self, part: StageSpec) -> Bytes:
-        """Every layer enters and leaves two parallel regions; the embedding leaves one, the head enters one.
+        """Every layer enters and leaves two parallel regions; the embedding leaves one, the head enters one. Attention
+        with latents enters with these, and with the residual stream where queries have none; experts have no region of
+        their own, those that every token goes through do.
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
         one and a reduce-scatter in the other. A recomputation crosses the borders of a block once more. A selective one
         only makes what the norms give once more, for the two matrices that gather it once more;
         where norms come after, there is none of that.
         """
-        layers, mb, how = len(part.layers), self.microbatches, self.args.run.recompute
-        one = self.all_reduce("tp", self.activation)
-        both = (4 * layers + part.first + part.last) * mb * one
-        nothing = how == "none" or (how == "selective" and self.args.model.norm_placement == "post")
-        entered = 0.0 if nothing else layers * mb * one
-        left = 2 * layers * mb * one if how in ("block", "offload") else 0.0
+        m, how, one = (
+            self.args.model,
+            self.args.run.recompute,
+            self.microbatches * self.all_reduce("tp", self.activation),
+        )
+        attention, streams = len(part.layers), 0 if m.q_lora_rank else 1
+        dense = sum(not m.is_sparse(layer) for layer in part.layers)
+        regions = dense + (attention - dense) * (m.shared_ffn > 0)
+        latents = attention * ((m.kv_lora_rank or 0) + m.dim_rotary + (m.q_lora_rank or 0)) / m.hidden * m.latent
+        entered, left = attention * streams + latents + regions, attention + regions
+        again = {"none": 0.0, "selective": attention * (not m.latent) + dense}.get(how, entered)
+        if how == "selective" and m.norm_placement == "post":
+            again = 0.0
+        left_again = left if how in ("block", "offload") else 0
+        both = entered + left + part.first + part.last
         if self.args.parallel.sequence_parallel:
-            return {("tp", "all_gather"): both / 2 + entered, ("tp", "reduce_scatter"): (both + left) / 2}
-        return {("tp", "all_reduce"): both + left}
+            gathers, scatters = (both + again) / 2, (both + left_again) / 2
+            return {("tp", "all_gather"): gathers * one, ("tp", "reduce_scatter"): scatters * one}
+        return {("tp", "all_reduce"): (both + left_again) * one}
 
     def context(self, part: StageSpec) -> Bytes:
         """Of each layer keys and values, and their gradients in fp32 or wider; or all heads, and their gradients.
@@ -176,33 +192,40 @@ class _Step:
                 found[f"pp:{home[stage]}>{home[other]}", "send"] += 1
         return {key: size * times for key, times in found.items()}
 
-    def gradients(self, parts: Sequence[StageSpec], tp_rank: int) -> Bytes:
+    def gradients(self, parts: Sequence[StageSpec], at: Mapping[str, int]) -> Bytes:
         """Every gradient once over the replicas; those of which several ranks hold parts once more over these.
 
         Where the optimizer is sharded a gradient is reduced and scattered, with zero2 once for each microbatch, and the
-        weights are gathered; a rank then holds parts of its shard alone.
+        weights are gathered; a rank then holds parts of its shard alone. In bf16 each rank adds up its part of what
+        comes, and the sums are gathered where all keep them.
         """
-        declared, how = self.declared(parts, tp_rank), self.args.parallel.sharding
-        numbers = {"dp-cp": sum(item.param.numel() for item in declared)}
-        if how != "none" and (n := self.layout.size("dp", "cp")) > 1:
-            times, half = self.microbatches if how == "zero2" else 1, (n - 1) / n * numbers["dp-cp"]
-            itemsize = DTYPES[self.args.run.dtype].itemsize
-            sums = {axis for item in declared for each in item.logical for axis in each.spec.sum_grad}
-            if any(self.layout.size(axis) > 1 for axis in sums):
-                raise NotImplementedError("no textbook volumes for parts of sharded gradients yet")
-            return {
-                ("dp-cp", "reduce_scatter"): times * half * self.wide,
-                ("dp:gather-cp", "all_gather"): half * itemsize,
-            }
-        for axis in ("tp", "embed"):
+        declared, how = self.declared(parts, at), self.args.parallel.sharding
+        sharded = how != "none" and self.layout.size("dp", "cp") > 1
+        found: Bytes = {}
+        for replicas, gather in (("dp-cp", "dp:gather-cp"), ("edp", "edp:gather")):
+            held = sum(item.param.numel() for item in declared if "-".join(item.replicas) == replicas)
+            times, half = self.microbatches if how == "zero2" else 1, self.all_reduce(replicas, held) / 2
+            if self.args.parallel.reduce_dtype == "bf16":
+                found[replicas, "all_to_all"] = times * half * 2
+                found[replicas, "all_gather"] = half * 2 * (not sharded)
+            elif sharded:
+                found[replicas, "reduce_scatter"] = times * half * self.wide
+            else:
+                found[replicas, "all_reduce"] = 2 * half * self.wide
+            found[gather, "all_gather"] = half * DTYPES[self.args.run.dtype].itemsize * sharded
+        for axis in ("tp", "embed", "etp"):
             partial = [each for item in declared for each in item.logical if axis in each.spec.sum_grad]
-            numbers[axis] = sum(_spread(each, axis) for each in partial)
-        return {(axis, "all_reduce"): self.all_reduce(axis, n * self.wide) for axis, n in numbers.items()}
+            if sharded and partial and self.layout.size(axis) > 1:
+                raise NotImplementedError("no textbook volumes for parts of sharded gradients yet")
+            found[axis, "all_reduce"] = self.all_reduce(axis, sum(_spread(each, axis) for each in partial) * self.wide)
+        return found
 
-    def declared(self, parts: Sequence[StageSpec], tp_rank: int) -> tuple[Declared, ...]:
+    def declared(self, parts: Sequence[StageSpec], at: Mapping[str, int]) -> tuple[Declared, ...]:
         """The parameters that a rank stores; nothing is allocated."""
-        tp = Axis("tp", tp_rank, tuple(range(self.layout.size("tp"))))
-        place = Build(tp, self.args.parallel.sequence_parallel, DTYPES[self.args.run.dtype], "meta")
+        tp = Axis("tp", at["tp"], tuple(range(self.layout.size("tp"))))
+        experts = expert_axes_at(self.layout, at) if self.args.model.experts else ExpertAxes.single()
+        sp, dtype = self.args.parallel.sequence_parallel, DTYPES[self.args.run.dtype]
+        place = Build(tp, sp, dtype, "meta", experts=experts)
         seq_len = self.args.batch.seq_len
         held = [d for part in parts for d in collect(Transformer(self.args.model, part, place, seq_len=seq_len))]
         return tuple({d.logical[0].name: d for d in held}.values())  # a tied embedding with both ends here is one
@@ -215,13 +238,24 @@ class _Step:
         return 2 * (n - 1) / n * size
 
 
-def padding(args: Arguments, layout: Layout, rank: int) -> float:
-    """Bytes that `rank` may send beyond the textbook: flat gradients begin each parameter at an aligned element."""
+def padding(args: Arguments, layout: Layout, rank: int) -> dict[str, float]:
+    """Bytes that `rank` may send beyond the textbook, by axis: flat gradients begin each parameter at an aligned
+    element, and what travels in bf16 is cut into equal parts."""
     step, at = _Step(args, layout), layout.coords(rank)
     every = stage_specs(args)
-    parameters = len(step.declared([every[stage] for stage in layout.stages(rank)], at["tp"]))
+    parameters = len(step.declared([every[stage] for stage in layout.stages(rank)], at))
     shards = 1 if args.parallel.sharding == "none" else layout.size("dp", "cp") * step.microbatches
-    return step.all_reduce("dp-cp", parameters * (ALIGNED - 1 + ALIGNED * (shards > 1) * shards) * step.wide)
+    more = parameters * (ALIGNED - 1 + ALIGNED * (shards > 1) * shards) * step.wide
+    if args.parallel.reduce_dtype == "bf16":
+        more += parameters * layout.size("dp", "cp") * step.microbatches * step.wide
+    return {axis: step.all_reduce(axis.replace(":gather", ""), more) for axis in FLAT}
+
+
+def routed(args: Arguments, layout: Layout, rank: int) -> tuple[float, float]:
+    """How much less, and how much more, `rank` may send to experts than with equal loads."""
+    every, exchanged = stage_specs(args), Exchanged(args, layout)
+    each = [exchanged.slack(every[stage]) for stage in layout.stages(rank)]
+    return sum(less for less, _ in each), sum(more for _, more in each)
 
 
 def _spread(part: Logical, axis: str) -> int:

@@ -49,14 +49,23 @@ def runs(draw: st.DrawFn) -> Arguments:
         "shared_gate": draw(st.booleans()),
         "sparse_every": draw(st.integers(1, 2)),
     }
-    bit["bias"] = bit["bias"] and not sparse
+    latent: dict[str, Any] = {
+        "kv_lora_rank": draw(st.integers(1, 9)),
+        "q_lora_rank": draw(st.sampled_from([None, 5])),
+        "rope_head_dim": 2,
+        "v_head_dim": draw(st.integers(1, 4)),
+    }
+    latent = latent if draw(st.booleans()) else {}
+    if latent:
+        bit |= {"bias": False, "qkv": False, "qk_norm": False, "rope": True}
     ep, etp = (ep, etp) if sparse else (1, 1)
     model = ModelConfig(
         **(experts if sparse else {}),
+        **latent,
         layers=draw(st.integers(1, 5)),
         hidden=8 * draw(st.integers(1, 3)),
         heads=4,
-        kv_heads=draw(st.sampled_from([1, 2, 4])),
+        kv_heads=4 if latent else draw(st.sampled_from([1, 2, 4])),
         head_dim=4,
         ffn=4 * draw(st.integers(1, 5)),
         vocab=draw(st.integers(5, 90)),
@@ -69,7 +78,8 @@ def runs(draw: st.DrawFn) -> Arguments:
         qk_norm=bit["qk_norm"],
         norm_placement=draw(st.sampled_from(["pre", "post", "sandwich"])),
     )
-    adapted = st.lists(st.sampled_from(["q", "k", "v", "o", "up", "down"]), min_size=1, unique=True)
+    matrices = ["o", "up", "down", *([] if latent else ["q", "k", "v"])]
+    adapted = st.lists(st.sampled_from(matrices), min_size=1, unique=True)
     lora = TuningConfig(lora_rank=draw(st.integers(1, 5)), lora_targets=tuple(draw(adapted)))
     frozen = TuningConfig(freeze=("model.embed_tokens.*", "*.mlp.*", "*.0.input_layernorm.*"))
     mode = draw(st.sampled_from(["none", "zero1", "zero2", "fsdp"]))

@@ -31,6 +31,31 @@ QWEN2: dict[str, Any] = {
     "sparse_every": 2,
 }
 OSS: dict[str, Any] = {"router": "softmax-top-k", "top_k": 4, "router_z_loss": 0.02, "activation": "gelu"}
+GPT_OSS: dict[str, Any] = {
+    "router": "softmax-top-k",
+    "top_k": 3,
+    "activation": "clamped-swiglu",
+    "swiglu_limit": 0.02,
+    "bias": True,
+    "attention_sinks": True,
+    "window": 4,
+    "global_layers": (1, 3),
+}
+LATENT: dict[str, Any] = {
+    **DEEPSEEK,
+    "kv_heads": None,
+    "head_dim": 10,
+    "kv_lora_rank": 14,
+    "q_lora_rank": 18,
+    "rope_head_dim": 4,
+    "v_head_dim": 8,
+}
+LATENT_V2: dict[str, Any] = {
+    **{name: value for name, value in LATENT.items() if not name.startswith("router_bias")},
+    "q_lora_rank": None,
+    "v_head_dim": 4,
+    "router": "softmax",
+}
 SMALL: dict[str, Any] = {"expert_capacity": 0.75, "expert_drop": "lowest", "balance_loss": 0.05}
 LAST: dict[str, Any] = {"expert_capacity": 1.0, "top_k": 1, "router_renormalize": False}
 
@@ -62,7 +87,7 @@ def arguments(
 def layout_of(args: Arguments) -> Layout:
     """The layout of its sizes."""
     p = args.parallel
-    return Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1, ep=p.ep, etp=p.etp)
+    return Layout.of(tp=p.tp, cp=p.cp, pp=p.pp, dp=p.dp or 1, ep=p.ep, etp=p.etp)
 
 
 def _compared(world: World, args: Arguments, steps: int) -> Comparison:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from experts_models import DEEPSEEK, LAST, MIXTRAL, OSS, QWEN2, SMALL, arguments, prove
+from experts_models import DEEPSEEK, GPT_OSS, LAST, LATENT, LATENT_V2, MIXTRAL, OSS, QWEN2, SMALL, arguments, prove
 
 from stretto.testing import Pool
 
@@ -36,6 +36,11 @@ AT_NIGHT: list[Case] = [
     (QWEN2, {"dp": 4, "ep": 2, "sharding": "zero2"}, {}),
     (OSS, {"tp": 4}, {}),
     (MIXTRAL, {"dp": 8, "ep": 2, "dp_shard": 4, "sharding": "fsdp"}, {}),
+    (LATENT, {"tp": 2, "dp": 2, "ep": 2, "pp": 2, **SP}, {"recompute": "selective"}),
+    (LATENT, {"tp": 4, "cp": 2, "ep": 2, "sharding": "zero1"}, {}),
+    (LATENT_V2, {"tp": 2, "cp": 2, "cp_comm": ("ulysses",), **SP}, {"recompute": "block"}),
+    (GPT_OSS, {"tp": 2, "dp": 2, "pp": 2, "etp": 2, "ep": 2, **SP}, {"recompute": "selective"}),
+    (GPT_OSS, {"dp": 4, "ep": 2, "sharding": "fsdp"}, {}),
 ]
 
 

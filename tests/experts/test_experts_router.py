@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stretto.experts import Balance, Router, Routing, SparseFeedForward
 from stretto.experts.capacity import within_capacity
-from stretto.experts.dispatch import combine, plan_of
+from stretto.experts.dispatch import gathered_slots, plan_of
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.params import Init
@@ -89,7 +89,8 @@ def test_slots_are_added_in_their_order() -> None:
     """Bitwise: the best expert first, whatever its number. In the order of the experts the sum would be 0."""
     plan = plan_of(torch.tensor([[5, 0, 3], [1, 4, 2]]), 6, ExpertAxes.single())
     by_expert = torch.tensor([[-1e8], [1.0], [2.0], [3.0], [4.0], [1e8]])
-    assert combine(by_expert, torch.ones(2, 3), plan).tolist() == [[3.0], [7.0]]
+    rows = by_expert.index_select(0, plan.restore)
+    assert gathered_slots(rows, plan.back, torch.ones(2, 3)).tolist() == [[3.0], [7.0]]
 
 
 def test_a_capacity_drops_the_last_of_a_sequence() -> None:

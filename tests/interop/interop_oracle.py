@@ -35,6 +35,18 @@ LONGROPE = {
     "short_factor": [1.0, 1.1, 1.3],
     "long_factor": [1.5, 2.5, 4.0],
 }
+MLA: dict[str, Any] = {
+    "kv_lora_rank": 10,
+    "qk_rope_head_dim": 6,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 7,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+}
 _KINDS = ["sliding_attention", "full_attention"]
 _GEMMA = {"head_dim": 10, "sliding_window": 3, "query_pre_attn_scalar": 7}
 
@@ -150,6 +162,45 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_nextn_predict_layers": 0,
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
     },
+    "deepseek_v2": {
+        "model_type": "deepseek_v2",
+        "hidden_size": 32,
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        **MLA,
+        "topk_method": "group_limited_greedy",
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.5,
+        "rope_parameters": YARN | {"mscale": 0.707, "mscale_all_dim": 0.5},
+    },
+    "deepseek_v3": {
+        "model_type": "deepseek_v3",
+        "num_key_value_heads": 4,
+        "q_lora_rank": 14,
+        **MLA,
+        "first_k_dense_replace": 2,
+        "rms_norm_eps": 1e-4,
+        "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.8},
+    },
+    "deepseek_v3-halves": {
+        "model_type": "deepseek_v3",
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        **MLA,
+        "rope_interleave": False,
+        "first_k_dense_replace": 0,
+        "norm_topk_prob": False,
+    },
+    "gpt_oss": {
+        "model_type": "gpt_oss",
+        "head_dim": 8,
+        "sliding_window": 4,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "swiglu_limit": 0.4,
+        "swiglu_alpha": 1.3,
+        "rope_parameters": YARN | {"truncate": False, "beta_fast": 3.0, "beta_slow": 0.5},
+    },
     "gpt_neox": {
         "model_type": "gpt_neox",
         "hidden_size": 32,
@@ -238,6 +289,8 @@ def in_files(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """Files have each expert by itself, where transformers stacks them in memory."""
     found: dict[str, Tensor] = {}
     mixtral = model.config.model_type == "mixtral"
+    if model.config.model_type == "gpt_oss":  # there they are stacked
+        return tensors
     names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
     for name, tensor in tensors.items():
         said = name.replace(".mlp.", ".block_sparse_moe.") if mixtral else name

@@ -2,7 +2,9 @@
 
 Faults to catch: a rotated share of a head that is its end; a stretch of wavelengths left out; windows one position too
 wide; a norm that multiplies by its weight where it is 1 + weight; a norm after a sublayer left out; a softcap whose
-gradient is left out; norms over all heads that do not sum over ranks.
+gradient is left out; norms over all heads that do not sum over ranks; latents whose gradient is that of one rank's
+heads; a scale of attention that YaRN does not stretch; a bias that each rank of a cut expert adds; a clamp whose
+gradient goes on beyond it.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from torch import Tensor
 from stretto.arguments.model import ModelConfig
 from stretto.batch import Batch
 from stretto.estimate import count_parameters
-from stretto.experts import routers_of
+from stretto.experts import expert_axes, routers_of
 from stretto.experts.balance import bias_of
 from stretto.interop.config import read_config
 from stretto.interop.names import file_tensors
 from stretto.interop.shapes import logical_shapes
 from stretto.layout import Layout
 from stretto.models import Microbatch, StageSpec, Transformer
-from stretto.parallel_state import ParallelState
+from stretto.parallel_state import ParallelState, default_axes
 from stretto.params import Declared, collect
 from stretto.tensor_parallel import Build
 from stretto.testing import Pool
@@ -47,9 +49,7 @@ def test_a_family_is_what_transformers_computes(name: str, tmp_path: Path) -> No
     names |= logical_shapes(config, 16)
     held = logical(family, config, names, theirs["weights"])
     fill(collect(model), held)
-    for layer, router in routers_of([model]).items():
-        if config.router_bias:
-            router.state.bias.copy_(held[bias_of(layer)])
+    fill_biases([model], held)
     found = model.logits(oracle.rows()[0]).detach().transpose(0, 1)[..., : config.vocab_size]
     close("logits", found, logits)
     mine = model(None, microbatch())
@@ -63,6 +63,11 @@ def test_a_family_is_what_transformers_computes(name: str, tmp_path: Path) -> No
             close(part.name, part.view(item.param.grad), wanted[part.name])
 
 
+SPARSE = [
+    ("deepseek_v2", {"tp": 4, "ep": 2}),
+    ("deepseek_v3", {"tp": 2, "ep": 2, "pp": 2}),
+    ("gpt_oss", {"tp": 2, "etp": 2}),
+]
 CUT = [("gemma3", 4, 1), ("olmo2", 4, 1), ("gpt_neox", 2, 2), ("llama3", 2, 2), ("gemma2", 2, 2), ("olmo3", 2, 2)]
 
 
@@ -71,30 +76,45 @@ CUT = [("gemma3", 4, 1), ("olmo2", 4, 1), ("gpt_neox", 2, 2), ("llama3", 2, 2), 
 def test_a_family_is_the_same_on_many_ranks(name: str, tp: int, pp: int, sp: bool, tmp_path: Path, pool: Pool) -> None:
     """Two kv heads on four ranks, a vocabulary that does not divide, one matrix at both ends of a pipeline."""
     theirs, family, config = expected(name, tmp_path)
-    pool.run(tp * pp, _ranks, config, family, theirs, tp, pp, sp)
+    pool.run(tp * pp, _ranks, config, family, theirs, Layout.of(tp=tp, pp=pp), sp)
 
 
-def _ranks(world: World, config: ModelConfig, family: str, theirs: dict[str, Any], tp: int, pp: int, sp: bool) -> None:
-    """Stages one behind the other in each process; the tensor-parallel ranks are real."""
-    with ParallelState.build(Layout.of(tp=tp, pp=pp), world) as state:
-        axis = state.axis("tp")
-        edges = [0, config.layers] if pp == 1 else [0, 1, config.layers]
+@pytest.mark.parametrize(("name", "sizes"), SPARSE)
+@pytest.mark.parametrize("sp", [False, True])
+def test_experts_and_latents_are_the_same_on_many_ranks(
+    name: str, sizes: dict[str, int], sp: bool, tmp_path: Path, pool: Pool
+) -> None:
+    """Heads cut beside latents that all ranks have; experts spread, or cut with biases that one rank adds."""
+    theirs, family, config = expected(name, tmp_path)
+    layout = Layout.of(**sizes)
+    pool.run(layout.world, _ranks, config, family, theirs, layout, sp)
+
+
+def _ranks(world: World, config: ModelConfig, family: str, theirs: dict[str, Any], layout: Layout, sp: bool) -> None:
+    """Stages one behind the other in each process; the ranks of a stage are real."""
+    axes = default_axes(layout, experts=config.experts > 0)
+    with ParallelState.build(layout, world, axes=axes) as state:
+        edges = [0, config.layers] if layout.size("pp") == 1 else [0, 1, config.layers]
         parts = [StageSpec(range(a, b), a == 0, b == config.layers) for a, b in pairwise(edges)]
-        stages = [Transformer(config, part, Build(axis, sp, torch.float64), seq_len=16) for part in parts]
+        build = Build(state.axis("tp"), sp, torch.float64, experts=expert_axes(state))
+        stages = [Transformer(config, part, build, seq_len=16) for part in parts]
         declared = [item for stage in stages for item in collect(stage)]
-        names = {part.name: part.spec.shape for item in declared for part in item.logical}
-        fill(declared, logical(family, config, names, theirs["weights"]))
+        held = logical(family, config, logical_shapes(config, 16), theirs["weights"])
+        fill(declared, held)
+        fill_biases(stages, held)
         x = None
         for stage in stages:
             x = stage(x, microbatch())
         x.backward()
         close("loss", x.detach(), theirs["loss"])
-        wanted, found = logical(family, config, names, theirs["grads"]), {}
+        biases = {name: w for name, w in theirs["weights"].items() if name.endswith("e_score_correction_bias")}
+        wanted, found = logical(family, config, logical_shapes(config, 16), theirs["grads"] | biases), {}
         for item in declared:
             for part in item.logical:
                 grad = part.view(item.param.grad)
-                if "tp" in part.spec.sum_grad and axis.size > 1:
-                    grad = _summed(grad, part, axis)
+                for axis in {*part.spec.sum_grad, *({"edp"} & {*part.spec.replicas})}:
+                    if axis != "embed" and state.axis(axis).size > 1:
+                        grad = _summed(grad, part, state.axis(axis))
                 found[part.name] = grad + found[part.name] if part.name in found else grad
                 block = part.block
         for item in declared:
@@ -142,10 +162,12 @@ def logical(
     assert {t.name: t.shape for t in table} == {name: tuple(t.shape) for name, t in tensors.items()}
     found = {}
     for held in table:
-        whole = tensors[held.name].t() if held.transposed else tensors[held.name]
-        for piece in held.pieces:
+        for n, piece in enumerate(held.pieces):
+            place = held.place(n)
+            whole = tensors[held.name] if place is None else tensors[held.name][place]
+            whole = whole.t() if held.transposed else whole
             runs = piece.runs(0, piece.shape[0], held.stride)
-            found[piece.logical] = torch.cat([whole[at : at + n] for _, at, n in runs])
+            found[piece.logical] = torch.cat([whole[there] for _, there in runs])
     return found
 
 
@@ -159,6 +181,12 @@ def fill(declared: Any, tensors: dict[str, Tensor]) -> None:
                 for dim, (o, n) in enumerate(zip(part.block.offsets, part.block.shape, strict=True)):
                     full = full.narrow(dim, o, n)
                 part.view(item.param.data).copy_(full)
+
+
+def fill_biases(stages: list[Transformer], held: dict[str, Tensor]) -> None:
+    for layer, router in routers_of(stages).items():
+        if router.config.router_bias:
+            router.state.bias.copy_(held[bias_of(layer)])
 
 
 def microbatch() -> Microbatch:

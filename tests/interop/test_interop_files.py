@@ -34,6 +34,7 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 ONE_OF_A_KIND = ["llama3", "mistral", "gemma3", "olmo3", "phi3", "gpt_neox", "gpt2", "mixtral", "glm4_moe", "qwen2_moe"]
+ONE_OF_A_KIND += ["deepseek_v2", "deepseek_v3", "gpt_oss"]
 
 
 def whole(directory: Path) -> dict[str, Tensor]:

@@ -25,6 +25,14 @@ SHAPES = {
     "rope": {},
     "learned": {"position": "learned"},
     "windows": {"window": 3, "global_layers": (1,), "rope_local_base": 50.0},
+    "latent": {
+        "kv_heads": None,
+        "kv_lora_rank": 10,
+        "q_lora_rank": 6,
+        "rope_head_dim": 4,
+        "v_head_dim": 6,
+        "window": 4,
+    },
     "softcap": {"attention_softcap": 2.0, "window": 4, "logit_softcap": 3.0},
 }
 

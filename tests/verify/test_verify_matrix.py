@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import replace
-from itertools import combinations, cycle, product
+from dataclasses import astuple, replace
+from itertools import combinations, product
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -14,14 +14,14 @@ import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not i
 from allpairspy import AllPairs
 from rich.console import Console
 
+from benchmarks.verified import KINDS, every_two, layout_of
 from stretto.arguments.schema import Arguments, DataConfig, ParallelConfig, RunConfig
 from stretto.data.text import Text
-from stretto.layout import Layout
-from stretto.layout.schedules import FAMILIES
 from stretto.report.header import header
 from stretto.testing import Pool
 from stretto.verify import against_reference
 from stretto.verify.matrix import (
+    ACTIVATIONS,
     DATA,
     DTYPES,
     FEATURES,
@@ -39,73 +39,56 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-Row = tuple[str, str, str, str, str, bool]
-
-KINDS = [
-    [name for name in PIPELINE if FAMILIES.get(name) == kind] for kind in dict.fromkeys(map(FAMILIES.get, PIPELINE))
+PAIRED = every_two()
+WITH_KINDS = [tuple(kind[0] for kind in KINDS) if of == PIPELINE else of for of in FEATURES]
+DENSE = [
+    (Combination(tensor, "-", pipeline, data, "-", "-", "-", activations, dtype), options)
+    for tensor, pipeline, data, activations, dtype, options in AllPairs(
+        [TENSOR, PIPELINE, DATA, ACTIVATIONS, DTYPES, (True, False)]
+    )
 ]
-"""Schedules that are alike to all that is not a schedule: stages on a rank, how they lie, whether backwards split."""
+EVERY = [*PAIRED, *(pytest.param(*row, marks=pytest.mark.nightly) for row in DENSE if row not in PAIRED)]
 
 
-def rows_of_a_commit() -> list[Row]:
-    """Every two features together, where the schedules of a kind are one feature and take turns.
-
-    What comes last fills rows in which nothing else is left to meet: the cheapest, so each list is turned round.
-    """
-    turns = [cycle(kind) for kind in KINDS]
-    tensor, _, *others = FEATURES
-    rows = AllPairs([list(each)[::-1] for each in (tensor, range(len(KINDS)), *others, DTYPES, (True, False))])
-    return [(of[0], next(turns[of[1]]), *of[2:]) for of in rows]
-
-
-COMMIT = rows_of_a_commit()
-PAIRED: list[Row] = [tuple(each) for each in AllPairs([*FEATURES, DTYPES, (True, False)])]
-EVERY = [*COMMIT, *(pytest.param(row, marks=pytest.mark.nightly) for row in PAIRED if row not in COMMIT)]
-
-
-@pytest.mark.parametrize("features", EVERY, ids=lambda each: " x ".join(map(str, each)))
-def test_every_two_features_together_equal_one_process(pool: Pool, features: Row) -> None:
-    """One step. Every schedule meets every sharding, every way to recompute, each dtype, and options on and off: at
-    night each by itself, on a commit a schedule of each kind."""
-    of = Combination(*features[:5])
-    p = example(of, options=features[5]).parallel
-    for share in pool.run(p.tp * p.pp * (p.dp or 1), measure, of, features[5]):
+@pytest.mark.parametrize(("of", "options"), EVERY, ids=str)
+def test_every_two_features_together_equal_one_process(pool: Pool, of: Combination, options: bool) -> None:
+    """One step. A schedule of each kind meets every sharding, every way to recompute, each dtype, options on or off; at
+    night each schedule by itself, of dense layers."""
+    for share in pool.run(layout_of(of).world, measure, of, options):
         assert share <= 1
 
 
 def measure(world: World, of: Combination, options: bool) -> float:
     """What the errors take up of what is allowed."""
-    args = example(of, options=options)
-    p = args.parallel
-    return used_up(against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, steps=1))
-
-
-def test_the_rows_of_a_commit_have_every_schedule_and_every_two_features() -> None:
-    """Catches a schedule that no commit runs, and a kind that meets only some of the others."""
-    assert {row[1] for row in COMMIT} == set(PIPELINE)
-    kind_of = {name: number for number, kind in enumerate(KINDS) for name in kind}
-    rows = [(of[0], kind_of[of[1]], *of[2:]) for of in COMMIT]
-    values = [FEATURES[0], range(len(KINDS)), *FEATURES[2:], DTYPES, (True, False)]
-    for a, b in combinations(range(len(values)), 2):
-        assert not set(product(values[a], values[b])) - {(row[a], row[b]) for row in rows}
+    return used_up(against_reference(example(of, options=options), layout_of(of), world, steps=1))
 
 
 def test_an_example_is_of_its_combination() -> None:
-    """Catches an example that does not use what it should show."""
-    for of in (Combination(*each) for each in product(*FEATURES, DTYPES)):
-        for options in (True, False):
-            assert combination(example(of, options=options)) == of
-            assert untested(example(of, options=options)) is None
+    """Catches an example that does not use what it should show, and two features that no row has together."""
+    for of, options in PAIRED:
+        assert combination(example(of, options=options)) == of
+        assert untested(example(of, options=options)) is None
+    kind_of = {name: kind[0] for kind in KINDS for name in kind}
+    rows = [(*astuple(replace(of, pipeline=kind_of[of.pipeline]))[: len(FEATURES) + 1], on) for of, on in PAIRED]
+    columns = [*WITH_KINDS, DTYPES, (True, False)]
+    for a, b in combinations(range(len(columns)), 2):
+        assert not set(product(columns[a], columns[b])) - {(row[a], row[b]) for row in rows}
+    assert {of.pipeline for of, _ in PAIRED} == set(PIPELINE)
 
 
 def test_the_page_has_every_two_features_together() -> None:
     """Catches a feature that was added without measuring it beside each of the others: run `make verified`."""
     page = (Path(__file__).parents[2] / PAGE).read_text()
     rows = [row.split(" | ") for row in re.findall(r"^\| (.+) \| \[test_verify", page, re.MULTILINE)]
+    kind_of = {name: kind[0] for kind in KINDS for name in kind}
+    pipeline = FEATURES.index(PIPELINE)
+    kinds = [[kind_of[row[n]] if n == pipeline else row[n] for n in range(len(FEATURES))] for row in rows]
     for a, b in combinations(range(len(FEATURES)), 2):
-        missing = set(product(FEATURES[a], FEATURES[b])) - {(row[a], row[b]) for row in rows}
-        assert not missing
-    assert all(float(figure) <= 1 for row in rows for figure in row[len(FEATURES) :])
+        of_old = {a, b} <= {FEATURES.index(each) for each in (TENSOR, PIPELINE, DATA, ACTIVATIONS)}
+        columns, found = (FEATURES, rows) if of_old else (WITH_KINDS, kinds)
+        assert not set(product(columns[a], columns[b])) - {(row[a], row[b]) for row in found}
+    assert all(float(figure) <= 1 for row in rows for figure in row[len(FEATURES) :] if figure)
+    assert all(any(row[len(FEATURES) :]) for row in rows)
     assert f"| {' | '.join(DTYPES)} |" in page
 
 
@@ -113,13 +96,16 @@ def test_what_is_not_verified_is_said_in_one_line() -> None:
     """Catches a feature that joins the layout without joining the matrix."""
     plain = Arguments()
     assert untested(plain) is None
-    strange = replace(plain, parallel=ParallelConfig(tp=2, cp=2))
-    assert "tp, cp=2, fp32" in (untested(strange) or "")
+    assert untested(replace(plain, parallel=ParallelConfig(tp=2, cp=2))) is None
+    strange = replace(plain, parallel=ParallelConfig(tp=2, reduce_dtype="bf16"))
+    assert "tp, reduce_dtype=bf16, fp32" in (untested(strange) or "")
     assert "\n" not in (untested(strange) or "")
     more = replace(strange, model=replace(plain.model, dropout=0.1), run=replace(plain.run, recompute="block"))
-    assert "tp, dropout + recomputation of blocks, cp=2, fp32" in (untested(more) or "")
+    assert "tp, dropout + recomputation of blocks, reduce_dtype=bf16, fp32" in (untested(more) or "")
+    hybrid = ParallelConfig(cp=4, cp_comm=("hybrid",), cp_a2a=2)
+    assert "one process, cp_a2a=2, cp=4, cp_comm=hybrid, fp32" in (untested(replace(plain, parallel=hybrid)) or "")
     object.__setattr__(more.run, "recompute", "everything")
-    assert "tp, dropout, cp=2, recompute=everything, fp32" in (untested(more) or "")
+    assert "tp, dropout, reduce_dtype=bf16, recompute=everything, fp32" in (untested(more) or "")
 
 
 def test_every_choice_of_the_schema_is_in_the_matrix() -> None:
@@ -129,8 +115,7 @@ def test_every_choice_of_the_schema_is_in_the_matrix() -> None:
     ways = set(get_args(get_type_hints(RunConfig)["recompute"]))
     assert ways - {"offload"} == set(RECOMPUTE)
     elsewhere = replace(Arguments(), run=replace(Arguments().run, recompute="offload", ffn_chunks=2))
-    elsewhere = replace(elsewhere, data=replace(elsewhere.data, packing=True))
-    assert "recompute=offload, ffn_chunks=2, packing" in (untested(elsewhere) or "")
+    assert "recompute=offload, ffn_chunks=2" in (untested(elsewhere) or "")
     assert {"dp", *get_args(get_type_hints(ParallelConfig)["sharding"])} - {"none"} == set(DATA) - {"-"}
     assert TENSOR[0] == PIPELINE[0] == DATA[0] == "-"
 
@@ -143,8 +128,8 @@ def test_the_header_of_a_run_warns(tmp_path: Path) -> None:
     args = replace(Arguments(), parallel=ParallelConfig(tp=2, dp=1), data=data)
     args = replace(args, model=replace(args.model, vocab=257))
     assert "warning" not in _header(args)
-    assert "not among the verified combinations: tp, cp=2, fp32" in _header(
-        replace(args, parallel=replace(args.parallel, cp=2))
+    assert "not among the verified combinations: tp, reduce_dtype=bf16, fp32" in _header(
+        replace(args, parallel=replace(args.parallel, reduce_dtype="bf16"))
     )
     assert "a vocabulary of 50,257, of which the tokenizer byte uses 257" in _header(
         replace(args, model=replace(args.model, vocab=50257))

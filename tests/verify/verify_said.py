@@ -462,7 +462,7 @@ TRAFFIC = Said(
     Fault(
         "a comparison of shapes left out",
         "collective_trace/call.py",
-        "else self.op, self.shape, self.dtype)",
+        "else self.op, shape, self.dtype)",
         "else self.op, (), self.dtype)",
     ),
     Fault(

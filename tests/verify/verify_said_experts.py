@@ -45,7 +45,7 @@ EXACT = Said(
         "gradients of experts scaled by ep",
         "experts/grouped.py",
         "accumulate_matmul(each, first_microbatch, dy[begin:end], x[begin:end])",
-        "accumulate_matmul(each, first_microbatch, dy[begin:end] * of.build.experts.ep.size, x[begin:end])",
+        "accumulate_matmul(each, first_microbatch, dy[begin:end] * self.build.experts.ep.size, x[begin:end])",
     ),
     Fault(
         "an expert without tokens that keeps the gradient of the step before",
@@ -90,8 +90,8 @@ ROUTER = Said(
     Fault(
         "outputs added in the order in which they arrived",
         "experts/dispatch.py",
-        "return _gathered(rows, plan.back, weights)",
-        "return _gathered(rows, plan.back.sort(-1).values, weights)",
+        "        found = slot(rows, back, k, wide)\n",
+        "        found = slot(rows, back.sort(-1).values, k, wide)\n",
     ),
     Fault(
         "a bias that weighs",
@@ -104,5 +104,60 @@ ROUTER = Said(
         "experts/capacity.py",
         "before <= limit",
         "before <= limit + 1",
+    ),
+)
+
+SENT = Said(
+    "tests/experts/test_experts_sent.py",
+    Fault(
+        "rows that are sent to each rank of a cut expert twice",
+        "experts/output.py",
+        "tokens = plan.rows // weights.shape[-1]",
+        "tokens = plan.rows // weights.shape[-1]\n"
+        "        all_to_all_rows_async(dout.index_select(0, tokens), plan.sent, plan.received, plan.exchange).wait()",
+    ),
+    Fault(
+        "latents that cross a border by themselves each",
+        "models/latent.py",
+        "*latents, k_rotated = low.split_with_sizes(self.latents, -1)",
+        "*latents, k_rotated = low.split_with_sizes(self.latents, -1)\n"
+        "        k_rotated = enter(k_rotated, b.tp, sequence_parallel=False)",
+    ),
+    Fault(
+        "gradients of experts summed over all data-parallel ranks",
+        "experts/layer.py",
+        'replicas=("edp",)',
+        'replicas=("dp", "cp")',
+    ),
+    Fault(
+        "gradients in bf16 that are gathered in fp32",
+        "distributed/wire.py",
+        "        all_gather_into(self.sent, total.to(self.sent.dtype), self.axis).wait()\n"
+        "        self.x.copy_(self.sent[: self.x.numel()])",
+        "        whole = self.sent.to(total.dtype)\n"
+        "        all_gather_into(whole, total, self.axis).wait()\n"
+        "        self.x.copy_(whole[: self.x.numel()])",
+    ),
+)
+
+KEPT = Said(
+    "tests/experts/test_experts_kept.py",
+    Fault(
+        "outputs of experts that are kept",
+        "experts/output.py",
+        "*(() if activation.recompute else (a,)))",
+        "*(() if activation.recompute else (a, rows)))",
+    ),
+    Fault(
+        "the activation's output kept beside what it is made from",
+        "experts/output.py",
+        "*(() if activation.recompute else (a,)))",
+        "a)",
+    ),
+    Fault(
+        "rows kept beside the tokens that they are",
+        "experts/layer.py",
+        "if build.recompute and plan.exchange.size == 1:",
+        "if False:",
     ),
 )

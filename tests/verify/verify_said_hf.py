@@ -48,6 +48,30 @@ FAMILIES = Said(
         "both = mine if build.tp.size == 1 else all_reduce(mine, build.tp)",
         "both = mine",
     ),
+    Fault(
+        "latents whose gradient is that of one rank's heads",
+        "models/latent.py",
+        "low = enter(self.latent_proj(x), b.tp, sequence_parallel=b.sequence_parallel, overlap_with=b.overlap_with)",
+        "low = self.latent_proj(x)",
+    ),
+    Fault(
+        "a scale of attention that YaRN does not stretch",
+        "arguments/model.py",
+        "if scale is None else scale) * share * share",
+        "if scale is None else scale)",
+    ),
+    Fault(
+        "a bias that each rank of a cut expert adds",
+        "experts/layer.py",
+        "adds=build.experts.etp.rank == 0",
+        "adds=True",
+    ),
+    Fault(
+        "a clamp whose gradient goes on beyond it",
+        "tensor_parallel/formulas.py",
+        "within = (gate <= limit, up.abs() <= limit)",
+        "within = (gate <= gate, up.abs() <= limit)",
+    ),
 )
 
 CONFIG = Said(
@@ -66,9 +90,9 @@ CONFIG = Said(
     ),
     Fault(
         "a window of a family that switches it off",
-        "interop/config.py",
-        'self.family.windows == "switched" and not self._switch("use_sliding_window", False)',
-        "False",
+        "interop/windows.py",
+        "size = size if used is True else None",
+        "pass",
     ),
     Fault(
         "a stretch of the local wavelengths of Gemma 3",
@@ -89,8 +113,8 @@ FILES = Said(
     Fault(
         "a transposed matrix read as it is",
         "interop/load.py",
-        "self.files.read(source.name, (*columns, (at, count)), rows.t())",
-        "self.files.read(source.name, ((at, count), *columns), rows)",
+        "dims, rows = dims[::-1], rows.t()",
+        "pass",
     ),
     Fault(
         "a tensor of the directory that nobody reads",

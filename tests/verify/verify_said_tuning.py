@@ -15,9 +15,9 @@ TUNING = Said(
     Fault(
         "an adapter behind the sum over the ranks, which counts it once each",
         "tensor_parallel/lora.py",
-        "    y = linear(x, weight, None, _alone(build), column=False) + lora.scale * F.linear(F.linear(x, a), b)\n"
+        "    y = linear(x, weight, None, build.alone, column=False) + lora.scale * F.linear(F.linear(x, a), b)\n"
         "    return leave(y, build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)\n",
-        "    y = linear(x, weight, None, _alone(build), column=False)\n"
+        "    y = linear(x, weight, None, build.alone, column=False)\n"
         "    y = leave(y, build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)\n"
         "    more = leave(F.linear(F.linear(x, a), b), build.tp, sequence_parallel=build.sequence_parallel)\n"
         "    return y + build.tp.size * lora.scale * more\n",

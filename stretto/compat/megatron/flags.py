@@ -172,6 +172,7 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         "--moe-input-jitter-eps": "what enters a router is not disturbed",
         "--moe-pad-expert-input-to-capacity": "no row is padded",
         "--moe-latent-size": "experts work at the hidden size",
+        "--multi-latent-attention": "its flags are not translated: say --kv-lora-rank, --rope-head-dim and --head-dim",
         **dict.fromkeys(("--first-last-layers-bf16", "--num-layers-at-start-in-bf16"), _ALL_LAYERS),
         "--num-layers-at-end-in-bf16": _ALL_LAYERS,
         "--no-fp8-wgrad": "with one scale for a tensor all three products are in fp8; say --fp8 rowwise in its place",

@@ -1,0 +1,83 @@
+"""What a training step with experts should send beyond that of dense layers, from sizes alone.
+
+Where each token goes is the router's choice, so how many rows leave a rank follows from the data. The textbook has that
+of equal loads, (n-1)/n of all rows; a rank sends nothing at least and all of its rows at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stretto.arguments.schema import Arguments
+from stretto.estimate.memory import local_tokens
+from stretto.layout import Layout
+from stretto.models import StageSpec
+from stretto.train.dtypes import DTYPES
+from stretto.world import Axis, ExpertAxes
+
+EXCHANGE = "etp-ep", "all_to_all_rows"
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """The rows of a rank's microbatches that go to experts, and come back: bytes."""
+
+    args: Arguments
+    layout: Layout
+
+    @property
+    def ranks(self) -> int:
+        """That together hold one copy of all experts."""
+        return self.layout.size("etp") * self.layout.size("ep")
+
+    def _times(self, part: StageSpec) -> tuple[int, int]:
+        """Sparse layers times microbatches on a stage, and forwards of each."""
+        sparse = sum(map(self.args.model.is_sparse, part.layers))
+        again = self.args.run.recompute in ("block", "offload")
+        return sparse * self.args.batch.microbatches(self.layout.size("dp")), 1 + again
+
+    def rows(self, part: StageSpec) -> float:
+        """All that go to experts and come back, forward and back, those that stay on their rank among them."""
+        m, (times, forwards) = self.args.model, self._times(part)
+        if self.ranks == 1:
+            return 0.0
+        tokens = -(-local_tokens(self.args) // self.layout.size("tp"))
+        item, rows = DTYPES[self.args.run.dtype].itemsize, tokens * m.top_k * self.layout.size("etp")
+        numbers = 2 * max(4, item)  # a row's weight there, and its gradient back
+        return float(times * rows * ((2 * forwards + 2) * m.hidden * item + numbers))
+
+    def counts(self, part: StageSpec) -> float:
+        """How many rows each expert gets, which ranks tell each other in a forward."""
+        times, forwards = self._times(part)
+        return float(times * forwards * (self.ranks - 1) * (self.args.model.experts // self.layout.size("ep")) * 8)
+
+    def sent(self, part: StageSpec) -> dict[tuple[str, str], float]:
+        """All of it with equal loads; and where tensor-parallel ranks hold the same tokens, the gathers of what they
+        shared among them: outputs forward, gradients of inputs back."""
+        t = self.layout.size("tp")
+        found = {EXCHANGE: self.rows(part) * (self.ranks - 1) / self.ranks + self.counts(part)}
+        if t > 1 and not self.args.parallel.sequence_parallel:
+            times, _ = self._times(part)  # nothing needs the outputs of a forward that is only made once more
+            item = DTYPES[self.args.run.dtype].itemsize
+            one = -(-local_tokens(self.args) // t) * self.args.model.hidden * item
+            found["tp", "all_gather"] = float(times * 2 * (t - 1) * one)
+        return found
+
+    def slack(self, part: StageSpec) -> tuple[float, float]:
+        """How much less, and how much more, a rank may send than with equal loads."""
+        rows = self.rows(part)
+        return rows * (self.ranks - 1) / self.ranks, rows / self.ranks
+
+
+def expert_axes_at(layout: Layout, at: Mapping[str, int]) -> ExpertAxes:
+    """Where a rank with these coordinates is among the holders of experts, without any group."""
+    ep, etp = (Axis(name, at[name], tuple(range(layout.size(name)))) for name in ("ep", "etp"))
+    places = tuple((e, t) for e in ep.ranks for t in etp.ranks)
+    return ExpertAxes(ep, etp, Axis("etp-ep", places.index((ep.rank, etp.rank)), tuple(range(len(places)))), places)
+
+
+def balance(args: Arguments) -> float:
+    """Bytes of what all ranks add up once a step: counts, dropped ones, chances, biases, z."""
+    m = args.model
+    return 8.0 * len(m.sparse_layers) * (2 * m.experts + 2 * m.experts + 1) if m.experts else 0.0
