@@ -50,7 +50,7 @@ test-pure: $(DEV) ## the tests that import no torch: seconds
 	@$(BIN)/pytest -m pure $(ARGS)
 
 test-gloo: $(DEV) ## the tests with real processes over Gloo: minutes
-	@$(BIN)/pytest -m gloo $(ARGS)
+	@$(BIN)/pytest $(TWO) -m "gloo and not nightly" $(ARGS)
 
 test-gpu: $(DEV) ## the tests that need CUDA devices
 	@$(BIN)/pytest -m gpu $(ARGS)

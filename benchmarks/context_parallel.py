@@ -9,16 +9,21 @@ one block of keys after another, all transfers waited for, each block's output m
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn import functional as F
 
 from stretto import Layout, ParallelState, initialize
 from stretto.attention import PLAIN, Attend, Scores, causal_attention
@@ -26,8 +31,9 @@ from stretto.attention.tile import tile_kernel
 from stretto.batch import Batch
 from stretto.collectives import shift_async
 from stretto.context_parallel import ContextAttention
+from stretto.parallel_state import GroupOptions
 from stretto.structure import SequenceCut, Structure
-from stretto.world import Axis
+from stretto.world import Axis, World
 
 
 def rows(length: int, *, packed: bool) -> Batch:
@@ -84,6 +90,95 @@ def timed(call: Callable[[], object], device: torch.device, calls: int) -> float
     return (time.perf_counter() - began) / calls
 
 
+@dataclass(frozen=True)
+class Way:
+    """One way to compute attention: what is called with how many tokens, and its part of the work of a rank."""
+
+    attend: Attend
+    structure: Structure | None
+    tokens: int
+    work: float = 1.0
+    backward: bool = True
+    heads: int | None = None
+    """Of keys, where the kernel does not group queries."""
+
+
+def torch_way(world: World, dim: int) -> Attend:
+    """torch's own: the queries, keys and values of all ranks go in, its ring cuts and balances them."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.experimental import context_parallel
+
+    mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("cp",))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+        own = [x.detach().repeat(1, 1, world.size, 1) for x in (q, k, v)]
+        with context_parallel(mesh, buffers=own, buffer_seq_dims=[2, 2, 2]):
+            own = [x.requires_grad_(q.requires_grad and torch.is_grad_enabled()) for x in own]
+            y: Tensor = F.scaled_dot_product_attention(*own, is_causal=True)
+            if y.requires_grad:
+                y.backward(torch.ones_like(y))
+        return y.detach()
+
+    del dim
+    return attend
+
+
+def ways_of(said: argparse.Namespace, cp: Axis, world: World) -> dict[str, Way]:
+    """All of them; the first is the reference."""
+    batch = rows(said.tokens * cp.size, packed=said.packed)
+    alone, kernel = Axis.single("cp", world.rank), tile_kernel(world.device)
+    structure = SequenceCut(cp.rank, cp.size).of(batch)[1].to(world.device)
+    if said.packed:
+        # One rank with the documents that begin in the first half of its row, at the work of a rank over cp.
+        few = rows(said.tokens, packed=True)
+        own = SequenceCut(0, 1).of(few)[1].to(world.device)
+        share = area(batch) / cp.size / area(few)
+        attend = ContextAttention(causal_attention, kernel, alone, alone, "all-gather")
+        ways = {"one rank": Way(attend, own, own.slots, share)}
+    else:
+        # A row of cp times the queries' keys has the root of cp times the tokens.
+        ways = {"one rank": Way(causal_attention, None, round(said.tokens * cp.size**0.5))}
+    for name, inner, outer, way in (
+        ("all-gather", alone, cp, "all-gather"),
+        ("ring", alone, cp, "ring"),
+        ("ulysses", cp, alone, "all-gather"),
+    ):
+        ways[name] = Way(ContextAttention(causal_attention, kernel, inner, outer, way), structure, structure.slots)  # type: ignore[arg-type]
+    ways["plain ring"] = Way(plain_ring(cp, world.device), structure, structure.slots, backward=False)
+    if not said.packed and world.device.type == "cuda":
+        ways["torch context_parallel"] = Way(torch_way(world, said.dim), None, said.tokens, heads=said.heads)
+    return ways
+
+
+def area(batch: Batch) -> float:
+    """Pairs of a query and a key that attend to each other."""
+    assert batch.starts is not None
+    at = torch.arange(batch.starts.shape[1])
+    return float((at - batch.starts[0] + 1).sum())
+
+
+def measured(way: Way, said: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """Milliseconds of a forward, and of both."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    heads = way.heads or said.kv_heads
+    q, k, v = (
+        torch.randn(1, h, way.tokens, said.dim, dtype=dtype, device=device).requires_grad_()
+        for h in (said.heads, heads, heads)
+    )
+
+    def both() -> None:
+        y = way.attend(q, k, v, PLAIN, way.structure)
+        if y.requires_grad:
+            y.backward(torch.ones_like(y))
+
+    with torch.no_grad():
+        one = timed(lambda: way.attend(q, k, v, PLAIN, way.structure), device, said.calls)
+    found = {"forward_ms": 1e3 * way.work * one}
+    if way.backward:
+        found["both_ms"] = 1e3 * way.work * timed(both, device, said.calls)
+    return found
+
+
 def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tokens", type=int, default=8192)
@@ -93,49 +188,46 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--packed", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
     said = parser.parse_args(words)
-    dtype = torch.bfloat16 if said.device == "cuda" else torch.float32
-    with initialize(device=said.device) as world, ParallelState.build(Layout.of(cp=world.size), world) as state:
-        cp, alone = state.axis("cp"), Axis.single("cp", world.rank)
-        batch = rows(said.tokens * cp.size, packed=said.packed)
-        structure = SequenceCut(cp.rank, cp.size).of(batch)[1].to(world.device)
-
-        def inputs(n: int) -> list[Tensor]:
-            return [
-                torch.randn(1, h, n, said.dim, dtype=dtype, device=world.device).requires_grad_()
-                for h in (said.heads, said.kv_heads, said.kv_heads)
-            ]
-
-        kernel = tile_kernel(world.device)
-        ways: dict[str, tuple[Attend, Structure | None, int]] = {}
-        # One rank with the same work: a row of cp times the queries' keys has the root of cp times the tokens.
-        same = round(said.tokens * cp.size**0.5)
-        ways["one rank, same work"] = causal_attention, None, same
-        for name, inner, outer, way in (
-            ("all-gather", alone, cp, "all-gather"),
-            ("ring", alone, cp, "ring"),
-            ("ulysses", cp, alone, "all-gather"),
-        ):
-            ways[name] = ContextAttention(causal_attention, kernel, inner, outer, way), structure, structure.slots  # type: ignore[arg-type]
-        ways["plain ring"] = plain_ring(cp, world.device), structure, structure.slots
-        table = Table("way", "forward, ms", "forward and backward, ms", box=None)
-        for name, (attend, known, n) in ways.items():
-            q, k, v = inputs(n)
-
-            def forward(attend: Attend = attend, q: Tensor = q, k: Tensor = k, v: Tensor = v, at=known) -> Tensor:  # type: ignore[no-untyped-def]
-                return attend(q, k, v, PLAIN, at)
-
-            def both(forward: Callable[[], Tensor] = forward) -> None:
-                y = forward()
-                y.backward(torch.ones_like(y))
-
-            with torch.no_grad():
-                one = timed(forward, world.device, said.calls)
-            two = None if name == "plain ring" else timed(both, world.device, said.calls)
-            table.add_row(name, f"{1e3 * one:.2f}", "" if two is None else f"{1e3 * two:.2f}")
+    with initialize(device=said.device) as world:
+        gpu = world.device.type == "cuda"
+        size = said.tokens * 2 * said.kv_heads * said.dim * 2
+        options = {"cp": GroupOptions(peer_buffer=size)} if gpu and world.size > 1 else {}
+        with ParallelState.build(Layout.of(cp=world.size), world, options=options) as state:
+            found: dict[str, dict[str, float]] = {}
+            errors: dict[str, str] = {}
+            for name, way in ways_of(said, state.axis("cp"), world).items():
+                try:
+                    found[name] = measured(way, said, world.device)
+                except (RuntimeError, ValueError, ImportError) as error:  # a peer: the others are measured
+                    if name in ("one rank", "all-gather", "ring", "ulysses"):
+                        raise
+                    errors[name] = str(error).partition("\n")[0]
         if world.rank == 0:
-            Console().print(table)
+            show(found, errors, said)
+            about = {"command": shlex.join(["-m", "benchmarks.context_parallel", *words]), "torch": torch.__version__}
+            device = torch.cuda.get_device_name() if gpu else "cpu"
+            if said.out is not None:
+                whole = about | {"device": f"{world.size} x {device}", "ms": found, "errors": errors}
+                said.out.write_text(json.dumps(whole, indent=1) + "\n")
     return 0
+
+
+def show(found: dict[str, dict[str, float]], errors: dict[str, str], said: argparse.Namespace) -> None:
+    """Times, and the part of the speed of one rank with the same work."""
+    kind = "packed" if said.packed else "causal"
+    title = f"{said.tokens} tokens a rank, {kind}, {said.heads} heads of {said.dim}, {said.kv_heads} of keys"
+    table = Table("way", "forward, ms", "both, ms", "of one rank, forward", "both", title=title, box=None)
+    one = found["one rank"]
+    for name, ms in found.items():
+        both = ms.get("both_ms")
+        share = "" if both is None else f"{one['both_ms'] / both:.1%}"
+        told = "" if both is None else f"{both:.2f}"
+        table.add_row(name, f"{ms['forward_ms']:.2f}", told, f"{one['forward_ms'] / ms['forward_ms']:.1%}", share)
+    Console(width=110).print(table)
+    for name, why in errors.items():
+        print(f"{name}: {why}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from stretto.world import AsyncTensor, Axis, Done, Rows, Several, Work
+from stretto.world import AsyncTensor, Axis, Done, Rows, Several, Then, Work
 
 # torch 2.13 renamed these two and warns of the names that torch 2.11 has.
 _all_gather_single: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -122,22 +122,29 @@ def all_gather_into(out: Tensor, x: Tensor, axis: Axis) -> Work:
             out.copy_(x)
         return Done()
     _tell(axis, "all_gather", x)
+    if axis.peer_memory is not None and axis.peer_memory.holds(x):
+        return axis.peer_memory.gather_into(out, x)
     work: Work = _all_gather_single(out, x, group=axis.group, async_op=True)
     return work
 
 
-def reduce_scatter_into(out: Tensor, x: Tensor, axis: Axis) -> Work:
-    """This rank's part of the sum of contiguous `x` [n * size] in `out` [n], which may lie in `x`; returns at once.
+def reduce_scatter_into(out: Tensor, x: Tensor, axis: Axis, *, add: bool = False) -> Work:
+    """This rank's part of the sum of contiguous `x` [n * size] in `out` [n], or added to it; returns at once.
 
-    What else is in `x` is undefined then.
+    `out` may be this rank's part of `x`, if nothing is added. What is in `x` is undefined then.
     """
     if axis.size == 1:
-        if out.data_ptr() != x.data_ptr():
+        if add:
+            out.add_(x)
+        elif out.data_ptr() != x.data_ptr():
             out.copy_(x)
         return Done()
     _tell(axis, "reduce_scatter", x)
-    work: Work = _reduce_scatter_single(out, x, group=axis.group, async_op=True)
-    return work
+    if axis.peer_memory is not None and axis.peer_memory.holds(x):
+        return axis.peer_memory.sum_into(out, x, add=add)
+    into = x[axis.rank * out.numel() : (axis.rank + 1) * out.numel()] if add else out
+    work: Work = _reduce_scatter_single(into, x, group=axis.group, async_op=True)
+    return Then(work, lambda: out.add_(into)) if add else work
 
 
 def all_gather_async(x: Tensor, axis: Axis) -> AsyncTensor:

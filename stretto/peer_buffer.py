@@ -11,15 +11,15 @@ for a flag: the stream itself does (`cuStreamWaitValue32`). A slot is used again
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from itertools import product
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from stretto.copy_engine import Arrival, Driver, new_stream
 from stretto.world import AsyncTensor, Rows
 
 SLOTS: Final = 3
@@ -46,12 +46,14 @@ class CopyEngineBuffer:
         self._memory = symmetric.empty(
             self._flags_at + 4 * 2 * SLOTS * self.size, dtype=torch.uint8, device=device
         ).zero_()
+        self.nbytes = self._memory.nbytes
+        """Of this rank; torch's allocator knows nothing of it."""
         self._handle = symmetric.rendezvous(self._memory, group.group_name)
         self._handle.barrier()  # nobody's flags are written before they are zero
         within = self._memory.data_ptr() - int(self._handle.buffer_ptrs[self.rank])
         self._at = [int(pointer) + within for pointer in self._handle.buffer_ptrs]
-        self._stream = _stream(device)
-        self._driver = _Driver(self._stream)
+        self._stream = new_stream(device)
+        self._driver = Driver(self._stream)
         self._free: list[torch.cuda.Event | None] = [None] * SLOTS
         self._views: dict[tuple[int, int, torch.Size, torch.dtype], Tensor] = {}
         self._number = 0
@@ -98,7 +100,7 @@ class CopyEngineBuffer:
 
         Without a kernel: to load one may take a device that has nothing left to do.
         """
-        driver = _Driver(_stream(self.device))
+        driver = Driver(new_stream(self.device))
         for kind, slot, of in product((_READY, _READ), range(SLOTS), range(self.size)):
             driver.write(self._flag(self.rank, kind, slot, of), self._number + 2**30)
 
@@ -137,8 +139,8 @@ class CopyEngineBuffer:
         self._driver.copy(to, self._at[owner] + self._start(slot, place), size)
         self._driver.write(self._flag(owner, _READ, slot, self.rank), self._number)
 
-    def _end(self, slot: int, keep: object, then: Callable[[], None] | None = None) -> _Arrival:
-        arrival = _Arrival(self._stream.record_event(), keep, then)
+    def _end(self, slot: int, keep: object, then: Callable[[], None] | None = None) -> Arrival:
+        arrival = Arrival(self._stream.record_event(), keep, then)
         for reader in self._others:
             self._driver.wait(self._flag(self.rank, _READ, slot, reader), self._number)
         self._free[slot] = self._stream.record_event()
@@ -147,62 +149,3 @@ class CopyEngineBuffer:
     def _flag(self, at: int, kind: int, slot: int, of: int) -> int:
         """Address of one of rank `at`'s flags, that rank `of` writes."""
         return self._at[at] + self._flags_at + 4 * ((kind * SLOTS + slot) * self.size + of)
-
-
-class _Arrival:
-    """The work of a message; `then` is what is to be done with what has come, and `keep` what must live until then."""
-
-    def __init__(self, event: torch.cuda.Event, keep: object, then: Callable[[], None] | None) -> None:
-        self._event, self._keep, self._then = event, keep, then
-
-    def wait(self) -> None:
-        """Let the current stream wait."""
-        torch.cuda.current_stream().wait_event(self._event)
-        if self._then is not None:
-            self._then()
-        self._keep = self._then = None
-
-    def is_completed(self) -> bool:
-        """Whether the device has come so far."""
-        return bool(self._event.query())  # type: ignore[no-untyped-call]
-
-
-class _Driver:
-    """What a stream is told by CUDA's driver itself; addresses are those of the device. Raises RuntimeError."""
-
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._stream = stream.cuda_stream
-        library = ctypes.CDLL("libcuda.so.1")
-        number = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint)
-        self._write = _function(library, "cuStreamWriteValue32_v2", *number)
-        self._wait = _function(library, "cuStreamWaitValue32_v2", *number)
-        sizes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p)
-        self._copy = _function(library, "cuMemcpyDtoDAsync_v2", *sizes)
-
-    def write(self, address: int, number: int) -> None:
-        """Write 32 bits when all before is done."""
-        _checked(self._write, self._stream, address, number & 0xFFFFFFFF, 0)
-
-    def wait(self, address: int, number: int) -> None:
-        """Do nothing more until there is at least this number, as numbers that wrap are compared."""
-        _checked(self._wait, self._stream, address, number & 0xFFFFFFFF, 0)
-
-    def copy(self, to: int, source: int, size: int) -> None:
-        """Copy so many bytes."""
-        _checked(self._copy, to, source, size, self._stream)
-
-
-def _function(library: ctypes.CDLL, name: str, *arguments: Any) -> Any:
-    function = getattr(library, name)
-    function.argtypes, function.restype = arguments, ctypes.c_int
-    return function
-
-
-def _checked(function: Any, *arguments: int) -> None:
-    if code := function(*arguments):
-        raise RuntimeError(f"{function.__name__} failed with CUDA error {code}")
-
-
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One of high priority: its queue on the device is not that of the streams that compute."""
-    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]

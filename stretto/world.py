@@ -78,6 +78,23 @@ class Several:
         return all(work.is_completed() for work in self.works)
 
 
+@dataclass(frozen=True, slots=True)
+class Then:
+    """A communication, and what is done with what it brings."""
+
+    work: Work
+    then: Callable[[], object]
+
+    def wait(self) -> None:
+        """Once."""
+        self.work.wait()
+        self.then()
+
+    def is_completed(self) -> bool:
+        """Whether what it brings is here."""
+        return self.work.is_completed()
+
+
 class Timer(Protocol):
     """Waits for communications, and knows how long it has."""
 
@@ -134,6 +151,28 @@ class PeerBuffer(Protocol):
         """The sum over the ranks of this one's `rows`, each [n, ..] as `like`. Others' rows are asked for first."""
 
 
+class PeerMemory(Protocol):
+    """Memory of each rank of an axis that the others read where it lies. All ranks call it alike.
+
+    What it begins passes behind whatever the current stream does next; what is read must not change before `settle`.
+    """
+
+    def empty(self, numel: int, dtype: torch.dtype) -> Tensor:
+        """[numel] of 0 that the others can read."""
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether `x` lies in it."""
+
+    def gather_into(self, out: Tensor, x: Tensor) -> Work:
+        """Every rank's `x` [n] one after another in `out` [size * n], which need not lie in it unless `x` is a part."""
+
+    def sum_into(self, out: Tensor, x: Tensor, *, add: bool = False) -> Work:
+        """This rank's part of the sum of `x` [size * n] in, or added to, `out` [n], which may be that part of `x`."""
+
+    def settle(self, x: Tensor) -> None:
+        """What follows in the current stream may write to `x`: the others have read it."""
+
+
 class Observer(Protocol):
     """Is told of each communication over an axis, on every rank that takes part, right before it is issued."""
 
@@ -147,8 +186,8 @@ class Axis:
 
     `ranks` are ranks of the layout, in order along the axis; `ranks[rank]` is this process. `group` is
     None exactly when the axis has size 1: every collective over such an axis is a no-op. `observer`, if any, hears of
-    all that goes over the group. `peer_buffer`, if there is one, carries what it takes in place of the group. `timer`,
-    if any, does the waiting.
+    all that goes over the group. `peer_buffer`, if there is one, carries what it takes in place of the group, and
+    `peer_memory` what lies in it. `timer`, if any, does the waiting.
     """
 
     name: str
@@ -158,6 +197,7 @@ class Axis:
     observer: Observer | None = field(default=None, compare=False, repr=False)
     peer_buffer: PeerBuffer | None = field(default=None, compare=False, repr=False)
     timer: Timer | None = field(default=None, compare=False, repr=False)
+    peer_memory: PeerMemory | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:

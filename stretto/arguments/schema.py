@@ -71,6 +71,11 @@ class ParallelConfig:
     stage_layers: tuple[int, ...] | None = setting(
         None, "layers of each of the pp * vpp stages, or a layout such as Et*3|(tt|)*2t|L; unset: balanced", at_least=0
     )
+    dp_copy_engines: bool = setting(
+        True,
+        "what is sharded is gathered and summed by the copy engines of GPUs that reach each other, behind GEMMs",
+        carried=False,
+    )
     sharding: Literal["none", "zero1", "zero2", "fsdp"] = setting(
         "none",
         "what each data-parallel rank holds a part of: none: nothing; zero1: optimizer state; zero2: gradients too; "

@@ -7,7 +7,7 @@ merged with it; the adjoint takes the LSE over all keys of a query, so the tiles
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import torch
@@ -21,10 +21,16 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 _LIMIT: Final = 2**26
 """Scores that exist at once."""
+_LEAST: Final = 1024
+_MULTIPLE: Final = 256
+"""Tokens, of what cuDNN is asked for."""
 
 
 class TileKernel(Protocol):
     """q [b, heads, n, d], k and v [b, kv_heads, m, d] of one tile."""
+
+    def parts(self, tile: Tile) -> Sequence[Tile]:
+        """The tiles as which it is computed soonest."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scores: Scores) -> tuple[Tensor, Tensor]:
         """Output [b, heads, n, d], and LSE [b, heads, n] in fp32 or wider."""
@@ -37,6 +43,10 @@ class TileKernel(Protocol):
 
 class Exact:
     """As the definition says it, in fp32 or wider, with any window and softcap; a piece of the queries at a time."""
+
+    def parts(self, tile: Tile) -> Sequence[Tile]:
+        """As `TileKernel`."""
+        return (tile,)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scores: Scores) -> tuple[Tensor, Tensor]:
         """As `TileKernel`; both wide."""
@@ -97,6 +107,10 @@ class Flash:
     def __init__(self, otherwise: TileKernel) -> None:
         self.otherwise = otherwise
 
+    def parts(self, tile: Tile) -> Sequence[Tile]:
+        """As `TileKernel`."""
+        return (tile,)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scores: Scores) -> tuple[Tensor, Tensor]:
         """As `TileKernel`."""
         if not _flash_takes(q, scores):
@@ -123,9 +137,90 @@ class Flash:
         return dq, dk, dv
 
 
+class Cudnn:
+    """cuDNN's kernels, on Hopper almost twice as fast as `Flash`, for large tiles of sizes that come again.
+
+    They plan each size anew, for milliseconds, so tiles that follow the lengths of documents are left to `otherwise`.
+    """
+
+    def __init__(self, otherwise: TileKernel) -> None:
+        self.otherwise = otherwise
+
+    def parts(self, tile: Tile) -> Sequence[Tile]:
+        """As `TileKernel`: keys that every query sees, and a square along the diagonal."""
+        n, m = tile.shape
+        square, rest = tile.key.start + tile.offset, self.otherwise.parts(tile)
+        if tile.window is not None or not tile.offset > 0 or tile.offset + n != m:
+            return rest
+        apart = (
+            Tile(tile.query, slice(tile.key.start, square), tile.offset, None),
+            Tile(tile.query, slice(square, tile.key.stop), 0, None),
+        )
+        return apart if all(map(_cudnn_shape, apart)) else rest
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scores: Scores) -> tuple[Tensor, Tensor]:
+        """As `TileKernel`."""
+        if not _cudnn_takes(q, tile, scores):
+            return self.otherwise.forward(q, k, v, tile, scores)
+        y, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, not tile.whole, False, scale=scores.scale
+        )
+        return y, lse.reshape(q.shape[:3])
+
+    def backward(
+        self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, tile: Tile, scores: Scores
+    ) -> Gradients:
+        """As `TileKernel`."""
+        if not _cudnn_takes(q, tile, scores):
+            return self.otherwise.backward(dy, q, k, v, y, lse, tile, scores)
+        none = torch.zeros((), device=q.device, dtype=torch.int64)  # nothing is dropped
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+            *(dy, q, k, v, y, lse.float()[..., None].contiguous(), none, none, None, None, None, *tile.shape),
+            *(0.0, not tile.whole),
+            scale=scores.scale,
+        )
+        return dq, dk, dv
+
+
 def tile_kernel(device: torch.device) -> TileKernel:
     """What computes tiles on a device."""
-    return Flash(Exact()) if device.type == "cuda" else Exact()
+    if device.type != "cuda":
+        return Exact()
+    flash = Flash(Exact())
+    return Cudnn(flash) if cudnn_agrees(device) else flash
+
+
+def cudnn_agrees(device: torch.device) -> bool:
+    """Whether this build's cuDNN takes grouped keys and gives the LSE as `Flash` does, forward and back."""
+    tile, generator = Tile(slice(0, _LEAST), slice(0, _LEAST), 0, None), torch.Generator(device).manual_seed(0)
+    q, k, v, dy = (
+        torch.randn(1, heads, _LEAST, 64, device=device, dtype=torch.bfloat16, generator=generator)
+        for heads in (4, 2, 2, 4)
+    )
+    flash = Flash(Exact())
+    y, lse = flash.forward(q, k, v, tile, Scores())
+    want = (y, lse, *flash.backward(dy, q, k, v, y, lse, tile, Scores()))
+    try:
+        ours = Cudnn(flash)
+        found = (*ours.forward(q, k, v, tile, Scores()), *ours.backward(dy, q, k, v, y, lse, tile, Scores()))
+    except RuntimeError:
+        return False
+    return all(
+        a.shape == b.shape and (a.float() - b.float()).norm() < 0.02 * b.float().norm()
+        for a, b in zip(found, want, strict=True)
+    )
+
+
+def _cudnn_takes(q: Tensor, tile: Tile, scores: Scores) -> bool:
+    fits = q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    return fits and scores.softcap is None and _cudnn_shape(tile)
+
+
+def _cudnn_shape(tile: Tile) -> bool:
+    """Large, of sizes that are no accident, and with all keys seen or the causal ones of a square."""
+    n, m = tile.shape
+    even = min(n, m) >= _LEAST and n % _MULTIPLE == 0 and m % _MULTIPLE == 0
+    return even and (tile.whole or (n == m and tile.offset == 0 and tile.window is None))
 
 
 def _flash_takes(q: Tensor, scores: Scores) -> bool:

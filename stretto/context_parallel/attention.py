@@ -11,7 +11,7 @@ one rank on both, that is attention of rows with several documents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import gcd
@@ -114,6 +114,10 @@ class _Call:
     tiles: Callable[[Ranks], Sequence[tuple[slice, Tile]]]
     """By whose keys are seen."""
 
+    def parts(self, ranks: Ranks) -> Iterator[tuple[slice, Tile]]:
+        """The tiles that the kernel is asked for."""
+        return ((rows, part) for rows, tile in self.tiles(ranks) for part in self.kernel.parts(tile))
+
 
 class _Tiles(Function):
     """q [n, b, heads, d]; kv [m, b, 2 kv_heads, d], each key head beside its value head; sinks [heads] -> as q."""
@@ -124,7 +128,7 @@ class _Tiles(Function):
         merge = Merge(queries)
         for ranks, block in at.exchange.blocks(kv.contiguous(), at.structure):
             k, v = _split(block)
-            for rows, tile in at.tiles(ranks):
+            for rows, tile in at.parts(ranks):
                 y, lse = at.kernel.forward(
                     queries[rows, :, tile.query], k[rows, :, tile.key], v[rows, :, tile.key], tile, at.scores
                 )
@@ -149,7 +153,7 @@ class _Tiles(Function):
                 dkv: Tensor = end.value
                 break
             (k, v), (dk, dv) = _split(block), _split(total)
-            for rows, tile in at.tiles(ranks):
+            for rows, tile in at.parts(ranks):
                 of, to = (rows, slice(None), tile.query), (rows, slice(None), tile.key)
                 made = at.kernel.backward(dout[of], queries[of], k[to], v[to], y[of], lse[of], tile, at.scores)
                 for whole, where, part in ((dq, of, made[0]), (dk, to, made[1]), (dv, to, made[2])):

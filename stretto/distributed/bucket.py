@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from stretto.collectives import all_gather_into, all_reduce_, nothing, reduce_scatter_into
 from stretto.distributed.memory import allocate, free, here
+from stretto.distributed.region import Region
 from stretto.distributed.wire import WireSum
 from stretto.layout.flat import Flat, overlap
 from stretto.params import Declared, Logical, Part
 from stretto.schedule import DDP, Sharding
-from stretto.world import Axis, Work
+from stretto.world import Axis, PeerMemory, Work
 
 K = TypeVar("K")
 
@@ -56,7 +57,9 @@ class Bucket:
         self.flat = Flat(tuple(item.param.numel() for item in items), shards)
         self.own = self.flat.shard(rank)
         self._spans = {item.param: span for item, span in zip(items, self.flat.spans, strict=True)}
-        self.weights = torch.zeros(self.flat.numel, dtype=first.dtype, device=first.device)
+        peers = self._gather.peer_memory if self.sharding.state else None
+        kept_whole = self.sharding.state and not self.sharding.params
+        self.weights = _zeros(self.flat.numel, first, first.dtype, peers if kept_whole else None)
         for item in items:
             view = self.view(self.weights, item.param)
             if here(item.param.data):
@@ -64,15 +67,19 @@ class Bucket:
             item.param.data = view
         self.shard = self._mine(self.weights)
         if self.sharding.params:
-            self.shard = self.shard.clone()
+            self.shard = _zeros(self.shard.numel(), first, first.dtype, peers).copy_(self.shard)
             free(self.weights)
         size = 0 if self.frozen else self.flat.numel
-        self.grads = torch.zeros(size, dtype=self.grad_dtype, device=first.device)
+        summed_whole = self.sharding.state and not self.sharding.grads and wire is None
+        self.grads = _zeros(size, first, self.grad_dtype, axis.peer_memory if summed_whole else None)
         self.grad = self._mine(self.grads)
         """What this rank has of the summed gradient, after `wait`."""
         if self.sharding.grads:
             self.grad = self.grad.clone()
             free(self.grads)
+        self._nowhere = self.grads
+        self.region: Region | None = None
+        """Where gradients that come and go are, if others read them there."""
         self._gathering: Work | None = None
         self._without = set(self._spans)  # no gradient in this step yet
         self._fresh = set(self._spans)  # none yet in what is there of `grads`
@@ -143,6 +150,11 @@ class Bucket:
         elif self.sharding.state:
             self.gathered()
             self._gathering = all_gather_into(self.weights, self.shard, self._gather)
+
+    def settle(self) -> None:
+        """What follows may write this rank's shard: the others have read it."""
+        if (peers := self._gather.peer_memory) is not None:
+            peers.settle(self.shard)
 
     # The gradients: added up in `grads`, summed over the ranks into `grad`.
 
@@ -229,11 +241,12 @@ class Bucket:
             self._open()
             for param in self._fresh if self.sharding.grads else ():
                 self.view(self.grads, param).zero_()
-            into = self._mine(self.grads) if self._reduced else self.grad
+            if self.region is not None:
+                self.grads = self.region.filled(self, self.grads)
             if self.wire is None:
-                self._work = reduce_scatter_into(into, self.grads, self.axis)
+                self._work = reduce_scatter_into(self.grad, self.grads, self.axis, add=self._reduced)
             else:
-                self._work = WireSum(self.grads, self.axis, self.wire, into)
+                self._work = WireSum(self.grads, self.axis, self.wire, self.grad, add=self._reduced)
         self.sent = True
 
     def wait(self) -> None:
@@ -244,18 +257,18 @@ class Bucket:
         self._work = None
         if not self.sharding.grads:
             return
-        if self._reduced:
-            self.grad.add_(self._mine(self.grads))
-        free(self.grads)
+        self._close()
         self._reduced, self.sent, self._waiting, self._fresh = True, False, None, set(self._spans)
 
     def zero(self) -> None:
         """Forget the gradients: a new step begins. The first of each parameter is written over what is there."""
         self._fresh, self._waiting, self.sent = set(self._spans), None, False
         self._without, self._reduced = set(self._spans), False
+        if self.axis.peer_memory is not None and not self.sharding.grads:
+            self.axis.peer_memory.settle(self.grads)
         if self.sharding.grads and here(self.grads):
             self.wait()
-            free(self.grads)
+            self._close()
             self._reduced = False
 
     def _open(self) -> None:
@@ -266,12 +279,37 @@ class Bucket:
             self.wait()
         if not here(self.grads):
             self.room()
-            allocate(self.grads)
+            if self.region is not None:
+                self.grads = self.region.enter(self, self.flat.numel)
+            else:
+                allocate(self.grads)
             for gap in self.flat.gaps:
                 self.grads[gap.start : gap.stop].zero_()
+
+    def _close(self) -> None:
+        """No memory for gradients."""
+        if self.region is not None:
+            self.region.leave(self)
+            self.grads = self._nowhere
+        else:
+            free(self.grads)
+
+    def give_way(self) -> None:
+        """Another bucket needs the region that this one's gradients are in."""
+        if self.sent:
+            self.wait()
+        else:
+            self.grads = self.grads.clone()
 
     def _mine(self, flat: Tensor) -> Tensor:
         return flat[self.own.start : self.own.stop]
 
     def _name(self, param: nn.Parameter) -> str:
         return next(item.name for item in self.items if item.param is param)
+
+
+def _zeros(numel: int, like: Tensor, dtype: torch.dtype, peers: PeerMemory | None) -> Tensor:
+    """[numel] on the device of `like`, where the other ranks can read it if there is memory for that."""
+    if peers is None or numel == 0:
+        return torch.zeros(numel, dtype=dtype, device=like.device)
+    return peers.empty(numel, dtype)

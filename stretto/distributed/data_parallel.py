@@ -22,6 +22,7 @@ from stretto.distributed.bucket import Bucket
 from stretto.distributed.grouping import fill_buckets, fill_units
 from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.partial import Gradient, sum_partial_gradients
+from stretto.distributed.region import take_turns
 from stretto.distributed.sections import Sections, sections_of
 from stretto.layout.flat import overlap
 from stretto.parallel_state import ParallelState
@@ -89,6 +90,8 @@ class DataParallel:
             for stage, module in stages.items()
             if self.sharding.state
         }
+        if self.sharding.params and self.wire is None:
+            self._share_regions()
         self._unsent: deque[Bucket] = deque()
         self._main_gradients = MainGradients() if direct is None else direct
         self._main_gradients.bind(self._home, self._send_full)
@@ -176,6 +179,7 @@ class DataParallel:
         self._unsent.clear()
         for bucket in self.all_buckets:
             bucket.wait()
+            bucket.settle()
         if self._levels and self.sharding.state:
             copies = [(bucket, self.state.axis(f"{bucket.replicas[0]}.1")) for bucket in self.all_buckets]
             for work in [all_reduce_(bucket.grad, axis) for bucket, axis in copies if not bucket.frozen]:
@@ -253,6 +257,14 @@ class DataParallel:
         axis = self.state.axis(*names)
         gather = gather_axis(self.state, names) if self.sharding.state else axis
         return Bucket(group, axis, self.sharding, gather=gather, room=self._room, wire=self.wire)
+
+    def _share_regions(self) -> None:
+        """Buckets of which each is used by one section fill one after the other."""
+        used = [bucket for sections in self._sections.values() for section in sections.uses for bucket in section]
+        turns = [bucket for bucket in used if used.count(bucket) == 1 and not bucket.frozen and bucket.sharding.grads]
+        taken = take_turns([(each.axis, each.flat.numel, each.grad_dtype) for each in turns], GRADIENTS)
+        for bucket, region in zip(turns, taken, strict=True):
+            bucket.region = region
 
     def _over(self, replicas: Sequence[str]) -> tuple[str, ...]:
         """The axes along which shards lie, of those that hold replicas."""

@@ -48,10 +48,11 @@ class Sections:
         *,
         keep: int = 0,
     ) -> None:
-        self._uses = [_used(modules, home) for modules in sections]
-        sectioned = {bucket for used in self._uses for bucket in used}
+        self.uses = [_used(modules, home) for modules in sections]
+        """The buckets of each section."""
+        sectioned = {bucket for used in self.uses for bucket in used}
         self._always = [bucket for bucket in _used([module], home) if bucket not in sectioned]
-        self._kept = {bucket for used in self._uses[max(0, len(self._uses) - keep) :] for bucket in used if keep}
+        self._kept = {bucket for used in self.uses[max(0, len(self.uses) - keep) :] for bucket in used if keep}
         self._held = dict[Bucket, None]()
         self._backward = False
         self._at: int | None = None
@@ -65,7 +66,7 @@ class Sections:
 
     def begin(self, *, backward: bool = False) -> None:
         """Ask for what a forward uses first, or a backward."""
-        first = self._uses[-1 if backward else 0] if self._uses else []
+        first = self.uses[-1 if backward else 0] if self.uses else []
         self._ask((*self._always, *first))
 
     def release(self) -> None:
@@ -103,13 +104,13 @@ class Sections:
 
     def _enter(self, n: int, then: int) -> None:
         """The computation has come to section `n`, and goes on with section `then`."""
-        self._wait(self._uses[n])
+        self._wait(self.uses[n])
         kept = self._kept if torch.is_grad_enabled() and not self._backward else set()
-        for bucket in [b for b in self._held if b not in self._uses[n] and b not in self._always and b not in kept]:
+        for bucket in [b for b in self._held if b not in self.uses[n] and b not in self._always and b not in kept]:
             bucket.release()
             del self._held[bucket]
-        if 0 <= then < len(self._uses):
-            self._ask(self._uses[then])
+        if 0 <= then < len(self.uses):
+            self._ask(self.uses[then])
         self._at = n
 
     def _ask(self, buckets: Sequence[Bucket]) -> None:

@@ -12,12 +12,14 @@ from stretto.world import Axis
 class WireSum:
     """The sum of `x` [n] over the axis, begun: each rank adds a part of it, its own contribution unrounded.
 
-    `wait` puts this rank's part in `out`, which may lie in `x`; without `out` the whole sum in `x`, for which the parts
-    are rounded once more and gathered.
+    `wait` puts this rank's part in `out`, or adds it; without `out` the whole sum is in `x`, for which the parts are
+    rounded once more and gathered.
     """
 
-    def __init__(self, x: Tensor, axis: Axis, wire: torch.dtype, out: Tensor | None = None) -> None:
-        self.x, self.axis, self.out = x, axis, out
+    def __init__(
+        self, x: Tensor, axis: Axis, wire: torch.dtype, out: Tensor | None = None, *, add: bool = False
+    ) -> None:
+        self.x, self.axis, self.out, self.add = x, axis, out, add
         self.part = -(-x.numel() // axis.size)
         self.sent = x.new_zeros(self.part * axis.size, dtype=wire)
         self.sent[: x.numel()] = x
@@ -36,7 +38,7 @@ class WireSum:
             else:
                 total += self.got[rank * self.part : (rank + 1) * self.part]
         if self.out is not None:
-            self.out.copy_(total)
+            self.out.add_(total) if self.add else self.out.copy_(total)
             return
         all_gather_into(self.sent, total.to(self.sent.dtype), self.axis).wait()
         self.x.copy_(self.sent[: self.x.numel()])

@@ -24,7 +24,7 @@ class GroupOptions:
     priority; `min_ctas` and `max_ctas` bound the thread blocks, and so the share of the GPU, of one kernel; `cpu`
     gives the group Gloo beside NCCL, for CPU tensors; `peer_buffer` is a number of bytes: gathers and scatters of which
     each rank reads no more of another go through copy engines, where the ranks are GPUs of one host with peer
-    access.
+    access; with `peer_memory` also those of tensors that are kept in memory the others read.
     """
 
     timeout: float | None = None
@@ -34,6 +34,7 @@ class GroupOptions:
     max_ctas: int | None = None
     cpu: bool = False
     peer_buffer: int | None = None
+    peer_memory: bool = False
 
     def require_effect(self, name: str, backend: str, device: str) -> None:
         """Raise ValueError unless all that is said here for the axis `name` has an effect.
@@ -45,7 +46,7 @@ class GroupOptions:
             raise ValueError(f"{name}: backend={used!r} for tensors on {device}; choose 'gloo', or 'nccl' on cuda")
         idle = [
             option
-            for option in ("high_priority", "min_ctas", "max_ctas", "cpu", "peer_buffer")
+            for option in ("high_priority", "min_ctas", "max_ctas", "cpu", "peer_buffer", "peer_memory")
             if getattr(self, option)
         ]
         if used != "nccl" and idle:

@@ -14,10 +14,9 @@ from torch.distributed import DistError, PrefixStore, ProcessGroup, Store  # typ
 
 from stretto.layout import Layout
 from stretto.parallel_state.create import GroupCost, abort_groups, back_end, create_group, destroy_groups, fake_group
-from stretto.parallel_state.peer_buffers import open_peer_buffers
 from stretto.parallel_state.plan import Axes, GroupOptions, PlannedGroup, default_axes, geometric, plan
+from stretto.parallel_state.reach import Reach, open_reach
 from stretto.parallel_state.same_plan import build_store, check_same_plan
-from stretto.peer_buffer import CopyEngineBuffer
 from stretto.store import TimedStore, in_time, last_resort
 from stretto.world import Axis, Observer, Timer, World
 
@@ -69,12 +68,12 @@ class ParallelState:
         groups: Mapping[PlannedGroup, ProcessGroup],
         costs: Iterable[GroupCost] = (),
         tracer: Tracer | None = None,
-        peer_buffers: Mapping[PlannedGroup, CopyEngineBuffer] | None = None,
+        reach: Mapping[PlannedGroup, Reach] | None = None,
         timer: Timer | None = None,
     ) -> None:
         """Made by `build` or `inspect`: `groups` are this rank's, as planned for `axes`."""
         self._tracer = tracer
-        self._peer_buffers = dict(peer_buffers or {})
+        self._reach = dict(reach or {})
         self._layout = layout
         self._world = world
         self._costs = tuple(costs)
@@ -85,9 +84,9 @@ class ParallelState:
             name = "-".join(planned.axes[0])
             observer = None if tracer is None else tracer.group(str(planned), name, planned.ranks)
             for names in planned.axes:
-                peer_buffer = self._peer_buffers.get(planned)
+                found = self._reach.get(planned, Reach())
                 self._axes[frozenset(names)] = Axis(
-                    "-".join(names), place, planned.ranks, group, observer, peer_buffer, timer
+                    "-".join(names), place, planned.ranks, group, observer, found.buffer, timer, found.memory
                 )
 
     @classmethod
@@ -148,11 +147,11 @@ class ParallelState:
                 with last_resort(seconds + SLACK_SECONDS, hanging):
                     groups[each], cost = create_group(world, each, name, store, timedelta(seconds=seconds))
                 costs.append(cost)
-            peer_buffers = open_peer_buffers(world, groups, PrefixStore("windows", shared.store))
+            reach = open_reach(world, groups, PrefixStore("windows", shared.store))
         except BaseException:
             abort_groups(list(groups.values()))
             raise
-        return cls(layout, world, declared, groups, costs, tracer, peer_buffers, timer)
+        return cls(layout, world, declared, groups, costs, tracer, reach, timer)
 
     @classmethod
     def inspect(cls, layout: Layout, rank: int, *, axes: Iterable[Axes] | None = None) -> Self:
@@ -186,6 +185,11 @@ class ParallelState:
     def costs(self) -> tuple[GroupCost, ...]:
         """What each group took to create, in the order of creation."""
         return self._costs
+
+    @property
+    def peer_bytes(self) -> int:
+        """Of this rank's device memory that other ranks read: torch's allocator does not count it."""
+        return sum(each.nbytes for each in self._reach.values())
 
     def axis(self, *names: str) -> Axis:
         """The communicator along an axis, or along several together, in any order of their names.
@@ -226,14 +230,14 @@ class ParallelState:
         groups = tuple(self._groups)
         self._axes.clear()
         self._groups.clear()
-        self._peer_buffers.clear()
+        self._reach.clear()
         return groups
 
     def _abort(self) -> None:
         """Leave without waiting for anyone."""
-        for peer_buffer in self._peer_buffers.values():
+        for each in self._reach.values():
             with suppress(RuntimeError):  # on a device that has failed nothing waits, and the first error counts
-                peer_buffer.release()
+                each.release()
         abort_groups(self._forget())
 
     def __enter__(self) -> Self:

@@ -35,6 +35,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
     urgent = {_wide(layout, axis) for axis in args.nccl.high_priority}
     peer_buffer, buffers = _peer_buffer_size(args), {"cp": _keys_and_values(args)}
     options = {}
+    reached = args.parallel.dp_copy_engines and args.parallel.sharding != "none" and args.run.device != "cpu"
     for names in axes_of(args, layout):
         axis = "-".join(names)
         wide = _wide(layout, axis)
@@ -45,6 +46,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
             min_ctas=fewest.get(wide),
             max_ctas=most.get(wide),
             peer_buffer=None if wide in over_gloo else peer_buffer if wide == {"tp"} else buffers.get(axis),
+            peer_memory=reached and "dp" in wide and not wide & over_gloo and set(wide) <= {"dp", "cp"},
         )
         if wide and found != GroupOptions():
             options[axis] = found

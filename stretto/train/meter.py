@@ -44,8 +44,11 @@ class Meter:
         device: torch.device,
         busy: BusyTime,
         *,
+        apart: Callable[[], int] = int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`apart` tells bytes of device memory that torch's allocator does not count."""
+        self._apart = apart
         self._work, self._world, self._device, self._busy, self._clock = work, world, device, busy, clock
         self._since = clock()
         self._seconds = 0.0
@@ -136,6 +139,7 @@ class Meter:
         """Bytes: the most that was in use, and the most that was reserved (0 where that is no other number)."""
         if self._device.type == "cuda":
             peak, reserved = torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved
-            return float(peak(self._device)), float(reserved(self._device))
+            apart = self._apart()
+            return float(peak(self._device) + apart), float(reserved(self._device) + apart)
         unit = 1 if sys.platform == "darwin" else 1024
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit), 0.0

@@ -177,7 +177,9 @@ class Trainer:
         self._check_replicas = check_replicas
         self._slow_ranks = None if waited is None else SlowRanks(state, waited)
         world = state.axis("tp", "cp", "dp", "pp")
-        self.meter = Meter(work or Work(global_batch), world, state.world.device, self.assembly.busy)
+        self.meter = Meter(
+            work or Work(global_batch), world, state.world.device, self.assembly.busy, apart=lambda: state.peer_bytes
+        )
         if resume and (newest := self._newest()):
             self.load(newest)
 

@@ -48,7 +48,8 @@ PAGE = "docs/verified.md"
 # What a combination says in words of its own, and what none tells apart: sizes, and where ranks lie.
 _SPOKEN_FOR = (
     *("tp", "sequence_parallel", "tp_comm_overlap", "cp", "cp_comm", "pp", "vpp", "schedule", "dp", "ep", "etp"),
-    *("stage_layers", "bucket_mb", "order", "gpus_per_node", "sharding", "keep_units", "schedule_costs"),
+    *("stage_layers", "bucket_mb", "order", "gpus_per_node", "sharding", "keep_units"),
+    *("schedule_costs", "dp_copy_engines"),
 )
 
 

@@ -1,8 +1,9 @@
 """P9 of every kind of sharding: what a rank keeps a part of changes nothing; and it keeps no more, and copies nothing.
 
-Faults to catch: a shard that is another rank's; gradients of earlier microbatches forgotten; a norm of one rank's part;
-copies whose gradients are not summed; weights that do not follow their shard; a section that stays gathered; gradients
-whose memory stays; weights that are copied on their way; a model that is whole before it is sharded.
+Faults to catch: a shard that is another rank's; gradients of earlier microbatches forgotten; a norm of one rank's
+part; copies whose gradients are not summed; weights that do not follow their shard; a section that stays gathered;
+gradients whose memory stays; a shard that is written while others read it; weights that are copied on their way; a
+model that is whole before it is sharded.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from readable import make_readable
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -88,15 +90,24 @@ def plain() -> dict[str, Tensor]:
 @pytest.mark.parametrize("dp", [1, 2, 3, 5])
 def test_any_mode_and_bucket_size_equals_one_process(pool: Pool, dp: int, sizes: list[float], keep: int) -> None:
     """Weights and moments, each rank's part of them at its place, and the weights that it computes with."""
-    want = plain()
-    ranks = pool.run(dp, _train, sizes, keep)
+    _equals(plain(), pool.run(dp, _train, sizes, keep), len(sizes))
+
+
+@pytest.mark.parametrize("dp", [2, 3])
+def test_shards_that_others_read_where_they_lie_equal_one_process(pool: Pool, dp: int) -> None:
+    """As on GPUs that reach each other; nothing is written before all have read it."""
+    sizes = [1e-9, 1e-3]
+    _equals(plain(), pool.run(dp, _train, sizes, 1, True), len(sizes))
+
+
+def _equals(want: dict[str, Tensor], ranks: Sequence[dict[str, Any]], times: int) -> None:
     for mode in SHARDED:
         seen = {name: torch.zeros_like(tensor) for name, tensor in want.items()}
         for name, offsets, tensor in (piece for rank in ranks for piece in rank[mode]):
             where = tuple(slice(o, o + n) for o, n in zip(offsets, tensor.shape, strict=True))
             torch.testing.assert_close(tensor, want[name][where], rtol=0, atol=1e-12, msg=f"{mode} {name}")
             seen[name][where] += 1
-        assert all((count == len(sizes)).all() for name, count in seen.items()), mode
+        assert all((count == times).all() for name, count in seen.items()), mode
 
 
 @pytest.mark.parametrize("mode", SHARDED)
@@ -178,10 +189,13 @@ def _compare_levels(world: World, args: Arguments) -> Comparison:
     return against_reference(args, Layout.of(dp=(2, 2)), world)
 
 
-def _train(world: World, sizes: Sequence[float], keep: int) -> dict[str, list[tuple[str, tuple[int, ...], Tensor]]]:
+def _train(
+    world: World, sizes: Sequence[float], keep: int, readable: bool = False
+) -> dict[str, list[tuple[str, tuple[int, ...], Tensor]]]:
     found: dict[str, list[tuple[str, tuple[int, ...], Tensor]]] = {mode: [] for mode in SHARDED}
     axes = (*default_axes(Layout.of(dp=world.size)), ("dp:gather", "cp"))
     with ParallelState.build(Layout.of(dp=world.size), world, axes=axes) as state:
+        memories = make_readable(state) if readable else []
         for mode, size in ((mode, size) for mode in SHARDED for size in sizes):
             net = Net()
             with DataParallel({0: net}, state, bucket_mb=size, sharding=MODES[mode], keep=keep) as weights:
@@ -203,6 +217,7 @@ def _train(world: World, sizes: Sequence[float], keep: int) -> dict[str, list[tu
                         for p in masters:
                             where = tuple(slice(o, o + n) for o, n in zip(p.offsets, p.tensor.shape, strict=True))
                             assert torch.equal(item.param.data[where], p.tensor), f"{mode}: {item.name}"
+        assert all(memory.messages for memory in memories if memory.axis.name in ("dp-cp", "dp:gather-cp"))
     return found
 
 

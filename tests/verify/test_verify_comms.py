@@ -6,6 +6,7 @@ out; a border of tensor parallelism that communicates in both directions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -46,14 +47,23 @@ def shown(found: Communication) -> str:
     return capture.get()
 
 
-@pytest.mark.parametrize(("number", "sizes"), list(enumerate(SIZES)), ids=[f"tp{t}-pp{p}-dp{d}" for t, p, d in SIZES])
-def test_a_step_sends_what_the_textbook_says(pool: Pool, number: int, sizes: tuple[int, int, int]) -> None:
-    dtype = ("fp64", "fp32", "bf16")[number % 3]
-    for variant in VARIANTS[number % 2 :: 2]:
-        args = arguments(*sizes, variant=variant, dtype=dtype)
-        layout, calls = record(pool, args)
-        found = communication(args, layout, calls)
-        assert found.right, shown(found)
+def cases() -> Iterator[object]:
+    """For each of the sizes two or three variants, of which a commit has one."""
+    for number, (tp, pp, dp) in enumerate(SIZES):
+        some = VARIANTS[number % 2 :: 2]
+        for k, variant in enumerate(some):
+            at_night = [pytest.mark.nightly] * (k != number // 2 % len(some))
+            yield pytest.param(number, (tp, pp, dp), variant, marks=at_night, id=f"tp{tp}-pp{pp}-dp{dp}-{k}")
+
+
+@pytest.mark.parametrize(("number", "sizes", "variant"), list(cases()))
+def test_a_step_sends_what_the_textbook_says(
+    pool: Pool, number: int, sizes: tuple[int, int, int], variant: int
+) -> None:
+    args = arguments(*sizes, variant=variant, dtype=("fp64", "fp32", "bf16")[number % 3])
+    layout, calls = record(pool, args)
+    found = communication(args, layout, calls)
+    assert found.right, shown(found)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "block"])

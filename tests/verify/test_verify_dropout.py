@@ -44,10 +44,15 @@ Piece = tuple[str, int, int, Tensor]
 """Name of a place in the model, sample, first position, and what falls away of these [n, h]."""
 
 
+@pytest.fixture(scope="module")
+def alone(pool: Pool) -> list[Piece]:
+    """What falls away on one process."""
+    return pool.run(1, masks, arguments())[0]
+
+
 @EVERY
-def test_every_layout_drops_slices_of_the_whole_mask(pool: Pool, sizes: dict[str, int]) -> None:
+def test_every_layout_drops_slices_of_the_whole_mask(pool: Pool, alone: list[Piece], sizes: dict[str, int]) -> None:
     args = arguments(**sizes)
-    (alone,) = pool.run(1, masks, arguments())
     whole = {(name, sample): mask for name, sample, _, mask in alone}
     assert len(whole) == len(alone) == ROWS * (1 + 2 * args.model.layers)
     assert len({mask.numpy().tobytes() for mask in whole.values()}) == len(whole)

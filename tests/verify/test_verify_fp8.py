@@ -51,14 +51,31 @@ def verdict(world: World, words: str, wrong: str = "") -> list[str]:
     return [*found.unequal, *(d.quantity.kind for d in found.failures)]
 
 
-@pytest.mark.parametrize("more", ["", "--sequence-parallel --recompute selective", f"{OTHER} --sequence-parallel"])
-@pytest.mark.parametrize("recipe", RECIPES)
+AT_NIGHT = pytest.mark.nightly
+RIGHT = [
+    ("tensorwise", ""),
+    ("rowwise", "--sequence-parallel --recompute selective"),
+    ("tensorwise", f"{OTHER} --sequence-parallel"),
+    pytest.param("rowwise", "", marks=AT_NIGHT),
+    pytest.param("tensorwise", "--sequence-parallel --recompute selective", marks=AT_NIGHT),
+    pytest.param("rowwise", f"{OTHER} --sequence-parallel", marks=AT_NIGHT),
+]
+
+
+@pytest.mark.parametrize(("recipe", "more"), RIGHT)
 def test_a_layout_in_fp8_is_one_process_in_fp8(pool: Pool, recipe: str, more: str) -> None:
     assert pool.run(2, verdict, f"--fp8 {recipe} {more}") == [[], []]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("wrong", ["gradient", "weight gradient"])
+@pytest.mark.parametrize(
+    ("recipe", "wrong"),
+    [
+        ("tensorwise", "gradient"),
+        ("rowwise", "weight gradient"),
+        pytest.param("rowwise", "gradient", marks=AT_NIGHT),
+        pytest.param("tensorwise", "weight gradient", marks=AT_NIGHT),
+    ],
+)
 def test_a_product_that_is_twice_too_large_is_noticed(pool: Pool, recipe: str, wrong: str) -> None:
     found = pool.run(2, verdict, f"--fp8 {recipe}", wrong)[0]
     assert "gradient" in found

@@ -60,7 +60,7 @@ def runs(draw: Any) -> Arguments:
 
 
 @settings(
-    max_examples=settings.default.max_examples // 3,
+    max_examples=settings.default.max_examples // 5,
     derandomize="CI" in os.environ,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -39,8 +39,8 @@ SHARDING = Said(
     Fault(
         "gradients of earlier microbatches forgotten",
         "distributed/bucket.py",
-        "            self.grad.add_(self._mine(self.grads))\n",
-        "            self.grad.copy_(self._mine(self.grads))\n",
+        "reduce_scatter_into(self.grad, self.grads, self.axis, add=self._reduced)",
+        "reduce_scatter_into(self.grad, self.grads, self.axis)",
     ),
     Fault(
         "a norm of one rank's part",
@@ -69,8 +69,14 @@ SHARDING = Said(
     Fault(
         "gradients whose memory stays",
         "distributed/bucket.py",
-        "            self.grad.add_(self._mine(self.grads))\n        free(self.grads)\n",
-        "            self.grad.add_(self._mine(self.grads))\n",
+        "        self._close()\n        self._reduced, self.sent",
+        "        self._reduced, self.sent",
+    ),
+    Fault(
+        "a shard that is written while others read it",
+        "distributed/data_parallel.py",
+        "            bucket.settle()\n",
+        "",
     ),
     Fault(
         "weights that are copied on their way",

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks.train.peers import RunRejectedError, torch_peer
 from benchmarks.train.peers.torch_model import Block, Model
@@ -38,8 +39,9 @@ class Peer(torch_peer.Peer):
         policy = MixedPrecisionPolicy(main_params_dtype=torch.float32, main_grads_dtype=torch.float32)
         whole: nn.Module = fully_shard_model(
             model.to(self.dtype),
-            device_mesh=self.mesh,
+            device_mesh=init_device_mesh("cuda", (self.job.nproc, 1), mesh_dim_names=("dp", "tp")),
             dp_shard_dim="dp",
+            tp_dim="tp",
             fsdp_unit_modules=[Block],
             mixed_precision_policy=policy,
             calculate_per_token_loss=True,  # losses are by the tokens of the global batch: sum, do not average

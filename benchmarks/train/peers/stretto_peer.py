@@ -118,7 +118,7 @@ class Peer:
 
     @property
     def peak_bytes(self) -> int:
-        return peak_of(self.job.device)
+        return peak_of(self.job.device) + self.state.peer_bytes
 
     def close(self) -> None:
         self._stack.close()

@@ -1,9 +1,10 @@
-"""Whether the ranks of a group reach each other's memory, and the peer buffer through which they do."""
+"""Whether the ranks of a group reach each other's memory, and that through which they do."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
 
 from stretto.parallel_state.plan import PlannedGroup
 from stretto.peer_buffer import CopyEngineBuffer
+from stretto.peer_memory import CopyEngineMemory
 from stretto.store import LostError, TimedStore
 from stretto.world import World
 
@@ -18,17 +20,38 @@ WAIT_SECONDS = 60.0
 """For the other ranks of a group, which have just made it together."""
 
 
-def open_peer_buffers(
-    world: World, groups: Mapping[PlannedGroup, ProcessGroup], store: Store
-) -> dict[PlannedGroup, CopyEngineBuffer]:
-    """The peer buffers of those groups that are to have one, and whose ranks all reach each other.
+@dataclass(frozen=True)
+class Reach:
+    """What a group has beside its collectives."""
+
+    buffer: CopyEngineBuffer | None = None
+    memory: CopyEngineMemory | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of this rank's device memory."""
+        return sum(each.nbytes for each in (self.buffer, self.memory) if each is not None)
+
+    def release(self) -> None:
+        """Let nothing of this rank wait for the others any more. Raises RuntimeError on a device that has failed."""
+        for each in (self.buffer, self.memory):
+            if each is not None:
+                each.release()
+
+
+def open_reach(world: World, groups: Mapping[PlannedGroup, ProcessGroup], store: Store) -> dict[PlannedGroup, Reach]:
+    """Peer buffers and memory of those groups that are to have some, and whose ranks all reach each other.
 
     All members of a group come to the same answer; `store` is for them to find it.
     """
     return {
-        planned: CopyEngineBuffer(group, world.device, planned.options.peer_buffer)
+        planned: Reach(
+            None if (size := planned.options.peer_buffer) is None else CopyEngineBuffer(group, world.device, size),
+            CopyEngineMemory(group, world.device) if planned.options.peer_memory else None,
+        )
         for planned, group in groups.items()
-        if planned.options.peer_buffer is not None and _within_reach(world, planned, store)
+        if (planned.options.peer_buffer is not None or planned.options.peer_memory)
+        and _within_reach(world, planned, store)
     }
 
 
