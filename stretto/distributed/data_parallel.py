@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from stretto.distributed.bucket import Bucket
 from stretto.distributed.grouping import fill_buckets, fill_units
 from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.partial import Gradient, sum_partial_gradients
+from stretto.distributed.progress import Progress
 from stretto.distributed.region import take_turns
 from stretto.distributed.sections import Sections, sections_of
 from stretto.layout.flat import overlap
@@ -34,7 +35,7 @@ GRADIENTS: Final = 2
 """Buckets whose gradients may have memory at a time, where that comes and goes: one that fills, one that is reduced."""
 
 
-class DataParallel:
+class DataParallel(Progress):
     """The weights of this rank's stages: buckets, what fills them, and what gathers them.
 
     `stages` maps the number of each stage on this rank to its module; `direct` is what its layers were built with, if
@@ -145,21 +146,6 @@ class DataParallel:
             self._unsent.append(bucket)
         self._send_full()
 
-    def progress(self, stage: int) -> tuple[Any, ...]:
-        """Which gradients of the stage there are in this step, to be hashed and compared; none is deferred after it."""
-        self._main_gradients.flush()
-        return tuple(bucket.progress for bucket in self.buckets[stage])
-
-    def resume(self, stage: int, progress: Any) -> None:
-        """It is as it was when `progress` was asked for: a recording of what was done since is replayed, or undone."""
-        self._main_gradients.forget()
-        for bucket, each in zip(self.buckets[stage], progress, strict=True):
-            bucket.progress = each
-
-    def reduces(self, stage: int) -> bool:
-        """Whether gradients of the stage are summed over ranks."""
-        return any(bucket.axis.size > 1 for bucket in self.buckets[stage])
-
     def finish(self) -> None:
         """Wait for the reductions, then sum what replicated parameters hold parts of. Gradients are whole after it.
 
@@ -223,12 +209,6 @@ class DataParallel:
         self._main_gradients.forget()
         for bucket in self.all_buckets:
             bucket.zero()
-
-    def settle(self) -> None:
-        """Wait for what is on its way between two steps: nothing is, when the groups are left in good order."""
-        for bucket in self.all_buckets:
-            if bucket.whole:
-                bucket.gathered()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
