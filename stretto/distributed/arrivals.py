@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
-
 from torch import nn
 
 from stretto.params import Declared
@@ -13,11 +11,11 @@ from stretto.schedule import Sharding
 class Arrivals:
     """What a bucket knows of its parameters' gradients."""
 
-    items: Iterable[Declared]
+    items: tuple[Declared, ...]
     sharding: Sharding
     frozen: bool
     sent: bool
-    _spans: Sized
+    _spans: dict[nn.Parameter, range]
     _fresh: set[nn.Parameter]
     """None yet in what is there of the bucket's gradients."""
     _without: set[nn.Parameter]
