@@ -12,7 +12,9 @@ from stretto.distributed import DataParallel as DataParallel
 from stretto.distributed import clip_factor as clip_factor
 from stretto.distributed import grad_norm as grad_norm
 from stretto.distributed.replicate import replicate as replicate
+from stretto.distributed.shard import shard as shard
 from stretto.initialize import initialize as initialize
+from stretto.interop.plans import plan_of as plan_of
 from stretto.launch.local import run_local as run_local
 from stretto.layout import Layout as Layout
 from stretto.parallel_state import ParallelState as ParallelState
@@ -25,6 +27,7 @@ from stretto.tensor_parallel import ColumnParallelLinear as ColumnParallelLinear
 from stretto.tensor_parallel import RowParallelLinear as RowParallelLinear
 from stretto.tensor_parallel import VocabParallelEmbedding as VocabParallelEmbedding
 from stretto.tensor_parallel import VocabParallelHead as VocabParallelHead
+from stretto.tensor_parallel.foreign import parallelize as parallelize
 from stretto.train.assemble import StageSpec as StageSpec
 from stretto.train.learning_rate import LearningRate as LearningRate
 from stretto.train.meter import Work as Work

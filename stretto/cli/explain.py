@@ -23,6 +23,8 @@ from stretto.console import console
 from stretto.data.errors import DataError
 from stretto.estimate import count_parameters, norms_of_a_layer, positions, qk_norms, stage_layers
 from stretto.estimate.context import comm_of, exchanged
+from stretto.estimate.kept import seconds
+from stretto.estimate.recompute import policy_of, said
 from stretto.layout import Layout, Topology, warnings
 from stretto.layout.ranks import named, ranges
 from stretto.schedule import Cost, bubble, schedule_for, simulate
@@ -77,12 +79,24 @@ def show(resolved: Resolved, screen: Console, limit: float | None = None) -> Non
         screen.print(f"  {line}")
     screen.print(Text("memory of a rank, in MiB", style="bold"))
     screen.print(memory_table(args))
-    for line in verdict(args, limit):
+    for line in (*_recomputed(args), *verdict(args, limit)):
         screen.print(f"  {line}")
     screen.print(Text("schedule", style="bold"))
     screen.print(Text("\n".join(f"  {line}" for line in _schedule(args, screen.width - 2))), soft_wrap=True)
     screen.print(Text("settings", style="bold"))
     screen.print(table(resolved))
+
+
+def _recomputed(args: Arguments) -> Iterator[str]:
+    """What each stage computes once more, and what that costs by the model that a budget goes by."""
+    for stage, layers in enumerate(stage_layers(args)):
+        policy = policy_of(args, stage)
+        if any(policy):
+            cost = sum(seconds(args, layer, parts) for layer, parts in zip(layers, policy, strict=True))
+            yield (
+                f"stage {stage} computes once more: {said(policy)}; {cost * 1e3:,.2f} ms of each microbatch, by the "
+                "cost model of GPUs"
+            )
 
 
 def _layout(resolved: Resolved) -> Iterator[str]:

@@ -32,7 +32,7 @@ def memory_table(args: Arguments) -> Table:
 
 def verdict(args: Arguments, limit: float | None) -> Iterator[str]:
     """What is counted how; and with a limit in GiB, whether the run fits and which modes of sharding would."""
-    yield "weights, gradients, masters and optimizer are exact; activations and logits are formulas"
+    yield "weights, gradients, masters and optimizer are exact; activations and logits are counted by tensor"
     if limit is None:
         return
     found = fitting(args, limit * GIB)

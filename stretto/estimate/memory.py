@@ -15,15 +15,15 @@ from typing import Final
 from stretto.arguments.schema import Arguments
 from stretto.arguments.trained import is_trained
 from stretto.estimate.context import comm_of
+from stretto.estimate.recompute import activations, policy_of
+from stretto.estimate.sizes import BYTES, local_tokens
 from stretto.estimate.stages import stage_layers
 from stretto.estimate.stored import EXPERT, stored_tensors
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import Stored, by_section, by_size
 from stretto.schedule import DDP, Sharding
 from stretto.schedule.sharding import MODES
-from stretto.sequence import local_length
 
-BYTES: Final[Mapping[str, int]] = MappingProxyType({"fp64": 8, "fp32": 4, "bf16": 2})
 STATE: Final[Mapping[str, int]] = MappingProxyType({"adamw": 2, "sgd": 1, "lion": 1, "muon": 2})
 """Vectors that an update rule keeps beside each master."""
 
@@ -102,7 +102,7 @@ def ledger(args: Arguments, stage: int) -> Ledger:
         * (moved_part * STATE[args.optimizer.optimizer] - _without_second(args, stage, tensors, groups, shards)),
         gathered=item * min(whole, pairs + kept) * sharding.params,
         reducing=wide * filling * sharding.grads + _travelling(args, flats),
-        activations=_activations(args, stage),
+        activations=activations(args, stage, policy_of(args, stage)),
         exchanged=_exchanged(args, stage),
         logits=_logits(args) * (stage == args.parallel.pp - 1),
     )
@@ -170,62 +170,6 @@ def _sections(args: Arguments, stage: int) -> int:
     return (stage == 0) + len(layers[stage]) + (stage == len(layers) - 1)
 
 
-def _activations(args: Arguments, stage: int) -> int:
-    """Bytes kept from forward to backward: of each block what its operations save, [s, b, h] in the dtype of the run.
-
-    Korthikanti et al. (2022) count 34 bytes a token and feature in bf16 without the attention's weights, which are
-    never kept; here a norm keeps its input, attention q, k, v and its output, feed-forward what its products take.
-    """
-    m, p = args.model, args.parallel
-    item, tokens = BYTES[args.run.dtype], local_tokens(args)
-    outside = tokens // p.tp if p.sequence_parallel else tokens
-    q, kv = m.heads * m.dim_per_head // p.tp, max(1, m.num_kv_heads // p.tp) * m.dim_per_head
-    inner, gated = m.dim_ffn // p.tp, m.gated
-    entering = outside * m.hidden
-    layers = stage_layers(args)[stage]
-    sparse = sum(map(m.is_sparse, layers)) / max(1, len(layers))
-    selective = args.run.recompute == "selective"
-    if m.latent:
-        kept = 2 * entering + tokens * _latent(args, selective=selective)
-        kept += entering * (selective and m.q_lora_rank is None)  # two read the normed input
-    else:
-        kept = 2 * entering + tokens * (q + 2 * kv) * (2 if m.position == "rope" else 1)
-    kept += tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
-    kept += tokens * m.heads * m.dim_value // p.tp  # attention's output
-    dense = tokens // args.run.ffn_chunks * inner * (2 if gated else 1)
-    if not selective:
-        kept += 2 * outside * m.hidden  # normed inputs
-        dense += tokens // args.run.ffn_chunks * inner  # the activation's output
-    mean = kept + dense if not sparse else kept + (1 - sparse) * dense + sparse * sparse_feed_forward(args)
-    again, away = args.run.recompute in ("block", "offload"), args.run.recompute == "offload"
-    recompute, block = (mean if again and layers else 0), (entering if again else mean)
-    if away:  # what enters the last block, and what comes back for the one before
-        return round(item * (in_flight(args, stage) * (min(len(layers), 1) * block + entering) + block + recompute))
-    return round(item * (in_flight(args, stage) * (len(layers) * block + entering) + recompute))
-
-
-def _latent(args: Arguments, *, selective: bool) -> int:
-    """Elements that attention with latents keeps of a token: these, normed ones, queries and keys with their rotated
-    parts behind them, and what values lie in."""
-    m, heads = args.model, args.model.heads // args.parallel.tp
-    normed = (m.kv_lora_rank or 0) + (m.q_lora_rank or 0)
-    kept = normed + m.dim_rotary + normed * (not selective)
-    return kept + heads * (2 * m.dim_per_head + m.dim_per_head - m.dim_rotary + m.dim_value)
-
-
-def sparse_feed_forward(args: Arguments) -> float:
-    """Elements that a sparse feed-forward keeps where experts have equal loads: of each assignment what its expert
-    takes, what enters its activation and leaves it; the shared expert as a dense one. Selective recomputation keeps
-    what enters the activation, and where ranks exchange rows, these."""
-    m, p, tokens = args.model, args.parallel, local_tokens(args)
-    selective = args.run.recompute == "selective"
-    rows = -(-tokens // p.tp) * m.top_k
-    inner = (3 if m.gated else 2) - selective
-    arrived = 0 if selective and p.ep * p.etp == 1 else p.etp * m.hidden
-    kept = rows * (arrived + m.dim_expert * inner) + tokens * m.shared_ffn // p.tp * inner
-    return float(kept + selective * tokens * m.hidden // p.tp)  # the router's input is kept
-
-
 def _exchanged(args: Arguments, stage: int) -> int:
     """Bytes of a layer's attention over cp, or over documents: the largest of the ways that its layers take.
 
@@ -246,21 +190,6 @@ def _exchanged(args: Arguments, stage: int) -> int:
         merged = tokens * m.heads // p.tp * m.dim_per_head * wide
         found.append(merged + tokens * kv * ((blocks + rings) * item + (blocks + rings) * wide))
     return max(found)
-
-
-def local_tokens(args: Arguments) -> int:
-    """Of a microbatch on one rank, slots without a token included."""
-    b, p = args.batch, args.parallel
-    if p.cp == 1:
-        return b.seq_len * b.micro_batch
-    return local_length(b.seq_len, p.cp, p.tp if p.sequence_parallel else 1) * b.micro_batch
-
-
-def in_flight(args: Arguments, stage: int) -> int:
-    """Microbatches that went forward through a stage and not yet back, at most."""
-    p, b = args.parallel, args.batch
-    microbatches = b.microbatches(p.dp)
-    return microbatches if p.schedule == "gpipe" else min(microbatches, p.pp - stage)
 
 
 def _logits(args: Arguments) -> int:

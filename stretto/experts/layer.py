@@ -90,7 +90,7 @@ class SparseFeedForward(nn.Module):
         choice = self.gate(tokens, (x.shape[0], x.shape[1]))
         plan = plan_of(choice.experts, self.config.experts, build.experts, choice.kept)
         rows: Tensor | Lazy
-        if build.recompute and plan.exchange.size == 1:
+        if self.experts.activation.recompute and plan.exchange.size == 1:
             beside, rows = self._shared(x), regathered(tokens, plan)
         else:
             transfer = Transfer()

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.attention import Scores
+from stretto.estimate.kept import NOTHING
 from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
 from stretto.models.norm import FullNorm, HeadNorm, first_weight, full_norms
+from stretto.models.once_more import once_more, unkept
 from stretto.params import Init, ParamSpec, Shard
 from stretto.structure import Structure
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Projection, RowParallelLinear, declare_on
@@ -36,7 +40,7 @@ class SelfAttention(nn.Module):
             raise ValueError(f"tp={build.tp.size} must divide heads={config.heads}")
         self.dim, self.heads = config.dim_per_head, config.heads // build.tp.size
         self.build, self.layer, self.scores = build, layer, Scores.of(config, layer)
-        self.rotate, self.attend = parts.rotate, parts.attend(layer)
+        self.rotate, self.attend, self.parts = parts.rotate, parts.attend(layer), parts.parts
 
     def leave(self, config: ModelConfig, build: Build, out_init: Init) -> None:
         """Declare what takes the heads back to the residual stream."""
@@ -59,12 +63,31 @@ class SelfAttention(nn.Module):
         structure: Structure,
         before: KeyValues | None = None,
     ) -> Tensor:
-        q, k, v = (t.permute(1, 2, 0, 3) for t in self.heads_of(x, rotation))  # [b, heads, s, d]
+        def attended(x: Tensor | Lazy) -> Tensor:
+            return self._attended(*self.heads_of(x, rotation), *sinks, structure=structure, before=before)
+
+        sinks = () if self.sinks is None else (self.sinks,)
+        again = self.parts if before is None and torch.is_grad_enabled() else NOTHING
+        if "projections" in again:
+            if "attention" in again:
+                return once_more(lambda x: self.o_proj(attended(x)), x)
+            out: Tensor = self.o_proj(once_more(attended, x))
+        elif "attention" in again:
+            q, k, v = self.heads_of(x, rotation)
+            out = self.o_proj(unkept(partial(self._attended, structure=structure), q, k, v, *sinks))
+        else:
+            out = self.o_proj(attended(x))
+        return out
+
+    def _attended(
+        self, q: Tensor, k: Tensor, v: Tensor, *sinks: Tensor, structure: Structure, before: KeyValues | None = None
+    ) -> Tensor:
+        """[s, b, heads * d]."""
+        q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
         if before is not None:
             k, v = before.extended(self.layer, k, v)
-        y = self.attend(q, k, v, self.scores, structure, self.sinks).permute(2, 0, 1, 3)
-        out: Tensor = self.o_proj(y.reshape(*y.shape[:2], -1))
-        return out
+        y = self.attend(q, k, v, self.scores, structure, sinks[0] if sinks else None).permute(2, 0, 1, 3)
+        return y.reshape(*y.shape[:2], -1)
 
 
 class Attention(SelfAttention):

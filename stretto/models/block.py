@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from stretto.arguments.schema import ModelConfig
 from stretto.experts import SparseFeedForward
@@ -16,6 +15,7 @@ from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
 from stretto.models.latent import LatentAttention
 from stretto.models.norm import Norm, norm
+from stretto.models.once_more import once_more
 from stretto.models.rope import Rotation
 from stretto.params import Init
 from stretto.structure import Structure
@@ -34,7 +34,7 @@ class FeedForward(nn.Module):
         held = (
             [Projection("gate_proj", inner), Projection("up_proj", inner)] if gated else [Projection("up_proj", inner)]
         )
-        self.activation = parts.activation
+        self.activation, self.parts = parts.activation, parts.parts
         self.gate_up_proj = ColumnParallelLinear(
             config.hidden, held, build, bias=config.bias, init=Init(std=config.init_std)
         )
@@ -53,12 +53,20 @@ class FeedForward(nn.Module):
             raise ValueError("a sequence that is computed once more as a whole cannot be taken in chunks")
         # Inner activations exist of one chunk at a time, forward and back.
         parts = x.tensor_split(self.chunks)
-        return torch.cat([checkpoint(self._now, part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+        return torch.cat([once_more(self._now, part) for part in parts])
 
     def _now(self, x: Tensor | Lazy) -> Tensor:
         # What enters the activation goes nowhere else: its gradient may take its place.
-        out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x)))
+        if "projections" not in self.parts:
+            out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x)))
+        elif "activation" in self.parts:
+            out = once_more(lambda x: self.down_proj(self._inner(x)), x)
+        else:
+            out = self.down_proj(once_more(self._inner, x))
         return out
+
+    def _inner(self, x: Tensor | Lazy) -> Tensor:
+        return self.activation.now(self.gate_up_proj(x))
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
 from stretto.arguments.schema import ModelConfig
 from stretto.attention import Attend
+from stretto.estimate.kept import NOTHING, Parts
 from stretto.models.rope import Rotate
 from stretto.tensor_parallel import Build, Pointwise, formulas
 
@@ -32,7 +33,7 @@ class BlockOps:
     """The operations that the config names.
 
     `norm`(x, weight[, bias]), `head_norm` and `latent_norm`(x, weight), `activation`(gate_up),
-    `attend`(layer)(q, k, v).
+    `attend`(layer)(q, k, v). `parts` of the block are computed once more in the backward.
     """
 
     norm: Pointwise
@@ -41,6 +42,7 @@ class BlockOps:
     activation: Pointwise
     rotate: Rotate
     attend: Callable[[int], Attend]
+    parts: Parts = NOTHING
 
     @classmethod
     def of(cls, config: ModelConfig, build: Build, attend: Callable[[int], Attend]) -> BlockOps:
@@ -56,4 +58,14 @@ class BlockOps:
             Pointwise.of(_ACTIVATIONS[config.activation], build, **clamps),
             Rotate.of(build),
             attend,
+        )
+
+    def recomputing(self, parts: Parts) -> BlockOps:
+        """The same for a block that computes `parts` once more."""
+        return replace(
+            self,
+            norm=replace(self.norm, recompute=self.norm.recompute or "norms" in parts),
+            latent_norm=replace(self.latent_norm, recompute=self.latent_norm.recompute or "norms" in parts),
+            activation=replace(self.activation, recompute=self.activation.recompute or "activation" in parts),
+            parts=parts,
         )

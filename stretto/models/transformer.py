@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from stretto.arguments.schema import ModelConfig
 from stretto.attention import Attend, causal_attention
 from stretto.batch import Batch
+from stretto.estimate.kept import BLOCK, NOTHING, Parts
 from stretto.models.block import Block, Rotations
 from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
 from stretto.models.frequencies import frequencies
 from stretto.models.norm import norm
 from stretto.models.offload import Offload
+from stretto.models.once_more import once_more
 from stretto.models.rope import rotation
 from stretto.params import Init, ParamSpec
 from stretto.structure import Structure
 from stretto.tensor_parallel import (
     Build,
     Dropout,
+    LossTerms,
     VocabParallelEmbedding,
     VocabParallelHead,
     declare_on,
@@ -73,10 +76,10 @@ class Transformer(nn.Module):
 
     x is the activation [s(/t), b, h] from the stage before, None on the first stage; the result is the activation
     for the next stage, or on the last stage the loss []. Names are those of the Hugging Face Llama, with global
-    layer numbers. With `recompute` of the activations only what enters each block is kept for the backward, which
-    computes the rest once more: the same bits, for a third more work. `attend(layer)` computes the attention.
-    With `offload` that waits in the host's memory. `embedding` is that of another stage on this rank, for a head that
-    is tied to it.
+    layer numbers. `recompute` says of a layer which parts the backward computes once more instead of keeping them, to
+    the same bits; of a block only what enters it is kept. `attend(layer)` computes the attention.
+    With `offload` what enters blocks waits in the host's memory. `embedding` is that of another stage on this rank, for
+    a head that is tied to it. `terms` are those of the loss.
     """
 
     def __init__(
@@ -86,10 +89,11 @@ class Transformer(nn.Module):
         build: Build,
         *,
         seq_len: int,
-        recompute: bool = False,
+        recompute: Mapping[int, Parts] = MappingProxyType({}),
         offload: bool = False,
         attend: Callable[[int], Attend] = lambda _: causal_attention,
         embedding: nn.Parameter | None = None,
+        terms: LossTerms = LossTerms(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__()
         self.model = Backbone(config, part, build, seq_len=seq_len, recompute=recompute, offload=offload, attend=attend)
@@ -102,6 +106,7 @@ class Transformer(nn.Module):
                 build,
                 weight=embedding if config.tied else None,
                 softcap=config.logit_softcap,
+                terms=terms,
             )
 
     def sections(self) -> list[list[nn.Module]]:
@@ -139,7 +144,7 @@ class Backbone(nn.Module):
         build: Build,
         *,
         seq_len: int,
-        recompute: bool,
+        recompute: Mapping[int, Parts],
         offload: bool,
         attend: Callable[[int], Attend],
     ) -> None:
@@ -151,7 +156,9 @@ class Backbone(nn.Module):
         self.embed_positions = Positions(config, build, seq_len) if learned else None
         self.dropout = Dropout(config.dropout, "model.embed_tokens", build) if part.first else None
         shared = BlockOps.of(config, build, attend)
-        self.layers = nn.ModuleDict({str(n): Block(config, build, n, shared) for n in part.layers})
+        self.layers = nn.ModuleDict(
+            {str(n): Block(config, build, n, shared.recomputing(recompute.get(n, NOTHING))) for n in part.layers}
+        )
         # What leaves the last block is kept: head and loss take it a piece at a time.
         self.norm = norm(config, build, replace(shared.norm, recompute=False)) if part.last else None
 
@@ -174,11 +181,11 @@ class Backbone(nn.Module):
         if turns is not None:
             turns = turns.at(structure)
         away, last = Offload(), len(self.layers) - 1
-        for n, block in enumerate(self.layers.values()):
+        for n, (layer, block) in enumerate(self.layers.items()):
             if self.offload and before is None:
                 x = away(block, x, turns, structure, stays=n == last)
-            elif self.recompute and before is None:  # no state of a generator to restore: masks are functions of places
-                x = checkpoint(block, x, turns, structure, use_reentrant=False, preserve_rng_state=False)
+            elif self.recompute.get(int(layer)) == BLOCK and before is None:
+                x = once_more(block, x, turns, structure)
             else:
                 x = block(x, turns, structure, before)
         if self.norm is None:

@@ -2,7 +2,7 @@
 
 from stretto.tensor_parallel import formulas
 from stretto.tensor_parallel.build import Accumulators, Build, unfused
-from stretto.tensor_parallel.cross_entropy import HeadLoss, vocab_parallel_cross_entropy
+from stretto.tensor_parallel.cross_entropy import HeadLoss, LossTerms, vocab_parallel_cross_entropy
 from stretto.tensor_parallel.dropout import Dropout
 from stretto.tensor_parallel.layers import (
     ColumnParallelLinear,
@@ -34,6 +34,7 @@ __all__ = [
     "Dropout",
     "HeadLoss",
     "Lazy",
+    "LossTerms",
     "Pointwise",
     "Projection",
     "RowParallelLinear",

@@ -6,6 +6,8 @@ The head's own loss never holds all logits: it takes some rows of tokens at a ti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from stretto.collectives import all_reduce, all_reduce_max
 from stretto.tensor_parallel.build import Accumulators, Build, unfused
@@ -20,31 +23,63 @@ from stretto.tensor_parallel.linear import accumulate_matmul
 from stretto.world import Axis
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, tp: Axis, *, start: int, rows: int) -> Tensor:
-    """-log softmax(logits)[label]: logits [s, b, V/t] with `rows` valid ones from entry `start` on, labels [s, b].
+@dataclass(frozen=True)
+class LossTerms:
+    """What is minimized beside -log softmax(x)[label] of each token, with lse = log sum exp x.
 
-    Only three numbers per token cross the axis: the maximum, the sum of exponentials, the label's logit.
+    `smoothing` e gives the label 1 - e of the probability and each of the `vocab` words e / vocab (Szegedy et al.,
+    "Rethinking the Inception architecture", 2016): lse - (1 - e) x[label] - e mean(x). `z` adds z lse^2, which keeps
+    logits from drifting (Chowdhery et al., "PaLM", 2022). A token whose label is `ignore` counts for nothing.
     """
-    loss: Tensor = _CrossEntropy.apply(logits, labels, tp, start, rows)  # type: ignore[no-untyped-call]
+
+    smoothing: float = 0.0
+    z: float = 0.0
+    vocab: int = 0
+    ignore: int | None = None
+
+
+PLAIN = LossTerms()
+
+
+def vocab_parallel_cross_entropy(
+    logits: Tensor, labels: Tensor, tp: Axis, *, start: int, rows: int, terms: LossTerms = PLAIN
+) -> Tensor:
+    """Losses [s, b], those of `terms`: logits [s, b, V/t] with `rows` valid ones from entry `start` on, labels [s, b].
+
+    Only three numbers per token cross the axis: the maximum, the sum of exponentials, the label's logit; with smoothing
+    the sum of the logits, too. Columns of padding get a gradient of exactly zero, whatever they hold.
+    """
+    loss: Tensor = _CrossEntropy.apply(logits, labels, tp, start, rows, terms)  # type: ignore[no-untyped-call]
     return loss
 
 
 class HeadLoss:
-    """sum over tokens of weight * -log softmax(x W^T)[label], for words `start`..`start + rows` on this rank.
+    """sum over tokens of weight * loss, for words `start`..`start + rows` on this rank.
 
     At most `limit` bytes of logits exist at once (one row of tokens at least). Accumulators get the weight's gradient
     in the forward, so that none waits for the backward: that must begin at the loss itself. Where it begins at a
     multiple of it, the gradient of x is NaN. A weight that wants no gradient gets none.
-    With `softcap` c the logits are c tanh(x W^T / c).
+    With `softcap` c the logits are c tanh(x W^T / c). Where no gradient is recorded the loss is that of an evaluation,
+    cross-entropy without smoothing and z.
     """
 
     def __init__(
-        self, build: Build, start: int, rows: int, limit: int = 2**28, *, softcap: float | None = None
+        self,
+        build: Build,
+        start: int,
+        rows: int,
+        limit: int = 2**28,
+        *,
+        softcap: float | None = None,
+        terms: LossTerms = PLAIN,
     ) -> None:
         self.tp, self.start, self.rows, self.limit = build.tp, start, rows, limit
         self.accumulators = build.accumulators
-        self.statistics = build.fuse(partial(_statistics, cap=softcap) if softcap else _statistics)
-        self.gradient = build.fuse(partial(_gradient_, cap=softcap) if softcap else _gradient_)
+        self.terms, self.plain = terms, LossTerms(ignore=terms.ignore)
+        self._statistics = {e: build.fuse(_with(_statistics, cap=softcap, smoothing=e)) for e in (0.0, terms.smoothing)}
+        self.gradient = build.fuse(
+            _with(_gradient_, cap=softcap, smoothing=terms.smoothing, z=terms.z, vocab=terms.vocab)
+        )
 
     def __call__(self, x: Tensor, weight: nn.Parameter, labels: Tensor, weights: Tensor) -> Tensor:
         """[] in fp64: x [s, b, h], weight [V/t, h] (padded), labels [s, b], weights [s, b]."""
@@ -52,9 +87,10 @@ class HeadLoss:
         loss: Tensor = _HeadLoss.apply(x, weight, labels, weights, self, keep)  # type: ignore[no-untyped-call]
         return loss
 
-    def of(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """-log softmax [..] of logits [.., V/t], and what `gradient` needs besides the logits."""
-        return _losses(logits, labels, self.tp, self.start, self.rows, self.statistics)
+    def of(self, logits: Tensor, labels: Tensor, *, trained: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss [..] of logits [.., V/t], and what `gradient` needs besides the logits."""
+        terms = self.terms if trained else self.plain
+        return _losses(logits, labels, self.tp, self.start, self.rows, self._statistics[terms.smoothing], terms)
 
     def chunk(self, x: Tensor, weight: Tensor) -> int:
         """Rows of the sequence that are taken at a time.
@@ -68,6 +104,20 @@ class HeadLoss:
         even = next((n for n in range(pieces, 2 * pieces) if rows % n == 0), pieces)
         return -(-rows // even)
 
+    def pieces(self, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """A piece of the sequence at a time: which, its rows [n, h], and their logits [.., b, V/t] in the same memory.
+
+        What the caller leaves in the logits of padding is zero.
+        """
+        size = min(self.chunk(x, weight), x.shape[0])
+        memory = torch.empty((size * x.shape[1], weight.shape[0]), dtype=x.dtype, device=x.device)
+        for first in range(0, x.shape[0], size):
+            part = slice(first, first + size)
+            rows = x[part].flatten(0, 1)
+            logits = torch.mm(rows, weight.t(), out=memory[: rows.shape[0]]).view(*x[part].shape[:2], -1)
+            logits[..., self.rows :].zero_()  # padding takes no part
+            yield part, rows, logits
+
 
 class _HeadLoss(Function):
     @staticmethod
@@ -76,25 +126,19 @@ class _HeadLoss(Function):
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if keep else x
-        size = min(of.chunk(x, weight), x.shape[0])
-        memory = torch.empty((size * x.shape[1], weight.shape[0]), dtype=x.dtype, device=x.device)
 
         def through(dw: Tensor, first_microbatch: bool) -> None:
             """All rows, a piece at a time: their loss, and where gradients are kept those, dW added to `dw`."""
-            for first in range(0, x.shape[0], size):
-                part = slice(first, first + size)
-                rows = x[part].flatten(0, 1)
-                logits = torch.mm(rows, weight.t(), out=memory[: rows.shape[0]]).view(*x[part].shape[:2], -1)
-                valid = logits[..., : of.rows]  # padding takes no part
-                loss, known = of.of(valid, labels[part])
+            for part, rows, logits in of.pieces(x, weight):
+                valid = logits[..., : of.rows]
+                loss, known = of.of(valid, labels[part], trained=keep)
                 total.add_((loss.double() * weights[part]).sum())
                 if keep:
-                    of.gradient(valid, *known, weights[part].to(loss.dtype))
-                    logits[..., of.rows :].zero_()
+                    of.gradient(valid, *known, counted(weights[part].to(loss.dtype), labels[part], of.terms))
                     grad = logits.flatten(0, 1)
                     torch.mm(grad, weight, out=dx[part].flatten(0, 1))
                     if trained:
-                        accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)
+                        accumulate_matmul(dw, first_microbatch and part.start == 0, grad, rows)
 
         trained = keep and weight.requires_grad
         ctx.param, ctx.accumulators = weight, of.accumulators if trained else None
@@ -123,42 +167,81 @@ class _HeadLoss(Function):
 
 class _CrossEntropy(Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, tp: Axis, start: int, rows: int) -> Tensor:
-        loss, known = _losses(logits, labels, tp, start, rows, _statistics)
-        ctx.save_for_backward(logits, *known)
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, tp: Axis, start: int, rows: int, terms: LossTerms) -> Tensor:
+        if terms.smoothing and terms.vocab <= 0:
+            raise ValueError(f"smoothing={terms.smoothing} with vocab={terms.vocab}: LossTerms(vocab=) is the whole's")
+        statistics = _with(_statistics, smoothing=terms.smoothing)
+        loss, known = _losses(logits[..., :rows], labels, tp, start, rows, statistics, terms)
+        ctx.rows, ctx.terms = rows, terms
+        ctx.save_for_backward(logits, labels, *known)
         return loss
 
     @staticmethod
     @once_differentiable  # it takes logits and loss for constants
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits, local, mine, highest, exps = ctx.saved_tensors
-        return _gradient(logits, local, mine, highest, exps, dy), None, None, None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        logits, labels, local, mine, highest, exps = ctx.saved_tensors
+        valid, t, dy = logits[..., : ctx.rows], ctx.terms, counted(dy, labels, ctx.terms)
+        dx = _gradient(valid, local, mine, highest, exps, dy, smoothing=t.smoothing, z=t.z, vocab=t.vocab)
+        return F.pad(dx, (0, logits.shape[-1] - ctx.rows)), None, None, None, None, None
+
+
+def _with(function: Any, **bound: Any) -> Any:
+    """The function with what of it is not at its default: what is not used costs no operation."""
+    used = {name: value for name, value in bound.items() if value}
+    return partial(function, **used) if used else function
+
+
+def counted(dy: Tensor, labels: Tensor, terms: LossTerms) -> Tensor:
+    """It, and zero where the label is to be ignored."""
+    return dy if terms.ignore is None else dy.masked_fill(labels == terms.ignore, 0.0)
 
 
 def _losses(
-    logits: Tensor, labels: Tensor, tp: Axis, start: int, rows: int, statistics: Any = unfused
+    logits: Tensor,
+    labels: Tensor,
+    tp: Axis,
+    start: int,
+    rows: int,
+    statistics: Any = unfused,
+    terms: LossTerms = PLAIN,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     local, mine = localise(labels, start, rows)
-    top, exps, label = statistics(logits, local, mine)
+    top, exps, label, *logit_sum = statistics(logits, local, mine)
     highest = all_reduce_max(top, tp)
     # A rank without words has minus infinity for its highest logit and adds nothing.
-    exps, label = all_reduce(torch.stack([exps * (top - highest).exp(), label - highest * mine]), tp)
-    return exps.log() - label, (local, mine, highest, exps)
+    summed = [exps * (top - highest).exp(), label - highest * mine]
+    if terms.smoothing:
+        summed.append(logit_sum[0] + rows * (top - highest) if rows else logit_sum[0])
+    exps, label, *logit_sum = all_reduce(torch.stack(summed), tp)
+    log = exps.log()
+    if terms.smoothing:
+        loss = log - (1 - terms.smoothing) * label - terms.smoothing / terms.vocab * logit_sum[0]
+    else:
+        loss = log - label
+    if terms.z:
+        loss = loss + terms.z * (log + highest).square()
+    return counted(loss, labels, terms), (local, mine, highest, exps)
 
 
-def _statistics(logits: Tensor, local: Tensor, mine: Tensor, cap: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Of this rank's words, in fp32 or wider: the highest logit, the sum of exponentials below it, the label's."""
+def _statistics(
+    logits: Tensor, local: Tensor, mine: Tensor, cap: float | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, ...]:
+    """Of this rank's words, in fp32 or wider: the highest logit, the sum of exponentials below it, the label's.
+
+    With smoothing the sum of what the logits lie below the highest, too.
+    """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if cap is not None:
         wide = cap * torch.tanh(wide / cap)
     if logits.shape[-1] == 0:
         nothing = torch.zeros(logits.shape[:-1], dtype=wide.dtype, device=wide.device)
-        return nothing - torch.inf, nothing, nothing
+        return nothing - torch.inf, *[nothing] * (3 if smoothing else 2)
     top = wide.amax(-1)
-    exps = (wide - top.clamp(min=torch.finfo(wide.dtype).min).unsqueeze(-1)).exp().sum(-1)
+    below = wide - top.clamp(min=torch.finfo(wide.dtype).min).unsqueeze(-1)
+    exps = below.exp().sum(-1)
     # Where another rank holds the label this rank's logit may be minus infinity: choose, do not multiply.
     label = torch.where(mine, wide.gather(-1, local.unsqueeze(-1)).squeeze(-1), 0.0)
-    return top, exps, label
+    return (top, exps, label, below.sum(-1)) if smoothing else (top, exps, label)
 
 
 def _gradient(
@@ -169,8 +252,11 @@ def _gradient(
     exps: Tensor,
     dy: Tensor,
     cap: float | None = None,
+    smoothing: float = 0.0,
+    z: float = 0.0,
+    vocab: int = 0,
 ) -> Tensor:
-    """(softmax - 1 at the label) * dy, in the dtype of the logits.
+    """(softmax - target) * dy, in the dtype of the logits: the target is 1 at the label, or smoothed.
 
     Shifted by the highest and divided by the sum, not shifted by both at once: 10,000 + log 3 has no room in fp32.
     """
@@ -183,20 +269,19 @@ def _gradient(
     words = torch.arange(logits.shape[-1], device=logits.device)
     one = (words == local.unsqueeze(-1)) & mine.unsqueeze(-1)
     softmax = (wide - highest.unsqueeze(-1)).exp() / exps.unsqueeze(-1)
-    return ((softmax - one.to(wide.dtype)) * dy).to(logits.dtype)
+    if z:  # d (lse^2) = 2 lse softmax
+        softmax = softmax * (1 + 2 * z * (exps.log() + highest)).unsqueeze(-1)
+    target = one.to(wide.dtype)
+    if smoothing:
+        target = (1 - smoothing) * target + smoothing / vocab
+    return ((softmax - target) * dy).to(logits.dtype)
 
 
 def _gradient_(
-    logits: Tensor,
-    local: Tensor,
-    mine: Tensor,
-    highest: Tensor,
-    exps: Tensor,
-    dy: Tensor,
-    cap: float | None = None,
+    logits: Tensor, local: Tensor, mine: Tensor, highest: Tensor, exps: Tensor, dy: Tensor, **bound: Any
 ) -> None:
     """`_gradient` in the place of the logits: two tensors of that size are much."""
-    logits.copy_(_gradient(logits, local, mine, highest, exps, dy, cap))
+    logits.copy_(_gradient(logits, local, mine, highest, exps, dy, **bound))
 
 
 def localise(ids: Tensor, start: int, rows: int) -> tuple[Tensor, Tensor]:

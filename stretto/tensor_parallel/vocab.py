@@ -5,6 +5,7 @@ The vocabulary need not divide: chunks are padded in storage, and padding takes 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from torch.nn import functional as F
 
 from stretto.params import Init, ParamSpec, Shard
 from stretto.tensor_parallel.build import Accumulators, Build
-from stretto.tensor_parallel.cross_entropy import HeadLoss, localise
+from stretto.tensor_parallel.cross_entropy import PLAIN, HeadLoss, LossTerms, localise
 from stretto.tensor_parallel.layers import declare_on, expect
 from stretto.tensor_parallel.mappings import enter, leave
+from stretto.tensor_parallel.token_losses import token_losses
 from stretto.world import Axis
 
 _MULTIPLE = 8  # rows of a chunk: matrix units want sizes that are multiples of 8 in bf16
@@ -66,7 +68,7 @@ class VocabParallelHead(nn.Module):
     """Logits [s, b, V/t] of activations [s(/t), b, h]; padding gets minus infinity.
 
     `weight` is the embedding's when it is tied and lives on the same stage. With `softcap` c
-    a logit x is c tanh(x / c).
+    a logit x is c tanh(x / c). `terms` are those of its losses, while gradients are recorded.
     """
 
     def __init__(
@@ -75,12 +77,14 @@ class VocabParallelHead(nn.Module):
         build: Build,
         weight: nn.Parameter | None = None,
         softcap: float | None = None,
+        terms: LossTerms = PLAIN,
     ) -> None:
         super().__init__()
         self.build, self.softcap = build, softcap
         self.start, self.rows = _rows(spec, build.tp)
         self.weight = declare_on(self, "weight", spec, build) if weight is None else weight
-        self.measure = HeadLoss(build, self.start, self.rows, softcap=softcap)
+        terms = replace(terms, vocab=spec.shape[0])
+        self.measure = HeadLoss(build, self.start, self.rows, softcap=softcap, terms=terms)
         expect(self.weight, build)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,6 +101,12 @@ class VocabParallelHead(nn.Module):
         at = self.build
         x = enter(x, at.tp, sequence_parallel=at.sequence_parallel, overlap_with=at.overlap_with)
         return self.measure(x, self.weight, labels.t(), weights.t())
+
+    def losses(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each token [b, s], over x [s(/t), b, h], labels [b, s]: for weights that follow from it."""
+        at = self.build
+        x = enter(x, at.tp, sequence_parallel=at.sequence_parallel, overlap_with=at.overlap_with)
+        return token_losses(x, self.weight, labels.t(), self.measure).t()
 
 
 class _LookUp(Function):

@@ -20,6 +20,7 @@ from stretto.context_parallel import ContextAttention
 from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, MuonRule, Rule, SGDRule
 from stretto.estimate import stage_costs, stage_layers
 from stretto.estimate.context import comm_of
+from stretto.estimate.recompute import policy_of
 from stretto.experts import Balance, expert_axes, routers_of
 from stretto.interop.shapes import logical_shapes
 from stretto.kernels import hand_written
@@ -31,7 +32,7 @@ from stretto.schedule.search import split
 from stretto.schedule.sharding import MODES
 from stretto.sequence import local_length
 from stretto.structure import SequenceCut
-from stretto.tensor_parallel import Build, unfused
+from stretto.tensor_parallel import Build, LossTerms, unfused
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
 from stretto.tensor_parallel.lora import lora_of
 from stretto.train.assemble import Assembly, assemble
@@ -67,7 +68,6 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         state.world.device,
         args.run.seed,
         fuse=fuse,
-        recompute=args.run.recompute == "selective",
         accumulators=direct,
         gemms=fp8,
         allocate=False,
@@ -76,7 +76,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         experts=expert_axes(state),
         tokens=args.batch.global_batch * args.batch.seq_len,
     )
-    seq_len, recompute = args.batch.seq_len, args.run.recompute == "block"
+    seq_len = args.batch.seq_len
     offload = args.run.recompute == "offload"
     attend = attention_of(args, state)
     made_here: dict[int, Transformer] = {}
@@ -89,10 +89,11 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
             parts[s],
             place,
             seq_len=seq_len,
-            recompute=recompute,
+            recompute=dict(zip(parts[s].layers, policy_of(args, s), strict=True)),
             offload=offload,
             attend=attend,
             embedding=None if first is None else first.weight,
+            terms=LossTerms(args.loss.label_smoothing, args.loss.z_loss),
         )
         others = {p for n, module in made_here.items() if n != s for p in module.parameters()}
         freeze(made_here[s], args.tuning, elsewhere=others)

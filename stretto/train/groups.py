@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import comm_of
-from stretto.estimate.memory import local_tokens
+from stretto.estimate.sizes import local_tokens
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, default_axes
 from stretto.parallel_state.plan import Axes

@@ -14,10 +14,12 @@ from dataclasses import dataclass, fields
 from itertools import product
 
 from stretto.arguments.errors import as_text
+from stretto.arguments.recomputation import USUAL
 from stretto.arguments.schema import (
     Arguments,
     BatchConfig,
     DataConfig,
+    LossConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -88,6 +90,10 @@ def combination(args: Arguments) -> Combination:
     )
     if r.recompute not in RECOMPUTE:
         other += (f"recompute={r.recompute}",)
+    if r.recompute_parts != USUAL:
+        other += (f"recompute_parts={','.join(r.recompute_parts)}",)
+    if r.activation_budget is not None:
+        other += ("activation_budget",)
     if args.optimizer.post_validate:
         other += ("post_validate",)
     if r.ffn_chunks > 1:
@@ -185,5 +191,6 @@ def example(of: Combination, *, options: bool) -> Arguments:
             lora_rank=2 * (of.trained == "adapters"), freeze=("*.mlp.*",) if of.trained == TRAINED[2] else ()
         ),
         optimizer=OptimizerConfig(lr=1e-2, clip_grad=0.5),
+        loss=LossConfig(label_smoothing=0.1, z_loss=1e-2) if options else LossConfig(),
         run=RunConfig(dtype=of.dtype, timeout=30.0, recompute=recompute),  # type: ignore[arg-type]
     )

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import comm_of
-from stretto.estimate.memory import local_tokens
+from stretto.estimate.kept import BLOCK
+from stretto.estimate.recompute import policy_of
+from stretto.estimate.sizes import local_tokens
 from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.params import Declared, Logical, collect
@@ -76,6 +78,16 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
 
 
 @dataclass(frozen=True)
+class _Recomputed:
+    """What a layer communicates once more: borders entered and left, the exchange of attention, norms of heads."""
+
+    entered: float
+    left: int
+    attention: bool
+    heads: bool
+
+
+@dataclass(frozen=True)
 class _Step:
     args: Arguments
     layout: Layout
@@ -105,29 +117,43 @@ class _Step:
         their own, those that every token goes through do.
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
-        one and a reduce-scatter in the other. A recomputation crosses the borders of a block once more. A selective one
-        only makes what the norms give once more, for the two matrices that gather it once more;
-        where norms come after, there is none of that.
-        """
-        m, how, one = (
-            self.args.model,
-            self.args.run.recompute,
-            self.microbatches * self.all_reduce("tp", self.activation),
-        )
-        attention, streams = len(part.layers), 0 if m.q_lora_rank else 1
-        dense = sum(not m.is_sparse(layer) for layer in part.layers)
-        regions = dense + (attention - dense) * (m.shared_ffn > 0)
-        latents = attention * ((m.kv_lora_rank or 0) + m.dim_rotary + (m.q_lora_rank or 0)) / m.hidden * m.latent
-        entered, left = attention * streams + latents + regions, attention + regions
-        again = {"none": 0.0, "selective": attention * (not m.latent) + dense}.get(how, entered)
-        if how == "selective" and m.norm_placement == "post":
-            again = 0.0
-        left_again = left if how in ("block", "offload") else 0
-        both = entered + left + part.first + part.last
+        one and a reduce-scatter in the other. What is computed once more crosses its borders once more."""
+        mb, one, every = self.microbatches, self.all_reduce("tp", self.activation), self.recomputed(part)
+        sides = [self._sides(layer) for layer in part.layers]
+        both = sum(entered + left for entered, left in sides) + part.first + part.last
+        again, left_again = sum(each.entered for each in every), sum(each.left for each in every)
         if self.args.parallel.sequence_parallel:
             gathers, scatters = (both + again) / 2, (both + left_again) / 2
-            return {("tp", "all_gather"): gathers * one, ("tp", "reduce_scatter"): scatters * one}
-        return {("tp", "all_reduce"): (both + left_again) * one}
+            return {("tp", "all_gather"): gathers * mb * one, ("tp", "reduce_scatter"): scatters * mb * one}
+        return {("tp", "all_reduce"): (both + left_again) * mb * one}
+
+    def _sides(self, layer: int) -> tuple[float, int]:
+        """Borders of a layer that are entered, in units of the residual stream, and left."""
+        m = self.args.model
+        region = not m.is_sparse(layer) or m.shared_ffn > 0
+        return self._attention_enters + region, 1 + region
+
+    @property
+    def _attention_enters(self) -> float:
+        m = self.args.model
+        latents = ((m.kv_lora_rank or 0) + m.dim_rotary + (m.q_lora_rank or 0)) / m.hidden * m.latent
+        return (0 if m.q_lora_rank else 1) + latents
+
+    def recomputed(self, part: StageSpec) -> list[_Recomputed]:
+        """Of each layer what is communicated once more."""
+        stage = next(n for n, each in enumerate(stage_specs(self.args)) if each == part)
+        norms = self.args.model.norm_placement != "post"
+        found = []
+        for layer, parts in zip(part.layers, policy_of(self.args, stage), strict=True):
+            if parts == BLOCK:
+                found.append(_Recomputed(*self._sides(layer), attention=True, heads=True))
+                continue
+            whole, dense = "projections" in parts, not self.args.model.is_sparse(layer)
+            entered: float = ("norms" in parts and norms) * ((not self.args.model.latent) + dense)
+            entered += whole * (self._attention_enters + dense)
+            left = whole * (("attention" in parts) + ("activation" in parts and dense))
+            found.append(_Recomputed(entered, left, attention=whole or "attention" in parts, heads=whole))
+        return found
 
     def context(self, part: StageSpec) -> Bytes:
         """Of each layer keys and values, and their gradients in fp32 or wider; or all heads, and their gradients.
@@ -138,9 +164,10 @@ class _Step:
         if self.layout.size("cp") == 1:
             return {}
         m, p, found = self.args.model, self.args.parallel, defaultdict[tuple[str, str], float](float)
-        item, forwards = DTYPES[self.args.run.dtype].itemsize, 1 + (self.args.run.recompute in ("block", "offload"))
+        item = DTYPES[self.args.run.dtype].itemsize
         head, kv_heads = self.tokens * m.dim_per_head * self.microbatches, max(1, m.num_kv_heads // p.tp)
-        for layer in part.layers:
+        for layer, each in zip(part.layers, self.recomputed(part), strict=True):
+            forwards = 1 + each.attention
             comm = comm_of(self.args, layer)
             inner = p.cp if comm == "ulysses" else (p.cp_a2a or 1) if comm == "hybrid" else 1
             outer, copies = p.cp // inner, inner // math.gcd(kv_heads, inner)
@@ -164,23 +191,24 @@ class _Step:
         """
         if self.args.run.fp8 == "none":
             return {}
-        rowwise, recompute = self.args.run.fp8 == "rowwise", self.args.run.recompute in ("block", "offload")
+        rowwise = self.args.run.fp8 == "rowwise"
         weights = 4 * (self.args.model.hidden if rowwise else 1)
-        others = (6 if recompute else 4) * self.microbatches * (self.tokens if rowwise else 1)
-        return {("tp", "all_reduce_max"): len(part.layers) * self.all_reduce("tp", 4 * (weights + others))}
+        scales = self.microbatches * (self.tokens if rowwise else 1)
+        every = [self.all_reduce("tp", 4 * (weights + (4 + each.left) * scales)) for each in self.recomputed(part)]
+        return {("tp", "all_reduce_max"): sum(every)}
 
     def squares(self, part: StageSpec) -> Bytes:
         """Norms over all heads: of each token two mean squares, and their gradients; once more where recomputed."""
-        model, recompute = self.args.model, self.args.run.recompute in ("block", "offload")
+        model = self.args.model
         if not model.qk_norm or model.qk_norm_width == "head":
             return {}
-        times = len(part.layers) * self.microbatches * (3 if recompute else 2)
+        times = sum(2 + each.heads for each in self.recomputed(part)) * self.microbatches
         return {("tp", "all_reduce"): times * self.all_reduce("tp", 2 * self.tokens * self.wide)}
 
     def loss(self, part: StageSpec) -> Bytes:
-        """Of each token the maximum of the logits, the sum of exponentials, and the label's logit."""
+        """Of each token the maximum of the logits, the sum of exponentials, and the label's logit; smoothed, a sum."""
         one = self.all_reduce("tp", self.tokens * self.wide) * self.microbatches * part.last
-        return {("tp", "all_reduce_max"): one, ("tp", "all_reduce"): 2 * one}
+        return {("tp", "all_reduce_max"): one, ("tp", "all_reduce"): (3 if self.args.loss.label_smoothing else 2) * one}
 
     def messages(self, stage: int) -> Bytes:
         """Each microbatch's activation to the next stage, and its gradient to the one before."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
-from stretto.estimate.memory import local_tokens
+from stretto.estimate.sizes import local_tokens
 from stretto.layout import Layout
 from stretto.models import StageSpec
 from stretto.train.dtypes import DTYPES

@@ -59,7 +59,12 @@ def test_who_sits_on_which_node(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["", "--tied", "--bias", "--activation gelu --norm layer --position learned --qk-norm"]
+    "model",
+    [
+        *("", "--tied", "--bias", "--activation gelu --norm layer --position learned --qk-norm"),
+        *("--kv-lora-rank 24 --rope-head-dim 4", "--kv-lora-rank 24 --q-lora-rank 10 --v-head-dim 6"),
+        "--experts 8 --bias --shared-ffn 64 --first-dense 1",
+    ],
 )
 def test_equations_give_what_they_say(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--preset", "tiny", *model.split()]) == 0

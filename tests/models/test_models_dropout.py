@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from stretto.arguments.schema import ModelConfig
 from stretto.batch import Batch
+from stretto.estimate.kept import BLOCK, Parts
 from stretto.models import Microbatch, StageSpec, Transformer
 from stretto.random import bits, chance, dropped, stream_key
 from stretto.structure import Structure
@@ -152,15 +153,15 @@ def test_the_places_are_those_of_gpt2() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputation_changes_no_bit_and_keeps_less(dropout: float) -> None:
     config = replace(CONFIG, dropout=dropout)
-    plain, recompute = _model(config), _model(config, recompute=True)
+    plain, recompute = _model(config), _model(config, recompute=dict.fromkeys(range(config.layers), BLOCK))
     kept = [_kept(model) for model in (plain, recompute)]
     assert kept[1] < kept[0] / 2
     for a, b in zip(_gradients(plain, [_microbatch()]), _gradients(recompute, [_microbatch()]), strict=True):
         assert torch.equal(a, b)
 
 
-def _model(config: ModelConfig = CONFIG, *, recompute: bool = False) -> Transformer:
-    model = Transformer(config, StageSpec.whole(config), BUILD, seq_len=SEQ, recompute=recompute)
+def _model(config: ModelConfig = CONFIG, *, recompute: dict[int, Parts] | None = None) -> Transformer:
+    model = Transformer(config, StageSpec.whole(config), BUILD, seq_len=SEQ, recompute=recompute or {})
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, param in model.named_parameters():

@@ -11,6 +11,7 @@ from torch import nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.batch import Batch
+from stretto.estimate.kept import BLOCK
 from stretto.models import Microbatch, StageSpec, Transformer
 from stretto.models.block import Block
 from stretto.tensor_parallel import Build
@@ -24,7 +25,9 @@ CONFIG = ModelConfig(layers=4, hidden=16, heads=4, kv_heads=2, head_dim=4, ffn=2
 def _run(*, offload: bool) -> tuple[list[torch.Tensor], list[int]]:
     """Loss and gradients of two microbatches whose forwards come first, and bytes of the blocks' inputs in between."""
     build = Build(Axis("tp", 0, (0,)), False, torch.float32)
-    model = Transformer(CONFIG, StageSpec.whole(CONFIG), build, seq_len=8, recompute=not offload, offload=offload)
+    model = Transformer(
+        CONFIG, StageSpec.whole(CONFIG), build, seq_len=8, recompute=dict.fromkeys(range(4), BLOCK), offload=offload
+    )
     generator = torch.Generator().manual_seed(0)
     for param in model.parameters():
         nn.init.normal_(param, std=0.2, generator=generator)

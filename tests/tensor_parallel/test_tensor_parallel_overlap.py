@@ -29,7 +29,7 @@ from stretto.world import AsyncTensor, Axis, Rows, Work, World
 
 pytestmark = pytest.mark.gloo
 
-S, B, H, INNER = 12, 2, 6, 36
+S, B, H, INNER = 24, 2, 6, 36
 INIT = Init(std=1.0)
 
 
@@ -149,7 +149,7 @@ def trained(build: Build, layers: int = 2, times: int = 1) -> tuple[Tensor, Tens
     return y.detach(), x.grad, gradients(made, sums)
 
 
-@pytest.mark.parametrize("tp", [2, 3, 4])
+@pytest.mark.parametrize("tp", [2, 3, 4, 8])
 def test_behind_each_other_or_not_the_numbers_are_the_same(pool: Pool, tp: int) -> None:
     """With a window and without, made again or kept, over one microbatch and three: outputs and all gradients."""
     pool.run(tp, _same_numbers)
@@ -185,6 +185,27 @@ def test_something_passes_while_each_message_is_under_way(pool: Pool) -> None:
             *["rows for 1", "begin scatter", "dW1", "take scatter"],
             "dW0",  # the end of the step
         ]
+
+
+@pytest.mark.parametrize("tp", [4, 8])
+def test_on_more_ranks_rows_leave_one_rank_after_another(pool: Pool, tp: int) -> None:
+    """Each rank's rows leave as they are there, those of the next rank first; the weight gradient passes as on two."""
+    leave = [*(f"rows for {n}" for n in range(1, tp)), "begin scatter"]
+    for log in pool.run(tp, _mailbox_events):
+        assert log == [
+            *["begin gather", "take gather", *leave, "take scatter"] * 2,
+            *["begin gather", "take gather", *leave, "dW3", "take scatter"],
+            *["begin gather", "dW2", "take gather", *leave, "dW1", "take scatter"],
+            "dW0",
+        ]
+
+
+def _mailbox_events(world: World) -> list[str]:
+    with ParallelState.build(Layout.of(tp=world.size), world) as state:
+        log: list[str] = []
+        tp = state.axis("tp")
+        trained(Build(replace(tp, peer_buffer=Mailbox(tp, log)), True, torch.float64, accumulators=Sums(log)))
+        return log
 
 
 def _events(world: World) -> list[str]:

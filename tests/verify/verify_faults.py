@@ -156,13 +156,13 @@ VOCABULARY = [
     Fault(
         "the head's gradient overwrites that of the microbatch before",
         "tensor_parallel/cross_entropy.py",
-        "accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)",
+        "accumulate_matmul(dw, first_microbatch and part.start == 0, grad, rows)",
         "accumulate_matmul(dw, first == 0, grad, rows)",
     ),
     Fault(
         "the head's gradient is added to that of the step before",
         "tensor_parallel/cross_entropy.py",
-        "accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)",
+        "accumulate_matmul(dw, first_microbatch and part.start == 0, grad, rows)",
         "accumulate_matmul(dw, False, grad, rows)",
     ),
 ]

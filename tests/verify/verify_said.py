@@ -16,6 +16,7 @@ from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 from verify_said_schedules import SCHEDULES
 from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, MUON, NOT_FINITE, PARAM_GROUPS, RULES, SHARDING, WIRE
+from verify_said_tensor import FOREIGN, RECOMPUTE, SHAPES
 from verify_said_tuning import ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
 
 COLLECTIVES = Said(
@@ -416,14 +417,14 @@ VOCABULARY = Said(
     Fault(
         "the exponentials not summed over the ranks",
         "tensor_parallel/cross_entropy.py",
-        "exps, label = all_reduce(torch.stack([exps * (top - highest).exp(), label - highest * mine]), tp)",
-        "exps, label = exps * (top - highest).exp(), all_reduce(label - highest * mine, tp)",
+        "exps, label, *logit_sum = all_reduce(torch.stack(summed), tp)",
+        "exps, label, *logit_sum = summed[0], *all_reduce(torch.stack(summed[1:]), tp)",
     ),
     Fault(
         "the label's logit not summed over the ranks",
         "tensor_parallel/cross_entropy.py",
-        "exps, label = all_reduce(torch.stack([exps * (top - highest).exp(), label - highest * mine]), tp)",
-        "exps, label = all_reduce(exps * (top - highest).exp(), tp), label - highest * mine",
+        "exps, label, *logit_sum = all_reduce(torch.stack(summed), tp)",
+        "exps, label = all_reduce(summed[0], tp), summed[1]",
     ),
     Fault(
         "padding that takes part",
@@ -434,13 +435,13 @@ VOCABULARY = Said(
     Fault(
         "a gradient without the label's one subtracted",
         "tensor_parallel/cross_entropy.py",
-        "((softmax - one.to(wide.dtype)) * dy",
+        "((softmax - target) * dy",
         "(softmax * dy",
     ),
     Fault(
         "a piece of the logits whose gradient of the weight overwrites that of the piece before",
         "tensor_parallel/cross_entropy.py",
-        "accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)",
+        "accumulate_matmul(dw, first_microbatch and part.start == 0, grad, rows)",
         "accumulate_matmul(dw, True, grad, rows)",
     ),
     Fault(
@@ -454,6 +455,52 @@ VOCABULARY = Said(
         "tensor_parallel/cross_entropy.py",
         "    @once_differentiable  # it takes logits and loss for constants\n",
         "",
+    ),
+)
+
+LOSS = Said(
+    "tests/tensor_parallel/test_tensor_parallel_loss.py",
+    Fault(
+        "smoothing over the words of one rank",
+        "tensor_parallel/cross_entropy.py",
+        "exps, label, *logit_sum = all_reduce(torch.stack(summed), tp)",
+        "exps, label, *logit_sum = *all_reduce(torch.stack(summed[:2]), tp), *summed[2:]",
+    ),
+    Fault(
+        "the smoothed target left out of the gradient",
+        "tensor_parallel/cross_entropy.py",
+        "    if smoothing:\n        target =",
+        "    if False:\n        target =",
+    ),
+    Fault(
+        "a z-loss that forgets the shift by the highest logit",
+        "tensor_parallel/cross_entropy.py",
+        "terms.z * (log + highest).square()",
+        "terms.z * log.square()",
+    ),
+    Fault(
+        "a z-loss without its gradient",
+        "tensor_parallel/cross_entropy.py",
+        "    if z:  # d (lse^2)",
+        "    if False:  # d (lse^2)",
+    ),
+    Fault(
+        "a label to be ignored that counts",
+        "tensor_parallel/cross_entropy.py",
+        "return dy if terms.ignore is None else dy.masked_fill(labels == terms.ignore, 0.0)",
+        "return dy",
+    ),
+    Fault(
+        "terms that an evaluation counts",
+        "tensor_parallel/cross_entropy.py",
+        "terms = self.terms if trained else self.plain",
+        "terms = self.terms",
+    ),
+    Fault(
+        "losses of tokens whose gradient forgets what each weighs",
+        "tensor_parallel/token_losses.py",
+        "exps[part], dy[part])",
+        "exps[part], torch.ones_like(dy[part]))",
     ),
 )
 
@@ -592,6 +639,7 @@ SAID = (
     OVERLAP,
     FLASH,
     LAYERS,
+    LOSS,
     VOCABULARY,
     TRAFFIC,
     LAYOUTS_OF_DROPOUT,
@@ -649,4 +697,7 @@ SAID = (
     PARTS,
     MIXTURE,
     INDEXED,
+    FOREIGN,
+    RECOMPUTE,
+    SHAPES,
 )

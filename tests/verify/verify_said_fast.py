@@ -170,8 +170,8 @@ FAST = Said(
     Fault(
         "a use of a weight that is not announced",
         "tensor_parallel/vocab.py",
-        "softcap=softcap)\n        expect(self.weight, build)\n",
-        "softcap=softcap)\n",
+        "terms=terms)\n        expect(self.weight, build)\n",
+        "terms=terms)\n",
     ),
     Fault(
         "gradients of a weight that are counted on from one backward to the next",
@@ -186,7 +186,7 @@ HEAD = Said(
     Fault(
         "a microbatch whose gradient is lost when two go forward before one goes back",
         "tensor_parallel/cross_entropy.py",
-        "accumulate_matmul(dw, first_microbatch and first == 0, grad, rows)",
+        "accumulate_matmul(dw, first_microbatch and part.start == 0, grad, rows)",
         "accumulate_matmul(dw, first == 0, grad, rows)",
     ),
     Fault(

@@ -1,0 +1,151 @@
+"""What a layer keeps from its forward for its backward, tensor by tensor, and what it costs to compute a part again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from stretto.arguments.schema import Arguments
+from stretto.estimate.context import ATTENTION, NODE
+from stretto.estimate.sizes import BYTES, local_tokens
+
+Parts = frozenset[str]
+"""Of one layer what is computed once more: names of `recompute_parts`, or "block" for all but what enters it."""
+NOTHING: Final[Parts] = frozenset()
+BLOCK: Final[Parts] = frozenset({"block"})
+
+GEMM: Final = 600e12
+"""Operations a second of GEMMs in bf16 on Hopper."""
+MEMORY: Final = 3.5e12
+"""Bytes a second of its memory."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes of one layer and microbatch, by tensor. A recomputed block has the first alone."""
+
+    residuals: int
+    """What enters, and where attention has been added."""
+    normed: int
+    """What the first matrices take."""
+    heads: int
+    """Queries, keys and values."""
+    attended: int
+    """Attention's output, and its LSE."""
+    inner: int
+    """What enters the activation function."""
+    activated: int
+    """What leaves it; of experts all that they keep."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(vars(self).values())
+
+
+def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
+    """What a layer keeps where `parts` are computed once more.
+
+    Korthikanti et al. (2022) count 34 bytes a token and feature in bf16 without the attention's weights, which are
+    never kept; here a norm keeps its input, attention q, k, v, its output and LSE, feed-forward what its products take.
+    Under sequence parallelism a matrix keeps all of the sequence that it gathered; a norm, and a region that is
+    computed once more, this rank's part.
+    """
+    m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
+    tokens = local_tokens(args)
+    outside = tokens // p.tp if p.sequence_parallel else tokens
+    if parts == BLOCK:
+        return Kept(item * outside * m.hidden, 0, 0, 0, 0, 0)
+    d, chunks = m.dim_per_head, args.run.ffn_chunks
+    q, kv = m.heads * d // p.tp, max(1, m.num_kv_heads // p.tp) * d
+    inner, again = m.dim_ffn // p.tp, "projections" in parts
+    before, sparse = m.norm_placement != "post", m.is_sparse(layer)
+    entering = outside if again else tokens
+    # Without a norm in front a matrix takes the residual itself, or what it gathers of it.
+    normed = (0 if "norms" in parts else entering) if before else entering - outside
+    normed *= m.hidden
+    # After a norm that comes last its input is kept, too: what attention or feed-forward gave.
+    after = 0 if m.norm_placement == "pre" else outside * m.hidden
+    heads = 0 if again else tokens * (q + 2 * kv + (q + kv) * m.qk_norm)
+    if m.latent and not again:
+        heads = tokens * _latent(args, selective="norms" in parts)
+        heads += outside * m.hidden * ("norms" in parts and m.q_lora_rank is None)  # two read the normed input
+    others = tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
+    lse = 0 if again or "attention" in parts else tokens * m.heads // p.tp * max(4, item)
+    attended = 0 if "attention" in parts else item * tokens * m.heads * m.dim_value // p.tp
+    dense = 0 if again else tokens // chunks * inner * (2 if m.gated else 1)
+    activated = 0 if "activation" in parts else tokens // chunks * inner
+    if sparse:
+        selective = "activation" in parts
+        dense, activated = 0, sparse_feed_forward(args, selective=selective) + outside * m.hidden * (not selective)
+    return Kept(
+        item * (2 * outside * m.hidden + 2 * after),
+        item * (normed + normed * (not sparse)),
+        item * (heads + others),
+        attended + lse,
+        item * dense,
+        item * activated,
+    )
+
+
+def working(args: Arguments, layer: int, parts: Parts) -> int:
+    """Bytes that are there while a region of the layer is computed once more: a block, or its larger sublayer."""
+    whole = kept(args, layer)
+    if parts == BLOCK:
+        return whole.total
+    if "projections" not in parts:
+        return 0
+    return max(whole.heads + whole.attended, whole.inner + whole.activated) + whole.normed // 2
+
+
+def seconds(args: Arguments, layer: int, parts: Parts) -> float:
+    """What computing `parts` once more takes, of one microbatch, by a cost model of Hopper GPUs in bf16."""
+    return sum(_seconds(args, layer, parts))
+
+
+def _seconds(args: Arguments, layer: int, parts: Parts) -> Iterator[float]:
+    m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
+    tokens, h, d = local_tokens(args), args.model.hidden, args.model.dim_per_head
+    q, kv = m.heads * d // p.tp, max(1, m.num_kv_heads // p.tp) * d
+    inner = (m.dim_ffn if not m.is_sparse(layer) else m.top_k * m.dim_expert + m.shared_ffn) // p.tp
+    across = tokens * h * item * (p.tp - 1) / p.tp / NODE
+    gathers, leaves = across * p.sequence_parallel, across * (1 if p.sequence_parallel else 2)
+    again, block = "projections" in parts, parts == BLOCK
+    if "norms" in parts:  # made in the pass that makes their gradient: one write
+        yield 2 * tokens * h * item / MEMORY + 2 * gathers
+    if "activation" in parts and not again:
+        yield tokens * inner * item / MEMORY
+    if "attention" in parts or again or block:
+        seen = min(args.batch.seq_len, m.window_of(layer) or args.batch.seq_len)
+        yield 2 * tokens * seen * q / ATTENTION
+    if again or block:
+        yield 2 * tokens * h * (q + 2 * kv + inner * (2 if m.gated else 1)) / GEMM + 2 * gathers
+        yield 3 * tokens * (q + 2 * kv + inner * 3) * item / MEMORY
+    if block or (again and "attention" in parts):
+        yield 2 * tokens * h * q / GEMM + leaves
+    if block or (again and "activation" in parts):
+        yield 2 * tokens * h * inner / GEMM + leaves
+    if block:
+        yield 6 * tokens * h * item / MEMORY
+
+
+def _latent(args: Arguments, *, selective: bool) -> int:
+    """Elements that attention with latents keeps of a token: these, normed ones, queries and keys with their rotated
+    parts behind them, and what values lie in."""
+    m, heads = args.model, args.model.heads // args.parallel.tp
+    normed = (m.kv_lora_rank or 0) + (m.q_lora_rank or 0)
+    kept = normed + m.dim_rotary + normed * (not selective)
+    return kept + heads * (2 * m.dim_per_head + m.dim_per_head - m.dim_rotary + m.dim_value)
+
+
+def sparse_feed_forward(args: Arguments, *, selective: bool) -> int:
+    """Elements that a sparse feed-forward keeps where experts have equal loads: of each assignment what its expert
+    takes, what enters its activation and leaves it; the shared expert as a dense one. Where the activation is computed
+    once more it keeps what enters that, and where ranks exchange rows, these."""
+    m, p, tokens = args.model, args.parallel, local_tokens(args)
+    rows = -(-tokens // p.tp) * m.top_k
+    inner = (3 if m.gated else 2) - selective
+    arrived = 0 if selective and p.ep * p.etp == 1 else p.etp * m.hidden
+    kept = rows * (arrived + m.dim_expert * inner) + tokens * m.shared_ffn // p.tp * inner
+    return kept + selective * tokens * m.hidden // p.tp  # the router's input is kept

@@ -1,0 +1,120 @@
+"""Which parts of which layers are computed once more in the backward: as said, or what a budget of memory asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Final
+
+from stretto.arguments.errors import ConfigError, Violation
+from stretto.arguments.recomputation import bytes_of
+from stretto.arguments.schema import Arguments
+from stretto.estimate.kept import BLOCK, NOTHING, Parts, kept, seconds, working
+from stretto.estimate.sizes import entering_bytes, in_flight
+from stretto.estimate.stages import stage_layers
+
+PARTS: Final = ("norms", "activation", "attention", "projections")
+
+
+def policy_of(args: Arguments, stage: int) -> tuple[Parts, ...]:
+    """What each layer of a stage computes once more.
+
+    Raises ConfigError for a budget below what a stage keeps that computes all of its blocks once more.
+    """
+    run, layers = args.run, stage_layers(args)[stage]
+    if run.activation_budget is not None:
+        return _cheapest(args, stage, bytes_of(run.activation_budget))
+    chosen = {"none": NOTHING, "selective": frozenset(run.recompute_parts)}.get(run.recompute, BLOCK)
+    n = len(layers) if run.recompute_layers is None else min(run.recompute_layers, len(layers))
+    return (chosen,) * n + (NOTHING,) * (len(layers) - n)
+
+
+def activations(args: Arguments, stage: int, policy: Sequence[Parts]) -> int:
+    """Bytes kept from forward to backward, of all microbatches under way, where each layer of the stage computes its
+    `policy` once more; and what is there while the largest of these regions is computed."""
+    layers, away = stage_layers(args)[stage], args.run.recompute == "offload"
+    each = [kept(args, layer, parts).total for layer, parts in zip(layers, policy, strict=True)]
+    again = max((working(args, layer, parts) for layer, parts in zip(layers, policy, strict=True)), default=0)
+    entering = entering_bytes(args)
+    if away:  # what enters the last block, and what comes back for the one before
+        return in_flight(args, stage) * (sum(each[-1:]) + entering) + entering + again
+    return in_flight(args, stage) * (sum(each) + entering) + again
+
+
+def said(policy: Sequence[Parts]) -> str:
+    """A policy in words: `8 x norms+activation, 24 x block`."""
+    runs: list[tuple[Parts, int]] = []
+    for parts in policy:
+        runs[-1:] = [(parts, runs[-1][1] + 1)] if runs and runs[-1][0] == parts else [*runs[-1:], (parts, 1)]
+    return ", ".join(f"{n} x {'+'.join(sorted(parts, key=(*PARTS, 'block').index)) or 'nothing'}" for parts, n in runs)
+
+
+@dataclass(frozen=True)
+class _Option:
+    parts: Parts
+    bytes: int
+    working: int
+    seconds: float
+
+
+def _cheapest(args: Arguments, stage: int, budget: int) -> tuple[Parts, ...]:
+    """Layers step along the lower hull of seconds over bytes, the cheapest byte first, until all that is kept fits;
+    then each goes back to the cheapest way that still does."""
+    m, layers, flying, entering = args.model, stage_layers(args)[stage], in_flight(args, stage), entering_bytes(args)
+    kinds = [(m.is_sparse(layer), m.window_of(layer)) for layer in layers]
+    menus = {kind: list(_options(args, layer)) for kind, layer in zip(kinds, layers, strict=True)}
+    hulls = {kind: list(pairwise(_hull(menu))) for kind, menu in menus.items()}
+    chosen = [min(menus[kind], key=lambda each: each.seconds) for kind in kinds]
+
+    def needed() -> int:
+        largest = max((each.working for each in chosen), default=0)
+        return flying * (sum(each.bytes for each in chosen) + entering) + largest
+
+    steps = [(_price(*step), n, place) for place, kind in enumerate(kinds) for n, step in enumerate(hulls[kind])]
+    for _, n, place in sorted(steps):
+        if needed() <= budget:
+            break
+        chosen[place] = hulls[kinds[place]][n][1]
+    if (least := needed()) > budget:
+        problem = f"activation_budget = {args.run.activation_budget}, but stage {stage} needs {least:,} bytes for "
+        problem += f"{flying} microbatch{'es' * (flying > 1)} of which every block is computed once more"
+        hint = "raise --activation-budget, lower --micro-batch, or raise --tp, --cp or --pp"
+        raise ConfigError([Violation("budget_holds_activations", ("run.activation_budget",), problem, hint=hint)])
+    before: list[_Option] = []
+    while before != chosen:  # the largest region may be gone with one of them, which makes room for others
+        before = list(chosen)
+        for place, kind in enumerate(kinds):
+            reached = chosen[place]
+            for chosen[place] in sorted(menus[kind], key=lambda each: each.seconds):
+                if chosen[place].seconds >= reached.seconds:
+                    chosen[place] = reached
+                if needed() <= budget:
+                    break
+    return tuple(each.parts for each in chosen)
+
+
+def _options(args: Arguments, layer: int) -> Iterator[_Option]:
+    """All ways for a layer."""
+    m = args.model
+    usable = [
+        part
+        for part in PARTS
+        if not (part == "norms" and m.norm_placement == "post") and not (part == "projections" and m.experts)
+    ]
+    ways = [frozenset(some) for n in range(len(usable) + 1) for some in combinations(usable, n)]
+    for parts in (*ways, BLOCK):
+        yield _Option(parts, kept(args, layer, parts).total, working(args, layer, parts), seconds(args, layer, parts))
+
+
+def _hull(menu: Sequence[_Option]) -> list[_Option]:
+    """From the quickest to the leanest, those that are on the lower hull: each byte costs more than those before."""
+    found = [min(menu, key=lambda each: (each.seconds, each.bytes))]
+    while leaner := [each for each in menu if each.bytes < found[-1].bytes]:
+        found.append(min(leaner, key=lambda each: (_price(found[-1], each), each.bytes)))
+    return found
+
+
+def _price(now: _Option, after: _Option) -> float:
+    """Seconds for each byte that a step frees."""
+    return (after.seconds - now.seconds) / (now.bytes - after.bytes)
