@@ -11,10 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+FAILED = "operation failed due to a previous error during capture"
+
+
 class Tape(TorchDispatchMode):
     """A `Recorder`. A replay does not repeat what Python computes, and what is recorded leaves no trace, as on a GPU.
 
-    Reading a tensor on the host is an error while it records. `fails` recordings end with an error half-way.
+    Reading a tensor on the host is an error while it records. `fails` recordings end with an error, the last of
+    them when all is launched, the one before it half-way, and so on.
     """
 
     def __init__(self, fails: int = 0) -> None:
@@ -30,6 +34,8 @@ class Tape(TorchDispatchMode):
         try:
             with self:
                 body()
+            if self.fails >= 0 and self.fails % 2 == 0:
+                raise RuntimeError(FAILED)
         finally:
             for whole, values in self._before.values():
                 whole.copy_(values)
@@ -54,8 +60,8 @@ class Tape(TorchDispatchMode):
         named = kwargs or {}
         if op is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("operation not permitted when stream is capturing")
-        if self.fails >= 0 and len(self._tape) == 60:
-            raise RuntimeError("operation failed due to a previous error during capture")
+        if self.fails >= 0 and self.fails % 2 and len(self._tape) == 60:
+            raise RuntimeError(FAILED)
         written = [
             named.get(a.name, args[n] if n < len(args) else None)
             for n, a in enumerate(op._schema.arguments)
