@@ -1,9 +1,10 @@
-"""Checkpoints measured: what a save stalls training and takes in all, and what metadata costs at many ranks.
+"""Checkpoints measured: what a save stalls training and takes in all, and how fast a load is.
 
     python -m benchmarks.checkpoints save [--gib 0.5] [--repeat 3]     beside torch.distributed.checkpoint's async_save
     python -m benchmarks.checkpoints save --device cuda --gib 16 --repeat 1    from a GPU, beside steps of training
     python -m benchmarks.checkpoints load [--gib 0.5] [--repeat 3]     in another layout, as a share of the disk's rate
-    python -m benchmarks.checkpoints metadata [--ranks 1000]           of a 70B-like model, no numbers written
+
+What metadata costs at many ranks: `benchmarks.checkpoint_metadata`.
 
 Results go to benchmarks/results with --results. What is compared runs in turns in one process, on a CPU unless
 --device says otherwise.
@@ -13,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import resource
 import shutil
 import statistics
 import tempfile
@@ -31,12 +30,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from stretto.checkpoint import Saver, load, save
-from stretto.checkpoint.commit import commit
-from stretto.checkpoint.directory import prepare, step_path
-from stretto.checkpoint.index import Index
-from stretto.checkpoint.marker import INDEX, METADATA, read_marker
-from stretto.checkpoint.part import Owned, part_name
-from stretto.layout.flat import Flat, overlap, rectangles
 from stretto.params import Slice
 from stretto.world import World
 
@@ -185,91 +178,11 @@ def _forget(file: Path) -> None:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def metadata(ranks: int, layers: int, scratch: Path | None) -> dict[str, Any]:
-    """A model of the shape of Llama-3-70B, masters and two moments; each block is flat storage, cut over all ranks."""
-    hidden, ffn, vocab = 8192, 28672, 128256
-    block = {"q": (hidden, hidden), "k": (1024, hidden), "v": (1024, hidden), "o": (hidden, hidden)}
-    block |= {"gate": (ffn, hidden), "up": (ffn, hidden), "down": (hidden, ffn), "norm1": (hidden,), "norm2": (hidden,)}
-    units: list[dict[str, tuple[int, ...]]] = [{"model.embed_tokens.weight": (vocab, hidden)}]
-    units += [{f"model.layers.{i}.{name}.weight": shape for name, shape in block.items()} for i in range(layers)]
-    units += [{"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}]
-    shapes = {name: shape for unit in units for name, shape in unit.items()}
-    flats = [Flat(tuple(math.prod(shape) for shape in unit.values()), ranks) for unit in units]
-
-    def mine(rank: int) -> list[Owned]:
-        pieces = []
-        for unit, flat in zip(units, flats, strict=True):
-            for (name, shape), span in zip(unit.items(), flat.spans, strict=True):
-                inside = overlap(flat.shard(rank), span)
-                for each in rectangles(shape, range(inside.start - span.start, inside.stop - span.start)):
-                    pieces += [
-                        Owned(f"{kind}/{name}", "float32", shape, each.offsets, each.shape)
-                        for kind in ("model", "exp_avg", "exp_avg_sq")
-                    ]
-        return pieces
-
-    with folder(scratch) as where:
-        path = step_path(where, 1)
-        prepare(path)
-        own, total = [], 0
-        for rank in range(ranks):
-            own_pieces = mine(rank)
-            began = time.perf_counter()
-            written = []
-            at = 0
-            total += len(own_pieces)
-            for p in own_pieces:
-                written.append([p.name, p.dtype, p.shape, p.offsets, p.sizes, at, p.nbytes + 1024, at, _sums(p)])
-                at += p.nbytes
-            document = json.dumps({"pieces": written, "copies": []}, separators=(",", ":")).encode()
-            (path / part_name(rank, "0")).write_bytes(document)
-            with (path / f"__{rank}_0.distcp").open("wb") as stream:
-                stream.truncate(at)
-            own.append((time.perf_counter() - began, len(document)))
-        began, used = time.perf_counter(), time.process_time()
-        commit(path, 1, ranks, "0", b"{}")
-        committed, commit_cpu = time.perf_counter() - began, time.process_time() - used
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        marker = read_marker(path)
-        seconds, pieces = [], 0
-        for rank in (0, ranks // 2, ranks - 1):
-            names = {p.name for p in mine(rank)}
-            began, used = time.perf_counter(), time.process_time()
-            index = Index(path, read_marker(path))
-            near = [index.tensor(name) for name in sorted(names)]
-            seconds.append((time.perf_counter() - began, time.process_time() - used))
-            pieces = sum(len(t.pieces) for t in near)
-        return {
-            "ranks": ranks,
-            "tensors": 3 * len(shapes),
-            "pieces": total,
-            "save_rank_s": statistics.median(t for t, _ in own),
-            "save_rank_bytes": max(n for _, n in own),
-            "save_commit_s": committed,
-            "save_commit_cpu_s": commit_cpu,
-            "commit_process_peak_MiB": peak,
-            "index_bytes": marker.sizes[INDEX],
-            "table_bytes": marker.sizes[INDEX] - marker.table,
-            "dcp_metadata_bytes": marker.sizes[METADATA],
-            "load_rank_s": statistics.median(wall for wall, _ in seconds),
-            "load_rank_cpu_s": statistics.median(cpu for _, cpu in seconds),
-            "load_rank_pieces": pieces,
-        }
-
-
-def _sums(piece: Owned) -> list[str]:
-    from stretto.checkpoint.index import blocks
-
-    return ["0123456789abcdef" for _ in blocks(piece.sizes, 4)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("save", "load", "metadata"))
+    parser.add_argument("what", choices=("save", "load"))
     parser.add_argument("--gib", type=float, default=0.5)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--ranks", type=int, default=1000)
-    parser.add_argument("--layers", type=int, default=80)
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--results", "--out", type=Path, help="a file of JSON that this is added to")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="save: beside steps of training on it")
@@ -281,8 +194,6 @@ def main() -> None:
 
         held = tensors(args.gib, args.device)
         found = beside_steps(held, folder(args.scratch), args.ways, args.repeat, args.step_ms)
-    elif args.what == "metadata":
-        found = metadata(args.ranks, args.layers, args.scratch)
     else:
         found = (saves if args.what == "save" else loads)(args.gib, args.repeat, args.scratch)
     if not args.device:
@@ -290,11 +201,7 @@ def main() -> None:
     if args.results:
         args.results.parent.mkdir(parents=True, exist_ok=True)
         known = json.loads(args.results.read_text()) if args.results.exists() else {}
-        flags = (
-            f"--layers {args.layers} --ranks {args.ranks}"
-            if args.what == "metadata"
-            else f"--gib {args.gib:g} --repeat {args.repeat}"
-        )
+        flags = f"--gib {args.gib:g} --repeat {args.repeat}"
         if args.device:
             flags += f" --device {args.device} --step-ms {args.step_ms:g} --ways {args.ways}"
         known[f"{args.what} {args.device}" if args.device else args.what] = {

@@ -4,7 +4,9 @@
 
 `tokenizers` is its own `encode_batch` over texts that are in memory. `stretto` reads JSON lines, tokenizes, compares a
 share with what comes back, and writes stores, as one of the processes of `stretto data build` does. `datasets.map`
-reads, tokenizes and writes with the package `datasets`, where it is installed. Seconds are those of the processor, in
+reads, tokenizes and writes with the package `datasets`, where it is installed. `megatron` is what Megatron-LM's
+`tools/preprocess_data.py` does with a Hugging Face tokenizer, a document at a time through `transformers` into the
+`IndexedDatasetBuilder` of the package `megatron-core`, where that is installed. Seconds are those of the processor, in
 one thread each, so that whoever else uses the machine counts little.
 """
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=10)
     parser.add_argument("--tokenizer", default="python")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--results", type=Path)
     asked = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = load_tokenizer(asked.tokenizer)
@@ -51,6 +54,8 @@ def main() -> None:
         }
         if importlib.util.find_spec("datasets"):
             ways["datasets.map"] = lambda folder: mapped(tokenizer, path, folder)
+        if importlib.util.find_spec("megatron") and importlib.util.find_spec("transformers"):
+            ways["megatron"] = lambda folder: indexed(tokenizer, path, folder)
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(asked.repeat):  # in turns: a slow minute is everybody's
             for name, way in ways.items():
@@ -65,6 +70,10 @@ def main() -> None:
         middle = statistics.median(found)
         table.add_row(name, f"{middle:.2f} ({min(found):.2f} to {max(found):.2f})", f"{middle / alone:.2f}")
     Console().print(table)
+    if asked.results:
+        said = {"command": f"python -m benchmarks.tokenizing --megabytes {asked.megabytes:g} --repeat {asked.repeat}"}
+        medians = {name: statistics.median(found) for name, found in rates.items()}
+        asked.results.write_text(json.dumps({**said, "mb_per_core_s": medians, "all": rates}, indent=1) + "\n")
 
 
 def documents(megabytes: float) -> list[str]:
@@ -92,6 +101,22 @@ def mapped(tokenizer: FileTokenizer, path: Path, folder: Path) -> None:
 
     table = load_dataset("json", data_files=str(path), split="train", cache_dir=str(folder))
     table.map(encode, batched=True, remove_columns=["text"])
+
+
+def indexed(tokenizer: FileTokenizer, path: Path, folder: Path) -> None:
+    """As `Encoder.encode` and `Partition.process_json_file` of that tool: JSON, ids, the end of the document, write."""
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer)
+    dtype = DType.optimal_dtype(tokenizer.vocab_size)
+    builder = IndexedDatasetBuilder(str(folder / "text.bin"), dtype=dtype)
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            ids = theirs(json.loads(line)["text"], add_special_tokens=False).input_ids
+            ids.append(tokenizer.eod)
+            builder.add_document(ids, [len(ids)])
+    builder.finalize(str(folder / "text.idx"))
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def normal_(
     return out
 
 
-def dropped(keys: tuple[int, int], samples: Tensor, positions: Tensor, width: int, p: float) -> Tensor:
-    """Which elements [s, b, width] of an activation fall away, each with probability `chance(p)`; bool.
+def dropped(keys: tuple[int, int], samples: Tensor, positions: Tensor, width: int, p: float, first: int = 0) -> Tensor:
+    """Which elements [s, b, width] of an activation, from channel `first` on, fall away; each with `chance(p)`; bool.
 
     A function of the keys of a stream and of the element's place in the whole run alone: the number of its sample
     (`samples` [b] int64), its place in that (`positions` [s] or, by row, [s, b] int64), and its channel. One word
@@ -68,9 +68,11 @@ def dropped(keys: tuple[int, int], samples: Tensor, positions: Tensor, width: in
     row = bits(
         bits(keys[1], bits(keys[0], samples)), positions if positions.dim() > 1 else positions[:, None]
     )  # [s, b]: a key for each token
-    words = bits(row[..., None], torch.arange(-(-width // 4), device=samples.device))
+    begin = first // 4
+    words = bits(row[..., None], torch.arange(begin, -(-(first + width) // 4), device=samples.device))
     # An int64 lies in memory with its low bits first, on CPU and GPU: channel 4 i + k reads bits 16 k and up.
-    return words.view(torch.int16)[..., :width] < _threshold(p) - (1 << 15)
+    low = first - 4 * begin
+    return words.view(torch.int16)[..., low : low + width] < _threshold(p) - (1 << 15)
 
 
 def chance(p: float) -> float:

@@ -15,6 +15,9 @@ class CheckpointConfig:
         "runs/latest", "directory of the run: checkpoints, metrics, resolved.toml", carried=False, path=True
     )
     save_every: int = setting(0, "save a checkpoint every so many steps; 0: at the end only", unit="steps", at_least=0)
+    save: bool = setting(
+        True, "write checkpoints; without, the run leaves its metrics alone, and nothing goes on from it", carried=False
+    )
     async_save: bool = setting(
         True,
         "a process of its own writes checkpoints while training goes on; else training waits",

@@ -54,13 +54,17 @@ def shares(data: str, exists: Callable[[str], bool] = there) -> tuple[Share, ...
         return tuple(found)
     whole = sum(share.weight or Fraction(0) for share in found)
     mixed = tuple(Share(share.path, (share.weight or Fraction(0)) / whole) for share in found)
-    period = lcm(*(share.weight.denominator for share in mixed if share.weight))
-    if period > LONGEST_PERIOD:
+    if (after := period([share.weight for share in mixed if share.weight])) > LONGEST_PERIOD:
         raise ValueError(
-            f"these weights are whole numbers of samples only after {period:,}, must be at most {LONGEST_PERIOD:,}; "
+            f"these weights are whole numbers of samples only after {after:,}, must be at most {LONGEST_PERIOD:,}; "
             "write them with fewer digits"
         )
     return mixed
+
+
+def period(weights: Sequence[Fraction]) -> int:
+    """Samples after which all shares are whole."""
+    return lcm(*(weight.denominator for weight in weights))
 
 
 def named(sets: str | None) -> tuple[tuple[str, str], ...]:

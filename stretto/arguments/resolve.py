@@ -231,11 +231,16 @@ def _other_shape(layers: Sequence[Layer]) -> list[Violation]:
             if layer.source.kind <= SourceKind.MODEL:
                 continue
             for path, value in layer.values.items():
-                if path.startswith("model.") and path in model.values and value != model.values[path]:
+                if _is_shape(path) and path in model.values and value != model.values[path]:
                     said, there = as_text(value), as_text(model.values[path])
                     problem = f"{path} = {said} ({layer.source}), but {model.source.name} has {there}"
                     found.append(Violation("model_has_shape", (path,), problem, hint=f"leave {path} out"))
     return found
+
+
+def _is_shape(path: str) -> bool:
+    """Whether a model that a run begins with says it: what is not that would make other tensors of it."""
+    return path.startswith("model.") or path in ("tuning.lora_rank", "tuning.lora_alpha", "tuning.lora_targets")
 
 
 def _other_world(layers: Sequence[Layer]) -> list[Violation]:

@@ -12,6 +12,7 @@ from stretto.arguments import (
     model_rules,
     precision_rules,
     recompute_rules,
+    save_rules,
     tuning_rules,
     update_rules,
 )
@@ -19,5 +20,5 @@ from stretto.arguments.rule import Rule, rules_in
 
 RULES: tuple[Rule, ...] = rules_in(
     *(layout_rules, group_rules, model_rules, expert_rules, context_rules, bound_rules, update_rules, precision_rules),
-    *(graph_rules, recompute_rules, tuning_rules),
+    *(graph_rules, recompute_rules, save_rules, tuning_rules),
 )

@@ -24,6 +24,7 @@ class TuningConfig:
         at_most=2**14,
     )
     lora_alpha: float = setting(16.0, "what an adapter adds is multiplied by lora_alpha / lora_rank", above=0)
+    lora_dropout: float = setting(0.0, "share of an adapter's input that falls away in training", at_least=0, below=1)
     lora_targets: tuple[TargetName, ...] = setting(
         ("q", "k", "v", "o"),
         "matrices with an adapter: of attention q, k, v and o, of the feed-forward gate, up and down",

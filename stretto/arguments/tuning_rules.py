@@ -35,12 +35,26 @@ def adapters_freeze_the_rest(a: Arguments) -> RuleViolation | None:
     )
 
 
-@rule("tuning.lora_alpha", "tuning.lora_targets", "tuning.lora_rank")
+@rule("tuning.lora_alpha", "tuning.lora_dropout", "tuning.lora_targets", "tuning.lora_rank")
 def adapters_have_a_rank(a: Arguments) -> RuleViolation | None:
     """What is said of adapters needs a rank."""
     t, usual = a.tuning, TuningConfig()
-    if t.lora_rank or (t.lora_alpha, t.lora_targets) == (usual.lora_alpha, usual.lora_targets):
+    said = (t.lora_alpha, t.lora_dropout, t.lora_targets)
+    if t.lora_rank or said == (usual.lora_alpha, usual.lora_dropout, usual.lora_targets):
         return None
     return RuleViolation(
-        "lora_rank = 0, must be above 0 for lora_alpha and lora_targets to have an effect", {"tuning.lora_rank": (8,)}
+        "lora_rank = 0, must be above 0 for lora_alpha, lora_dropout and lora_targets to have an effect",
+        {"tuning.lora_rank": (8,)},
+    )
+
+
+@rule("tuning.lora_dropout", "tuning.lora_targets", "run.ffn_chunks")
+def adapters_drop_of_whole_sequences(a: Arguments) -> RuleViolation | None:
+    """What falls away depends on the place in the sequence, which a chunk of it does not know."""
+    t, chunks = a.tuning, a.run.ffn_chunks
+    if not t.lora_dropout or chunks == 1 or not {"gate", "up", "down"} & {*t.lora_targets}:
+        return None
+    return RuleViolation(
+        f"lora_dropout = {t.lora_dropout:g} with adapters of the feed-forward, ffn_chunks = {chunks}, must be 1",
+        {"run.ffn_chunks": (1,), "tuning.lora_dropout": (0.0,)},
     )

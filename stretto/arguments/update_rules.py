@@ -7,7 +7,10 @@ from stretto.arguments.rule import RuleViolation, rule
 from stretto.arguments.schema import Arguments
 
 
-@rule("optimizer.post_validate", "parallel.sharding", "run.fp8", "model.experts", "run.on_nonfinite")
+@rule(
+    *("optimizer.post_validate", "parallel.sharding", "run.fp8", "model.experts", "run.on_nonfinite"),
+    *("optimizer.optimizer_cpu_offload", "optimizer.masters"),
+)
 def updates_can_be_taken_back(a: Arguments) -> RuleViolation | None:
     """An update can be taken back where gradients are whole, and a step can be run again."""
     if not a.optimizer.post_validate:
@@ -25,6 +28,16 @@ def updates_can_be_taken_back(a: Arguments) -> RuleViolation | None:
         return RuleViolation(
             f"post_validate, but on_nonfinite = {a.run.on_nonfinite}",
             {"run.on_nonfinite": ("stop",), "optimizer.post_validate": (False,)},
+        )
+    if a.optimizer.optimizer_cpu_offload:  # the copies that it needs would lie on the device
+        return RuleViolation(
+            "post_validate, but optimizer_cpu_offload",
+            {"optimizer.optimizer_cpu_offload": (False,), "optimizer.post_validate": (False,)},
+        )
+    if a.optimizer.masters != "fp32":
+        return RuleViolation(
+            f"post_validate, but masters = {a.optimizer.masters}",
+            {"optimizer.masters": ("fp32",), "optimizer.post_validate": (False,)},
         )
     return None
 
@@ -68,6 +81,17 @@ def moments_move(a: Arguments) -> RuleViolation | None:
     return RuleViolation(
         f"moments = bf16, {said}: 1 - {slow[0]} must be >= 2^-7 = 0.0078, the rounding of bf16",
         {"optimizer.moments": ("fp32",), **({f"optimizer.{slow[0]}": (0.95,)} if len(slow) == 1 else {})},
+    )
+
+
+@rule("optimizer.masters", "run.dtype")
+def masters_have_a_remainder(a: Arguments) -> RuleViolation | None:
+    """Of weights in bf16 alone 16 bits make fp32 masters; wider weights are their own masters."""
+    if a.optimizer.masters == "fp32" or a.run.dtype == "bf16":
+        return None
+    return RuleViolation(
+        f"masters = {a.optimizer.masters}, dtype = {a.run.dtype}, must be bf16",
+        {"optimizer.masters": ("fp32",), "run.dtype": ("bf16",)},
     )
 
 

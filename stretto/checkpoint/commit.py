@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stretto.checkpoint.dcp import dcp_metadata
 from stretto.checkpoint.directory import settle
 from stretto.checkpoint.errors import CheckpointError
-from stretto.checkpoint.index import dcp_metadata, encoded
+from stretto.checkpoint.index import encoded
 from stretto.checkpoint.marker import EXTRA, INDEX, METADATA, WRITING, complete
 from stretto.checkpoint.part import data_name, part_name, read_part, whole_tensors
 from stretto.checkpoint.places import write_atomically

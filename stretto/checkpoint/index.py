@@ -1,9 +1,10 @@
 """`index.jsonl`: which piece of which tensor lies where. A line for each tensor, then one with the table of contents.
 
-A rank reads the table, which grows with the model alone, and the lines of tensors that it holds a part of; so what it
-reads does not grow with the number of ranks that wrote. Every number is held against the files: a piece lies inside
-its file and its tensor, is large enough for its elements, and the pieces tile each tensor. So no size that is named is
-larger than what is on disk.
+A rank reads the table and, of the lines of tensors that it holds a part of, the *runs* of `RUN` pieces that lie near
+its own: of a tensor that a thousand ranks have written it reads a hundred pieces. A run's checksum and the
+rectangle around it stand in the table. Every number is held against the files: a piece lies inside its file and its
+tensor, is large enough for its elements, and the pieces tile each tensor, or what is read of it. So no size that is
+named is larger than what is on disk.
 """
 
 from __future__ import annotations
@@ -14,18 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from pickle import BUILD, EMPTY_DICT, MARK, NEWOBJ, NONE, REDUCE, SETITEMS, TUPLE
 from types import MappingProxyType
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import xxhash
 
 from stretto.checkpoint.archive import archive
 from stretto.checkpoint.errors import WAY_OUT, CheckpointError
-from stretto.checkpoint.marker import DCP, INDEX, Marker, inspect
-from stretto.checkpoint.pickled import Made, Named, Raw, integer, integers, pickled, remembered, text
+from stretto.checkpoint.marker import INDEX, Marker, inspect
 from stretto.checkpoint.places import Buffer
-from stretto.checkpoint.tiling import tiling_errors
+from stretto.checkpoint.tiling import Rectangle, disjoint_errors, intersection, tiling_errors
 from stretto.reading import UnreadableError, parse_json, shown
 
 BLOCK: Final = 2**23
@@ -39,6 +38,9 @@ ITEMSIZE: Final = MappingProxyType(
 )
 """Bytes of an element, by the name of a dtype of torch."""
 
+RUN: Final = 64
+"""Pieces of a tensor that are read at a time, where it has more."""
+
 LARGEST_TABLE: Final = 2**28
 LARGEST_LINE: Final = 2**28
 
@@ -48,7 +50,7 @@ def checksum(content: Buffer) -> str:
     return xxhash.xxh3_64_hexdigest(content)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A rectangle of a tensor: its numbers are contiguous from byte `at` of a file on; a checksum for each block."""
 
@@ -99,15 +101,36 @@ def blocks(sizes: Sequence[int], itemsize: int) -> Iterator[tuple[range, int, in
 def encoded(tensors: Iterable[Tensor]) -> tuple[bytes, int]:
     """`index.jsonl`, and where the table of contents begins in it."""
     files: dict[str, int] = {}
-    lines, table, at = [], {}, 0
+    lines, table, runs, at = [], {}, {}, 0
     for tensor in tensors:
-        pieces = [[p.offsets, p.sizes, files.setdefault(p.file, len(files)), p.at, p.sums] for p in tensor.pieces]
-        line = json.dumps(pieces, separators=(",", ":")).encode() + b"\n"
+        texts = [
+            json.dumps([[p.offsets, p.sizes, files.setdefault(p.file, len(files)), p.at, p.sums] for p in run],
+                       separators=(",", ":"))[1:-1].encode()
+            for run in _runs(tensor.pieces)
+        ]  # fmt: skip
+        line = b"[" + b",".join(texts) + b"]\n"
         table[tensor.name] = [tensor.dtype, tensor.shape, at, len(line), checksum(line)]
+        if len(texts) > 1:
+            around = map(bounds, _runs(tensor.pieces))
+            runs[tensor.name] = [[len(t), checksum(t), *box] for t, box in zip(texts, around, strict=True)]
         lines.append(line)
         at += len(line)
-    lines.append(json.dumps({"files": list(files), "tensors": table}, separators=(",", ":")).encode())
+    contents = {"files": list(files), "tensors": table, "runs": runs}
+    lines.append(json.dumps(contents, separators=(",", ":")).encode())
     return b"".join(lines), at
+
+
+def _runs(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
+    return (pieces[at : at + RUN] for at in range(0, len(pieces), RUN))
+
+
+def bounds(pieces: Iterable[Piece]) -> tuple[list[int], list[int]]:
+    """Offsets and sizes of the rectangle around some pieces."""
+    begins, ends = zip(
+        *((p.offsets, [o + n for o, n in zip(p.offsets, p.sizes, strict=True)]) for p in pieces), strict=True
+    )
+    low = [min(each) for each in zip(*begins, strict=True)]
+    return low, [max(each) - begin for each, begin in zip(zip(*ends, strict=True), low, strict=True)]
 
 
 class Index:
@@ -123,6 +146,7 @@ class Index:
             table = parse_json(self._bytes(self.marker.table, size - self.marker.table, LARGEST_TABLE))
             self._files: list[str] = [_known(name, self.marker.sizes) for name in table["files"]]
             self._lines: dict[str, list[Any]] = table["tensors"]
+            self._runs: dict[str, list[list[Any]]] = table.get("runs", {})
             self.tensors = {name: _tensor(name, said) for name, said in self._lines.items()}
 
         self._reading(read)
@@ -133,6 +157,11 @@ class Index:
     def tensor(self, name: str) -> Tensor:
         """A tensor with its pieces."""
         found: Tensor = self._reading(lambda: self._tensor(name))
+        return found
+
+    def near(self, name: str, rectangles: Sequence[Rectangle]) -> Tensor:
+        """A tensor with the pieces, of those that it has, that may hold something of these rectangles."""
+        found: Tensor = self._reading(lambda: self._near(name, rectangles))
         return found
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -146,13 +175,30 @@ class Index:
 
     def _tensor(self, name: str) -> Tensor:
         known, (at, length, digest) = self.tensors[name], self._lines[name][2:]
-        line = self._bytes(_whole(at), _whole(length), LARGEST_LINE)
-        if checksum(line) != digest:
-            raise UnreadableError(f"{shown(name)}: its line is not what was written")
-        pieces = tuple(self._piece(known, said) for said in parse_json(line))
+        pieces = self._pieces(known, self._bytes(_whole(at), _whole(length), LARGEST_LINE), digest)
         if errors := tiling_errors(known.shape, [(p.offsets, p.sizes) for p in pieces]):
             raise UnreadableError(f"{shown(name)}: {errors[0]}")
         return Tensor(name, known.dtype, known.shape, pieces)
+
+    def _near(self, name: str, rectangles: Sequence[Rectangle]) -> Tensor:
+        if name not in self._runs:
+            return self._tensor(name)
+        known, (start, length, _) = self.tensors[name], self._lines[name][2:]
+        at, end, pieces = _whole(start) + 1, start + _whole(length), list[Piece]()
+        for size, digest, offsets, sizes in self._runs[name]:
+            if any(intersection((_wholes(offsets), _wholes(sizes)), each) for each in rectangles):
+                if at + _whole(size) > end:
+                    raise UnreadableError(f"{shown(name)}: its runs are longer than its line")
+                pieces += self._pieces(known, self._bytes(at, size, LARGEST_LINE), digest, b"[%b]")
+            at += _whole(size) + 1  # and a comma
+        if errors := disjoint_errors(known.shape, [(p.offsets, p.sizes) for p in pieces]):
+            raise UnreadableError(f"{shown(name)}: {errors[0]}")
+        return Tensor(name, known.dtype, known.shape, tuple(pieces))
+
+    def _pieces(self, tensor: Tensor, text: bytes, digest: object, form: bytes = b"%b") -> tuple[Piece, ...]:
+        if checksum(text) != digest:
+            raise UnreadableError(f"{shown(tensor.name)}: its line is not what was written")
+        return tuple(self._piece(tensor, said) for said in parse_json(form % text))
 
     def _piece(self, tensor: Tensor, said: Any) -> Piece:
         offsets, sizes, number, at, sums = said
@@ -209,69 +255,6 @@ def _whole(n: object) -> int:
     if type(n) is not int or not 0 <= n < 2**63:
         raise UnreadableError(f"{shown(n)} is no size")
     return n
-
-
-def dcp_metadata(tensors: Iterable[Tensor]) -> bytes:
-    """`.metadata`: the same for torch.distributed.checkpoint, which unpickles it."""
-    described: dict[str, Made] = {}
-    stored: dict[Raw, Raw] = {}
-    form = _Form()
-    for tensor in tensors:
-        encoding = Made(Named(DCP, "_MEM_FORMAT_ENCODING"), (0,))
-        layout = Made(Named("torch.serialization", "_get_layout"), ("torch.strided",))
-        properties = (Named("torch", tensor.dtype), layout, False, encoding, False)
-        described[tensor.name] = _instance(
-            "TensorStorageMetadata",
-            properties=Made(Named(DCP, "TensorProperties"), (), properties),
-            size=Made(Named("torch", "Size"), (tuple(tensor.shape),)),
-            chunks=[form.chunk(p) for p in tensor.pieces],
-        )
-        name = text(tensor.name)
-        stored |= {form.key(name, p): form.place(p) for p in tensor.pieces}
-    about = _instance("StorageMeta", checkpoint_id=None, save_id=None, load_id=None, modules=[])
-    said = {"state_dict_metadata": described, "planner_data": None, "storage_data": stored, "storage_meta": about}
-    return pickled(_instance("Metadata", **said, version="1.0.0"), form.first)
-
-
-class _Form:
-    """What is said of each piece, as instructions: there may be a million."""
-
-    first: ClassVar[tuple[str | Named, ...]] = (
-        Named("torch", "Size"),
-        *(Named(DCP, name) for name in ("ChunkStorageMetadata", "MetadataIndex")),
-        Named("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-        *("offsets", "sizes", "fqn", "offset", "index", "relative_path", "length"),
-    )
-
-    def __init__(self) -> None:
-        self._size, chunk, key, place, *names = remembered(self.first).values()
-        self._chunk, self._key, self._place = (
-            begin + integers(()) + NEWOBJ + EMPTY_DICT + MARK for begin in (chunk, key, place)
-        )
-        self._names = dict(zip(self.first[4:], names, strict=True))
-        self._files: dict[str, bytes] = {}
-
-    def chunk(self, p: Piece) -> Raw:
-        """A ChunkStorageMetadata."""
-        return Raw(self._chunk + self._said("offsets", p.offsets) + self._said("sizes", p.sizes) + SETITEMS + BUILD)
-
-    def key(self, name: bytes, p: Piece) -> Raw:
-        """A MetadataIndex."""
-        fields = self._names["fqn"] + name + self._said("offset", p.offsets) + self._names["index"] + NONE
-        return Raw(self._key + fields + SETITEMS + BUILD)
-
-    def place(self, p: Piece) -> Raw:
-        """A _StorageInfo."""
-        file = self._files.setdefault(p.file, text(p.file))
-        where = self._names["offset"] + integer(p.start) + self._names["length"] + integer(p.length)
-        return Raw(self._place + self._names["relative_path"] + file + where + SETITEMS + BUILD)
-
-    def _said(self, name: str, numbers: Sequence[int]) -> bytes:
-        return self._names[name] + self._size + MARK + integers(numbers) + TUPLE + REDUCE
-
-
-def _instance(name: str, **state: Any) -> Made:
-    return Made(Named(DCP, name), (), state)
 
 
 def archived(dtype: str, sizes: Sequence[int]) -> tuple[int, int]:

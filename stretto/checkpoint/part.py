@@ -138,7 +138,8 @@ def whole_tensors(parts: Iterable[Mapping[str, Any]], names: Sequence[str]) -> l
                 errors.add(f"{name}: {first[1]} {first[0]} on one rank, {tuple(shape)} {dtype} on another")
             elif all(sizes):
                 held.append(Piece(tuple(offsets), tuple(sizes), file, at, tuple(sums), start, length))
-    found = [Tensor(name, *known[name], tuple(pieces[name])) for name in sorted(known)]
+    # In the order of their offsets, neighbours stand beside each other in the index.
+    found = [Tensor(name, *known[name], tuple(sorted(pieces[name], key=_offsets))) for name in sorted(known)]
     errors |= {
         f"{t.name}: {e}" for t in found for e in tiling_errors(t.shape, [(p.offsets, p.sizes) for p in t.pieces])
     }
@@ -146,3 +147,7 @@ def whole_tensors(parts: Iterable[Mapping[str, Any]], names: Sequence[str]) -> l
     if errors:
         raise CheckpointError("the slices do not make whole tensors\n  " + "\n  ".join(sorted(errors)))
     return found
+
+
+def _offsets(piece: Piece) -> tuple[int, ...]:
+    return piece.offsets

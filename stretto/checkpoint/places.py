@@ -23,7 +23,8 @@ def place(said: str | Path) -> Path:
     if not isinstance(said, str) or "://" not in said:
         return said if not isinstance(said, str) else Path(said).expanduser()
     try:
-        found = import_module("upath").UPath(said)
+        # Other processes write there, too: a listing that was kept would not show what they have written.
+        found = import_module("upath").UPath(said, use_listings_cache=False)
         found.fs  # noqa: B018  the package of this protocol is imported now
         return cast("Path", found)
     except ImportError as error:

@@ -73,7 +73,7 @@ def require_same_tensors(contents: Index, said: Iterable[Mapping[str, Any]], pre
 def reads(contents: Index, slices: Sequence[Slice]) -> Iterator[tuple[index.Tensor, Piece, Slice]]:
     """Each piece in the files that has something of one of this rank's slices."""
     for name, held in _by_name(slices).items():
-        saved = contents.tensor(name)
+        saved = contents.near(name, [(s.offsets, tuple(s.tensor.shape)) for s in held])
         for s in held:
             rectangle, filled = (s.offsets, tuple(s.tensor.shape)), 0
             for piece in saved.pieces:

@@ -18,14 +18,21 @@ def tiling_errors(shape: Sequence[int], pieces: Sequence[Rectangle]) -> list[str
 
     Inside, pairwise disjoint and of the right total volume is the same as tiling.
     """
+    if errors := disjoint_errors(shape, pieces):
+        return errors
+    volume = sum(math.prod(sizes) for _, sizes in pieces)
+    if volume != math.prod(shape):
+        return [f"owners hold {volume} of {math.prod(shape)} elements of {tuple(shape)}"]
+    return []
+
+
+def disjoint_errors(shape: Sequence[int], pieces: Sequence[Rectangle]) -> list[str]:
+    """What is wrong with non-empty `pieces` as some of those that tile a tensor of `shape`."""
     outside = [p for p in pieces if any(not _inside(*d) for d in zip(*p, shape, strict=True))]
     if outside:
         return [f"{_text(p)} does not lie inside {tuple(shape)}" for p in outside]
     if overlaps := _overlaps(shape, pieces):
         return [f"{_text(a)} overlaps {_text(b)}: one of them must not be owner" for a, b in overlaps]
-    volume = sum(math.prod(sizes) for _, sizes in pieces)
-    if volume != math.prod(shape):
-        return [f"owners hold {volume} of {math.prod(shape)} elements of {tuple(shape)}"]
     return []
 
 

@@ -57,6 +57,7 @@ def _export(wanted: Export) -> str:
     from stretto.checkpoint.marker import inspect
     from stretto.cli.sample import newest, recorded
     from stretto.interop.adapter import export_adapter
+    from stretto.interop.adapter_in import base_of
     from stretto.interop.export import copy_beside, export
     from stretto.interop.outgoing import Outgoing
 
@@ -69,7 +70,7 @@ def _export(wanted: Export) -> str:
     source = _Checkpoint(path)
     _require_all(source, {**outgoing.shapes, **outgoing.adapters})
     if wanted.adapter:
-        base = args.checkpoint.init_from
+        base = base_of(args.checkpoint.init_from)
         files = export_adapter(to, outgoing.config, outgoing.shapes, outgoing.adapters, args.tuning, base, source)
         return f"{path} -> {to}: adapters of {base or 'a model of its own'}, {files[0].stat().st_size:,} bytes"
     merged, limit = outgoing.merged(source), int(wanted.shard_gb * 1e9)

@@ -23,10 +23,11 @@ def memory_table(args: Arguments) -> Table:
     table.add_column("", justify="left")
     for stage in stages:
         table.add_column(f"stage {stage}", justify="right")
-    for name in (*(each.name for each in fields(Ledger)), "total"):
+    own = [each.name for each in fields(Ledger) if each.name != "host"]
+    for name in (*own, "total", "host"):
         row = [getattr(one, name) for one in ledgers.values()]
         if any(row):
-            table.add_row(name, *(f"{size / MIB:,.1f}" for size in row))
+            table.add_row("in the host's memory" if name == "host" else name, *(f"{size / MIB:,.1f}" for size in row))
     return table
 
 

@@ -237,13 +237,13 @@ class Task:
             command = "the same command" if same else "the same command and --resume"
             steps = self.resolved.args.run.steps
             asks = f"; {asks} asks for that" if asks else ""
-            line = f"stopped at step {outcome.step} of {steps}; go on with {command}{asks}"
+            on = f"go on with {command}{asks}" if self.resolved.args.checkpoint.save else "nothing was saved"
+            line = f"stopped at step {outcome.step} of {steps}; {on}"
             screen.print(line, soft_wrap=not screen.is_terminal)
             return
         args = self.resolved.args
         checkpoint = latest_complete(Paths.of(args).checkpoints).path
-        assert checkpoint is not None  # a run ends by saving one
-        if args.run.sample_tokens:
+        if checkpoint is not None and args.run.sample_tokens:  # a run ends by saving one, if any
             prompt, tokenizer = args.run.sample_prompt, self.read.tokenizer
             axes, alone = default_axes(Layout.of(), experts=args.model.experts > 0), World.single(args.run.device)
             tokens = sample(

@@ -8,19 +8,22 @@ whole documents in place of a window, see `packed`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stretto.arguments.corpora import LONGEST_PERIOD, period
 from stretto.batch import Batch
 from stretto.data.errors import DataError
-from stretto.data.mixture import Mix
+from stretto.data.mixture import Mix, taken
 from stretto.data.packed import PackedRows, packed_batch
 from stretto.data.store import TokenStore
+from stretto.data.streams import Stretch, Taken, gone_on
 
 
 class Feed:
@@ -31,9 +34,10 @@ class Feed:
         self.mix = text if isinstance(text, Mix) else Mix((text,))
         self.seq_len, self.seed, self.consumed = seq_len, seed, consumed
         self.packed = tuple(PackedRows(store, seq_len) for store in self.mix.stores) if packing else ()
-        windows = tuple(map(len, self.packed)) or self.mix.windows(seq_len)
-        self.windows = sum(windows)
-        self.order = self.mix.order_of(windows, seed)
+        self._windows = tuple(map(len, self.packed)) or self.mix.windows(seq_len)
+        self.windows = sum(self._windows)
+        self.stretch = self.mix.begin
+        self.order = self.mix.order_of(self._windows, seed)
 
     @property
     def waste(self) -> float | None:
@@ -73,23 +77,59 @@ class Feed:
             "seq_len": self.seq_len,
             "digest": digests if len(digests) > 1 else digests[0],
             "packing": bool(self.packed),
+            "tokenizer": self.mix.tokenizer,
+            "stretch": self.stretch.as_json(),
         }
         return state if self.mix.weights is None else {**state, "weights": [str(w) for w in self.mix.weights]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`. Raises DataError when it is of another stream: `consumed` means nothing."""
+        """Go on from `state`, perhaps with another mix: then each corpus goes on where it stood, and new ones begin.
+
+        Raises DataError when it is of another stream, in which `consumed` means nothing.
+        """
         own, state = self.state_dict(), {"packing": False, **state}
+        if not state.get("tokenizer") or not self.mix.tokenizer:  # some stores are nobody's who would know
+            state["tokenizer"] = own["tokenizer"]
+        fixed = ["seed", "seq_len", "packing", "tokenizer"]
+        mixed = [key for key in ("digest", "weights") if state.get(key) != own.get(key)]
+        before = Stretch.from_json(state["stretch"]) if "stretch" in state else None
         differ = [
             f"{key} was {state.get(key)!r}, is {own.get(key)!r}"
-            for key in ("seed", "seq_len", "digest", "weights", "packing")
+            for key in (*fixed, *(mixed if before is None else ()))
             if state.get(key) != own.get(key)
         ]
-        if differ:
+        try:
+            if differ:
+                raise DataError("; ".join(differ))
+            consumed = int(state["consumed"])
+            stretch = before or self.mix.begin
+            if mixed:
+                taken = self._taken(state, stretch, consumed)
+                stretch = gone_on(stretch, taken, consumed, self.mix.begin)
+        except DataError as error:
             raise DataError(
-                f"cannot go on in the data where the run stopped: {'; '.join(differ)}; "
-                "resume with the same text, weights, tokenizer, held_out, seed, seq_len and packing"
+                f"cannot go on in the data where the run stopped: {error}; resume with the same text, tokenizer, "
+                "held_out, seed, seq_len and packing"
+            ) from error
+        self.consumed, self.stretch = consumed, stretch
+        self.order = self.mix.order_of(self._windows, self.seed, stretch)
+
+    def _taken(self, state: Mapping[str, Any], before: Stretch, consumed: int) -> Taken:
+        """Samples of each corpus that a run had, which goes on with another mix. Raises DataError."""
+        said = state.get("weights")
+        try:
+            weights = None if said is None or len(before.streams) == 1 else tuple(map(Fraction, said))
+            if weights and (len(weights) != len(before.streams) or period(weights) > LONGEST_PERIOD):
+                raise ValueError(f"weights {said}")
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            raise DataError(f"the checkpoint does not say what the mix was: {error}") from error
+        mixes = ((len(before.streams), weights), (len(self.mix.stores), self.mix.shares))
+        if together := [corpora for corpora, shares in mixes if corpora > 1 and shares is None]:
+            raise DataError(
+                f"another mix, and {together[0]} corpora without shares, which are shuffled together: a corpus has no "
+                "place of its own there; give shares, as in a/:0.7,b.jsonl:0.3, or begin anew"
             )
-        self.consumed = int(state["consumed"])
+        return taken(weights, self.seed, before, consumed)
 
 
 def rows_of(global_batch: int, dp_rank: int, dp_size: int, micro_batch: int) -> list[slice]:

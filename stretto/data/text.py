@@ -40,6 +40,8 @@ class Source:
     """None on a rank that was told of the splits."""
     splits: Splits
     weight: Fraction | None
+    path: str = ""
+    """From the root on; empty for the standard library."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Text:
         found = []
         for name, share in _shares(data):
             label, corpus, splits = opening.splits(share, data.held_out)
-            found.append(Source(name or label, corpus, splits, share.weight if share else None))
+            path = str(Path(share.path).expanduser().absolute()) if share else ""
+            found.append(Source(name or label, corpus, splits, share.weight if share else None, path))
         eval_sets = tuple(_eval_sets(found, data, opening))
         return cls(tuple(found), tokenizer, eval_sets, tuple(opening.said))
 
@@ -83,7 +86,8 @@ class Text:
     def mix(self) -> Mix:
         """The stores to train on, and their shares."""
         weights = tuple(source.weight for source in self.sources if source.weight is not None)
-        return Mix(tuple(source.splits.train for source in self.sources), weights or None)
+        stores, paths = zip(*((source.splits.train, source.path) for source in self.sources), strict=True)
+        return Mix(stores, weights or None, paths, self.tokenizer.fingerprint)
 
     @property
     def account(self) -> Account:

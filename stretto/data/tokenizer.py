@@ -1,4 +1,4 @@
-"""Text to token numbers and back: plain bytes, or files of `tokenizers`, SentencePiece or tiktoken."""
+"""Text to token numbers and back: plain bytes, or files of `tokenizers`, SentencePiece, tiktoken or Tekken."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from stretto.arguments.schema import TOKENIZERS
 from stretto.data.errors import DataError
 from stretto.data.sentence_piece import SentencePieceTokenizer
 from stretto.data.special_tokens import begin_of_document, end_of_document
+from stretto.data.tekken import TekkenTokenizer, is_tekken
 from stretto.data.tiktoken_file import TiktokenTokenizer, is_tiktoken
 from stretto.reading import UnreadableError, read_bytes
 
@@ -156,8 +157,8 @@ class FileTokenizer:
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names: one that ships, a file of a tokenizer, or a directory that has one.
 
-    In a directory `tokenizer.json` counts before a SentencePiece or tiktoken `tokenizer.model`, and that before the
-    only file named `*.tiktoken`.
+    In a directory `tokenizer.json` counts before `tekken.json`, that before a SentencePiece or tiktoken
+    `tokenizer.model`, and that before the only file named `*.tiktoken`.
 
     Raises DataError when it cannot be used.
     """
@@ -168,8 +169,12 @@ def load_tokenizer(name: str) -> Tokenizer:
     path = Path(name).expanduser()
     if path.is_dir():
         others = [path / "tokenizer.model", *sorted(path.glob("*.tiktoken"))]
-        path = next((p for p in (path / "tokenizer.json", *others) if p.exists()), path / "tokenizer.json")
+        path = next(
+            (p for p in (path / "tokenizer.json", path / "tekken.json", *others) if p.exists()), path / "tokenizer.json"
+        )
     if path.suffix != ".json" and is_tiktoken(path):
         return TiktokenTokenizer(path)
+    if is_tekken(path):
+        return TekkenTokenizer(path)
     # Mistral names its models tokenizer.model.v3
     return SentencePieceTokenizer(path) if ".model" in path.suffixes else FileTokenizer(path)

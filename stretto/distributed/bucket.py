@@ -24,7 +24,7 @@ from stretto.distributed.wire import WireSum
 from stretto.layout.flat import Flat, overlap
 from stretto.params import Declared, Logical, Part
 from stretto.schedule import DDP, Sharding
-from stretto.world import Axis, Work
+from stretto.world import Axis, Done, Work
 
 K = TypeVar("K")
 
@@ -82,6 +82,7 @@ class Bucket(Arrivals):
         self.region: Region | None = None
         """Where gradients that come and go are, if others read them there."""
         self._gathering: Work | None = None
+        self._updating: Work = Done()
         self._without = set(self._spans)  # no gradient in this step yet
         self._fresh = set(self._spans)  # none yet in what is there of `grads`
         self._waiting: set[nn.Parameter] | None = None  # once armed: the last gradient still to come
@@ -128,6 +129,7 @@ class Bucket(Arrivals):
     def gather(self) -> None:
         """Begin to make the weights whole, unless they are, or are on their way."""
         if not self.whole:
+            self._updating.wait()
             allocate(self.weights)
             self._gathering = all_gather_into(self.weights, self.shard, self._gather)
 
@@ -137,6 +139,13 @@ class Bucket(Arrivals):
         if self._gathering is not None:
             self._gathering.wait()
         self._gathering = None
+        self._updating.wait()
+
+    def arrive(self) -> None:
+        """What follows sees the last update; nothing of this bucket is on its way."""
+        if self.whole:
+            self.gathered()
+        self._updating.wait()
 
     def release(self) -> None:
         """Let go of what is another rank's, where weights are sharded."""
@@ -144,13 +153,15 @@ class Bucket(Arrivals):
             self.gathered()
             free(self.weights)
 
-    def updated(self) -> None:
-        """This rank's shard has new values: the others' are on their way, or will be gathered."""
+    def updated(self, updating: Work | None = None) -> None:
+        """This rank's shard has new values, or will have them with `updating`, launched on the current stream: the
+        others' are on their way, or will be gathered."""
         if self.sharding.params:
             self.release()
         elif self.sharding.state:
             self.gathered()
             self._gathering = all_gather_into(self.weights, self.shard, self._gather)
+        self._updating = updating or Done()
 
     def settle(self) -> None:
         """What follows may write this rank's shard: the others have read it."""

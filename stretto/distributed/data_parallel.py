@@ -86,11 +86,10 @@ class DataParallel(Progress):
                 "its copies; place the stages that share it on different ranks, or in one stage"
             )
         self._home = {item.param: b for b in self.all_buckets for item in b.items}
-        self._sections = {
-            stage: Sections(module, sections_of(module), self._home, keep=keep)
-            for stage, module in stages.items()
-            if self.sharding.state
-        }
+        self._stages, self._keep = stages, keep
+        self._sections: dict[int, Sections] = {}
+        if self.sharding.state:
+            self.wait_by_section()
         if self.sharding.params and self.wire is None:
             self._share_regions()
         self._unsent: deque[Bucket] = deque()
@@ -106,6 +105,13 @@ class DataParallel(Progress):
     def all_buckets(self) -> list[Bucket]:
         """The buckets of every stage on this rank."""
         return [bucket for buckets in self.buckets.values() for bucket in buckets]
+
+    def wait_by_section(self) -> None:
+        """From now on each section waits for its weights before it is used: they may be on their way, or be updated
+        beside the forward."""
+        for stage, module in self._stages.items():
+            if stage not in self._sections:
+                self._sections[stage] = Sections(module, sections_of(module), self._home, keep=self._keep)
 
     def follow(self, visits: Mapping[int, Sequence[bool]]) -> None:
         """From the next step on the program is another one, with these visits."""

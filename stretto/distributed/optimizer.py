@@ -1,12 +1,13 @@
-"""The optimizer: masters (where they lie) times an update rule (how they move).
+"""The optimizer: masters (what they are, where they lie) times an update rule (how they move).
 
 Each bucket has one long master in fp32 or wider of this rank's own range, whatever the dtype of the parameters and
-whatever is sharded. Frozen parameters move by no rule: they are their own masters, in their own dtype.
+whatever is sharded: a vector of its own, the shard itself where that is as wide, or the shard and a remainder. Frozen
+parameters move by no rule: they are their own masters, in their own dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,10 @@ from torch import Tensor
 from stretto.arguments.param_groups import ParamGroup, unmatched
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.data_parallel import DataParallel
+from stretto.distributed.masters import Masters
 from stretto.distributed.muon import Orthogonalizer
+from stretto.distributed.remainder import joined, on_remainder, parted
+from stretto.distributed.residence import Job, Residence, Resident, Streamed
 from stretto.distributed.rules import AdamWRule, MuonRule, Rule, direction
 from stretto.layout.flat import overlap
 from stretto.params import Declared, Logical, Slice, fill, slices
@@ -37,10 +41,12 @@ class Optimizer:
     """Masters and the state of a rule, updated in one pass over memory and published to the parameters.
 
     Where parameters are narrower than fp32 each bucket's shard gets the rounded master with every step; otherwise the
-    shard is the master. `groups` say what is otherwise for some parameters, by name. The rule's state has the dtype
-    `moments`, or that of the masters: it is widened for each update, and rounded after it. `fuse` makes one kernel of
-    the update: of AdamW, it reads gradient, master and moments and writes the last three and the weights, 30 bytes for
-    a bf16 weight. Raises ValueError for a group without parameters, as far as this rank sees them all.
+    shard is the master. With `remainder` bf16 shards and 16 bits more are the masters (`distributed.remainder`). With
+    `cpu_offload` all that is no weight or gradient lies in the host's memory (`distributed.residence`). `groups` say
+    what is otherwise for some parameters, by name. The rule's state has the dtype `moments`, or that of the masters: it
+    is widened for each update, and rounded after it. `fuse` makes one kernel of the update: of AdamW, it reads
+    gradient, master and moments and writes the last three and the weights, 30 bytes for a bf16 weight. Raises
+    ValueError for a group without parameters, as far as this rank sees them all.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class Optimizer:
         *,
         groups: Sequence[ParamGroup] = (),
         moments: torch.dtype | None = None,
+        remainder: bool = False,
+        cpu_offload: bool = False,
         fuse: Fuse | None = None,
     ) -> None:
         self.weights, self.groups = weights, tuple(groups)
@@ -63,18 +71,32 @@ class Optimizer:
             )
         self.steps = 0
         self.buckets = weights.all_buckets
-        self.masters = [
-            b.shard if b.frozen or b.shard.dtype == b.grad_dtype else b.shard.to(b.grad_dtype) for b in self.buckets
-        ]
-        moved = [master[:0] if b.frozen else master for b, master in zip(self.buckets, self.masters, strict=True)]
-        self.state = {name: [torch.zeros_like(m, dtype=moments) for m in moved] for name in self.rule.state}
+        self.residence: Residence = (Streamed if cpu_offload else Resident)(weights.state.world.device)
+        if cpu_offload:  # updates are launched beside the next forward
+            weights.wait_by_section()
+        self._masters = Masters(self.buckets, self.residence, remainder=remainder)
+        self.masters = self._masters.kept
         update = self.rule.update if moments is None else _rounding(self.rule.update, len(self.rule.state))
+        update = on_remainder(update) if remainder else update
         self._update: Callable[..., None] = update if fuse is None else fuse(update)
+        moved = [0 if b.frozen else len(b.shard) for b in self.buckets]
+        starts = {name: [0] * len(moved) for name in self.rule.state}
         if self.muon is not None:
             self._orthogonalize = Orthogonalizer(self.buckets, weights.state, self.muon)
-            ends = [master[self._matrices(b).stop :] for b, master in zip(self.buckets, moved, strict=True)]
-            for name in self.state.keys() - {*self.muon.state}:  # of matrices there is none
-                self.state[name] = [torch.zeros_like(end, dtype=moments) for end in ends]
+            for name in starts.keys() - {*self.muon.state}:  # of matrices there is none
+                starts[name] = [0 if b.frozen else self._matrices(b).stop for b in self.buckets]
+        self.state = {
+            name: [
+                self.residence.empty(size - start, moments or b.grad_dtype).zero_()
+                for b, size, start in zip(self.buckets, moved, each, strict=True)
+            ]
+            for name, each in starts.items()
+        }
+        # The forward uses the last bucket first: what the others need of it is on its way first.
+        order = reversed(range(len(self.buckets)))
+        self._jobs = [job for n in order if not self.buckets[n].frozen for job in self._jobs_of(n)]
+        self._segments = [self._segments_of(job) for job in self._jobs]
+        self._numbers: dict[tuple[Kind, torch.dtype], list[Tensor]] = {}
 
     def kind(self, item: Declared, part: Logical) -> Kind:
         """How a logical tensor is updated."""
@@ -85,73 +107,59 @@ class Optimizer:
                 lr = lr if group.lr is None else group.lr
         return Kind(decay, lr, self.muon is not None and item.matrix)
 
-    def _matrices(self, bucket: Bucket) -> slice:
-        """What of this rank's range lies before all that is updated element by element."""
-        ends = [bucket.span(item, item.logical[0]).start for item in bucket.items if not item.matrix]
-        return slice(0, len(overlap(bucket.own, range(min(ends, default=bucket.flat.numel)))))
-
     def initialize(self, seed: int, wanted: Callable[[str], bool] = lambda _: True) -> None:
-        """Draw the initial weights that are `wanted`, by name, into the masters, and round them into the parameters."""
-        drawn = [item for item in self.weights.declared if wanted(item.logical[0].name)]
-        fill(drawn, seed, lambda p: self.weights.part(p, self._in(self.masters)))
-        self._publish()
+        """Draw the initial weights that are `wanted`, by name, into the masters, and round them into the parameters.
+
+        They are drawn on the device, where no gradient is before the first step.
+        """
+        self.settle()
+        for n, bucket in enumerate(self.buckets):
+            if drawn := [item for item in bucket.items if wanted(item.logical[0].name)]:
+                with torch.no_grad(), self._masters.wide(n) as masters:
+                    fill(drawn, seed, lambda p, of=bucket, masters=masters: of.part(masters, p))  # type: ignore[misc]
+        with torch.no_grad():
+            self._masters.publish()
 
     @torch.no_grad()
     def step(self, lr: float, scale: Tensor | None = None) -> None:
         """Update masters and parameters from `scale` [] times the buckets' gradients."""
         self.steps += 1
+        self._masters.forget()
         factor = 1.0 if scale is None else scale
         # Numbers that change are tensors, filled on the device: as Python's they would be compiled in.
-        known: dict[tuple[Kind, torch.dtype], list[Tensor]] = {}
-        # The forward uses the last bucket first: what the others need of it is on its way first.
-        for n, bucket in reversed(list(enumerate(self.buckets))):
-            if bucket.frozen:
-                continue
-            master = self.masters[n]
-            rounded = bucket.shard if bucket.shard is not master else None
-            flats = [master, rounded, bucket.grad, *(each[n] for each in self.state.values())]
-            for part, of in bucket.segments(self.kind):
-                if of.matrix:
-                    continue
-                numbers = known.setdefault((of, master.dtype), [])
-                if not numbers:
-                    one = torch.ones((), dtype=master.dtype, device=master.device)
+        self._numbers = {}
+        for job, segments in zip(self._jobs, self._segments, strict=True):
+            bucket = self.buckets[job.bucket]
+            for _, of in segments:
+                numbers = self._numbers.setdefault((of, bucket.grad_dtype), [])
+                if not numbers and not of.matrix:
+                    one = torch.ones((), dtype=bucket.grad_dtype, device=bucket.grad.device)
                     every = (factor, *self.rule.numbers(lr * of.lr, self.steps, of.decay))
                     numbers += [(one * x).to(one) for x in every]
-                self._update(*(_cut(flat, part, len(master)) for flat in flats), *numbers, *self.rule.constants)
-            self._step_matrices(n, bucket, lr, scale)
-            bucket.updated()
+        segments_of = iter(self._segments)
+        self.residence.visit(
+            self._jobs, lambda job, vectors: self._update_job(job, vectors, next(segments_of), lr, scale)
+        )
 
     def skip(self) -> None:
         """This update is counted, and not made."""
         self.steps += 1
 
-    def _step_matrices(self, n: int, bucket: Bucket, lr: float, scale: Tensor | None) -> None:
-        """Of Muon: the momentum where it lies, the direction of each matrix as a whole, the update where it lies."""
-        muon, master = self.muon, self.masters[n]
-        if muon is None or not self._orthogonalize.jobs[bucket]:
-            return
-        one = torch.ones((), dtype=master.dtype, device=master.device)
-        factor = one if scale is None else scale.to(one)
-        segments = [(part, of) for part, of in bucket.segments(self.kind) if of.matrix]
-        moves, momentum = torch.zeros_like(master), self.state["exp_avg"][n]
-        for part, _ in segments:
-            wide = momentum[part].to(master.dtype)
-            moves[part] = direction(wide, bucket.grad[part], factor, muon.momentum)
-            if wide.dtype != momentum.dtype:
-                momentum[part] = wide
-        self._orthogonalize(bucket, moves)
-        for part, of in segments:
-            master[part].mul_(1 - lr * of.lr * of.decay).sub_(moves[part], alpha=lr * of.lr)
-            if bucket.shard is not master:
-                bucket.shard[part] = master[part]
+    def settle(self) -> None:
+        """The host, and what follows, see the last update."""
+        self.residence.settle()
+        self.weights.settle()
 
     def slices(self) -> list[Slice]:
-        """This rank's slices of the masters, under `model/`, and of the rule's state under its names: `exp_avg/`."""
+        """This rank's slices of the masters, under `model/`, and of the rule's state under its names: `exp_avg/`.
+
+        Where masters are weights and a remainder, these are copies on the host, until the next update or `loaded`.
+        """
+        self.settle()
         position, weights = self.weights.position(), self.weights
         return [
             piece
-            for kind, flats in {"model": self.masters, **self.state}.items()
+            for kind, flats in {"model": self._masters.lend(), **self.state}.items()
             for piece in slices(
                 [item for item in weights.declared if kind == "model" or self._has(kind, item)],
                 lambda p, flats=flats: weights.part(p, self._in(flats)),  # type: ignore[misc]
@@ -160,22 +168,93 @@ class Optimizer:
             )
         ]
 
+    @torch.no_grad()
+    def loaded(self, steps: int) -> None:
+        """The slices were filled from a checkpoint of `steps` updates: make the parameters follow."""
+        self._masters.take_back()
+        self.steps = steps
+        self._masters.publish()
+
+    def _update_job(
+        self,
+        job: Job,
+        vectors: Sequence[Tensor],
+        segments: Sequence[tuple[slice, Kind]],
+        lr: float,
+        scale: Tensor | None,
+    ) -> None:
+        """Update a range of a bucket, of which `vectors` are on the device."""
+        bucket = self.buckets[job.bucket]
+        shard, grad = bucket.shard[job.part], bucket.grad[job.part]
+        master, rounded, state = shard, None, vectors
+        if self.masters[job.bucket] is not bucket.shard:
+            master, rounded, state = vectors[0], shard, vectors[1:]
+        flats = [master, rounded, grad, *state]
+        for part, of in segments:
+            if not of.matrix:
+                numbers = self._numbers[of, bucket.grad_dtype]
+                self._update(*(_cut(flat, part, len(master)) for flat in flats), *numbers, *self.rule.constants)
+        if self.muon is not None and self._orthogonalize.jobs[bucket]:
+            momentum = state[list(self.state).index("exp_avg")]
+            self._step_matrices(bucket, master, momentum, segments, lr, scale)
+        if job.last:
+            bucket.updated(self.residence.updating())
+
+    def _step_matrices(
+        self,
+        bucket: Bucket,
+        master: Tensor,
+        momentum: Tensor,
+        segments: Sequence[tuple[slice, Kind]],
+        lr: float,
+        scale: Tensor | None,
+    ) -> None:
+        """Of Muon: the momentum where it lies, the direction of each matrix as a whole, the update where it lies."""
+        assert self.muon is not None
+        one = torch.ones((), dtype=bucket.grad_dtype, device=master.device)
+        factor = one if scale is None else scale.to(one)
+        matrices = [(part, of) for part, of in segments if of.matrix]
+        moves = torch.zeros_like(master, dtype=bucket.grad_dtype)
+        for part, _ in matrices:
+            wide = momentum[part].to(moves.dtype)
+            moves[part] = direction(wide, bucket.grad[part], factor, self.muon.momentum)
+            if wide.dtype != momentum.dtype:
+                momentum[part] = wide
+        self._orthogonalize(bucket, moves)
+        for part, of in matrices:
+            new = joined(bucket.shard[part], master[part]) if self._masters.remainder else master[part]
+            new.mul_(1 - lr * of.lr * of.decay).sub_(moves[part], alpha=lr * of.lr)
+            if self._masters.remainder:
+                bucket.shard[part], master[part] = parted(new)
+            elif bucket.shard is not master:
+                bucket.shard[part] = new
+
+    def _jobs_of(self, n: int) -> Iterator[Job]:
+        """A bucket, a range at a time; whole where it has matrices, which are updated as such."""
+        bucket, own = self.buckets[n], [] if self.masters[n] is self.buckets[n].shard else [self.masters[n]]
+        size, vectors = len(bucket.shard), [*own, *(each[n] for each in self.state.values())]
+        whole = self.muon is not None and bool(self._orthogonalize.jobs[bucket])
+        for part in [range(size)] if whole else self.residence.parts(size):
+            cut = slice(part.start, part.stop)
+            yield Job(n, cut, part.stop == size, tuple(_end(vector, cut, size) for vector in vectors))
+
+    def _segments_of(self, job: Job) -> list[tuple[slice, Kind]]:
+        """Ranges of a job's, each of one kind."""
+        inside = range(job.part.start, job.part.stop)
+        found = (
+            (overlap(inside, range(s.start, s.stop)), of) for s, of in self.buckets[job.bucket].segments(self.kind)
+        )
+        return [(slice(part.start - inside.start, part.stop - inside.start), of) for part, of in found if part]
+
+    def _matrices(self, bucket: Bucket) -> slice:
+        """What of this rank's range lies before all that is updated element by element."""
+        ends = [bucket.span(item, item.logical[0]).start for item in bucket.items if not item.matrix]
+        return slice(0, len(overlap(bucket.own, range(min(ends, default=bucket.flat.numel)))))
+
     def _has(self, kind: str, item: Declared) -> bool:
         """Whether there is state of this name."""
         kept = self.muon is None or kind in self.muon.state or not item.matrix
         return item.param.requires_grad and kept
-
-    def loaded(self, steps: int) -> None:
-        """The slices were filled from a checkpoint of `steps` updates: make the parameters follow."""
-        self.steps = steps
-        self._publish()
-
-    def _publish(self) -> None:
-        with torch.no_grad():
-            for bucket, master in zip(self.buckets, self.masters, strict=True):
-                if bucket.shard is not master:
-                    bucket.shard.copy_(master)
-                bucket.updated()
 
     def _in(self, flats: list[Tensor]) -> Callable[[Bucket], Tensor]:
         return dict(zip(self.buckets, flats, strict=True)).__getitem__
@@ -210,9 +289,11 @@ def _rounding(update: Callable[..., None], states: int) -> Callable[..., None]:
 
 def _cut(flat: Tensor | None, part: slice, size: int) -> Tensor | None:
     """The part of a flat tensor, or of the end of one of `size` elements: itself where that is all of it."""
-    if flat is None:
-        return None
+    return None if flat is None else _end(flat, part, size)
+
+
+def _end(flat: Tensor, part: slice, size: int) -> Tensor:
     missing = size - len(flat)
-    if part.start == missing and part.stop == size:
+    if part.start <= missing and part.stop == size:
         return flat
-    return flat[part.start - missing : part.stop - missing]
+    return flat[max(0, part.start - missing) : max(0, part.stop - missing)]

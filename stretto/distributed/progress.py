@@ -32,5 +32,5 @@ class Progress:
 
     def settle(self) -> None:
         """Wait for what is on its way between two steps: nothing is, when the groups are left in good order."""
-        for bucket in (each for stage in self.buckets.values() for each in stage if each.whole):
-            bucket.gathered()
+        for bucket in (each for stage in self.buckets.values() for each in stage):
+            bucket.arrive()

@@ -42,11 +42,16 @@ class Sharded(DataParallel):
         *,
         groups: Sequence[ParamGroup] = (),
         moments: torch.dtype | None = None,
+        remainder: bool = False,
+        cpu_offload: bool = False,
         clip_grad: float = 0.0,
         fuse: Fuse | None = None,
     ) -> SteppingOptimizer:
         """What updates the module after its last backward of a step."""
-        return SteppingOptimizer(self, Optimizer(self, rule, groups=groups, moments=moments, fuse=fuse), clip_grad)
+        inner = Optimizer(
+            self, rule, groups=groups, moments=moments, remainder=remainder, cpu_offload=cpu_offload, fuse=fuse
+        )
+        return SteppingOptimizer(self, inner, clip_grad)
 
     def close(self) -> None:
         super().close()

@@ -19,6 +19,7 @@ from stretto.estimate.recompute import activations, policy_of
 from stretto.estimate.sizes import BYTES, local_tokens
 from stretto.estimate.stages import stage_layers
 from stretto.estimate.stored import EXPERT, stored_tensors
+from stretto.layout.chunks import CHUNK, SLOTS, slot_bytes
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import Stored, by_section, by_size
 from stretto.schedule import DDP, Sharding
@@ -40,9 +41,11 @@ class Ledger:
     gradients: int
     """Kept through the step, fp32 or wider."""
     masters: int
-    """fp32 copies of narrower weights."""
+    """fp32 copies of narrower weights, or what is missing to them."""
     optimizer: int
     """State of the update rule."""
+    streamed: int
+    """Chunks of both on the device, where they lie in the host's memory."""
     gathered: int
     """Sections of the stage that are whole at a time, where weights are sharded."""
     reducing: int
@@ -53,11 +56,13 @@ class Ledger:
     """Keys and values of other ranks of cp and their gradients, of one layer at a time, and what is merged."""
     logits: int
     """Of the head, and their gradients, a piece at a time."""
+    host: int = 0
+    """Masters and state of the update rule in the host's memory."""
 
     @property
     def total(self) -> int:
-        """All of it at once."""
-        return sum(getattr(self, each.name) for each in fields(self))
+        """All of the device's at once."""
+        return sum(getattr(self, each.name) for each in fields(self) if each.name != "host")
 
 
 def ledger(args: Arguments, stage: int) -> Ledger:
@@ -94,18 +99,33 @@ def ledger(args: Arguments, stage: int) -> Ledger:
     )
     kept = sum(used[max(0, len(used) - keep) :]) if keep else 0
     pairs = max((a + b for a, b in pairwise(used)), default=sum(used))
+    narrow, offload = item < wide, args.optimizer.optimizer_cpu_offload
+    master = (2 if args.optimizer.masters == "remainder" else wide) * narrow
+    moment = 2 if args.optimizer.moments == "bf16" else wide
+    masters = master * moved_part
+    optimizer = moment * (
+        moved_part * STATE[args.optimizer.optimizer] - _without_second(args, stage, tensors, groups, shards)
+    )
     return Ledger(
         weights=item * (part if sharding.params else whole),
         gradients=wide * (moved_part if sharding.grads else moved),
-        masters=wide * moved_part * (item < wide),
-        optimizer=(2 if args.optimizer.moments == "bf16" else wide)
-        * (moved_part * STATE[args.optimizer.optimizer] - _without_second(args, stage, tensors, groups, shards)),
+        masters=0 if offload else masters,
+        optimizer=0 if offload else optimizer,
+        streamed=_streamed(args, parts, trained, (master, *(moment,) * STATE[args.optimizer.optimizer])) * offload,
         gathered=item * min(whole, pairs + kept) * sharding.params,
         reducing=wide * filling * sharding.grads + _travelling(args, flats),
         activations=activations(args, stage, policy_of(args, stage)),
         exchanged=_exchanged(args, stage),
         logits=_logits(args) * (stage == args.parallel.pp - 1),
+        host=(masters + optimizer) * offload,
     )
+
+
+def _streamed(args: Arguments, parts: Sequence[int], trained: Sequence[bool], itemsizes: Sequence[int]) -> int:
+    """Bytes of the slots for chunks of this rank's parts of buckets; with muon those with matrices come whole."""
+    most = max((part for part, moved in zip(parts, trained, strict=True) if moved), default=0)
+    chunk = most if args.optimizer.optimizer == "muon" else min(most, CHUNK)
+    return SLOTS * slot_bytes(chunk, itemsizes)
 
 
 def _travelling(args: Arguments, flats: Sequence[int]) -> int:

@@ -19,6 +19,7 @@ from stretto.experts.output import output
 from stretto.experts.router import Router
 from stretto.experts.tokens import share, unshare
 from stretto.params import Init, ParamSpec, Shard
+from stretto.structure import Structure
 from stretto.tensor_parallel import Build, Lazy, Pointwise, declare_on, replicated
 
 
@@ -82,7 +83,7 @@ class SparseFeedForward(nn.Module):
             if config.shared_gate:
                 self.shared_expert_gate = SharedGate(config, build)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, structure: Structure | None = None) -> Tensor:
         build, tp = self.build, self.build.tp
         flat = x.reshape(-1, x.shape[-1])
         shared_out = not build.sequence_parallel and tp.size > 1
@@ -91,11 +92,11 @@ class SparseFeedForward(nn.Module):
         plan = plan_of(choice.experts, self.config.experts, build.experts, choice.kept)
         rows: Tensor | Lazy
         if self.experts.activation.recompute and plan.exchange.size == 1:
-            beside, rows = self._shared(x), regathered(tokens, plan)
+            beside, rows = self._shared(x, structure), regathered(tokens, plan)
         else:
             transfer = Transfer()
             coming = send(tokens, plan, transfer)
-            beside = self._shared(x)
+            beside = self._shared(x, structure)
             flush = nothing if build.accumulators is None else build.accumulators.flush
             rows = receive(coming, plan, transfer, flush)
         of = self.experts
@@ -106,11 +107,11 @@ class SparseFeedForward(nn.Module):
         out = out.view_as(x)
         return out if beside is None else out + beside
 
-    def _shared(self, x: Tensor) -> Tensor | None:
+    def _shared(self, x: Tensor, structure: Structure | None) -> Tensor | None:
         """What the shared experts give, times their gate where they have one."""
         if self.shared_experts is None:
             return None
-        y: Tensor = self.shared_experts(x)
+        y: Tensor = self.shared_experts(x, structure)
         return y if self.shared_expert_gate is None else y * self.shared_expert_gate(x)
 
 

@@ -47,7 +47,7 @@ def _config(tuning: TuningConfig, base: str | None) -> Mapping[str, Any]:
         "base_model_name_or_path": base,
         "r": tuning.lora_rank,
         "lora_alpha": tuning.lora_alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": tuning.lora_dropout,
         "target_modules": sorted(f"{name}_proj" for name in tuning.lora_targets),
         "bias": "none",
         "fan_in_fan_out": False,

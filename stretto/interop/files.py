@@ -47,10 +47,13 @@ class Held:
 class TensorFiles:
     """All tensors of a directory, as one."""
 
-    def __init__(self, directory: Path) -> None:
-        """Read the headers. Raises InteropError when they cannot be, or do not agree with the index."""
+    def __init__(self, directory: Path, *, single: str = SINGLE) -> None:
+        """Read the headers; without an index `single` is the only file.
+
+        Raises InteropError when they cannot be read, or do not agree with the index.
+        """
         self.directory = directory
-        names = _files(directory)
+        names = _files(directory, single)
         self.reads = Reads()
         self.tensors: dict[str, Held] = {}
         twice: list[str] = []
@@ -122,15 +125,15 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _files(directory: Path) -> dict[str, str] | list[str]:
+def _files(directory: Path, single: str) -> dict[str, str] | list[str]:
     """The file of each tensor as an index says it, or the only file. Raises InteropError."""
     index = directory / INDEX
-    if not index.exists():
-        if (directory / SINGLE).exists():
-            return [SINGLE]
+    if single != SINGLE or not index.exists():
+        if (directory / single).exists():
+            return [single]
         other = next(directory.glob("*.bin"), None)
         hint = f"; {other.name} is a pickle, which may run code: take the model as safetensors" if other else ""
-        raise InteropError(f"{directory} has neither {SINGLE} nor {INDEX}{hint}", [])
+        raise InteropError(f"{directory} has neither {single} nor {INDEX}{hint}", [])
     said = read_json(index, INDEX_LIMIT).get("weight_map")
     if not isinstance(said, dict) or not said or not all(isinstance(file, str) for file in said.values()):
         raise InteropError(f"{index}: weight_map must say the file of each tensor", [])

@@ -9,11 +9,11 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from stretto.arguments import Arguments
+from stretto.interop.adapter_in import begun_with
 from stretto.interop.config import HfConfig, read_config
 from stretto.interop.errors import InteropError
 from stretto.interop.export import Merged, Named, Source, plan
 from stretto.interop.files import DTYPES
-from stretto.interop.hub import located
 from stretto.interop.names import Shapes
 from stretto.interop.shapes import adapter_shapes, logical_shapes
 from stretto.interop.write import write_config
@@ -66,7 +66,7 @@ def _begun_with(args: Arguments, family: str | None) -> Path | None:
     if args.checkpoint.init_from is None or family is not None:
         return None
     try:
-        directory = located(args.checkpoint.init_from)
+        directory, _ = begun_with(args.checkpoint.init_from)
     except InteropError:  # not there any more: then the run's own settings say what to write
         return None
     return directory if (directory / "config.json").exists() else None

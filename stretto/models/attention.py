@@ -45,7 +45,13 @@ class SelfAttention(nn.Module):
     def leave(self, config: ModelConfig, build: Build, out_init: Init) -> None:
         """Declare what takes the heads back to the residual stream."""
         self.o_proj = RowParallelLinear(
-            config.heads * config.dim_value, config.hidden, build, bias=config.bias, init=out_init, name="o_proj"
+            config.heads * config.dim_value,
+            config.hidden,
+            build,
+            bias=config.bias,
+            init=out_init,
+            name="o_proj",
+            place=f"model.layers.{self.layer}.self_attn",
         )
         self.sinks = None
         if config.attention_sinks:
@@ -53,7 +59,9 @@ class SelfAttention(nn.Module):
             self.sinks = declare_on(self, "sinks", sinks, build)
 
     @abstractmethod
-    def heads_of(self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None) -> Iterable[Tensor]:
+    def heads_of(
+        self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None, structure: Structure
+    ) -> Iterable[Tensor]:
         """q [s, b, heads, d], k and v [s, b, kv_heads, d] of this rank's heads."""
 
     def forward(
@@ -64,19 +72,19 @@ class SelfAttention(nn.Module):
         before: KeyValues | None = None,
     ) -> Tensor:
         def attended(x: Tensor | Lazy) -> Tensor:
-            return self._attended(*self.heads_of(x, rotation), *sinks, structure=structure, before=before)
+            return self._attended(*self.heads_of(x, rotation, structure), *sinks, structure=structure, before=before)
 
         sinks = () if self.sinks is None else (self.sinks,)
         again = self.parts if before is None and torch.is_grad_enabled() else NOTHING
         if "projections" in again:
             if "attention" in again:
-                return once_more(lambda x: self.o_proj(attended(x)), x)
-            out: Tensor = self.o_proj(once_more(attended, x))
+                return once_more(lambda x: self.o_proj(attended(x), structure), x)
+            out: Tensor = self.o_proj(once_more(attended, x), structure)
         elif "attention" in again:
-            q, k, v = self.heads_of(x, rotation)
-            out = self.o_proj(unkept(partial(self._attended, structure=structure), q, k, v, *sinks))
+            q, k, v = self.heads_of(x, rotation, structure)
+            out = self.o_proj(unkept(partial(self._attended, structure=structure), q, k, v, *sinks), structure)
         else:
-            out = self.o_proj(attended(x))
+            out = self.o_proj(attended(x), structure)
         return out
 
     def _attended(
@@ -114,6 +122,7 @@ class Attention(SelfAttention):
             build,
             bias=config.bias or config.qkv_bias,
             init=Init(std=config.init_std),
+            place=f"model.layers.{layer}.self_attn",
         )
         self.leave(config, build, out_init)
         self.q_norm: HeadNorm | FullNorm | None = None
@@ -125,9 +134,11 @@ class Attention(SelfAttention):
             self.q_norm = HeadNorm(d, parts.head_norm, build, init=first_weight(config))
             self.k_norm = HeadNorm(d, parts.head_norm, build, init=first_weight(config))
 
-    def heads_of(self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None) -> Iterable[Tensor]:
+    def heads_of(
+        self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None, structure: Structure
+    ) -> Iterable[Tensor]:
         """As `SelfAttention`."""
-        qkv = self.qkv_proj(x)
+        qkv = self.qkv_proj(x, structure)
         qkv = qkv.view(*qkv.shape[:2], -1, self.dim)  # all of them side by side
         if rotation is not None and self.q_norm is None:
             return self.rotate(qkv, rotation, self.heads, self.kv_heads, rest=self.kv_heads)

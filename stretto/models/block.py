@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,14 @@ class FeedForward(nn.Module):
     """SwiGLU, GEGLU (Shazeer, "GLU variants improve Transformer", 2020) or GELU: [s(/t), b, h] -> [s(/t), b, h]."""
 
     def __init__(
-        self, config: ModelConfig, build: Build, parts: BlockOps, *, out_init: Init, inner: int | None = None
+        self,
+        config: ModelConfig,
+        build: Build,
+        parts: BlockOps,
+        *,
+        out_init: Init,
+        inner: int | None = None,
+        place: str = "",
     ) -> None:
         super().__init__()
         inner, gated = config.dim_ffn if inner is None else inner, config.gated
@@ -36,37 +44,37 @@ class FeedForward(nn.Module):
         )
         self.activation, self.parts = parts.activation, parts.parts
         self.gate_up_proj = ColumnParallelLinear(
-            config.hidden, held, build, bias=config.bias, init=Init(std=config.init_std)
+            config.hidden, held, build, bias=config.bias, init=Init(std=config.init_std), place=place
         )
         self.down_proj = RowParallelLinear(
-            inner, config.hidden, build, bias=config.bias, init=out_init, name="down_proj"
+            inner, config.hidden, build, bias=config.bias, init=out_init, name="down_proj", place=place
         )
         self.chunks = build.chunks
         for _ in range(self.chunks - 1):  # each chunk is a use of its own
             for layer in (self.gate_up_proj, self.down_proj):
                 expect(layer.weight, build)
 
-    def forward(self, x: Tensor | Lazy) -> Tensor:
+    def forward(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:
         if self.chunks == 1:
-            return self._now(x)
+            return self._now(x, structure)
         if isinstance(x, Lazy):
             raise ValueError("a sequence that is computed once more as a whole cannot be taken in chunks")
         # Inner activations exist of one chunk at a time, forward and back.
         parts = x.tensor_split(self.chunks)
         return torch.cat([once_more(self._now, part) for part in parts])
 
-    def _now(self, x: Tensor | Lazy) -> Tensor:
+    def _now(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:
         # What enters the activation goes nowhere else: its gradient may take its place.
         if "projections" not in self.parts:
-            out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x)))
+            out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x, structure)), structure)
         elif "activation" in self.parts:
-            out = once_more(lambda x: self.down_proj(self._inner(x)), x)
+            out = once_more(lambda x: self.down_proj(self._inner(x, structure), structure), x)
         else:
-            out = self.down_proj(once_more(self._inner, x))
+            out = self.down_proj(once_more(partial(self._inner, structure=structure), x), structure)
         return out
 
-    def _inner(self, x: Tensor | Lazy) -> Tensor:
-        return self.activation.now(self.gate_up_proj(x))
+    def _inner(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:
+        return self.activation.now(self.gate_up_proj(x, structure))
 
 
 @dataclass(frozen=True)
@@ -120,11 +128,13 @@ class Block(nn.Module):
                 config,
                 build,
                 parts.activation,
-                lambda inner: FeedForward(config, build, parts, out_init=out_init, inner=inner),
+                lambda inner: FeedForward(
+                    config, build, parts, out_init=out_init, inner=inner, place=f"{name}.mlp.shared_experts"
+                ),
                 out_init=out_init,
             )
             if sparse
-            else FeedForward(config, build, parts, out_init=out_init)
+            else FeedForward(config, build, parts, out_init=out_init, place=f"{name}.mlp")
         )
         self.post_feedforward_layernorm = normed(after)
         self._norms = (
@@ -149,7 +159,7 @@ class Block(nn.Module):
         residual, added = _beside(x, attention, lambda normed: self.self_attn(normed, turn, structure, before))
         added = self.attn_dropout(added, structure)
         reads = x if self.parallel else residual + added
-        past_both, more = _beside(reads, feed_forward, self.mlp)
+        past_both, more = _beside(reads, feed_forward, lambda normed: self.mlp(normed, structure))
         out: Tensor = (residual + added if self.parallel else past_both) + self.mlp_dropout(more, structure)
         return out
 

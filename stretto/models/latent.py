@@ -21,6 +21,7 @@ from stretto.models.attention import SelfAttention
 from stretto.models.block_ops import BlockOps
 from stretto.models.norm import LatentNorm, first_weight
 from stretto.params import Init
+from stretto.structure import Structure
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Projection, declare_on, enter, replicated
 from stretto.tensor_parallel.layers import expect
 from stretto.tensor_parallel.linear import linear
@@ -45,7 +46,14 @@ class LatentAttention(SelfAttention):
         queries = config.heads * self.dim
         self.q_proj: ColumnParallelLinear | None = None
         if config.q_lora_rank is None:
-            self.q_proj = ColumnParallelLinear(h, [Projection("q_proj", queries)], build, bias=False, init=init)
+            self.q_proj = ColumnParallelLinear(
+                h,
+                [Projection("q_proj", queries)],
+                build,
+                bias=False,
+                init=init,
+                place=f"model.layers.{layer}.self_attn",
+            )
         else:
             self.q_a_layernorm = LatentNorm(config.q_lora_rank, parts.latent_norm, build, init=first)
             self.q_b_proj = ColumnParallelLinear(config.q_lora_rank, queries, build, bias=False, init=init, inside=True)
@@ -54,12 +62,14 @@ class LatentAttention(SelfAttention):
         self.kv_b_proj = ColumnParallelLinear(kv, rows, build, bias=False, init=init, inside=True)
         self.leave(config, build, out_init)
 
-    def heads_of(self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None) -> Iterable[Tensor]:
+    def heads_of(
+        self, x: Tensor | Lazy, rotation: tuple[Tensor, Tensor] | None, structure: Structure
+    ) -> Iterable[Tensor]:
         """As `SelfAttention`."""
         b = self.build
         low = enter(self.latent_proj(x), b.tp, sequence_parallel=b.sequence_parallel, overlap_with=b.overlap_with)
         *latents, k_rotated = low.split_with_sizes(self.latents, -1)
-        q = self.q_proj(x) if self.q_proj is not None else self.q_b_proj(self.q_a_layernorm(latents[0]))
+        q = self.q_proj(x, structure) if self.q_proj is not None else self.q_b_proj(self.q_a_layernorm(latents[0]))
         kv = self.kv_b_proj(self.kv_a_layernorm(latents[-1]))
         q, kv = (t.view(*t.shape[:2], self.heads, -1) for t in (q, kv))
         q_plain, q_rotated = q.split_with_sizes([self.plain, self.rotated], -1)

@@ -27,7 +27,7 @@ CURVE = 24
 
 
 def summary(
-    args: Arguments, checkpoint: Path, baselines: Mapping[str, Baselines], outcome: Outcome | None = None
+    args: Arguments, checkpoint: Path | None, baselines: Mapping[str, Baselines], outcome: Outcome | None = None
 ) -> Table:
     """What was trained, how well, how fast, and where the results lie: read from the run's metrics.
 
@@ -57,7 +57,8 @@ def summary(
         table.add_row("time", _times(outcome))
     if saves := [row for row in rows if "checkpoint_bytes" in row]:
         table.add_row("saves", _saves(saves))
-    table.add_row("checkpoint", f"{checkpoint}")
+    if checkpoint is not None:
+        table.add_row("checkpoint", f"{checkpoint}")
     table.add_row("metrics", f"{paths.metrics}")
     return table
 

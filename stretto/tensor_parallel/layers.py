@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stretto.arguments.trained import A, B
 from stretto.params import Init, ParamSpec, Shard, declare
+from stretto.structure import Structure
 from stretto.tensor_parallel import lora
 from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.linear import linear
@@ -38,7 +39,7 @@ class ColumnParallelLinear(nn.Module):
     """y = x W^T + b with W [d_out, d_in] cut along d_out: [s(/t), b, d_in] -> [s, b, d_out/t].
 
     `parts` are the matrices stacked into W; a number stands for a single one of that many rows. What is `inside` the
-    tensor-parallel region already, [s, b, d_in], crosses no border.
+    tensor-parallel region already, [s, b, d_in], crosses no border. `place` names what of the model they are in.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ColumnParallelLinear(nn.Module):
         *,
         bias: bool,
         init: Init,
+        place: str = "",
         inside: bool = False,
     ) -> None:
         super().__init__()
@@ -65,19 +67,24 @@ class ColumnParallelLinear(nn.Module):
             self.lora_B = declare_on(self, B, second, build)
             rows = (w.block({"tp": build.tp}).stored[0] for w in weights)
             adapted = (p.name in build.lora.targets for p in parts)
-            self.adapters = lora.Columns(build.lora, build, tuple(zip(rows, adapted, strict=True)))
+            drops = (
+                lora.Drop(build.lora, f"{place}.{p.name}", build.seed) for p in parts if p.name in build.lora.targets
+            )
+            self.adapters = lora.Columns(build.lora, build, tuple(zip(rows, adapted, strict=True)), tuple(drops))
         expect(self.weight, build)
 
-    def forward(self, x: Tensor | Lazy) -> Tensor:
+    def forward(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:
+        """`structure` says where the tokens stand, for what falls away of the input of adapters."""
         if self.adapters is not None:
-            return lora.column(x, self.weight, self.bias, self.adapters, self.lora_A, self.lora_B)
+            return lora.column(x, self.weight, self.bias, self.adapters, self.lora_A, self.lora_B, structure)
         return linear(x, self.weight, self.bias, self.build, column=True)
 
 
 class RowParallelLinear(nn.Module):
     """y = x W^T + b with W [d_out, d_in] cut along d_in: [s, b, d_in/t] -> [s(/t), b, d_out].
 
-    The bias is added once, after the sum. `name` is that of the matrix, by which adapters find it.
+    The bias is added once, after the sum. `name` is that of the matrix, by which adapters find it, `place` what of the
+    model it is in.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class RowParallelLinear(nn.Module):
         bias: bool,
         init: Init,
         name: str = "",
+        place: str = "",
     ) -> None:
         super().__init__()
         self.build = build
@@ -98,12 +106,15 @@ class RowParallelLinear(nn.Module):
         self.lora = build.lora if build.lora is not None and name in build.lora.targets else None
         if self.lora is not None:
             first, second = lora.specs_of_rows(self.lora, d_in, d_out)
+            begin = build.tp.rank * (d_in // build.tp.size)
+            self.drop = lora.Drop(self.lora, f"{place}.{name}", build.seed, begin)
             self.lora_A, self.lora_B = declare_on(self, A, first, build), declare_on(self, B, second, build)
         expect(self.weight, build)
 
-    def forward(self, x: Tensor | Lazy) -> Tensor:
+    def forward(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:
+        """`structure` says where the tokens stand, for what falls away of the input of an adapter."""
         if self.lora is not None:
-            y = lora.row(x, self.weight, self.lora, self.build, self.lora_A, self.lora_B)
+            y = lora.row(x, self.weight, self.lora, self.build, self.lora_A, self.lora_B, self.drop, structure)
         else:
             y = linear(x, self.weight, None, self.build, column=False)
         return y if self.bias is None else y + self.bias

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from stretto.arguments.tuning import TuningConfig
 from stretto.params import Init, ParamSpec, Shard
+from stretto.random import chance, dropped, stream_key
+from stretto.structure import Structure
 from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.linear import linear
 from stretto.tensor_parallel.mappings import enter, leave
@@ -34,6 +36,7 @@ class Lora:
     rank: int
     scale: float
     targets: frozenset[str]
+    dropout: float = 0.0
 
 
 def lora_of(tuning: TuningConfig) -> Lora | None:
@@ -41,7 +44,28 @@ def lora_of(tuning: TuningConfig) -> Lora | None:
     if not tuning.lora_rank:
         return None
     targets = frozenset(f"{name}_proj" for name in tuning.lora_targets)
-    return Lora(tuning.lora_rank, tuning.lora_alpha / tuning.lora_rank, targets)
+    return Lora(tuning.lora_rank, tuning.lora_alpha / tuning.lora_rank, targets, tuning.lora_dropout)
+
+
+class Drop:
+    """What falls away of the input of the adapter `name` in training, from channel `first` on.
+
+    The mask is that of `Dropout`: a function of the seed, the name and the element's place in the run alone.
+    """
+
+    def __init__(self, lora: Lora, name: str, seed: int, first: int = 0) -> None:
+        self.p, self.name, self.first = lora.dropout, name, first
+        self._keys = stream_key(seed, f"dropout/{name}.lora")
+
+    def __call__(self, x: Tensor, structure: Structure | None) -> Tensor:
+        """x [s, b, d], where gradients are recorded and something is to fall away another one."""
+        if not self.p or not torch.is_grad_enabled():
+            return x
+        if structure is None or structure.samples is None:
+            raise ValueError(f"{self.name} drops with p={self.p:g}, but is not told which samples it has")
+        places = structure.places_of(0, x.shape[0], x.device)
+        mask = dropped(self._keys, structure.samples, places, x.shape[-1], self.p, self.first)
+        return x.masked_fill(mask, 0.0) * (1 / (1 - chance(self.p)))
 
 
 def specs_of_columns(lora: Lora, d_in: int, parts: Sequence[Projection]) -> tuple[list[ParamSpec], list[ParamSpec]]:
@@ -68,13 +92,23 @@ def specs_of_rows(lora: Lora, d_in: int, d_out: int) -> tuple[list[ParamSpec], l
 
 
 def column(
-    x: Tensor | Lazy, weight: nn.Parameter, bias: Tensor | None, adapter: Columns, a: Tensor, b: Tensor
+    x: Tensor | Lazy,
+    weight: nn.Parameter,
+    bias: Tensor | None,
+    adapter: Columns,
+    a: Tensor,
+    b: Tensor,
+    structure: Structure | None = None,
 ) -> Tensor:
     """[s(/t), b, d_in] -> [s, b, d_out/t]: W with its parts' adapters, a [n r, d_in] and b [rows of them, r]."""
     build = adapter.build
     x = enter(_made(x), build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)
     y = linear(x, weight, bias, build.alone, column=True)
-    low = torch.split(F.linear(x, a), adapter.lora.rank, -1)
+    if adapter.lora.dropout:  # each adapter has a mask of its own
+        each = torch.split(a, adapter.lora.rank)
+        low = tuple(F.linear(drop(x, structure), one) for drop, one in zip(adapter.drops, each, strict=True))
+    else:
+        low = torch.split(F.linear(x, a), adapter.lora.rank, -1)
     into = torch.split(b, [rows for rows, adapted in adapter.parts if adapted])
     rows_of_all = [rows for rows, _ in adapter.parts]
     found, n = [], 0
@@ -84,10 +118,20 @@ def column(
     return torch.cat(found, -1) if len(found) > 1 else found[0]
 
 
-def row(x: Tensor | Lazy, weight: nn.Parameter, lora: Lora, build: Build, a: Tensor, b: Tensor) -> Tensor:
+def row(
+    x: Tensor | Lazy,
+    weight: nn.Parameter,
+    lora: Lora,
+    build: Build,
+    a: Tensor,
+    b: Tensor,
+    drop: Drop,
+    structure: Structure | None = None,
+) -> Tensor:
     """[s, b, d_in/t] -> [s(/t), b, d_out]."""
     x = _made(x)
-    y = linear(x, weight, None, build.alone, column=False) + lora.scale * F.linear(F.linear(x, a), b)
+    y = linear(x, weight, None, build.alone, column=False)
+    y = y + lora.scale * F.linear(F.linear(drop(x, structure), a), b)
     return leave(y, build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)
 
 
@@ -98,6 +142,8 @@ class Columns:
     lora: Lora
     build: Build
     parts: tuple[tuple[int, bool], ...]
+    drops: tuple[Drop, ...]
+    """Of those that have one, in turn."""
 
 
 def _made(x: Tensor | Lazy) -> Tensor:

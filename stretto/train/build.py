@@ -107,6 +107,8 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         update_rule(config),
         groups=parse_groups(config.param_groups),
         moments=DTYPES[config.moments] if config.moments == "bf16" else None,
+        remainder=config.masters == "remainder",
+        cpu_offload=config.optimizer_cpu_offload,
         fuse=partial(fused, dynamic=True) if args.run.compile else None,
     )
     balance: list[Balance] = []

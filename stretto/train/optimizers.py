@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -15,82 +15,71 @@ Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes one kernel of an update: `torch.compile`, say."""
 
 
-def flat(
-    rule: Rule | MuonRule,
-    *,
-    groups: Sequence[ParamGroup] = (),
-    moments: torch.dtype | None = None,
-    fuse: Fuse | None = None,
-) -> Callable[[DataParallel], Optimizer]:
-    """The optimizer that applies `rule` to the flat storage of weights, wherever it is sharded."""
-    return partial(Optimizer, rule=rule, groups=groups, moments=moments, fuse=fuse)
+def flat(rule: Rule | MuonRule, **options: Any) -> Callable[[DataParallel], Optimizer]:
+    """The optimizer that applies `rule` to the flat storage of weights, wherever it is sharded; `options` as there."""
+    return partial(Optimizer, rule=rule, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What all optimizers may be told: see `stretto.distributed.Optimizer`."""
+
+    groups: tuple[ParamGroup, ...] = ()
+    moments: torch.dtype | None = None
+    remainder: bool = False
+    cpu_offload: bool = False
+    fuse: Fuse | None = None
+
+    def __call__(self, weights: DataParallel) -> Optimizer:
+        """The optimizer of these weights."""
+        return flat(self._rule(), **{each.name: getattr(self, each.name) for each in fields(_Options)})(weights)
+
+    def _rule(self) -> Rule | MuonRule:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(_Options):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019); parameters of one dimension do not decay."""
 
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
-    groups: tuple[ParamGroup, ...] = ()
-    moments: torch.dtype | None = None
-    fuse: Fuse | None = None
 
-    def __call__(self, weights: DataParallel) -> Optimizer:
-        """The optimizer of these weights."""
-        return flat(
-            AdamWRule(self.betas, self.eps, self.weight_decay), groups=self.groups, moments=self.moments, fuse=self.fuse
-        )(weights)
+    def _rule(self) -> AdamWRule:
+        return AdamWRule(self.betas, self.eps, self.weight_decay)
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(_Options):
     """Stochastic gradient descent with momentum, as in `torch.optim.SGD`, and decoupled weight decay."""
 
     momentum: float = 0.9
     weight_decay: float = 0.0
-    groups: tuple[ParamGroup, ...] = ()
-    moments: torch.dtype | None = None
-    fuse: Fuse | None = None
 
-    def __call__(self, weights: DataParallel) -> Optimizer:
-        """The optimizer of these weights."""
-        return flat(
-            SGDRule(self.momentum, self.weight_decay), groups=self.groups, moments=self.moments, fuse=self.fuse
-        )(weights)
+    def _rule(self) -> SGDRule:
+        return SGDRule(self.momentum, self.weight_decay)
 
 
 @dataclass(frozen=True)
-class Lion:
+class Lion(_Options):
     """Lion (Chen et al., "Symbolic discovery of optimization algorithms", 2023)."""
 
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.1
-    groups: tuple[ParamGroup, ...] = ()
-    moments: torch.dtype | None = None
-    fuse: Fuse | None = None
 
-    def __call__(self, weights: DataParallel) -> Optimizer:
-        """The optimizer of these weights."""
-        return flat(LionRule(self.betas, self.weight_decay), groups=self.groups, moments=self.moments, fuse=self.fuse)(
-            weights
-        )
+    def _rule(self) -> LionRule:
+        return LionRule(self.betas, self.weight_decay)
 
 
 @dataclass(frozen=True)
-class Muon:
+class Muon(_Options):
     """Muon for matrices (Jordan et al., 2024), AdamW for embeddings, the head, norms and biases."""
 
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
-    groups: tuple[ParamGroup, ...] = ()
-    moments: torch.dtype | None = None
-    fuse: Fuse | None = None
 
-    def __call__(self, weights: DataParallel) -> Optimizer:
-        """The optimizer of these weights."""
-        rest = AdamWRule(self.betas, self.eps, self.weight_decay)
-        return flat(MuonRule(rest, self.momentum), groups=self.groups, moments=self.moments, fuse=self.fuse)(weights)
+    def _rule(self) -> MuonRule:
+        return MuonRule(AdamWRule(self.betas, self.eps, self.weight_decay), self.momentum)

@@ -20,13 +20,13 @@ from stretto.data.text import EvalSet, Text
 from stretto.estimate import flops_per_token
 from stretto.initialize.failures import is_consequence
 from stretto.initialize.timeline import StartTimeline
+from stretto.interop.adapter_in import begun_with, load_adapter, require_adapter
 from stretto.interop.config import read_config
 from stretto.interop.export import SHARD, copy_beside, export, ordered, require_empty, tensors
-from stretto.interop.hub import located
 from stretto.interop.live import Live
 from stretto.interop.load import load_weights, require_weights
 from stretto.interop.outgoing import Outgoing
-from stretto.interop.shapes import logical_shapes
+from stretto.interop.shapes import adapter_shapes, logical_shapes
 from stretto.parallel_state import GroupCost, ParallelState
 from stretto.train.build import Built, build, sequence_cut
 from stretto.train.checkpointing import require_fits
@@ -147,6 +147,7 @@ def trainer_of(
         keep=args.checkpoint.keep,
         keep_every=args.checkpoint.keep_every,
         async_save=args.checkpoint.async_save,
+        save=args.checkpoint.save,
         checkpoint_dir=args.checkpoint.checkpoint_dir,
         evaluation={
             each.name: HeldOut(each, batch, state, run.eval_batches, cut, args.data.packing) for each in eval_sets
@@ -195,19 +196,28 @@ def profiled(args: Arguments, built: Built) -> Iterator[Callable[[int], object]]
 
 def require_init(args: Arguments) -> None:
     """Raise InteropError where the Hugging Face model to begin with does not fit. No collective."""
-    directory = located(args.checkpoint.init_from or "")
+    directory, adapter = begun_with(args.checkpoint.init_from or "")
     require_weights(directory, read_config(directory), logical_shapes(args.model, args.batch.seq_len))
+    if adapter is not None:
+        require_adapter(adapter, adapter_shapes(args.model, args.batch.seq_len, args.tuning))
 
 
 def init_from(args: Arguments, built: Built) -> None:
-    """Begin with the weights of a Hugging Face model, each byte of which one rank reads. Raises InteropError."""
-    directory = located(args.checkpoint.init_from or "")
+    """Begin with the weights of a Hugging Face model, each byte of which one rank reads, and with adapters on it.
+
+    Raises InteropError.
+    """
+    directory, adapter = begun_with(args.checkpoint.init_from or "")
     config = read_config(directory)
     shapes = logical_shapes(args.model, args.batch.seq_len)
-    weights = [s for s in built.optimizer.slices() if s.name.startswith("model/") and not is_adapter(s.name)]
+    weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
     named = [replace(s, name=s.name.removeprefix("model/")) for s in weights]
-    load_weights(directory, config, shapes, named, built.stepper.state.axis("tp", "cp", "dp", "pp"))
-    built.optimizer.initialize(args.run.seed, is_adapter)
+    base = [s for s in named if not is_adapter(s.name)]
+    load_weights(directory, config, shapes, base, built.stepper.state.axis("tp", "cp", "dp", "pp"))
+    if adapter is None:
+        built.optimizer.initialize(args.run.seed, is_adapter)
+    else:
+        load_adapter(adapter, adapter_shapes(args.model, args.batch.seq_len, args.tuning), named)
     built.optimizer.loaded(0)
 
 

@@ -7,8 +7,10 @@ checksums travel only where they do not, or where an axis cuts the tensors.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,9 +37,9 @@ class UnsoundError(RuntimeError):
 
 def require_equal_replicas(built: Assembly[Any], state: ParallelState, step: int) -> None:
     """Raise UnsoundError on all ranks where two that hold the same block of a tensor differ in any bit of it."""
-    pieces = _pieces(built)
-    sums = torch.stack([checksum(p.tensor) for p in pieces]).tolist()
-    own = {_key(p): value for p, value in zip(pieces, sums, strict=True)}
+    held = pieces(built)
+    sums = _read([checksum(p.tensor) for p in held])
+    own = {_key(p): value for p, value in zip(held, sums, strict=True)}
     axes = [state.axis("dp", "cp"), state.axis("tp"), state.axis("embed")]
     found = [line for axis in axes for line in _parting(own, axis)]
     if said := _said(found, state):
@@ -49,11 +51,10 @@ def require_equal_replicas(built: Assembly[Any], state: ParallelState, step: int
 
 def require_finite(built: Assembly[Any], state: ParallelState, step: int) -> None:
     """Raise UnsoundError on all ranks where a weight or moment is NaN or infinite, used in this step or not."""
-    pieces = [p for p in _pieces(built) if p.tensor.numel() and p.tensor.is_floating_point()]
-    largest = torch.stack([torch.linalg.vector_norm(p.tensor, ord=torch.inf).double() for p in pieces])
-    finite = torch.isfinite(largest).tolist()
+    held = [p for p in pieces(built) if p.tensor.numel() and p.tensor.is_floating_point()]
+    largest = _read([torch.linalg.vector_norm(p.tensor, ord=torch.inf).double() for p in held])
     rank = state.world.rank
-    found = [f"{_name(p)}: on rank {rank}" for p, good in zip(pieces, finite, strict=True) if not good]
+    found = [f"{_name(p)}: on rank {rank}" for p, most in zip(held, largest, strict=True) if not math.isfinite(most)]
     if said := _said(found, state):
         raise UnsoundError(f"after step {step} these hold NaN or infinity, and are not saved:\n{said}")
 
@@ -66,12 +67,24 @@ def checksum(x: Tensor) -> Tensor:
     return (rows * (2 * torch.arange(rows.numel(), device=x.device) + 1)).sum()
 
 
-def _pieces(built: Assembly[Any]) -> list[Slice]:
+def pieces(built: Assembly[Any]) -> list[Slice]:
     """What this rank holds: masters and moments, and the parameters where they are rounded from masters."""
     weights = built.weights
+    masters = built.optimizer.slices()  # after which no update is on its way
     narrow = [d for d in weights.declared if d.param.element_size() < 4]
-    rounded = slices(narrow, lambda p: p.data, weights.position(), prefix="param/")
-    return [*built.optimizer.slices(), *rounded]
+    sharded = weights.sharding.params  # then whole weights are gathered anew for each use
+    held = partial(weights.part, of=lambda bucket: bucket.shard) if sharded else (lambda p: p.data)
+    return [*masters, *slices(narrow, held, weights.position(), prefix="param/")]
+
+
+def _read(numbers: Sequence[Tensor]) -> list[Any]:
+    """Numbers [] in order, each device read once."""
+    found: list[Any] = [None] * len(numbers)
+    for device in {x.device for x in numbers}:
+        chosen = [n for n, x in enumerate(numbers) if x.device == device]
+        for n, value in zip(chosen, torch.stack([numbers[n] for n in chosen]).tolist(), strict=True):
+            found[n] = value
+    return found
 
 
 def _key(piece: Slice) -> str:

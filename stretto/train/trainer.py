@@ -78,6 +78,7 @@ class Trainer:
         lr: the learning rate, or a function from the number of an update, counted from 1, such as `LearningRate`.
         out: the directory of the run: `checkpoints/` and `metrics.jsonl`. None: nothing is written.
         keep: so many newest checkpoints stay, and each whose step is a multiple of `keep_every`, if that is not 0.
+        save: whether checkpoints are written, where there is a directory for them.
         async_save: go on training while a process of its own writes; else wait for the disk.
         checkpoint_dir: where checkpoints lie, if not in `out`; also a URL, such as `s3://bucket/run`.
         resume: go on from the newest whole checkpoint in `out`, if there is one.
@@ -119,6 +120,7 @@ class Trainer:
         keep: int = 2,
         keep_every: int = 0,
         async_save: bool = True,
+        save: bool = True,
         checkpoint_dir: str | Path | None = None,
         resume: bool = False,
         evaluation: Iterable[Any] | Evaluation | Mapping[str, Iterable[Any] | Evaluation] | None = None,
@@ -167,7 +169,7 @@ class Trainer:
         self.about = dict(about or {})
         where = checkpoint_dir or (None if self.out is None else self.out / "checkpoints")
         self._saves: Saves | None = None
-        if where is not None:
+        if where is not None and save:
             policy = SavePolicy(where, Retention(keep, keep_every), self.about, async_save)
             self._saves = Saves(self.train_state, state, policy)
             self.assembly.stepper.before_update = self._saves.before_update

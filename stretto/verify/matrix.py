@@ -96,6 +96,8 @@ def combination(args: Arguments) -> Combination:
         other += ("activation_budget",)
     if args.optimizer.post_validate:
         other += ("post_validate",)
+    if args.optimizer.masters != "fp32":
+        other += (f"masters={args.optimizer.masters}",)
     if r.ffn_chunks > 1:
         other += (f"ffn_chunks={r.ffn_chunks}",)
     if r.fp8 != "none":

@@ -108,7 +108,7 @@ def test_too_little_text_says_which_length_fits(splits: Splits) -> None:
 
 def test_another_stream_is_not_gone_on_with(splits: Splits) -> None:
     state = Feed(splits.train, seq_len=4, seed=1).state_dict()
-    with pytest.raises(DataError, match=r"seed was 1, is 2; seq_len was 4, is 5; digest was '.*', is '.*'"):
+    with pytest.raises(DataError, match=r"seed was 1, is 2; seq_len was 4, is 5"):
         Feed(splits.held_out, seq_len=5, seed=2).load_state_dict(state)
 
 

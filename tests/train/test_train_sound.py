@@ -1,7 +1,8 @@
 """What goes wrong in the memory of one rank is noticed, and named alike on all.
 
 Faults to catch: replicas along an axis that are not compared; a flipped bit that the checksum does not see; a rank of
-the majority that is accused; a NaN in what no token used that is saved.
+the majority that is accused; a NaN in what no token used that is saved;
+sharded weights that are looked at where they are not.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from torch import Tensor
 
 from stretto.arguments import parse
 from stretto.layout import Layout
-from stretto.params import slices
 from stretto.testing import Pool
-from stretto.train.sound import UnsoundError, checksum, require_equal_replicas, require_finite
+from stretto.train.sound import UnsoundError, checksum, pieces, require_equal_replicas, require_finite
 from stretto.verify import Session, build, random_batch
 from stretto.world import World
 
@@ -47,9 +47,7 @@ def _damaged(
 
 
 def _everything(session: Session) -> list[tuple[str, Tensor]]:
-    weights = session.built.weights
-    params = slices(weights.declared, lambda p: p.data, weights.position(), prefix="param/")
-    return [(p.name, p.tensor) for p in (*session.built.optimizer.slices(), *params)]
+    return [(p.name, p.tensor) for p in pieces(session.built)]
 
 
 def _said(check: Callable[..., None], session: Session) -> str:
@@ -78,9 +76,23 @@ def spoil(x: Tensor) -> None:
         ("", {"tp": 4}, 1, f"exp_avg/{NORM}", f"{NORM} (first moments): rank 1, unlike ranks 0, 2-3"),
         ("", {"tp": 2, "pp": 2}, 1, f"model/{KEYS}", ""),
         ("", {"tp": 2, "pp": 2}, 3, f"model/{KEYS}", f"{KEYS} (weights): ranks 2-3 differ"),
+        (
+            "--dtype bf16 --masters remainder --optimizer-cpu-offload",
+            {"dp": 4},
+            1,
+            f"param/{DOWN}",
+            f"{DOWN} (weights): rank 1, unlike ranks 0, 2-3",
+        ),
+        (
+            "--dtype bf16 --masters remainder --optimizer-cpu-offload --sharding fsdp",
+            {"dp": 2, "tp": 2},
+            3,
+            f"exp_avg/{NORM}",
+            f"{NORM} (first moments): ranks 2-3 differ",
+        ),
         ("--tied", {"pp": 2}, 1, f"exp_avg_sq/{EMBEDDING}", f"{EMBEDDING} (second moments): ranks 0-1 differ"),
     ],
-    ids=["data", "rounded", "tensor", "of another stage", "copies", "tied"],
+    ids=["data", "rounded", "tensor", "of another stage", "copies", "remainder", "fsdp", "tied"],
 )
 def test_a_flipped_bit_names_parameter_and_rank_on_all_ranks(
     pool: Pool, words: str, sizes: dict[str, int], rank: int, name: str, said: str

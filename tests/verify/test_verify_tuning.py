@@ -1,7 +1,8 @@
 """P1 where not all is trained: adapters and frozen parameters in each layout give what one process gives.
 
 Faults to catch: a part of the gradient of a matrix that all ranks hold not summed; an adapter behind the sum over the
-ranks, which counts it once each; a frozen head that still takes a gradient; a scale left out.
+ranks, which counts it once each; a frozen head that still takes a gradient; a scale left out; a mask that each rank
+draws from channel 0 on.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.gloo
 
 ALL = TuningConfig(lora_rank=3, lora_targets=("q", "k", "v", "o", "gate", "up", "down"))
 SOME = TuningConfig(lora_rank=2, lora_alpha=3.0, lora_targets=("q", "v", "down"))
+DROPPING = TuningConfig(lora_rank=2, lora_dropout=0.4, lora_targets=("q", "k", "o", "up", "down"))
 FROZEN = TuningConfig(freeze=("model.embed_tokens.*", "*.0.*", "*.mlp.down_proj.*"))
 CASES: list[tuple[tuple[int, int, int], int, TuningConfig, dict[str, Any]]] = [
     ((2, 2, 2), 0b01000000, ALL, {}),
@@ -31,6 +33,7 @@ CASES: list[tuple[tuple[int, int, int], int, TuningConfig, dict[str, Any]]] = [
     ((4, 1, 1), 0b00110010, SOME, {}),
     ((1, 3, 2), 0b00000001, ALL, {"sharding": "zero1"}),
     ((2, 2, 1), 0b01000001, SOME, {"schedule": "zb-h1"}),
+    ((2, 1, 2), 0b01000000, DROPPING, {}),
     ((2, 2, 2), 0b01000001, FROZEN, {"sharding": "zero2"}),
     ((1, 3, 1), 0b00000000, FROZEN, {"stage_layers": (0, 3, 2)}),
 ]

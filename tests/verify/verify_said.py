@@ -8,16 +8,17 @@ from __future__ import annotations
 from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
 from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, OFFLOAD, PACKED, TILE
-from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, TEXT_FILES
+from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, RUNS, STREAMS, TEXT_FILES
 from verify_said_experts import EXACT, LAYOUTS, ROUTER
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
+from verify_said_residence import RESIDENCE
 from verify_said_schedules import SCHEDULES
 from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, MUON, NOT_FINITE, PARAM_GROUPS, RULES, SHARDING, WIRE
 from verify_said_tensor import FOREIGN, RECOMPUTE, SHAPES
-from verify_said_tuning import ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
+from verify_said_tuning import ADAPTER_IN, ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
 
 COLLECTIVES = Said(
     "tests/collectives/test_collectives_wrappers.py",
@@ -161,8 +162,8 @@ DROPOUT = Said(
     Fault(
         "the same mask for every channel of four",
         "random.py",
-        "words.view(torch.int16)[..., :width]",
-        "words.view(torch.int16)[..., ::4].repeat_interleave(4, -1)[..., :width]",
+        "words.view(torch.int16)[..., low : low + width]",
+        "words.view(torch.int16)[..., ::4].repeat_interleave(4, -1)[..., low : low + width]",
     ),
     Fault(
         "no scaling by 1 / (1 - p)",
@@ -264,10 +265,10 @@ BUCKETS = Said(
     Fault(
         "moments shared between buckets",
         "distributed/optimizer.py",
-        "{name: [torch.zeros_like(m, dtype=moments) for m in moved] for name in self.rule.state}",
-        """{name: [torch.zeros_like(m, dtype=moments) for m in moved] for name in self.rule.state}
-        longest = max(self.state["exp_avg"], key=len, default=None)
-        self.state["exp_avg"] = [longest[: len(master)] for master in self.masters]""",
+        "        # The forward uses the last bucket first: what",
+        """        longest = max(self.state["exp_avg"], key=len, default=None)
+        self.state["exp_avg"] = [longest[: len(master)] for master in self.masters]
+        # The forward uses the last bucket first: what""",
     ),
     Fault(
         "weight decay on biases",
@@ -667,6 +668,7 @@ SAID = (
     PARAM_GROUPS,
     MUON,
     WIRE,
+    RESIDENCE,
     LEDGER,
     LOOP,
     NOT_FINITE,
@@ -680,6 +682,7 @@ SAID = (
     TUNING,
     SHARE,
     ADAPTERS,
+    ADAPTER_IN,
     TOKENIZERS,
     CHAT,
     CONTEXT_ATTENTION,
@@ -696,6 +699,8 @@ SAID = (
     LOST,
     PARTS,
     MIXTURE,
+    STREAMS,
+    RUNS,
     INDEXED,
     FOREIGN,
     RECOMPUTE,

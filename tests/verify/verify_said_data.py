@@ -88,16 +88,74 @@ MIXTURE = Said(
     Fault(
         "a place that is counted from the start of a batch",
         "data/mixture.py",
-        "np.divmod(np.arange(first, first + count, dtype=np.int64) + self._begin, len",
-        "np.divmod(np.arange(count, dtype=np.int64) + self._begin, len",
+        "at = np.arange(first - self._begun, first - self._begun + count, dtype=np.int64)",
+        "at = np.arange(count, dtype=np.int64)",
     ),
-    Fault("two corpora shuffled alike", "data/mixture.py", "stretto corpus {seed} {corpus}", "stretto corpus {seed}"),
-    Fault("windows of a corpus that are left out at the start", "data/mixture.py", " - begun[corpora]", ""),
     Fault(
-        "a mix that goes on with other shares",
+        "two corpora shuffled alike", "data/streams.py", "stretto corpus {seed} {self.number}", "stretto corpus {seed}"
+    ),
+    Fault(
+        "windows of a corpus that are left out at the start",
+        "data/mixture.py",
+        "had = self._had - self._before[self._begin]",
+        "had = self._had",
+    ),
+)
+
+STREAMS = Said(
+    "tests/data_room/test_data_streams.py",
+    Fault(
+        "samples of a corpus counted from the change on",
+        "data/streams.py",
+        "known = [replace(stream, had=had) for",
+        "known = [replace(stream, had=0) for",
+    ),
+    Fault(
+        "a corpus whose order follows its place in the list",
+        "data/streams.py",
+        "replace(wanted, number=next(new)) if found is None else found",
+        "replace(found or wanted, number=next(new))",
+    ),
+    Fault(
+        "a stretch that forgets where it began",
         "data/feed.py",
-        '("seed", "seq_len", "digest", "weights", "packing")',
-        '("seed", "seq_len", "digest")',
+        "stretch = before or self.mix.begin",
+        "stretch = self.mix.begin",
+    ),
+    Fault(
+        "a corpus that comes back from its start",
+        "data/streams.py",
+        "strict=True)] + [*before.left]",
+        "strict=True)]",
+    ),
+    Fault(
+        "other text under an old path",
+        "data/streams.py",
+        "if found is None and w.path in paths]",
+        "if found is None and w.path in ()]",
+    ),
+)
+
+RUNS = Said(
+    "tests/checkpoint/test_checkpoint_runs.py",
+    Fault(
+        "a rank that reads every piece",
+        "checkpoint/index.py",
+        "if any(intersection((_wholes(offsets), _wholes(sizes)), each) for each in rectangles):",
+        "if rectangles:",
+    ),
+    Fault(
+        "a run that is left out because its rectangle is too small",
+        "checkpoint/index.py",
+        "[max(each) - begin for each, begin in",
+        "[min(each) - begin for each, begin in",
+    ),
+    Fault("a run whose bytes are not compared", "checkpoint/index.py", "if checksum(text) != digest:", "if not text:"),
+    Fault(
+        "pieces of two runs that overlap",
+        "checkpoint/index.py",
+        "if errors := disjoint_errors(",
+        "if errors := [] and disjoint_errors(",
     ),
 )
 

@@ -120,4 +120,10 @@ SOUND = Said(
         "        require_finite(self.assembly, self.state, step)\n",
         "",
     ),
+    Fault(
+        "sharded weights that are looked at where they are not",
+        "train/sound.py",
+        "sharded = weights.sharding.params",
+        "sharded = False",
+    ),
 )

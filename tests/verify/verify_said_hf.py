@@ -141,7 +141,7 @@ IN_AND_OUT = Said(
     Fault(
         "weights of the directory that are drawn anew instead",
         "train/run.py",
-        '    load_weights(directory, config, shapes, named, built.stepper.state.axis("tp", "cp", "dp", "pp"))\n',
+        '    load_weights(directory, config, shapes, base, built.stepper.state.axis("tp", "cp", "dp", "pp"))\n',
         "",
     ),
     Fault(
@@ -153,7 +153,7 @@ IN_AND_OUT = Said(
     Fault(
         "a setting that contradicts the model taken",
         "arguments/resolve.py",
-        'path.startswith("model.") and path in model.values and value != model.values[path]',
+        "_is_shape(path) and path in model.values and value != model.values[path]",
         "False",
     ),
 )

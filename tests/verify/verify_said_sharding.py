@@ -197,8 +197,8 @@ MUON = Said(
     Fault(
         "second moments of matrices that are kept",
         "distributed/optimizer.py",
-        "ends = [master[self._matrices(b).stop :] for b, master",
-        "ends = [master for b, master",
+        "[0 if b.frozen else self._matrices(b).stop for b in",
+        "[0 for b in",
     ),
 )
 
@@ -231,8 +231,8 @@ LEDGER = Said(
     Fault(
         "masters of wide weights counted",
         "estimate/memory.py",
-        "masters=wide * moved_part * (item < wide),",
-        "masters=wide * moved_part,",
+        'if args.optimizer.masters == "remainder" else wide) * narrow',
+        'if args.optimizer.masters == "remainder" else wide)',
     ),
     Fault(
         "state of another rule",
@@ -243,8 +243,8 @@ LEDGER = Said(
     Fault(
         "moments in bf16 counted wide",
         "estimate/memory.py",
-        '(2 if args.optimizer.moments == "bf16" else wide)',
-        "wide",
+        'moment = 2 if args.optimizer.moments == "bf16" else wide',
+        "moment = wide",
     ),
     Fault(
         "gradients that are sharded counted whole",
@@ -277,7 +277,7 @@ CHECKPOINTS = Said(
     Fault(
         "parameters that do not follow what was read",
         "distributed/optimizer.py",
-        "        self.steps = steps\n        self._publish()\n",
+        "        self.steps = steps\n        self._masters.publish()\n",
         "        self.steps = steps\n",
     ),
     Fault(

@@ -62,8 +62,8 @@ RECOMPUTE = Said(
     Fault(
         "sinks without a gradient where attention is computed once more",
         "models/attention.py",
-        "q, k, v, *sinks))",
-        "q, k, v, *(x.detach() for x in sinks)))",
+        "q, k, v, *sinks), structure)",
+        "q, k, v, *(x.detach() for x in sinks)), structure)",
     ),
     Fault(
         "a budget that is exceeded",

@@ -15,11 +15,11 @@ TUNING = Said(
     Fault(
         "an adapter behind the sum over the ranks, which counts it once each",
         "tensor_parallel/lora.py",
-        "    y = linear(x, weight, None, build.alone, column=False) + lora.scale * F.linear(F.linear(x, a), b)\n"
+        "    y = y + lora.scale * F.linear(F.linear(drop(x, structure), a), b)\n"
         "    return leave(y, build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)\n",
-        "    y = linear(x, weight, None, build.alone, column=False)\n"
         "    y = leave(y, build.tp, sequence_parallel=build.sequence_parallel, overlap_with=build.overlap_with)\n"
-        "    more = leave(F.linear(F.linear(x, a), b), build.tp, sequence_parallel=build.sequence_parallel)\n"
+        "    low = F.linear(drop(x, structure), a)\n"
+        "    more = leave(F.linear(low, b), build.tp, sequence_parallel=build.sequence_parallel)\n"
         "    return y + build.tp.size * lora.scale * more\n",
     ),
     Fault(
@@ -33,6 +33,12 @@ TUNING = Said(
         "tensor_parallel/lora.py",
         "found.append(part + adapter.lora.scale * F.linear(low[n], into[n]) if adapted else part)",
         "found.append(part + F.linear(low[n], into[n]) if adapted else part)",
+    ),
+    Fault(
+        "a mask that each rank draws from channel 0 on",
+        "tensor_parallel/layers.py",
+        "begin = build.tp.rank * (d_in // build.tp.size)",
+        "begin = 0",
     ),
 )
 
@@ -140,4 +146,27 @@ CHAT = Said(
         "self._marked.encode_special_tokens = False",
         "self._marked.encode_special_tokens = True",
     ),
+)
+
+ADAPTER_IN = Said(
+    "tests/interop/test_interop_adapter_in.py",
+    Fault(
+        "adapters that are drawn anew",
+        "train/run.py",
+        "    if adapter is None:\n        built.optimizer.initialize(",
+        "    if True:\n        built.optimizer.initialize(",
+    ),
+    Fault(
+        "a scale that is not that of the file",
+        "interop/adapter_in.py",
+        '"lora_alpha": self.alpha',
+        '"lora_alpha": 16.0',
+    ),
+    Fault(
+        "a rank that reads another's part",
+        "interop/adapter_in.py",
+        "zip(part.offsets, part.tensor.shape",
+        "zip([0] * part.tensor.dim(), part.tensor.shape",
+    ),
+    Fault("a field that is ignored", "interop/adapter_in.py", "if name not in _MEANT | _FREE and", "if False and"),
 )

@@ -11,6 +11,7 @@ from stretto.compat.megatron.experts import FLAGS as EXPERT_FLAGS
 from stretto.compat.megatron.experts import SWITCHED, experts
 from stretto.compat.megatron.flags import DEFAULTS, SWITCHES
 from stretto.compat.megatron.given import Given, RejectedError, Setting, choice, number, one, positive, value
+from stretto.compat.megatron.optimizer import AWARE, OFFLOAD, OPTIMIZER_FLAGS, optimizer
 from stretto.compat.megatron.pipeline import interleaved, stages
 
 Rule = Callable[[Given], Iterator[Setting]]
@@ -194,11 +195,6 @@ def _sharding(g: Given) -> Iterator[Setting]:
         yield "parallel.sharding", "zero1", whole
 
 
-def _optimizer(g: Given) -> Iterator[Setting]:
-    if "--optimizer" in g:
-        yield "optimizer.optimizer", choice(g, "--optimizer", {"adam": "adamw", "sgd": "sgd"}), "--optimizer"
-
-
 _STRATEGIES = {"no_shard": "none", "optim": "zero1", "optim_grads": "zero2", "optim_grads_params": "fsdp"}
 _LENGTHS = tuple(f"{name}-{unit}" for name in ("--train", "--lr-decay", "--lr-warmup") for unit in ("iters", "samples"))
 
@@ -233,7 +229,7 @@ COMPUTED: Mapping[Rule, tuple[str, ...]] = {
     stages: ("--pipeline-model-parallel-layout",),
     _streams: ("--high-priority-stream-groups",),
     _clock: ("--distributed-timeout-minutes", "--exit-duration-in-mins"),
-    _optimizer: ("--optimizer",),
+    optimizer: OPTIMIZER_FLAGS,
     experts: EXPERT_FLAGS,
     _sharding: (
         "--use-distributed-optimizer",
@@ -255,7 +251,7 @@ BARE = frozenset(
     [
         *SWITCHED,
         *(*SWITCHES, "--swiglu", "--openai-gelu", "--no-bias-gelu-fusion", "--group-query-attention"),
-        *("--sequence-parallel", "--use-rotary-position-embeddings", "--recompute-activations"),
+        *(OFFLOAD, AWARE, "--sequence-parallel", "--use-rotary-position-embeddings", "--recompute-activations"),
         *("--use-distributed-optimizer", "--use-megatron-fsdp", "--use-torch-fsdp2", "--overlap-param-gather"),
     ]
 )
