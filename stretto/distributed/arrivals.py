@@ -22,6 +22,11 @@ class Arrivals:
     """None yet in this step."""
 
     @property
+    def params(self) -> tuple[nn.Parameter, ...]:
+        """The parameters in it."""
+        return tuple(self._spans)
+
+    @property
     def missing(self) -> list[str]:
         """Parameters that got no gradient in this step."""
         return [item.name for item in self.items if item.param in self._without and not self.frozen]

@@ -209,11 +209,6 @@ class Bucket(Arrivals):
         return self.items[0].replicas
 
     @property
-    def params(self) -> tuple[nn.Parameter, ...]:
-        """The parameters in it."""
-        return tuple(self._spans)
-
-    @property
     def full(self) -> bool:
         """Whether every last gradient is here."""
         return self._waiting is not None and not self._waiting

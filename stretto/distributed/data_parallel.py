@@ -101,11 +101,6 @@ class DataParallel(Progress):
             if p.requires_grad
         ]
 
-    @property
-    def all_buckets(self) -> list[Bucket]:
-        """The buckets of every stage on this rank."""
-        return [bucket for buckets in self.buckets.values() for bucket in buckets]
-
     def wait_by_section(self) -> None:
         """From now on each section waits for its weights before it is used: they may be on their way, or be updated
         beside the forward."""

@@ -15,6 +15,11 @@ class Progress:
     buckets: Mapping[int, Sequence[Bucket]]
     _main_gradients: MainGradients
 
+    @property
+    def all_buckets(self) -> list[Bucket]:
+        """The buckets of every stage on this rank."""
+        return [bucket for buckets in self.buckets.values() for bucket in buckets]
+
     def progress(self, stage: int) -> tuple[Any, ...]:
         """Which gradients of the stage there are in this step, to be hashed and compared; none is deferred after it."""
         self._main_gradients.flush()
@@ -32,5 +37,5 @@ class Progress:
 
     def settle(self) -> None:
         """Wait for what is on its way between two steps: nothing is, when the groups are left in good order."""
-        for bucket in (each for stage in self.buckets.values() for each in stage):
+        for bucket in self.all_buckets:
             bucket.arrive()
