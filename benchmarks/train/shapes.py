@@ -131,6 +131,24 @@ _D4 = Shape(
     global_batch=8,
     **_EIGHT_LAYERS,
 )
+_SMALL = {
+    "layers": 12,
+    "hidden": 768,
+    "heads": 12,
+    "kv_heads": 12,
+    "ffn": 2048,
+    "vocab": 50_304,
+    "activation": "swiglu",
+    "seq_len": 1024,
+    "global_batch": 64,
+}
+_S4 = Shape(
+    name="S4",
+    about="one device: the size of GPT-2 small, sixteen microbatches: the host has more to launch than the GPU to do",
+    micro_batch=4,
+    **_SMALL,
+)
+_S16 = Shape(name="S16", about="S4 in four microbatches", micro_batch=16, **_SMALL)
 _D0 = Shape(
     name="D0",
     about="a test of the benchmark itself, on a CPU",
@@ -145,7 +163,7 @@ _D0 = Shape(
     micro_batch=2,
     global_batch=8,
 )
-SHAPES = MappingProxyType({shape.name: shape for shape in (_D0, _D1, _D2, _D3, _D4)})
+SHAPES = MappingProxyType({shape.name: shape for shape in (_D0, _D1, _D2, _D3, _D4, _S4, _S16)})
 """By name."""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from stretto.arguments.graph_rules import READS, without_graphs
 from stretto.arguments.model_rules import UNUSED, Unused
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import TOKENIZERS, Arguments
@@ -205,6 +206,11 @@ def _cooldown_steps(a: Arguments) -> tuple[Value, str] | None:
     return max(1, (end - o.warmup_steps) // 5), f"(decay_steps - warmup_steps) // 5 = ({end} - {o.warmup_steps}) // 5"
 
 
+def _cuda_graphs(a: Arguments) -> tuple[Value, str] | None:
+    reason = without_graphs(a)
+    return not reason, reason or "every microbatch launches the same"
+
+
 _SIZES = ("parallel.tp", "parallel.cp", "parallel.pp")
 
 DERIVATIONS: tuple[Derivation, ...] = (
@@ -230,6 +236,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
             f"device = {a.run.device}, {'' if a.parallel.sequence_parallel else 'not '}sequence parallel",
         ),
     ),
+    Derivation("run.cuda_graphs", READS, "true where they can be recorded (cuda), else false", _cuda_graphs),
     Derivation("model.kv_heads", ("model.heads",), "heads", lambda a: (a.model.num_kv_heads, "heads")),
     Derivation("model.head_dim", ("model.hidden", "model.heads"), "hidden / heads", _head_dim),
     Derivation("model.rope_head_dim", ("model.head_dim", "model.kv_lora_rank"), "head_dim // 2", _rope_head_dim),

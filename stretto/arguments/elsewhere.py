@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from stretto.arguments.graph_rules import without_graphs
 from stretto.arguments.layers import Layer
 from stretto.arguments.pipeline import with_stages_of
 from stretto.arguments.resolve import Resolved, resolve
@@ -44,7 +45,9 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
         tp_comm_overlap=args.parallel.tp_comm_overlap if cut else None,
         stage_layers=given if given is not None and len(given) == size["pp"] * layout.vpp else None,
     )
-    return replace(args, parallel=parallel, run=replace(args.run, nproc=layout.world))
+    moved = replace(args, parallel=parallel, run=replace(args.run, nproc=layout.world))
+    graphs = args.run.cuda_graphs and not without_graphs(moved)
+    return replace(moved, run=replace(moved.run, cuda_graphs=graphs))
 
 
 def validated_in(args: Arguments, layout: Layout) -> Resolved:

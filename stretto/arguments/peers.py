@@ -83,7 +83,7 @@ FLAGS: tuple[Peer, ...] = (
     Peer("muon-momentum", "--momentum"),
     Peer("muon(-.*)?", "--optimizer"),
     Peer("adafactor", None, "this optimizer"),
-    Peer("(enable-|external-)?cuda-graphs?(-.*)?", None, "CUDA graphs"),
+    Peer("(enable-|external-|use-)?cuda-graph(-.*)?|(enable-|external-|use-)cuda-graphs(-.*)?", "--cuda-graphs"),
     Peer("(num|n)-(hidden-)?layers?", "--layers"),
     Peer("hidden-(size|dim)|d-model|n-embd|embed-dim", "--hidden"),
     Peer("(num|n)-(attention-)?heads?", "--heads"),

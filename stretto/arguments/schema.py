@@ -131,6 +131,12 @@ class RunConfig(Recomputation):
         "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",
         carried=False,
     )
+    cuda_graphs: bool | None = setting(
+        None,
+        "forward and backward of a microbatch are one CUDA graph, which the host launches at once, with the same "
+        "kernels; unset: wherever they can be recorded",
+        carried=False,
+    )
     ffn_chunks: int = setting(
         1,
         "feed-forward takes the sequence in so many chunks and computes each once more in the backward, so that its "

@@ -17,18 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from stretto.collectives import all_gather_into, all_reduce_, nothing, reduce_scatter_into
-from stretto.distributed.memory import allocate, free, here
+from stretto.distributed.arrivals import Arrivals
+from stretto.distributed.memory import allocate, free, here, zeros
 from stretto.distributed.region import Region
 from stretto.distributed.wire import WireSum
 from stretto.layout.flat import Flat, overlap
 from stretto.params import Declared, Logical, Part
 from stretto.schedule import DDP, Sharding
-from stretto.world import Axis, Done, PeerMemory, Work
+from stretto.world import Axis, Done, Work
 
 K = TypeVar("K")
 
 
-class Bucket:
+class Bucket(Arrivals):
     """Flat storage of some parameters of one stage with the same dtype and replicas.
 
     `axis` is what gradients are reduced over and what is sharded lies along, `gather` the same ranks with a
@@ -59,7 +60,7 @@ class Bucket:
         self._spans = {item.param: span for item, span in zip(items, self.flat.spans, strict=True)}
         peers = self._gather.peer_memory if self.sharding.state else None
         kept_whole = self.sharding.state and not self.sharding.params
-        self.weights = _zeros(self.flat.numel, first, first.dtype, peers if kept_whole else None)
+        self.weights = zeros(self.flat.numel, first, first.dtype, peers if kept_whole else None)
         for item in items:
             view = self.view(self.weights, item.param)
             if here(item.param.data):
@@ -67,11 +68,11 @@ class Bucket:
             item.param.data = view
         self.shard = self._mine(self.weights)
         if self.sharding.params:
-            self.shard = _zeros(self.shard.numel(), first, first.dtype, peers).copy_(self.shard)
+            self.shard = zeros(self.shard.numel(), first, first.dtype, peers).copy_(self.shard)
             free(self.weights)
         size = 0 if self.frozen else self.flat.numel
         summed_whole = self.sharding.state and not self.sharding.grads and wire is None
-        self.grads = _zeros(size, first, self.grad_dtype, axis.peer_memory if summed_whole else None)
+        self.grads = zeros(size, first, self.grad_dtype, axis.peer_memory if summed_whole else None)
         self.grad = self._mine(self.grads)
         """What this rank has of the summed gradient, after `wait`."""
         if self.sharding.grads:
@@ -208,11 +209,6 @@ class Bucket:
         return self.items[0].replicas
 
     @property
-    def params(self) -> tuple[nn.Parameter, ...]:
-        """The parameters in it."""
-        return tuple(self._spans)
-
-    @property
     def full(self) -> bool:
         """Whether every last gradient is here."""
         return self._waiting is not None and not self._waiting
@@ -221,17 +217,6 @@ class Bucket:
     def due(self) -> bool:
         """Whether a sum is still owed to the step: it was announced, or there was none yet."""
         return not (self.sent or self.frozen) and (self._waiting is not None or not self._reduced)
-
-    @property
-    def missing(self) -> list[str]:
-        """Parameters that got no gradient in this step."""
-        return [item.name for item in self.items if item.param in self._without and not self.frozen]
-
-    @property
-    def late(self) -> list[str]:
-        """Parameters with gradients that came after the last sum and were not announced."""
-        waits = self.sharding.grads and not self.sent and len(self._fresh) < len(self._spans)
-        return [item.name for item in self.items if waits and item.param not in self._fresh]
 
     def send(self) -> None:
         """Begin to sum the gradients over the axis."""
@@ -308,10 +293,3 @@ class Bucket:
 
     def _name(self, param: nn.Parameter) -> str:
         return next(item.name for item in self.items if item.param is param)
-
-
-def _zeros(numel: int, like: Tensor, dtype: torch.dtype, peers: PeerMemory | None) -> Tensor:
-    """[numel] on the device of `like`, where the other ranks can read it if there is memory for that."""
-    if peers is None or numel == 0:
-        return torch.zeros(numel, dtype=dtype, device=like.device)
-    return peers.empty(numel, dtype)

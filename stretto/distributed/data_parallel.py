@@ -22,6 +22,7 @@ from stretto.distributed.bucket import Bucket
 from stretto.distributed.grouping import fill_buckets, fill_units
 from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.partial import Gradient, sum_partial_gradients
+from stretto.distributed.progress import Progress
 from stretto.distributed.region import take_turns
 from stretto.distributed.sections import Sections, sections_of
 from stretto.layout.flat import overlap
@@ -34,7 +35,7 @@ GRADIENTS: Final = 2
 """Buckets whose gradients may have memory at a time, where that comes and goes: one that fills, one that is reduced."""
 
 
-class DataParallel:
+class DataParallel(Progress):
     """The weights of this rank's stages: buckets, what fills them, and what gathers them.
 
     `stages` maps the number of each stage on this rank to its module; `direct` is what its layers were built with, if
@@ -99,11 +100,6 @@ class DataParallel:
             for p in self._home
             if p.requires_grad
         ]
-
-    @property
-    def all_buckets(self) -> list[Bucket]:
-        """The buckets of every stage on this rank."""
-        return [bucket for buckets in self.buckets.values() for bucket in buckets]
 
     def wait_by_section(self) -> None:
         """From now on each section waits for its weights before it is used: they may be on their way, or be updated
@@ -214,11 +210,6 @@ class DataParallel:
         self._main_gradients.forget()
         for bucket in self.all_buckets:
             bucket.zero()
-
-    def settle(self) -> None:
-        """Wait for what is on its way between two steps: nothing is, when the groups are left in good order."""
-        for bucket in self.all_buckets:
-            bucket.arrive()
 
     @contextmanager
     def whole(self) -> Iterator[None]:

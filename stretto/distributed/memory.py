@@ -6,7 +6,10 @@ see what is there then.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from stretto.world import PeerMemory
 
 
 def free(x: Tensor) -> None:
@@ -22,3 +25,10 @@ def allocate(x: Tensor) -> None:
 def here(x: Tensor) -> bool:
     """Whether `x` has memory; a tensor on the device meta has none."""
     return not x.is_meta and (x.numel() == 0 or x.untyped_storage().nbytes() > 0)
+
+
+def zeros(numel: int, like: Tensor, dtype: torch.dtype, peers: PeerMemory | None) -> Tensor:
+    """[numel] on the device of `like`, where the other ranks can read it if there is memory for that."""
+    if peers is None or numel == 0:
+        return torch.zeros(numel, dtype=dtype, device=like.device)
+    return peers.empty(numel, dtype)

@@ -170,7 +170,7 @@ class Backbone(nn.Module):
         if self.embed_tokens is not None:
             x = self.embed_tokens(tokens)
             if self.config.scale_embedding:  # by a number of the activations' dtype, as Gemma has it
-                x = x * x.new_tensor(self.config.hidden**0.5)
+                x = x * torch.full((), self.config.hidden**0.5, dtype=x.dtype, device=x.device)
         if self.embed_positions is not None:
             x = self.embed_positions(x, structure)
         if x is None:

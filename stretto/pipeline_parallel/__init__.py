@@ -11,6 +11,7 @@
 
 from stretto.pipeline_parallel.clock import Clock, hop_seconds
 from stretto.pipeline_parallel.executor import Executor, LeftoverError, OwnWeights, Weights
+from stretto.pipeline_parallel.graphs import CudaGraphs, GraphedExecutor, Recorder
 from stretto.pipeline_parallel.link import Link
 from stretto.pipeline_parallel.meta import TensorMeta
 from stretto.pipeline_parallel.own import Pipeline, defer_linear
@@ -18,11 +19,14 @@ from stretto.pipeline_parallel.stage import Stage
 
 __all__ = [
     "Clock",
+    "CudaGraphs",
     "Executor",
+    "GraphedExecutor",
     "LeftoverError",
     "Link",
     "OwnWeights",
     "Pipeline",
+    "Recorder",
     "Stage",
     "TensorMeta",
     "Weights",

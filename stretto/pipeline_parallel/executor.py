@@ -132,12 +132,8 @@ class Executor:
             _require_finite("output", y)
         if a.stage < self._last:
             self._activations[a.stage + 1, a.mb] = Parcel.of(y)
-        elif not isinstance(y, Tensor):
-            raise ValueError(f"the last stage must return a scalar loss, not {len(y)} tensors")
-        elif y.dim():
-            raise ValueError(f"the last stage must return a scalar loss, not a tensor of shape {list(y.shape)}")
         else:
-            self._loss = self._loss + y
+            self._loss = self._loss + require_scalar(y)
 
     def _backward(self, a: Action) -> None:
         dy = self._take_gradient(a)
@@ -204,6 +200,15 @@ class Executor:
         ]
         if left:
             raise LeftoverError(f"left over at the end of the program of rank {self.rank}: {'; '.join(left)}")
+
+
+def require_scalar(loss: Passed) -> Tensor:
+    """What a last stage returned. Raises ValueError where that is no scalar."""
+    if not isinstance(loss, Tensor):
+        raise ValueError(f"the last stage must return a scalar loss, not {len(loss)} tensors")
+    if loss.dim():
+        raise ValueError(f"the last stage must return a scalar loss, not a tensor of shape {list(loss.shape)}")
+    return loss
 
 
 def _require_finite(what: str, passed: Passed) -> None:

@@ -147,6 +147,14 @@ class Stage:
         dx = tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in kept.x)
         return dx[0] if kept.single else dx
 
+    def replay(self, microbatch: Callable[[], object]) -> None:
+        """A forward and its backward, both at once."""
+        microbatch()
+
+    def drop(self, mb: int) -> None:
+        """Microbatch `mb` comes no further: let go of what was kept for it, if anything was."""
+        self._kept.pop(mb, None)
+
     def backward_input(self, mb: int, dy: Passed | None) -> Passed | None:
         """Like `backward`, but the weight gradients that layers defer wait for `backward_weight(mb)`."""
         with self._deferred.collect(self.index, mb):

@@ -93,8 +93,16 @@ class HeadLoss:
         return _losses(logits, labels, self.tp, self.start, self.rows, self._statistics[terms.smoothing], terms)
 
     def chunk(self, x: Tensor, weight: Tensor) -> int:
-        """Rows of the sequence that are taken at a time."""
-        return max(1, self.limit // (x.shape[1] * weight.shape[0] * x.element_size()))
+        """Rows of the sequence that are taken at a time.
+
+        As many each time, where fewer than twice the pieces do: a shorter last piece makes the compiler take kernels of
+        any size for all of them.
+        """
+        rows = x.shape[0]
+        most = max(1, self.limit // (x.shape[1] * weight.shape[0] * x.element_size()))
+        pieces = -(-rows // most)
+        even = next((n for n in range(pieces, 2 * pieces) if rows % n == 0), pieces)
+        return -(-rows // even)
 
     def pieces(self, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """A piece of the sequence at a time: which, its rows [n, h], and their logits [.., b, V/t] in the same memory.

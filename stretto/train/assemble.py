@@ -14,7 +14,7 @@ from stretto.distributed import DataParallel, MainGradients
 from stretto.distributed.replicate import align
 from stretto.experts import Balance
 from stretto.parallel_state import ParallelState
-from stretto.pipeline_parallel import Executor, Link, TensorMeta
+from stretto.pipeline_parallel import Executor, GraphedExecutor, Link, Recorder, TensorMeta
 from stretto.schedule import DDP, Cost, Schedule, Sharding, check_lowered, lower, partition
 from stretto.schedule.generators import forward_only
 from stretto.tensor_parallel import Build
@@ -94,6 +94,7 @@ def assemble(
     search: Callable[[Cost], Schedule] | None = None,
     keep_cost: Callable[[Cost], object] = bool,
     post_validate: bool = False,
+    recorder: Recorder | None = None,
 ) -> Assembly[M]:
     """Build this rank's stages, and what trains them; initial weights follow from `seed`.
 
@@ -112,6 +113,7 @@ def assemble(
         search: the schedule for costs, which a few steps measure; None: `schedule` stays.
         keep_cost: told of these costs, on rank 0.
         post_validate: update before the norm of all gradients is known.
+        recorder: makes graphs of microbatches, where there is one stage and neither weights nor gradients are sharded.
     """
     axis = state.axis("pp")
     sharding = sharding if state.axis("dp", "cp").size > 1 else DDP
@@ -145,8 +147,11 @@ def assemble(
         made.initialize(seed)
     ring = layout.vpp > 1 and layout.shape == "loop"
     link = Link.between(axis, state.world.device, state.axis, ring=ring)
+    graphed = recorder if axis.size == 1 == program.num_stages and not (sharding.grads or sharding.params) else None
     stepper = (PostValidated if post_validate else Stepper)(
-        Executor(program, axis.rank, stages, link, weights),
+        Executor(program, axis.rank, stages, link, weights)
+        if graphed is None
+        else GraphedExecutor(program, axis.rank, stages, link, weights, graphed),
         weights,
         made,
         clip_grad=clip_grad,

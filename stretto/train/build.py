@@ -26,7 +26,7 @@ from stretto.interop.shapes import logical_shapes
 from stretto.kernels import hand_written
 from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
-from stretto.pipeline_parallel import TensorMeta
+from stretto.pipeline_parallel import CudaGraphs, TensorMeta
 from stretto.schedule import schedule_for
 from stretto.schedule.search import split
 from stretto.schedule.sharding import MODES
@@ -138,6 +138,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         steady=fp8.steady if fp8 else nullcontext,
         on_nonfinite=args.run.on_nonfinite,
         wire=DTYPES["bf16"] if args.parallel.reduce_dtype == "bf16" else None,
+        recorder=CudaGraphs(state.world.device) if args.run.cuda_graphs else None,
     )
     made.stepper.executor.check_finite = args.run.check_finite
     balanced = balance[0] if balance else None

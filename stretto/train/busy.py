@@ -7,7 +7,7 @@ computations alone does. Those of a tensor-parallel group hold its collectives, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,9 @@ class BusyTime:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Add the time of the body."""
-        if self._cuda:
+        if self._cuda and torch.cuda.is_current_stream_capturing():
+            yield  # nothing runs: its replays are measured
+        elif self._cuda:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             yield
@@ -62,6 +64,10 @@ class TimedStage(Stage):
     def backward(self, mb: int, dy: Passed | None) -> Passed | None:
         with self._busy.measured():
             return super().backward(mb, dy)
+
+    def replay(self, microbatch: Callable[[], object]) -> None:
+        with self._busy.measured():
+            super().replay(microbatch)
 
     def backward_weight(self, mb: int) -> None:
         with self._busy.measured():

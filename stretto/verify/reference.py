@@ -89,7 +89,7 @@ class _Reference:
         if world is None:
             yield None
             return
-        run = replace(self.args.run, compile=False, attention="torch")
+        run = replace(self.args.run, compile=False, cuda_graphs=False, attention="torch")
         parallel = replace(self.args.parallel, reduce_dtype="fp32")
         args = replace(
             self.args, parallel=parallel, run=run if dtype == run.dtype else replace(run, dtype=dtype, fp8="none")

@@ -27,6 +27,7 @@ from stretto.tensor_parallel import (
     vocab_parallel_cross_entropy,
     vocab_spec,
 )
+from stretto.tensor_parallel.cross_entropy import HeadLoss
 from stretto.testing import Pool
 from stretto.world import Axis, World
 
@@ -82,6 +83,13 @@ def test_the_input_of_the_loss_stays_as_it_is() -> None:
     before = logits.clone()
     vocab_parallel_cross_entropy(logits, torch.zeros(3, 1).long(), Axis.single("tp"), start=0, rows=8)
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize(("rows", "limit", "taken"), [(12, 6, 6), (12, 5, 4), (12, 7, 6), (11, 5, 4), (11, 1, 1)])
+def test_pieces_are_alike_where_that_costs_little(rows: int, limit: int, taken: int) -> None:
+    """Catches: a last piece shorter than it need be; pieces above the limit; a prime number taken one by one."""
+    measure = HeadLoss(Build(Axis.single("tp"), False, torch.float64), 0, 8, limit=limit * 2 * 8 * 8)
+    assert measure.chunk(torch.empty(rows, 2, 4, dtype=torch.float64), torch.empty(8, 4)) == taken
 
 
 def _ends(world: World) -> None:

@@ -51,6 +51,7 @@ PEERS = MappingProxyType(
         "stretto": ("benchmarks.train.peers.stretto_peer", ""),
         "stretto-selective": ("benchmarks.train.peers.stretto_peer", "--recompute selective"),
         "stretto-block": ("benchmarks.train.peers.stretto_peer", "--recompute block"),
+        "stretto-no-graphs": ("benchmarks.train.peers.stretto_peer", "--no-cuda-graphs"),
         "stretto-nccl": ("benchmarks.train.peers.stretto_peer", "--no-tp-comm-overlap"),
         "stretto-flash4": ("benchmarks.train.peers.stretto_peer", "--attention flash4"),
         "stretto-fp8": ("benchmarks.train.peers.stretto_peer", "--fp8 tensorwise"),

@@ -1,0 +1,47 @@
+"""Which gradients of a bucket there are."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stretto.params import Declared
+from stretto.schedule import Sharding
+
+
+class Arrivals:
+    """What a bucket knows of its parameters' gradients."""
+
+    items: tuple[Declared, ...]
+    sharding: Sharding
+    frozen: bool
+    sent: bool
+    _spans: dict[nn.Parameter, range]
+    _fresh: set[nn.Parameter]
+    """None yet in what is there of the bucket's gradients."""
+    _without: set[nn.Parameter]
+    """None yet in this step."""
+
+    @property
+    def params(self) -> tuple[nn.Parameter, ...]:
+        """The parameters in it."""
+        return tuple(self._spans)
+
+    @property
+    def missing(self) -> list[str]:
+        """Parameters that got no gradient in this step."""
+        return [item.name for item in self.items if item.param in self._without and not self.frozen]
+
+    @property
+    def late(self) -> list[str]:
+        """Parameters with gradients that came after the last sum and were not announced."""
+        waits = self.sharding.grads and not self.sent and len(self._fresh) < len(self._spans)
+        return [item.name for item in self.items if waits and item.param not in self._fresh]
+
+    @property
+    def progress(self) -> tuple[frozenset[nn.Parameter], frozenset[nn.Parameter]]:
+        """Which parameters have no gradient yet: in what is there of `grads`, and in this step."""
+        return frozenset(self._fresh), frozenset(self._without)
+
+    @progress.setter
+    def progress(self, progress: tuple[frozenset[nn.Parameter], frozenset[nn.Parameter]]) -> None:
+        self._fresh, self._without = (set(each) for each in progress)

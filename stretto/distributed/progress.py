@@ -1,0 +1,41 @@
+"""How far the gradients of a step have come, as what replays recorded microbatches must know and tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stretto.distributed.bucket import Bucket
+from stretto.distributed.main_gradients import MainGradients
+
+
+class Progress:
+    """The part of data parallelism that a recording of kernels does not hold."""
+
+    buckets: Mapping[int, Sequence[Bucket]]
+    _main_gradients: MainGradients
+
+    @property
+    def all_buckets(self) -> list[Bucket]:
+        """The buckets of every stage on this rank."""
+        return [bucket for buckets in self.buckets.values() for bucket in buckets]
+
+    def progress(self, stage: int) -> tuple[Any, ...]:
+        """Which gradients of the stage there are in this step, to be hashed and compared; none is deferred after it."""
+        self._main_gradients.flush()
+        return tuple(bucket.progress for bucket in self.buckets[stage])
+
+    def resume(self, stage: int, progress: Any) -> None:
+        """It is as it was when `progress` was asked for: a recording of what was done since is replayed, or undone."""
+        self._main_gradients.forget()
+        for bucket, each in zip(self.buckets[stage], progress, strict=True):
+            bucket.progress = each
+
+    def reduces(self, stage: int) -> bool:
+        """Whether gradients of the stage are summed over ranks."""
+        return any(bucket.axis.size > 1 for bucket in self.buckets[stage])
+
+    def settle(self) -> None:
+        """Wait for what is on its way between two steps: nothing is, when the groups are left in good order."""
+        for bucket in self.all_buckets:
+            bucket.arrive()
