@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 from test_verify_layouts import arguments
 from torch import Tensor
 
-from stretto.arguments import ConfigError
+from stretto.arguments import ConfigError, parse
 from stretto.arguments.schema import Arguments
 from stretto.layout import Layout
 from stretto.params import ParamSpec
@@ -220,3 +221,11 @@ def test_arguments_that_break_a_rule_in_the_layout_are_an_error() -> None:
     args = arguments(1, 1, 1, variant=0)
     with pytest.raises(ConfigError, match="tp"), build(args, Layout.of(tp=3), World.single()):
         pass
+
+
+def test_what_is_looked_at_is_no_graph() -> None:
+    """On a GPU a run replays its microbatches: from other tensors, without its modules being called."""
+    args = parse(["--preset", "tiny", "--device", "cuda", "--nproc", "1"], env={}, files=False).args
+    assert args.run.cuda_graphs
+    with mock.patch("stretto.verify.session.build_run") as made, build(args, Layout.of(), World.single()):
+        assert made.call_args[0][0].run.cuda_graphs is False
