@@ -168,9 +168,9 @@ class Session:
 def build(args: Arguments, layout: Layout, world: World) -> Iterator[Session]:
     """The model of `args` in `layout` on the ranks of `world`, ready to inspect; gone at the end.
 
-    `args.parallel` gives way to the layout; sequence parallelism, schedule and bucket size stay as they are. What passes
-    through the modules is looked at, so no microbatch is a CUDA graph. Raises ConfigError where `args` in that layout
-    break a rule.
+    `args.parallel` gives way to the layout; sequence parallelism, schedule and bucket size stay as they are. What
+    passes through the modules is looked at, so no microbatch is a CUDA graph. Raises ConfigError where `args` in
+    that layout break a rule.
     """
     validated_in(args, layout)
     args = in_layout(args, layout)
