@@ -17,9 +17,9 @@ OLD_TORCH := 2.11.0
 OLD_VENV  := .venv-torch-$(OLD_TORCH)
 OLD       := $(OLD_VENV)/.installed
 
-# Tests that need no other machine than this; two at a time, as many of them wait (ARGS="-n 0" for one).
+# Tests that need no other machine than this; three at a time, as many of them wait (ARGS="-n 0" for one).
 HERE := not gpu and not launchers
-TWO  := -n 2 --dist worksteal
+SIDE := -n 3 --dist worksteal
 OLD_TESTS := $(addprefix tests/,collectives parallel_state distributed tensor_parallel pipeline_parallel \
   context_parallel experts models attention kernels checkpoint train)
 
@@ -35,22 +35,22 @@ train: $(USER) ## set up, then train the demo: tp=2 x pp=2 x dp=2 on this machin
 	@$(BIN)/stretto train --preset demo $(ARGS)
 
 test: $(DEV) ## set up, then run the tests of a commit: all that need no GPU and no cluster, but for the nightly ones
-	@$(BIN)/pytest $(TWO) -m "$(HERE) and not nightly" $(ARGS)
+	@$(BIN)/pytest $(SIDE) -m "$(HERE) and not nightly" $(ARGS)
 
 test-nightly: $(DEV) ## what `make test` leaves out: full products, and 200 examples of each property
-	@$(BIN)/pytest $(TWO) -m "$(HERE) and (nightly or hypothesis)" --hypothesis-profile nightly $(ARGS)
+	@$(BIN)/pytest $(SIDE) -m "$(HERE) and (nightly or hypothesis)" --hypothesis-profile nightly $(ARGS)
 
 test-all: $(DEV) ## both at once
-	@$(BIN)/pytest $(TWO) -m "$(HERE)" --hypothesis-profile nightly $(ARGS)
+	@$(BIN)/pytest $(SIDE) -m "$(HERE)" --hypothesis-profile nightly $(ARGS)
 
 test-oldest-torch: $(OLD) ## the tests that depend on torch, under the oldest that we support (downloads 3 GB, once)
-	@$(OLD_VENV)/bin/pytest $(TWO) -m "$(HERE) and gloo and not nightly" $(OLD_TESTS) $(ARGS)
+	@$(OLD_VENV)/bin/pytest $(SIDE) -m "$(HERE) and gloo and not nightly" $(OLD_TESTS) $(ARGS)
 
 test-pure: $(DEV) ## the tests that import no torch: seconds
 	@$(BIN)/pytest -m pure $(ARGS)
 
 test-gloo: $(DEV) ## the tests with real processes over Gloo: minutes
-	@$(BIN)/pytest $(TWO) -m "gloo and not nightly" $(ARGS)
+	@$(BIN)/pytest $(SIDE) -m "gloo and not nightly" $(ARGS)
 
 test-gpu: $(DEV) ## the tests that need CUDA devices
 	@$(BIN)/pytest -m gpu $(ARGS)
