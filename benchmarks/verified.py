@@ -66,7 +66,8 @@ of the same tensor on one process in bf16, the largest of {1 + OTHERWISE} runs t
 rounding step of {ROUNDING["bf16"]:g}; and a figure is the largest share of what is allowed.
 
 All of it runs on CPU, over Gloo; the errors on GPUs are in `benchmarks/results`. The tests compare every two
-features again, dtypes and options among them: `make test-nightly` every schedule with each of the others, `make test` one of each kind.
+features again, dtypes and options among them: `make test` with one schedule of each kind, `make test-nightly` with
+every schedule.
 `stretto train` warns of a setting that is not here, and `stretto verify` compares any combination.
 
 | tensor | context | pipeline | replicas | experts | documents | trained | activations | {" | ".join(DTYPES)} | by |
