@@ -17,9 +17,9 @@ OLD_TORCH := 2.11.0
 OLD_VENV  := .venv-torch-$(OLD_TORCH)
 OLD       := $(OLD_VENV)/.installed
 
-# Tests that need no other machine than this; three at a time, as many of them wait (ARGS="-n 0" for one).
+# Tests that need no other machine than this; two at a time, as many of them wait (ARGS="-n 0" for one).
 HERE := not gpu and not launchers
-SIDE := -n 3 --dist worksteal
+SIDE := -n 2 --dist worksteal
 OLD_TESTS := $(addprefix tests/,collectives parallel_state distributed tensor_parallel pipeline_parallel \
   context_parallel experts models attention kernels checkpoint train)
 
