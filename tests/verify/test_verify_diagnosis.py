@@ -36,7 +36,7 @@ pytestmark = pytest.mark.gloo
 SEQUENCE_PARALLEL, BIAS = 64, 2
 
 
-def _bias_in_every_part(self: RowParallelLinear, x: Tensor) -> Tensor:
+def _bias_in_every_part(self: RowParallelLinear, x: Tensor, *_: Any) -> Tensor:
     return mappings.leave(
         F.linear(x, self.weight, self.bias), self.build.tp, sequence_parallel=self.build.sequence_parallel
     )
