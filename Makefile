@@ -17,9 +17,9 @@ OLD_TORCH := 2.11.0
 OLD_VENV  := .venv-torch-$(OLD_TORCH)
 OLD       := $(OLD_VENV)/.installed
 
-# Tests that need no other machine than this; two at a time, as many of them wait (ARGS="-n 0" for one).
+# Tests that need no other machine than this; one at a time, as those of verify fill two cores by themselves (ARGS="-n 2" for two).
 HERE := not gpu and not launchers
-SIDE := -n 2 --dist worksteal
+SIDE := -n 0
 OLD_TESTS := $(addprefix tests/,collectives parallel_state distributed tensor_parallel pipeline_parallel \
   context_parallel experts models attention kernels checkpoint train)
 
