@@ -28,6 +28,14 @@ def _add_sum(out: Tensor, a: Tensor, b: Tensor) -> None:
     out.add_(a + b)
 
 
+def _all_but_last(parts: list[Tensor], own: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of all parts but the last, in their order, in what another rank's part was in; and the last."""
+    total, *between, last = parts
+    for each in between:
+        total = torch.add(total, each, out=each if total is own else total)
+    return total, last
+
+
 @dataclass
 class _Region:
     """A tensor that the others read: its address at each rank, its bytes, and the last message that is made of it."""
@@ -125,9 +133,7 @@ class CopyEngineMemory:
             parts[peer] = into
         self._adding.wait_event(self._stream.record_event())
         with torch.cuda.stream(self._adding):
-            first, *between, last = (parts[rank] for rank in range(self.size))
-            for each in between:
-                first = torch.add(first, each, out=room[0])
+            first, last = _all_but_last([parts[rank] for rank in range(self.size)], own)
             if add:
                 self._add_sum(out, first, last)
             else:
