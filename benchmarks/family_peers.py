@@ -9,14 +9,12 @@ flat fp32 masters, fp32 gradients and fused AdamW, which is quicker than autocas
 from __future__ import annotations
 
 import importlib.util
-import os
 import shlex
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from benchmarks.train.peers import RunRejectedError
 from benchmarks.train.peers.stretto_peer import Peer as StrettoPeer
 from benchmarks.train.peers.torch_masters import Masters
 from benchmarks.train.shapes import Job, Shape
-from benchmarks.train.worker import serve
+from benchmarks.train.worker import device_name, versions, work
 from stretto.arguments import parse
 from stretto.initialize import initialize
 from stretto.parallel_state import ParallelState
@@ -176,11 +174,11 @@ class Worker:
         self.device = torch.device(self.job.device)
         self.peer = create(self.name, family, Path(directory), small)
         self.peer.setup(self.job)
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
+        name = device_name(self.device)
         return {
             "seconds": time.monotonic() - began,
             "device": name,
-            "versions": _versions(),
+            "versions": versions(),
             "about": self.peer.about(),
         }
 
@@ -211,22 +209,5 @@ class Worker:
             torch.cuda.empty_cache()
 
 
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    for package in ("stretto", "transformers", "triton", "flash-attn"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def main(name: str) -> None:
-    """Keep standard output for answers."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    serve(Worker(name), sys.stdin, answers)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    work(Worker(sys.argv[1]))

@@ -56,8 +56,8 @@ class Worker:
             if self.job.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()  # initial values are drawn in fp32 and more
         return {
-            "device": _device_name(self.device),
-            "versions": _versions(),
+            "device": device_name(self.device),
+            "versions": versions(),
             "about": self._peer.about() if self.peer else {},
         }
 
@@ -130,17 +130,27 @@ def serve(worker: Worker, requests: IO[str], answers: IO[str]) -> None:
             return
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU {platform.machine()}"
+def device_name(device: torch.device) -> str:
+    """As a report calls it."""
+    return torch.cuda.getdevice_name() if device.type == "cuda" else f"CPU {platform.machine()}"
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Of what a benchmark ran with."""
     found: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
     found["cuda"] = torch.version.cuda
     if torch.version.cuda:
         found["cudnn"] = str(torch.backends.cudnn.version())
         found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-    for package in ("stretto", "triton", "torchtitan", "megatron-core", "transformer-engine", "flash-attn"):
+    for package in (
+        "stretto",
+        "triton",
+        "torchtitan",
+        "megatron-core",
+        "transformer-engine",
+        "flash-attn",
+        "transformers",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -148,13 +158,15 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def main(name: str) -> None:
-    """Keep standard output for answers."""
+def work(worker: Worker) -> None:
+    """Answer the conductor on what was standard output; what others print goes to the log.
+
+    A rank that failed may leave others in a collective: the conductor ends them.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    # A rank that failed may leave others in a collective: the conductor ends them.
-    serve(Worker(name), sys.stdin, answers)
+    serve(worker, sys.stdin, answers)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    work(Worker(sys.argv[1]))

@@ -11,13 +11,8 @@ _EXPERTS: Final = MappingProxyType({"num_experts": "experts", "num_experts_per_t
 _LOCAL: Final = MappingProxyType({"num_local_experts": "num_experts"})
 _RENORMALIZED: Final = MappingProxyType({"norm_topk_prob": "router_renormalize"})
 
-_LATENT: Final = MappingProxyType(
+_ROUTED: Final = MappingProxyType(
     {
-        **LLAMA,
-        "kv_lora_rank": "kv_lora_rank",
-        "q_lora_rank": "q_lora_rank",
-        "qk_rope_head_dim": "rope_head_dim",
-        "v_head_dim": "v_head_dim",
         "n_routed_experts": "experts",
         "num_experts_per_tok": "top_k",
         "moe_intermediate_size": "expert_ffn",
@@ -25,6 +20,18 @@ _LATENT: Final = MappingProxyType(
         "routed_scaling_factor": "router_scale",
         "n_group": "router_groups",
         "topk_group": "router_top_groups",
+    }
+)
+"""What DeepSeek's configs call experts and their router, and GLM's after them."""
+
+_LATENT: Final = MappingProxyType(
+    {
+        **LLAMA,
+        "kv_lora_rank": "kv_lora_rank",
+        "q_lora_rank": "q_lora_rank",
+        "qk_rope_head_dim": "rope_head_dim",
+        "v_head_dim": "v_head_dim",
+        **_ROUTED,
     }
 )
 _LATENT_DEFAULTS: Final = MappingProxyType(
@@ -212,13 +219,7 @@ SPARSE: Final = (
         {
             **LLAMA,
             **_RENORMALIZED,
-            "n_routed_experts": "experts",
-            "num_experts_per_tok": "top_k",
-            "moe_intermediate_size": "expert_ffn",
-            "first_k_dense_replace": "first_dense",
-            "routed_scaling_factor": "router_scale",
-            "n_group": "router_groups",
-            "topk_group": "router_top_groups",
+            **_ROUTED,
             "use_qk_norm": "qk_norm",
         },
         fixed={"router": "sigmoid", "router_bias": True, "router_group_score": "top2"},
