@@ -41,6 +41,9 @@ NICE: Final = 10
 POLL: Final = (0.005, 0.25)
 """Seconds between looks at the directory, at first and at most."""
 
+FOR_THE_TRAINER: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Signals that a writer ignores: a trainer answers them by finishing its save."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -166,8 +169,9 @@ def _token(path: Path) -> str:
 
 def main(argv: Sequence[str] = ()) -> None:
     """On descriptor 0 is the socket. `argv` are names of modules whose function `install()` is called before."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # they are for the trainer, which ends by finishing its save
+    for number in FOR_THE_TRAINER:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_TRAINER)  # ignored by now, also those that came meanwhile
     os.nice(NICE)
     for name in argv:
         __import__(name, fromlist=["install"]).install()

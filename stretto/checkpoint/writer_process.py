@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stretto.checkpoint.errors import CheckpointError
-from stretto.checkpoint.writer import Job, Line
+from stretto.checkpoint.writer import FOR_THE_TRAINER, Job, Line
 
 HOOKS: Final = "STRETTO_WRITER_HOOKS"
 """Variable with modules that a writer imports first, separated by commas: how drills make a disk slow or full."""
@@ -42,7 +42,8 @@ class WriterProcess:
         source = str(Path(__file__).parents[2])
         hooks = [name for name in os.environ.get(HOOKS, "").split(",") if name]
         null = os.open(os.devnull, os.O_RDWR)
-        # Another program, not a fork: the trainer has threads. In a session of its own, signals do not reach it.
+        # Another program, not a fork: the trainer has threads. In a session of its own, a terminal's signals do not
+        # reach it. SLURM's do (they go to every process of a step), so they are held back until it ignores them.
         self.pid = os.posix_spawn(
             sys.executable,
             [sys.executable, "-c", _PROGRAM, source, *hooks],
@@ -53,7 +54,7 @@ class WriterProcess:
                 (os.POSIX_SPAWN_DUP2, null, 2),
             ],
             setsid=True,
-            setsigmask=(),
+            setsigmask=FOR_THE_TRAINER,
         )
         os.close(null)
         theirs.close()

@@ -111,7 +111,8 @@ def _job(folder: Path) -> tuple[Job, float]:
 
 def main(folder: str, out: IO[bytes]) -> int:
     """Take parts of the job in `folder` until none is left."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; who started this one ends it
+    for number in (signal.SIGINT, signal.SIGUSR1):  # a Ctrl-C reaches the whole group, and SLURM's warning the whole
+        signal.signal(number, signal.SIG_IGN)  # step: who started this one ends it
     told = [0.0]
 
     def say(**said: object) -> None:

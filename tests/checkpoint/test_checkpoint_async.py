@@ -86,6 +86,23 @@ def test_what_is_saved_is_the_state_of_that_step(pool: Pool, tmp_path: Path) -> 
         assert not [f.name for f in (tmp_path / name).iterdir() if f.suffix == ".json" and f.name.startswith("__")]
 
 
+@pytest.mark.parametrize("moment", [0.0, 0.01, 0.03, 0.1])
+def test_signals_for_the_trainer_leave_its_writer_alone(tmp_path: Path, moment: float) -> None:
+    """SLURM warns every process of a step. Catches: a warned job whose writer has only just started, which fails."""
+    (tmp_path / "size").write_text("1")
+    saver = Saver(World.single())
+    try:
+        saver.begin(tmp_path, 1, [piece(World.single(), 1.0)], {"step": 1})
+        assert saver._writer is not None
+        time.sleep(moment)
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(saver._writer.pid, number)
+        saver.finish()
+    finally:
+        saver.close()
+    assert value_of(latest_complete(tmp_path).path) == (1.0, 1)
+
+
 def kill_writer(world: World, directory: Path, victim: int) -> tuple[str, bool]:
     """What `begin` says after the writer of a rank was killed in the save before."""
     (directory / "size").write_text(str(world.size))
