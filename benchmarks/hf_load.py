@@ -3,17 +3,21 @@
     python -m benchmarks.hf_load --results benchmarks/results/cpu/hf_load.json
 
 It writes a model of that shape with random weights in bf16 to a temporary directory. Each way takes it in a process
-of its own, in turns, once from a disk whose pages were dropped and once from the page cache; peaks are of the
-process, less what it had before, the tensors that it fills among that. Ways out write the same bytes and wait until
-they are on the disk. Shares of the disk are those of the same turn, and their median counts. The processes are forks
-of one that has imported everything: with the smallest preset it takes some two minutes on a quiet machine.
+of its own, in turns: from the disk, whose pages were dropped by `posix_fadvise` (that none is in the page cache is
+looked up by `mincore`), then all once more from the page cache. Peaks are of the process, less what it had before, the
+tensors that it fills among that; seconds of the processor are of all its threads, user and kernel. Ways out write the
+same bytes and wait until they are on the disk. Shares of the disk are those of the same turn, and their median counts.
+The processes are forks of one that has imported everything. No turn begins that would not end within `--seconds`, if
+it took as long as the one before; the first is made in any case.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import json
+import mmap
 import os
 import platform
 import re
@@ -147,7 +151,8 @@ def main() -> None:
     """Print seconds, GB/s and peak of each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="gemma3-270m")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5, help="turns, at most")
+    parser.add_argument("--seconds", type=float, default=210.0, help="for all turns")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--scratch", help="where the model is written: a directory on the disk in question")
     parser.add_argument("--ways", default=",".join((*IN, *OUT)), help="which, separated by commas")
@@ -158,13 +163,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="stretto-hf-", dir=asked.scratch) as name:
         size = int(_in_a_fork(lambda: {"bytes": _write(Path(name), asked.preset)})["bytes"])
         runs: dict[str, list[dict[str, float]]] = {}
-        for _ in range(asked.repeat):  # in turns: a slow minute of the machine is one of all
-            for way in asked.ways.split(","):
-                for cold in (True, False) if way in IN and not asked.disk_only else (True,):
-                    drop(Path(name)) if cold else read(Path(name))()
-                    key = f"{way}, {'disk' if cold else 'page cache'}"
-                    runs.setdefault(key, []).append(_in_a_fork(partial(_one, way, Path(name))))
-                    _tell(asked, size, runs)
+        ways, began, longest = asked.ways.split(","), time.monotonic(), 0.0
+        jobs = [(way, True) for way in ways]
+        jobs += [(way, False) for way in ways if way in IN and not asked.disk_only]
+        for turn in range(asked.repeat):  # a slow minute of the machine is one of all
+            since = time.monotonic()
+            if turn and since - began + longest > asked.seconds:
+                break
+            for way, cold in jobs:
+                drop(Path(name)) if cold else read(Path(name))()
+                key = f"{way}, {'disk' if cold else 'page cache'}"
+                runs.setdefault(key, []).append(_in_a_fork(partial(_one, way, Path(name))))
+            longest = max(longest, time.monotonic() - since)
+            _tell(asked, size, runs)
 
 
 def _tell(asked: argparse.Namespace, size: int, runs: Mapping[str, list[dict[str, float]]]) -> None:
@@ -176,26 +187,47 @@ def _tell(asked: argparse.Namespace, size: int, runs: Mapping[str, list[dict[str
         plain = [run["seconds"] for run in runs.get(f"{'write' if way in OUT else 'read'}, {state}", each)]
         share = statistics.median(disk / own for disk, own in zip(plain, seconds, strict=False))
         middle = statistics.median(seconds)
+        cpu = statistics.median(run["cpu"] for run in each) / size * 1e9
         found[key] = {"seconds": middle, "gb_per_s": size / middle / 1e9, "of_the_disk": share, "all": seconds}
-        found[key]["peak_mb"] = statistics.median(run["mb"] for run in each)
-        line = f"{key:32} {middle:6.2f} s {size / middle / 1e9:6.2f} GB/s  {share:5.2f} of the disk"
-        print(f"{line}  peak {found[key]['peak_mb']:6.0f} MB")
+        found[key] |= {"cpu_s_per_gb": cpu, "peak_mb": statistics.median(run["mb"] for run in each)}
+        line = f"{key:30} {middle:6.2f} s {size / middle / 1e9:6.2f} GB/s  {share:5.2f} of the disk"
+        print(f"{line}  {cpu:5.2f} s of CPU a GB  peak {found[key]['peak_mb']:6.0f} MB")
     print(flush=True)
     if asked.results:
         asked.results.parent.mkdir(parents=True, exist_ok=True)
         command = f"python -m benchmarks.hf_load --preset {asked.preset} --repeat {asked.repeat}"
         machine = {"command": command, "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        load = {"preset": asked.preset, "bytes": size, "load_average": os.getloadavg()}
+        turns = max(map(len, runs.values()))
+        load = {"preset": asked.preset, "bytes": size, "turns": turns, "load_average": os.getloadavg()}
         asked.results.write_text(json.dumps({**machine, **load, "ways": found}, indent=1) + "\n")
 
 
 def drop(directory: Path) -> None:
-    """Take the files out of the page cache."""
+    """Take the files out of the page cache, for certain. Raises RuntimeError where some page stays."""
     for file in directory.glob("*.safetensors"):
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
+        if left := cached(file):
+            raise RuntimeError(f"{left} pages of {file} stay in the page cache: its reads would not be the disk's")
+
+
+def cached(file: Path) -> int:
+    """How many pages of a file are in the page cache."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    size, page = file.stat().st_size, mmap.PAGESIZE
+    descriptor = os.open(file, os.O_RDONLY)
+    at = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    os.close(descriptor)
+    pages = (ctypes.c_ubyte * -(-size // page))()
+    wrong = libc.mincore(ctypes.c_void_p(at), ctypes.c_size_t(size), pages)
+    libc.munmap(ctypes.c_void_p(at), ctypes.c_size_t(size))
+    if wrong:
+        raise OSError(ctypes.get_errno(), "mincore")
+    return sum(each & 1 for each in pages)
 
 
 def _in_a_fork(work: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -220,12 +252,12 @@ def _one(way: str, directory: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="out-", dir=directory) as to:
         work = way_of(way, directory, Path(to) / "to")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before, since = _memory("VmRSS"), time.perf_counter()
+        before, cpu, since = _memory("VmRSS"), time.process_time(), time.perf_counter()
         kept = work()
-        seconds = time.perf_counter() - since
+        seconds, cpu = time.perf_counter() - since, time.process_time() - cpu
         peak = (_memory("VmHWM") - before) / 1e6
         del kept
-        return {"seconds": seconds, "mb": peak}
+        return {"seconds": seconds, "mb": peak, "cpu": cpu}
 
 
 def _memory(name: str) -> int:
@@ -248,8 +280,14 @@ def _write(directory: Path, preset: str) -> int:
     shapes = logical_shapes(model, 4096)
     named = plan(config, shapes, torch.bfloat16, None)
 
+    drawn = torch.randn(1 << 24).bfloat16()  # again and again: drawing all takes longer than the rest
+
     def source(wanted: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-        return {name: torch.randn(shape).bfloat16() for name, shape in wanted.items()}
+        found = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in wanted.items()}
+        for each in found.values():
+            for part in each.view(-1).split(len(drawn)):
+                part.copy_(drawn[: len(part)])
+        return found
 
     files = export(directory / "model", config.raw, named, source, limit=10**9)
     for file in [*files, *(directory / "model").glob("*.json")]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class Batch:
     - `starts` [b, s] int64: at which place of its row the document of each token begins; None: each row is one
       document. No token sees another document, and positions begin anew in each. What a document's last token
       is to predict must not count, unless it is that document's own.
+    - `further` [b, D, s] int64: what comes 1..D places after the labels, ~id where that does not count; see
+      `with_further`. None: nobody predicts it.
     """
 
     tokens: Tensor
@@ -29,6 +31,7 @@ class Batch:
     loss_mask: Tensor
     samples: Tensor | None = None
     starts: Tensor | None = None
+    further: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(t.shape) for t in (self.tokens, self.labels, self.loss_mask)]
@@ -38,6 +41,9 @@ class Batch:
             raise ValueError(f"samples must be [b] = [{shapes[0][0]}], one for each row: {list(self.samples.shape)}")
         if self.starts is not None and tuple(self.starts.shape) != shapes[0]:
             raise ValueError(f"starts must be [b, s] = {list(shapes[0])}: {list(self.starts.shape)}")
+        rows, length = shapes[0]
+        if self.further is not None and (self.further.shape[0], self.further.shape[-1]) != (rows, length):
+            raise ValueError(f"further must be [b, D, s] = [{rows}, D, {length}]: {list(self.further.shape)}")
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`. To a GPU it is on its way: the host goes on, what is computed there waits."""
@@ -46,10 +52,24 @@ class Batch:
         # From pageable memory the host would first wait until the GPU has done all that it was given.
         return self._each(lambda t: t.pin_memory().to(device, non_blocking=True))
 
+    def with_further(self, depth: int) -> Batch:
+        """The same whole rows with labels of `depth` further places. One counts where that place's own label does, and
+        is in the document in which the prediction is made; none counts beyond the end of its row."""
+        if not depth:
+            return self
+        found = []
+        for n in range(1, depth + 1):
+            wanted, counts = torch.zeros_like(self.labels), torch.zeros_like(self.loss_mask)
+            wanted[:, :-n], counts[:, :-n] = self.labels[:, n:], self.loss_mask[:, n:]
+            if self.starts is not None:
+                counts[:, :-n] &= self.starts[:, n:] == self.starts[:, :-n]
+            found.append(torch.where(counts, wanted, ~wanted))
+        return replace(self, further=torch.stack(found, 1))
+
     def rows(self, rows: slice) -> Batch:
         """Some of its rows."""
         return self._each(lambda t: t[rows])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        samples, starts = (None if t is None else change(t) for t in (self.samples, self.starts))
-        return Batch(change(self.tokens), change(self.labels), change(self.loss_mask), samples, starts)
+        others = (None if t is None else change(t) for t in (self.samples, self.starts, self.further))
+        return Batch(change(self.tokens), change(self.labels), change(self.loss_mask), *others)

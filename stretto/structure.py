@@ -112,25 +112,29 @@ class Structure:
 class SequenceCut:
     """How rows are dealt: to `ranks` ranks of cp, of which this is one, in multiples of so many slots.
 
-    `windows` are those of the layers, by which the work of a query is known.
+    `windows` are those of the layers, by which the work of a query is known; `further` places are predicted beside the
+    next.
     """
 
     rank: int = 0
     ranks: int = 1
     multiple: int = 1
     windows: tuple[int | None, ...] = (None,)
+    further: int = 0
     _alike: dict[tuple[int, int], Structure] = field(default_factory=dict, compare=False, repr=False)
 
     def of(self, batch: Batch) -> tuple[Batch, Structure]:
         """What this rank has of whole rows, on the host: slots without a token count for nothing."""
         rows, length = batch.tokens.shape
+        batch = batch.with_further(self.further)  # while the rows are whole
         if self.ranks == 1 and batch.starts is None:
             return batch, Structure.of_tokens(length, batch.samples)
         structure = self._structure(batch)
         assert structure.places is not None
         index = structure.places.t().expand(rows, -1)
         own = (_taken(batch.tokens, index, 0), _taken(batch.labels, index, 0), _taken(batch.loss_mask, index, False))
-        return Batch(*own, batch.samples), structure
+        further = None if batch.further is None else [_taken(each, index, -1) for each in batch.further.unbind(1)]
+        return Batch(*own, batch.samples, further=further and torch.stack(further, 1)), structure
 
     def _structure(self, batch: Batch) -> Structure:
         """Rows without documents are all alike, whatever is in them: what is known of them is found once."""

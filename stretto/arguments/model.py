@@ -185,6 +185,14 @@ class ModelConfig:
     expert_drop: Literal["last", "lowest"] = setting(
         "last", "beyond the capacity of an expert: the last tokens of a sequence are dropped, or those of lowest weight"
     )
+    mtp_layers: int = setting(
+        0,
+        "multi-token prediction, as in DeepSeek-V3: so many further layers behind the last; the n-th learns to predict "
+        "the token n places after the next, and sampling leaves it out",
+        at_least=0,
+        at_most=16,
+    )
+    mtp_loss: float = setting(0.3, "weight of the mean of the losses of these layers", at_least=0)
     init_std: float = setting(0.02, "standard deviation of the initial weights", above=0)
     dropout: float = setting(
         0.0, "share of the embedding's and of each layer's outputs set to 0 in training", at_least=0, below=1
@@ -255,9 +263,19 @@ class ModelConfig:
         return self.experts > 0 and layer >= self.first_dense and (layer + 1) % self.sparse_every == 0
 
     @property
+    def further_layers(self) -> range:
+        """Numbers of the layers that predict further tokens: those behind the last."""
+        return range(self.layers, self.layers + self.mtp_layers)
+
+    @property
     def sparse_layers(self) -> tuple[int, ...]:
-        """The layers with experts."""
-        return tuple(layer for layer in range(self.layers) if self.is_sparse(layer))
+        """The layers with experts, those that predict further tokens among them."""
+        return tuple(layer for layer in range(self.further_layers.stop) if self.is_sparse(layer))
+
+    @property
+    def shared_embedding(self) -> bool:
+        """Whether the last stage needs the embedding, too: as its head, or to read what it is to predict next."""
+        return self.tied or self.mtp_layers > 0
 
     @property
     def vocab_size(self) -> int:

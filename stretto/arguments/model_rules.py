@@ -97,6 +97,7 @@ UNUSED: tuple[Unused, ...] = (
         lambda m: m.router == "softmax-top-k",
         "a softmax over the chosen sums to 1",
     ),
+    Unused(("mtp_loss",), ("mtp_layers",), lambda m: not m.mtp_layers, "mtp_layers = 0 has no such loss"),
     Unused(("router_bias_rate",), ("router_bias",), lambda m: not m.router_bias, "router_bias = false has no biases"),
     Unused(("expert_drop",), ("expert_capacity",), lambda m: m.expert_capacity == 0, "expert_capacity = 0 drops none"),
     Unused(("qkv_bias",), ("bias",), lambda m: m.bias and m.qkv_bias, "bias = true has these, too"),

@@ -1,19 +1,18 @@
 """Read the blocks that this rank needs, each compared with its checksum.
 
 A flipped bit is an error that names the file, not a model that is slightly wrong. Blocks are read, compared and copied
-by several threads at once; each holds one block, so memory stays small however large a piece is.
+by several threads at once, so that the disk has always something to do. A block that is whole rows of one tensor is read
+where it belongs; any other through the thread's own buffer, so memory stays small however large a piece is.
 """
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import local
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import torch
 from torch import Tensor
@@ -21,10 +20,12 @@ from torch import Tensor
 from stretto.checkpoint import index
 from stretto.checkpoint.errors import WAY_OUT, CheckpointError
 from stretto.checkpoint.index import Piece, blocks, checksum
+from stretto.checkpoint.places import is_local
 from stretto.checkpoint.tiling import intersection
 from stretto.params import Slice
 
 THREADS: Final = 4
+"""More than there are cores, where these are few: most of the time all but one wait for the disk."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ class Block:
     copies: tuple[tuple[Sequence[tuple[int, int]], Tensor], ...]
     """For each: start and length along every dim of the block, and the tensor that it fills."""
 
+    @property
+    def target(self) -> Tensor | None:
+        """The memory that the block fills as it lies in the file, where there is such."""
+        if len(self.copies) != 1:
+            return None
+        into = self.copies[0][1]
+        same = tuple(into.shape) == self.sizes and into.dtype == self.dtype
+        return into if same and into.is_contiguous() and into.device.type == "cpu" else None
+
 
 def read_pieces(path: Path, reads: Iterable[tuple[index.Tensor, Piece, Slice]]) -> int:
     """Fill the slices; every block is read once. The bytes that were read."""
@@ -52,9 +62,13 @@ def read_pieces(path: Path, reads: Iterable[tuple[index.Tensor, Piece, Slice]]) 
             for stream in streams.values():
                 stream.close()
             streams.clear()
-            streams[block.file] = (path / block.file).open("rb")
+            # Whatever is asked for is read: a buffer of Python's own would be one copy more.
+            streams[block.file] = (path / block.file).open("rb", 0) if is_local(path) else (path / block.file).open("rb")
             opened.append(streams[block.file])
-        _fill(block, streams[block.file], path)
+        buffer: Tensor | None = getattr(held, "buffer", None)
+        if buffer is None or len(buffer) < block.length:
+            buffer = held.buffer = torch.empty(block.length, dtype=torch.uint8)
+        _fill(block, streams[block.file], path, buffer)
         return block.length
 
     opened: list[IO[bytes]] = []
@@ -62,30 +76,34 @@ def read_pieces(path: Path, reads: Iterable[tuple[index.Tensor, Piece, Slice]]) 
         with torch.no_grad():
             if len(wanted) < 2:
                 return sum(map(read, wanted))
-            with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1, len(wanted))) as pool:
+            with ThreadPoolExecutor(min(THREADS, len(wanted))) as pool:
                 return sum(pool.map(read, wanted))
     finally:
         for stream in opened:
             stream.close()
 
 
-def _fill(block: Block, stream: IO[bytes], path: Path) -> None:
+def _fill(block: Block, stream: IO[bytes], path: Path, buffer: Tensor) -> None:
+    straight = block.target
+    rows = buffer[: block.length].view(block.dtype).view(block.sizes) if straight is None else straight
+    array: Any = rows.view(-1).view(torch.uint8).numpy()
+    content = memoryview(array)
     stream.seek(block.at)
-    content = stream.read(block.length)
-    if checksum(content) != block.digest:
+    left = content
+    while left and (n := stream.readinto(left)):  # type: ignore[attr-defined]  # of the files of fsspec, too
+        left = left[n:]
+    if left or checksum(content) != block.digest:
         raise CheckpointError(
             f"{path / block.file}: the {block.length} bytes from {block.at} on are not what was written (the checksum "
             f"differs): {WAY_OUT}"
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
-        rows = torch.frombuffer(content, dtype=block.dtype).view(block.sizes)
+    if straight is not None:
+        return
     for window, into in block.copies:
         part = rows
         for dim, (start, length) in enumerate(window):
             part = part.narrow(dim, start, length)
-        with torch.no_grad():
-            into.copy_(part)
+        into.copy_(part)
 
 
 def _blocks(reads: Iterable[tuple[index.Tensor, Piece, Slice]]) -> Iterator[Block]:

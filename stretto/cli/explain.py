@@ -174,12 +174,14 @@ def _stages(resolved: Resolved) -> Table:
     last = len(parts) - 1
     p = count_parameters(args.model, args.batch.seq_len)
     for stage, layers in enumerate(parts):
-        head = p.final_norm + (p.embedding if args.model.tied and last else p.head)
+        head = p.final_norm + p.further + (0 if args.model.tied else p.head)
+        head += p.embedding if args.model.shared_embedding and last else 0
         sparse = sum(map(args.model.is_sparse, layers))
         size = (len(layers) - sparse) * p.layer + sparse * p.sparse_layer
         size += p.embedding * (stage == 0) + head * (stage == last)
-        routed = sparse * args.model.experts * p.expert
-        also = [name for name, here in (("embedding", stage == 0), ("norm, head", stage == last)) if here]
+        routed = (sparse + p.further_sparse * (stage == last)) * args.model.experts * p.expert
+        behind = "norm, head" + f", {args.model.mtp_layers} further" * (args.model.mtp_layers > 0)
+        also = [name for name, here in (("embedding", stage == 0), (behind, stage == last)) if here]
         first = layout.rank(pp=layout.placement[stage])
         ranks = layout.group(first, "tp", "cp", "dp")
         rows.add_row(
@@ -249,6 +251,12 @@ def _parameters(args: Arguments) -> Iterator[str]:
     yield f"embedding: vocab*hidden{places[0]} = {m.vocab_size}*{h}{places[1]} = {p.embedding:,}"
     head = "the embedding again" if m.tied else f"vocab*hidden = {m.vocab_size}*{h} = {p.head:,}"
     yield f"head: {head}; norm: {per_norm} = {norm} = {p.final_norm:,}"
+    if m.mtp_layers:
+        block = p.sparse_layer if p.further_sparse else p.layer
+        yield (
+            f"multi-token prediction: mtp_layers*(a layer + 2*hidden*hidden + 3*{per_norm})"
+            f" = {m.mtp_layers}*({block} + 2*{h}*{h} + 3*{norm}) = {p.further:,}"
+        )
 
 
 def _latent(m: ModelConfig) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Final
 from stretto.arguments.schema import ModelConfig, TuningConfig
 from stretto.arguments.trained import has_adapter, is_trained
 from stretto.estimate.attention import attention_matrices
-from stretto.estimate.parameters import count_parameters
+from stretto.estimate.parameters import joining
 
 WHOLE: Final = TuningConfig()
 """All is trained."""
@@ -31,20 +31,20 @@ class Flops:
 
 def flops_per_token(model: ModelConfig, seq_len: int, tuning: TuningConfig = WHOLE) -> Flops:
     """From a resolved config, of which `tuning` says what is trained."""
-    p = count_parameters(model, seq_len)
     h, inner = model.hidden, model.dim_ffn
     attended = {f"self_attn.{m.name}": (m.rows, m.columns) for m in attention_matrices(model)}
     dense = {"mlp.gate_proj": (inner, h)} if model.gated else {}
     dense |= {"mlp.up_proj": (inner, h), "mlp.down_proj": (h, inner)}
     head = "model.embed_tokens.weight" if model.tied else "lm_head.weight"
-    matrices = model.vocab_size * h * _times(head, tuning)
-    for layer in range(p.layers):
+    matrices = model.vocab_size * h * _times(head, tuning) * (1 + model.mtp_layers)
+    matrices += 6.0 * joining(model) * model.mtp_layers
+    for layer in range(model.further_layers.stop):
         rows = attended | (_sparse(model) if model.is_sparse(layer) else dense)
         for name, (n, columns) in rows.items():
             matrices += n * columns * _times(f"model.layers.{layer}.{name}.weight", tuning)
             if has_adapter(name.rpartition(".")[2], tuning) and ".experts." not in name:
                 matrices += 6.0 * tuning.lora_rank * (n + columns)
-    attention = 6.0 * p.layers * model.heads * (model.dim_per_head + model.dim_value) * seq_len
+    attention = 6.0 * model.further_layers.stop * model.heads * (model.dim_per_head + model.dim_value) * seq_len
     return Flops(matrices + attention, matrices + attention / 2)
 
 

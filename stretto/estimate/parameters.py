@@ -29,16 +29,20 @@ class Parameters:
     """One routed expert."""
     idle: int = 0
     """What of it a token does not go through: the experts that it is not sent to."""
+    further: int = 0
+    """What predicts further tokens: blocks behind the last, and what leads into and out of them."""
+    further_sparse: int = 0
+    """Those of these blocks that have experts."""
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self._blocks(self.sparse_layer) + self.embedding + self.final_norm + self.head
+        return self._blocks(self.sparse_layer) + self.embedding + self.final_norm + self.head + self.further
 
     @property
     def active(self) -> int:
         """What one token goes through."""
-        return self.total - self.sparse * self.idle
+        return self.total - (self.sparse + self.further_sparse) * self.idle
 
     @property
     def active_layer(self) -> float:
@@ -67,17 +71,25 @@ def count_parameters(model: ModelConfig, seq_len: int) -> Parameters:
     attention += (q + 2 * kv) * (model.bias or model.qkv_bias) + h * model.bias + qk_norms(model) + sinks(model)
     outside = attention + norms_of_a_layer(model) * norm
     layer = outside + feed_forward(inner)
+    further = [model.is_sparse(n) for n in model.further_layers]
     return Parameters(
         layers=model.layers,
         layer=layer,
         embedding=model.vocab_size * h + positions(model, seq_len) * h,
         final_norm=norm,
         head=0 if model.tied else model.vocab_size * h,
-        sparse=len(model.sparse_layers),
+        sparse=sum(map(model.is_sparse, range(model.layers))),
         sparse_layer=outside + sparse,
         expert=expert,
         idle=(model.experts - model.top_k) * expert,
+        further=sum((outside + sparse if each else layer) + joining(model) + 3 * norm for each in further),
+        further_sparse=sum(further),
     )
+
+
+def joining(model: ModelConfig) -> int:
+    """Elements of the matrix that joins a token to come to the residual stream, in a layer that predicts further."""
+    return 2 * model.hidden * model.hidden
 
 
 def norms_of_a_layer(model: ModelConfig) -> int:

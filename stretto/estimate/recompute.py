@@ -11,7 +11,7 @@ from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.recomputation import bytes_of
 from stretto.arguments.schema import Arguments
 from stretto.estimate.kept import BLOCK, NOTHING, Parts, kept, seconds, working
-from stretto.estimate.sizes import entering_bytes, in_flight
+from stretto.estimate.sizes import entering_bytes, in_flight, joined_bytes
 from stretto.estimate.stages import stage_layers
 
 PARTS: Final = ("norms", "activation", "attention", "projections")
@@ -30,6 +30,13 @@ def policy_of(args: Arguments, stage: int) -> tuple[Parts, ...]:
     return (chosen,) * n + (NOTHING,) * (len(layers) - n)
 
 
+def policy_of_further(args: Arguments) -> dict[int, Parts]:
+    """What each layer that predicts further tokens computes once more: of a budget, which is for the others, all."""
+    run = args.run
+    chosen = {"none": NOTHING, "selective": frozenset(run.recompute_parts)}.get(run.recompute, BLOCK)
+    return dict.fromkeys(args.model.further_layers, BLOCK if run.activation_budget is not None else chosen)
+
+
 def activations(args: Arguments, stage: int, policy: Sequence[Parts]) -> int:
     """Bytes kept from forward to backward, of all microbatches under way, where each layer of the stage computes its
     `policy` once more; and what is there while the largest of these regions is computed."""
@@ -37,8 +44,11 @@ def activations(args: Arguments, stage: int, policy: Sequence[Parts]) -> int:
     each = [kept(args, layer, parts).total for layer, parts in zip(layers, policy, strict=True)]
     again = max((working(args, layer, parts) for layer, parts in zip(layers, policy, strict=True)), default=0)
     entering = entering_bytes(args)
-    if away:  # what enters the last block, and what comes back for the one before
-        return in_flight(args, stage) * (sum(each[-1:]) + entering) + entering + again
+    if stage == len(stage_layers(args)) - 1:
+        each += [kept(args, n, parts).total + joined_bytes(args) for n, parts in policy_of_further(args).items()]
+    if away:  # what enters the last block, and what comes back for the one before; what is behind it stays
+        stays = sum(each[max(0, len(layers) - 1) :])
+        return in_flight(args, stage) * (stays + entering) + entering + again
     return in_flight(args, stage) * (sum(each) + entering) + again
 
 

@@ -31,3 +31,9 @@ def entering_bytes(args: Arguments) -> int:
     """Of an activation [s(/t), b, h] between blocks."""
     p = args.parallel
     return BYTES[args.run.dtype] * args.model.hidden * local_tokens(args) // (p.tp if p.sequence_parallel else 1)
+
+
+def joined_bytes(args: Arguments) -> int:
+    """What a layer that predicts a further token keeps beside its block: the embedding, both halves that are joined,
+    what the last norm takes, and the gradient that the head has made of what it gives."""
+    return 5 * entering_bytes(args)

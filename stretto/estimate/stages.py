@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stretto.arguments.pipeline import num_stages
 from stretto.arguments.schema import Arguments
-from stretto.estimate.parameters import count_parameters
+from stretto.estimate.parameters import count_parameters, joining
 from stretto.schedule import Cost, partition
 
 
@@ -18,15 +18,17 @@ def stage_costs(args: Arguments) -> Cost:
     layer = count_parameters(args.model, args.batch.seq_len).active_layer
     heads = args.model.heads * (args.model.dim_per_head + args.model.dim_value) / 2
     attention = args.batch.seq_len * heads / layer
-    head = args.model.vocab_size * args.model.hidden / layer / (1 + attention)
+    more = args.model.mtp_layers * (1 + joining(args.model) / layer)
+    head = args.model.vocab_size * args.model.hidden * (1 + args.model.mtp_layers) / layer / (1 + attention)
     f, i, w = 1.0, (1 + 2.5 * attention) / (1 + attention), 1 / (1 + attention)
     counts = [len(held) for held in stage_layers(args)]
     recompute = f if args.run.recompute in ("block", "offload") else 0.0
     last = len(counts) - 1
+    work = [n + more * (s == last) for s, n in enumerate(counts)]
     return Cost.split(
-        tuple(n * f + 3 * head * (s == last) for s, n in enumerate(counts)),
-        tuple(n * (i + recompute) for n in counts),
-        tuple(n * w for n in counts),
+        tuple(n * f + 3 * head * (s == last) for s, n in enumerate(work)),
+        tuple(n * (i + recompute) for n in work),
+        tuple(n * w for n in work),
     )
 
 
@@ -34,8 +36,11 @@ def stage_layers(args: Arguments) -> tuple[range, ...]:
     """Global numbers of the layers of each stage: as `parallel.stage_layers` says, else balanced by matrix work.
 
     The head multiplies by as many weights as a vocabulary of rows has, so it costs that many parameters' worth of a
-    layer; the embedding only looks rows up and costs nothing.
+    layer; the embedding only looks rows up and costs nothing. What predicts further tokens is on the last stage: for
+    each a layer, what leads into it, and the head once more.
     """
     p = count_parameters(args.model, args.batch.seq_len)
-    head = args.model.vocab_size * args.model.hidden / p.active_layer
+    m = args.model
+    head = m.vocab_size * m.hidden * (1 + m.mtp_layers) / p.active_layer
+    head += m.mtp_layers * (1 + joining(m) / p.active_layer)
     return partition(args.model.layers, num_stages(args.parallel), explicit=args.parallel.stage_layers, head=head)

@@ -9,7 +9,7 @@ from typing import Final
 from stretto.arguments.schema import Arguments, ParallelConfig
 from stretto.arguments.trained import A, B, has_adapter, is_trained
 from stretto.estimate.attention import attention_matrices
-from stretto.estimate.parameters import positions
+from stretto.estimate.parameters import joining, positions
 from stretto.estimate.stages import stage_layers
 from stretto.layout.grouping import Stored
 
@@ -29,7 +29,7 @@ def trained_parameters(args: Arguments) -> int:
 def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPLE) -> list[Stored]:
     """What each tensor-parallel rank stores of a pipeline stage, padding included: all of them the same.
 
-    Their kind says whether it is the embedding of tied ends, which stands alone, or of experts; and whether it is
+    Their kind says whether it is the embedding of both ends, which stands alone, or of experts; and whether it is
     trained.
     """
     layers, m, tp = stage_layers(args), args.model, args.parallel.tp
@@ -46,7 +46,7 @@ def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPL
     vocab = -(-rows // multiple) * multiple * m.hidden
     embedding = "model.embed_tokens.weight"
     if first:
-        add([(embedding, vocab, True)], "embedding" if m.tied else "")
+        add([(embedding, vocab, True)], "embedding" if m.shared_embedding else "")
         if learned := positions(m, args.batch.seq_len):
             add([("model.embed_positions.weight", learned * m.hidden, True)])
         section += 1
@@ -54,10 +54,12 @@ def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPL
         add(_block(args, f"model.layers.{n}", sparse=m.is_sparse(n)))
         section += 1
     if last:
+        for n in m.further_layers:
+            add(_further(args, f"model.layers.{n}", sparse=m.is_sparse(n)))
         add(_norm(args, "model.norm"))
         if not m.tied:
             add([("lm_head.weight", vocab, True)])
-        elif not first:
+        if m.shared_embedding and not first:
             add([(embedding, vocab, True)], "embedding")
     return found
 
@@ -82,6 +84,15 @@ def _block(args: Arguments, layer: str, *, sparse: bool) -> Iterator[_Named]:
         yield from _rows(args, f"{mlp}.down_proj", inner)
     if after:
         yield from _norm(args, f"{layer}.post_feedforward_layernorm")
+
+
+def _further(args: Arguments, layer: str, *, sparse: bool) -> Iterator[_Named]:
+    """The tensors of a block that predicts a further token, and of what leads into and out of it."""
+    yield from _block(args, layer, sparse=sparse)
+    for name in ("enorm", "hnorm"):
+        yield from _norm(args, f"{layer}.{name}")
+    yield f"{layer}.eh_proj.weight", joining(args.model), True
+    yield from _norm(args, f"{layer}.shared_head.norm")
 
 
 def _grouped(args: Arguments, attention: str) -> Iterator[_Named]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from stretto.arguments.model import ModelConfig
 from stretto.interop.errors import InteropError
 from stretto.interop.families import FAMILIES, GATED, PLAIN, Family
 from stretto.interop.fields import NEUTRAL, ONLY, TRAINING
+from stretto.interop.names import PREDICTS_FURTHER
 from stretto.interop.rope import rope_settings
 from stretto.interop.windows import FULL as FULL
 from stretto.interop.windows import SLIDING as SLIDING
@@ -76,7 +77,7 @@ _LEFT_OUT = MappingProxyType(
     {
         **dict.fromkeys(TRAINING, "is not taken over: say --dropout for this run"),
         **dict.fromkeys(("router_aux_loss_coef", "aux_loss_alpha"), _BALANCE),
-        "num_nextn_predict_layers": "layers that predict further tokens are left out",
+        "num_nextn_predict_layers": "layers that predict further tokens are left out unless --mtp-layers says otherwise",
     }
 )
 """Numbers that are told of, and what with them."""
@@ -84,7 +85,7 @@ _LEFT_OUT = MappingProxyType(
 OF_THE_RUN = frozenset(
     (
         *("dropout", "init_std", "balance_loss", "router_z_loss", "router_bias_rate"),
-        *("expert_capacity", "expert_drop"),
+        *("expert_capacity", "expert_drop", "mtp_layers", "mtp_loss"),
     )
 )
 """Settings of the model that a run says for itself."""
@@ -100,10 +101,22 @@ class HfConfig:
     notes: tuple[str, ...] = ()
 
     @property
-    def further(self) -> tuple[str, ...]:
-        """How names begin of the tensors of layers behind the last, which predict further tokens: they are left out."""
-        n, layers = self.raw.get("num_nextn_predict_layers", self.raw.get("num_mtp_layers")) or 0, self.model.layers
-        return tuple(f"model.layers.{layer}." for layer in range(layers, layers + int(n)))
+    def further(self) -> int:
+        """Layers behind the last, which predict further tokens; of these `model.mtp_layers` are made use of."""
+        return int(self.raw.get("num_nextn_predict_layers", self.raw.get("num_mtp_layers")) or 0)
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """How names begin of the tensors of those of them that are left out."""
+        layers = self.model.layers
+        return tuple(f"model.layers.{n}." for n in range(layers + self.model.mtp_layers, layers + self.further))
+
+    def predicting(self, mtp_layers: int) -> HfConfig:
+        """The same with so many of these layers. Raises InteropError where there are fewer, or none like ours."""
+        if mtp_layers > self.further or (mtp_layers and self.family.model_type not in PREDICTS_FURTHER):
+            fields = f"num_nextn_predict_layers = {self.further} of this {self.family.model_type}"
+            raise InteropError(f"mtp_layers = {mtp_layers}, but {fields}: try --mtp-layers 0", [])
+        return replace(self, model=replace(self.model, mtp_layers=mtp_layers))
 
     def settings(self) -> dict[str, Any]:
         """The model's settings as a table: all but those that every run says for itself."""

@@ -21,7 +21,7 @@ from stretto.arguments.tuning import TuningConfig
 from stretto.interop.config import HfConfig
 from stretto.interop.errors import InteropError
 from stretto.interop.files import DTYPES, INDEX, SINGLE, TensorFiles
-from stretto.interop.names import FileTensor, Shapes, file_tensors
+from stretto.interop.names import FileTensor, Piece, Shapes, file_tensors, further_copies
 from stretto.tensor_parallel.lora import lora_of
 
 BESIDE: Final = (
@@ -91,7 +91,10 @@ class Named:
 
 def plan(config: HfConfig, shapes: Shapes, dtype: torch.dtype, like: Path | None) -> list[Named]:
     """What to write: all tensors in one dtype, or each in the one, and under the name, that it has in `like`."""
-    table = file_tensors(config.family.model_type, config.model, shapes)
+    table = [*file_tensors(config.family.model_type, config.model, shapes)]
+    for name, logical in further_copies(config.model).items():
+        shape = shapes[logical]
+        table.append(FileTensor(name, (Piece(logical, shape, 0, shape[0]),)))
     if like is None:
         return [Named(held, held.name, dtype) for held in table]
     with TensorFiles(like) as files:

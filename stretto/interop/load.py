@@ -6,7 +6,7 @@ the shares round (`share`). What a rank alone holds goes from the file into its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from stretto.exchange import all_gather_json, device_of
 from stretto.interop.config import HfConfig
 from stretto.interop.errors import InteropError
 from stretto.interop.files import DTYPES, TensorFiles
-from stretto.interop.names import BUFFERS, FileTensor, Shapes, file_tensors
+from stretto.interop.names import BUFFERS, EMBEDDING, FileTensor, Shapes, file_tensors, further_copies
 from stretto.interop.share import Key, Packet, Part, packets
 from stretto.layout.flat import Rectangle, overlap, rectangles
 from stretto.params import Slice
@@ -26,7 +26,6 @@ from stretto.world import Axis
 
 _SHOWN = 40
 
-EMBEDDING = "model.embed_tokens.weight"
 HEADS = ("lm_head.weight", "embed_out.weight")
 """What files may call a head. Some hold one that is tied a second time."""
 
@@ -46,8 +45,8 @@ def load_weights(directory: Path, config: HfConfig, shapes: Shapes, slices: Sequ
     """
     table = file_tensors(config.family.model_type, config.model, shapes)
     with TensorFiles(directory) as files:
-        copy = _copy(files, config)
-        names = _matched(files, table, copy, config.further)
+        copies = _copies(files, config)
+        names = _matched(files, table, copies, config.passed_over)
         numbers = {name: n for n, name in enumerate(shapes)}
         targets = {_key(part, numbers): part.tensor for part in slices}
         sources = {
@@ -57,8 +56,8 @@ def load_weights(directory: Path, config: HfConfig, shapes: Shapes, slices: Sequ
         }
         loading = _Loading(files, sources, targets, axis)
         loading.run()
-        if copy is not None:
-            loading.require_same(numbers[EMBEDDING], copy)
+        for copy, name in copies.items():
+            loading.require_same(numbers[name], copy)
         return loading.finish()
 
 
@@ -66,12 +65,13 @@ def require_weights(directory: Path, config: HfConfig, shapes: Shapes) -> None:
     """Raise InteropError as `load_weights` does before anything is read. No collective."""
     with TensorFiles(directory) as files:
         table = file_tensors(config.family.model_type, config.model, shapes)
-        _matched(files, table, _copy(files, config), config.further)
+        _matched(files, table, _copies(files, config), config.passed_over)
 
 
-def _copy(files: TensorFiles, config: HfConfig) -> str | None:
-    """A tied head that the files hold a second time."""
-    return next((name for name in HEADS if name in files.tensors), None) if config.model.tied else None
+def _copies(files: TensorFiles, config: HfConfig) -> dict[str, str]:
+    """What the files hold a second time, and of which tensor: a tied head, ends that further layers share."""
+    tied = dict.fromkeys(HEADS, EMBEDDING) if config.model.tied else {}
+    return {copy: name for copy, name in (tied | further_copies(config.model)).items() if copy in files.tensors}
 
 
 def _key(part: Slice, numbers: Mapping[str, int]) -> Key:
@@ -96,7 +96,7 @@ class _Loading:
         self.files, self.sources, self.targets, self.axis = files, sources, targets, axis
         said = all_gather_json(list(targets), axis)
         self.held: list[list[Key]] = [[(n, tuple(at), tuple(shape)) for n, at, shape in keys] for keys in said]
-        self.read, self.wrong = 0, ""
+        self.read, self.wrong, self.of = 0, "", ""
         self.error: InteropError | None = None
 
     def run(self) -> None:
@@ -119,11 +119,11 @@ class _Loading:
         self._wait()
 
     def require_same(self, number: int, copy: str) -> None:
-        """A tied head that the files hold as well must be the embedding; each byte of it is read once, too."""
+        """What the files hold once more must be the same; each byte of it is read once, too."""
         source = self.sources[number]
         other = _Source(source.held, source.n, copy)
         if self.files.tensors[copy].shape != source.held.shape:
-            self.wrong = copy
+            self.wrong, self.of = copy, source.name
             return
         mine = [[key for key in keys if key[0] == number] for keys in self.held]
         for packet in packets(mine, {number: DTYPES[self.files.tensors[copy].dtype].itemsize}):
@@ -139,14 +139,13 @@ class _Loading:
                 self._fill(other, offsets, found)
                 self._wait()
                 if not torch.equal(found, target):
-                    self.wrong = copy
+                    self.wrong, self.of = copy, source.name
 
     def finish(self) -> int:
         """Bytes that were read. Raises what went wrong on any rank."""
         if self.wrong and self.error is None:
-            what = f"{self.files.directory}: config.json ties the head to the embedding, but {self.wrong} is not "
-            name = next(s.name for s in self.sources.values() if s.held.pieces[s.n].logical == EMBEDDING)
-            self.error = InteropError(what + name, [])
+            what = f"{self.files.directory}: {self.wrong} must hold {self.of} once more, and does not"
+            self.error = InteropError(what, [])
         said = all_gather_json(str(self.error or ""), self.axis)
         if first := next(filter(None, said), ""):
             raise self.error or InteropError(first, [])
@@ -230,12 +229,12 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 def _matched(
-    files: TensorFiles, table: Sequence[FileTensor], copy: str | None, further: tuple[str, ...]
+    files: TensorFiles, table: Sequence[FileTensor], copies: Collection[str], passed_over: tuple[str, ...]
 ) -> Mapping[str, str]:
-    """The name in the files of each tensor that is wanted: all of them, and none is left over but a `copy` and those
-    whose names begin as `further` says."""
-    there = {name for name in files.tensors if not BUFFERS.search(name) and name != copy}
-    there = {name for name in there if not name.startswith(further)}
+    """The name in the files of each tensor that is wanted: all of them, and none is left over but `copies` and those
+    whose names begin as `passed_over` says."""
+    there = {name for name in files.tensors if not BUFFERS.search(name) and name not in copies}
+    there = {name for name in there if not name.startswith(passed_over)}
     names = {held.name: _name(held.name, there) for held in table}
     wrong = []
     for held in table:

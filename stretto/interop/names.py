@@ -128,6 +128,11 @@ _RENAMED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "qwen2_moe": _QWEN2,
     "gpt_oss": _GPT_OSS,
 }
+EMBEDDING: Final = "model.embed_tokens.weight"
+
+PREDICTS_FURTHER: Final = frozenset(("deepseek_v3", "glm4_moe"))
+"""Families whose files have layers that predict further tokens, behind the last one."""
+
 _STACKED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "gpt_neox": {"query_key_value": ("q_proj", "k_proj", "v_proj")},
     "gpt2": {"c_attn": ("q_proj", "k_proj", "v_proj")},
@@ -137,6 +142,13 @@ _TRANSPOSED: Final = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$|\.experts\.(ga
 
 BUFFERS: Final = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 """Names of what old files hold besides parameters: masks and frequencies, which follow from the configuration."""
+
+
+def further_copies(model: ModelConfig) -> dict[str, str]:
+    """What files hold once more in each layer that predicts further tokens, and which logical tensor it is."""
+    head = EMBEDDING if model.tied else "lm_head.weight"
+    names = (("embed_tokens", EMBEDDING), ("shared_head.head", head))
+    return {f"model.layers.{n}.{held}.weight": name for n in model.further_layers for held, name in names}
 
 
 def file_tensors(family: str, model: ModelConfig, shapes: Shapes) -> tuple[FileTensor, ...]:

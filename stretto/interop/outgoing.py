@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from stretto.arguments import Arguments
 from stretto.interop.adapter_in import begun_with
-from stretto.interop.config import HfConfig, read_config
+from stretto.interop.config import OF_THE_RUN, HfConfig, read_config
 from stretto.interop.errors import InteropError
 from stretto.interop.export import Merged, Named, Source, plan
 from stretto.interop.files import DTYPES
@@ -80,12 +80,15 @@ def _config(
     if like is None:
         config = write_config(args.model, seq_len=args.batch.seq_len, dtype=name, family=family)
         return config, config.raw
-    config = read_config(like)
-    ours = replace(args.model, dropout=config.model.dropout, init_std=config.model.init_std)
+    config = read_config(like).predicting(args.model.mtp_layers)
+    ours = replace(args.model, **{n: getattr(config.model, n) for n in OF_THE_RUN})
     if wrong := [
         f"{n} = {getattr(ours, n)}, there {x}" for n, x in vars(config.model).items() if getattr(ours, n) != x
     ]:
         raise InteropError(f"{like} is a model of another shape than the checkpoint", wrong)
+    raw = dict(config.raw)
+    if config.further > args.model.mtp_layers:  # what was left out is not said to be there
+        raw |= {key: args.model.mtp_layers for key in ("num_nextn_predict_layers", "num_mtp_layers") if key in raw}
     if dtype is None:
-        return config, config.raw
-    return config, {**{k: v for k, v in config.raw.items() if k != "torch_dtype"}, "dtype": name}
+        return config, raw
+    return config, {**{k: v for k, v in raw.items() if k != "torch_dtype"}, "dtype": name}

@@ -8,6 +8,7 @@ from stretto.arguments.model import ModelConfig
 from stretto.interop.config import FULL, OF_THE_RUN, SLIDING, HfConfig, understand
 from stretto.interop.errors import InteropError
 from stretto.interop.families import FAMILIES, GATED, PLAIN, Family
+from stretto.interop.names import PREDICTS_FURTHER
 from stretto.interop.rope import rope_fields
 
 
@@ -22,9 +23,9 @@ def write_config(model: ModelConfig, *, seq_len: int, dtype: str, family: str | 
     for candidate in FAMILIES.values() if family is None else [FAMILIES[family]]:
         raw = _fields(model, candidate, seq_len, dtype)
         try:
-            found = understand(raw, candidate, candidate.model_type)
+            found = understand(raw, candidate, candidate.model_type).predicting(model.mtp_layers)
         except InteropError as error:
-            tried.append(f"{candidate.model_type}: {'; '.join(error.reasons)[:200]}")
+            tried.append(f"{candidate.model_type}: {'; '.join(error.reasons or [str(error)])[:200]}")
             continue
         if differs := _differences(model, found.model):
             tried.append(f"{candidate.model_type}: {', '.join(differs)}")
@@ -62,10 +63,11 @@ def _fields(model: ModelConfig, family: Family, seq_len: int, dtype: str) -> dic
     fixed = {family.fixed["activation"]: "silu"} if "activation" in family.fixed else {}
     raw[family.activation] = (fixed or named).get(model.activation, model.activation)
     if family.latent:
-        raw |= {"qk_nope_head_dim": model.dim_per_head - model.dim_rotary, "num_nextn_predict_layers": 0}
-        raw |= {"head_dim": model.dim_rotary}
+        raw |= {"qk_nope_head_dim": model.dim_per_head - model.dim_rotary, "head_dim": model.dim_rotary}
     elif family.head_dim:
         raw["head_dim"] = model.dim_per_head
+    if family.latent or family.model_type in PREDICTS_FURTHER:
+        raw["num_nextn_predict_layers"] = model.mtp_layers
     if family.model_type == "deepseek_v2":
         raw["topk_method"] = "greedy" if model.router_groups == 1 else "group_limited_greedy"
     if family.model_type == "llama":

@@ -109,6 +109,7 @@ class Block(nn.Module):
         out_init = Init(std=config.init_std / (2 * config.layers) ** 0.5)
         before, after = config.norm_placement != "post", config.norm_placement != "pre"
         name, both = f"model.layers.{layer}", before and after
+        self.layer = layer
         self.windowed, self.parallel = config.window_of(layer) is not None, config.parallel_residual
 
         sparse = config.is_sparse(layer)

@@ -18,6 +18,7 @@ from stretto.models.block import Block, Rotations
 from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
 from stretto.models.frequencies import frequencies
+from stretto.models.further import FurtherBlock, shifted
 from stretto.models.norm import norm
 from stretto.models.offload import Offload
 from stretto.models.once_more import once_more
@@ -34,6 +35,7 @@ from stretto.tensor_parallel import (
     replicated,
     vocab_spec,
 )
+from stretto.tensor_parallel.layers import expect
 
 
 @dataclass(frozen=True)
@@ -96,32 +98,55 @@ class Transformer(nn.Module):
         terms: LossTerms = LossTerms(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__()
+        self.config = config
         self.model = Backbone(config, part, build, seq_len=seq_len, recompute=recompute, offload=offload, attend=attend)
         if part.last:
             if self.model.embed_tokens is not None:
                 embedding = self.model.embed_tokens.weight
-            name = "model.embed_tokens.weight" if config.tied else ""
+            head = _embedding(config) if config.tied else vocab_spec(config.vocab_size, config.hidden, _init(config))
             self.lm_head = VocabParallelHead(
-                _vocab(config, name),
-                build,
-                weight=embedding if config.tied else None,
-                softcap=config.logit_softcap,
-                terms=terms,
+                head, build, weight=embedding if config.tied else None, softcap=config.logit_softcap, terms=terms
             )
+            if config.mtp_layers:
+                shared = self.lm_head.weight if config.tied else embedding
+                self.next_embedding = VocabParallelEmbedding(_embedding(config), build, weight=shared)
+                for n in range(config.mtp_layers):  # each is a use of both, the first of the embedding is counted
+                    expect(self.lm_head.weight, build)
+                    if n:
+                        expect(self.next_embedding.weight, build)
 
     def sections(self) -> list[list[nn.Module]]:
-        """What is used together, in the order of the forward: embeddings, each block, final norm and head."""
+        """What is used together, in the order of the forward: embeddings, each block, final norm, head and what
+        predicts further tokens."""
         trunk = self.model
-        ends = ([trunk.embed_tokens, trunk.embed_positions], [trunk.norm, getattr(self, "lm_head", None)])
+        further = [getattr(self, "next_embedding", None), *trunk.further] if trunk.last else []
+        ends = ([trunk.embed_tokens, trunk.embed_positions], [trunk.norm, getattr(self, "lm_head", None), *further])
         first, last = ([module for module in end if module is not None] for end in ends)
-        return [each for each in (first, *([block] for block in trunk.layers.values()), last) if each]
+        return [each for each in (first, *([block] for block in trunk.blocks.values()), last) if each]
 
     def forward(self, x: Tensor | None, microbatch: Microbatch) -> Tensor:
         batch = microbatch.batch
         x = self.model(x, batch.tokens, microbatch.known_structure)
         if not self.model.last:
             return x
-        return self.lm_head.loss(x, batch.labels, batch.loss_mask.double() / microbatch.count)
+        loss = self.lm_head.loss(x, batch.labels, batch.loss_mask.double() / microbatch.count)
+        if not self.config.mtp_layers or not torch.is_grad_enabled():  # an evaluation is of the model alone
+            return loss
+        further = self._further(x, microbatch)
+        return loss + (further - further.detach())  # told is the loss of the next token
+
+    def _further(self, x: Tensor, microbatch: Microbatch) -> Tensor:
+        """The losses of the tokens after the next, weighted, []: of `x`, what the head reads."""
+        config, structure = self.config, microbatch.known_structure
+        share, total = config.mtp_loss / config.mtp_layers, torch.zeros((), dtype=torch.float64, device=x.device)
+        turns = self.model.turns(structure, x)
+        for block, (read, wanted, counts) in zip(self.model.further, shifted(microbatch.batch), strict=True):
+            embedded = self.model.scaled(self.next_embedding(read))
+            whole = self.model.recompute.get(block.layer) == BLOCK
+            inputs = (x, embedded, turns, structure)
+            x = once_more(block.further, *inputs) if whole else block.further(*inputs)
+            total = total + self.lm_head.loss(x, wanted, counts.double() * (share / microbatch.count))
+        return total
 
     def logits(self, tokens: Tensor, before: KeyValues | None = None) -> Tensor:
         """Next-token logits [s, b, V/t] of tokens [b, s]; the model must be whole.
@@ -152,13 +177,16 @@ class Backbone(nn.Module):
         self.config, self.last, self.recompute, self.offload = config, part.last, recompute, offload
         self._rotations: dict[tuple[int, torch.dtype, torch.device], Rotations] = {}
         learned = part.first and config.position == "learned"
-        self.embed_tokens = VocabParallelEmbedding(_vocab(config), build) if part.first else None
+        self.embed_tokens = VocabParallelEmbedding(_embedding(config, ""), build) if part.first else None
         self.embed_positions = Positions(config, build, seq_len) if learned else None
         self.dropout = Dropout(config.dropout, "model.embed_tokens", build) if part.first else None
         shared = BlockOps.of(config, build, attend)
-        self.layers = nn.ModuleDict(
-            {str(n): Block(config, build, n, shared.recomputing(recompute.get(n, NOTHING))) for n in part.layers}
-        )
+        ops = {n: shared.recomputing(recompute.get(n, NOTHING)) for n in (*part.layers, *config.further_layers)}
+        self.layers = nn.ModuleDict({str(n): Block(config, build, n, ops[n]) for n in part.layers})
+        self.blocks = dict(self.layers.items())
+        """Those of the model itself."""
+        self.further = [FurtherBlock(config, build, n, ops[n]) for n in config.further_layers if part.last]
+        self.layers.update({str(block.layer): block for block in self.further})  # as their names have it
         # What leaves the last block is kept: head and loss take it a piece at a time.
         self.norm = norm(config, build, replace(shared.norm, recompute=False)) if part.last else None
 
@@ -168,20 +196,16 @@ class Backbone(nn.Module):
         if structure is None:
             structure = Structure.of_tokens(tokens.shape[1], first=0 if before is None else before.length)
         if self.embed_tokens is not None:
-            x = self.embed_tokens(tokens)
-            if self.config.scale_embedding:  # by a number of the activations' dtype, as Gemma has it
-                x = x * torch.full((), self.config.hidden**0.5, dtype=x.dtype, device=x.device)
+            x = self.scaled(self.embed_tokens(tokens))
         if self.embed_positions is not None:
             x = self.embed_positions(x, structure)
         if x is None:
             raise ValueError("this stage does not hold the embedding: it must be called with an activation")
         if self.dropout is not None:
             x = self.dropout(x, structure)
-        turns = self._rotation(structure.length, x)
-        if turns is not None:
-            turns = turns.at(structure)
-        away, last = Offload(), len(self.layers) - 1
-        for n, (layer, block) in enumerate(self.layers.items()):
+        turns = self.turns(structure, x)
+        away, last = Offload(), len(self.blocks) - 1
+        for n, (layer, block) in enumerate(self.blocks.items()):
             if self.offload and before is None:
                 x = away(block, x, turns, structure, stays=n == last)
             elif self.recompute.get(int(layer)) == BLOCK and before is None:
@@ -192,6 +216,18 @@ class Backbone(nn.Module):
             return x
         normed: Tensor = self.norm(x).output
         return normed
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Embeddings as the first block takes them."""
+        if not self.config.scale_embedding:
+            return x
+        # By a number of the activations' dtype, as Gemma has it.
+        return x * torch.full((), self.config.hidden**0.5, dtype=x.dtype, device=x.device)
+
+    def turns(self, structure: Structure, like: Tensor) -> Rotations | None:
+        """Angles of the tokens that are here."""
+        found = self._rotation(structure.length, like)
+        return None if found is None else found.at(structure)
 
     def _rotation(self, seq_len: int, like: Tensor) -> Rotations | None:
         c, key = self.config, (seq_len, like.dtype, like.device)
@@ -229,6 +265,11 @@ class Positions(nn.Module):
         return x + F.embedding(structure.positions_of(self.rank, x.shape[0], x.device), self.weight)
 
 
-def _vocab(config: ModelConfig, name: str = "") -> ParamSpec:
-    init = Init(std=config.init_std)
-    return vocab_spec(config.vocab_size, config.hidden, init, tied=config.tied, name=name)
+def _init(config: ModelConfig) -> Init:
+    return Init(std=config.init_std)
+
+
+def _embedding(config: ModelConfig, name: str = "model.embed_tokens.weight") -> ParamSpec:
+    """Of the embedding; elsewhere than in its own place it has its name."""
+    shared = config.shared_embedding
+    return vocab_spec(config.vocab_size, config.hidden, _init(config), tied=shared, name=name)

@@ -25,7 +25,7 @@ from stretto.world import Axis
 _MULTIPLE = 8  # rows of a chunk: matrix units want sizes that are multiples of 8 in bf16
 
 
-def vocab_spec(vocab: int, hidden: int, init: Init, *, tied: bool, name: str = "") -> ParamSpec:
+def vocab_spec(vocab: int, hidden: int, init: Init, *, tied: bool = False, name: str = "") -> ParamSpec:
     """The spec of a [vocab, hidden] matrix; a tied one is held, and gets gradients, on both end stages."""
     return ParamSpec(
         (vocab, hidden),
@@ -38,17 +38,16 @@ def vocab_spec(vocab: int, hidden: int, init: Init, *, tied: bool, name: str = "
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Rows of the embedding for tokens [b, s] -> [s(/t), b, h]; each rank looks up what its rows cover."""
+    """Rows of the embedding for tokens [b, s] -> [s(/t), b, h]; each rank looks up what its rows cover.
 
-    def __init__(
-        self,
-        spec: ParamSpec,
-        build: Build,
-    ) -> None:
+    `weight` is another module's on the same rank, which declares it.
+    """
+
+    def __init__(self, spec: ParamSpec, build: Build, weight: nn.Parameter | None = None) -> None:
         super().__init__()
         self.build = build
         self.start, self.rows = _rows(spec, build.tp)
-        self.weight = declare_on(self, "weight", spec, build)
+        self.weight = declare_on(self, "weight", spec, build) if weight is None else weight
         # A rank that is alone has all rows, and is spared a mask.
         self.look_up = build.fuse(_look_up) if build.tp.size > 1 else _look_up_all
         self.only = build.fuse(_only) if build.tp.size > 1 else _all

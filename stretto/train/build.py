@@ -20,7 +20,7 @@ from stretto.context_parallel import ContextAttention
 from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, MuonRule, Rule, SGDRule
 from stretto.estimate import stage_costs, stage_layers
 from stretto.estimate.context import comm_of
-from stretto.estimate.recompute import policy_of
+from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.experts import Balance, expert_axes, routers_of
 from stretto.interop.shapes import logical_shapes
 from stretto.kernels import hand_written
@@ -82,14 +82,14 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     made_here: dict[int, Transformer] = {}
 
     def make(s: int) -> Transformer:
-        # A tied embedding whose two ends meet on this rank is one parameter.
+        # A shared embedding whose two ends meet on this rank is one parameter.
         first = made_here[0].model.embed_tokens if 0 in made_here else None
         made_here[s] = Transformer(
             args.model,
             parts[s],
             place,
             seq_len=seq_len,
-            recompute=dict(zip(parts[s].layers, policy_of(args, s), strict=True)),
+            recompute=dict(zip(parts[s].layers, policy_of(args, s), strict=True)) | policy_of_further(args),
             offload=offload,
             attend=attend,
             embedding=None if first is None else first.weight,
@@ -172,7 +172,7 @@ def sequence_cut(args: Arguments, state: ParallelState) -> SequenceCut:
     """How rows are dealt to the ranks of cp."""
     cp, p = state.axis("cp"), args.parallel
     windows = tuple(args.model.window_of(layer) for layer in range(args.model.layers))
-    return SequenceCut(cp.rank, cp.size, p.tp if p.sequence_parallel else 1, windows)
+    return SequenceCut(cp.rank, cp.size, p.tp if p.sequence_parallel else 1, windows, args.model.mtp_layers)
 
 
 def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:

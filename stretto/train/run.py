@@ -197,7 +197,8 @@ def profiled(args: Arguments, built: Built) -> Iterator[Callable[[int], object]]
 def require_init(args: Arguments) -> None:
     """Raise InteropError where the Hugging Face model to begin with does not fit. No collective."""
     directory, adapter = begun_with(args.checkpoint.init_from or "")
-    require_weights(directory, read_config(directory), logical_shapes(args.model, args.batch.seq_len))
+    config = read_config(directory).predicting(args.model.mtp_layers)
+    require_weights(directory, config, logical_shapes(args.model, args.batch.seq_len))
     if adapter is not None:
         require_adapter(adapter, adapter_shapes(args.model, args.batch.seq_len, args.tuning))
 
@@ -208,7 +209,7 @@ def init_from(args: Arguments, built: Built) -> None:
     Raises InteropError.
     """
     directory, adapter = begun_with(args.checkpoint.init_from or "")
-    config = read_config(directory)
+    config = read_config(directory).predicting(args.model.mtp_layers)
     shapes = logical_shapes(args.model, args.batch.seq_len)
     weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
     named = [replace(s, name=s.name.removeprefix("model/")) for s in weights]

@@ -98,6 +98,8 @@ def combination(args: Arguments) -> Combination:
         other += ("post_validate",)
     if args.optimizer.masters != "fp32":
         other += (f"masters={args.optimizer.masters}",)
+    if args.model.mtp_layers:
+        other += (f"mtp_layers={args.model.mtp_layers}",)
     if r.ffn_chunks > 1:
         other += (f"ffn_chunks={r.ffn_chunks}",)
     if r.fp8 != "none":

@@ -122,6 +122,8 @@ def test_what_has_no_like_among_the_flags_of_experts_is_rejected() -> None:
         ("--lr-decay-style WSD --lr-wsd-decay-iters 7 --lr-wsd-decay-style linear", {"optimizer.cooldown_steps": 7}),
         ("--distributed-timeout-minutes 2", {"run.timeout": 120.0}),
         ("--seed=7", {"run.seed": 7}),
+        ("--mtp-num-layers 1", {"model.mtp_layers": 1, "model.mtp_loss": 0.1}),
+        ("--mtp-num-layers 2 --mtp-loss-scaling-factor 0.3", {"model.mtp_layers": 2, "model.mtp_loss": 0.3}),
         ("--use-distributed-optimizer --overlap-param-gather", {"parallel.sharding": "zero1"}),
         ("--use-torch-fsdp2", {"parallel.sharding": "fsdp"}),
         ("--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads", {"parallel.sharding": "zero2"}),

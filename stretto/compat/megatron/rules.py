@@ -195,6 +195,15 @@ def _sharding(g: Given) -> Iterator[Setting]:
         yield "parallel.sharding", "zero1", whole
 
 
+def _further(g: Given) -> Iterator[Setting]:
+    """Multi-token prediction; the weight of its losses has another default there."""
+    layers, weight = "--mtp-num-layers", "--mtp-loss-scaling-factor"
+    if layers not in g:
+        return
+    yield "model.mtp_layers", positive(g, layers), layers
+    yield "model.mtp_loss", number(g, weight) if weight in g else 0.1, weight if weight in g else f"no {weight}"
+
+
 _STRATEGIES = {"no_shard": "none", "optim": "zero1", "optim_grads": "zero2", "optim_grads_params": "fsdp"}
 _LENGTHS = tuple(f"{name}-{unit}" for name in ("--train", "--lr-decay", "--lr-warmup") for unit in ("iters", "samples"))
 
@@ -231,6 +240,7 @@ COMPUTED: Mapping[Rule, tuple[str, ...]] = {
     _clock: ("--distributed-timeout-minutes", "--exit-duration-in-mins"),
     optimizer: OPTIMIZER_FLAGS,
     experts: EXPERT_FLAGS,
+    _further: ("--mtp-num-layers", "--mtp-loss-scaling-factor"),
     _sharding: (
         "--use-distributed-optimizer",
         "--use-megatron-fsdp",

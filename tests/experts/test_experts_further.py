@@ -1,0 +1,48 @@
+"""Layers that predict further tokens, in layouts: gradients, updates and loss are those of one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from experts_models import LATENT, QWEN2, arguments, prove
+
+from stretto.arguments.schema import DataConfig
+from stretto.batch import Batch
+from stretto.testing import Pool
+
+SP = {"sequence_parallel": True}
+CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ({**LATENT, "mtp_layers": 2}, {"tp": 2, "pp": 2, "ep": 2, **SP}, {"recompute": "selective"}),
+    ({**QWEN2, "tied": True, "mtp_layers": 1}, {"pp": 2, "vpp": 2, "schedule": "zbv", "dp": 2, "sharding": "zero1"}, {}),
+    ({**LATENT, "mtp_layers": 1}, {"cp": 2, "dp": 2, "ep": 2, "sharding": "fsdp"}, {"recompute": "block"}),
+    ({"experts": 0, "expert_ffn": None, "mtp_layers": 2, "scale_embedding": True}, {"cp": 2, "pp": 2}, {}),
+]
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize(("model", "parallel", "run"), CASES, ids=[" ".join(c[1]) for c in CASES])
+def test_a_layout_equals_one_process(
+    pool: Pool, model: dict[str, Any], parallel: dict[str, Any], run: dict[str, Any]
+) -> None:
+    """Catches labels shifted after the sequence was cut; an embedding whose gradient is that of one end; routers behind
+    the last layer that are not balanced; a join that tensor-parallel ranks do not add up."""
+    args = arguments(model, run=run, **parallel)
+    prove(pool, replace(args, data=replace(DataConfig(), packing="cp" in parallel)))
+
+
+@pytest.mark.gloo
+def test_further_labels_stay_in_row_and_document() -> None:
+    """Catches a label of the next document, one beyond the end of the row, and a mask of the wrong place."""
+    tokens = torch.arange(6)[None]
+    mask = torch.tensor([[True, True, False, True, False, True]])
+    starts = torch.tensor([[0, 0, 0, 3, 3, 3]])
+    batch = Batch(tokens, tokens + 1, mask, starts=starts).with_further(2)
+    assert batch.further is not None
+    assert batch.further.tolist() == [[[2, ~3, ~4, ~5, 6, ~0], [~3, ~4, ~5, 6, ~0, ~0]]]
+    assert batch.rows(slice(0, 1)).further is not None
+    plain = Batch(tokens, tokens + 1, mask).with_further(1)
+    assert plain.further is not None
+    assert plain.further.tolist() == [[[2, ~3, 4, ~5, 6, ~0]]]
