@@ -116,6 +116,7 @@ class Transformers:
             self.directory, dtype=torch.float32, attn_implementation=self.attention
         )
         model.config.use_cache = False
+        model.get_input_embeddings().padding_idx = None  # Gemma's token 0 has no gradient else, and rows are random
         model = model.to(self.device).train()
         self.masters = Masters(model, dtype=torch.bfloat16 if job.dtype == "bf16" else torch.float32, lr=job.lr)
         self.model, self.rows = model, Rows(job, 0)

@@ -133,8 +133,10 @@ class SequenceCut:
         assert structure.places is not None
         index = structure.places.t().expand(rows, -1)
         own = (_taken(batch.tokens, index, 0), _taken(batch.labels, index, 0), _taken(batch.loss_mask, index, False))
-        further = None if batch.further is None else [_taken(each, index, -1) for each in batch.further.unbind(1)]
-        return Batch(*own, batch.samples, further=further and torch.stack(further, 1)), structure
+        further = batch.further
+        if further is not None:
+            further = torch.stack([_taken(each, index, -1) for each in further.unbind(1)], 1)
+        return Batch(*own, batch.samples, further=further), structure
 
     def _structure(self, batch: Batch) -> Structure:
         """Rows without documents are all alike, whatever is in them: what is known of them is found once."""

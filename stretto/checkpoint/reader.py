@@ -1,7 +1,7 @@
 """Read the blocks that this rank needs, each compared with its checksum.
 
 A flipped bit is an error that names the file, not a model that is slightly wrong. Blocks are read, compared and copied
-by several threads at once, so that the disk has always something to do. A block that is whole rows of one tensor is read
+by several threads at once, so that the disk has always something to do. A block of whole rows of one tensor is read
 where it belongs; any other through the thread's own buffer, so memory stays small however large a piece is.
 """
 
@@ -63,7 +63,9 @@ def read_pieces(path: Path, reads: Iterable[tuple[index.Tensor, Piece, Slice]]) 
                 stream.close()
             streams.clear()
             # Whatever is asked for is read: a buffer of Python's own would be one copy more.
-            streams[block.file] = (path / block.file).open("rb", 0) if is_local(path) else (path / block.file).open("rb")
+            streams[block.file] = (
+                (path / block.file).open("rb", 0) if is_local(path) else (path / block.file).open("rb")
+            )
             opened.append(streams[block.file])
         buffer: Tensor | None = getattr(held, "buffer", None)
         if buffer is None or len(buffer) < block.length:

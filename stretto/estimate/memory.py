@@ -85,7 +85,7 @@ def ledger(args: Arguments, stage: int) -> Ledger:
     moved, moved_part = (sum(n for n, t in zip(each, trained, strict=True) if t) for each in (flats, parts))
     sections = [{tensors[n].section for n in group} for group in groups]
     used = [sum(f for f, s in zip(flats, sections, strict=True) if n in s) for n in range(_sections(args, stage))]
-    # A shared embedding on a stage with both ends: used by the last section too, and its gradient fills all the way back.
+    # A shared embedding on a stage with both ends: used by the last section too; its gradient fills all the way back.
     both = args.model.shared_embedding and args.parallel.pp == 1
     tied = sum(f for f, group in zip(flats, groups, strict=True) if both and tensors[group[0]].kind[0] == "embedding")
     used[-1:] = [used[-1] + tied] if used else []

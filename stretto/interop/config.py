@@ -77,7 +77,7 @@ _LEFT_OUT = MappingProxyType(
     {
         **dict.fromkeys(TRAINING, "is not taken over: say --dropout for this run"),
         **dict.fromkeys(("router_aux_loss_coef", "aux_loss_alpha"), _BALANCE),
-        "num_nextn_predict_layers": "layers that predict further tokens are left out unless --mtp-layers says otherwise",
+        "num_nextn_predict_layers": "layers that predict further tokens are left out unless --mtp-layers is said",
     }
 )
 """Numbers that are told of, and what with them."""

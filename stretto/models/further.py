@@ -36,14 +36,14 @@ class FurtherBlock(Block):
         self.enorm, self.hnorm = (norm(config, build, kept) for _ in range(2))
         # Every tensor-parallel rank computes all of it, of its part of the sequence.
         self.join = Latents(2 * config.hidden, [Projection("eh_proj", config.hidden)], build, Init(std=config.init_std))
-        self.shared_head = nn.ModuleDict({"norm": norm(config, build, kept)})
+        last = norm(config, build, kept)
+        self.shared_head = nn.ModuleDict({"norm": last})
+        self._last = last.now
 
     def further(self, x: Tensor, embedded: Tensor, rotations: Rotations | None, structure: Structure) -> Tensor:
-        """What predicts one token further than `x` does, [s(/t), b, h], from the tokens between, `embedded` likewise."""
+        """What predicts one token further than `x` does, [s(/t), b, h], with the token between, `embedded` likewise."""
         joined = self.join(torch.cat([self.enorm.now(embedded), self.hnorm.now(x)], -1))
-        last = self.shared_head["norm"]
-        out: Tensor = last.now(self(joined, rotations, structure))
-        return out
+        return self._last(self(joined, rotations, structure))
 
 
 def shifted(batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -16,7 +16,11 @@ from stretto.testing import Pool
 SP = {"sequence_parallel": True}
 CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({**LATENT, "mtp_layers": 2}, {"tp": 2, "pp": 2, "ep": 2, **SP}, {"recompute": "selective"}),
-    ({**QWEN2, "tied": True, "mtp_layers": 1}, {"pp": 2, "vpp": 2, "schedule": "zbv", "dp": 2, "sharding": "zero1"}, {}),
+    (
+        {**QWEN2, "tied": True, "mtp_layers": 1},
+        {"pp": 2, "vpp": 2, "schedule": "zbv", "dp": 2, "sharding": "zero1"},
+        {},
+    ),
     ({**LATENT, "mtp_layers": 1}, {"cp": 2, "dp": 2, "ep": 2, "sharding": "fsdp"}, {"recompute": "block"}),
     ({"experts": 0, "expert_ffn": None, "mtp_layers": 2, "scale_embedding": True}, {"cp": 2, "pp": 2}, {}),
 ]

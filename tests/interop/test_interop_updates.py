@@ -1,8 +1,7 @@
 """Updates against torch's AdamW on the code of transformers, in fp64: the loss after each, and all weights.
 
-In fp32 losses after an update are no sharp test. AdamW's first update is lr * g / (|g| + eps), so where a gradient is
-all rounding its sign is, too: a tied embedding has many such elements, and Gemma multiplies it by the root of the width
-on the way in.
+In fp32 losses after an update are no sharp test: AdamW's first is lr * g / (|g| + eps), which has the sign of a gradient
+that is all rounding.
 """
 
 from __future__ import annotations
@@ -32,9 +31,8 @@ STEPS, LR, DECAY = 3, 3e-2, 0.1
 @pytest.mark.gloo
 @pytest.mark.parametrize("name", ["gemma3", "llama3"])
 def test_updates_are_those_of_torch(name: str, tmp_path: Path) -> None:
-    """Faults that it catches: norms that decay, in whatever form they hold their weight; a tied matrix that does not;
-    a norm that is clipped by without the part of a tied head; windows, softcaps and scales that hold at the first
-    weights alone."""
+    """Catches norms that decay, in whatever form they hold their weight, a tied matrix that does not, and a gradient's
+    norm that counts it twice."""
     model = oracle.build(name)
     with oracle.in_fp64():
         oracle.save(model, tmp_path, torch.float64)
@@ -73,3 +71,22 @@ def theirs(model: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
     return losses, oracle.weights_of(model)
+
+
+@pytest.mark.gloo
+def test_what_transformers_does_not_train_of_its_padding_token() -> None:
+    """Its embedding has a `padding_idx` where config.json names a pad_token_id, as Gemma's does (0): who reads that token
+    gives no gradient there. A run here has no padding, so the token is one like any other. All else is the same."""
+    model = oracle.build("gemma3")
+    embedding, padding = model.get_input_embeddings(), int(oracle.rows()[0][1, 0])
+    embedding.padding_idx = None
+    _, loss, grads = oracle.run(model)
+    embedding.padding_idx = padding
+    _, same, theirs = oracle.run(model)
+    assert loss == same
+    differ = {
+        n: (theirs[n] - g).abs().flatten(1).amax(1).nonzero().flatten().tolist()
+        for n, g in grads.items()
+        if g.dim() > 1
+    }
+    assert {n: rows for n, rows in differ.items() if rows} == {"model.embed_tokens.weight": [padding]}
