@@ -21,8 +21,6 @@ from stretto.interop.families import FAMILIES, GATED, PLAIN, Family
 from stretto.interop.fields import NEUTRAL, ONLY, TRAINING
 from stretto.interop.names import PREDICTS_FURTHER
 from stretto.interop.rope import rope_settings
-from stretto.interop.windows import FULL as FULL
-from stretto.interop.windows import SLIDING as SLIDING
 from stretto.interop.windows import window_settings
 from stretto.reading import UnreadableError
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from stretto.arguments.model import ModelConfig
-from stretto.interop.config import FULL, OF_THE_RUN, SLIDING, HfConfig, understand
+from stretto.interop.config import OF_THE_RUN, HfConfig, understand
 from stretto.interop.errors import InteropError
 from stretto.interop.families import FAMILIES, GATED, PLAIN, Family
 from stretto.interop.names import PREDICTS_FURTHER
 from stretto.interop.rope import rope_fields
+from stretto.interop.windows import FULL, SLIDING
 
 
 def write_config(model: ModelConfig, *, seq_len: int, dtype: str, family: str | None = None) -> HfConfig:

@@ -165,19 +165,19 @@ class Session:
 
 
 @contextmanager
-def build(args: Arguments, layout: Layout, world: World) -> Iterator[Session]:
+def build(args: Arguments, layout: Layout, world: World, *, draw: bool = True) -> Iterator[Session]:
     """The model of `args` in `layout` on the ranks of `world`, ready to inspect; gone at the end.
 
     `args.parallel` gives way to the layout; sequence parallelism, schedule and bucket size stay as they are. What
     passes through the modules is looked at, so no microbatch is a CUDA graph. Raises ConfigError where `args` in
-    that layout break a rule.
+    that layout break a rule. Without `draw` weights are zeros, which somebody fills.
     """
     validated_in(args, layout)
     args = in_layout(args, layout)
     args = replace(args, run=replace(args.run, cuda_graphs=False))
     axes, options = axes_of(args, layout), group_options(args, layout)
     with ParallelState.build(layout, world, timeout=args.run.timeout, axes=axes, options=options) as state:
-        built = build_run(args, state)
+        built = build_run(args, state, draw=draw)
         try:
             yield Session(args, state, built)
         finally:

@@ -88,7 +88,7 @@ def test_it_predicts_as_transformers_says_and_learns(gemma: Path) -> None:
         tuning=TuningConfig(lora_rank=4, lora_targets=("q", "v")),
     )
     args = replace(args, checkpoint=replace(args.checkpoint, init_from=str(gemma)))
-    with build(args, Layout.of(), World.single()) as session:
+    with build(args, Layout.of(), World.single(), draw=False) as session:
         init_from(args, session.built)
         assert session.evaluate(text) == pytest.approx(theirs, rel=1e-5)
         outgoing = Outgoing.of(args)
@@ -100,7 +100,7 @@ def test_it_predicts_as_transformers_says_and_learns(gemma: Path) -> None:
         assert losses[-1] < losses[0]
         print(f"transformers {theirs:.6f}; with adapters of q and v {losses}")
     whole = replace(args, tuning=TuningConfig())
-    with build(whole, Layout.of(), World.single()) as session:
+    with build(whole, Layout.of(), World.single(), draw=False) as session:
         init_from(whole, session.built)
         losses = [session.step(text)[0] for _ in range(3)]
         assert losses[0] == pytest.approx(theirs, rel=1e-5)

@@ -48,7 +48,7 @@ def test_updates_are_those_of_torch(name: str, tmp_path: Path) -> None:
     tokens, labels, mask = oracle.rows()
     batch = Batch(tokens, labels, mask, torch.arange(oracle.ROWS))
     named = plan(config, logical_shapes(config.model, oracle.SEQ), torch.float64, tmp_path)
-    with build(args, Layout.of(), World.single()) as session:
+    with build(args, Layout.of(), World.single(), draw=False) as session:
         init_from(args, session.built)
         for n in range(STEPS):
             loss, _ = session.step(batch)
