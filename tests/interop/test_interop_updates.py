@@ -1,6 +1,6 @@
 """Updates against torch's AdamW on the code of transformers, in fp64: the loss after each, and all weights.
 
-In fp32 losses after an update are no sharp test: AdamW's first is lr * g / (|g| + eps), which has the sign of a gradient
+In fp32 losses after an update are no sharp test: AdamW's first is lr * g / (|g| + eps), with the sign of a gradient
 that is all rounding.
 """
 
