@@ -75,8 +75,8 @@ def theirs(model: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 @pytest.mark.gloo
 def test_what_transformers_does_not_train_of_its_padding_token() -> None:
-    """Its embedding has a `padding_idx` where config.json names a pad_token_id, as Gemma's does (0): who reads that token
-    gives no gradient there. A run here has no padding, so the token is one like any other. All else is the same."""
+    """Its embedding has a `padding_idx` where config.json names a pad_token_id, as Gemma's does (0): that token has no
+    gradient from where it is read. Here it is a token like any other. All else is the same."""
     model = oracle.build("gemma3")
     embedding, padding = model.get_input_embeddings(), int(oracle.rows()[0][1, 0])
     embedding.padding_idx = None
