@@ -2,7 +2,8 @@
 
     python -m benchmarks.checkpoints save [--gib 0.5] [--repeat 3]     beside torch.distributed.checkpoint's async_save
     python -m benchmarks.checkpoints save --device cuda --gib 16 --repeat 1    from a GPU, beside steps of training
-    python -m benchmarks.checkpoints load [--gib 0.5] [--repeat 3]     in another layout, as a share of the disk's rate
+    python -m benchmarks.checkpoints load [--gib 0.5] [--repeat 3]     in another layout, as a share of the disk's rate;
+                                                                       seconds of the processor, for each GB of the file
 
 What metadata costs at many ranks: `benchmarks.checkpoint_metadata`.
 
@@ -127,48 +128,46 @@ def _finished(response: Any) -> None:
 def loads(gib: float, repeat: int, scratch: Path | None) -> dict[str, Any]:
     """One rank of two reads its half, cut along the other dim than it was written."""
     held = tensors(gib)
-    rows = []
+    found: dict[str, list[tuple[float, float]]] = {}
     with folder(scratch) as where:
         path = save(where, 1, slices(held), {}, HERE)
         (file,) = path.glob("*.distcp")
-        whole = {name: torch.empty_like(x) for name, x in held.items()}
-        half = [Slice(n, torch.empty(ROWS, WIDTH // 2), (ROWS, WIDTH), (0, WIDTH // 2), True) for n in held]
-        for _ in range(repeat):
-            _forget(file)
-            began = time.perf_counter()
+        size = file.stat().st_size
+        whole = {name: torch.ones_like(x) for name, x in held.items()}
+        half = [Slice(n, torch.ones(ROWS, WIDTH // 2), (ROWS, WIDTH), (0, WIDTH // 2), True) for n in held]
+        state = {name: torch.ones_like(x) for name, x in held.items()}
+
+        def disk() -> None:
             with file.open("rb", buffering=0) as stream:
                 buffer = bytearray(2**23)
                 while stream.readinto(buffer):
                     pass
-            disk = file.stat().st_size / (time.perf_counter() - began)
-            seconds = []
-            for wanted in (slices(whole), half):
-                _forget(file)
-                began = time.perf_counter()
-                load(path, wanted, HERE)
-                seconds.append(time.perf_counter() - began)
-            state = {name: torch.empty_like(x) for name, x in held.items()}
-            _forget(file)
-            began = time.perf_counter()
+
+        def torchs() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 dcp.load(state, checkpoint_id=path, no_dist=True)
-            torchs = time.perf_counter() - began
-            size = file.stat().st_size
-            rows.append([disk / 1e9, *(size / s / 1e9 for s in (*seconds, torchs))])
-        same = all(torch.equal(whole[name], held[name]) for name in held)
+
+        ways: dict[str, Callable[[], Any]] = {
+            "disk": disk,
+            "stretto_same_layout": lambda: load(path, slices(whole), HERE),
+            "stretto_other_layout": lambda: load(path, half, HERE),
+            "torch_dcp_load": torchs,
+        }
+        for _ in range(repeat):  # in turns: a slow minute of the machine is one of all
+            for name, way in ways.items():
+                _forget(file)
+                began, cpu = time.perf_counter(), time.process_time()
+                way()
+                found.setdefault(name, []).append((time.perf_counter() - began, time.process_time() - cpu))
+        same = all(torch.equal(x[name], held[name]) for x in (whole, state) for name in held)
         same &= all(torch.equal(s.tensor, held[s.name][:, WIDTH // 2 :]) for s in half)
-    disk, ours, cut, torchs = (statistics.median(column) for column in zip(*rows, strict=True))
-    share = statistics.median(row[2] / row[0] for row in rows)
-    return {
-        "bytes": file.stat().st_size if file.exists() else sum(x.nbytes for x in held.values()),
-        "equal": same,
-        "disk_GB_per_s": disk,
-        "stretto_same_layout_GB_per_s": ours,
-        "stretto_other_layout_GB_per_s": cut,
-        "torch_dcp_load_GB_per_s": torchs,
-        "other_layout_share_of_disk": share,
-    }
+    share = [d / own for (d, _), (own, _) in zip(found["disk"], found["stretto_other_layout"], strict=True)]
+    said: dict[str, Any] = {"bytes": size, "equal": same, "load_average": os.getloadavg()}
+    for name, each in found.items():
+        seconds, cpu = (statistics.median(column) for column in zip(*each, strict=True))
+        said |= {f"{name}_GB_per_s": size / seconds / 1e9, f"{name}_cpu_s_per_GB": cpu / size * 1e9}
+    return said | {"other_layout_share_of_disk": statistics.median(share)}
 
 
 def _forget(file: Path) -> None:

@@ -31,7 +31,7 @@ from stretto.train.run import init_from
 from stretto.verify.session import build
 from stretto.world import World
 
-pytestmark = [pytest.mark.gloo, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.gloo, pytest.mark.timeout(1800)]
 
 TEXT = """The Eiffel Tower is a wrought-iron lattice tower in Paris, France. It is named after the engineer Gustave
 Eiffel, whose company designed and built the tower from 1887 to 1889. Water boils at a hundred degrees Celsius at sea
@@ -96,7 +96,7 @@ def test_it_predicts_as_transformers_says_and_learns(gemma: Path) -> None:
             if name in before:
                 assert torch.equal(x, before[name]), name
         session.args = replace(args, optimizer=replace(args.optimizer, lr=2e-3))
-        losses = [session.step(text)[0] for _ in range(4)]
+        losses = [session.step(text)[0] for _ in range(3)]
         assert losses[-1] < losses[0]
         print(f"transformers {theirs:.6f}; with adapters of q and v {losses}")
     whole = replace(args, tuning=TuningConfig())
