@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,9 @@ from stretto.reading import UnreadableError, read_bytes
 
 _LARGEST = 2**28
 """Bytes of a tokenizer.json: those of the largest vocabularies have some 2**25."""
+
+_BATCH = 2**17
+"""Characters that the library gets at a time: it makes some hundred bytes of a token, which then stay in the cache."""
 
 
 class Tokenizer(Protocol):
@@ -131,13 +134,16 @@ class FileTokenizer:
     def encode_all(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         # Special tokens are what a chat or a classifier wraps around a text; the store puts the `eod`s itself. The one
         # with which a text begins is another matter: a model that was trained with it is lost without.
-        try:
-            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # the Rust side again: a vocabulary of words without the token that it needs
-            raise DataError(
-                f"the tokenizer cannot encode the text ({error}): use another, or data.tokenizer=byte"
-            ) from error
-        return [np.array([*self._begin, *encoding.ids], dtype=np.int64) for encoding in found]
+        found: list[NDArray[np.int64]] = []
+        for some in _batches(texts):
+            try:
+                encodings = self._tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            except Exception as error:  # the Rust side again: a vocabulary of words without the token that it needs
+                raise DataError(
+                    f"the tokenizer cannot encode the text ({error}): use another, or data.tokenizer=byte"
+                ) from error
+            found += [np.array(self._begin + encoding.ids, dtype=np.int64) for encoding in encodings]
+        return found
 
     def placed(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids [n] of a text in which special tokens are such, and the character with which each begins."""
@@ -152,6 +158,20 @@ class FileTokenizer:
         ids = np.asarray(ids, dtype=np.int64)
         shown = ids[~np.isin(ids, [self.eod, *self._begin])]
         return str(self._tokenizer.decode(shown.tolist(), skip_special_tokens=False))
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in lists of about `_BATCH` characters."""
+    some: list[str] = []
+    size = 0
+    for text in texts:
+        some.append(text)
+        size += len(text)
+        if size >= _BATCH:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def load_tokenizer(name: str) -> Tokenizer:
