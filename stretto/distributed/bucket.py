@@ -187,10 +187,13 @@ class Bucket(Arrivals):
         self._fresh.discard(param)
         self._without.discard(param)
 
-    def arrived(self, param: nn.Parameter) -> None:
-        """Every gradient of `param` in this backward was added."""
+    def look(self, param: nn.Parameter) -> None:
+        """Tell who watches that a microbatch has added to the gradient of `param`."""
         if self.watch is not None and not self.frozen:
             self.watch(self._name(param), self.view(self.grads, param))
+
+    def arrived(self, param: nn.Parameter) -> None:
+        """Every gradient of `param` in this backward was added."""
         if self._waiting is not None:
             self._waiting.discard(param)
 

@@ -264,6 +264,7 @@ class DataParallel(Progress):
         bucket = self._home[param]
         bucket.add(param, lambda total, first_microbatch: total.copy_(grad) if first_microbatch else total.add_(grad))
         param.grad = None
+        bucket.look(param)
         bucket.arrived(param)
         self._send_full()
 
