@@ -123,6 +123,7 @@ class Optimizer:
     @torch.no_grad()
     def step(self, lr: float, scale: Tensor | None = None) -> None:
         """Update masters and parameters from `scale` [] times the buckets' gradients."""
+        self.weights.require_summed()
         self.steps += 1
         self._masters.forget()
         factor = 1.0 if scale is None else scale

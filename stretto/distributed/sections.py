@@ -75,6 +75,7 @@ class Sections:
         self._hooks: list[RemovableHandle] = [
             module.register_forward_pre_hook(self._stage_begins),
             module.register_forward_hook(self._stage_ends),
+            module.register_state_dict_pre_hook(self._read),
         ]
         for n, modules in enumerate(sections):
             for each in modules:
@@ -97,6 +98,13 @@ class Sections:
         """Take the hooks off."""
         for hook in self._hooks:
             hook.remove()
+
+    def _read(self, *_: Any) -> None:
+        """Raise RuntimeError where the weights have no memory: who reads it ends the process."""
+        if not all(bucket.whole for used in (self._always, *self.uses) for bucket in used):
+            raise RuntimeError(
+                "weights are sharded: take the state_dict within `with sharded.whole():`, on all ranks together"
+            )
 
     def _stage_begins(self, _module: nn.Module, _args: Any) -> None:
         self._backward, self._at, self._pass = False, None, _Pass()

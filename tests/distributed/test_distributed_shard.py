@@ -63,6 +63,28 @@ def test_an_ordinary_loop_is_that_of_one_process(pool: Pool, ranks: int) -> None
                 torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-12, msg=f"{mode} {name}")
 
 
+def test_what_would_part_replicas_or_end_the_process_is_an_error(pool: Pool) -> None:
+    """An update from gradients that nobody summed; a state_dict of weights that have no memory."""
+    for early, unread in pool.run(2, _misused):
+        assert "finish() of the weights comes before step()" in early
+        assert "take the state_dict within `with sharded.whole():`" in unread
+
+
+def _misused(world: World) -> tuple[str, str]:
+    net = model()
+    with ParallelState.build(Layout.of(dp=world.size), world) as state, shard(net, state) as sharded:
+        optimizer = sharded.optimizer(SGDRule(0.0, 0.0))
+        net(rows(0)).mean().backward()
+        with pytest.raises(RuntimeError) as early:
+            optimizer.inner.step(0.1)
+        optimizer.step(0.1)
+        with pytest.raises(RuntimeError) as unread:
+            net.state_dict()
+        with sharded.whole():
+            assert len(net.state_dict()) == len(list(net.parameters()))
+    return str(early.value), str(unread.value)
+
+
 def test_what_is_declared_stays_so() -> None:
     net = nn.Linear(3, 3)
     declare(net, "weight", ParamSpec((3, 3), Init(), weight_decay=False))
