@@ -126,9 +126,8 @@ class Optimizer:
         self.weights.require_summed()
         self.steps += 1
         self._masters.forget()
-        factor = 1.0 if scale is None else scale
         # Numbers that change are tensors, filled on the device: as Python's they would be compiled in.
-        self._numbers = {}
+        factor, self._numbers = 1.0 if scale is None else scale, {}
         for job, segments in zip(self._jobs, self._segments, strict=True):
             bucket = self.buckets[job.bucket]
             for _, of in segments:
