@@ -75,7 +75,7 @@ class Sections:
         self._hooks: list[RemovableHandle] = [
             module.register_forward_pre_hook(self._stage_begins),
             module.register_forward_hook(self._stage_ends),
-            module.register_state_dict_pre_hook(self._read),
+            module.register_state_dict_pre_hook(self._read),  # type: ignore[no-untyped-call]
         ]
         for n, modules in enumerate(sections):
             for each in modules:
