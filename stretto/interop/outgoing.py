@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -16,7 +16,7 @@ from stretto.interop.export import Merged, Named, Source, plan
 from stretto.interop.files import DTYPES
 from stretto.interop.names import Shapes
 from stretto.interop.shapes import adapter_shapes, logical_shapes
-from stretto.interop.write import write_config
+from stretto.interop.write import differences, write_config
 
 _THEIRS: Final = MappingProxyType({"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"})
 _FILED: Final = MappingProxyType({"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp64": "F64"})
@@ -81,10 +81,7 @@ def _config(
         config = write_config(args.model, seq_len=args.batch.seq_len, dtype=name, family=family)
         return config, config.raw
     config = read_config(like)
-    ours = replace(args.model, dropout=config.model.dropout, init_std=config.model.init_std)
-    if wrong := [
-        f"{n} = {getattr(ours, n)}, there {x}" for n, x in vars(config.model).items() if getattr(ours, n) != x
-    ]:
+    if wrong := [f"{name} = {ours}, there {theirs}" for name, ours, theirs in differences(args.model, config.model)]:
         raise InteropError(f"{like} is a model of another shape than the checkpoint", wrong)
     if dtype is None:
         return config, config.raw
