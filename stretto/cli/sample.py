@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 class Sample:
     """Continue a prompt from a checkpoint that any layout wrote. Elsewhere than on a terminal, prints text alone."""
 
-    checkpoint: str = setting(REQUIRED, "a checkpoint, or a directory of a run: its newest one; or a URL", path=True)
     prompt: str = setting(REQUIRED, "the text to go on from")
+    checkpoint: str = setting(
+        "runs/latest", "a checkpoint, or a directory of a run: its newest one; or a URL", path=True
+    )
     tokens: int = setting(200, "tokens to add", at_least=1)
     temperature: float = setting(0.8, "0 takes the likeliest token each time", at_least=0)
     top_k: int = setting(0, "draw from so many likeliest tokens alone; 0: from all", at_least=0)

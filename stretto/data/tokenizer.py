@@ -102,7 +102,7 @@ class FileTokenizer:
         try:
             raw = read_bytes(path, _LARGEST)
         except UnreadableError as error:
-            raise DataError(f"cannot read tokenizer {path}: {error}; or use data.tokenizer=byte") from error
+            raise DataError(f"cannot read tokenizer {path}: {error}; or use --tokenizer byte") from error
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
         except Exception as error:  # the Rust side raises plain Exception
@@ -135,7 +135,7 @@ class FileTokenizer:
             found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the Rust side again: a vocabulary of words without the token that it needs
             raise DataError(
-                f"the tokenizer cannot encode the text ({error}): use another, or data.tokenizer=byte"
+                f"the tokenizer cannot encode the text ({error}): use another, or --tokenizer byte"
             ) from error
         return [np.array([*self._begin, *encoding.ids], dtype=np.int64) for encoding in found]
 
