@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from stretto.arguments import Arguments
+from stretto.arguments.schema import TOKENIZERS
 from stretto.interop.adapter_in import begun_with
 from stretto.interop.config import HfConfig, read_config
 from stretto.interop.errors import InteropError
@@ -57,7 +58,8 @@ class Outgoing:
     def beside(self) -> list[Path]:
         """Directories with files that go along: of the tokenizer, then of the model that it is like."""
         tokenizer = Path(self.args.data.tokenizer).expanduser()
-        found = [tokenizer if tokenizer.is_dir() else tokenizer.parent] if tokenizer.exists() else []
+        ships = self.args.data.tokenizer in TOKENIZERS  # not a directory here that happens to be called so
+        found = [tokenizer if tokenizer.is_dir() else tokenizer.parent] if tokenizer.exists() and not ships else []
         return found + ([self.like] if self.like else [])
 
 

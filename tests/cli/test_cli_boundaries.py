@@ -292,6 +292,19 @@ def test_explain_goes_by_the_checkpoint(tmp_path: Path, monkeypatch: pytest.Monk
     assert "runs/latest" in rejected(["sample", "--prompt", "a"]), "where a run goes unless it is told"
 
 
+def test_sample_suggests_what_it_takes_and_asks_for_the_tokenizer_of_the_run(tmp_path: Path) -> None:
+    """Catches: ids of one tokenizer read as those of another; suggestions of another model; a CUDA call's traceback."""
+    extra = recorded(model__vocab=4096) | {"feed": {"tokenizer": "byte"}}
+    words = ["sample", "--checkpoint", str(checkpoint(tmp_path, extra)), "--prompt", "a"]
+    assert "trained with another tokenizer than python" in rejected([*words, "--tokenizer", "python"])
+    said = rejected([*words, "--tp", "5"])
+    assert "heads % tp" in said
+    assert "or take one process" in said
+    assert "--heads" not in said
+    if not torch.cuda.is_available():
+        assert "sees no CUDA device" in rejected([*words, "--device", "cuda"])
+
+
 def test_sample_compares_checksums(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, recorded())
     extra = (path / "extra.json").read_text()
