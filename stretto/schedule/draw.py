@@ -11,8 +11,8 @@ from stretto.schedule.actions import COMPUTE, Op
 from stretto.schedule.ir import Schedule
 from stretto.schedule.simulate import Span, bubble, makespan, peak_live
 
-_NARROWEST: Final = 10
-"""Columns for the time: what is narrower shows nothing."""
+_FEWEST_COLUMNS: Final = 10
+"""Columns for the time: fewer show nothing."""
 
 _INK: Final = MappingProxyType(
     {
@@ -40,7 +40,7 @@ def gantt(spans: Sequence[Span], *, width: int = 110) -> str:
     with_stage = len({span.action.stage for span in blocks}) > len(names)
     labels = [f"{x.action.stage}:{x.action.mb}" if with_stage else str(x.action.mb) for x in blocks]
     margin = max(map(len, names)) + 2
-    scale = _columns_per_unit(blocks, max(map(len, labels)), max(width - margin, _NARROWEST))
+    scale = _columns_per_unit(blocks, max(map(len, labels)), max(width - margin, _FEWEST_COLUMNS))
     rows = [[" "] * round(makespan(blocks) * scale) for _ in names]
     for span, label in zip(blocks, labels, strict=True):
         left, right = round(span.start * scale), round(span.end * scale)
