@@ -17,7 +17,7 @@ from stretto.estimate.context import comm_of, exchanged
 from stretto.estimate.kept import GEMM
 from stretto.estimate.kept import seconds as again
 from stretto.estimate.parameters import count_parameters
-from stretto.estimate.recompute import policy_of
+from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
 from stretto.estimate.stages import stage_layers
 from stretto.schedule import Cost, schedule_for, simulate
@@ -121,7 +121,9 @@ def _stage(args: Arguments, chip: Chip, stage: int) -> Passes:
     first = {(m.is_sparse(n), m.window_of(n), parts): n for n, parts in zip(held, policy, strict=True)}
     found = [_layer(args, chip, first[kind], kind[-1]).times(n) for kind, n in kinds.items()]
     if stage == len(stage_layers(args)) - 1:
-        found.append(_head(args, chip))
+        found.append(_head(args, chip).times(1 + m.mtp_layers))
+        for layer, parts in policy_of_further(args).items():
+            found += [_layer(args, chip, layer, parts), _join(args, chip)]
     return Passes(
         sum((each.forward for each in found), StepTime()),
         sum((each.inputs for each in found), StepTime()),
@@ -179,6 +181,13 @@ def _head(args: Arguments, chip: Chip) -> Passes:
     return Passes(StepTime(products, elementwise=moved / chip.memory), StepTime(), StepTime())
 
 
+def _join(args: Arguments, chip: Chip) -> Passes:
+    """What leads into a layer that predicts a further token: each tensor-parallel rank multiplies by all of it."""
+    p, h = args.parallel, args.model.hidden
+    product = _product(args, chip, local_tokens(args) / (p.tp if p.sequence_parallel else 1), h, 2 * h)
+    return Passes(StepTime(product), StepTime(product), StepTime(product))
+
+
 def _product(args: Arguments, chip: Chip, tokens: float, rows: float, columns: float) -> float:
     """Seconds of x W^T, W [rows, columns]."""
     rate = chip.gemm if args.run.fp8 == "none" else chip.fp8
@@ -233,11 +242,10 @@ def _parameters(args: Arguments, stages: list[int]) -> tuple[float, float]:
     """Of a rank's stages: parameters that all tokens go through, and of its routed experts."""
     p, count = args.parallel, count_parameters(args.model, args.batch.seq_len)
     layers = [layer for stage in stages for layer in stage_layers(args)[stage]]
-    sparse = sum(map(args.model.is_sparse, layers))
-    routed = sparse * args.model.experts * count.expert
-    dense = (len(layers) - sparse) * count.layer + sparse * count.sparse_layer - routed
-    dense += count.embedding * (0 in stages)
-    dense += (count.head or count.embedding * (0 not in stages)) * (len(stage_layers(args)) - 1 in stages)
+    sparse, last = sum(map(args.model.is_sparse, layers)), len(stage_layers(args)) - 1 in stages
+    routed = (sparse + count.further_sparse * last) * args.model.experts * count.expert
+    dense = (len(layers) - sparse) * count.layer + sparse * count.sparse_layer + count.further * last - routed
+    dense += count.embedding * (0 in stages or (last and args.model.shared_embedding)) + count.head * last
     return dense / p.tp, routed / (p.ep * p.etp)
 
 
