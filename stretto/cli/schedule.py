@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,7 @@ from stretto.cli.command import USAGE_ERROR, options
 from stretto.cli.schedule_timeline import draw_measured, show
 from stretto.console import console
 from stretto.layout import Shape
+from stretto.layout.stages import placement
 from stretto.schedule import (
     GENERATORS,
     Cost,
@@ -35,13 +36,14 @@ from stretto.schedule.exact import solve
 from stretto.schedule.grid import failing, grid
 from stretto.schedule.measured import read_cost
 from stretto.schedule.picture import chrome_trace, picture
-from stretto.schedule.search import Found, search
+from stretto.schedule.pieces import Pieces, pieces_in
+from stretto.schedule.placements import PLACEMENTS, Placed, quickest, search_layers, search_placements
+from stretto.schedule.search import caps
 from stretto.terminal import say
 
-_PLACEMENTS: Final[tuple[tuple[int, Shape], ...]] = ((1, "loop"), (2, "loop"), (2, "v"), (3, "loop"), (4, "loop"))
 ABOUT: Final = {
     "1f1b": "one forward, one backward in turn",
-    "auto": "the quickest in a V that a search finds",
+    "auto": "the quickest that a search finds for these costs",
     "depth-first": "interleaved in groups of exactly pp microbatches",
     "dualpipev": "DualPipe in a V: a forward beside a backward",
     "gpipe": "all forwards, then all backwards",
@@ -55,7 +57,7 @@ ABOUT: Final = {
     "zbv": "zero bubble in a V, at the activations of 1f1b",
 }
 
-
+T = TypeVar("T")
 _TIMES = "of a stage, in any one unit of time; one number, or one for each stage: 1,1,1,1.5; unset: "
 
 
@@ -87,6 +89,15 @@ class Command:
         None, "draw: a step that ran, from `stretto train --profile`", path=True, named="FILE"
     )
     memory: float | None = setting(None, "search: microbatches whose activations a rank may hold; unset: pp")
+    layers: int | None = setting(
+        None, "search: split so many layers over the stages too; times are then those of a layer", at_least=1
+    )
+    head: float = setting(
+        0.0,
+        "search: all that the head takes, in layers; its gradients are made with the loss, in a forward",
+        at_least=0,
+    )
+    embedding: float = setting(0.0, "search: all that the embedding takes, in layers", at_least=0)
     exact: float | None = setting(None, "search: by a solver as well, for small sizes", unit="seconds")
     width: int | None = setting(None, "columns of the terminal", at_least=1)
 
@@ -107,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _spread(times: tuple[float, ...] | None, unset: float | tuple[float, ...]) -> float | tuple[float, ...]:
+def _spread(times: tuple[float, ...] | None, unset: T) -> float | tuple[float, ...] | T:
     """Times of all stages, or of each; where none are said, others."""
     return unset if times is None else times[0] if len(times) == 1 else times
 
@@ -166,34 +177,72 @@ def _write(files: Sequence[str], s: Schedule, timeline: Timeline, name: str) -> 
 
 
 def _search(said: Command, _: Console) -> None:
-    """Over the placements, or those of --vpp, or those for which costs are given."""
+    """Over the placements, or those of --vpp, or those for which costs are given; with --layers over their splits."""
     if said.schedule:
         raise ValueError(f"search takes no schedule, got {' '.join(said.schedule)}")
-    memory, found = said.memory if said.memory is not None else said.pp, list[tuple[Found, str]]()
-    for v, shape in _PLACEMENTS:
-        place = Schedule([0] * said.pp * v, said.microbatches, [()] * said.pp)
-        cost = _cost(said, place)
-        if said.vpp not in (None, v) or cost.num_stages not in (None, said.pp * v):
-            continue
-        cap = [int(memory * v + 1e-9)] * said.pp
+    p, m = said.pp, said.microbatches
+    pieces, found = _pieces(said), list[Placed]()
+    places = [(v, shape) for v, shape in PLACEMENTS if said.vpp in (None, v)] or [(said.vpp or 1, "loop")]
+
+    def cost(v: int, shape: Shape) -> Cost | None:
+        given = _cost(said, Schedule(placement(p, v, shape), m, [()] * p))
+        return given if given.num_stages in (None, p * v) else None
+
+    for place in places:
         try:
-            best = search(said.pp, v, said.microbatches, cost, cap, shape)
+            if pieces is not None:
+                best = search_layers(*pieces, p, place[0], m, place[1], said.memory)
+            elif (each := cost(*place)) is None:
+                continue
+            else:
+                best = search_placements(p, m, lambda *_: each, memory=said.memory, placements=[place])[0]
             if said.exact is not None:
-                best = solve(said.pp, v, said.microbatches, cost, cap, shape, seconds=said.exact)
+                best = _exact(said, best, each if pieces is None else pieces[0].cost(best.layers or ()))
         except ScheduleError as error:
             say(f"passed over: {error}", out=True)
             continue
-        where = f"{v} stage{'s' * (v > 1)} a rank in a {shape}"
-        found.append((best, where))
+        found.append(best)
         say(
-            f"{where}: {best.origin}, a step takes {best.time:g}, at most {best.gap:.1%} above the best there is",
+            f"{best}: {best.found.origin}, a step takes {best.found.time:g}, at most {best.found.gap:.1%} above the "
+            "best there is",
             out=True,
         )
     if not found:
         raise ValueError("no schedule was found: allow more --memory, or another --vpp")
-    best, where = min(found, key=lambda each: each[0].time)
-    say(f"quickest: {where}, {best.origin}", out=True)
-    _write(said.out, best.schedule, simulate(best.schedule, _cost(said, best.schedule)), best.origin)
+    best = quickest(found)
+    say(f"quickest: {best}, {best.found.origin}", out=True)
+    made = best.found.schedule
+    of_layers = None if pieces is None else pieces[0].cost(best.layers or ())
+    _write(said.out, made, simulate(made, of_layers or _cost(said, made)), best.found.origin)
+
+
+def _pieces(said: Command) -> tuple[Pieces, int] | None:
+    """What the pieces of the model take, and how many layers there are, where --layers says that."""
+    if said.layers is None:
+        if said.head or said.embedding:
+            raise ValueError("--head and --embedding are in layers: say --layers too")
+        return None
+    if said.costs is not None:
+        return pieces_in(Path(said.costs).read_text(encoding="utf-8"), said.costs), said.layers
+    times = [_spread(each, None) for each in (said.forward, said.input_gradient, said.weight_gradient)]
+    f, i, w = (1.0 if each is None else each for each in times)
+    if not isinstance(f, float) or not isinstance(i, float) or not isinstance(w, float):
+        raise ValueError("with --layers, times are those of one layer: one number each")
+    return Pieces(
+        (f, i, w),
+        tuple(said.embedding * x for x in (f, i, w)),  # type: ignore[arg-type]
+        (said.head * (f + i + w), 0.0, 0.0),
+        hop=said.hop,
+        transfer=said.transfer,
+        finish=said.finish,
+    ), said.layers
+
+
+def _exact(said: Command, best: Placed, cost: Cost) -> Placed:
+    """The same stages in the order that a solver finds."""
+    cap = caps(said.pp, best.v, said.memory)
+    found = solve(said.pp, best.v, said.microbatches, cost, cap, best.shape, seconds=said.exact or 0.0)
+    return replace(best, found=found)
 
 
 def _check(said: Command, _: Console) -> None:

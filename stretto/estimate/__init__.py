@@ -3,7 +3,7 @@
 from stretto.estimate.flops import Flops, flops_per_token
 from stretto.estimate.memory import Ledger, fitting, ledger
 from stretto.estimate.parameters import Parameters, count_parameters, norms_of_a_layer, positions, qk_norms
-from stretto.estimate.stages import stage_costs, stage_layers
+from stretto.estimate.stages import stage_costs, stage_layers, stage_pieces
 
 __all__ = [
     "Flops",
@@ -18,4 +18,5 @@ __all__ = [
     "qk_norms",
     "stage_costs",
     "stage_layers",
+    "stage_pieces",
 ]

@@ -136,16 +136,18 @@ class Trainer:
     ) -> None:
         self.state = state
         dp = state.axis("dp").size
+        layout = state.layout
         cut = Cut(state, global_batch, micro_batch or max(1, global_batch // dp), weight)
         if not isinstance(model, Assembly):
             direct, axis = MainGradients(), state.axis("pp")
-            stages = axis.size * state.layout.vpp
+            stages = axis.size * layout.vpp
+            order = partial(schedule_for, schedule, axis.size, cut.microbatches, layout.vpp, shape=layout.shape)
             build = Build(state.axis("tp"), sequence_parallel, dtype, state.world.device, seed, accumulators=direct)
             model = assemble(
                 state,
                 partial(stage_of, model, stages, build),
                 optimizer=optimizer or AdamW(),
-                schedule=schedule_for(schedule, axis.size, cut.microbatches, state.layout.vpp),
+                schedule=order(),
                 boundary=boundary_of(model, boundary, dtype, stages),
                 seed=seed,
                 clip_grad=clip_grad,
@@ -154,9 +156,7 @@ class Trainer:
                 sharding=sharding,
                 on_nonfinite=on_nonfinite,
                 call=partial(StageCall, stages, loss),
-                search=partial(schedule_for, schedule, axis.size, cut.microbatches, state.layout.vpp)
-                if schedule == "auto"
-                else None,
+                search=(lambda cost: order(cost=cost)) if schedule == "auto" else None,
             )
         self.assembly: Assembly[Any] = model
         batches = data if isinstance(data, Batches) else RowBatches(data, cut)
