@@ -184,20 +184,18 @@ def _search(said: Command, _: Console) -> None:
     pieces, found = _pieces(said), list[Placed]()
     places = [(v, shape) for v, shape in PLACEMENTS if said.vpp in (None, v)] or [(said.vpp or 1, "loop")]
 
-    def cost(v: int, shape: Shape) -> Cost | None:
-        given = _cost(said, Schedule(placement(p, v, shape), m, [()] * p))
-        return given if given.num_stages in (None, p * v) else None
-
     for place in places:
         try:
             if pieces is not None:
                 best = search_layers(*pieces, p, place[0], m, place[1], said.memory)
-            elif (each := cost(*place)) is None:
-                continue
+                cost = pieces[0].cost(best.layers or ())
             else:
-                best = search_placements(p, m, lambda *_: each, memory=said.memory, placements=[place])[0]
+                cost = _cost(said, Schedule(placement(p, *place), m, [()] * p))
+                if cost.num_stages not in (None, p * place[0]):
+                    continue
+                best = search_placements(p, m, lambda *_, cost=cost: cost, memory=said.memory, placements=[place])[0]
             if said.exact is not None:
-                best = _exact(said, best, each if pieces is None else pieces[0].cost(best.layers or ()))
+                best = _exact(said, best, cost)
         except ScheduleError as error:
             say(f"passed over: {error}", out=True)
             continue

@@ -101,9 +101,8 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
 
     config, auto = args.optimizer, args.parallel.schedule == "auto"
     p = args.parallel
-    order = partial(
-        *(schedule_for, p.schedule, p.pp, microbatches, vpp_of(p)), shape=shape_of(p), memory=p.schedule_memory
-    )
+    sizes = p.schedule, p.pp, microbatches, vpp_of(p)
+    order = partial(schedule_for, *sizes, shape=shape_of(p), memory=p.schedule_memory)
     known = read_costs(args, state) if auto else None
     begins = order(cost=known or stage_costs(args))
     update = flat(
