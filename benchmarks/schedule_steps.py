@@ -2,7 +2,8 @@
 
 Each forward and backward of the real model, over real messages, is followed by a sleep until its time is over: the
 model is so small that it computes for a fraction of that. The rest of the step, the update and the norm of all
-gradients too, is as it is in any run, and the simulation knows nothing of it.
+gradients too, is as it is in any run, and the simulation knows nothing of it. On a machine that others use a rank may
+wait for a core after each sleep; with `realtime`, which takes rights, the kernel lets it run at once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,8 +40,10 @@ from stretto.train.run import feed_of, trainer_of
 from stretto.world import World
 
 T = TypeVar("T")
-STEPS = 6
-"""The first warms up; `auto` measures the next two and changes its order then; the rest are measured."""
+STEPS = 4
+"""The first warms up."""
+MEASURES = 3
+"""Steps after which `auto` changes its order, if it knows no costs."""
 
 
 class Padded:
@@ -101,13 +105,28 @@ class Heard(Listener):
 
 def resolved_for(name: str, p: int, m: int, layers: int, *more: str) -> Resolved:
     sizes = ["--pp", f"{p}", "--global-batch", f"{m}", "--layers", f"{layers}", "--hidden", "16", "--heads", "2"]
-    words = [*sizes, "--seq-len", "16", "--micro-batch", "1", "--steps", f"{STEPS}", "--eval-every", "0"]
+    steps = STEPS + (MEASURES - 1) * (name == "auto")
+    words = [*sizes, "--seq-len", "16", "--micro-batch", "1", "--steps", f"{steps}", "--eval-every", "0"]
     data = str(Path(__file__).with_name("groups.py"))
     rest = ["--data", data, "--tokenizer", "byte", "--held-out", "0", "--no-save", "--schedule", name, *more]
     return parse([*words, *rest], world_size=p)
 
 
-def stepped(world: World, resolved: Resolved, pieces: Pieces) -> Row:
+@contextmanager
+def at_once(realtime: bool) -> Iterator[None]:
+    """Within, the threads of this process that are there run as soon as they are ready, whoever else wants to."""
+    threads = [int(each.name) for each in Path("/proc/self/task").iterdir()] if realtime else []
+    for thread in threads:
+        os.sched_setscheduler(thread, os.SCHED_RR, os.sched_param(1))
+    try:
+        yield
+    finally:
+        for thread in threads:
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+
+
+def stepped(world: World, resolved: Resolved, pieces: Pieces, *, realtime: bool = False) -> Row:
     """Train a few steps in which a layer, the embedding and the head take what `pieces` says."""
     resolved = placed(resolved, world)
     args = resolved.args
@@ -119,17 +138,25 @@ def stepped(world: World, resolved: Resolved, pieces: Pieces) -> Row:
         executor = built.stepper.executor
         executor.stages = {s: Padded(stage, seconds(cost, s)) for s, stage in executor.stages.items()}  # type: ignore[misc]
         heard = Heard()
-        with trainer_of(args, built, feed_of(args, text.mix), []) as trainer:
+        with trainer_of(args, built, feed_of(args, text.mix), []) as trainer, at_once(realtime):
             trainer.fit(args.run.steps, [heard], stop=bool, metrics=False)
-        hop = torch.tensor(hop_seconds(executor.link, 4 * args.model.hidden * args.batch.seq_len))
+            hop = torch.tensor(hop_seconds(executor.link, 4 * args.model.hidden * args.batch.seq_len))
         dist.all_reduce(hop, dist.ReduceOp.MAX)
         order = computations(built.stepper.executor.program)
     timeline = simulate(order, replace(cost, hop=float(hop)))
-    steps = [ms * 1e-3 for ms in heard.ms[3:]] or [float("nan")]  # only rank 0 is told
+    steps = [ms * 1e-3 for ms in heard.ms[1 - STEPS :]] or [float("nan")]  # only rank 0 is told
     best, simulated = min(steps), makespan(timeline)
     busy = float((timeline.end - timeline.start).sum()) / resolved.layout.size("pp")
     shares = 1 - busy / best, bubble(timeline), simulated / best - 1
-    return Row(layout_line(args).rpartition("(cpu), ")[2], len(layers), layers, steps, best, simulated, *shares)
+    return Row(
+        layout_line(args).partition("(cpu), ")[2].rpartition(", ")[0],
+        len(layers),
+        layers,
+        steps,
+        best,
+        simulated,
+        *shares,
+    )
 
 
 def seconds(cost: Cost, stage: int) -> dict[str, float]:
@@ -137,7 +164,9 @@ def seconds(cost: Cost, stage: int) -> dict[str, float]:
     return {op: cost.time(Action.parse(f"{stage}{op}0")) for op in "FBIW"}
 
 
-def measure(names: list[str], p: int, m: int, layers: int, layer: float, head: float, out: Path | None) -> int:
+def measure(
+    names: list[str], p: int, m: int, layers: int, layer: float, head: float, out: Path | None, realtime: bool
+) -> int:
     """All of these schedules, one after another; rank 0 prints a table, and writes the figures."""
     pieces = Pieces((layer, layer, 0.7 * layer), head=(2.7 * head * layer, 0.0, 0.0))
     rows = []
@@ -147,7 +176,7 @@ def measure(names: list[str], p: int, m: int, layers: int, layer: float, head: f
         if "auto" in names:  # the first measures, and the others go by that
             asked += [("auto", *costs, "--vpp", "2"), ("auto", *costs), ("auto", *costs, "--partition", "searched")]
         for name, *more in asked:
-            row = stepped(world, resolved_for(name, p, m, layers, *more), pieces)
+            row = stepped(world, resolved_for(name, p, m, layers, *more), pieces, realtime=realtime)
             rows.append(row)
             if world.rank == 0:
                 print(
@@ -159,7 +188,7 @@ def measure(names: list[str], p: int, m: int, layers: int, layer: float, head: f
             print(table(rows))
             if out is not None:
                 about = {"pp": p, "microbatches": m, "layers": layers, "layer_forward_s": layer, "head_layers": head}
-                machine = {"cores": os.cpu_count(), "load": load, "torch": torch.__version__}
+                machine = {"cores": os.cpu_count(), "load": load, "torch": torch.__version__, "realtime": realtime}
                 out.parent.mkdir(parents=True, exist_ok=True)
                 said = {"about": about | machine, "rows": [asdict(row) for row in rows]}
                 out.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")

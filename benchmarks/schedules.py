@@ -79,13 +79,17 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=24, help="run: of the model")
     parser.add_argument("--layer", type=float, default=0.02, help="run: seconds of a layer's forward")
     parser.add_argument("--head", type=float, default=0.0, help="run: all that the head takes, in layers")
+    parser.add_argument(
+        "--realtime", action="store_true", help="run: at once after each sleep, whoever uses the machine"
+    )
     parser.add_argument("--schedules", nargs="*", help="run: these names (all)")
     parser.add_argument("--out", type=Path, help="run: the figures go there as JSON")
     said = parser.parse_args()
     if said.what == "make":
         return make(said.pp or 64, said.vpp, said.microbatches or 1024, not said.alone)
     p, names = said.pp or 4, said.schedules or sorted(GENERATORS)
-    work = partial(measure, names, p, said.microbatches or 8, said.layers, said.layer, said.head, said.out)
+    sizes = p, said.microbatches or 8, said.layers, said.layer, said.head
+    work = partial(measure, names, *sizes, said.out, said.realtime)
     return run_local(p, work)
 
 

@@ -16,7 +16,6 @@ from stretto.arguments.setting import REQUIRED, setting
 from stretto.cli.command import USAGE_ERROR, options
 from stretto.cli.schedule_timeline import draw_measured, show
 from stretto.console import console
-from stretto.layout import Shape
 from stretto.layout.stages import placement
 from stretto.schedule import (
     GENERATORS,

@@ -13,7 +13,7 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-PIECES = Pieces((0.02, 0.02, 0.014), head=(0.124, 0.0, 0.0))  # of 2.3 layers
+PIECES = Pieces((0.01, 0.01, 0.007), head=(0.062, 0.0, 0.0))  # of 2.3 layers
 
 
 def in_turn(world: World, asked: list[tuple[str, ...]]) -> list[Row]:
