@@ -17,9 +17,9 @@ def every(world: World) -> list[Row]:
 
 
 def test_a_rank_holds_what_its_order_says(pool: Pool) -> None:
-    """In storages that live after each computation, as microbatches of all layers of the rank. Catches activations
-    that outlive their backward or W (one more each), outputs that stay when they were sent, a W that holds the whole
-    graph of its I, and an estimate of what a forward keeps that is off by a tenth."""
+    """In storages that live after each computation, as microbatches of all layers of the rank. Catches a
+    graph that outlives its backward, a W that does not let go of what it used (one more each), and an estimate of what
+    a forward keeps that is off by more than a tenth."""
     for row in pool.run(2, every)[0]:
         for predicted, measured in zip(row.predicted, row.measured, strict=True):
-            assert 0.9 * predicted < measured < predicted + 0.6, row
+            assert 0.9 * predicted < measured < predicted + 0.5, row

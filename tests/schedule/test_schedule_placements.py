@@ -88,6 +88,7 @@ def test_more_stages_on_a_rank_must_be_worth_it() -> None:
     """Catches a margin that also holds between placements of as many stages, or that favours more of them."""
     every = search_placements(4, 8, lambda v, _: Cost.split(1 / v, 1 / v, 0.7 / v, hop=0.01))
     times = {(each.v, each.shape): each.found.time for each in every}
+    assert set(times) == set(EVERY)
     assert times[4, "loop"] < times[1, "loop"] * 0.98
     assert quickest(every).found.time == min(times.values())
     assert quickest(every, worth=0.5).v == 1
@@ -105,7 +106,7 @@ def test_more_stages_on_a_rank_must_be_worth_it() -> None:
 def test_a_searched_split_is_never_slower_than_a_balanced_one(
     p: int, place: tuple[int, str], m: int, layers: int, head: float, embedding: float
 ) -> None:
-    """Catches a layer that is lost or there twice, a split that is not that of the times, a start that is dropped."""
+    """Catches a layer that is lost or there twice, a split that is not that of the times."""
     v, shape = place
     pieces = Pieces((1.0, 1.1, 0.8), (embedding, 0.0, embedding), (3 * head, 0.0, 0.0), hop=0.05)
     plain = balanced(pieces, layers, p * v)
@@ -133,6 +134,12 @@ def test_where_the_head_is_heavy_a_stage_stays_empty() -> None:
     assert best.layers[0] + best.layers[3] == 3
     assert best.found.time < 0.9 * plain.found.time
     assert best.found.gap < 0.01
+
+
+def test_layers_balanced_by_rank_are_a_start_too() -> None:
+    """From layers balanced by stage alone, one at a time, no way leads to the best: 130 instead of 122."""
+    best = search_layers(Pieces((1.0, 1.0, 1.0), head=(12.0, 0.0, 0.0)), 12, 4, 2, 8, "v")
+    assert best.found.time == pytest.approx(122)
 
 
 def test_the_split_under_one_schedule_is_the_best_there_is() -> None:
