@@ -17,9 +17,9 @@ OLD_TORCH := 2.11.0
 OLD_VENV  := .venv-torch-$(OLD_TORCH)
 OLD       := $(OLD_VENV)/.installed
 
-# Tests that need no other machine than this; one at a time, as those of verify fill two cores by themselves (ARGS="-n 2" for two).
+# Tests that need no other machine than this, two side by side: worlds of eight in one, what waits and what is alone beside them.
 HERE := not gpu and not launchers
-SIDE := -n 0
+SIDE := -n 2 --dist loadgroup
 OLD_TESTS := $(addprefix tests/,collectives parallel_state distributed tensor_parallel pipeline_parallel \
   context_parallel experts models attention kernels checkpoint train)
 

@@ -30,6 +30,14 @@ _GPUS: pytest.StashKey[object] = pytest.StashKey()
 _FRESH: pytest.StashKey[object] = pytest.StashKey()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two run side by side (`-n 2 --dist loadgroup`), all worlds of eight go to one, for they fill two cores."""
+    for item in items:
+        group = "pool" if "pool" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fork what selected tests want to fork from, now, while this process has run nothing yet."""

@@ -116,7 +116,14 @@ def test_sample_continues_in_one_process_and_over_ranks(fresh: Fresh, cube: tupl
 
 def test_torchrun_is_the_same_run(fresh: Fresh, options: list[str], tmp_path: Path) -> None:
     """P21, bit for bit."""
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "-m", "stretto"]
+    torchrun = [
+        str(Path(sys.executable).with_name("torchrun")),
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "stretto",
+    ]
     words = [*options, "--steps", "6", "--dp", "2"]
     ended = subprocess.run(
         [*torchrun, *words, "--out", str(tmp_path / "torchrun")],

@@ -50,7 +50,9 @@ with failing_with_peers(store, 0, 2):
 """
 
 
-@pytest.mark.parametrize("written", ["pickle", "hex", "json", "deep"])
+@pytest.mark.parametrize(
+    "written", ["pickle", "deep", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("hex", "json"))]
+)
 def test_a_stranger_who_writes_to_the_store_runs_nothing(written: str, tmp_path: Path) -> None:
     """And every rank ends, saying what it found."""
     touched = tmp_path / "touched"

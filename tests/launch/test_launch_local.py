@@ -75,9 +75,9 @@ def test_a_rank_that_is_killed_is_named(fresh: Fresh) -> None:
     ("where", "victim"),
     [
         ("rendezvous", 0),
-        ("default group", 2),
+        pytest.param("default group", 2, marks=pytest.mark.nightly),
         ("groups", 2),
-        ("groups", 0),
+        pytest.param("groups", 0, marks=pytest.mark.nightly),
         ("after the last save", 2),
         ("after all", 0),
     ],

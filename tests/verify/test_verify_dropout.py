@@ -34,7 +34,7 @@ LAYOUTS = {
     "tp2-sp-pp2-dp2": {"tp": 2, "sp": True, "pp": 2, "dp": 2},
     "tp4-sp": {"tp": 4, "sp": True},
 }
-AT_NIGHT = ("tp2-sp", "tp2-pp2-dp2")
+AT_NIGHT = ("tp2-sp", "tp4-sp", "pp2", "tp2-pp2-dp2")
 CASES = [
     pytest.param(sizes, marks=[pytest.mark.nightly] * (name in AT_NIGHT), id=name) for name, sizes in LAYOUTS.items()
 ]
@@ -70,7 +70,9 @@ def test_dropout_trains_as_in_one_process(pool: Pool, sizes: dict[str, int]) -> 
     assert set(pool.run(ranks(arguments(**sizes)), differs, arguments(**sizes))) == {""}
 
 
-@pytest.mark.parametrize("sizes", [{}, {"dp": 2}, {"pp": 2}], ids=["one process", "dp2", "pp2"])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"dp": 2}, pytest.param({"pp": 2}, marks=pytest.mark.nightly)], ids=["one process", "dp2", "pp2"]
+)
 def test_the_size_of_the_microbatch_does_not_matter(pool: Pool, sizes: dict[str, int]) -> None:
     args = arguments(**sizes)
     found = [pool.run(ranks(args), gradients, micro(args, b))[0] for b in (1, 2)]

@@ -47,10 +47,10 @@ CASES = [
     ((2, 2, 2), GEMMA, 0b01000000, "selective"),
     pytest.param((4, 2, 1), GEMMA, 0b00000000, "block", marks=pytest.mark.nightly),
     ((4, 1, 2), OLMO, 0b01000000, "selective"),
-    ((2, 2, 1), OLMO, 0b00000001, "block"),
+    pytest.param((2, 2, 1), OLMO, 0b00000001, "block", marks=pytest.mark.nightly),
     pytest.param((2, 1, 1), OLMO, 0b01010010, "none", marks=pytest.mark.nightly),
     ((2, 2, 2), NEOX, 0b01000010, "selective"),
-    ((1, 3, 1), NEOX, 0b00001010, "none"),
+    pytest.param((1, 3, 1), NEOX, 0b00001010, "none", marks=pytest.mark.nightly),
 ]
 
 

@@ -27,7 +27,7 @@ LAYOUTS = [(t, p, d) for t, p, d in product((1, 2, 4, 8), (1, 2, 4), (1, 2)) if 
 SWITCHES = {"tied": True, "bias": True, "qk_norm": True, "position": "learned", "norm": "layer", "heads": 8}
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.nightly)])
 def test_every_layout_starts_from_the_same_bits(dtype: str) -> None:
     """Catches numbers drawn by a local index, by the strides of a block, by the stage, or by a layer's local number."""
     expected = initial(1, 1, 1, dtype)

@@ -7,7 +7,6 @@ divide, fewer key/value heads than ranks, masks that differ by row with one row 
 from __future__ import annotations
 
 from itertools import product
-from math import prod
 
 import pytest
 import torch._dynamo  # noqa: F401  # the optimizer imports it: once here, not in each worker
@@ -21,7 +20,10 @@ from stretto.world import World
 pytestmark = pytest.mark.gloo
 
 LAYOUTS = [(tp, pp, dp) for tp, pp, dp in product(range(1, 9), repeat=3) if tp * pp * dp <= 8]
-COMMIT = [sizes for sizes in LAYOUTS if prod(sizes) <= 4 or sizes in ((2, 2, 2), (8, 1, 1), (1, 8, 1), (3, 1, 2))]
+COMMIT = [
+    *[(1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 2, 2)],
+    *[(3, 1, 1), (3, 1, 2), (1, 3, 2), (1, 1, 5), (8, 1, 1), (1, 8, 1)],
+]
 """The others are for the night."""
 
 

@@ -20,6 +20,7 @@ from stretto.data.text import Text
 from stretto.report.header import header
 from stretto.testing import Pool
 from stretto.verify import against_reference
+from stretto.verify.compare import ROUNDING
 from stretto.verify.matrix import (
     ACTIVATIONS,
     DATA,
@@ -47,10 +48,8 @@ DENSE = [
         [TENSOR, PIPELINE, DATA, ACTIVATIONS, DTYPES, (True, False)]
     )
 ]
-ROUNDED = "cp ulysses x zbv x zero1, adapters, dropout + selective recomputation, bf16"
-"""One update of an adapter takes 1.08 of what three rounded runs of one process allow; the row in fp32 takes 0.16."""
 EVERY = [
-    *(pytest.param(*row, marks=pytest.mark.xfail(strict=False)) if str(row[0]) == ROUNDED else row for row in PAIRED),
+    *PAIRED,
     *(pytest.param(*row, marks=pytest.mark.nightly) for row in DENSE if row not in PAIRED),
 ]
 
@@ -58,14 +57,18 @@ EVERY = [
 @pytest.mark.parametrize(("of", "options"), EVERY, ids=str)
 def test_every_two_features_together_equal_one_process(pool: Pool, of: Combination, options: bool) -> None:
     """One step. A schedule of each kind meets every sharding, every way to recompute, each dtype, options on or off; at
-    night each schedule by itself, of dense layers."""
-    for share in pool.run(layout_of(of).world, measure, of, options):
-        assert share <= 1
+    night each schedule by itself, of dense layers.
+
+    Where rounding is coarse one right run in a hundred exceeds what nine others allow (docs/verify.md), from other
+    weights it does not; a wrong one does so from any.
+    """
+    seeds = (0, 1) if of.dtype in ROUNDING else (0,)
+    assert any(max(pool.run(layout_of(of).world, measure, of, options, seed)) <= 1 for seed in seeds)
 
 
-def measure(world: World, of: Combination, options: bool) -> float:
+def measure(world: World, of: Combination, options: bool, seed: int) -> float:
     """What the errors take up of what is allowed."""
-    return used_up(against_reference(example(of, options=options), layout_of(of), world, steps=1))
+    return used_up(against_reference(example(of, options=options), layout_of(of), world, steps=1, seed=seed))
 
 
 def test_an_example_is_of_its_combination() -> None:
