@@ -15,6 +15,7 @@ from stretto.arguments.schema import Arguments
 from stretto.layout.schedules import FAMILIES
 from stretto.schedule import schedule_for
 from stretto.schedule.actions import B, F, W
+from stretto.schedule.greedy import most_alive
 from stretto.sequence import local_length
 
 BYTES: Final[Mapping[str, int]] = MappingProxyType({"fp64": 8, "fp32": 4, "bf16": 2})
@@ -36,16 +37,25 @@ def in_flight(args: Arguments, stage: int) -> int:
     p, microbatches = args.parallel, args.batch.microbatches(args.parallel.dp)
     if p.schedule == "auto":
         return min(microbatches, ceil(p.schedule_memory or p.pp))
-    return _most_alive(p.schedule, p.pp, vpp_of(p), microbatches)[stage]
+    return _most_alive(p.schedule, p.pp, vpp_of(p), microbatches)[0][stage]
+
+
+def held_at_once(args: Arguments, rank: int) -> int:
+    """The same of all stages of a rank together, each with its own activation."""
+    p, microbatches = args.parallel, args.batch.microbatches(args.parallel.dp)
+    if p.schedule == "auto":
+        return vpp_of(p) * in_flight(args, 0)
+    return _most_alive(p.schedule, p.pp, vpp_of(p), microbatches)[1][rank]
 
 
 @cache
-def _most_alive(name: str, pp: int, vpp: int, microbatches: int) -> tuple[int, ...]:
-    """For each stage, by the order of the schedule of this name; orders in a V repeat, so a few periods say it all."""
+def _most_alive(name: str, pp: int, vpp: int, microbatches: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """For each stage and each rank, by the order of the schedule of this name; orders in a V repeat, so a few periods
+    say it all."""
     m = min(microbatches, 4 * pp) if FAMILIES[name].shape == "v" else microbatches
-    table = schedule_for(name, pp, m, vpp).table
-    change = np.select([table.op == F, (table.op == B) | (table.op == W)], [1, -1])
-    return tuple(int(np.cumsum(change[table.stage == s]).max()) for s in range(pp * vpp))
+    s = schedule_for(name, pp, m, vpp)
+    change = np.select([s.table.op == F, (s.table.op == B) | (s.table.op == W)], [1, -1])
+    return tuple(int(np.cumsum(change[s.table.stage == k]).max()) for k in range(pp * vpp)), tuple(most_alive(s))
 
 
 def entering_bytes(args: Arguments) -> int:
