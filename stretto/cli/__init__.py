@@ -13,6 +13,7 @@ from stretto.terminal import say, speak_any_encoding
 COMMANDS: Final = {
     "train": "train a model",
     "explain": "show what a run would be, without starting it",
+    "plan": "rank the layouts that fit a device by the time of a step",
     "verify": "prove that a layout gives what one process gives",
     "sample": "continue a prompt from a checkpoint",
     "export": "write a checkpoint as a Hugging Face model",

@@ -22,9 +22,11 @@ from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
 from stretto.estimate import count_parameters, norms_of_a_layer, positions, qk_norms, stage_layers
+from stretto.estimate.chips import CHIPS
 from stretto.estimate.context import comm_of, exchanged
 from stretto.estimate.kept import seconds
 from stretto.estimate.recompute import policy_of, said
+from stretto.estimate.step_time import step_time
 from stretto.layout import Layout, Topology, warnings
 from stretto.layout.ranks import named, ranges
 from stretto.schedule import Cost, bubble, schedule_for, simulate
@@ -81,10 +83,20 @@ def show(resolved: Resolved, screen: Console, limit: float | None = None) -> Non
     screen.print(memory_table(args))
     for line in (*_recomputed(args), *verdict(args, limit)):
         screen.print(f"  {line}")
+    if args.run.device == "cuda" and args.run.dtype == "bf16":
+        screen.print(Text("time of a step, estimated", style="bold"))
+        screen.print(f"  {_time(args)}")
     screen.print(Text("schedule", style="bold"))
     screen.print(Text("\n".join(f"  {line}" for line in _schedule(args, screen.width - 2))), soft_wrap=True)
     screen.print(Text("settings", style="bold"))
     screen.print(table(resolved))
+
+
+def _time(args: Arguments) -> str:
+    time, b = step_time(args, CHIPS["h200"]), args.batch
+    rate = b.global_batch * b.seq_len / (args.run.nproc or 1) / time.total
+    whole = f"{time.total * 1e3:,.0f} ms on H200s, {rate:,.0f} tokens/s of each"
+    return f"{whole}: {time.said} ms; `stretto plan` ranks layouts"
 
 
 def _recomputed(args: Arguments) -> Iterator[str]:

@@ -40,6 +40,7 @@ def verdict(args: Arguments, limit: float | None) -> Iterator[str]:
         return
     found = fitting(args, limit * GIB)
     most, fits = found[args.parallel.sharding]
-    yield f"{most / GIB:.2f} GiB in the fullest {'stage' if vpp_of(args.parallel) == 1 else 'rank'} {'fit' if fits else 'do not fit'} into --hbm {limit:g}"
+    what = "stage" if vpp_of(args.parallel) == 1 else "rank"
+    yield f"{most / GIB:.2f} GiB in the fullest {what} {'fit' if fits else 'do not fit'} into --hbm {limit:g}"
     for mode, (size, enough) in found.items():
         yield f"--sharding {mode}: {size / GIB:.2f} GiB, {'fits' if enough else f'{size / GIB - limit:.2f} too much'}"

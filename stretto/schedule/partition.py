@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import accumulate, pairwise
 from math import isfinite
 
@@ -74,6 +75,7 @@ def _unfolded(text: str, whole: str) -> str:
     return out
 
 
+@cache
 def _balanced(layers: int, stages: int, embedding: float, head: float) -> tuple[int, ...]:
     counts = [0] * stages
     extra = [0.0] * stages

@@ -1,0 +1,119 @@
+"""`stretto plan`: layouts that fit, the quickest first, from arguments alone: no workers, no device, no torch."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from stretto.arguments import Arguments, ConfigError
+from stretto.arguments.errors import as_text
+from stretto.arguments.setting import Value, setting
+from stretto.arguments.sources import SourceKind
+from stretto.arguments.tree import settings
+from stretto.cli.command import USAGE_ERROR
+from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
+from stretto.console import console
+from stretto.data.errors import DataError
+from stretto.estimate.chips import CHIPS
+from stretto.estimate.planner import Found, Plan, plan
+from stretto.terminal import say
+
+GIB: Final = 2**30
+
+
+@dataclass(frozen=True)
+class Options:
+    """Rank the layouts of a run that fit a device by the time of a step. What the words set stays as it is."""
+
+    hbm: float = setting(131.0, "memory of a device that a run may fill", unit="GiB", above=0)
+    chip: Literal["h100", "h200"] = setting("h200", "whose rates count: as measured in training steps, at 700 W")
+    top: int = setting(10, "layouts to show, at most two that cut the model alike", at_least=1)
+
+
+FORMS: Final = (of_run("plan", Options),)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `stretto plan ...`; 0, 1 when nothing fits, or 2 when the settings are no valid run."""
+    named = {word.partition("=")[0] for word in argv}
+    words = [*argv, *([] if named & {"--device", "-h", "--help"} else ["--device", "cuda"])]
+    try:
+        resolved = with_vocabulary(parse_or_demo(words, files=False, form=FORMS[0]))
+    except (ConfigError, DataError, ValueError) as error:
+        say(f"stretto plan: {error}")
+        return USAGE_ERROR
+    args, own = resolved.args, resolved.own
+    if args.run.dtype != "bf16" or args.run.device != "cuda":
+        here = f"dtype = {args.run.dtype}, device = {args.run.device}"
+        say(f"stretto plan: rates are those of GPUs in bf16 or FP8, but {here}; try --device cuda --dtype bf16")
+        return USAGE_ERROR
+    said = {SourceKind.COMMAND_LINE, SourceKind.FILE}
+    fixed = frozenset(path for path, source in resolved.sources.items() if source.kind in said)
+
+    def attempt(more: Mapping[str, Value]) -> Arguments | None:
+        try:
+            return with_vocabulary(parse_or_demo([*words, *_words(more)], files=False, form=FORMS[0])).args
+        except ConfigError:
+            return None
+
+    found = plan(args, attempt, fixed, CHIPS[own.chip], own.hbm * GIB, most=own.top)
+    screen = console()
+    if (preset := origin(resolved)) is not None:
+        screen.print(Text.assemble(("preset ", "bold"), preset))
+    ranks = args.run.nproc or 1
+    fit = f"{found.fitting:,} of which fit into {own.hbm:g} GiB"
+    screen.print(f"{found.tried:,} layouts of {ranks} {own.chip.upper()}s, {fit}; tokens/s of one")
+    if not found.fit:
+        screen.print(_nothing(found, own.hbm))
+        return 1
+    screen.print(_table(found.fit))
+    screen.print(f"The first in ms: {found.fit[0].time.said}. It adds to the words of a run:")
+    screen.print(Text(f"  {shlex.join(_words(found.fit[0].settings))}"), soft_wrap=True)
+    screen.print("Estimates: docs/performance.md has such beside measured steps.")
+    return 0
+
+
+def _words(chosen: Mapping[str, Value]) -> list[str]:
+    """As the command line has them; what is a switch without its value."""
+    words = []
+    for path, value in chosen.items():
+        words += [settings()[path].flag] if value is True else [settings()[path].flag, as_text(value)]
+    return words
+
+
+def _table(plans: Sequence[Plan]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in ("ms", "tokens/s", "GiB"):
+        table.add_column(name, justify="right")
+    for name in ("layout", "schedule", "sharding", "micro", "recompute"):
+        table.add_column(name)
+    for each in plans:
+        p = each.args.parallel
+        axes = [f"{axis}={n}" for axis in ("tp", "cp", "pp", "dp", "ep") if (n := getattr(p, axis)) > 1] or ["one"]
+        schedule = f"{p.schedule} x {p.vpp}" if (p.vpp or 1) > 1 else p.schedule
+        table.add_row(
+            f"{each.time.total * 1e3:,.0f}",
+            f"{each.rate:,.0f}",
+            f"{each.memory / GIB:.1f}",
+            " ".join(axes),
+            schedule if p.pp > 1 else "",
+            p.sharding,
+            str(each.args.batch.micro_batch),
+            each.args.run.recompute,
+        )
+    return table
+
+
+def _nothing(found: Found, limit: float) -> str:
+    if found.leanest is None:
+        return "no layout passes the rules: fewer settings on the command line leave more to choose"
+    lacks = found.leanest.memory / GIB - limit
+    return (
+        f"nothing fits: {shlex.join(_words(found.leanest.settings))} lacks least, {lacks:.1f} GiB; try more GPUs "
+        "(--nproc), a shorter --seq-len, --cp, --optimizer-cpu-offload, --masters remainder, or --moments bf16"
+    )

@@ -1,0 +1,148 @@
+"""Which layouts of a run fit a device, and how long their steps take: those that the rules let through, ranked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from stretto.arguments.schema import Arguments
+from stretto.arguments.setting import Value
+from stretto.estimate.chips import Chip
+from stretto.estimate.memory import rank_ledger
+from stretto.estimate.step_time import StepTime, step_time
+
+Try = Callable[[Mapping[str, Value]], Arguments | None]
+"""The run with these settings, by path; None where a rule rejects them."""
+
+SIZES: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
+    {
+        "parallel.tp": (1, 2, 4, 8),
+        "parallel.pp": (1, 2, 4, 8, 16, 32, 64),
+        "parallel.ep": (1, 2, 4, 8, 16, 32, 64, 128),
+        "batch.micro_batch": (1, 2, 4, 8),
+    }
+)
+"""What is tried of settings that the user leaves open; dp follows."""
+SCHEDULES: Final[tuple[dict[str, Value], ...]] = (
+    {"parallel.schedule": "1f1b"},
+    {"parallel.schedule": "interleaved", "parallel.vpp": 2},
+    {"parallel.schedule": "zbv"},
+)
+SHARDING: Final[tuple[Literal["none", "zero1", "fsdp"], ...]] = ("none", "zero1", "fsdp")
+RECOMPUTE: Final[tuple[Literal["none", "selective", "block"], ...]] = ("none", "selective", "block")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout that runs: what it sets, what the fullest rank holds in bytes, what its step takes."""
+
+    settings: Mapping[str, Value]
+    args: Arguments
+    memory: int
+    time: StepTime
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second of a GPU."""
+        b, world = self.args.batch, self.args.run.nproc or 1
+        return b.global_batch * b.seq_len / world / self.time.total
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was tried."""
+
+    fit: tuple[Plan, ...]
+    """Of what fits, the quickest first."""
+    fitting: int
+    """How many fit."""
+    leanest: Plan | None
+    """Of what does not, the one that lacks least."""
+    tried: int
+
+
+def plan(run: Arguments, attempt: Try, fixed: frozenset[str], chip: Chip, limit: float, *, most: int) -> Found:
+    """Try layouts of `run` on as many ranks as it has, all but what is `fixed`, against `limit` bytes of a device.
+
+    Of the `most` quickest at most two cut the model alike: the others differ by recomputation or microbatch. Steps are
+    those of `step_time`, memory that of `ledger`, which knows nothing of an allocator's fragments: leave some.
+    """
+    tried, fit, leanest = 0, list[Plan](), None
+    for settings, args in _candidates(run, attempt, fixed):
+        last = args.parallel.pp - 1
+        memory, tried = _fullest(args, {0, min(1, last), last // 2, last}), tried + 1
+        if memory <= limit:
+            fit.append(Plan(settings, args, memory, step_time(args, chip)))
+        elif leanest is None or memory < leanest.memory:
+            leanest = Plan(settings, args, memory, StepTime())
+    return Found(_quickest(fit, attempt, chip, limit, most), len(fit), leanest, tried)
+
+
+def _quickest(fit: list[Plan], attempt: Try, chip: Chip, limit: float, most: int) -> tuple[Plan, ...]:
+    """Resolved with all that they set, so that what follows from sharding and recomputation counts, too."""
+    shown, alike = list[Plan](), Counter[tuple[int, ...]]()
+    for each in sorted(fit, key=lambda p: (p.time.total, p.memory)):
+        p = each.args.parallel
+        cut = p.tp, p.pp, p.ep
+        if len(shown) == most or alike[cut] == 2 or (args := attempt(each.settings)) is None:
+            continue
+        memory = _fullest(args, set(range(p.pp)))
+        if memory <= limit:
+            alike[cut] += 1
+            shown.append(Plan(each.settings, args, memory, step_time(args, chip)))
+    return tuple(sorted(shown, key=lambda p: (p.time.total, p.memory)))
+
+
+def _fullest(args: Arguments, ranks: set[int]) -> int:
+    return max(rank_ledger(args, rank).total for rank in ranks)
+
+
+def _candidates(run: Arguments, attempt: Try, fixed: frozenset[str]) -> Iterator[tuple[Mapping[str, Value], Arguments]]:
+    """Layouts are resolved, with what follows from them; sharding and recomputation are put in."""
+    p, world = run.parallel, run.run.nproc or 1
+
+    def sizes(path: str, now: int) -> tuple[int, ...]:
+        return (now,) if path in fixed else SIZES[path]
+
+    for tp, pp in product(sizes("parallel.tp", p.tp), sizes("parallel.pp", p.pp)):
+        dp, rest = divmod(world, tp * pp * p.cp)
+        if rest or pp > run.model.layers or tp > (p.gpus_per_node or world) or dp * pp > run.batch.global_batch:
+            continue
+        ways: tuple[dict[str, Value], ...] = SCHEDULES if pp > 1 else ({},)
+        experts = sizes("parallel.ep", p.ep) if run.model.experts else (p.ep,)
+        for way, ep, size in product(ways, experts, sizes("batch.micro_batch", run.batch.micro_batch)):
+            said: dict[str, Value] = {
+                "parallel.tp": tp,
+                "parallel.pp": pp,
+                "parallel.dp": dp,
+                "batch.micro_batch": size,
+            }
+            said |= way | ({"parallel.ep": ep} if run.model.experts else {})
+            said |= {"parallel.sequence_parallel": True} if tp > 1 else {}
+            said = {path: value for path, value in said.items() if path not in fixed}
+            if (args := attempt(said)) is not None:
+                yield from _variants(args, said, fixed)
+
+
+def _variants(
+    args: Arguments, said: Mapping[str, Value], fixed: frozenset[str]
+) -> Iterator[tuple[Mapping[str, Value], Arguments]]:
+    mode, way = args.parallel.sharding, args.run.recompute
+    modes = (
+        (mode,)
+        if "parallel.sharding" in fixed
+        else SHARDING
+        if (args.parallel.dp or 1) * args.parallel.cp > 1
+        else ("none",)
+    )
+    ways = (way,) if "run.recompute" in fixed else RECOMPUTE
+    for sharding, recompute in product(modes, ways):
+        parallel: Any = replace(args.parallel, sharding=sharding)
+        run: Any = replace(args.run, recompute=recompute)
+        more: dict[str, Value] = {"parallel.sharding": sharding} if sharding != mode else {}
+        more |= {"run.recompute": recompute} if recompute != way else {}
+        yield {**said, **more}, replace(args, parallel=parallel, run=run)

@@ -1,0 +1,247 @@
+"""How long a step takes, from its arguments alone: operations and bytes at a chip's rates, the schedule simulated.
+
+Rates of Hopper GPUs in bf16 and FP8 are in `chips`; `docs/performance.md` has estimates beside measured steps.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from stretto.arguments.pipeline import vpp_of
+from stretto.arguments.schema import Arguments
+from stretto.estimate.attention import attention_matrices
+from stretto.estimate.chips import Chip
+from stretto.estimate.context import comm_of, exchanged
+from stretto.estimate.kept import GEMM
+from stretto.estimate.kept import seconds as again
+from stretto.estimate.parameters import count_parameters
+from stretto.estimate.recompute import policy_of
+from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
+from stretto.estimate.stages import stage_layers
+from stretto.schedule import Cost, schedule_for, simulate
+from stretto.schedule.simulate import makespan
+
+_STATE = 4 + 4 * 4 + 3 * 4 + 2
+"""Bytes that an update moves for a parameter: gradient for the norm; gradient, master and moments in, and out again."""
+
+
+_PLAYED = 3
+"""Microbatches of each rank that are simulated, at most."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step on the rank that computes longest, by what takes them; they add up to it."""
+
+    products: float = 0.0
+    """GEMMs, those of experts among them."""
+    attention: float = 0.0
+    elementwise: float = 0.0
+    """Between GEMMs; rows of experts that move."""
+    launches: float = 0.0
+    """Of experts' GEMMs, gaps of the step, and what the host lacks to keep up."""
+    recomputation: float = 0.0
+    communication: float = 0.0
+    """Not hidden, and what hidden communication takes from GEMMs."""
+    optimizer: float = 0.0
+    bubble: float = 0.0
+    """Waiting for other stages."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return float(sum(getattr(self, f.name) for f in fields(self)))
+
+    @property
+    def said(self) -> str:
+        """Each part in milliseconds, in words."""
+        parts = {f.name: 1e3 * getattr(self, f.name) for f in fields(self)}
+        return ", ".join(f"{name} {ms:,.0f}" for name, ms in parts.items() if ms)
+
+    def __add__(self, other: StepTime) -> StepTime:
+        return StepTime(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def times(self, n: float) -> StepTime:
+        """As often."""
+        return StepTime(*(getattr(self, f.name) * n for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Of a stage and microbatch: forward, gradients of inputs, and of weights."""
+
+    forward: StepTime
+    inputs: StepTime
+    weights: StepTime
+
+    @property
+    def total(self) -> StepTime:
+        """All three."""
+        return self.forward + self.inputs + self.weights
+
+    def times(self, n: float) -> Passes:
+        """Of as many such layers."""
+        return Passes(self.forward.times(n), self.inputs.times(n), self.weights.times(n))
+
+
+def step_time(args: Arguments, chip: Chip) -> StepTime:
+    """Estimate a step on GPUs in bf16 or FP8. Muon's products are not counted, nor are evaluations and saves."""
+    p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
+    stages = [_stage(args, chip, stage) for stage in range(len(stage_layers(args)))]
+    cost = Cost.split(
+        tuple(s.forward.total for s in stages),
+        tuple(s.inputs.total for s in stages),
+        tuple(s.weights.total for s in stages),
+        hop=chip.latency if p.pp > 1 else 0.0,
+        transfer=entering_bytes(args) / _rate(args, chip, p.tp * p.cp * (p.dp or 1) * p.pp) if p.pp > 1 else 0.0,
+    )
+    # A bubble is that of the ends of a step: between them its ranks are in step, however many microbatches there are.
+    played = min(m, _PLAYED * p.pp)
+    schedule = schedule_for(p.schedule, p.pp, played, vpp_of(p))
+    of_rank = [
+        sum((stages[s].total.times(played) for s, r in enumerate(schedule.placement) if r == rank), StepTime())
+        for rank in range(p.pp)
+    ]
+    busiest = max(range(p.pp), key=lambda rank: of_rank[rank].total)
+    spent = of_rank[busiest]
+    spent += StepTime(bubble=makespan(simulate(schedule, cost)) - spent.total if p.pp > 1 else 0.0)
+    held = [s for s, r in enumerate(schedule.placement) if r == busiest]
+    spent += sum((stages[s].total.times(m - played) for s in held), StepTime())
+    spent += _sharding(args, chip, held, spent.total / m)
+    layers = sum(len(stage_layers(args)[s]) for s in held)
+    host = 0.0 if args.run.cuda_graphs else chip.host * layers * m
+    return spent + StepTime(launches=max(chip.gaps, host - spent.total))
+
+
+def _stage(args: Arguments, chip: Chip, stage: int) -> Passes:
+    m, held, policy = args.model, stage_layers(args)[stage], policy_of(args, stage)
+    kinds = Counter((m.is_sparse(n), m.window_of(n), parts) for n, parts in zip(held, policy, strict=True))
+    first = {(m.is_sparse(n), m.window_of(n), parts): n for n, parts in zip(held, policy, strict=True)}
+    found = [_layer(args, chip, first[kind], kind[-1]).times(n) for kind, n in kinds.items()]
+    if stage == len(stage_layers(args)) - 1:
+        found.append(_head(args, chip))
+    return Passes(
+        sum((each.forward for each in found), StepTime()),
+        sum((each.inputs for each in found), StepTime()),
+        sum((each.weights for each in found), StepTime()),
+    )
+
+
+def _layer(args: Arguments, chip: Chip, layer: int, parts: frozenset[str]) -> Passes:
+    m, p, tokens = args.model, args.parallel, local_tokens(args)
+    h, gates, sparse = m.hidden, 2 if m.gated else 1, m.is_sparse(layer)
+    q = m.heads // p.tp * m.dim_per_head
+    sizes = [(a.rows // (p.tp if a.cut == "rows" else 1), a.columns // (p.tp if a.cut == "columns" else 1))
+             for a in attention_matrices(m)]  # fmt: skip
+    inner = (m.shared_ffn if sparse else m.dim_ffn) // p.tp
+    sizes += [(inner * gates, h), (h, inner)] if inner else []
+    products = sum(_product(args, chip, tokens, rows, columns) for rows, columns in sizes)
+    rows = tokens / p.tp * m.top_k if sparse else 0.0
+    products += (
+        sum(_product(args, chip, rows, n, k) for n, k in ((m.dim_expert * gates, h), (h, m.dim_expert))) * sparse
+    )
+    length = args.batch.seq_len
+    window = min(length, m.window_of(layer) or length)
+    seen = 2 * window - window**2 / length  # twice the keys of a query, in the mean
+    attended = (
+        tokens * seen * q * (length + chip.half_length) / length * (m.dim_per_head + chip.half_head) / m.dim_per_head
+    )
+    item = BYTES[args.run.dtype]
+    outside = tokens / p.tp if p.sequence_parallel else tokens
+    kv = m.num_kv_heads * m.dim_per_head / p.tp
+    dense = 0 if sparse else inner
+    moved = 16 * outside * h + 4 * tokens * (q + kv) + tokens * dense * (gates + 1 + 1 + 2 * (gates - 1) + 0)
+    passes = item * moved * chip.pass_over / chip.memory * (chip.casts if args.run.fp8 != "none" else 1)
+    passes += item * rows * (5 * h + 8 * m.dim_expert) / chip.memory
+    local = m.experts / (p.ep * p.etp) if sparse else 0
+    return Passes(
+        StepTime(products, 2 * attended / chip.forward, 0.4 * passes, 0.2 * local * chip.launch)
+        + _exchange(args, chip, layer, backward=False),
+        StepTime(
+            products,
+            5 * attended / chip.backward,
+            0.6 * passes,
+            0.2 * local * chip.launch,
+            again(args, layer, parts) * GEMM / chip.gemm,
+        )
+        + _exchange(args, chip, layer, backward=True),
+        StepTime(products, launches=0.6 * local * chip.launch),
+    )
+
+
+def _head(args: Arguments, chip: Chip) -> Passes:
+    """The last norm, the head and the loss, which make their gradients at once."""
+    tokens, vocab = local_tokens(args), args.model.vocab_size / args.parallel.tp
+    products = 3 * _product(args, chip, tokens, vocab, args.model.hidden)
+    moved = (3 * vocab + 8 * args.model.hidden) * tokens * BYTES[args.run.dtype] * chip.pass_over
+    return Passes(StepTime(products, elementwise=moved / chip.memory), StepTime(), StepTime())
+
+
+def _product(args: Arguments, chip: Chip, tokens: float, rows: float, columns: float) -> float:
+    """Seconds of x W^T, W [rows, columns]."""
+    rate = chip.gemm if args.run.fp8 == "none" else chip.fp8
+    least = min(rows, columns)
+    return 2 * tokens * rows * columns / rate * (least + chip.half_side) / max(least, 1)
+
+
+def _exchange(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> StepTime:
+    """What a layer communicates on tp, cp and ep in one direction."""
+    return StepTime(communication=sum(_exchanged(args, chip, layer, backward=backward)))
+
+
+def _exchanged(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> Iterator[float]:
+    m, p, item, tokens = args.model, args.parallel, BYTES[args.run.dtype], local_tokens(args)
+    if p.tp > 1:
+        once = tokens * m.hidden * item * (p.tp - 1) / p.tp / _rate(args, chip, p.tp)
+        calls = 6 if backward and p.sequence_parallel else 4
+        share = chip.contention if p.tp_comm_overlap else 1.0
+        yield calls * (once * share + chip.latency * (not p.tp_comm_overlap))
+    if p.cp > 1:
+        yield exchanged(args, comm_of(args, layer), layer).seconds * (2 / 3 if backward else 1 / 3)
+    group = p.ep * p.etp
+    if m.is_sparse(layer) and group > 1:
+        rows = tokens / p.tp * m.top_k * p.etp
+        yield 2 * (rows * m.hidden * item * (group - 1) / group / _rate(args, chip, group) + chip.latency)
+
+
+def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float) -> StepTime:
+    """The update, and the communication of weights and gradients over dp; `microbatch`: seconds to hide behind."""
+    p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
+    dp = p.dp or 1
+    dense, routed = _parameters(args, stages)
+    edp = max(1, p.tp * p.cp * dp // (p.ep * p.etp))
+    update = sent = 0.0
+    item, wire = BYTES[args.run.dtype], 2 if p.reduce_dtype == "bf16" else 4
+    for count, ranks in ((dense, dp * p.cp), (routed, edp)):
+        shard = ranks if p.sharding != "none" else 1
+        update += count / shard * _STATE * chip.update_over / chip.memory
+        across = count * (ranks - 1) / ranks / _rate(args, chip, p.tp * ranks)
+        times = {
+            "none": 2 * wire,
+            "zero1": wire + item,
+            "zero2": wire * m + item,
+            "fsdp": (wire + 2 * item) * m,
+        }[p.sharding]
+        sent += across * times
+    behind = microbatch * (0.6 if p.sharding in ("none", "zero1") else 0.9 * m)
+    return StepTime(optimizer=update, communication=max(chip.contention * sent, sent - behind))
+
+
+def _parameters(args: Arguments, stages: list[int]) -> tuple[float, float]:
+    """Of a rank's stages: parameters that all tokens go through, and of its routed experts."""
+    p, count = args.parallel, count_parameters(args.model, args.batch.seq_len)
+    layers = [layer for stage in stages for layer in stage_layers(args)[stage]]
+    sparse = sum(map(args.model.is_sparse, layers))
+    routed = sparse * args.model.experts * count.expert
+    dense = (len(layers) - sparse) * count.layer + sparse * count.sparse_layer - routed
+    dense += count.embedding * (0 in stages)
+    dense += (count.head or count.embedding * (0 not in stages)) * (len(stage_layers(args)) - 1 in stages)
+    return dense / p.tp, routed / (p.ep * p.etp)
+
+
+def _rate(args: Arguments, chip: Chip, ranks: int) -> float:
+    """Between so many ranks that are neighbours in the order of ranks."""
+    node = args.parallel.gpus_per_node
+    return chip.between if node and ranks > node else chip.node

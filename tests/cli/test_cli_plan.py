@@ -1,0 +1,75 @@
+"""P19: layouts that fit a device, the quickest first, from arguments alone."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from stretto.arguments import parse
+from stretto.cli.plan import main
+from stretto.estimate import ledger
+from stretto.estimate.chips import CHIPS
+from stretto.estimate.step_time import step_time
+
+pytestmark = pytest.mark.pure
+
+RUN = ["--preset", "llama3-8b", "--nproc", "8", "--seq-len", "8192", "--global-batch", "64"]
+
+
+def test_what_it_says_first_fits_and_takes_so_long(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: words that a run rejects; figures of another run than the words make; rows out of order."""
+    assert main([*RUN, "--hbm", "80"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if re.match(r" *[\d,]+ +[\d,]+ +[\d.]+ ", line)]
+    times = [int(row[0].replace(",", "")) for row in rows]
+    assert times == sorted(times)
+    assert all(float(row[2]) <= 80 for row in rows)
+    assert len(rows) == 10
+    (words,) = (line.split() for line in out.splitlines() if line.startswith("  --"))
+    args = parse([*RUN, "--device", "cuda", *words], files=False).args
+    assert round(step_time(args, CHIPS["h200"]).total * 1e3) == times[0]
+    most = max(ledger(args, stage).total for stage in range(args.parallel.pp))
+    assert f"{most / 2**30:.1f}" == rows[0][2]
+
+
+def test_what_the_words_set_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main([*RUN, "--tp", "2", "--sharding", "zero1", "--micro-batch", "1", "--pp", "2", "--schedule", "1f1b"]) == 0
+    )
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if re.match(r" *[\d,]+ +[\d,]+ +[\d.]+ ", line)]
+    assert rows
+    assert all("tp=2 pp=2 dp=2 1f1b zero1 1 " in " ".join(row.split()) for row in rows)
+
+
+def test_where_nothing_fits_it_says_what_lacks_least(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN, "--hbm", "9", "--micro-batch", "1"]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"nothing fits: --tp 4 --pp 2 .* lacks least, [\d.]+ GiB; try more GPUs", out)
+
+
+def test_experts_are_spread(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--preset", "qwen3-30b-a3b", "--nproc", "8", "--micro-batch", "1", "--pp", "1", "--hbm", "100"]) == 0
+    assert "ep=8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "cpu"], "rates are those of GPUs in bf16 or FP8, but dtype = bf16, device = cpu"),
+        (["--chip", "abacus"], "h100, h200"),
+        (["--tp", "3"], "tp"),
+    ],
+)
+def test_what_is_no_run_is_rejected(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN, *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_it_imports_no_torch() -> None:
+    words = [*RUN, "--tp", "1", "--pp", "1", "--micro-batch", "1"]
+    code = f"import sys; from stretto.cli.plan import main; main({words}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

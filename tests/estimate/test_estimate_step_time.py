@@ -1,0 +1,68 @@
+"""P19: the time of a step from its arguments alone, beside the steps that GPUs have taken."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.estimates import RESULTS, Row, rows
+from stretto.arguments import parse
+from stretto.arguments.schema import Arguments
+from stretto.estimate.chips import CHIPS
+from stretto.estimate.step_time import step_time
+
+pytestmark = pytest.mark.pure
+
+H200 = CHIPS["h200"]
+ROWS = list(rows())
+WORST = {"h200/S4.json": 0.10}
+"""Sixteen small microbatches: each has a fixed cost that the estimate does not know."""
+
+
+def run(*words: str) -> Arguments:
+    return parse(["--device", "cuda", "--dtype", "bf16", *words], files=False).args
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[f"{row.file}-{row.peer}" for row in ROWS])
+def test_it_is_that_of_measured_steps(row: Row) -> None:
+    """The rates are from these machines: the same dozen numbers of a chip give all sixteen steps."""
+    assert abs(row.error) <= WORST.get(row.file, 0.05), row.estimated.said
+
+
+@pytest.mark.parametrize("preset", ["olmoe-7b", "qwen3-30b-a3b"])
+def test_a_layer_of_experts_is_that_of_measured_ones(preset: str) -> None:
+    """Of 16,384 tokens: what four layers take beside four whose feed-forward is next to nothing."""
+    cases = json.loads((RESULTS / "h200/experts.json").read_text())["cases"]
+    words = f"--preset {preset} --dp 1 --ep 1 --nproc 1 --seq-len 4096 --micro-batch 4 --global-batch 4 --layers 4"
+    sparse = step_time(run(*words.split(), "--sharding", "none"), H200)
+    dense = step_time(
+        run(*words.split(), "--sharding", "none", *["--experts", "0", "--balance-loss", "0", "--ffn", "8"]), H200
+    )
+    of_both = [t.products + t.attention + t.elementwise for t in (sparse, dense)]
+    found = (of_both[0] - of_both[1] + sparse.launches - H200.gaps) / 4
+    assert found * 1e3 == pytest.approx(cases[f"{preset} balanced"]["peers"]["stretto"]["ms"], rel=0.05)
+
+
+LAYOUTS = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
+
+
+@given(LAYOUTS, st.sampled_from(["none", "zero1", "zero2", "fsdp"]), st.sampled_from(["none", "selective", "block"]))
+def test_its_parts_add_up_and_more_work_takes_longer(
+    sizes: tuple[int, int, int], sharding: str, recompute: str
+) -> None:
+    tp, pp, dp = sizes
+    words = ["--preset", "llama3-8b", "--tp", str(tp), "--pp", str(pp), "--dp", str(dp), "--nproc", str(tp * pp * dp)]
+    words += ["--sharding", sharding if dp > 1 else "none", "--recompute", recompute, "--global-batch", "32"]
+    found = step_time(run(*words), H200)
+    assert found.total == pytest.approx(sum(getattr(found, f.name) for f in fields(found)))
+    assert all(getattr(found, f.name) >= 0 for f in fields(found))
+    assert (found.bubble > 0) == (pp > 1)
+    assert (found.recomputation > 0) == (recompute != "none")
+    assert (found.communication > 0) == (tp * dp > 1)
+    assert step_time(run(*words, "--seq-len", "16384"), H200).total > 1.9 * found.total
+    if dp > 1:
+        assert step_time(run(*words[:-1], "64"), H200).products == pytest.approx(2 * found.products)
