@@ -136,7 +136,7 @@ def rank_ledger(args: Arguments, rank: int) -> Ledger:
     if len(each) == 1:
         return each[0]
     found = {
-        f.name: (max if f.name in _ONCE else sum)(getattr(one, f.name) for one in each)  # type: ignore[operator]
+        f.name: (max if f.name in _ONCE else sum)(getattr(one, f.name) for one in each)
         for f in fields(Ledger)
     }
     # Its stages do not all hold most at the same time.
