@@ -70,6 +70,13 @@ class Structure:
         """Positions [n] or [n, b or 1] in their documents, likewise."""
         return self._of(self.positions, part, size, device)
 
+    def holds_tokens(self, part: int, size: int, rows: int, device: torch.device) -> Tensor | None:
+        """Which of the `part`-th `size` slots of so many rows [size * rows] hold a token; None: all of them do."""
+        if not self.held or self.slots * len(self.held[0].runs) == self.length:
+            return None
+        places = self.places_of(part, size, device)
+        return (places < self.length).expand(-1, rows).reshape(-1)
+
     def order(self, ranks: tuple[int, ...], device: torch.device) -> Tensor:
         """Which slot of these ranks' comes where [ranks * n, b or 1], when they are put into the order of the row."""
         key = "order", ranks, device

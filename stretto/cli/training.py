@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from stretto.arguments import Resolved
@@ -35,6 +36,7 @@ from stretto.launch.local import run_local
 from stretto.layout import Layout, Topology, warnings
 from stretto.parallel_state import GroupCost, ParallelState, costs_line, default_axes
 from stretto.report.console import Manner, console_for
+from stretto.report.device_full import DeviceFullError, Held, device_full
 from stretto.report.experts import ExpertPicture
 from stretto.report.header import header
 from stretto.report.progress import LiveProgress
@@ -203,6 +205,10 @@ class Task:
             return self._rejected(f"{error}{self._after_divergence()}", world, 1)
         except UnsoundError as error:
             return self._rejected(f"{error}{self._after_damage()}", world, 1)
+        except torch.OutOfMemoryError as error:  # of one rank, perhaps: the others hear of it as of any failure
+            place, what = self.resolved.layout.coords(world.rank)["pp"], str(error).partition(". ")[0]
+            held = Held.now(world.device)
+            raise DeviceFullError(device_full(self.resolved.args, place, held, what)) from error
 
     def _begin(
         self, world: World, screen: Console, manner: Manner, stack: ExitStack, after: int, costs: Sequence[GroupCost]

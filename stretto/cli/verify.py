@@ -57,10 +57,11 @@ def main(argv: Sequence[str]) -> int:
             parse_or_demo(argv, world_size=world, files=False, form=FORMS[0], translate=translate)
         )
         own: Options = resolved.own
-        if resolved.args.optimizer.param_groups:
-            from stretto.train.build import require_groups_hold
+        args = resolved.args
+        if args.optimizer.param_groups or args.tuning.freeze or args.run.activation_budget is not None:
+            from stretto.train.build import require_buildable
 
-            require_groups_hold(resolved.args)
+            require_buildable(args)
         work = _recorded(own, resolved) if own.comms else _work(own, resolved)
     except (ConfigError, DataError, ValueError) as error:
         return reject(error, launch, command="stretto verify")

@@ -135,6 +135,8 @@ class Feed:
 def rows_of(global_batch: int, dp_rank: int, dp_size: int, micro_batch: int) -> list[slice]:
     """The rows of a global batch that are this rank's microbatches, in order; see `Feed.batch`."""
     per_round = dp_size * micro_batch
+    if global_batch < 1 or micro_batch < 1:
+        raise ValueError(f"global_batch={global_batch}, micro_batch={micro_batch}: both must be at least 1")
     if global_batch % per_round:
         raise ValueError(f"global_batch={global_batch} is not a multiple of micro_batch*dp = {micro_batch}*{dp_size}")
     starts = range(dp_rank * micro_batch, global_batch, per_round)

@@ -6,6 +6,7 @@ from torch import nn
 
 from stretto.params import Declared
 from stretto.schedule import Sharding
+from stretto.world import Work
 
 
 class Arrivals:
@@ -15,6 +16,9 @@ class Arrivals:
     sharding: Sharding
     frozen: bool
     sent: bool
+    _reduced: bool
+    _waiting: set[nn.Parameter] | None
+    _work: Work | None
     _spans: dict[nn.Parameter, range]
     _fresh: set[nn.Parameter]
     """None yet in what is there of the bucket's gradients."""
@@ -25,6 +29,16 @@ class Arrivals:
     def params(self) -> tuple[nn.Parameter, ...]:
         """The parameters in it."""
         return tuple(self._spans)
+
+    @property
+    def due(self) -> bool:
+        """Whether a sum is still owed to the step: it was announced, or there was none yet."""
+        return not (self.sent or self.frozen) and (self._waiting is not None or not self._reduced)
+
+    @property
+    def summed(self) -> bool:
+        """Whether the gradients are those of all ranks, and here."""
+        return self.frozen or (not self.due and self._work is None)
 
     @property
     def missing(self) -> list[str]:

@@ -180,17 +180,21 @@ class Bucket(Arrivals):
         if self.sent and not self.sharding.grads:
             raise RuntimeError(
                 f"a gradient of {self._name(param)} came after its bucket was sent: "
-                "reduce(stage) must stand before the stage's last backward of the step, zero() before its first"
+                "reduce(stage) must stand before the stage's last backward of the step, zero() before its first; after "
+                "shard(microbatches=) a step is so many forwards and backwards, and step() of its own optimizer"
             )
         self._open()
         write(self.view(self.grads, param), param in self._fresh)
         self._fresh.discard(param)
         self._without.discard(param)
 
-    def arrived(self, param: nn.Parameter) -> None:
-        """Every gradient of `param` in this backward was added."""
+    def look(self, param: nn.Parameter) -> None:
+        """Tell who watches that a microbatch has added to the gradient of `param`."""
         if self.watch is not None and not self.frozen:
             self.watch(self._name(param), self.view(self.grads, param))
+
+    def arrived(self, param: nn.Parameter) -> None:
+        """Every gradient of `param` in this backward was added."""
         if self._waiting is not None:
             self._waiting.discard(param)
 
@@ -212,11 +216,6 @@ class Bucket(Arrivals):
     def full(self) -> bool:
         """Whether every last gradient is here."""
         return self._waiting is not None and not self._waiting
-
-    @property
-    def due(self) -> bool:
-        """Whether a sum is still owed to the step: it was announced, or there was none yet."""
-        return not (self.sent or self.frozen) and (self._waiting is not None or not self._reduced)
 
     def send(self) -> None:
         """Begin to sum the gradients over the axis."""

@@ -83,7 +83,7 @@ class DataParallel(Progress):
         if twice := [name for name, count in holders.items() if count > 1]:
             raise ValueError(
                 f"{', '.join(twice)} lies on this rank twice, in stages of their own: nothing adds the gradients of "
-                "its copies; place the stages that share it on different ranks, or in one stage"
+                "its copies; place the stages that share it on different ranks, or name what is not shared otherwise"
             )
         self._home = {item.param: b for b in self.all_buckets for item in b.items}
         self._stages, self._keep = stages, keep
@@ -264,6 +264,7 @@ class DataParallel(Progress):
         bucket = self._home[param]
         bucket.add(param, lambda total, first_microbatch: total.copy_(grad) if first_microbatch else total.add_(grad))
         param.grad = None
+        bucket.look(param)
         bucket.arrived(param)
         self._send_full()
 

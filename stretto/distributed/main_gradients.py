@@ -23,6 +23,7 @@ class MainGradients:
     def __init__(self) -> None:
         self._uses: Counter[nn.Parameter] = Counter()
         self._added: Counter[nn.Parameter] = Counter()
+        self._early: set[nn.Parameter] = set()  # whose gradient comes in the forward, or a part of it
         self._home: Mapping[nn.Parameter, Bucket] = {}
         self._send_full: Callable[[], None] = _nothing
         self.deferred = Deferred()
@@ -41,7 +42,10 @@ class MainGradients:
 
         Raises RuntimeError when its bucket has left.
         """
-        self._home[weight].add(weight, write)
+        bucket = self._home[weight]
+        bucket.add(weight, write)
+        self._early.add(weight)
+        bucket.look(weight)  # before the forward of another microbatch adds its part
 
     def defer(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
         """`add`, deferred until a message is under way; no longer than until the next, as it holds what it multiplies.
@@ -85,6 +89,8 @@ class MainGradients:
         self._added[weight] += 1
         if self._added[weight] == self._uses[weight]:
             self._added[weight] = 0
+            if weight not in self._early:
+                bucket.look(weight)
             bucket.arrived(weight)
             self._send_full()
 

@@ -123,11 +123,11 @@ class Optimizer:
     @torch.no_grad()
     def step(self, lr: float, scale: Tensor | None = None) -> None:
         """Update masters and parameters from `scale` [] times the buckets' gradients."""
+        self.weights.require_summed()
         self.steps += 1
         self._masters.forget()
-        factor = 1.0 if scale is None else scale
         # Numbers that change are tensors, filled on the device: as Python's they would be compiled in.
-        self._numbers = {}
+        factor, self._numbers = 1.0 if scale is None else scale, {}
         for job, segments in zip(self._jobs, self._segments, strict=True):
             bucket = self.buckets[job.bucket]
             for _, of in segments:

@@ -35,6 +35,13 @@ class Progress:
         """Whether gradients of the stage are summed over ranks."""
         return any(bucket.axis.size > 1 for bucket in self.buckets[stage])
 
+    def require_summed(self) -> None:
+        """Raise RuntimeError where gradients are not summed over the ranks: with an update replicas would part ways."""
+        if not all(bucket.summed for bucket in self.all_buckets):
+            raise RuntimeError(
+                "gradients are not summed over the ranks yet: finish() of the weights comes before step()"
+            )
+
     def settle(self) -> None:
         """Wait for what is on its way between two steps: nothing is, when the groups are left in good order."""
         for bucket in self.all_buckets:

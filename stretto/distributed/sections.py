@@ -3,11 +3,16 @@
 The order is known before anything runs. Hooks only say that the computation has come to a section: then its weights
 are waited for, those of the section before are let go, and the next ones, of the forward or of the backward, are asked
 for. So two sections are whole at a time, and a gather passes behind the computation of the section before.
+
+The backward comes to a section with the gradient of what it put out: autograd takes nodes in the opposite order of
+their forward, so no other section is under way then. What a section put out without a graph, within a reentrant
+checkpoint, has its graph where the next section takes it in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,6 +42,16 @@ def sections_of(module: nn.Module) -> list[list[nn.Module]]:
     return [[child] for child in max(lists, key=len, default=nn.Module()).children()]
 
 
+@dataclass
+class _Pass:
+    """A forward, and its backward."""
+
+    watched: set[int] = field(default_factory=set)
+    """Sections whose outputs say when the backward comes to them."""
+    backward: bool = False
+    """It has begun."""
+
+
 class Sections:
     """Gathers the weights of one stage, section by section; the last `keep` stay whole until their backward."""
 
@@ -56,13 +71,16 @@ class Sections:
         self._held = dict[Bucket, None]()
         self._backward = False
         self._at: int | None = None
+        self._pass = _Pass()
         self._hooks: list[RemovableHandle] = [
             module.register_forward_pre_hook(self._stage_begins),
             module.register_forward_hook(self._stage_ends),
+            module.register_state_dict_pre_hook(self._read),  # type: ignore[no-untyped-call]
         ]
         for n, modules in enumerate(sections):
             for each in modules:
                 self._hooks.append(each.register_forward_pre_hook(partial(self._section_begins, n)))
+                self._hooks.append(each.register_forward_hook(partial(self._section_ends, n)))
 
     def begin(self, *, backward: bool = False) -> None:
         """Ask for what a forward uses first, or a backward."""
@@ -81,25 +99,48 @@ class Sections:
         for hook in self._hooks:
             hook.remove()
 
+    def _read(self, *_: Any) -> None:
+        """Raise RuntimeError where the weights have no memory: who reads it ends the process."""
+        if not all(bucket.whole for used in (self._always, *self.uses) for bucket in used):
+            raise RuntimeError(
+                "weights are sharded: take the state_dict within `with sharded.whole():`, on all ranks together"
+            )
+
     def _stage_begins(self, _module: nn.Module, _args: Any) -> None:
-        self._backward, self._at = False, None
+        self._backward, self._at, self._pass = False, None, _Pass()
         self._wait(self._always)
 
     def _section_begins(self, n: int, _module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._backward or self._at == n:  # computed again for its backward, or one more module of it
-            return
-        before = self._at
-        self._enter(n, n + 1)
-        x = next((x for x in args if isinstance(x, Tensor) and x.requires_grad), None)
-        if x is not None and before is not None and torch.is_grad_enabled():
-            x.register_hook(partial(self._goes_back, before))  # type: ignore[no-untyped-call]
+        if self._backward:  # computed again for its backward
+            self._wait((*self._always, *self.uses[n]))
+        elif self._at != n:  # not one more module of it
+            before = self._at
+            self._enter(n, n + 1)
+            if before is not None and before not in self._pass.watched:
+                self._watch(args, partial(self._goes_back, self._pass, before))
+
+    def _section_ends(self, n: int, _module: nn.Module, _args: Any, y: Any) -> None:
+        if not self._backward and self._watch(y, partial(self._goes_back, self._pass, n)):
+            self._pass.watched.add(n)
 
     def _stage_ends(self, _module: nn.Module, _args: Any, y: Any) -> None:
-        if self._at is not None and isinstance(y, Tensor) and y.requires_grad:
-            y.register_hook(partial(self._goes_back, self._at))  # type: ignore[no-untyped-call]
+        if self._at is not None:
+            self._watch(y, partial(self._begins_back, self._pass, self._at))
 
-    def _goes_back(self, n: int, _dy: Tensor) -> None:
-        self._backward = True
+    @staticmethod
+    def _watch(passed: Any, then: Callable[[Tensor], None]) -> bool:
+        """Call `then` when a gradient of what is passed is there; whether any will be."""
+        found = [x for x in _tensors(passed) if x.requires_grad] if torch.is_grad_enabled() else []
+        for x in found:
+            x.register_hook(then)  # type: ignore[no-untyped-call]
+        return bool(found)
+
+    def _begins_back(self, of: _Pass, n: int, dy: Tensor) -> None:
+        if not of.backward:  # what else the stage put out may come from within a section
+            self._goes_back(of, n, dy)
+
+    def _goes_back(self, of: _Pass, n: int, _dy: Tensor) -> None:
+        self._backward = of.backward = True
         self._enter(n, n - 1)
 
     def _enter(self, n: int, then: int) -> None:
@@ -126,3 +167,15 @@ class Sections:
 
 def _used(modules: Sequence[nn.Module], home: Mapping[nn.Parameter, Bucket]) -> list[Bucket]:
     return list(dict.fromkeys(home[p] for module in modules for p in module.parameters() if p in home))
+
+
+def _tensors(passed: Any) -> Iterator[Tensor]:
+    """Those in what modules hand on: a tensor, and tuples, lists, mappings and dataclasses of them."""
+    if isinstance(passed, Tensor):
+        yield passed
+    elif isinstance(passed, Mapping | tuple | list):
+        for each in passed.values() if isinstance(passed, Mapping) else passed:
+            yield from _tensors(each)
+    elif is_dataclass(passed):
+        for each in fields(passed):
+            yield from _tensors(getattr(passed, each.name, None))

@@ -135,10 +135,7 @@ def rank_ledger(args: Arguments, rank: int) -> Ledger:
     each = [ledger(args, s) for s in mine]
     if len(each) == 1:
         return each[0]
-    found = {
-        f.name: (max if f.name in _ONCE else sum)(getattr(one, f.name) for one in each)
-        for f in fields(Ledger)
-    }
+    found = {f.name: (max if f.name in _ONCE else sum)(getattr(one, f.name) for one in each) for f in fields(Ledger)}
     # Its stages do not all hold most at the same time.
     found["activations"] = found["activations"] * held_at_once(args, rank) // sum(in_flight(args, s) for s in mine)
     return Ledger(**found)

@@ -18,7 +18,7 @@ from stretto.experts.grouped import GroupedLinear
 from stretto.experts.output import output
 from stretto.experts.router import Router
 from stretto.experts.rows import RowOps
-from stretto.experts.tokens import share, unshare
+from stretto.experts.tokens import mine, share, unshare
 from stretto.params import Init, ParamSpec, Shard
 from stretto.structure import Structure
 from stretto.tensor_parallel import Build, Lazy, Pointwise, declare_on, replicated
@@ -89,7 +89,11 @@ class SparseFeedForward(nn.Module):
         flat = x.reshape(-1, x.shape[-1])
         shared_out = not build.sequence_parallel and tp.size > 1
         tokens = share(flat, tp) if shared_out else flat
-        choice = self.gate(tokens, (x.shape[0], x.shape[1]))
+        part = tp.rank if build.sequence_parallel else 0
+        real = None if structure is None else structure.holds_tokens(part, x.shape[0], x.shape[1], x.device)
+        if shared_out and real is not None:
+            real = real[mine(len(flat), tp)]
+        choice = self.gate(tokens, (x.shape[0], x.shape[1]), real)
         plan = plan_of(choice.experts, self.config.experts, build.experts, choice.kept)
         rows: Tensor | Lazy
         if self.experts.activation.recompute and plan.exchange.size == 1:

@@ -87,8 +87,9 @@ class Router(nn.Module):
         expect(self.weight, build)
         self._split, self._seen = build.fuse(three_parts), build.fuse(_seen)
 
-    def forward(self, x: Tensor, sequence: tuple[int, int]) -> Choice:
-        """`sequence`: tokens of each sample in x, and samples: rows are [s, b]."""
+    def forward(self, x: Tensor, sequence: tuple[int, int], real: Tensor | None = None) -> Choice:
+        """`sequence`: tokens of each sample in x, and samples: rows are [s, b]. `real` [n] says which rows are tokens
+        (None: all): the others go to experts, too, but nothing is counted of them."""
         c = self.config
         logits = scores_of(x, self.weight, self.build, self._split)
         if self.bias is not None:
@@ -108,7 +109,7 @@ class Router(nn.Module):
         if c.expert_capacity:
             kept = within_capacity(experts, weights.detach(), sequence, c, self.build)
         if torch.is_grad_enabled():
-            weights = self._balanced(weights, logits, scores, experts, kept)
+            weights = self._balanced(weights, logits, scores, Choice(experts, weights, kept), real)
         return Choice(experts, weights, kept)
 
     def chosen(self, scores: Tensor) -> Tensor:
@@ -123,22 +124,23 @@ class Router(nn.Module):
             ranked = grouped.masked_fill(~allowed[..., None], -torch.inf).flatten(1)
         return ranked.topk(c.top_k, -1, sorted=True).indices
 
-    def _balanced(
-        self, weights: Tensor, logits: Tensor, scores: Tensor, experts: Tensor, kept: Tensor | None
-    ) -> Tensor:
+    def _balanced(self, weights: Tensor, logits: Tensor, scores: Tensor, choice: Choice, real: Tensor | None) -> Tensor:
         """The weights; their backward adds the gradients of the losses, and the counts, once for a microbatch."""
-        c, state = self.config, self.state
+        c, state, experts, kept = self.config, self.state, choice.experts, choice.kept
         extra = logits.new_zeros(())
         chance = scores / scores.sum(-1, keepdim=True) if c.router == "sigmoid" else scores
+        times = torch.ones_like(experts)
+        if real is not None:
+            chance, times = chance * real[:, None], times * real[:, None]
         if c.balance_loss:
             assignments = state.before.sum().clamp(min=1)
             share = state.before.to(chance.dtype) / assignments
             extra = extra + (chance.sum(0) * share).sum() * (c.balance_loss * c.experts / self.tokens)
         if c.router_z_loss:
-            extra = extra + _z(logits) * (c.router_z_loss / self.tokens)
-        counts = _counts(experts, c.experts, torch.ones_like(experts))
-        lost = torch.zeros_like(counts) if kept is None else _counts(experts, c.experts, (~kept).long())
-        seen = (counts, lost, *self._seen(logits.detach(), chance.detach()))
+            extra = extra + _z(logits, real) * (c.router_z_loss / self.tokens)
+        counts = _counts(experts, c.experts, times)
+        lost = torch.zeros_like(counts) if kept is None else _counts(experts, c.experts, times * ~kept)
+        seen = (counts, lost, *self._seen(logits.detach(), chance.detach(), real))
         return _Attach.apply(weights, extra, state, *seen)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -148,14 +150,15 @@ def _counts(experts: Tensor, number: int, times: Tensor) -> Tensor:
     return counts.scatter_add_(0, experts.flatten(), times.flatten())
 
 
-def _z(logits: Tensor) -> Tensor:
+def _z(logits: Tensor, real: Tensor | None) -> Tensor:
     """[]: the sum over the tokens of logsumexp(logits)^2."""
-    return torch.logsumexp(logits, -1).square().sum()
+    squares = torch.logsumexp(logits, -1).square()
+    return (squares if real is None else squares * real).sum()
 
 
-def _seen(logits: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+def _seen(logits: Tensor, chance: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sums over the tokens: of probabilities [E] and of logsumexp^2 [], in fp64."""
-    return chance.sum(0, dtype=torch.float64), _z(logits).double()
+    return chance.sum(0, dtype=torch.float64), _z(logits, real).double()
 
 
 class _Attach(Function):

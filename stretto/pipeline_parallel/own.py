@@ -31,7 +31,8 @@ class Pipeline:
     dtypes; `boundary(stage, microbatch)` where they differ. The last returns the scalar loss. All ranks know the
     microbatches. Integers, and what is marked `gradient=False`, have no gradient. With `check_finite` NaN or infinity
     is a FloatingPointError whose note names the action. Where
-    the schedule splits backwards, the weights of `nn.Linear` wait for W; all other gradients come with I.
+    the schedule splits backwards, the weights of `nn.Linear` wait for W; all other gradients come with I. Raises
+    ValueError for a schedule of another number of ranks, and for a boundary that is none.
     """
 
     def __init__(
@@ -44,6 +45,11 @@ class Pipeline:
         *,
         check_finite: bool = False,
     ) -> None:
+        if (ranks := len(schedule.ranks)) != axis.size:
+            raise ValueError(f"the schedule is one of {ranks} ranks, but {axis} has {axis.size}: make it for as many")
+        said = boundary if isinstance(boundary, tuple) else (boundary,)
+        if not callable(boundary) and not all(isinstance(each, TensorMeta) for each in said):
+            raise ValueError(f"boundary={boundary}: say a TensorMeta(shape, dtype), a tuple of them, or a function")
         self.deferred = Deferred()
         mine = [stage for stage, rank in enumerate(schedule.placement) if rank == axis.rank]
         self.modules = {stage: defer_linear(make(stage), self.deferred) for stage in mine}

@@ -101,7 +101,8 @@ class Cut:
         """On the device, with shares; and the weight [] of the global batch."""
         here = [_each(self._move, rows) for rows in microbatches]
         if self.weight is None:
-            share = self.micro_batch / self.global_batch
+            # The ranks of cp are all given the same rows: each counts for its part of them.
+            share = self.micro_batch / self.global_batch / self.state.axis("cp").size
             whole = torch.full((), float(self.global_batch), dtype=torch.float64, device=self.state.world.device)
             return [Share(rows, share) for rows in here], whole
         weights = [self.weight(rows).double() for rows in here]

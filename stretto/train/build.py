@@ -20,6 +20,7 @@ from stretto.context_parallel import ContextAttention
 from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, MuonRule, Rule, SGDRule
 from stretto.estimate import stage_costs, stage_layers
 from stretto.estimate.context import comm_of
+from stretto.estimate.kept import Parts
 from stretto.estimate.recompute import policy_of
 from stretto.experts import Balance, expert_axes, routers_of
 from stretto.interop.shapes import logical_shapes
@@ -54,8 +55,7 @@ class Built(Assembly[Transformer]):
 
 def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     """Build this rank's part of the run, with initial weights drawn from `run.seed`, or zeros that are filled later."""
-    require_groups_hold(args)
-    require_trained(args)
+    policies = require_buildable(args)
     microbatches = args.batch.microbatches(state.layout.size("dp"))
     parts = stage_specs(args)
     direct, fuse, tp = MainGradients(), fused if args.run.compile else unfused, state.axis("tp")
@@ -89,7 +89,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
             parts[s],
             place,
             seq_len=seq_len,
-            recompute=dict(zip(parts[s].layers, policy_of(args, s), strict=True)),
+            recompute=dict(zip(parts[s].layers, policies[s], strict=True)),
             offload=offload,
             attend=attend,
             embedding=None if first is None else first.weight,
@@ -185,6 +185,14 @@ def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Calla
     """
     compiled = torch.compile(function, dynamic=dynamic)
     return hand_written(function, compiled) if torch.cuda.is_available() else compiled
+
+
+def require_buildable(args: Arguments) -> list[tuple[Parts, ...]]:
+    """What each layer of each stage computes once more. Raises ConfigError, on all ranks alike, where names of
+    parameters fit none, or a budget of activations is too small for some stage."""
+    require_groups_hold(args)
+    require_trained(args)
+    return [policy_of(args, stage) for stage in range(len(stage_layers(args)))]
 
 
 def require_groups_hold(args: Arguments) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stretto.distributed import DataParallel
 from stretto.distributed.replicate import replicate
+from stretto.exchange import all_gather_json
 from stretto.pipeline_parallel import TensorMeta
 from stretto.tensor_parallel import Build
 from stretto.train.assemble import StageSpec
 from stretto.train.batches import Share
+from stretto.world import Axis
 
 Loss = Callable[[Tensor, Any], Tensor]
 
@@ -38,6 +42,18 @@ def stage_of(model: nn.Module | Callable[[StageSpec], nn.Module], stages: int, b
     module = model if isinstance(model, nn.Module) else model(StageSpec(index, stages, build))
     module = module.to(device=build.device, dtype=build.dtype)
     return replicate(module) if build.tp.size == 1 else module
+
+
+def require_names_apart(weights: DataParallel, pp: Axis) -> None:
+    """Raise ValueError, on all ranks of the pipeline, where stages have other parameters under one name: a checkpoint
+    could not hold both. A tied one is one parameter."""
+    own = [part.name for item in weights.declared for part in item.logical if "embed" not in part.spec.sum_grad]
+    times = Counter(name for names in all_gather_json(own, pp) for name in names)
+    if twice := [name for name, n in times.items() if n > 1]:
+        raise ValueError(
+            f"several stages have a parameter {', '.join(twice[:4])}: name layers by their numbers in the whole model, "
+            'as in nn.Sequential(OrderedDict((f"layer{n}", ...) for n in spec.layers(number)))'
+        )
 
 
 def boundary_of(model: object, shape: tuple[int, ...] | None, dtype: torch.dtype, stages: int) -> TensorMeta | None:

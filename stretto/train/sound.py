@@ -40,7 +40,8 @@ def require_equal_replicas(built: Assembly[Any], state: ParallelState, step: int
     held = pieces(built)
     sums = _read([checksum(p.tensor) for p in held])
     own = {_key(p): value for p, value in zip(held, sums, strict=True)}
-    axes = [state.axis("dp", "cp"), state.axis("tp"), state.axis("embed")]
+    names = [("dp", "cp"), ("tp",), ("embed",), *[("edp",)] * state.has("edp")]
+    axes = [state.axis(*each) for each in names]
     found = [line for axis in axes for line in _parting(own, axis)]
     if said := _said(found, state):
         raise UnsoundError(

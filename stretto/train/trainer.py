@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from stretto.initialize.stop import StopFlag
 from stretto.initialize.timeline import StartTimeline
 from stretto.parallel_state import ParallelState
 from stretto.schedule import DDP, Sharding, schedule_for
+from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build
 from stretto.train.assemble import Assembly, StageSpec, assemble
 from stretto.train.batches import Batches, Cut, Evaluation, RowBatches, RowEvaluation, Source
@@ -30,7 +31,7 @@ from stretto.train.loop import DivergedError, Loop, Pace
 from stretto.train.meter import Meter, Work
 from stretto.train.metrics_file import JsonLines
 from stretto.train.optimizers import AdamW
-from stretto.train.own_model import Loss, StageCall, boundary_of, stage_of
+from stretto.train.own_model import Loss, StageCall, boundary_of, require_names_apart, stage_of
 from stretto.train.record import HELD_OUT, Everyone, Listener, RunRecord
 from stretto.train.saves import SavePolicy, Saves
 from stretto.train.slow_ranks import SlowRanks
@@ -85,7 +86,7 @@ class Trainer:
         evaluation: what to evaluate on: an iterable of global batches, read anew each time, or an `Evaluation`; or
             several by the names of their validation sets.
         work: tokens (or rows) and operations of a step, for the metrics.
-        sharding: what each data-parallel rank keeps a part of: `DDP`, `ZERO1`, `ZERO2`, `FSDP`.
+        sharding: what each data-parallel rank keeps a part of: none, zero1, zero2, fsdp; or a `Sharding`.
         on_nonfinite: what follows a loss or gradient that is no number: `stop`; `trace`, which names its microbatch
             too; `skip`, which goes on without the update.
         check_replicas: compare replicas by checksum after every so many steps; 0: never.
@@ -129,15 +130,19 @@ class Trainer:
         about: Mapping[str, Any] | None = None,
         work: Work | None = None,
         timeline: StartTimeline | None = None,
-        sharding: Sharding = DDP,
+        sharding: Sharding | str = DDP,
         check_replicas: int = 0,
         on_nonfinite: OnNonfinite = "stop",
         waited: Callable[[], float] | None = None,
     ) -> None:
         self.state = state
+        if isinstance(sharding, str) and sharding not in MODES:
+            raise ValueError(f"sharding={sharding!r}: take one of {', '.join(MODES)}")
+        if on_nonfinite not in (known := get_args(OnNonfinite)):
+            raise ValueError(f"on_nonfinite={on_nonfinite!r}: take one of {', '.join(known)}")
         dp = state.axis("dp").size
         layout = state.layout
-        cut = Cut(state, global_batch, micro_batch or max(1, global_batch // dp), weight)
+        cut = Cut(state, global_batch, max(1, global_batch // dp) if micro_batch is None else micro_batch, weight)
         if not isinstance(model, Assembly):
             direct, axis = MainGradients(), state.axis("pp")
             stages = axis.size * layout.vpp
@@ -153,11 +158,12 @@ class Trainer:
                 clip_grad=clip_grad,
                 bucket_mb=bucket_mb,
                 direct=direct,
-                sharding=sharding,
+                sharding=MODES[sharding] if isinstance(sharding, str) else sharding,
                 on_nonfinite=on_nonfinite,
                 call=partial(StageCall, stages, loss),
                 search=(lambda cost: order(cost=cost)) if schedule == "auto" else None,
             )
+            require_names_apart(model.weights, axis)
         self.assembly: Assembly[Any] = model
         batches = data if isinstance(data, Batches) else RowBatches(data, cut)
         self.train_state = TrainState(self.assembly.optimizer, batches)

@@ -22,6 +22,10 @@ UPDATE_SLACK = 10.0
 gradient's largest element is not small in its small ones. Gradients themselves have no slack; a wrong update is wrong
 by 0.1 and more."""
 
+MOMENTS_SLACK = 2.0**-6
+"""How far updates may be apart after the first where moments are kept in bf16 and all else in fp32: a moment near the
+middle of two numbers of bf16 goes to one of them or to the other, 2^-7 of it away."""
+
 ROUNDING = {"bf16": 2.0**-8}
 """Where rounding is coarse a run is held against fp64, and may be twice as wrong as one process of its own dtype is;
 an error below one rounding step, half of the last place, is none."""
@@ -158,13 +162,16 @@ def differences(one: Trace, other: Trace, *, ord: float = float("inf")) -> dict[
     """Relative errors of activations, losses, norms, gradients and updates.
 
     `ord` is the vector norm in which tensors are measured: the largest element shows a single wrong one, the 2-norm
-    is steadier where rounding is coarse. Raises ValueError when the two have different parameters or modules.
+    is steadier where rounding is coarse. Raises ValueError when the two have different parameters.
     """
-    _same("modules", one.seen.outputs, other.seen.outputs)
+    # What one layout computes once more, and so never puts out, another may keep: a budget, or so many layers of each
+    # stage, chooses other layers there.
+    both = [n for n in one.seen.outputs if n in other.seen.outputs]
+    forward = {n: one.seen.outputs[n] for n in both}
     # Where all in front of a module is frozen no gradient comes to it, unless it begins a stage.
     both = [n for n in one.seen.gradients if n in other.seen.gradients]
     backward = {n: one.seen.gradients[n] for n in reversed(both)}
-    found = {Quantity(1, "activation", n): e for n, e in errors(one.seen.outputs, other.seen.outputs, ord=ord).items()}
+    found = {Quantity(1, "activation", n): e for n, e in errors(forward, other.seen.outputs, ord=ord).items()}
     found |= {
         Quantity(1, "activation gradient", n): e for n, e in errors(backward, other.seen.gradients, ord=ord).items()
     }

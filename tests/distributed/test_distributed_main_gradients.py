@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stretto.distributed import DataParallel, MainGradients
+from stretto.distributed.watch import GradientWatch, first_microbatch
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.params import Init, ParamSpec, declare
@@ -105,3 +106,17 @@ def _last_gradients(world: World) -> list[float]:
         weights.finish()
         assert torch.equal(weights.grad(net.a), weights.grad(net.b))
         return [float(g) for g in weights.grad(net.a)]
+
+
+def test_a_gradient_of_the_forward_is_looked_at_there() -> None:
+    """All forwards of a step may come before its backwards: by then nobody knows whose part is no number, and where
+    gradients are sharded they may have left."""
+    (direct, net, weights), watch = single(), GradientWatch()
+    for bucket in weights.all_buckets:
+        bucket.watch = watch
+    weights.zero()
+    for value in (1.0, float("nan"), 2.0):
+        direct.add_in_forward(net.a, times(value))
+    for _ in range(3):
+        direct.complete(net.a)
+    assert first_microbatch(watch.take()) == (1, ["a"])

@@ -6,11 +6,14 @@ stay for the next; a declaration that is overwritten.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from stretto.distributed import AdamWRule, shard
+from stretto.distributed import AdamWRule, SGDRule, shard
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.params import Init, ParamSpec, collect, declare
@@ -60,6 +63,28 @@ def test_an_ordinary_loop_is_that_of_one_process(pool: Pool, ranks: int) -> None
                 torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-12, msg=f"{mode} {name}")
 
 
+def test_what_would_part_replicas_or_end_the_process_is_an_error(pool: Pool) -> None:
+    """An update from gradients that nobody summed; a state_dict of weights that have no memory."""
+    for early, unread in pool.run(2, _misused):
+        assert "finish() of the weights comes before step()" in early
+        assert "take the state_dict within `with sharded.whole():`" in unread
+
+
+def _misused(world: World) -> tuple[str, str]:
+    net = model()
+    with ParallelState.build(Layout.of(dp=world.size), world) as state, shard(net, state) as sharded:
+        optimizer = sharded.optimizer(SGDRule(0.0, 0.0))
+        net(rows(0)).mean().backward()
+        with pytest.raises(RuntimeError) as early:
+            optimizer.inner.step(0.1)
+        optimizer.step(0.1)
+        with pytest.raises(RuntimeError) as unread:
+            net.state_dict()
+        with sharded.whole():
+            assert len(net.state_dict()) == len(list(net.parameters()))
+    return str(early.value), str(unread.value)
+
+
 def test_what_is_declared_stays_so() -> None:
     net = nn.Linear(3, 3)
     declare(net, "weight", ParamSpec((3, 3), Init(), weight_decay=False))
@@ -67,6 +92,72 @@ def test_what_is_declared_stays_so() -> None:
         assert [item.weight_decay for item in collect(net)] == [False, False]
         with pytest.raises(ValueError, match="take one of none, zero1, zero2, fsdp"):
             shard(net, state, sharding="zero9")
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, *, more: Tensor | None = None) -> Any:
+        inner = torch.tanh(self.inner(x))
+        y = x + self.outer(inner)
+        return {"y": y if more is None else y + more, "inner": inner}
+
+
+class Unlike(nn.Module):
+    """Blocks in ways in which their inputs do not tell when the backward comes to them."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.way, self.first, self.blocks = way, nn.Linear(WIDTH, WIDTH), nn.ModuleList(Block() for _ in range(3))
+        self.double()
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        inner: list[Tensor] = []
+        if self.way == "towers":  # none takes what another put out
+            y = self.first(x)
+            for block in self.blocks:
+                y = y + block(x)["y"]
+            return {"y": y, "inner": inner}
+        y = self.first(x)
+        for block in self.blocks:
+            if self.way == "reentrant":  # which runs it without a graph
+                y = checkpoint(lambda y, block=block: block(y)["y"], y, use_reentrant=True)
+            else:
+                out = block(x=y, more=x)
+                y, inner = out["y"], [*inner, out["inner"]]
+        return {"inner": inner, "y": y}
+
+
+@pytest.mark.parametrize("way", ["by name", "towers", "reentrant"])
+def test_sections_are_whole_whatever_they_hand_on(pool: Pool, way: str) -> None:
+    """Two forwards before each backward; a dictionary out, with tensors from within the blocks."""
+    net = Unlike(way)
+    loss_of(net, rows(0), way).backward()
+    want = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+    for norm, moved in pool.run(2, _moved, way):
+        assert norm == pytest.approx(want.norm().item(), rel=1e-10)
+        torch.testing.assert_close(moved, want, rtol=0, atol=1e-12)
+
+
+def loss_of(net: nn.Module, x: Tensor, way: str) -> Tensor:
+    outs = [net(x), *([net(2 * x)] if way != "reentrant" else [])]  # whose backward is one for each forward
+    found = [out["y"].square().mean() + sum(0.3 * inner.mean() for inner in out["inner"]) for out in outs]
+    return torch.stack(found).sum()
+
+
+def _moved(world: World, way: str) -> tuple[float, Tensor]:
+    """The gradient's norm, and how far a step of 1 against it moved the parameters."""
+    net = Unlike(way)
+    before = torch.cat([p.detach().flatten() for p in net.parameters()])
+    with ParallelState.build(Layout.of(dp=world.size), world) as state, shard(net, state) as sharded:
+        optimizer = sharded.optimizer(SGDRule(0.0, 0.0))
+        loss_of(net, rows(0).chunk(world.size)[world.rank], way).backward()
+        norm = optimizer.step(1.0).item()
+        with sharded.whole():
+            return norm, before - torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
 def _train(world: World) -> dict[str, tuple[dict[str, Tensor], list[float]]]:

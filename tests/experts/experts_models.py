@@ -61,7 +61,7 @@ LAST: dict[str, Any] = {"expert_capacity": 1.0, "top_k": 1, "router_renormalize"
 
 
 def arguments(
-    model: dict[str, Any], *, dtype: str = "fp64", batch: int = 8, run: Any = None, **parallel: Any
+    model: dict[str, Any], *, dtype: str = "fp64", batch: int = 8, seq_len: int = 12, run: Any = None, **parallel: Any
 ) -> Arguments:
     """Eight experts in four layers, of 24 channels; a vocabulary that does not divide."""
     run = run or {}
@@ -78,7 +78,7 @@ def arguments(
     return Arguments(
         model=config,
         parallel=ParallelConfig(bucket_mb=0.01, **parallel),
-        batch=BatchConfig(seq_len=12, micro_batch=1, global_batch=batch),
+        batch=BatchConfig(seq_len=seq_len, micro_batch=1, global_batch=batch),
         optimizer=OptimizerConfig(lr=1e-2, eps=1e-4, clip_grad=0.5),
         run=RunConfig(dtype=dtype, timeout=30.0, **run),  # type: ignore[arg-type]
     )

@@ -3,7 +3,8 @@
 Two steps: biases and balance losses of the second follow from the counts of the first.
 
 Faults to catch: a router whose gradient is not summed over tensor-parallel ranks; a balance loss of the counts of one
-microbatch; tokens that every tensor-parallel rank sends; parts of a cut expert that are not added up.
+microbatch; tokens that every tensor-parallel rank sends; parts of a cut expert that are not added up; slots without a
+token that are counted.
 """
 
 from __future__ import annotations
@@ -55,3 +56,13 @@ def test_experts_in_a_layout_equal_one_process(
     model = {**model, "heads": 6, "ffn": 36} if parallel.get("tp") == 3 else model
     model = {**model, "kv_heads": 3, "shared_ffn": 9} if parallel.get("tp") == 3 else model
     prove(pool, arguments(model, run=run, **parallel))
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "parallel"),
+    [(11, {"tp": 2, "cp": 2, "ep": 2}), (10, {"tp": 2, "cp": 2, "etp": 2, **SP})],
+    ids=["tp", "sp"],
+)
+def test_slots_without_a_token_count_for_nothing(pool: Pool, seq_len: int, parallel: dict[str, Any]) -> None:
+    """Rows in 12 slots: what a router sees beyond their end is in no count, no loss and no gradient."""
+    prove(pool, arguments({**MIXTRAL, "router_bias": True, "router_bias_rate": 0.05}, seq_len=seq_len, **parallel))

@@ -83,3 +83,12 @@ def test_a_table_that_torch_reads() -> None:
         for line in to_csv(schedule_for(name, 4, 8)).splitlines():
             for cell in line.split(","):
                 assert str(_Action.from_str(cell)) == cell
+
+
+def test_what_is_no_pipeline_is_an_error_with_the_numbers() -> None:
+    """A schedule of other ranks; a shape in the place of a boundary."""
+    wrong = {(4, TensorMeta((3, 6), torch.float64)): "of 4 ranks, but .* has 2", (2, (3, 6)): "say a TensorMeta"}
+    with ParallelState.inspect(Layout.of(pp=2), 0) as state:
+        for (ranks, boundary), words in wrong.items():
+            with pytest.raises(ValueError, match=words):
+                Pipeline(lambda n: Layers(n, 4), schedule_for("1f1b", ranks, M), state.axis("pp"), boundary)  # type: ignore[arg-type]

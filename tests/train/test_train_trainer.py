@@ -108,6 +108,8 @@ def test_a_plain_module_over_replicas_equals_one_process(pool: Pool, kind: str) 
     assert len({loss for loss, _ in whole}) == 6
     assert cut[0] == [pytest.approx(step, rel=1e-12) for step in whole]
     assert cut[1] == [], "rank 0 alone is told"
+    same = pool.run(3, trained, Layout.of(cp=3), kind, 2)  # the ranks of cp are all given the same rows
+    assert same[0] == [pytest.approx(step, rel=1e-12) for step in whole]
 
 
 def test_the_loss_of_the_first_step_is_torchs_own() -> None:
@@ -247,6 +249,9 @@ WRONG = {
     "0 is a BatchNorm1d": {"model": nn.Sequential(nn.BatchNorm1d(WIDTH))},
     "the data ended after 2 global batches": {"data": (batch(n) for n in range(2))},
     "there is no directory to look in": {"resume": True},
+    "sharding='zero9': take one of none, zero1": {"sharding": "zero9"},
+    "on_nonfinite='ignore': take one of stop": {"on_nonfinite": "ignore"},
+    "micro_batch=-1: both must be at least 1": {"micro_batch": -1},
     "parameters without a declared place: 0.weight": {"layout": Layout.of(tp=2)},
 }
 
@@ -257,3 +262,16 @@ def test_what_cannot_be_trained_is_an_error_with_the_numbers(message: str) -> No
     layout, model = said.pop("layout", Layout.of()), said.pop("model")
     with ParallelState.inspect(layout, 0) as state, pytest.raises(ValueError, match=message):
         stretto.Trainer(model, state, **said).fit(3, stop=bool)
+
+
+def test_stages_whose_parameters_have_one_name_are_rejected_at_the_start(pool: Pool) -> None:
+    """Not at the first save, which could not hold both."""
+    for said in pool.run(2, alike):
+        assert "several stages have a parameter weight, bias: name layers by their numbers" in said
+
+
+def alike(world: World) -> str:
+    said: dict[str, Any] = {"data": batch, "loss": F.mse_loss, "boundary": (2, WIDTH), "micro_batch": 2, **SAID}
+    with ParallelState.build(Layout.of(pp=2), world) as state, pytest.raises(ValueError, match="several") as found:
+        stretto.Trainer(lambda _: nn.Linear(WIDTH, WIDTH), state, **said)
+    return str(found.value)

@@ -15,9 +15,10 @@ from stretto.arguments.schema import Arguments
 from stretto.layout import Layout
 from stretto.params import ParamSpec
 from stretto.testing import Pool
-from stretto.verify import build, random_batch, random_weights
+from stretto.verify import against_reference, build, random_batch, random_weights
 from stretto.verify.activations import WIDTH
-from stretto.verify.reference import perturbed
+from stretto.verify.compare import TOLERANCE, UPDATE_SLACK, differences, trace
+from stretto.verify.reference import limit_of, perturbed
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -229,3 +230,40 @@ def test_what_is_looked_at_is_no_graph() -> None:
     assert args.run.cuda_graphs
     with mock.patch("stretto.verify.session.build_run") as made, build(args, Layout.of(), World.single()):
         assert made.call_args[0][0].run.cuda_graphs is False
+
+
+@pytest.mark.parametrize("rule", ["sgd", "lion", "muon"])
+def test_every_update_rule_can_be_compared(rule: str) -> None:
+    """An eps for rules that have none, which no run may be given, ended each of these with a ConfigError."""
+    args = arguments(1, 1, 1, variant=0)
+    args = replace(args, optimizer=replace(args.optimizer, optimizer=rule, eps=1e-8))
+    found = against_reference(args, Layout.of(), World.single())
+    assert found.equal
+    assert {d.quantity.step for d in found.of("update")} == {1, 2}
+
+
+def test_moments_in_bf16_may_round_to_either_side() -> None:
+    """Two right runs, here from weights 2^-20 apart, exceed the limit of all other updates."""
+    args = arguments(1, 1, 1, variant=0)
+    args = replace(
+        args, optimizer=replace(args.optimizer, moments="bf16", clip_grad=0.0), run=replace(args.run, dtype="fp32")
+    )
+    with build(args, Layout.of(), World.single()) as session:
+        weights, batches = random_weights(session, 0), [random_batch(args, n) for n in (1, 2)]
+        one, other = (trace(session, start, batches) for start in (weights, perturbed(weights, 2**-18, 0)))
+    found = differences(one, other)
+    first, second = (
+        max((error, limit_of(q, args)) for q, error in found.items() if q.kind == "update" and q.step == step)
+        for step in (1, 2)
+    )
+    assert first[0] < first[1] == TOLERANCE["fp32"] * UPDATE_SLACK < second[0] < second[1]
+
+
+def test_a_budget_is_that_of_the_layout_compared() -> None:
+    """No reference is held to a rank's budget, and modules that only one run puts out are no error."""
+    args = arguments(1, 1, 1, variant=0)
+    args = replace(args, run=replace(args.run, activation_budget="20KB"))
+    found = against_reference(args, Layout.of(), World.single())
+    assert found.equal
+    norms = [d.quantity.of for d in found.of("activation") if d.quantity.of.endswith("input_layernorm")]
+    assert norms == [f"model.layers.{n}.input_layernorm" for n in (2, 3, 4)]

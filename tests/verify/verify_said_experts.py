@@ -30,7 +30,12 @@ LAYOUTS = Said(
         "for part in back[:, :, k]:",
         "for part in back[:1, :, k]:",
     ),
-    only="test_experts_in_a_layout_equal_one_process",
+    Fault(
+        "slots without a token that are counted",
+        "experts/router.py",
+        "chance, times = chance * real[:, None], times * real[:, None]",
+        "pass",
+    ),
 )
 
 EXACT = Said(

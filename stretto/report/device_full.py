@@ -1,0 +1,86 @@
+"""What is said when a device's memory is full: what was held, what was foreseen, and what would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from stretto.arguments import Arguments
+from stretto.estimate import Ledger, rank_ledger
+
+GIB = 2**30
+ROOM = 0.94
+"""The part of a device that a ledger may fill: the rest is the allocator's and the back ends'."""
+MOST = 3
+
+
+class DeviceFullError(RuntimeError):
+    """A rank's device has no more memory."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of a device as it ran full."""
+
+    allocated: int
+    """In tensors."""
+    reserved: int
+    """Taken from the device by the allocator."""
+    total: int
+    """What the device has."""
+
+    @classmethod
+    def now(cls, device: torch.device) -> Held:
+        """As the allocator says."""
+        stats = torch.cuda.memory_stats(device)
+        total = torch.cuda.get_device_properties(device).total_memory
+        return cls(stats["allocated_bytes.all.peak"], stats["reserved_bytes.all.peak"], total)
+
+
+def device_full(args: Arguments, rank: int, held: Held, what: str) -> str:
+    """Lines: what failed, numbers beside those foreseen for this rank of the pipeline, up to three changes that would fit."""
+    foreseen = rank_ledger(args, rank)
+    items = {f.name: getattr(foreseen, f.name) for f in fields(Ledger) if f.name != "host"}
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in items.items() if size)
+    tried = list(_changes(args))
+    fit = [f"{words} ({size / GIB:.1f} GiB)" for words, size in tried if size <= ROOM * held.total][:MOST]
+    least = min(tried, key=lambda each: each[1], default=None)
+    way = f"would fit: {', or '.join(fit)}" if fit else "no single change would fit"
+    if not fit and least:
+        way += f": {least[0]} comes nearest, {least[1] / GIB:.1f} GiB"
+    return "\n".join(
+        (
+            f"the device is full: {what}",
+            f"  at the peak {held.allocated / GIB:.2f} GiB in tensors, {held.reserved / GIB:.2f} reserved, of "
+            f"{held.total / GIB:.2f}",
+            f"  foreseen {foreseen.total / GIB:.2f} GiB: {parts}",
+            f"  {way}; `stretto plan` with the same words ranks other layouts",
+        )
+    )
+
+
+def _changes(args: Arguments) -> Iterator[tuple[str, int]]:
+    """What may be changed without another layout, the cheapest first, and what the fullest rank then holds."""
+    p, b, r = args.parallel, args.batch, args.run
+    if r.recompute == "none":
+        yield "--recompute selective", _most(replace(args, run=replace(r, recompute="selective")))
+    if (p.dp or 1) * p.cp > 1 and p.sharding == "none":
+        yield "--sharding zero1", _most(replace(args, parallel=replace(p, sharding="zero1")))
+    if b.micro_batch > 1:
+        yield (
+            f"--micro-batch {b.micro_batch // 2}",
+            _most(replace(args, batch=replace(b, micro_batch=b.micro_batch // 2))),
+        )
+    if (p.dp or 1) * p.cp > 1 and p.sharding != "fsdp":
+        yield "--sharding fsdp", _most(replace(args, parallel=replace(p, sharding="fsdp")))
+    if r.recompute in ("none", "selective"):
+        yield "--recompute block", _most(replace(args, run=replace(r, recompute="block")))
+    if not args.optimizer.optimizer_cpu_offload and args.optimizer.optimizer == "adamw":
+        there = replace(args, optimizer=replace(args.optimizer, optimizer_cpu_offload=True))
+        yield "--optimizer-cpu-offload", _most(there)
+
+
+def _most(args: Arguments) -> int:
+    return max(rank_ledger(args, rank).total for rank in range(args.parallel.pp))
