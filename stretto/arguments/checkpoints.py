@@ -31,6 +31,7 @@ class CheckpointConfig:
         None,
         "where checkpoints go, also a URL such as s3://bucket/run; unset: the directory checkpoints in that of the run",
         carried=False,
+        path=True,
     )
     init_from: str | None = setting(
         None,

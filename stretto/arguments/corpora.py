@@ -114,6 +114,9 @@ def _check(found: Sequence[Share]) -> None:
     if twice := [path for path, count in Counter(share.path for share in found).items() if count > 1]:
         raise ValueError(f"{', '.join(twice)} named twice")
     bare = [share.path for share in found if share.weight is None]
+    for path in bare:
+        if len(bare) < len(found) and (end := path.rpartition(":")[2]) != path and "/" not in end:
+            raise ValueError(f"{path}: {end!r} is no weight, which is a number above 0 in digits, as in 0.7 or 3")
     if bare and len(bare) < len(found):
         raise ValueError(f"{', '.join(bare)} without a weight, the others with one: give all of them one, or none")
     if zero := [share.path for share in found if share.weight == 0]:

@@ -27,7 +27,9 @@ def check_paths(args: Arguments) -> tuple[Violation, ...]:
     )
     if long := [v for path, name in named_by for v in _no_name(path, name)]:
         return tuple(long)
-    written = ("checkpoint.out", "data.cache", "run.log_dir")
+    written = ["checkpoint.out", "data.cache", "run.log_dir"]
+    if "://" not in str(said["checkpoint.checkpoint_dir"]):  # not an object store
+        written.append("checkpoint.checkpoint_dir")
     packages = (v for path, package in _PACKAGES.items() if get(args, path) for v in _package(path, package))
     directories = (v for path in written if said[path] is not None for v in _directory(path, str(said[path])))
     return (*_data(args), *_tokenizer(args), *directories, *packages)

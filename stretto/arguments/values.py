@@ -145,6 +145,10 @@ def _meant(setting: Setting, word: str) -> str:
 
 def _check_text(setting: Setting, text: str) -> None:
     """Bytes that are no UTF-8 come as half characters: a file's name may have them."""
+    if (
+        setting.is_path and not setting.repeats and not text
+    ):  # such as "$TEXTS" where nobody has set it; Path("") would be this directory
+        raise ValueError("'' is empty, must be a path")
     if "\0" in text:
         raise ValueError(f"{shown(text)} has a NUL character, which no text here may have")
     if not setting.is_path and any("\ud800" <= c <= "\udfff" for c in text):

@@ -18,7 +18,7 @@ from rich.table import Table
 from stretto.arguments import Arguments, ConfigError
 from stretto.arguments.setting import setting
 from stretto.cli.command import USAGE_ERROR, chosen
-from stretto.cli.words import of_run, parse_or_demo
+from stretto.cli.words import newest_record, of_run, parse_or_demo
 from stretto.console import console
 from stretto.data.corpus import Corpus
 from stretto.data.describe import lossy
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `stretto data ...`; 0, or 2 when the configuration, the corpus or the cache cannot be used."""
     form, rest = chosen(FORMS, argv)
     try:
-        resolved = parse_or_demo(rest, form=form)
+        resolved = parse_or_demo(rest, form=form, checkpoint=newest_record)
         workers = resolved.own.workers or len(os.sched_getaffinity(0))
         _run(resolved.args, console(soft_wrap=True), workers, inspect=form.own is Inspect)
     except (ConfigError, DataError) as error:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stretto.arguments import Arguments, ConfigError, Resolved, table
-from stretto.arguments.model import ModelConfig
+from stretto.arguments import Arguments, ConfigError, Record, Resolved, table
 from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.setting import setting
 from stretto.cli.command import USAGE_ERROR
+from stretto.cli.equations import equations
 from stretto.cli.megatron import layer
 from stretto.cli.memory import memory_table, verdict
 from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
-from stretto.estimate import count_parameters, norms_of_a_layer, positions, qk_norms, stage_layers
+from stretto.estimate import count_parameters, stage_layers
 from stretto.estimate.chips import CHIPS
 from stretto.estimate.context import comm_of, exchanged
 from stretto.estimate.kept import seconds
@@ -32,6 +33,9 @@ from stretto.layout.ranks import named, ranges
 from stretto.schedule import Cost, bubble, schedule_for, simulate
 from stretto.schedule.draw import gantt
 from stretto.terminal import say
+
+if TYPE_CHECKING:
+    from stretto.cli.resume import Resumed
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,41 @@ _DRAWABLE = 400
 def main(argv: Sequence[str]) -> int:
     """Run `stretto explain ...`; 0, or 2 when the settings are no valid run."""
     words = [word.replace("--world-size", "--nproc", 1) for word in argv]
+    found: list[Resumed] = []
+
+    def resumed(directory: str, required: bool) -> Record | None:
+        from stretto.cli.resume import newest  # loads torch
+
+        found.extend(newest(directory, required=required))
+        return found[0].record if found else None
+
     try:
-        resolved = with_vocabulary(parse_or_demo(words, translate=layer, files=False, form=FORMS[0]))
+        resolved = parse_or_demo(words, translate=layer, files=False, form=FORMS[0], checkpoint=resumed)
+        for each in found:
+            each.require_fits(resolved)
+        resolved = with_vocabulary(resolved)
+        _require_vocabulary(resolved)
     except (ConfigError, DataError, ValueError) as error:
         say(f"stretto explain: {error}")
         return USAGE_ERROR
     screen = console()
     if (preset := origin(resolved)) is not None:
         screen.print(Text.assemble(("preset ", "bold"), preset))
+    for each in found:
+        screen.print(Text.assemble(("from ", "bold"), f"step {each.step}, {each.path}"))
+        for name, change in each.all_changes(resolved):
+            if change is not None:
+                screen.print(Text.assemble((f"{name} ", "bold"), change))
     show(resolved, screen, resolved.own.hbm)
     return 0
+
+
+def _require_vocabulary(resolved: Resolved) -> None:
+    """Raise ConfigError where the vocabulary does not hold a tokenizer that this machine has."""
+    from stretto.data.tokenizer import load_tokenizer
+
+    with suppress(DataError):
+        resolved.with_vocabulary(load_tokenizer(resolved.args.data.tokenizer).vocab_size)
 
 
 def show(resolved: Resolved, screen: Console, limit: float | None = None) -> None:
@@ -77,7 +106,7 @@ def show(resolved: Resolved, screen: Console, limit: float | None = None) -> Non
             screen.print(Text(f"  {line}", style="bold yellow" if line.startswith("WARNING: ") else ""))
     screen.print(Text("stages", style="bold"))
     screen.print(_stages(resolved))
-    for line in _parameters(args):
+    for line in equations(args):
         screen.print(f"  {line}")
     screen.print(Text("memory of a rank, in MiB", style="bold"))
     screen.print(memory_table(args))
@@ -207,74 +236,6 @@ def _stages(resolved: Resolved) -> Table:
     if p.sparse:
         rows.add_row("", "", "for one token", f"{p.active:,}", "", "")
     return rows
-
-
-def _parameters(args: Arguments) -> Iterator[str]:
-    """How the counts above come about. `test_cli_explain.py` computes these equations."""
-    m, p = args.model, count_parameters(args.model, args.batch.seq_len)
-    h, d, inner, biased = m.hidden, m.dim_per_head, m.dim_ffn, m.bias or m.qkv_bias
-    matrices, norms = 3 if m.gated else 2, norms_of_a_layer(m)
-    norm, per_norm = (f"{h}", "hidden") if m.norm == "rms" else (f"2*{h}", "2*hidden")
-    attention = (
-        "2*heads*head_dim*hidden + 2*kv_heads*head_dim*hidden",
-        f"2*{m.heads}*{d}*{h} + 2*{m.num_kv_heads}*{d}*{h}",
-    )
-    if m.latent:
-        attention = _latent(m)
-    named = [f"{attention[0]} + {matrices}*hidden*ffn + {norms}*{per_norm}"]
-    terms = [f"{attention[1]} + {matrices}*{h}*{inner} + {norms}*{norm}"]
-    if biased:
-        named.append("(heads + 2*kv_heads)*head_dim")
-        terms.append(f"({m.heads} + 2*{m.num_kv_heads})*{d}")
-    if m.bias:
-        named.append(f"2*hidden + {matrices - 1}*ffn")
-        terms.append(f"2*{h} + {matrices - 1}*{inner}")
-    if m.qk_norm:
-        full = m.qk_norm_width == "full"
-        named.append("(heads + kv_heads)*head_dim" if full else "2*head_dim")
-        terms.append(f"{qk_norms(m) // d}*{d}")
-    if m.attention_sinks:
-        named.append("heads")
-        terms.append(f"{m.heads}")
-    if p.sparse < p.layers:
-        yield f"a layer: {' + '.join(named)}"
-        yield f"       = {' + '.join(terms)} = {p.layer:,}"
-    if p.sparse:
-        of_bias = (matrices - 1) * inner + h if m.bias else 0
-        rest, outside = p.layer - matrices * h * inner - of_bias, "a layer - feed-forward"
-        beside = f" + {matrices}*{h}*{m.shared_ffn} + {h}*{int(m.shared_gate)}" if m.shared_ffn else ""
-        beside += f" + {matrices - 1}*{m.shared_ffn} + {h}" if m.shared_ffn and m.bias else ""
-        own = f" + {m.experts}" if m.router_bias else ""
-        own += f" + {m.experts}*(1 + {matrices - 1}*{m.dim_expert} + {h})" if m.bias else ""
-        yield (
-            f"a layer with experts: {outside} + experts*(hidden + {matrices}*hidden*expert_ffn)"
-            + (f" + {matrices}*hidden*shared_ffn + hidden*shared_gate" if m.shared_ffn else "")
-            + (" + experts (router_bias)" if m.router_bias else "")
-            + (" + biases" if m.bias else "")
-        )
-        yield (
-            f"       = {rest} + {m.experts}*({h} + {matrices}*{h}*{m.dim_expert}){beside}{own} = {p.sparse_layer:,}, "
-            f"of which a token goes through {p.sparse_layer - p.idle:,}; {p.sparse} of {p.layers} layers"
-        )
-    learned = positions(m, args.batch.seq_len)
-    places = (" + positions*hidden", f" + {learned}*{h}") if learned else ("", "")
-    yield f"embedding: vocab*hidden{places[0]} = {m.vocab_size}*{h}{places[1]} = {p.embedding:,}"
-    head = "the embedding again" if m.tied else f"vocab*hidden = {m.vocab_size}*{h} = {p.head:,}"
-    yield f"head: {head}; norm: {per_norm} = {norm} = {p.final_norm:,}"
-
-
-def _latent(m: ModelConfig) -> tuple[str, str]:
-    """Attention with latents, in names and in numbers."""
-    h, d, r, v, kv, q = m.hidden, m.dim_per_head, m.dim_rotary, m.dim_value, m.kv_lora_rank, m.q_lora_rank
-    named = "heads*head_dim*hidden"
-    terms = f"{m.heads}*{d}*{h}"
-    if q:
-        named = "q_lora_rank*(hidden + heads*head_dim + 1)"
-        terms = f"{q}*({h} + {m.heads}*{d} + 1)"
-    named += " + (kv_lora_rank + rope_head_dim)*hidden"
-    named += " + kv_lora_rank*(heads*(head_dim - rope_head_dim + v_head_dim) + 1) + heads*v_head_dim*hidden"
-    terms += f" + ({kv} + {r})*{h} + {kv}*({m.heads}*({d} - {r} + {v}) + 1) + {m.heads}*{v}*{h}"
-    return named, terms
 
 
 def _schedule(args: Arguments, width: int) -> Iterator[str]:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Export:
     """Write a checkpoint as a Hugging Face directory: config.json, tokenizer files, safetensors."""
 
-    checkpoint: str = setting(REQUIRED, "a checkpoint, or a directory of a run: its newest one", path=True)
     to: str = setting(REQUIRED, "the directory to write: empty, or not there yet", path=True)
+    checkpoint: str = setting("runs/latest", "a checkpoint, or a directory of a run: its newest one", path=True)
     like: str | None = setting(
         None, "a model whose config.json, names and dtypes to keep; unset: what --init-from named", path=True
     )

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from stretto.arguments import ConfigError, Resolved, parse
-from stretto.arguments.command_line import MEGATRON
+from stretto.arguments.command_line import MEGATRON, Sources, flags
 from stretto.arguments.form import Form
 from stretto.arguments.help import say_help
-from stretto.arguments.setting import setting
+from stretto.arguments.setting import setting, settings_in
 from stretto.arguments.sources import SourceKind
 from stretto.cli.command import USAGE_ERROR, chosen, options
 from stretto.cli.megatron import layer
@@ -24,6 +24,7 @@ from stretto.launch.slurm import SlurmJob
 from stretto.terminal import hand_on, say
 
 _OUT = "file to write; unset: standard output"
+_OF_RUN: Final = frozenset({*flags(), MEGATRON, *(s.flag for s in settings_in(Sources))})
 _TAIL = " -- [settings of stretto train], as in -- --tp 8"
 
 
@@ -93,6 +94,7 @@ def _read(form: Form, argv: Sequence[str]) -> Any:
     """The job of the words before `--`, which trains with those behind it. Raises ConfigError where it could not."""
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
+    _require_own(form, words[:at])
     job = replace(options(form, words[:at]), train=tuple(words[at + 1 :]))
     resolved = _check(job.train, job.ranks)
     job = replace(job, device=resolved.args.run.device)
@@ -102,6 +104,15 @@ def _read(form: Form, argv: Sequence[str]) -> Any:
         # Two scripts must not go on with each other's run. First, as what follows --megatron is not ours.
         job = replace(job, train=("--out", job.directory, *job.train))
     return job
+
+
+def _require_own(form: Form, words: Sequence[str]) -> None:
+    """Raise ValueError for a setting of the run among the options of the job: it belongs behind the dashes."""
+    own = {s.flag for s in settings_in(form.own)}
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag in _OF_RUN and flag not in own:
+            raise ValueError(f"{flag} is a setting of the run, which follow after --: {form.name} ... -- {flag} ...")
 
 
 def _check(train: tuple[str, ...], ranks: int) -> Resolved:

@@ -12,12 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from stretto.arguments.form import Form
-from stretto.arguments.setting import setting
+from stretto.arguments.setting import MOST_RANKS, setting
 from stretto.cli.command import USAGE_ERROR, options
 from stretto.console import console
 from stretto.layout import DEFAULT_ORDER, Layout, Shape, Size, Topology, propose, warnings
 from stretto.layout.draw import picture
 from stretto.layout.terminal import show
+from stretto.reading import reason
 from stretto.terminal import say
 
 
@@ -44,7 +45,7 @@ class Command:
         None, "the same for the expert axes, as in etp-ep-edp-pp; unset: it follows from the order"
     )
     rank: int | None = setting(None, "a rank whose coordinates and peers to show")
-    gpus_per_node: int = setting(8, "GPUs in a node, filled in the order of ranks")
+    gpus_per_node: int = setting(8, "GPUs in a node, filled in the order of ranks", at_least=1)
     nodes_per_rack: int | None = setting(None, "nodes in a rack")
     propose: bool = setting(False, "compare the orders of the axes by how close they keep the traffic")
     out: tuple[str, ...] = setting((), "files to draw the layout into: .svg or .png", path=True)
@@ -58,6 +59,9 @@ def main(argv: Sequence[str]) -> int:
     command = options(FORMS[0], argv)
     try:
         _run(command, console())
+    except OSError as error:
+        say(f"stretto layout: cannot write {error.filename}: {reason(error)}")
+        return USAGE_ERROR
     except ValueError as error:
         say(f"stretto layout: {error}")
         return USAGE_ERROR
@@ -84,6 +88,8 @@ def _run(command: Command, screen: Console) -> None:
         vpp=command.vpp,
         shape=command.shape,
     )
+    if layout.world > MOST_RANKS:
+        raise ValueError(f"tp*cp*dp*pp = {layout.world:,} ranks, must be <= {MOST_RANKS:,}")
     if command.rank is not None:
         layout.coords(command.rank)  # reject a rank outside before anything is printed
     show(screen, layout, topology, command.rank)

@@ -33,6 +33,11 @@ class Resumed:
     step: int
     record: Record
 
+    def require_fits(self, resolved: Resolved) -> None:
+        """Raise ConfigError when the run would be over before it began, or is to be of another model."""
+        self.require_steps_ahead(resolved)
+        self.require_same_model(resolved)
+
     def require_steps_ahead(self, resolved: Resolved) -> None:
         """Raise ConfigError when the run would be over before it began."""
         steps = resolved.args.run.steps
@@ -101,8 +106,7 @@ class Look:
     def require_fits(self, resolved: Resolved) -> None:
         """Raise ConfigError when the run would be over before it began, or is to be of another model."""
         if self.found is not None:
-            self.found.require_steps_ahead(resolved)
-            self.found.require_same_model(resolved)
+            self.found.require_fits(resolved)
 
 
 def look(directory: str, launch: Launch, meeting: ExitStack, *, required: bool) -> Look:

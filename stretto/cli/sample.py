@@ -14,6 +14,7 @@ from stretto.arguments import Arguments, Record, from_dict
 from stretto.arguments.form import Form
 from stretto.arguments.setting import REQUIRED, setting
 from stretto.cli.command import options
+from stretto.reading import shown
 from stretto.terminal import say
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 class Sample:
     """Continue a prompt from a checkpoint that any layout wrote. Elsewhere than on a terminal, prints text alone."""
 
-    checkpoint: str = setting(REQUIRED, "a checkpoint, or a directory of a run: its newest one; or a URL", path=True)
     prompt: str = setting(REQUIRED, "the text to go on from")
+    checkpoint: str = setting(
+        "runs/latest", "a checkpoint, or a directory of a run: its newest one; or a URL", path=True
+    )
     tokens: int = setting(200, "tokens to add", at_least=1)
     temperature: float = setting(0.8, "0 takes the likeliest token each time", at_least=0)
     top_k: int = setting(0, "draw from so many likeliest tokens alone; 0: from all", at_least=0)
@@ -128,8 +131,9 @@ class Task:
 
 def _work(wanted: Sample, started: int) -> Task:
     """All that can be wrong is found here, before any other rank is started; `started` ranks are there already."""
-    from stretto.arguments.elsewhere import validated_in
     from stretto.checkpoint.marker import inspect
+    from stretto.cli.this_machine import require_cuda
+    from stretto.data.chat import tokenizer_of
     from stretto.data.tokenizer import load_tokenizer
     from stretto.layout import Layout
 
@@ -144,14 +148,48 @@ def _work(wanted: Sample, started: int) -> Task:
         args, run=replace(args.run, device=wanted.device), parallel=replace(args.parallel, stage_layers=None)
     )
     if layout.world > 1:
-        args = validated_in(args, layout).args
-    tokenizer = load_tokenizer(wanted.tokenizer or args.data.tokenizer)
+        args = _validated(args, layout)
+    if wanted.device == "cuda":
+        require_cuda()
+    name = wanted.tokenizer or args.data.tokenizer
+    tokenizer = load_tokenizer(name)
+    _require_the_same(path, tokenizer_of(name, chat=args.data.format == "chat"), name)
     if tokenizer.vocab_size > args.model.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} entries, the model {args.model.vocab_size}: it was trained with "
-            f"another one than {wanted.tokenizer or args.data.tokenizer}"
+            f"another one than {name}"
         )
     return Task(wanted, path, args, tokenizer, layout)
+
+
+def _validated(args: Arguments, layout: Layout) -> Arguments:
+    """The run in this layout. Raises ConfigError, with suggestions for the layout alone: the model is what it is."""
+    from stretto.arguments.elsewhere import validated_in
+    from stretto.arguments.errors import ConfigError
+
+    try:
+        return validated_in(args, layout).args
+    except ConfigError as error:
+        sizes = {"parallel.tp", "parallel.pp"}
+        raise ConfigError(
+            [
+                replace(v, given=(), fixes=tuple(f for f in v.fixes if f.keys() <= sizes), hint="or take one process")
+                for v in error.violations
+            ]
+        ) from None
+
+
+def _require_the_same(path: Path, tokenizer: Tokenizer, name: str) -> None:
+    """Raise ValueError for a tokenizer that is not that of the run: every token would mean something else."""
+    from stretto.checkpoint.marker import read_extra
+
+    feed = read_extra(path).get("feed")
+    trained = feed.get("tokenizer") if isinstance(feed, dict) else None
+    if isinstance(trained, str) and trained and trained != tokenizer.fingerprint:
+        raise ValueError(
+            f"the run was trained with another tokenizer than {name}: its fingerprint is {shown(trained)}, that of "
+            f"{name} is {tokenizer.fingerprint!r}; name the one that it had with --tokenizer"
+        )
 
 
 def newest(said: str) -> Path:

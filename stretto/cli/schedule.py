@@ -11,12 +11,14 @@ from typing import Final, Literal, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from stretto.arguments.bound_rules import MOST_PLANNED
 from stretto.arguments.form import Form
 from stretto.arguments.setting import REQUIRED, setting
 from stretto.cli.command import USAGE_ERROR, options
 from stretto.cli.schedule_timeline import draw_measured, show
 from stretto.console import console
 from stretto.layout.stages import placement
+from stretto.reading import UnreadableError, read_text, reason
 from stretto.schedule import (
     GENERATORS,
     Cost,
@@ -71,9 +73,9 @@ class Command:
     schedule: tuple[str, ...] = setting(
         (), f"names or files; the names are {', '.join(GENERATORS)}", positional=True, path=True, repeats=True
     )
-    pp: int = setting(4, "pipeline ranks", unit="ranks")
-    vpp: int | None = setting(None, "stages on each rank; unset: what the schedule has")
-    microbatches: int = setting(8, "microbatches of a step")
+    pp: int = setting(4, "pipeline ranks", unit="ranks", at_least=1)
+    vpp: int | None = setting(None, "stages on each rank; unset: what the schedule has", at_least=1)
+    microbatches: int = setting(8, "microbatches of a step", at_least=1)
     forward: tuple[float, ...] | None = setting(None, f"{_TIMES}1 / vpp")
     input_gradient: tuple[float, ...] | None = setting(None, f"{_TIMES}that of a forward")
     weight_gradient: tuple[float, ...] | None = setting(None, f"{_TIMES}that of a forward")
@@ -87,7 +89,7 @@ class Command:
     measured: str | None = setting(
         None, "draw: a step that ran, from `stretto train --profile`", path=True, named="FILE"
     )
-    memory: float | None = setting(None, "search: microbatches whose activations a rank may hold; unset: pp")
+    memory: float | None = setting(None, "search: microbatches whose activations a rank may hold; unset: pp", above=0)
     layers: int | None = setting(
         None, "search: split so many layers over the stages too; times are then those of a layer", at_least=1
     )
@@ -97,7 +99,7 @@ class Command:
         at_least=0,
     )
     embedding: float = setting(0.0, "search: all that the embedding takes, in layers", at_least=0)
-    exact: float | None = setting(None, "search: by a solver as well, for small sizes", unit="seconds")
+    exact: float | None = setting(None, "search: by a solver as well, for small sizes", unit="seconds", above=0)
     width: int | None = setting(None, "columns of the terminal", at_least=1)
 
 
@@ -110,8 +112,12 @@ def main(argv: Sequence[str]) -> int:
     screen = console(width=said.width) if said.width else console()
     try:
         run = {"list": _list, "draw": _draw, "check": _check, "simulate": _simulate, "search": _search}
+        _require_bounded(said)
         run[said.what](said, screen)
-    except (ValueError, OSError, ImportError) as error:
+    except OSError as error:
+        say(f"stretto schedule: cannot write {error.filename}: {reason(error)}")
+        return USAGE_ERROR
+    except (ValueError, ImportError) as error:
         say("\n".join([f"stretto schedule: {error}", *getattr(error, "__notes__", ())]))
         return USAGE_ERROR
     return 0
@@ -122,13 +128,30 @@ def _spread(times: tuple[float, ...] | None, unset: T) -> float | tuple[float, .
     return unset if times is None else times[0] if len(times) == 1 else times
 
 
+def _require_bounded(said: Command) -> None:
+    """Raise ValueError for more actions than a run would plan: they would take all memory."""
+    if (size := said.pp * (said.vpp or 1) * said.microbatches) > MOST_PLANNED:
+        raise ValueError(
+            f"--pp * --vpp * --microbatches = {said.pp} * {said.vpp or 1} * {said.microbatches} = {size:,} forwards, "
+            f"must be <= {MOST_PLANNED:,}"
+        )
+
+
+def read(name: str) -> str:
+    """The text of a file. Raises ValueError with its name."""
+    try:
+        return read_text(Path(name).expanduser(), 2**30)
+    except UnreadableError as error:
+        raise ValueError(f"cannot read {name}: {error}") from None
+
+
 def _made(said: Command, name: str) -> Schedule:
     """The schedule of this name or in this file, checked; an error shows where in it."""
     path = Path(name)
     if name in GENERATORS or not path.suffix:
         s = schedule_for(name, said.pp, said.microbatches, said.vpp)
     else:
-        text = path.read_text(encoding="utf-8")
+        text = read(name)
         s = from_csv(text) if path.suffix == ".csv" else Schedule.parse(text)
     try:
         check(s)
@@ -141,9 +164,11 @@ def _made(said: Command, name: str) -> Schedule:
 def _cost(said: Command, s: Schedule) -> Cost:
     """What was said; by default all layers of a rank take one unit of time forward, so that vpp does not matter."""
     if said.costs is not None:
-        return read_cost(Path(said.costs).read_text(encoding="utf-8"), said.costs, s.num_stages)
+        return read_cost(read(said.costs), said.costs, s.num_stages)
     f = _spread(said.forward, s.num_ranks / s.num_stages)
     i, w = _spread(said.input_gradient, f), _spread(said.weight_gradient, f)
+    if not any(x for each in (f, i, w) for x in (each if isinstance(each, tuple) else (each,))):
+        raise ValueError("--forward, --input-gradient and --weight-gradient are all 0: one of them must take time")
     return Cost.split(f, i, w, hop=said.hop, transfer=said.transfer, finish=said.finish)
 
 
@@ -155,7 +180,7 @@ def _one(said: Command) -> str:
 
 def _draw(said: Command, screen: Console) -> None:
     if said.measured is not None:
-        draw_measured(said, screen)
+        draw_measured(said, screen, read(said.measured))
         return
     name = _one(said)
     s = _made(said, name)
@@ -220,7 +245,7 @@ def _pieces(said: Command) -> tuple[Pieces, int] | None:
             raise ValueError("--head and --embedding are in layers: say --layers too")
         return None
     if said.costs is not None:
-        return pieces_in(Path(said.costs).read_text(encoding="utf-8"), said.costs), said.layers
+        return pieces_in(_text(said.costs), said.costs), said.layers
     times = [_spread(each, None) for each in (said.forward, said.input_gradient, said.weight_gradient)]
     f, i, w = (1.0 if each is None else each for each in times)
     if not isinstance(f, float) or not isinstance(i, float) or not isinstance(w, float):

@@ -28,12 +28,12 @@ def show(timeline: Timeline, screen: Console) -> None:
         screen.print(coloured(timeline, screen.width), soft_wrap=True)
 
 
-def draw_measured(said: Command, screen: Console) -> None:
+def draw_measured(said: Command, screen: Console, text: str) -> None:
     """A step that ran over what the simulator makes of its order and costs, and each rank's bubble in both."""
     if said.schedule:
         raise ValueError(f"draw --measured takes the schedule from the file, got {' '.join(said.schedule)} as well")
     assert said.measured is not None
-    found = Measured.read(Path(said.measured).read_text(encoding="utf-8"), said.measured)
+    found = Measured.read(text, said.measured)
     ran, cost = found.typical, found.cost()
     played = simulate(found.schedule, cost)
     for what, timeline in (("measured", ran), ("simulated", played)):

@@ -25,7 +25,13 @@ def import_for_workers(resolved: Resolved) -> None:
 
 def require_devices(resolved: Resolved) -> None:
     """Raise ConfigError when there is no GPU at all; counting them leaves them untouched, so workers may still fork."""
-    if resolved.args.run.device == "cuda" and not torch.cuda.device_count():
+    if resolved.args.run.device == "cuda":
+        require_cuda()
+
+
+def require_cuda() -> None:
+    """The same for a command that is to use one."""
+    if not torch.cuda.device_count():
         problem = f"run.device=cuda, but torch {torch.__version__} sees no CUDA device on this machine"
         raise ConfigError([Violation("device_exists", ("run.device",), problem, fixes=({"run.device": "cpu"},))])
 

@@ -18,7 +18,7 @@ from stretto.arguments.tree import get
 from stretto.cli.command import USAGE_ERROR
 from stretto.cli.megatron import layer
 from stretto.cli.usage_error import reject
-from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
+from stretto.cli.words import newest_record, of_run, origin, parse_or_demo, with_vocabulary
 from stretto.data.errors import DataError
 from stretto.initialize.environment import LaunchError, detect
 from stretto.layout import Layout
@@ -54,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
         world = None if alone else launch.size
         translate = partial(layer, tell=launch.rank == 0, processes=world)
         resolved = with_vocabulary(
-            parse_or_demo(argv, world_size=world, files=False, form=FORMS[0], translate=translate)
+            parse_or_demo(
+                argv, world_size=world, files=False, form=FORMS[0], translate=translate, checkpoint=newest_record
+            )
         )
         own: Options = resolved.own
         args = resolved.args

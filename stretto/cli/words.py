@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from stretto.arguments import Resolved, parse
+from stretto.arguments import Record, Resolved, parse
 from stretto.arguments.command_line import NoOptions
 from stretto.arguments.form import Form
 from stretto.cli.adopt import adopted
@@ -33,6 +33,13 @@ parse_or_demo: Final = partial(parse, form=FORMS[0], adopt=adopted)
 
 parse_for_here: Final = partial(parse_or_demo, gpus=visible_gpus)
 """The same for a run on this machine: device and processes follow from its GPUs where nobody says them."""
+
+
+def newest_record(directory: str, required: bool) -> Record | None:
+    """What the newest checkpoint of a run remembers, for commands that talk of it: `parse(..., checkpoint=)`."""
+    from stretto.cli.resume import newest  # loads torch
+
+    return next((found.record for found in newest(directory, required=required)), None)
 
 
 def with_vocabulary(resolved: Resolved) -> Resolved:

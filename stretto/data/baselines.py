@@ -45,7 +45,7 @@ def baselines(corpus: Corpus, held_out: float, *, alpha: float = 0.1, limit: int
     """
     train, held = _sides(corpus, held_out, limit)
     if not held:
-        raise DataError(f"data.held_out={held_out} holds out nothing of {corpus.root} to measure on")
+        raise DataError(f"--held-out {held_out} holds out nothing of {corpus.root} to measure on")
     text = b"".join(held)
     bits = bigram_bits(pair_counts(train), pair_counts(held), alpha)
     return Baselines(

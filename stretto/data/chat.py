@@ -30,6 +30,8 @@ from stretto.data.special_tokens import read_object, token_named
 from stretto.data.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer, load_tokenizer
 
 ASSISTANT: Final = "assistant"
+_COUNTING: Final = 2
+"""Another number where the same record gives other ids or another mask than before: no store of the former is read."""
 _PAIR: Final = ("prompt", "completion")
 
 
@@ -39,8 +41,8 @@ class Rendered:
 
     text: str
     spans: tuple[tuple[int, int], ...]
-    ends: bool
-    """Whether the end of the document is one of the tokens to learn."""
+    bare: bool
+    """Whether no template wraps it: then it begins as a document does, and its end is one of the tokens to learn."""
 
 
 class ChatTokenizer:
@@ -60,7 +62,7 @@ class ChatTokenizer:
             self._template = None if template is None else _environment().from_string(template)
         except TemplateError as error:
             raise DataError(f"the chat template of {inner.name} is none: {error}") from error
-        told = json.dumps([inner.fingerprint, template, special]).encode()
+        told = json.dumps([_COUNTING, inner.fingerprint, template, special]).encode()
         self.fingerprint = "chat-" + hashlib.blake2b(told, digest_size=16).hexdigest()
 
     @classmethod
@@ -74,12 +76,14 @@ class ChatTokenizer:
     def encode(self, text: str) -> NDArray[np.int64]:
         """Ids [n] of a record, ~id where a token does not count. Raises DataError for what is no conversation."""
         rendered = self.rendered(text)
-        ids, starts = self.inner.placed(rendered.text)
+        ids, begins, ends = self.inner.placed(rendered.text)
         counts = np.zeros(len(ids), dtype=bool)
-        for begin, end in rendered.spans:
-            counts |= (starts >= begin) & (starts < end)
+        for begin, end in rendered.spans:  # with a token that begins before the answer and ends within: "a: " + "b"
+            counts |= (begins < end) & ((begins >= begin) | (ends > begin))
         found = np.where(counts, ids, ~ids)
-        return np.append(found, self.eod) if rendered.ends else found
+        if rendered.bare:
+            found = np.concatenate([[~token for token in self.inner.begin], found, [self.eod]]).astype(np.int64)
+        return found
 
     def encode_all(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         return [self.encode(text) for text in texts]
@@ -94,7 +98,7 @@ class ChatTokenizer:
         shown = text[:80]
         if all(isinstance(record.get(name), str) for name in _PAIR):
             prompt, answer = (record[name] for name in _PAIR)
-            return Rendered(prompt + answer, ((len(prompt), len(prompt) + len(answer)),), ends=True)
+            return Rendered(prompt + answer, ((len(prompt), len(prompt) + len(answer)),), bare=True)
         messages = record.get("messages")
         if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
             raise DataError(
@@ -118,7 +122,7 @@ class ChatTokenizer:
                 spans.append((len(before), len(after.rstrip())))
         if not spans:
             raise DataError(f"{shown}...: no turn of the role {ASSISTANT}, so nothing to learn")
-        return Rendered(whole, tuple(spans), ends=False)
+        return Rendered(whole, tuple(spans), bare=False)
 
     def _render(self, messages: Sequence[Any], *, prompt: bool = False) -> str:
         assert self._template is not None

@@ -52,9 +52,9 @@ class Corpus:
         if path.is_dir():
             return _directory(path, text_key)
         if not path.exists():
-            raise DataError(f"data.data={str(data)!r} does not exist (looked at {path.absolute()})")
+            raise DataError(f"--data {str(data)!r} does not exist (looked at {path.absolute()})")
         if not path.is_file():
-            raise DataError(f"data.data={str(data)!r} is a pipe, socket or device; write its text to a file first")
+            raise DataError(f"--data {str(data)!r} is a pipe, socket or device; write its text to a file first")
         return cls(path.name.split(".")[0] or "file", path.parent, (path.name,), text_key=text_key, whole=False)
 
     @property
@@ -109,5 +109,5 @@ def _directory(root: Path, text_key: str) -> Corpus:
     passed += PassedOver.of(("description of a dataset", name) for name in found if name not in kept)
     if not files:
         beside = f"; passed over: {passed}" if passed.total else ""
-        raise DataError(f"data.data={str(root)!r} has no files (hidden ones do not count){beside}")
+        raise DataError(f"--data {str(root)!r} has no files (hidden ones do not count){beside}")
     return Corpus(root.resolve().name or "root", root, tuple(files), passed, text_key)

@@ -152,7 +152,7 @@ def prepare_indexed(
                 temporary.write_text(json.dumps([key, *digests]))
                 temporary.replace(folder / "digests.json")
     except OSError as error:
-        raise DataError(f"cannot write {folder}: {error.strerror}; set data.cache to a place with room") from error
+        raise DataError(f"cannot write {folder}: {error.strerror}; name a place with room by --cache") from error
     stores = []
     for (a, b), digest in zip(sides, digests, strict=True):
         start, stop = int(offsets[a]), int(offsets[b])
@@ -168,7 +168,7 @@ def _cut(made: IndexedTokens, documents: int, held_out: float) -> int:
     held = max(1, round(documents * held_out)) if held_out else 0
     if held >= documents:
         raise DataError(
-            f"data.held_out={held_out} leaves none of the {documents} documents in {made.index} to train on; "
+            f"--held-out {held_out} leaves none of the {documents} documents in {made.index} to train on; "
             "--held-out 0 trains on all"
         )
     return documents - held

@@ -55,7 +55,7 @@ class Mix:
             if store.header.tokens <= seq_len:
                 raise DataError(
                     f"{store.path} has {store.header.tokens} tokens, a sample takes seq_len + 1 = {seq_len + 1}; "
-                    f"bring more text or set batch.seq_len to at most {store.header.tokens - 1}"
+                    f"bring more text, or --seq-len {store.header.tokens - 1} at most"
                 )
         return tuple((store.header.tokens - 1) // seq_len for store in self.stores)
 

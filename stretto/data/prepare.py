@@ -94,7 +94,7 @@ def prepare(
             builder that does not get on.
     """
     if not 0 <= held_out < 1:
-        raise DataError(f"data.held_out={held_out} is no fraction in [0, 1); 0.05 is usual")
+        raise DataError(f"--held-out {held_out} is no fraction in [0, 1); 0.05 is usual")
     key = _key(corpus, tokenizer, held_out)
     folder = _folder(corpus, key, cache)
     splits = _open(folder, key) or _prepared(folder, key, corpus, tokenizer, held_out, timeout, workers, tell)
@@ -164,7 +164,7 @@ def _prepared(
         if found := _open(folder, key):  # another one, on a file system without locks, was quicker
             return found
         raise DataError(
-            f"cannot write {folder}: {error.strerror or error}; set data.cache to a place with room"
+            f"cannot write {folder}: {error.strerror or error}; name a place with room by --cache"
         ) from error
     built = _open(folder, key)
     if built is None:
@@ -246,13 +246,13 @@ def _check_split(corpus: Corpus, account: Account, train: int, held: int, held_o
         )
     if held == 0:
         raise DataError(
-            f"data.held_out={held_out} holds out none of the {total} documents in {corpus.place}; "
-            f"data.held_out={_above(account.lowest)} holds out at least one, 0 goes without"
+            f"--held-out {held_out} holds out none of the {total} documents in {corpus.place}; "
+            f"--held-out {_above(account.lowest)} holds out at least one, --held-out 0 goes without"
         )
     if train == 0:
         raise DataError(
-            f"data.held_out={held_out} holds out all {total} documents in {corpus.place}; "
-            f"data.held_out={_below(account.highest)} leaves some to train on"
+            f"--held-out {held_out} holds out all {total} documents in {corpus.place}; "
+            f"--held-out {_below(account.highest)} leaves some to train on"
         )
 
 

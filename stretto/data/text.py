@@ -131,7 +131,7 @@ def _shares(data: DataConfig) -> list[tuple[str | None, Share | None]]:
     try:
         found = shares(data.data)
     except ValueError as error:
-        raise DataError(f"data.data={data.data!r}: {error}") from None
+        raise DataError(f"--data {data.data!r}: {error}") from None
     if len(found) == 1:
         return [(None, found[0])]
     names: list[str] = []

@@ -70,6 +70,7 @@ class ByteTokenizer:
     eod = 256
     fingerprint = "byte"
     masks = False
+    begin = ()
 
     def encode(self, text: str) -> NDArray[np.int64]:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
@@ -77,10 +78,11 @@ class ByteTokenizer:
     def encode_all(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         return [self.encode(text) for text in texts]
 
-    def placed(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids [n] of a text, and the character with which each begins."""
+    def placed(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Ids [n] of a text, the character with which each begins, and the one before which it ends."""
         sizes = [len(character.encode("utf-8")) for character in text]
-        return self.encode(text), np.repeat(np.arange(len(text), dtype=np.int64), sizes)
+        begins = np.repeat(np.arange(len(text), dtype=np.int64), sizes)
+        return self.encode(text), begins, begins + 1
 
     def decode(self, ids: NDArray[np.int64]) -> str:
         """The text of ids [n]; bytes that are no UTF-8 (a cut character) come back as U+FFFD."""
@@ -102,7 +104,7 @@ class FileTokenizer:
         try:
             raw = read_bytes(path, _LARGEST)
         except UnreadableError as error:
-            raise DataError(f"cannot read tokenizer {path}: {error}; or use data.tokenizer=byte") from error
+            raise DataError(f"cannot read tokenizer {path}: {error}; or use --tokenizer byte") from error
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
         except Exception as error:  # the Rust side raises plain Exception
@@ -135,18 +137,24 @@ class FileTokenizer:
             found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the Rust side again: a vocabulary of words without the token that it needs
             raise DataError(
-                f"the tokenizer cannot encode the text ({error}): use another, or data.tokenizer=byte"
+                f"the tokenizer cannot encode the text ({error}): use another, or --tokenizer byte"
             ) from error
         return [np.array([*self._begin, *encoding.ids], dtype=np.int64) for encoding in found]
 
-    def placed(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids [n] of a text in which special tokens are such, and the character with which each begins."""
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """The token with which a text begins, where its model was trained so."""
+        return tuple(self._begin)
+
+    def placed(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Ids [n] of a text in which special tokens are such, the character with which each begins, and the one before
+        which it ends."""
         if self._marked is None:
             self._marked = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
             self._marked.encode_special_tokens = False
         found = self._marked.encode(text, add_special_tokens=False)
-        starts = [start for start, _ in found.offsets]
-        return np.array(found.ids, dtype=np.int64), np.array(starts, dtype=np.int64)
+        begins, ends = np.array(found.offsets, dtype=np.int64).reshape(-1, 2).T
+        return np.array(found.ids, dtype=np.int64), begins, ends
 
     def decode(self, ids: NDArray[np.int64]) -> str:
         ids = np.asarray(ids, dtype=np.int64)

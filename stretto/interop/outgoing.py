@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from stretto.arguments import Arguments
+from stretto.arguments.schema import TOKENIZERS
 from stretto.interop.adapter_in import begun_with
 from stretto.interop.config import HfConfig, read_config
 from stretto.interop.errors import InteropError
@@ -16,7 +17,7 @@ from stretto.interop.export import Merged, Named, Source, plan
 from stretto.interop.files import DTYPES
 from stretto.interop.names import Shapes
 from stretto.interop.shapes import adapter_shapes, logical_shapes
-from stretto.interop.write import write_config
+from stretto.interop.write import differences, write_config
 
 _THEIRS: Final = MappingProxyType({"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"})
 _FILED: Final = MappingProxyType({"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp64": "F64"})
@@ -57,7 +58,8 @@ class Outgoing:
     def beside(self) -> list[Path]:
         """Directories with files that go along: of the tokenizer, then of the model that it is like."""
         tokenizer = Path(self.args.data.tokenizer).expanduser()
-        found = [tokenizer if tokenizer.is_dir() else tokenizer.parent] if tokenizer.exists() else []
+        ships = self.args.data.tokenizer in TOKENIZERS  # not a directory here that happens to be called so
+        found = [tokenizer if tokenizer.is_dir() else tokenizer.parent] if tokenizer.exists() and not ships else []
         return found + ([self.like] if self.like else [])
 
 
@@ -81,10 +83,7 @@ def _config(
         config = write_config(args.model, seq_len=args.batch.seq_len, dtype=name, family=family)
         return config, config.raw
     config = read_config(like)
-    ours = replace(args.model, dropout=config.model.dropout, init_std=config.model.init_std)
-    if wrong := [
-        f"{n} = {getattr(ours, n)}, there {x}" for n, x in vars(config.model).items() if getattr(ours, n) != x
-    ]:
+    if wrong := [f"{name} = {ours}, there {theirs}" for name, ours, theirs in differences(args.model, config.model)]:
         raise InteropError(f"{like} is a model of another shape than the checkpoint", wrong)
     if dtype is None:
         return config, config.raw

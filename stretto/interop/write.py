@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from stretto.arguments.model import ModelConfig
@@ -93,12 +94,15 @@ def _windows(model: ModelConfig, family: Family) -> dict[str, Any]:
 
 def _differences(wanted: ModelConfig, found: ModelConfig) -> list[str]:
     """Settings that would be others after a way out and back in."""
-    lines = []
+    return [f"{name} = {one}, not {other}" for name, one, other in differences(wanted, found)]
+
+
+def differences(wanted: ModelConfig, found: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that mean another model, with both values: one that is unset means what is derived for it."""
     for name in vars(wanted):
         one, other = _meant(wanted, name), _meant(found, name)
         if one != other and name not in OF_THE_RUN:
-            lines.append(f"{name} = {one}, not {other}")
-    return lines
+            yield name, one, other
 
 
 def _meant(model: ModelConfig, name: str) -> Any:

@@ -40,7 +40,7 @@ class Held:
 
 
 def device_full(args: Arguments, rank: int, held: Held, what: str) -> str:
-    """Lines: what failed, numbers beside those foreseen for this rank of the pipeline, up to three changes that would fit."""
+    """Lines: what failed, numbers beside those foreseen for this rank of the pipeline, three changes that would fit."""
     foreseen = rank_ledger(args, rank)
     items = {f.name: getattr(foreseen, f.name) for f in fields(Ledger) if f.name != "host"}
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in items.items() if size)

@@ -38,11 +38,14 @@ class Cost:
     def __post_init__(self) -> None:
         columns = [*self._columns, *([self.stages] if self.stages else [])]
         given = [x for c in columns for x in (c if isinstance(c, tuple) else (c,))]
-        if not all(isfinite(x) and x >= 0 for x in [*given, self.hop, self.transfer, self.finish]):
-            raise ValueError(f"{self}: times are finite and not negative")
+        for x in (*given, self.hop, self.transfer, self.finish):
+            if not (isfinite(x) and x >= 0):
+                raise ValueError(f"a time is {x:g}: times are finite and not negative")
         lengths = {len(c) for c in columns if isinstance(c, tuple)}
         if len(lengths) > 1:
-            raise ValueError(f"{self}: times are given for {' and for '.join(map(str, sorted(lengths)))} stages")
+            raise ValueError(
+                f"times are given for {' and for '.join(map(str, sorted(lengths)))} stages: give as many of each"
+            )
 
     @property
     def _columns(self) -> tuple[PerStage, PerStage, PerStage, PerStage]:
@@ -62,6 +65,8 @@ class Cost:
     def split(cls, forward: PerStage, input_gradient: PerStage, weight_gradient: PerStage, **rest: float) -> Cost:
         """Times of F, I and W; a whole backward takes as long as its halves."""
         i, w = np.asarray(input_gradient, float), np.asarray(weight_gradient, float)
+        if i.ndim == w.ndim == 1 and len(i) != len(w):
+            raise ValueError(f"times are given for {len(i)} and for {len(w)} stages: give as many of each")
         whole = (i + w).tolist()
         return cls(forward, tuple(whole) if isinstance(whole, list) else whole, input_gradient, weight_gradient, **rest)  # type: ignore[arg-type]
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import floor, log10
 from types import MappingProxyType
 from typing import Final
 
 from stretto.schedule.actions import COMPUTE, Op
 from stretto.schedule.ir import Schedule
 from stretto.schedule.simulate import Span, bubble, makespan, peak_live
+
+_FEWEST_COLUMNS: Final = 10
+"""Columns for the time: fewer show nothing."""
 
 _INK: Final = MappingProxyType(
     {
@@ -36,7 +40,7 @@ def gantt(spans: Sequence[Span], *, width: int = 110) -> str:
     with_stage = len({span.action.stage for span in blocks}) > len(names)
     labels = [f"{x.action.stage}:{x.action.mb}" if with_stage else str(x.action.mb) for x in blocks]
     margin = max(map(len, names)) + 2
-    scale = _columns_per_unit(blocks, max(map(len, labels)), width - margin)
+    scale = _columns_per_unit(blocks, max(map(len, labels)), max(width - margin, _FEWEST_COLUMNS))
     rows = [[" "] * round(makespan(blocks) * scale) for _ in names]
     for span, label in zip(blocks, labels, strict=True):
         left, right = round(span.start * scale), round(span.end * scale)
@@ -66,8 +70,8 @@ def _block(label: str, ink: str, columns: int) -> str:
 
 def _ruler(end: float, scale: float) -> str:
     """Numbers at their place in time, at least 6 columns apart, at steps of 1, 2 or 5 times a power of 10."""
-    steps = (mantissa * 10.0**power for power in range(-9, 12) for mantissa in (1, 2, 5))
-    step = next(step for step in steps if step * scale >= 6)
+    least = floor(log10(6 / scale))
+    step = next(x * 10.0**power for power in (least, least + 1) for x in (1, 2, 5, 10) if x * 10.0**power * scale >= 6)
     marks = range(int(end / step) + 1)
     return "".join(
         f"{k * step:g}".ljust(round((k + 1) * step * scale) - round(k * step * scale)) for k in marks

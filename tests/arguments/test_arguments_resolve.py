@@ -208,8 +208,8 @@ def test_a_checkpoint_is_looked_for_only_to_resume_and_before_anything_is_judged
 
 def test_a_value_that_gave_way_once_stays_so_in_file_and_checkpoint(tmp_path: Path) -> None:
     """The preset's min_lr gives way to --lr; found anew it would be judged beside the default instead."""
-    first = resolve("--lr 1e-4")
-    assert first.args.optimizer.min_lr == 1e-5
+    first = resolve("--lr 1e-5")
+    assert first.args.optimizer.min_lr == pytest.approx(1e-6)
     record = Record.from_dict(first.record().as_dict(), "step 4")
     assert resolve("", checkpoint=record).args.optimizer == first.args.optimizer
     (tmp_path / "resolved.toml").write_text(as_toml(first))

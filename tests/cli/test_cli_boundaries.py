@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -177,10 +178,29 @@ def test_a_damaged_tokenizer_config_is_a_sentence(tmp_path: Path, text: str) -> 
         ["--log-dir", "/dev/null/x"],
         ["--sample-prompt", "\udcff"],
         ["--out", "~nobody-of-this-name/x"],
+        ["--data", ""],
+        ["--checkpoint-dir", __file__],
     ],
 )
 def test_words_that_no_system_takes_are_refused_before_anything_runs(words: list[str]) -> None:
+    """Catches, among others: "$TEXTS" where nobody has set it, which would train on whatever lies in this directory."""
     rejected(["train", "--preset", "tiny", *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["layout", "--tp", "99999999999"], "99,999,999,999 ranks, must be <= 1,048,576"),
+        (["layout", "--tp", "2", "--gpus-per-node", "0"], "0 is out of range, must be >= 1"),
+        (["explain", "--preset", "demo", "--vocab", "10"], "model.vocab=10, but the tokenizer 'python' has 4096"),
+        (["launch", "slurm", "--preset", "tiny"], "--preset is a setting of the run, which follow after --"),
+        (["launch", "k8s", "--nodes", "2", "--tp=2"], "launch k8s ... -- --tp ..."),
+    ],
+)
+def test_what_cannot_be_shown_is_a_sentence(words: list[str], message: str) -> None:
+    """Catches: all peers of 10^11 ranks in memory, and an explanation of a run that `stretto train` rejects."""
+    code, _, err = answer(words)
+    assert (code, message in err, err.count("Traceback")) == (2, True, 0), err
 
 
 def test_an_output_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -255,6 +275,36 @@ def test_a_hostile_record_is_a_sentence(tmp_path: Path, what: str) -> None:
         assert (tmp_path / "run" / "resolved.toml").exists() is False, err
 
 
+def test_explain_goes_by_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: --resume that is taken and forgotten, so that another run is explained than the one that goes on."""
+    checkpoint(tmp_path / "run" / "checkpoints", recorded(model__ffn=192))
+    code, out, _ = answer(["explain", "--resume", "--out", str(tmp_path / "run"), "--lr", "0.25"])
+    assert code == 0
+    assert f"from step 1, {tmp_path / 'run'}" in out.replace("\n", "")
+    assert re.search(r"changed .*optimizer\.lr \S+ is now 0\.25", out)
+    assert re.search(r"model\.ffn +192 +checkpoint", out)
+    assert "model.ffn was 192" in rejected(["explain", "--resume", "--out", str(tmp_path / "run"), "--ffn", "128"])
+    assert "no complete checkpoint" in rejected(["explain", "--resume", "--out", str(tmp_path / "other")])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").rename(tmp_path / "latest")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "latest").rename(tmp_path / "runs/latest")
+    assert "runs/latest" in rejected(["sample", "--prompt", "a"]), "where a run goes unless it is told"
+
+
+def test_sample_suggests_what_it_takes_and_asks_for_the_tokenizer_of_the_run(tmp_path: Path) -> None:
+    """Catches: ids of one tokenizer read as those of another; suggestions of another model; a CUDA call's traceback."""
+    extra = recorded(model__vocab=4096) | {"feed": {"tokenizer": "byte"}}
+    words = ["sample", "--checkpoint", str(checkpoint(tmp_path, extra)), "--prompt", "a"]
+    assert "trained with another tokenizer than python" in rejected([*words, "--tokenizer", "python"])
+    said = rejected([*words, "--tp", "5"])
+    assert "heads % tp" in said
+    assert "or take one process" in said
+    assert "--heads" not in said
+    if not torch.cuda.is_available():
+        assert "sees no CUDA device" in rejected([*words, "--device", "cuda"])
+
+
 def test_sample_compares_checksums(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, recorded())
     extra = (path / "extra.json").read_text()
@@ -273,12 +323,14 @@ def test_a_record_never_says_where_a_run_writes() -> None:
     args = parse([], env={}, files=False, checkpoint=Record.from_dict(record, "x")).args
     assert evil in (args.data.data, args.data.tokenizer)  # what is read comes from there
     assert evil not in (args.data.cache, args.checkpoint.out, args.checkpoint.export_hf, args.run.log_dir)
+    assert evil != args.checkpoint.checkpoint_dir
     assert evil != args.parallel.schedule_costs
     assert set(paths) == {
         "data.data",
         "data.eval_data",
         "data.tokenizer",
         "data.cache",
+        "checkpoint.checkpoint_dir",
         "checkpoint.export_hf",
         "checkpoint.out",
         "parallel.schedule_costs",

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.pure
             "layout --tpp 3 --pp x",
             ["--tpp is no flag; did you mean --tp?", "--pp: 'x' is text, must be a whole number"],
         ),
-        ("sample --tokens 0", ["--checkpoint is missing: --checkpoint TEXT", "--prompt is missing", "must be >= 1"]),
+        ("sample --tokens 0", ["--prompt is missing: --prompt TEXT", "must be >= 1"]),
         ("export --checkpoint a --to b c", ["'c' stands alone: options are given as --name value"]),
         ("schedule", ["WHAT is missing: list|draw|check|simulate|search"]),
         ("schedule drow", ["'drow' is none of list, draw", "did you mean draw?"]),

@@ -45,6 +45,10 @@ def test_an_error_shows_the_cell(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["simulate", "1f1b", "--forward", "1,2"], "times are given for 2 stages, but there is a stage 3"),
         (["simulate", "1f1b", "--forward", "-1"], "times are finite and not negative"),
         (["draw", "1f1b", "--out", "x.gif"], "written as .svg or .png"),
+        (["draw", "1f1b", "--out", "nowhere/x.svg"], "cannot write nowhere/x.svg"),
+        (["draw", "1f1b", "--microbatches", "99999999"], "= 399,999,996 forwards, must be <= 1,048,576"),
+        (["draw", "1f1b", "--forward", "0"], "are all 0: one of them must take time"),
+        (["simulate", "1f1b", "--forward", "1,2,3,4", "--input-gradient", "1,2"], "give as many of each"),
     ],
 )
 def test_a_wrong_word_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +56,13 @@ def test_a_wrong_word_is_one_line(words: list[str], message: str, capsys: pytest
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_any_width_and_any_unit_of_time_can_be_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a ruler without a mark, where few columns or large numbers leave no room for one of its steps."""
+    for words in (["--width", "3"], ["--forward", "1e15"], ["--forward", "1e-15"]):
+        assert main(["draw", "1f1b", *words]) == 0
+        assert "rank 3" in capsys.readouterr().out
 
 
 def test_simulate_takes_costs_of_each_stage(capsys: pytest.CaptureFixture[str]) -> None:

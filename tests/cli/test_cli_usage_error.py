@@ -198,7 +198,7 @@ def test_an_earlier_run_is_kept(fresh: Fresh, options: list[str], earlier: Path,
     copy_tree(earlier, copy)
     ended = fresh.run(main, [*options, "--steps", "1", "--out", str(copy)], env=ENV)
     assert (ended.code, ended.err) == (0, "")
-    assert "an earlier run moved to" in ended.out
+    assert "an earlier run moved to" in " ".join(ended.out.split()), "wherever the line breaks: the path may be long"
     assert rows(copy.with_name("run.1")) == rows(earlier)
     assert len([row for row in rows(copy) if "loss" in row]) == 1
 

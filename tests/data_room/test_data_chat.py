@@ -69,6 +69,29 @@ def test_of_a_pair_the_completion_and_the_end_count() -> None:
     assert ids.tolist() == [*(~n for n in "é: ".encode()), *"ü!".encode(), 256]
 
 
+def test_a_token_over_the_border_of_an_answer_counts(directory: Path) -> None:
+    """Catches: the first word of every answer that the prompt's last space has drawn into its token."""
+    chat = ChatTokenizer.of(load_tokenizer(str(directory)))
+    for prompt, answer, learned in (("return:", " self", " self"), ("return: ", "self", " self"), ("x", "é", "é")):
+        ids = chat.encode(json.dumps({"prompt": prompt, "completion": answer}))
+        assert ids[-1] == chat.eod
+        assert chat.decode(ids[ids >= 0]) == learned
+        assert chat.decode(ids) == prompt + answer
+
+
+def test_a_pair_begins_as_a_document_of_its_model_does(directory: Path, tmp_path: Path) -> None:
+    """Catches: pairs without the token that the model has seen at the head of every text; one that counts."""
+    (tmp_path / "tokenizer.json").write_text((directory / "tokenizer.json").read_text())
+    told = {"bos_token": "<|im_start|>", "add_bos_token": True, "chat_template": TEMPLATE}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    inner = load_tokenizer(str(tmp_path))
+    pair = ChatTokenizer.of(inner).encode(json.dumps({"prompt": "return:", "completion": " self"}))
+    prompt, answer = inner.encode("return:").tolist(), inner.encode(" self").tolist()
+    assert pair.tolist() == [*(~n for n in prompt), *answer[1:], inner.eod]
+    talk = ChatTokenizer.of(inner).encode(json.dumps({"messages": TALK}))
+    assert talk[:2].tolist() != [~start_of(directory)] * 2, "a template says itself how it begins"
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [

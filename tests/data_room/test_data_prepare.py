@@ -124,7 +124,7 @@ def test_waiting_ends_and_names_the_builder(text_dir: Path, tmp_path: Path) -> N
 
 def test_a_cache_that_cannot_be_written_is_told(text_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot write .*; set data\.cache to a place with room"):
+    with pytest.raises(DataError, match=r"cannot write .*; name a place with room by --cache"):
         build(text_dir, tmp_path / "file")
 
 
@@ -154,7 +154,7 @@ def test_nothing_held_out_says_what_would_hold_out_one(tmp_path: Path) -> None:
     documents(root, "a.txt", "b.txt", "c.txt")
     with pytest.raises(DataError, match=r"holds out none of the 3 documents") as said:
         build(root, tmp_path / "cache", held_out=0.0001)
-    better = float(str(said.value).split("data.held_out=")[2].split()[0])
+    better = float(str(said.value).split("--held-out ")[2].split()[0])
     assert build(root, tmp_path / "cache", held_out=better).held_out.header.documents == 1
 
 
@@ -163,7 +163,7 @@ def test_everything_held_out_says_what_would_leave_some(tmp_path: Path) -> None:
     documents(root, "a.txt", "b.txt", "c.txt")
     with pytest.raises(DataError, match=r"holds out all 3 documents") as said:
         build(root, tmp_path / "cache", held_out=0.9999)
-    better = float(str(said.value).split("data.held_out=")[2].split()[0])
+    better = float(str(said.value).split("--held-out ")[2].split()[0])
     assert build(root, tmp_path / "cache", held_out=better).train.header.documents == 1
 
 

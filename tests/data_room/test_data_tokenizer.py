@@ -108,7 +108,7 @@ def test_a_vocabulary_with_holes_counts_to_its_largest_id(tmp_path: Path, bpe_di
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot read tokenizer .*: No such file.*or use data\.tokenizer=byte"):
+    with pytest.raises(DataError, match=r"cannot read tokenizer .*: No such file.*or use --tokenizer byte"):
         load_tokenizer(str(tmp_path / "gpt2.json"))
 
 

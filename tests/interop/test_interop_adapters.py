@@ -16,8 +16,10 @@ import torch
 from test_interop_files import whole
 from torch import Tensor
 
+from stretto.arguments import parse
 from stretto.arguments.schema import Arguments, BatchConfig, OptimizerConfig, RunConfig, TuningConfig
 from stretto.batch import Batch
+from stretto.cli.adopt import adopted
 from stretto.interop.adapter import export_adapter
 from stretto.interop.config import read_config
 from stretto.interop.errors import InteropError
@@ -147,3 +149,16 @@ def test_adapters_of_stacked_matrices_are_merged_alone(tmp_path: Path) -> None:
         export_adapter(
             tmp_path / "to", outgoing.config, outgoing.shapes, outgoing.adapters, args.tuning, None, lambda _: {}
         )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
+def test_a_run_goes_out_like_the_model_that_it_began_with(tmp_path: Path, name: str) -> None:
+    """Catches: what a run derives (kv_heads) held against what config.json leaves unset, as another shape."""
+    oracle.save(oracle.build(name), tmp_path, torch.bfloat16)
+    words = ["--init-from", str(tmp_path), "--tokenizer", "byte", "--seq-len", str(oracle.SEQ)]
+    args = parse(words, adopt=adopted, files=False, env={}).args
+    assert args.model.kv_heads == args.model.heads != read_config(tmp_path).model.kv_heads
+    assert Outgoing.of(args).like == tmp_path
+    with pytest.raises(InteropError, match="another shape") as raised:
+        Outgoing.of(replace(args, model=replace(args.model, norm_eps=0.5)), like=tmp_path)
+    assert raised.value.reasons[0].startswith("norm_eps = 0.5, there ")
