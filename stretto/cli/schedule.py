@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,9 +16,9 @@ from stretto.arguments.bound_rules import MOST_PLANNED
 from stretto.arguments.form import Form
 from stretto.arguments.setting import REQUIRED, setting
 from stretto.cli.command import USAGE_ERROR, options
+from stretto.cli.schedule_search import searched, spread
 from stretto.cli.schedule_timeline import draw_measured, show
 from stretto.console import console
-from stretto.layout.stages import placement
 from stretto.reading import UnreadableError, read_text, reason
 from stretto.schedule import (
     GENERATORS,
@@ -33,13 +34,9 @@ from stretto.schedule import (
     step_time,
 )
 from stretto.schedule.csv import from_csv, to_csv
-from stretto.schedule.exact import solve
 from stretto.schedule.grid import failing, grid
 from stretto.schedule.measured import read_cost
 from stretto.schedule.picture import chrome_trace, picture
-from stretto.schedule.pieces import Pieces, pieces_in
-from stretto.schedule.placements import PLACEMENTS, Placed, quickest, search_layers, search_placements
-from stretto.schedule.search import caps
 from stretto.terminal import say
 
 ABOUT: Final = {
@@ -58,7 +55,6 @@ ABOUT: Final = {
     "zbv": "zero bubble in a V, at the activations of 1f1b",
 }
 
-T = TypeVar("T")
 _TIMES = "of a stage, in any one unit of time; one number, or one for each stage: 1,1,1,1.5; unset: "
 
 
@@ -123,11 +119,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _spread(times: tuple[float, ...] | None, unset: T) -> float | tuple[float, ...] | T:
-    """Times of all stages, or of each; where none are said, others."""
-    return unset if times is None else times[0] if len(times) == 1 else times
-
-
 def _require_bounded(said: Command) -> None:
     """Raise ValueError for more actions than a run would plan: they would take all memory."""
     if (size := said.pp * (said.vpp or 1) * said.microbatches) > MOST_PLANNED:
@@ -165,8 +156,8 @@ def _cost(said: Command, s: Schedule) -> Cost:
     """What was said; by default all layers of a rank take one unit of time forward, so that vpp does not matter."""
     if said.costs is not None:
         return read_cost(read(said.costs), said.costs, s.num_stages)
-    f = _spread(said.forward, s.num_ranks / s.num_stages)
-    i, w = _spread(said.input_gradient, f), _spread(said.weight_gradient, f)
+    f = spread(said.forward, s.num_ranks / s.num_stages)
+    i, w = spread(said.input_gradient, f), spread(said.weight_gradient, f)
     if not any(x for each in (f, i, w) for x in (each if isinstance(each, tuple) else (each,))):
         raise ValueError("--forward, --input-gradient and --weight-gradient are all 0: one of them must take time")
     return Cost.split(f, i, w, hop=said.hop, transfer=said.transfer, finish=said.finish)
@@ -201,70 +192,9 @@ def _write(files: Sequence[str], s: Schedule, timeline: Timeline, name: str) -> 
 
 
 def _search(said: Command, _: Console) -> None:
-    """Over the placements, or those of --vpp, or those for which costs are given; with --layers over their splits."""
-    if said.schedule:
-        raise ValueError(f"search takes no schedule, got {' '.join(said.schedule)}")
-    p, m = said.pp, said.microbatches
-    pieces, found = _pieces(said), list[Placed]()
-    places = [(v, shape) for v, shape in PLACEMENTS if said.vpp in (None, v)] or [(said.vpp or 1, "loop")]
-
-    for place in places:
-        try:
-            if pieces is not None:
-                best = search_layers(*pieces, p, place[0], m, place[1], said.memory)
-                cost = pieces[0].cost(best.layers or ())
-            else:
-                cost = _cost(said, Schedule(placement(p, *place), m, [()] * p))
-                if cost.num_stages not in (None, p * place[0]):
-                    continue
-                best = search_placements(p, m, lambda *_, cost=cost: cost, memory=said.memory, placements=[place])[0]
-            if said.exact is not None:
-                best = _exact(said, best, cost)
-        except ScheduleError as error:
-            say(f"passed over: {error}", out=True)
-            continue
-        found.append(best)
-        say(
-            f"{best}: {best.found.origin}, a step takes {best.found.time:g}, at most {best.found.gap:.1%} above the "
-            "best there is",
-            out=True,
-        )
-    if not found:
-        raise ValueError("no schedule was found: allow more --memory, or another --vpp")
-    best = quickest(found)
-    say(f"quickest: {best}, {best.found.origin}", out=True)
+    best, cost = searched(said, partial(_cost, said), read)
     made = best.found.schedule
-    of_layers = None if pieces is None else pieces[0].cost(best.layers or ())
-    _write(said.out, made, simulate(made, of_layers or _cost(said, made)), best.found.origin)
-
-
-def _pieces(said: Command) -> tuple[Pieces, int] | None:
-    """What the pieces of the model take, and how many layers there are, where --layers says that."""
-    if said.layers is None:
-        if said.head or said.embedding:
-            raise ValueError("--head and --embedding are in layers: say --layers too")
-        return None
-    if said.costs is not None:
-        return pieces_in(_text(said.costs), said.costs), said.layers
-    times = [_spread(each, None) for each in (said.forward, said.input_gradient, said.weight_gradient)]
-    f, i, w = (1.0 if each is None else each for each in times)
-    if not isinstance(f, float) or not isinstance(i, float) or not isinstance(w, float):
-        raise ValueError("with --layers, times are those of one layer: one number each")
-    return Pieces(
-        (f, i, w),
-        tuple(said.embedding * x for x in (f, i, w)),  # type: ignore[arg-type]
-        (said.head * (f + i + w), 0.0, 0.0),
-        hop=said.hop,
-        transfer=said.transfer,
-        finish=said.finish,
-    ), said.layers
-
-
-def _exact(said: Command, best: Placed, cost: Cost) -> Placed:
-    """The same stages in the order that a solver finds."""
-    cap = caps(said.pp, best.v, said.memory)
-    found = solve(said.pp, best.v, said.microbatches, cost, cap, best.shape, seconds=said.exact or 0.0)
-    return replace(best, found=found)
+    _write(said.out, made, simulate(made, cost), best.found.origin)
 
 
 def _check(said: Command, _: Console) -> None:
