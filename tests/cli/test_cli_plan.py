@@ -48,7 +48,7 @@ def test_what_the_words_set_stays(capsys: pytest.CaptureFixture[str]) -> None:
 def test_where_nothing_fits_it_says_what_lacks_least(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*RUN, "--hbm", "9", "--micro-batch", "1"]) == 1
     out = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"nothing fits: --tp 4 --pp 2 .* lacks least, [\d.]+ GiB; try more GPUs", out)
+    assert re.search(r"nothing fits: --tp 8 --pp 1 .* lacks least, [\d.]+ GiB; try more GPUs", out)
 
 
 def test_experts_are_spread(capsys: pytest.CaptureFixture[str]) -> None:
