@@ -27,7 +27,7 @@ from stretto.terminal import say
 GIB: Final = 2**30
 
 _SMALLEST: Final = MappingProxyType({"tp": "1", "cp": "1", "pp": "1", "ep": "1", "etp": "1", "dp": "auto"})
-"""Where to begin when the layout of a preset does not go with the other words: what presets say of it does not count."""
+"""Where to begin when the layout of a preset does not go with the other words: what presets say of it is not fixed."""
 
 
 @dataclass(frozen=True)
