@@ -12,7 +12,7 @@ from functools import partial
 
 from stretto.arguments.graph_rules import READS, without_graphs
 from stretto.arguments.model_rules import UNUSED, Unused
-from stretto.arguments.pipeline import vpp_of
+from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get, settings
@@ -152,6 +152,20 @@ OVERRIDES: tuple[Override, ...] = (
     *_unused(*("optimizer", "beta1 beta2", _RULE), lambda a: a.optimizer.optimizer == "sgd", _has_none),
     *_unused(*("optimizer", "eps", _RULE), lambda a: a.optimizer.optimizer not in ("adamw", "muon"), _has_none),
     *_unused(*("optimizer", "momentum", _RULE), lambda a: a.optimizer.optimizer not in ("sgd", "muon"), _has_none),
+    *_unused(
+        "parallel",
+        "schedule_memory",
+        "parallel.schedule",
+        lambda a: a.parallel.schedule != "auto",
+        lambda a: f"schedule = {a.parallel.schedule} searches no order",
+    ),
+    *_unused(
+        "parallel",
+        "partition",
+        "parallel.stage_layers",
+        lambda a: a.parallel.stage_layers is not None,
+        "stage_layers says the layers of each stage",
+    ),
     *_unused("parallel", "dp_shard", _SHARDS, lambda a: a.parallel.sharding == "none", _no_use),
     *_unused("parallel", "keep_units", _SHARDS, lambda a: a.parallel.sharding != "fsdp", _no_use),
     *_unused(
@@ -219,6 +233,10 @@ DERIVATIONS: tuple[Derivation, ...] = (
     Derivation(
         *("parallel.vpp", ("parallel.schedule",), "what the schedule has: 1 or 2"),
         lambda a: (vpp_of(a.parallel), f"schedule = {a.parallel.schedule}"),
+    ),
+    Derivation(
+        *("parallel.vpp_shape", ("parallel.schedule", "parallel.vpp"), "what the schedule has: loop or v"),
+        lambda a: (shape_of(a.parallel), f"schedule = {a.parallel.schedule}, vpp = {vpp_of(a.parallel)}"),
     ),
     Derivation(
         *("parallel.gpus_per_node", ("run.device", "run.nproc"), "8 (cuda), nproc (cpu)"),

@@ -120,6 +120,20 @@ def schedule_has_so_many_stages(a: Arguments) -> RuleViolation | None:
     )
 
 
+@rule("parallel.vpp_shape", "parallel.vpp", "parallel.schedule")
+def schedule_has_this_shape(a: Arguments) -> RuleViolation | None:
+    """The stages of a rank lie as the schedule has them."""
+    p, made = a.parallel, FAMILIES[a.parallel.schedule]
+    shapes = made.shapes(vpp_of(p))
+    if p.vpp_shape is None or p.vpp_shape in shapes:
+        return None
+    others = tuple(name for name, other in FAMILIES.items() if p.vpp_shape in other.shapes(vpp_of(p)))
+    return RuleViolation(
+        f"vpp_shape = {p.vpp_shape}, but {p.schedule} with vpp = {vpp_of(p)} has {' or '.join(shapes)}",
+        {"parallel.vpp_shape": shapes, "parallel.schedule": others, "parallel.vpp": (made.stages,)},
+    )
+
+
 @rule("parallel.stage_layers", "parallel.pp", "parallel.vpp", "model.layers")
 def stage_layers_place_every_layer(a: Arguments) -> RuleViolation | None:
     """An explicit split names every pipeline stage and places every layer once."""

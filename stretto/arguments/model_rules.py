@@ -201,7 +201,8 @@ def latent_has_its_heads(a: Arguments) -> RuleViolation | None:
     r, d = m.dim_rotary, m.dim_per_head
     if r % 2 or not 0 < r < d:
         wrong.append(f"rope_head_dim = {r}, must be even and below head_dim = {d}")
-        nearby["model.rope_head_dim"] = tuple(n for n in (d // 4 * 2,) if 0 < n < d)
+        nearby["model.rope_head_dim"] = tuple(n for n in (max(2, d // 4 * 2),) if n < d)
+        nearby["model.head_dim"] = () if d > 2 else (4,)
     if m.dim_value > d:
         wrong.append(f"v_head_dim = {m.dim_value}, must be <= head_dim = {d}")
         nearby["model.v_head_dim"] = (d,)

@@ -21,11 +21,11 @@ def num_stages(p: ParallelConfig) -> int:
 
 def shape_of(p: ParallelConfig) -> Shape:
     """How they lie on the ranks."""
-    return FAMILIES[p.schedule].shape if vpp_of(p) > 1 else "loop"
+    return p.vpp_shape or FAMILIES[p.schedule].shape_of(vpp_of(p))
 
 
 def with_stages_of(p: ParallelConfig, layout: Layout) -> ParallelConfig:
     """The schedule where it has as many stages on a rank as the layout, in its shape; else 1F1B over single stages."""
     made = FAMILIES[p.schedule]
-    fits = (layout.vpp == made.stages or made.any_stages) and (layout.vpp == 1 or layout.shape == made.shape)
-    return replace(p, schedule=p.schedule if fits else "1f1b", vpp=layout.vpp)
+    fits = (layout.vpp == made.stages or made.any_stages) and layout.shape in made.shapes(layout.vpp)
+    return replace(p, schedule=p.schedule if fits else "1f1b", vpp=layout.vpp, vpp_shape=layout.shape)

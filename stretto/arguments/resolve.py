@@ -21,10 +21,10 @@ from stretto.arguments.schema import Arguments, ParallelConfig
 from stretto.arguments.setting import Value, settings_in
 from stretto.arguments.sources import COMMAND_LINE, Source, SourceKind
 from stretto.arguments.suggest import explain, suggested_fixes
-from stretto.arguments.tree import put, settings
+from stretto.arguments.tree import get, put, settings
 from stretto.arguments.validate import Said, Validation, validate
 from stretto.arguments.values import from_text
-from stretto.layout import Layout, Size
+from stretto.layout import Layout, Shape, Size
 
 WORLD_SIZE = "WORLD_SIZE"
 """How torchrun, and stretto itself, tell a worker the number of processes of the run."""
@@ -61,6 +61,18 @@ class Resolved:
             fixes = ({"model.vocab": need},)
             raise ConfigError([Violation("vocab_holds_tokenizer", ("model.vocab",), problem, fixes=fixes)])
         return self if vocab is not None else replace(self, args=put(self.args, "model.vocab", need))
+
+    def placed(self, vpp: int, shape: Shape, layers: tuple[int, ...] | None, why: str) -> Resolved:
+        """The run with so many stages on a rank, of these layers where they are not None; derived, so that a run that
+        goes on from this one finds its own."""
+        found = {"parallel.vpp": vpp, "parallel.vpp_shape": shape} | (
+            {"parallel.stage_layers": layers} if layers else {}
+        )
+        args, sources = self.args, dict(self.sources)
+        for path, value in found.items():
+            if get(args, path) != value or path == "parallel.stage_layers":
+                args, sources[path] = put(args, path, value), Source(SourceKind.DERIVED, why)
+        return replace(self, args=args, sources=sources, layout=layout_for(args.parallel))
 
 
 def parse(
@@ -149,8 +161,12 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
     if violations:
         raise ConfigError(violations)
 
-    p = found.args.parallel
-    layout = Layout.of(
+    return Resolved(found.args, found.sources, layout_for(found.args.parallel))
+
+
+def layout_for(p: ParallelConfig) -> Layout:
+    """The settings as geometry."""
+    return Layout.of(
         tp=p.tp,
         cp=cp_levels(p),
         dp=dp_levels(p),
@@ -161,7 +177,6 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
         vpp=vpp_of(p),
         shape=shape_of(p),
     )
-    return Resolved(found.args, found.sources, layout)
 
 
 def dp_levels(p: ParallelConfig) -> Size:

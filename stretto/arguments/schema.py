@@ -67,13 +67,33 @@ class ParallelConfig:
     schedule: ScheduleName = setting("1f1b", "order of forwards and backwards: `stretto schedule list` has all")  # noqa: RUF009
     schedule_costs: str | None = setting(
         None,
-        "schedule = auto: a file of the times of each stage; where it is not there, a few steps are measured for it",
+        "a file of the times of each stage, from which schedule = auto and partition = searched take theirs; where it "
+        "is not there, they begin with an estimate, and with auto a few steps are measured for the file",
         carried=False,
         path=True,
     )
-    vpp: int | None = setting(None, "virtual stages: so many on each rank; unset: what the schedule has", at_least=1)
+    schedule_memory: float | None = setting(
+        None,
+        "schedule = auto: microbatches whose activations a rank may hold; unset: pp, as many as with 1f1b",
+        at_least=1,
+        carried=False,
+    )
+    vpp: int | None = setting(
+        None,
+        "virtual stages: so many on each rank; unset: what the schedule has; with schedule = auto up to 4, searched",
+        at_least=1,
+    )
+    vpp_shape: Literal["loop", "v"] | None = setting(
+        None,
+        "how several stages of a rank lie: from the first rank each time, or to and fro; unset: as the schedule has",
+    )
     stage_layers: tuple[int, ...] | None = setting(
         None, "layers of each of the pp * vpp stages, or a layout such as Et*3|(tt|)*2t|L; unset: balanced", at_least=0
+    )
+    partition: Literal["balanced", "searched"] = setting(
+        "balanced",
+        "layers over stages, where stage_layers does not say: balanced: by multiplications; searched: as the step is "
+        "shortest by the times of schedule_costs, or by an estimate; stages may be empty",
     )
     dp_copy_engines: bool = setting(
         True,

@@ -8,21 +8,23 @@ from dataclasses import fields
 from rich.table import Table
 
 from stretto.arguments import Arguments
-from stretto.estimate import Ledger, fitting, ledger
+from stretto.arguments.pipeline import vpp_of
+from stretto.estimate import Ledger, fitting, rank_ledger
 
 MIB, GIB = 2**20, 2**30
 MANY = 6
 
 
 def memory_table(args: Arguments) -> Table:
-    """A row for each item that is not 0, a column for each stage; of many stages the first two and the last."""
-    last = args.parallel.pp - 1
+    """A row for each item that is not 0, a column for each rank of the pipeline, which may hold several stages; of
+    many the first two and the last."""
+    last, what = args.parallel.pp - 1, "stage" if vpp_of(args.parallel) == 1 else "rank"
     stages = range(last + 1) if last < MANY else (0, 1, last)
-    ledgers = {stage: ledger(args, stage) for stage in stages}
+    ledgers = {stage: rank_ledger(args, stage) for stage in stages}
     table = Table(box=None, pad_edge=True)
     table.add_column("", justify="left")
     for stage in stages:
-        table.add_column(f"stage {stage}", justify="right")
+        table.add_column(f"{what} {stage}", justify="right")
     own = [each.name for each in fields(Ledger) if each.name != "host"]
     for name in (*own, "total", "host"):
         row = [getattr(one, name) for one in ledgers.values()]
@@ -38,6 +40,7 @@ def verdict(args: Arguments, limit: float | None) -> Iterator[str]:
         return
     found = fitting(args, limit * GIB)
     most, fits = found[args.parallel.sharding]
-    yield f"{most / GIB:.2f} GiB in the fullest stage {'fit' if fits else 'do not fit'} into --hbm {limit:g}"
+    what = "stage" if vpp_of(args.parallel) == 1 else "rank"
+    yield f"{most / GIB:.2f} GiB in the fullest {what} {'fit' if fits else 'do not fit'} into --hbm {limit:g}"
     for mode, (size, enough) in found.items():
         yield f"--sharding {mode}: {size / GIB:.2f} GiB, {'fits' if enough else f'{size / GIB - limit:.2f} too much'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 from rich.table import Table
@@ -25,6 +26,9 @@ from stretto.terminal import say
 
 GIB: Final = 2**30
 
+_SMALLEST: Final = MappingProxyType({"tp": "1", "cp": "1", "pp": "1", "ep": "1", "etp": "1", "dp": "auto"})
+"""Where to begin when the layout of a preset does not go with the other words: what presets say of it is not fixed."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -42,8 +46,16 @@ def main(argv: Sequence[str]) -> int:
     """Run `stretto plan ...`; 0, 1 when nothing fits, or 2 when the settings are no valid run."""
     named = {word.partition("=")[0] for word in argv}
     words = [*argv, *([] if named & {"--device", "-h", "--help"} else ["--device", "cuda"])]
+    free: dict[str, str] = {}
     try:
-        resolved = with_vocabulary(parse_or_demo(words, files=False, form=FORMS[0]))
+        try:
+            resolved = with_vocabulary(parse_or_demo(words, files=False, form=FORMS[0]))
+        except ConfigError:
+            if named & {"--config", "--set", "--megatron"}:  # files and paths may name axes, too
+                raise
+            free = {axis: size for axis, size in _SMALLEST.items() if f"--{axis}" not in named}
+            smallest = [word for axis, size in free.items() for word in (f"--{axis}", size)]
+            resolved = with_vocabulary(parse_or_demo([*words, *smallest], files=False, form=FORMS[0]))
     except (ConfigError, DataError, ValueError) as error:
         say(f"stretto plan: {error}")
         return USAGE_ERROR
@@ -53,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
         say(f"stretto plan: rates are those of GPUs in bf16 or FP8, but {here}; try --device cuda --dtype bf16")
         return USAGE_ERROR
     said = {SourceKind.COMMAND_LINE, SourceKind.FILE}
-    fixed = frozenset(path for path, source in resolved.sources.items() if source.kind in said)
+    chosen = (path for path, source in resolved.sources.items() if source.kind in said)
+    fixed = frozenset(path for path in chosen if path.removeprefix("parallel.") not in free)
 
     def attempt(more: Mapping[str, Value]) -> Arguments | None:
         try:

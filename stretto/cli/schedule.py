@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal
@@ -15,9 +16,9 @@ from stretto.arguments.bound_rules import MOST_PLANNED
 from stretto.arguments.form import Form
 from stretto.arguments.setting import REQUIRED, setting
 from stretto.cli.command import USAGE_ERROR, options
+from stretto.cli.schedule_search import searched, spread
 from stretto.cli.schedule_timeline import draw_measured, show
 from stretto.console import console
-from stretto.layout import Shape
 from stretto.reading import UnreadableError, read_text, reason
 from stretto.schedule import (
     GENERATORS,
@@ -33,17 +34,14 @@ from stretto.schedule import (
     step_time,
 )
 from stretto.schedule.csv import from_csv, to_csv
-from stretto.schedule.exact import solve
 from stretto.schedule.grid import failing, grid
 from stretto.schedule.measured import read_cost
 from stretto.schedule.picture import chrome_trace, picture
-from stretto.schedule.search import Found, search
 from stretto.terminal import say
 
-_PLACEMENTS: Final[tuple[tuple[int, Shape], ...]] = ((1, "loop"), (2, "loop"), (2, "v"), (3, "loop"), (4, "loop"))
 ABOUT: Final = {
     "1f1b": "one forward, one backward in turn",
-    "auto": "the quickest in a V that a search finds",
+    "auto": "the quickest that a search finds for these costs",
     "depth-first": "interleaved in groups of exactly pp microbatches",
     "dualpipev": "DualPipe in a V: a forward beside a backward",
     "gpipe": "all forwards, then all backwards",
@@ -56,7 +54,6 @@ ABOUT: Final = {
     "zb-h2": "zero bubble for twice the activations",
     "zbv": "zero bubble in a V, at the activations of 1f1b",
 }
-
 
 _TIMES = "of a stage, in any one unit of time; one number, or one for each stage: 1,1,1,1.5; unset: "
 
@@ -89,6 +86,15 @@ class Command:
         None, "draw: a step that ran, from `stretto train --profile`", path=True, named="FILE"
     )
     memory: float | None = setting(None, "search: microbatches whose activations a rank may hold; unset: pp", above=0)
+    layers: int | None = setting(
+        None, "search: split so many layers over the stages too; times are then those of a layer", at_least=1
+    )
+    head: float = setting(
+        0.0,
+        "search: all that the head takes, in layers; its gradients are made with the loss, in a forward",
+        at_least=0,
+    )
+    embedding: float = setting(0.0, "search: all that the embedding takes, in layers", at_least=0)
     exact: float | None = setting(None, "search: by a solver as well, for small sizes", unit="seconds", above=0)
     width: int | None = setting(None, "columns of the terminal", at_least=1)
 
@@ -111,11 +117,6 @@ def main(argv: Sequence[str]) -> int:
         say("\n".join([f"stretto schedule: {error}", *getattr(error, "__notes__", ())]))
         return USAGE_ERROR
     return 0
-
-
-def _spread(times: tuple[float, ...] | None, unset: float | tuple[float, ...]) -> float | tuple[float, ...]:
-    """Times of all stages, or of each; where none are said, others."""
-    return unset if times is None else times[0] if len(times) == 1 else times
 
 
 def _require_bounded(said: Command) -> None:
@@ -155,8 +156,8 @@ def _cost(said: Command, s: Schedule) -> Cost:
     """What was said; by default all layers of a rank take one unit of time forward, so that vpp does not matter."""
     if said.costs is not None:
         return read_cost(read(said.costs), said.costs, s.num_stages)
-    f = _spread(said.forward, s.num_ranks / s.num_stages)
-    i, w = _spread(said.input_gradient, f), _spread(said.weight_gradient, f)
+    f = spread(said.forward, s.num_ranks / s.num_stages)
+    i, w = spread(said.input_gradient, f), spread(said.weight_gradient, f)
     if not any(x for each in (f, i, w) for x in (each if isinstance(each, tuple) else (each,))):
         raise ValueError("--forward, --input-gradient and --weight-gradient are all 0: one of them must take time")
     return Cost.split(f, i, w, hop=said.hop, transfer=said.transfer, finish=said.finish)
@@ -191,35 +192,9 @@ def _write(files: Sequence[str], s: Schedule, timeline: Timeline, name: str) -> 
 
 
 def _search(said: Command, _: Console) -> None:
-    """Over the placements, or those of --vpp, or those for which costs are given."""
-    if said.schedule:
-        raise ValueError(f"search takes no schedule, got {' '.join(said.schedule)}")
-    memory, found = said.memory if said.memory is not None else said.pp, list[tuple[Found, str]]()
-    for v, shape in _PLACEMENTS:
-        place = Schedule([0] * said.pp * v, said.microbatches, [()] * said.pp)
-        cost = _cost(said, place)
-        if said.vpp not in (None, v) or cost.num_stages not in (None, said.pp * v):
-            continue
-        cap = [int(memory * v + 1e-9)] * said.pp
-        try:
-            best = search(said.pp, v, said.microbatches, cost, cap, shape)
-            if said.exact is not None:
-                best = solve(said.pp, v, said.microbatches, cost, cap, shape, seconds=said.exact)
-        except ScheduleError as error:
-            say(f"passed over: {error}", out=True)
-            continue
-        where = f"{v} stage{'s' * (v > 1)} a rank in a {shape}"
-        found.append((best, where))
-        say(
-            f"{where}: {best.origin}, a step takes {best.time:g}, at most {max(best.gap, 0):.1%} above the best "
-            "there is",
-            out=True,
-        )
-    if not found:
-        raise ValueError("no schedule was found: allow more --memory, or another --vpp")
-    best, where = min(found, key=lambda each: each[0].time)
-    say(f"quickest: {where}, {best.origin}", out=True)
-    _write(said.out, best.schedule, simulate(best.schedule, _cost(said, best.schedule)), best.origin)
+    best, cost = searched(said, partial(_cost, said), read)
+    made = best.found.schedule
+    _write(said.out, made, simulate(made, cost), best.found.origin)
 
 
 def _check(said: Command, _: Console) -> None:

@@ -48,6 +48,7 @@ from stretto.train.consensus import USAGE_ERRORS
 from stretto.train.directory import Paths, occupied
 from stretto.train.loop import DivergedError
 from stretto.train.metrics_file import JsonLines
+from stretto.train.placing import placed
 from stretto.train.record import Everyone, Listener, TensorBoard
 from stretto.train.run import sampled_over, train
 from stretto.train.sample import sample
@@ -146,6 +147,10 @@ class Task:
                 task = replace(self, text=text, resolved=self.resolved.with_vocabulary(text.tokenizer.vocab_size))
             except USAGE_ERRORS as error:
                 return self._rejected(error, world)
+        try:
+            task = replace(task, resolved=placed(task.resolved, world))
+        except USAGE_ERRORS as error:
+            return self._rejected(error, world)
         ended = task._train(world)
         return ended if isinstance(ended, int) else (task, ended)
 

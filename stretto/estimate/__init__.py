@@ -1,9 +1,9 @@
 """What a run needs, from its arguments alone: parameters, operations, layers of each stage, memory. Without torch."""
 
 from stretto.estimate.flops import Flops, flops_per_token
-from stretto.estimate.memory import Ledger, fitting, ledger
+from stretto.estimate.memory import Ledger, fitting, ledger, rank_ledger
 from stretto.estimate.parameters import Parameters, count_parameters, norms_of_a_layer, positions, qk_norms
-from stretto.estimate.stages import stage_costs, stage_layers
+from stretto.estimate.stages import stage_costs, stage_layers, stage_pieces
 
 __all__ = [
     "Flops",
@@ -16,6 +16,8 @@ __all__ = [
     "norms_of_a_layer",
     "positions",
     "qk_norms",
+    "rank_ledger",
     "stage_costs",
     "stage_layers",
+    "stage_pieces",
 ]

@@ -12,16 +12,18 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Final
 
+from stretto.arguments.pipeline import num_stages, shape_of, vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.arguments.trained import is_trained
 from stretto.estimate.context import comm_of
 from stretto.estimate.recompute import activations, policy_of
-from stretto.estimate.sizes import BYTES, local_tokens
+from stretto.estimate.sizes import BYTES, held_at_once, in_flight, local_tokens
 from stretto.estimate.stages import stage_layers
 from stretto.estimate.stored import EXPERT, stored_tensors
 from stretto.layout.chunks import CHUNK, SLOTS, slot_bytes
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import Stored, by_section, by_size
+from stretto.layout.stages import placement
 from stretto.schedule import DDP, Sharding
 from stretto.schedule.sharding import MODES
 
@@ -116,9 +118,27 @@ def ledger(args: Arguments, stage: int) -> Ledger:
         reducing=wide * filling * sharding.grads + _travelling(args, flats),
         activations=activations(args, stage, policy_of(args, stage)),
         exchanged=_exchanged(args, stage),
-        logits=_logits(args) * (stage == args.parallel.pp - 1),
+        logits=_logits(args) * (stage == num_stages(args.parallel) - 1),
         host=(masters + optimizer) * offload,
     )
+
+
+_ONCE: Final = frozenset({"streamed", "gathered", "reducing", "exchanged", "logits"})
+"""What is there a piece at a time."""
+
+
+def rank_ledger(args: Arguments, rank: int) -> Ledger:
+    """The ledger of each rank at a place along the pipeline, of all of its stages: what is there a piece at a time
+    counts as in the stage where it is largest. A tied embedding whose ends are on one rank counts twice."""
+    p = args.parallel
+    mine = [s for s, home in enumerate(placement(p.pp, vpp_of(p), shape_of(p))) if home == rank]
+    each = [ledger(args, s) for s in mine]
+    if len(each) == 1:
+        return each[0]
+    found = {f.name: (max if f.name in _ONCE else sum)(getattr(one, f.name) for one in each) for f in fields(Ledger)}
+    # Its stages do not all hold most at the same time.
+    found["activations"] = found["activations"] * held_at_once(args, rank) // sum(in_flight(args, s) for s in mine)
+    return Ledger(**found)
 
 
 def _streamed(args: Arguments, parts: Sequence[int], trained: Sequence[bool], itemsizes: Sequence[int]) -> int:
@@ -176,11 +196,11 @@ def _shards(args: Arguments, kind: tuple[object, ...]) -> int:
 
 
 def fitting(args: Arguments, limit: float) -> dict[str, tuple[int, bool]]:
-    """For each mode of sharding: bytes of the fullest stage, and whether they fit into `limit` bytes."""
+    """For each mode of sharding: bytes of the fullest rank, and whether they fit into `limit` bytes."""
     found = {}
     for mode in MODES:
         other = replace(args, parallel=replace(args.parallel, sharding=mode))  # type: ignore[arg-type]
-        most = max(ledger(other, stage).total for stage in range(args.parallel.pp))
+        most = max(rank_ledger(other, rank).total for rank in range(args.parallel.pp))
         found[mode] = most, most <= limit
     return found
 

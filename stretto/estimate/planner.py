@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.estimate.chips import Chip
-from stretto.estimate.memory import ledger
+from stretto.estimate.memory import rank_ledger
 from stretto.estimate.step_time import StepTime, step_time
 
 Try = Callable[[Mapping[str, Value]], Arguments | None]
@@ -97,8 +97,8 @@ def _quickest(fit: list[Plan], attempt: Try, chip: Chip, limit: float, most: int
     return tuple(sorted(shown, key=lambda p: (p.time.total, p.memory)))
 
 
-def _fullest(args: Arguments, stages: set[int]) -> int:
-    return max(ledger(args, stage).total for stage in stages)
+def _fullest(args: Arguments, ranks: set[int]) -> int:
+    return max(rank_ledger(args, rank).total for rank in ranks)
 
 
 def _candidates(run: Arguments, attempt: Try, fixed: frozenset[str]) -> Iterator[tuple[Mapping[str, Value], Arguments]]:

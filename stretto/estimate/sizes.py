@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from math import ceil
 from types import MappingProxyType
 from typing import Final
 
+import numpy as np
+
+from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments
+from stretto.layout.schedules import FAMILIES
+from stretto.schedule import schedule_for
+from stretto.schedule.actions import B, F, W
+from stretto.schedule.greedy import most_alive
 from stretto.sequence import local_length
 
 BYTES: Final[Mapping[str, int]] = MappingProxyType({"fp64": 8, "fp32": 4, "bf16": 2})
@@ -21,10 +30,32 @@ def local_tokens(args: Arguments) -> int:
 
 
 def in_flight(args: Arguments, stage: int) -> int:
-    """Microbatches that went forward through a stage and not yet back, at most."""
-    p, b = args.parallel, args.batch
-    microbatches = b.microbatches(p.dp)
-    return microbatches if p.schedule == "gpipe" else min(microbatches, p.pp - stage)
+    """Microbatches that went forward through a stage and not yet back, weight gradients included, at most.
+
+    Of `auto`, whose order is not known yet, as many as it may have on average over the stages of a rank.
+    """
+    p, microbatches = args.parallel, args.batch.microbatches(args.parallel.dp)
+    if p.schedule == "auto":
+        return min(microbatches, ceil(p.schedule_memory or p.pp))
+    return _most_alive(p.schedule, p.pp, vpp_of(p), microbatches)[0][stage]
+
+
+def held_at_once(args: Arguments, rank: int) -> int:
+    """The same of all stages of a rank together, each with its own activation."""
+    p, microbatches = args.parallel, args.batch.microbatches(args.parallel.dp)
+    if p.schedule == "auto":
+        return vpp_of(p) * in_flight(args, 0)
+    return _most_alive(p.schedule, p.pp, vpp_of(p), microbatches)[1][rank]
+
+
+@cache
+def _most_alive(name: str, pp: int, vpp: int, microbatches: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """For each stage and each rank, by the order of the schedule of this name; orders in a V repeat, so a few periods
+    say it all."""
+    m = min(microbatches, 4 * pp) if FAMILIES[name].shape == "v" else microbatches
+    s = schedule_for(name, pp, m, vpp)
+    change = np.select([s.table.op == F, (s.table.op == B) | (s.table.op == W)], [1, -1])
+    return tuple(int(np.cumsum(change[s.table.stage == k]).max()) for k in range(pp * vpp)), tuple(most_alive(s))
 
 
 def entering_bytes(args: Arguments) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from stretto.arguments import Arguments
-from stretto.estimate import Ledger, ledger
+from stretto.estimate import Ledger, rank_ledger
 
 GIB = 2**30
 ROOM = 0.94
@@ -39,9 +39,9 @@ class Held:
         return cls(stats["allocated_bytes.all.peak"], stats["reserved_bytes.all.peak"], total)
 
 
-def device_full(args: Arguments, stage: int, held: Held, what: str) -> str:
-    """Lines: what failed, numbers beside those foreseen for the rank's `stage`, up to three changes that would fit."""
-    foreseen = ledger(args, stage)
+def device_full(args: Arguments, rank: int, held: Held, what: str) -> str:
+    """Lines: what failed, numbers beside those foreseen for this rank of the pipeline, three changes that would fit."""
+    foreseen = rank_ledger(args, rank)
     items = {f.name: getattr(foreseen, f.name) for f in fields(Ledger) if f.name != "host"}
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in items.items() if size)
     tried = list(_changes(args))
@@ -83,4 +83,4 @@ def _changes(args: Arguments) -> Iterator[tuple[str, int]]:
 
 
 def _most(args: Arguments) -> int:
-    return max(ledger(args, stage).total for stage in range(args.parallel.pp))
+    return max(rank_ledger(args, rank).total for rank in range(args.parallel.pp))

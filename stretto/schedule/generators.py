@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from stretto.layout.schedules import FAMILIES, Family
+from stretto.layout.stages import Shape
 from stretto.schedule import families, vshape
 from stretto.schedule.costs import Cost
 from stretto.schedule.families import forward_only, gpipe, one_f_one_b
@@ -23,10 +24,10 @@ class Generator(Family):
     make: Callable[[int, int, int], Schedule] = field(kw_only=True)
 
 
-def _auto(p: int, v: int, m: int, cost: Cost) -> Schedule:
-    from stretto.schedule.search import search  # which takes all others for candidates
+def _auto(p: int, v: int, m: int, cost: Cost, shape: Shape | None = None, memory: float | None = None) -> Schedule:
+    from stretto.schedule.search import caps, search  # which takes all others for candidates
 
-    return search(p, v, m, cost, [v * p] * p, "v").schedule
+    return search(p, v, m, cost, caps(p, v, memory), shape or FAMILIES["auto"].shape_of(v)).schedule
 
 
 _MAKE: Final[Mapping[str, Callable[[int, int, int], Schedule]]] = MappingProxyType(
@@ -52,15 +53,25 @@ GENERATORS: Final[Mapping[str, Generator]] = MappingProxyType(
 )
 
 
-def schedule_for(name: str, p: int, m: int, v: int | None = None, cost: Cost | None = None) -> Schedule:
+def schedule_for(
+    name: str,
+    p: int,
+    m: int,
+    v: int | None = None,
+    cost: Cost | None = None,
+    shape: Shape | None = None,
+    memory: float | None = None,
+) -> Schedule:
     """The schedule of this name for p pipeline ranks, m microbatches and v stages on each rank.
 
-    `auto` is the quickest in a V that `search` finds for `cost`, with the activations of 1F1B.
+    `auto` is the quickest that `search` finds for `cost`, with the activations of `memory` microbatches, by default
+    those of 1F1B; two stages on a rank lie in a V, unless `shape` says otherwise. Raises ScheduleError where it finds
+    none.
     """
     v = stages_on_a_rank(name, v)
     if p < 1 or m < 1:
         raise ValueError(f"a pipeline of {p} ranks and {m} microbatches: both must be at least 1")
-    return _auto(p, v, m, cost) if name == "auto" and cost is not None else GENERATORS[name].make(p, v, m)
+    return _auto(p, v, m, cost or Cost(), shape, memory) if name == "auto" else GENERATORS[name].make(p, v, m)
 
 
 def stages_on_a_rank(name: str, v: int | None) -> int:

@@ -34,8 +34,7 @@ class Measured:
 
         Raises ScheduleError unless each step has every computation of the schedule once.
         """
-        orders = [[a for a in order if a.op in COMPUTE] for order in schedule.ranks]
-        plain = Schedule(schedule.placement, schedule.num_microbatches, orders)
+        plain = computations(schedule)
         return cls(plain, tuple(_timeline(plain, list(step)) for step in steps), hop)
 
     @property
@@ -71,6 +70,12 @@ class Measured:
             ) from None
 
 
+def computations(program: Schedule) -> Schedule:
+    """The order that was lowered to this program."""
+    orders = [[a for a in order if a.op in COMPUTE] for order in program.ranks]
+    return Schedule(program.placement, program.num_microbatches, orders)
+
+
 def stage_times(spans: Iterable[Span]) -> StageTimes:
     """The median time of each kind of computation of each stage."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -102,9 +107,18 @@ def cost_of(ranks: Iterable[StageTimes], stages: int, *, hop: float = 0.0) -> Co
     return Cost(forward, backward, inputs, weights, hop=hop)
 
 
-def cost_text(cost: Cost) -> str:
-    """A cost as JSON, which `read_cost` takes."""
-    return json.dumps({"costs": asdict(cost)}, indent=1) + "\n"
+def cost_text(cost: Cost, layers: Sequence[int] | None = None) -> str:
+    """A cost as JSON, which `read_cost` takes; with the layers of each stage, costs of other splits follow from it."""
+    return json.dumps({"costs": asdict(cost)} | ({"layers": list(layers)} if layers else {}), indent=1) + "\n"
+
+
+def read_layers(text: str) -> tuple[int, ...] | None:
+    """The layers of each stage that `cost_text` wrote down, if it did."""
+    try:
+        found = tuple(json.loads(text)["layers"])
+    except _BAD:
+        return None
+    return found if found and all(type(n) is int and n >= 0 for n in found) else None
 
 
 def read_cost(text: str, name: str, stages: int | None = None) -> Cost:

@@ -31,7 +31,7 @@ class Found:
     @property
     def gap(self) -> float:
         """How far the time may be from the best there is: 0.02 is 2 %."""
-        return self.time / self.bound - 1
+        return max(0.0, self.time / self.bound - 1) if self.bound else 0.0
 
 
 def search(p: int, v: int, m: int, cost: Cost, cap: Sequence[int], shape: Shape = "loop") -> Found:
@@ -60,6 +60,21 @@ def search(p: int, v: int, m: int, cost: Cost, cap: Sequence[int], shape: Shape 
     return Found(best[2], best[1], best[0], lower_bound(p, v, m, cost, shape))
 
 
+def caps(p: int, v: int, memory: float | None) -> list[int]:
+    """Activations of a stage that each rank may hold: of `memory` microbatches through all of its stages, by default
+    as many as 1F1B has, p."""
+    return [int((p if memory is None else memory) * v + 1e-9)] * p
+
+
+def names_in(v: int, shape: Shape) -> list[str]:
+    """The schedules by name that have so many stages on a rank, in this shape."""
+    return [
+        name
+        for name, made in GENERATORS.items()
+        if name != "auto" and (made.any_stages or made.stages == v) and (v == 1 or made.shape == shape)
+    ]
+
+
 def lower_bound(p: int, v: int, m: int, cost: Cost, shape: Shape = "loop") -> float:
     """No step is shorter: each rank waits for the first forward to reach it and then has all of its work; and one
     microbatch goes all the way there and back."""
@@ -84,9 +99,8 @@ def _per_stage(cost: Cost, stages: int) -> tuple[Times, Times, Times, Times]:
 
 def _starts(p: int, v: int, m: int, shape: Shape) -> Iterator[tuple[str, Schedule]]:
     """By name first, so that of equals the known one is kept."""
-    for name, made in GENERATORS.items():
-        if name != "auto" and (made.any_stages or made.stages == v) and (v == 1 or made.shape == shape):
-            yield name, schedule_for(name, p, m, v)
+    for name in names_in(v, shape):
+        yield name, schedule_for(name, p, m, v)
     if v == 2 and shape == "v":
         for slopes in ((1, 1, 1, 1), (1, 2, 1, 2), (2, 2, 1, 1), (1, 3, 1, 3), (4, 2, 4, 2), (5, 5, 1, 1)):
             with suppress(ValueError):  # not for every p

@@ -12,7 +12,7 @@ import torch
 
 from stretto.arguments import ConfigError, Violation
 from stretto.arguments.param_groups import parse_groups, unmatched
-from stretto.arguments.pipeline import vpp_of
+from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments, OptimizerConfig
 from stretto.attention import Attend, attention_by
 from stretto.attention.tile import tile_kernel
@@ -100,9 +100,11 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         return made_here[s]
 
     config, auto = args.optimizer, args.parallel.schedule == "auto"
-    sizes = args.parallel.schedule, state.axis("pp").size, microbatches, vpp_of(args.parallel)
+    p = args.parallel
+    sizes = p.schedule, p.pp, microbatches, vpp_of(p)
+    order = partial(schedule_for, *sizes, shape=shape_of(p), memory=p.schedule_memory)
     known = read_costs(args, state) if auto else None
-    begins = schedule_for(*sizes, known or stage_costs(args))
+    begins = order(cost=known or stage_costs(args))
     update = flat(
         update_rule(config),
         groups=parse_groups(config.param_groups),
@@ -124,7 +126,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         make,
         optimizer=optimizer,
         schedule=begins if known or not auto else split(begins),
-        search=partial(schedule_for, *sizes) if auto and not known else None,
+        search=(lambda cost: order(cost=cost)) if auto and not known else None,
         keep_cost=partial(write_costs, args),
         post_validate=config.post_validate,
         boundary=_boundary(args, place),

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stretto.arguments.pipeline import num_stages
 from stretto.arguments.schema import Arguments
+from stretto.estimate import stage_layers
 from stretto.exchange import broadcast_json
 from stretto.parallel_state import ParallelState
 from stretto.schedule import Cost
 from stretto.schedule.measured import cost_text, read_cost
+from stretto.schedule.pieces import cost_for
 from stretto.terminal import say
 from stretto.train.consensus import RunRejectedError, on_all_ranks
+
+
+def costs_text(args: Arguments) -> str | None:
+    """What is in the file, where one was named and is there."""
+    path = args.parallel.schedule_costs
+    return Path(path).read_text(encoding="utf-8") if path is not None and Path(path).exists() else None
 
 
 def read_costs(args: Arguments, state: ParallelState) -> Cost | None:
     """What the file holds, as rank 0 sees it, on all ranks; None where there is none. Raises RunRejectedError."""
     if args.parallel.schedule_costs is None:
         return None
-    path, stages = Path(args.parallel.schedule_costs), num_stages(args.parallel)
+    path, layers = args.parallel.schedule_costs, [len(held) for held in stage_layers(args)]
 
     def read() -> str | None:
-        if state.world.rank != 0 or not path.exists():
+        if state.world.rank != 0 or (text := costs_text(args)) is None:
             return None
         try:
-            return cost_text(read_cost(path.read_text(encoding="utf-8"), str(path), stages))
+            return cost_text(cost_for(text, path, layers))
         except ValueError as error:
             raise RunRejectedError(str(error)) from None
 
-    text = broadcast_json(on_all_ranks(state, read), state.axis("tp", "cp", "dp", "pp"))
-    return None if text is None else read_cost(text, str(path))
+    told = broadcast_json(on_all_ranks(state, read), state.axis("tp", "cp", "dp", "pp"))
+    return None if told is None else read_cost(told, path)
 
 
 def write_costs(args: Arguments, cost: Cost) -> None:
@@ -39,6 +46,6 @@ def write_costs(args: Arguments, cost: Cost) -> None:
     path = Path(args.parallel.schedule_costs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(cost_text(cost), encoding="utf-8")
+        path.write_text(cost_text(cost, [len(held) for held in stage_layers(args)]), encoding="utf-8")
     except OSError as error:
         say(f"the costs of the stages were not written to {path}: {error}")

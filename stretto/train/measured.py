@@ -10,8 +10,20 @@ from typing import Final
 from stretto.arguments.profile import ProfileWindow
 from stretto.exchange import all_gather_json, broadcast_json
 from stretto.pipeline_parallel import Executor, hop_seconds
-from stretto.schedule import Action, Cost, Op, Schedule, Sharding, Span, check_lowered, lower
-from stretto.schedule.measured import Measured, cost_of, stage_times
+from stretto.schedule import (
+    Action,
+    Cost,
+    Op,
+    Schedule,
+    ScheduleError,
+    Sharding,
+    Span,
+    check_lowered,
+    lower,
+    simulate,
+    step_time,
+)
+from stretto.schedule.measured import Measured, computations, cost_of, stage_times
 from stretto.terminal import say
 from stretto.train.step import Stepper
 
@@ -52,7 +64,7 @@ class Tuner:
         told = all_gather_json([own, _hop(self.stepper)], world)
         stages = executor.program.num_stages
         self.cost = cost = cost_of((times for times, _ in told), stages, hop=max(hop for _, hop in told))
-        found = self.search(cost) if world.rank == 0 else None
+        found = self._found(cost) if world.rank == 0 else None
         if world.rank == 0:
             self.keep(cost)
         schedule = Schedule.parse(broadcast_json(str(found), world))
@@ -60,6 +72,15 @@ class Tuner:
         check_lowered(program, self.sharding)
         self.stepper.executor = executor.playing(program)
         self.stepper.weights.follow(visits(program, executor.rank))
+
+    def _found(self, cost: Cost) -> Schedule:
+        """The quickest for these costs; the order that the run began with, where the search finds nothing quicker."""
+        begun = computations(self.stepper.executor.program)
+        try:
+            found = self.search(cost)
+        except ScheduleError:  # no known order keeps within the memory for these costs: this one does
+            return begun
+        return min(found, begun, key=lambda s: step_time(simulate(s, cost)))
 
 
 @dataclass

@@ -141,16 +141,18 @@ class Trainer:
         if on_nonfinite not in (known := get_args(OnNonfinite)):
             raise ValueError(f"on_nonfinite={on_nonfinite!r}: take one of {', '.join(known)}")
         dp = state.axis("dp").size
+        layout = state.layout
         cut = Cut(state, global_batch, max(1, global_batch // dp) if micro_batch is None else micro_batch, weight)
         if not isinstance(model, Assembly):
             direct, axis = MainGradients(), state.axis("pp")
-            stages = axis.size * state.layout.vpp
+            stages = axis.size * layout.vpp
+            order = partial(schedule_for, schedule, axis.size, cut.microbatches, layout.vpp, shape=layout.shape)
             build = Build(state.axis("tp"), sequence_parallel, dtype, state.world.device, seed, accumulators=direct)
             model = assemble(
                 state,
                 partial(stage_of, model, stages, build),
                 optimizer=optimizer or AdamW(),
-                schedule=schedule_for(schedule, axis.size, cut.microbatches, state.layout.vpp),
+                schedule=order(),
                 boundary=boundary_of(model, boundary, dtype, stages),
                 seed=seed,
                 clip_grad=clip_grad,
@@ -159,9 +161,7 @@ class Trainer:
                 sharding=MODES[sharding] if isinstance(sharding, str) else sharding,
                 on_nonfinite=on_nonfinite,
                 call=partial(StageCall, stages, loss),
-                search=partial(schedule_for, schedule, axis.size, cut.microbatches, state.layout.vpp)
-                if schedule == "auto"
-                else None,
+                search=(lambda cost: order(cost=cost)) if schedule == "auto" else None,
             )
             require_names_apart(model.weights, axis)
         self.assembly: Assembly[Any] = model

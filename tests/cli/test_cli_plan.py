@@ -48,7 +48,7 @@ def test_what_the_words_set_stays(capsys: pytest.CaptureFixture[str]) -> None:
 def test_where_nothing_fits_it_says_what_lacks_least(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*RUN, "--hbm", "9", "--micro-batch", "1"]) == 1
     out = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"nothing fits: --tp 4 --pp 2 .* lacks least, [\d.]+ GiB; try more GPUs", out)
+    assert re.search(r"nothing fits: --tp 8 --pp 1 .* lacks least, [\d.]+ GiB; try more GPUs", out)
 
 
 def test_experts_are_spread(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,3 +73,11 @@ def test_it_imports_no_torch() -> None:
     words = [*RUN, "--tp", "1", "--pp", "1", "--micro-batch", "1"]
     code = f"import sys; from stretto.cli.plan import main; main({words}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_the_layout_of_a_preset_does_not_count(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a number of GPUs that is rejected beside the dp and ep of the preset, which the plan is to choose."""
+    few = ["--tp", "1", "--pp", "1", "--sharding", "zero1", "--micro-batch", "1", "--recompute", "none"]
+    assert main(["--preset", "qwen3-30b-a3b", "--layers", "4", "--nproc", "16", "--top", "1", *few]) == 0
+    assert " dp=16" in capsys.readouterr().out
+    assert main(["--preset", "qwen3-30b-a3b", "--nproc", "16", "--dp", "3"]) == 2, "what the words say does"

@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live_storage import LiveStorage
 from torch import Tensor
 
 from stretto.arguments import ConfigError
@@ -26,6 +25,7 @@ from stretto.estimate.kept import BLOCK, NOTHING, Parts, kept, seconds
 from stretto.estimate.recompute import PARTS, activations, policy_of
 from stretto.models import Microbatch, StageSpec, Transformer
 from stretto.tensor_parallel import Build
+from stretto.testing.live_storage import LiveStorage
 from stretto.world import Axis
 
 pytestmark = pytest.mark.gloo

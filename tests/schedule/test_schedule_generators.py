@@ -138,7 +138,7 @@ def test_every_schedule_of_any_size_is_one(name: str, sharding: Sharding, p: int
     """Catches groups that do not divide m, warm-ups too short, a W before its I: all that the checkers know."""
     s = schedule_for(name, p, m, v if GENERATORS[name].any_stages else None)
     assert (s.num_ranks, s.num_microbatches) == (p, m)
-    assert s.placement == placement(p, s.num_stages // p, GENERATORS[name].shape if s.num_stages > p else "loop")
+    assert s.placement == placement(p, s.num_stages // p, GENERATORS[name].shape_of(s.num_stages // p))
     check(s)
     check_lowered(lower(s, sharding), sharding)
 

@@ -37,7 +37,7 @@ def run_with(
 ) -> tuple[Arguments, Layout]:
     made = GENERATORS[name]
     v = vpp or made.stages
-    layout = Layout.of(tp=tp, pp=pp, vpp=v, shape=made.shape if v > 1 else "loop")
+    layout = Layout.of(tp=tp, pp=pp, vpp=v, shape=made.shape_of(v))
     parallel = ParallelConfig(tp=tp, pp=pp, dp=1, schedule=name, vpp=v, sequence_parallel=tp > 1)  # type: ignore[arg-type]
     model = replace(ARGS.model, tied=tied)
     return validated_in(replace(ARGS, parallel=parallel, model=model), layout).args, layout
@@ -52,7 +52,8 @@ def gradients(world: World, args: Arguments, layout: Layout) -> tuple[dict[str, 
 
 
 def every(world: World, pp: int, tied: bool) -> dict[str, tuple[dict[str, Tensor], float]]:
-    return {name: gradients(world, *run_with(name, pp, tied=tied)) for name in GENERATORS}
+    found = {name: gradients(world, *run_with(name, pp, tied=tied)) for name in GENERATORS}
+    return {**found, "auto of three": gradients(world, *run_with("auto", pp, 3, tied=tied))}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -99,8 +99,8 @@ SOUND = Said(
     Fault(
         "replicas along an axis that are not compared",
         "train/sound.py",
-        'state.axis("tp"), state.axis("embed")]',
-        'state.axis("embed")]',
+        'names = [("dp", "cp"), ("tp",), ',
+        'names = [("dp", "cp"), ',
     ),
     Fault(
         "a flipped bit that the checksum does not see",

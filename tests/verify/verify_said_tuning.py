@@ -119,8 +119,8 @@ CHAT = Said(
     Fault(
         "a prompt that counts",
         "data/chat.py",
-        "counts |= (starts >= begin) & (starts < end)",
-        "counts |= starts < end",
+        "counts |= (begins < end) & ((begins >= begin) | (ends > begin))",
+        "counts |= begins < end",
     ),
     Fault(
         "an end mark that does not",

@@ -10,12 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveStorage(TorchDispatchMode):
+class LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its __init_subclass__
     """Within it, every storage that an operation makes is noted; `nbytes` are those that are still there."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._made: list[tuple[weakref.ref[Any], str]] = []
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._made: dict[int, tuple[weakref.ref[Any], str]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -23,15 +23,20 @@ class LiveStorage(TorchDispatchMode):
         for x in tree_leaves(out):
             if isinstance(x, Tensor):
                 storage = x.untyped_storage()
-                if storage._cdata not in given and all(ref() is not storage for ref, _ in self._made):
-                    self._made.append((weakref.ref(storage), f"{func} {tuple(x.shape)}"))
+                known = self._made.get(storage._cdata)
+                # An address may be that of a storage that is gone.
+                if storage._cdata not in given and (known is None or known[0]() is not storage):
+                    self._made[storage._cdata] = weakref.ref(storage), f"{func} {tuple(x.shape)}"
         return out
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all of them together."""
         return sum(nbytes for nbytes, _ in self.table)
 
     @property
     def table(self) -> list[tuple[int, str]]:
-        found = ((ref(), what) for ref, what in self._made)
+        """Bytes of each, and the operation that made it."""
+        self._made = {at: made for at, made in self._made.items() if made[0]() is not None}
+        found = ((ref(), what) for ref, what in self._made.values())
         return [(storage.nbytes(), what) for storage, what in found if storage is not None]

@@ -1,0 +1,56 @@
+"""Microbatches under way in a stage, which activations are counted by, for every schedule."""
+
+from __future__ import annotations
+
+import pytest
+
+from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig
+from stretto.estimate import count_parameters, ledger, rank_ledger
+from stretto.estimate.sizes import in_flight
+from stretto.schedule import GENERATORS, Op, Schedule, schedule_for
+from stretto.schedule.greedy import most_alive
+
+pytestmark = pytest.mark.pure
+
+
+def at_once(s: Schedule, stage: int) -> int:
+    """The most, counted along the list of its rank."""
+    live = most = 0
+    for action in s.ranks[s.placement[stage]]:
+        if action.stage == stage:
+            live += {Op.F: 1, Op.B: -1, Op.W: -1}.get(action.op, 0)
+        most = max(most, live)
+    return most
+
+
+@pytest.mark.parametrize("name", sorted(set(GENERATORS) - {"auto"}))
+@pytest.mark.parametrize(("pp", "m"), [(1, 3), (2, 5), (3, 2), (4, 8), (4, 23)])
+def test_as_many_as_the_order_has(name: str, pp: int, m: int) -> None:
+    """Catches 1F1B's figure for every schedule, which was less than none beyond the first stage of a rank."""
+    parallel = ParallelConfig(pp=pp, dp=1, schedule=name)  # type: ignore[arg-type]
+    args = Arguments(batch=BatchConfig(global_batch=m, micro_batch=1), parallel=parallel)
+    s = schedule_for(name, pp, m)
+    assert [in_flight(args, k) for k in range(s.num_stages)] == [at_once(s, k) for k in range(s.num_stages)]
+
+
+def test_of_an_order_that_is_searched_as_many_as_it_may_have() -> None:
+    batch = BatchConfig(global_batch=16, micro_batch=1)
+    for memory, expected in ((None, 4), (2.5, 3), (40.0, 16)):
+        parallel = ParallelConfig(pp=4, dp=1, schedule="auto", schedule_memory=memory)
+        assert in_flight(Arguments(batch=batch, parallel=parallel), 7) == expected
+
+
+@pytest.mark.parametrize("name", ["1f1b", "interleaved", "zbv"])
+def test_a_rank_has_the_weights_of_all_of_its_stages(name: str) -> None:
+    """Catches a table that leaves out all stages but the first of a rank, logits on the wrong rank, and activations
+    as if all stages of a rank held most at the same time."""
+    parallel = ParallelConfig(pp=2, dp=1, schedule=name)  # type: ignore[arg-type]
+    model = ModelConfig(layers=8, hidden=64, heads=4, vocab=64)
+    args = Arguments(model=model, batch=BatchConfig(global_batch=8, micro_batch=1, seq_len=32), parallel=parallel)
+    found = [rank_ledger(args, rank) for rank in range(2)]
+    assert sum(each.weights for each in found) == 4 * count_parameters(model, 32).total
+    s = schedule_for(name, 2, 8)
+    assert [each.logits > 0 for each in found] == [rank == s.placement[-1] for rank in range(2)]
+    one = ledger(args, 1).activations / in_flight(args, 1)  # of a stage, and a microbatch
+    for rank, most in enumerate(most_alive(s)):
+        assert found[rank].activations == pytest.approx(most * one, rel=0.03)
