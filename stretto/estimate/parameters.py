@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from stretto.arguments.schema import ModelConfig
 from stretto.estimate.attention import attention_matrices, latent_norms
@@ -53,6 +54,7 @@ class Parameters:
         return (self.layers - self.sparse) * self.layer + self.sparse * sparse_layer
 
 
+@cache
 def count_parameters(model: ModelConfig, seq_len: int) -> Parameters:
     """Count from a resolved config; `seq_len` is the number of learned positions where the model does not say."""
     h, d, inner = model.hidden, model.dim_per_head, model.dim_ffn

@@ -72,13 +72,17 @@ def plan(run: Arguments, attempt: Try, fixed: frozenset[str], chip: Chip, limit:
     those of `step_time`, memory that of `ledger`, which knows nothing of an allocator's fragments: leave some.
     """
     tried, fit, leanest = 0, list[Plan](), None
-    for settings, args in _candidates(run, attempt, fixed):
-        last = args.parallel.pp - 1
-        memory, tried = _fullest(args, {0, min(1, last), last // 2, last}), tried + 1
-        if memory <= limit:
-            fit.append(Plan(settings, args, memory, step_time(args, chip)))
-        elif leanest is None or memory < leanest.memory:
-            leanest = Plan(settings, args, memory, StepTime())
+    for variants in _candidates(run, attempt, fixed):
+        tried += len(variants)
+        for settings, args in reversed(variants):  # the leanest first: where it does not fit, none does
+            memory = _fullest(args, {0, args.parallel.pp - 1})
+            if memory <= limit:
+                fit.append(Plan(settings, args, memory, step_time(args, chip)))
+                continue
+            if leanest is None or memory < leanest.memory:
+                leanest = Plan(settings, args, memory, StepTime())
+            if args is variants[-1][1]:
+                break
     return Found(_quickest(fit, attempt, chip, limit, most), len(fit), leanest, tried)
 
 
@@ -101,7 +105,10 @@ def _fullest(args: Arguments, ranks: set[int]) -> int:
     return max(rank_ledger(args, rank).total for rank in ranks)
 
 
-def _candidates(run: Arguments, attempt: Try, fixed: frozenset[str]) -> Iterator[tuple[Mapping[str, Value], Arguments]]:
+Variant = tuple[Mapping[str, Value], Arguments]
+
+
+def _candidates(run: Arguments, attempt: Try, fixed: frozenset[str]) -> Iterator[list[Variant]]:
     """Layouts are resolved, with what follows from them; sharding and recomputation are put in."""
     p, world = run.parallel, run.run.nproc or 1
 
@@ -115,33 +122,24 @@ def _candidates(run: Arguments, attempt: Try, fixed: frozenset[str]) -> Iterator
         ways: tuple[dict[str, Value], ...] = SCHEDULES if pp > 1 else ({},)
         experts = sizes("parallel.ep", p.ep) if run.model.experts else (p.ep,)
         for way, ep, size in product(ways, experts, sizes("batch.micro_batch", run.batch.micro_batch)):
-            said: dict[str, Value] = {
-                "parallel.tp": tp,
-                "parallel.pp": pp,
-                "parallel.dp": dp,
-                "batch.micro_batch": size,
-            }
-            said |= way | ({"parallel.ep": ep} if run.model.experts else {})
+            if (tp * p.cp * dp) % ep or run.batch.global_batch % (dp * size):
+                continue  # a rule says so too, but looks for a way out of it, which takes its time
+            said: dict[str, Value] = {"parallel.tp": tp, "parallel.pp": pp, "parallel.dp": dp}
+            said |= {"batch.micro_batch": size} | way | ({"parallel.ep": ep} if run.model.experts else {})
             said |= {"parallel.sequence_parallel": True} if tp > 1 else {}
             said = {path: value for path, value in said.items() if path not in fixed}
             if (args := attempt(said)) is not None:
-                yield from _variants(args, said, fixed)
+                yield list(_variants(args, said, fixed))
 
 
-def _variants(
-    args: Arguments, said: Mapping[str, Value], fixed: frozenset[str]
-) -> Iterator[tuple[Mapping[str, Value], Arguments]]:
-    mode, way = args.parallel.sharding, args.run.recompute
-    modes = (
-        (mode,)
-        if "parallel.sharding" in fixed
-        else SHARDING
-        if (args.parallel.dp or 1) * args.parallel.cp > 1
-        else ("none",)
-    )
-    ways = (way,) if "run.recompute" in fixed else RECOMPUTE
-    for sharding, recompute in product(modes, ways):
-        parallel: Any = replace(args.parallel, sharding=sharding)
+def _variants(args: Arguments, said: Mapping[str, Value], fixed: frozenset[str]) -> Iterator[Variant]:
+    """From most to least memory."""
+    mode, way, p = args.parallel.sharding, args.run.recompute, args.parallel
+    modes = SHARDING if (p.dp or 1) * p.cp > 1 else SHARDING[:1]
+    for sharding, recompute in product(
+        (mode,) if "parallel.sharding" in fixed else modes, (way,) if "run.recompute" in fixed else RECOMPUTE
+    ):
+        parallel: Any = replace(p, sharding=sharding)
         run: Any = replace(args.run, recompute=recompute)
         more: dict[str, Value] = {"parallel.sharding": sharding} if sharding != mode else {}
         more |= {"run.recompute": recompute} if recompute != way else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments
@@ -20,7 +21,7 @@ from stretto.estimate.parameters import count_parameters
 from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
 from stretto.estimate.stages import stage_layers
-from stretto.schedule import Cost, schedule_for, simulate
+from stretto.schedule import Cost, Schedule, schedule_for, simulate
 from stretto.schedule.simulate import makespan
 
 _STATE = 4 + 4 * 4 + 3 * 4 + 2
@@ -99,7 +100,7 @@ def step_time(args: Arguments, chip: Chip) -> StepTime:
     )
     # A bubble is that of the ends of a step: between them its ranks are in step, however many microbatches there are.
     played = min(m, _PLAYED * p.pp)
-    schedule = schedule_for(p.schedule, p.pp, played, vpp_of(p))
+    schedule = _schedule(p.schedule, p.pp, played, vpp_of(p))
     of_rank = [
         sum((stages[s].total.times(played) for s, r in enumerate(schedule.placement) if r == rank), StepTime())
         for rank in range(p.pp)
@@ -113,6 +114,12 @@ def step_time(args: Arguments, chip: Chip) -> StepTime:
     layers = sum(len(stage_layers(args)[s]) for s in held)
     host = 0.0 if args.run.cuda_graphs else chip.host * layers * m
     return spent + StepTime(launches=max(chip.gaps, host - spent.total))
+
+
+@cache
+def _schedule(name: str, ranks: int, microbatches: int, vpp: int | None) -> Schedule:
+    """A planner asks for the same ones again and again."""
+    return schedule_for(name, ranks, microbatches, vpp)
 
 
 def _stage(args: Arguments, chip: Chip, stage: int) -> Passes:
