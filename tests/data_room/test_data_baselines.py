@@ -71,5 +71,5 @@ def test_a_large_corpus_is_read_up_to_the_limit(text_dir: Path) -> None:
 
 
 def test_nothing_to_measure_on_is_told(text_dir: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.held_out=0 holds out nothing of .* to measure on"):
+    with pytest.raises(DataError, match=r"--held-out 0 holds out nothing of .* to measure on"):
         baselines(Corpus.open(text_dir), 0)

@@ -121,7 +121,7 @@ def test_bytes_that_are_no_utf8_in_a_jsonl_are_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.data='.*nowhere' does not exist"):
+    with pytest.raises(DataError, match=r"--data '.*nowhere' does not exist"):
         Corpus.open(tmp_path / "nowhere")
 
 
