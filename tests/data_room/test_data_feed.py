@@ -101,7 +101,7 @@ def test_a_batch_that_does_not_divide_is_rejected_and_nothing_consumed(splits: S
 
 def test_too_little_text_says_which_length_fits(splits: Splits) -> None:
     n = splits.train.header.tokens
-    with pytest.raises(DataError, match=rf"has {n} tokens.*seq_len \+ 1 = {n + 1}; .*at most {n - 1}"):
+    with pytest.raises(DataError, match=rf"has {n} tokens.*seq_len \+ 1 = {n + 1}; .*--seq-len {n - 1} at most"):
         Feed(splits.train, seq_len=n, seed=0)
     assert Feed(splits.train, seq_len=n - 1, seed=0).windows == 1
 
