@@ -33,6 +33,11 @@ def communication_table(found: Communication, title: str) -> Group:
         )
     parts: list[Table | Text] = [table, *(Text(_origin(each)) for each in found.sent if each.off)]
     parts += (Text(str(each), style="red") for each in found.divergences)
+    if found.orthogonalizing.calls:
+        muon = found.orthogonalizing
+        parts.append(
+            Text(f"beside it Muon's matrices, without a textbook: {muon.calls:,} calls, {muon.bytes:,.0f} bytes")
+        )
     if not found.divergences:
         parts.append(Text(f"all ranks of each group agree in operation, shape and dtype, {found.calls:,} calls in all"))
     verdict = "as expected" if found.right else "DIFFERENT from what is expected"

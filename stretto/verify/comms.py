@@ -44,6 +44,8 @@ class Communication:
 
     calls: int
     """Of all ranks together."""
+    orthogonalizing: Volume
+    """What the rank that sends most for it exchanges for Muon's matrices: it depends on who owns them, no textbook."""
     sent: tuple[Sent, ...]
     divergences: tuple[Divergence, ...]
 
@@ -74,7 +76,8 @@ def record_step(args: Arguments, layout: Layout, world: World, *, seed: int = 0)
 
 def communication(args: Arguments, layout: Layout, records: Mapping[int, Sequence[CollectiveCall]]) -> Communication:
     """Judge the records of all ranks. Raises NotImplementedError where there is no textbook, see `expected`."""
-    measured = {rank: volumes(calls) for rank, calls in records.items()}
+    judged = {rank: [c for c in calls if not _orthogonalizes(c)] for rank, calls in records.items()}
+    measured = {rank: volumes(calls) for rank, calls in judged.items()}
     textbook = {rank: expected(args, layout, rank) for rank in records}
     slack = {rank: padding(args, layout, rank) for rank in records}
     keys = sorted({key for rank in records for key in (*measured[rank], *textbook[rank])})
@@ -91,9 +94,15 @@ def communication(args: Arguments, layout: Layout, records: Mapping[int, Sequenc
             r for r in records if not -may[r][0] - ROUNDING * should[r] <= more[r] <= may[r][1] + ROUNDING * should[r]
         )
         rank = off[0] if off else max(records, key=lambda r: own[r].bytes)
-        sites = Counter(call.site for call in records[rank] if (call.axis, call.op) == key) if off else Counter()
+        sites = Counter(call.site for call in judged[rank] if (call.axis, call.op) == key) if off else Counter()
         sent.append(Sent(*key, rank, own[rank], should[rank], off, tuple(sites.most_common())))
-    return Communication(sum(map(len, records.values())), tuple(sent), divergences(records))
+    of_muon = [[c for c in calls if _orthogonalizes(c)] for calls in records.values()]
+    most = max((Volume(len(calls), sum(c.bytes for c in calls)) for calls in of_muon), key=lambda v: v.bytes)
+    return Communication(sum(map(len, records.values())), most, tuple(sent), divergences(records))
+
+
+def _orthogonalizes(call: CollectiveCall) -> bool:
+    return "muon.py:" in call.site
 
 
 def _gather(calls: list[CollectiveCall], state: ParallelState) -> dict[int, list[CollectiveCall]]:

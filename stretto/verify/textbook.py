@@ -46,8 +46,6 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
         raise NotImplementedError("no textbook volumes for experts of bounded capacity yet")
     if args.model.mtp_layers:
         raise NotImplementedError("no textbook volumes for layers that predict further tokens yet")
-    if args.optimizer.optimizer == "muon":
-        raise NotImplementedError("no textbook volumes for matrices that are gathered to be orthogonalized yet")
     if args.parallel.sharding == "fsdp" or "dp.0" in layout.axes:
         raise NotImplementedError("no textbook volumes for weights that are gathered block by block yet")
     at, step = layout.coords(rank), _Step(args, layout)
