@@ -34,6 +34,8 @@ _FRESH: pytest.StashKey[object] = pytest.StashKey()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where two run side by side (`-n 2 --dist loadgroup`), all worlds of eight go to one, for they fill two cores."""
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         group = "pool" if "pool" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
 

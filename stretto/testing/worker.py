@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import pickle
 import resource
@@ -53,8 +54,10 @@ def serve(rank: int, connection: Connection, directory: Path, device: str) -> No
     local = torch.device(device, rank) if device == "cuda" else torch.device(device)
     if local.type == "cuda":
         torch.cuda.set_device(local)
+    gc.freeze()  # what is imported stays: a collection looks at what calls leave
     while (request := _receive(connection)) is not None:
         _answer(request, rank, connection, store, local)
+        gc.collect()  # process groups in a cycle keep their threads: hundreds, after some tests
 
 
 def _rendezvous(rank: int, connection: Connection) -> TCPStore:

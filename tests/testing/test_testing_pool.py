@@ -14,7 +14,7 @@ import torch.distributed as dist
 from stretto.testing import Pool, RemoteError, WorkerDiedError, WorkersStuckError
 from stretto.world import World
 
-pytestmark = pytest.mark.gloo
+pytestmark = [pytest.mark.gloo, pytest.mark.xdist_group("pool")]  # worlds of its own
 
 
 def total(world: World, x: torch.Tensor) -> torch.Tensor:

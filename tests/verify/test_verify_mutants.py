@@ -18,7 +18,7 @@ from verify_said import SAID
 
 from stretto.testing import Pool
 
-pytestmark = pytest.mark.gloo
+pytestmark = [pytest.mark.gloo, pytest.mark.xdist_group("pool")]  # worlds of its own
 
 ROOT = Path(__file__).parents[2]
 

@@ -243,8 +243,8 @@ LOSS = [
     Fault(
         "the loss is divided by the tokens of the microbatch",
         "models/transformer.py",
-        "/ microbatch.count",
-        "/ batch.loss_mask.sum().clamp(min=1)",
+        "batch.loss_mask.double() / microbatch.count)",
+        "batch.loss_mask.double() / batch.loss_mask.sum().clamp(min=1))",
     ),
     Fault(
         "the loss is divided by the tokens of this rank",

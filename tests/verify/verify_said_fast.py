@@ -53,8 +53,8 @@ MODEL = Said(
     Fault(
         "the gradient of a tied embedding counted once",
         "tensor_parallel/vocab.py",
-        "if weight is None else weight\n",
-        "if weight is None else weight.detach()\n",
+        "if weight is None else weight\n        terms",
+        "if weight is None else weight.detach()\n        terms",
     ),
 )
 

@@ -163,8 +163,8 @@ CACHE = Said(
     Fault(
         "new tokens at positions counted from 0",
         "models/transformer.py",
-        "turns = turns.at(structure)",
-        "turns = turns.at(Structure.of_tokens(tokens.shape[1]))",
+        "found.at(structure)",
+        "found.at(Structure.of_tokens(like.shape[0]))",
     ),
     Fault(
         "a window that is counted from the new tokens",

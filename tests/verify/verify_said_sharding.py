@@ -227,7 +227,12 @@ LEDGER = Said(
         "Flat(tuple(tensors[n].numel for n in group), n_shards).numel",
         "Flat(tuple(tensors[n].numel for n in group), 1).numel",
     ),
-    Fault("a tied embedding counted twice", "estimate/stored.py", "        elif not first:\n", "        else:\n"),
+    Fault(
+        "a tied embedding counted twice",
+        "estimate/stored.py",
+        "if m.shared_embedding and not first:",
+        "if m.shared_embedding:",
+    ),
     Fault(
         "masters of wide weights counted",
         "estimate/memory.py",
