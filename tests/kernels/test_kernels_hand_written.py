@@ -63,8 +63,8 @@ def test_swiglu_of_rows_that_count_with_a_weight(rows: int, inner: int, dtype: t
         torch.testing.assert_close(one, other)
     *found, dweight = kernels()[formulas.swiglu_weighted].run(dy, gate_up, weight)
     same(tuple(found), exact[:2], dtype)
-    limit = 2**-7 if dtype == torch.bfloat16 else 1e-6  # of an output that is rounded
-    assert (dweight.double() - exact[2]).norm() <= limit * exact[2].norm()
+    limit = 2**-7 if dtype == torch.bfloat16 else 1e-6  # of outputs that are rounded, whose sum may be next to nothing
+    assert (dweight.double() - exact[2]).norm() <= limit * (dy.double() * formulas.swiglu(x.detach())).norm()
     assert found[1].data_ptr() == gate_up.data_ptr()
 
 
