@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def gpus(request: pytest.FixtureRequest) -> object:
 def fresh(request: pytest.FixtureRequest) -> object:
     """New processes: `fresh.run(fn, *args)` runs a function as a program, with its exit code and output."""
     return request.config.stash[_FRESH]
+
+
+@pytest.fixture
+def torchrun() -> list[str]:
+    """It and its options for two ranks that meet at a port of their own; a program, or `-m` and a module, follows."""
+    return [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture

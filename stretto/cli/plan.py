@@ -70,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
 
     def attempt(more: Mapping[str, Value]) -> Arguments | None:
         try:
-            return with_vocabulary(parse_or_demo([*words, *_words(more)], files=False, form=FORMS[0])).args
+            found = parse_or_demo([*words, *_words(more)], files=False, form=FORMS[0])
+            return found.with_vocabulary(args.model.vocab_size).args
         except ConfigError:
             return None
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     screen.print(_table(found.fit))
     screen.print(f"The first in ms: {found.fit[0].time.said}. It adds to the words of a run:")
     screen.print(Text(f"  {shlex.join(_words(found.fit[0].settings))}"), soft_wrap=True)
-    screen.print("Estimates: docs/performance.md has such beside measured steps.")
+    screen.print("Estimates: docs/planning.md has such beside measured steps.")
     return 0
 
 

@@ -1,7 +1,7 @@
 """What a run needs, from its arguments alone: parameters, operations, layers of each stage, memory. Without torch."""
 
 from stretto.estimate.flops import Flops, flops_per_token
-from stretto.estimate.memory import Ledger, fitting, ledger, rank_ledger
+from stretto.estimate.memory import Ledger, fitting, fullest, ledger, rank_ledger
 from stretto.estimate.parameters import Parameters, count_parameters, norms_of_a_layer, positions, qk_norms
 from stretto.estimate.stages import stage_costs, stage_layers, stage_pieces
 
@@ -12,6 +12,7 @@ __all__ = [
     "count_parameters",
     "fitting",
     "flops_per_token",
+    "fullest",
     "ledger",
     "norms_of_a_layer",
     "positions",

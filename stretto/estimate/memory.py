@@ -6,7 +6,7 @@ lives. Activations are those of the formulas below, in front of any allocator's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -141,6 +141,11 @@ def rank_ledger(args: Arguments, rank: int) -> Ledger:
     return Ledger(**found)
 
 
+def fullest(args: Arguments, ranks: Iterable[int] | None = None) -> int:
+    """Bytes of the rank that holds most, of those at these places along the pipeline; None: of all."""
+    return max(rank_ledger(args, rank).total for rank in (range(args.parallel.pp) if ranks is None else ranks))
+
+
 def _streamed(args: Arguments, parts: Sequence[int], trained: Sequence[bool], itemsizes: Sequence[int]) -> int:
     """Bytes of the slots for chunks of this rank's parts of buckets; with muon those with matrices come whole."""
     most = max((part for part, moved in zip(parts, trained, strict=True) if moved), default=0)
@@ -200,7 +205,7 @@ def fitting(args: Arguments, limit: float) -> dict[str, tuple[int, bool]]:
     found = {}
     for mode in MODES:
         other = replace(args, parallel=replace(args.parallel, sharding=mode))  # type: ignore[arg-type]
-        most = max(rank_ledger(other, rank).total for rank in range(args.parallel.pp))
+        most = fullest(other)
         found[mode] = most, most <= limit
     return found
 

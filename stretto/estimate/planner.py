@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.estimate.chips import Chip
-from stretto.estimate.memory import rank_ledger
+from stretto.estimate.memory import fullest
 from stretto.estimate.step_time import StepTime, step_time
 
 Try = Callable[[Mapping[str, Value]], Arguments | None]
@@ -75,7 +75,7 @@ def plan(run: Arguments, attempt: Try, fixed: frozenset[str], chip: Chip, limit:
     for variants in _candidates(run, attempt, fixed):
         tried += len(variants)
         for settings, args in reversed(variants):  # the leanest first: where it does not fit, none does
-            memory = _fullest(args, {0, args.parallel.pp - 1})
+            memory = fullest(args, {0, args.parallel.pp - 1})
             if memory <= limit:
                 fit.append(Plan(settings, args, memory, step_time(args, chip)))
                 continue
@@ -94,15 +94,11 @@ def _quickest(fit: list[Plan], attempt: Try, chip: Chip, limit: float, most: int
         cut = p.tp, p.pp, p.ep
         if len(shown) == most or alike[cut] == 2 or (args := attempt(each.settings)) is None:
             continue
-        memory = _fullest(args, set(range(p.pp)))
+        memory = fullest(args)
         if memory <= limit:
             alike[cut] += 1
             shown.append(Plan(each.settings, args, memory, step_time(args, chip)))
     return tuple(sorted(shown, key=lambda p: (p.time.total, p.memory)))
-
-
-def _fullest(args: Arguments, ranks: set[int]) -> int:
-    return max(rank_ledger(args, rank).total for rank in ranks)
 
 
 Variant = tuple[Mapping[str, Value], Arguments]

@@ -1,11 +1,11 @@
 """How long a step takes, from its arguments alone: operations and bytes at a chip's rates, the schedule simulated.
 
-Rates of Hopper GPUs in bf16 and FP8 are in `chips`; `docs/performance.md` has estimates beside measured steps.
+Rates of Hopper GPUs in bf16 and FP8 are in `chips`; `docs/planning.md` has estimates beside measured steps.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
@@ -124,9 +124,10 @@ def _schedule(name: str, ranks: int, microbatches: int, vpp: int | None) -> Sche
 
 def _stage(args: Arguments, chip: Chip, stage: int) -> Passes:
     m, held, policy = args.model, stage_layers(args)[stage], policy_of(args, stage)
-    kinds = Counter((m.is_sparse(n), m.window_of(n), parts) for n, parts in zip(held, policy, strict=True))
-    first = {(m.is_sparse(n), m.window_of(n), parts): n for n, parts in zip(held, policy, strict=True)}
-    found = [_layer(args, chip, first[kind], kind[-1]).times(n) for kind, n in kinds.items()]
+    alike = defaultdict[tuple[bool, int | None, frozenset[str]], list[int]](list)
+    for layer, parts in zip(held, policy, strict=True):
+        alike[m.is_sparse(layer), m.window_of(layer), parts].append(layer)
+    found = [_layer(args, chip, each[0], parts).times(len(each)) for (*_, parts), each in alike.items()]
     if stage == len(stage_layers(args)) - 1:
         found.append(_head(args, chip).times(1 + m.mtp_layers))
         for layer, parts in policy_of_further(args).items():
@@ -161,7 +162,7 @@ def _layer(args: Arguments, chip: Chip, layer: int, parts: frozenset[str]) -> Pa
     outside = tokens / p.tp if p.sequence_parallel else tokens
     kv = m.num_kv_heads * m.dim_per_head / p.tp
     dense = 0 if sparse else inner
-    moved = 16 * outside * h + 4 * tokens * (q + kv) + tokens * dense * (gates + 1 + 1 + 2 * (gates - 1) + 0)
+    moved = 16 * outside * h + 4 * tokens * (q + kv) + 3 * tokens * dense * gates
     passes = item * moved * chip.pass_over / chip.memory * (chip.casts if args.run.fp8 != "none" else 1)
     passes += item * rows * (5 * h + 8 * m.dim_expert) / chip.memory
     local = m.experts / (p.ep * p.etp) if sparse else 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from stretto.arguments import Arguments
-from stretto.estimate import Ledger, rank_ledger
+from stretto.estimate import Ledger, fullest, rank_ledger
 
 GIB = 2**30
 ROOM = 0.94
@@ -65,22 +65,18 @@ def _changes(args: Arguments) -> Iterator[tuple[str, int]]:
     """What may be changed without another layout, the cheapest first, and what the fullest rank then holds."""
     p, b, r = args.parallel, args.batch, args.run
     if r.recompute == "none":
-        yield "--recompute selective", _most(replace(args, run=replace(r, recompute="selective")))
+        yield "--recompute selective", fullest(replace(args, run=replace(r, recompute="selective")))
     if (p.dp or 1) * p.cp > 1 and p.sharding == "none":
-        yield "--sharding zero1", _most(replace(args, parallel=replace(p, sharding="zero1")))
+        yield "--sharding zero1", fullest(replace(args, parallel=replace(p, sharding="zero1")))
     if b.micro_batch > 1:
         yield (
             f"--micro-batch {b.micro_batch // 2}",
-            _most(replace(args, batch=replace(b, micro_batch=b.micro_batch // 2))),
+            fullest(replace(args, batch=replace(b, micro_batch=b.micro_batch // 2))),
         )
     if (p.dp or 1) * p.cp > 1 and p.sharding != "fsdp":
-        yield "--sharding fsdp", _most(replace(args, parallel=replace(p, sharding="fsdp")))
+        yield "--sharding fsdp", fullest(replace(args, parallel=replace(p, sharding="fsdp")))
     if r.recompute in ("none", "selective"):
-        yield "--recompute block", _most(replace(args, run=replace(r, recompute="block")))
+        yield "--recompute block", fullest(replace(args, run=replace(r, recompute="block")))
     if not args.optimizer.optimizer_cpu_offload and args.optimizer.optimizer == "adamw":
         there = replace(args, optimizer=replace(args.optimizer, optimizer_cpu_offload=True))
-        yield "--optimizer-cpu-offload", _most(there)
-
-
-def _most(args: Arguments) -> int:
-    return max(rank_ledger(args, rank).total for rank in range(args.parallel.pp))
+        yield "--optimizer-cpu-offload", fullest(there)

@@ -114,19 +114,11 @@ def test_sample_continues_in_one_process_and_over_ranks(fresh: Fresh, cube: tupl
     assert drawn.out != said[0]
 
 
-def test_torchrun_is_the_same_run(fresh: Fresh, options: list[str], tmp_path: Path) -> None:
+def test_torchrun_is_the_same_run(fresh: Fresh, options: list[str], torchrun: list[str], tmp_path: Path) -> None:
     """P21, bit for bit."""
-    torchrun = [
-        str(Path(sys.executable).with_name("torchrun")),
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "stretto",
-    ]
     words = [*options, "--steps", "6", "--dp", "2"]
     ended = subprocess.run(
-        [*torchrun, *words, "--out", str(tmp_path / "torchrun")],
+        [*torchrun, "-m", "stretto", *words, "--out", str(tmp_path / "torchrun")],
         env=ENV,
         capture_output=True,
         text=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,20 +203,18 @@ def test_an_earlier_run_is_kept(fresh: Fresh, options: list[str], earlier: Path,
 
 
 @pytest.mark.parametrize("words", [["--tp", "3", "--layerz", "2"], ["--seq-len", "100000"]])
-def test_under_torchrun_it_is_said_once(options: list[str], earlier: Path, words: list[str]) -> None:
+def test_under_torchrun_it_is_said_once(
+    torchrun: list[str], options: list[str], earlier: Path, words: list[str]
+) -> None:
     """Catches: each rank that says it, and rank 0 that is ended before it could."""
-    torchrun = [
-        str(Path(sys.executable).with_name("torchrun")),
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "stretto",
-        *options,
-    ]
     before = contents(earlier)
     ended = subprocess.run(
-        [*torchrun, "--out", str(earlier), *words], env=ENV, capture_output=True, text=True, timeout=60, check=False
+        [*torchrun, "-m", "stretto", *options, "--out", str(earlier), *words],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert ended.returncode != 0
     assert ended.stderr.count("stretto train:") == 1

@@ -65,9 +65,8 @@ def test_they_are_short() -> None:
     assert lines["own_loop.py"] <= 20
 
 
-def test_a_loop_of_ones_own_equals_one_process() -> None:
+def test_a_loop_of_ones_own_equals_one_process(torchrun: list[str]) -> None:
     """Its parts of the loss add up to that of one process. Catches: gradients that are not summed over the replicas."""
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     told = [
         subprocess.run(
