@@ -114,6 +114,7 @@ def test_sample_continues_in_one_process_and_over_ranks(fresh: Fresh, cube: tupl
     assert drawn.out != said[0]
 
 
+@pytest.mark.nightly
 def test_torchrun_is_the_same_run(fresh: Fresh, options: list[str], torchrun: list[str], tmp_path: Path) -> None:
     """P21, bit for bit."""
     words = [*options, "--steps", "6", "--dp", "2"]

@@ -53,6 +53,7 @@ def on(host: str, *command: str, **env: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.nightly
 def test_two_hosts_of_four_ranks_and_one_that_is_killed(hosts: tuple[str, str]) -> None:
     """All meet; then rank 5 is killed: within 15 s both torchruns have ended, and that of its host names it."""
     common = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "4", "--master-addr", "10.211.0.1"]

@@ -53,7 +53,7 @@ def verdict(world: World, words: str, wrong: str = "") -> list[str]:
 
 AT_NIGHT = pytest.mark.nightly
 RIGHT = [
-    ("tensorwise", ""),
+    pytest.param("tensorwise", "", marks=AT_NIGHT),
     ("rowwise", "--sequence-parallel --recompute selective"),
     ("tensorwise", f"{OTHER} --sequence-parallel"),
     pytest.param("rowwise", "", marks=AT_NIGHT),

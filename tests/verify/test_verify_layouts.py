@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gloo
 LAYOUTS = [(tp, pp, dp) for tp, pp, dp in product(range(1, 9), repeat=3) if tp * pp * dp <= 8]
 COMMIT = [
     *[(1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 2, 2)],
-    *[(3, 1, 1), (3, 1, 2), (1, 3, 2), (1, 1, 5), (8, 1, 1), (1, 8, 1)],
+    *[(3, 1, 1), (2, 3, 1), (1, 3, 2), (1, 1, 5), (1, 8, 1)],
 ]
 """The others are for the night."""
 

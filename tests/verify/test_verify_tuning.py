@@ -42,7 +42,7 @@ CASES: list[tuple[tuple[int, int, int], int, TuningConfig, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("sizes", "variant", "tuning", "more", "recompute"),
     [
-        pytest.param(*case, recompute, marks=[pytest.mark.nightly] * (k != number % 2))
+        pytest.param(*case, recompute, marks=[pytest.mark.nightly] * (k != number % 2 or number in (1, 2)))
         for number, case in enumerate(CASES)
         for k, recompute in enumerate(("selective", "none"))
     ],
