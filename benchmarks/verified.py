@@ -66,7 +66,7 @@ of the same tensor on one process in bf16, the largest of {1 + OTHERWISE} runs t
 rounding step of {ROUNDING["bf16"]:g}; and a figure is the largest share of what is allowed.
 
 All of it runs on CPU, over Gloo; the errors on GPUs are in `benchmarks/results`. The tests compare again: `make test`
-each feature, and every two of tensor parallelism, context parallelism and replicas; `make test-nightly` every two
+each feature, and tensor parallelism beside each of context parallelism and replicas; `make test-nightly` every two
 features, dtypes and options among them, and of what is the oldest every schedule.
 `stretto train` warns of a setting that is not here, and `stretto verify` compares any combination.
 

@@ -204,7 +204,7 @@ def test_an_earlier_run_is_kept(fresh: Fresh, options: list[str], earlier: Path,
 
 @pytest.mark.parametrize(
     "words",
-    [pytest.param(["--tp", "3", "--layerz", "2"], marks=pytest.mark.nightly), ["--seq-len", "100000"]],
+    [["--tp", "3", "--layerz", "2"], pytest.param(["--seq-len", "100000"], marks=pytest.mark.nightly)],
 )
 def test_under_torchrun_it_is_said_once(
     torchrun: list[str], options: list[str], earlier: Path, words: list[str]

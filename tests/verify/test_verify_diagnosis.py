@@ -79,7 +79,7 @@ def _twice(measure: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _compare(world: World, args: Arguments, fault: str) -> Comparison:
     p = args.parallel
     with FAULTS[fault]():
-        return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world)
+        return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, steps=1)
 
 
 def found_with(pool: Pool, fault: str, sizes: tuple[int, int, int], variant: int) -> tuple[Comparison, str]:
@@ -179,7 +179,8 @@ def test_the_table_fits_eighty_columns_and_the_file_has_everything(pool: Pool) -
 
 def _compare_layouts(world: World, args: Arguments, reference: Layout) -> Comparison:
     p = args.parallel
-    return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, reference=reference)
+    layout = Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1)
+    return against_reference(args, layout, world, reference=reference, steps=1)
 
 
 @pytest.mark.parametrize(

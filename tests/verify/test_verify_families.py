@@ -59,6 +59,6 @@ def test_a_layout_equals_one_process_and_sends_what_it_must(
     pool: Pool, sizes: tuple[int, int, int], parts: dict[str, Any], variant: int, recompute: str
 ) -> None:
     args = family(sizes, parts, variant, recompute)
-    prove(pool, args)
+    prove(pool, args, steps=1)
     found = communication(args, *record(pool, args))
     assert found.right, shown(found)

@@ -23,7 +23,6 @@ from stretto.verify import against_reference
 from stretto.verify.compare import ROUNDING
 from stretto.verify.matrix import (
     ACTIVATIONS,
-    CONTEXT,
     DATA,
     DTYPES,
     FEATURES,
@@ -49,19 +48,17 @@ DENSE = [
         [TENSOR, PIPELINE, DATA, ACTIVATIONS, DTYPES, (True, False)]
     )
 ]
-CUT = (TENSOR, CONTEXT, DATA)
 
 
-def shows(of: Combination) -> set[tuple[str | int, ...]]:
-    """Its features, and every two of them that cut tensors."""
-    used = astuple(of)[: len(FEATURES)]
-    cut = [(n, used[n]) for n, feature in enumerate(FEATURES) if feature in CUT]
-    return {*enumerate(used), *(a + b for a, b in combinations(cut, 2))}
+def shows(of: Combination) -> set[tuple[int | str, ...]]:
+    """Its features, and how tensors are cut beside how sequences are, and replicas."""
+    beside = {(of.tensor, other) for other in (of.context, of.data)}
+    return beside.union(enumerate(astuple(of)[: len(FEATURES)]))
 
 
 def few(rows: list[tuple[Combination, bool]]) -> list[tuple[Combination, bool]]:
     """Some of the rows, which show all that the rows do: those first that show most, on the fewest ranks."""
-    found, left = [], set[tuple[str | int, ...]]().union(*(shows(of) for of, _ in rows))
+    found, left = [], set[tuple[int | str, ...]]().union(*(shows(of) for of, _ in rows))
     while left:
         best = max(rows, key=lambda row: (len(left & shows(row[0])), -layout_of(row[0]).world))
         left -= shows(best[0])
@@ -73,13 +70,14 @@ def few(rows: list[tuple[Combination, bool]]) -> list[tuple[Combination, bool]]:
 COMMIT = few(PAIRED)
 ROUNDED = next(row for row in COMMIT if row[0].dtype in ROUNDING)
 COMMIT = [row if row == ROUNDED else (replace(row[0], dtype="fp64"), row[1]) for row in COMMIT]
-EVERY = [*COMMIT, *(pytest.param(*r, marks=pytest.mark.nightly) for r in [*PAIRED, *DENSE] if r not in COMMIT)]
+NIGHT = [row for row in dict.fromkeys([*PAIRED, *DENSE]) if row not in COMMIT]
+EVERY = [*COMMIT, *(pytest.param(*row, marks=pytest.mark.nightly) for row in NIGHT)]
 
 
 @pytest.mark.parametrize(("of", "options"), EVERY, ids=str)
 def test_every_two_features_together_equal_one_process(pool: Pool, of: Combination, options: bool) -> None:
-    """One step. On a commit every schedule, and every two ways to cut tensors; at night a schedule of each kind meets
-    every sharding, every way to recompute, each dtype, options on or off, and each schedule by itself of dense layers.
+    """One step. On a commit each feature, and tensor parallelism beside all that is cut. At night a schedule of each kind
+    meets every sharding, every way to recompute, each dtype, options on or off; each schedule does so of dense layers.
 
     Where rounding is coarse one right run in a hundred exceeds what nine others allow (docs/verify.md), from other
     weights it does not; a wrong one does so from any.

@@ -55,7 +55,7 @@ def test_a_layout_equals_one_process(
     more: dict[str, Any],
     recompute: str,
 ) -> None:
-    prove(pool, tuned(sizes, variant, tuning, recompute, **more))
+    prove(pool, tuned(sizes, variant, tuning, recompute, **more), steps=1)
 
 
 def tuned(sizes: tuple[int, int, int], variant: int, tuning: TuningConfig, recompute: str, **more: Any) -> Arguments:
