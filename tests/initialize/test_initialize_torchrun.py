@@ -17,6 +17,7 @@ TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run"]
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.nightly
 def test_torchrun_on_one_host() -> None:
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", "3", str(PROGRAM)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV, check=False)

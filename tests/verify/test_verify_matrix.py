@@ -76,14 +76,14 @@ EVERY = [*COMMIT, *(pytest.param(*row, marks=pytest.mark.nightly) for row in NIG
 
 @pytest.mark.parametrize(("of", "options"), EVERY, ids=str)
 def test_every_two_features_together_equal_one_process(pool: Pool, of: Combination, options: bool) -> None:
-    """One step. On a commit each feature, and tensor parallelism beside all that is cut. At night a schedule of each kind
-    meets every sharding, every way to recompute, each dtype, options on or off; each schedule does so of dense layers.
+    """One step. On a commit each feature, and tensor parallelism beside all that is cut. At night a schedule of each
+    kind meets every sharding, every way to recompute, each dtype, options on or off; each schedule, of dense layers.
 
     Where rounding is coarse one right run in a hundred exceeds what nine others allow (docs/verify.md), from other
     weights it does not; a wrong one does so from any.
     """
     seeds = (0, 1) if of.dtype in ROUNDING else (0,)
-    assert any(max(pool.run(layout_of(of).world, measure, of, options, seed)) <= 1 for seed in seeds)
+    assert any(max(pool.run(layout_of(of).world, measure, of, options, seed, timeout=140.0)) <= 1 for seed in seeds)
 
 
 def measure(world: World, of: Combination, options: bool, seed: int) -> float:

@@ -59,7 +59,7 @@ def test_what_a_docstring_says_that_its_tests_catch_is_put_in() -> None:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_the_package_passes_every_check(pool: Pool, check: Check) -> None:
-    assert set(pool.run(check.ranks, run_check, CHECKS.index(check))) == {""}
+    assert set(pool.run(check.ranks, run_check, CHECKS.index(check), timeout=140.0)) == {""}
 
 
 @pytest.mark.parametrize("names", [FEW[:1], pytest.param(FEW[1:], marks=pytest.mark.nightly)], ids=len)
