@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import statistics
 import struct
 import subprocess
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +66,10 @@ CASES = {
     "32k-cp2-ring": Case("32k", 2, f"{_WIDE} 32768 --global-batch 2 --cp 2 --cp-comm ring"),
     "32k-packed": Case("32k packed", 1, f"{_WIDE} 32768 --global-batch 2 --packing", documents=4000),
     "32k-packed-cp2": Case("32k packed", 2, f"{_WIDE} 32768 --global-batch 2 --packing --cp 2", documents=4000),
-    "128k": Case("128k", 1, f"{_WIDE} 131072 --global-batch 1 --ffn-chunks 4"),
-    "128k-cp2": Case("128k", 2, f"{_WIDE} 131072 --global-batch 1 --cp 2 --ffn-chunks 4"),
-    "128k-packed": Case("128k packed", 1, f"{_WIDE} 131072 --global-batch 1 --ffn-chunks 4 --packing", documents=16000),
-    "128k-packed-cp2": Case(
-        "128k packed", 2, f"{_WIDE} 131072 --global-batch 1 --ffn-chunks 4 --packing --cp 2", documents=16000
-    ),
+    "128k": Case("128k", 1, f"{_WIDE} 131072 --global-batch 1"),
+    "128k-cp2": Case("128k", 2, f"{_WIDE} 131072 --global-batch 1 --cp 2"),
+    "128k-packed": Case("128k packed", 1, f"{_WIDE} 131072 --global-batch 1 --packing", documents=16000),
+    "128k-packed-cp2": Case("128k packed", 2, f"{_WIDE} 131072 --global-batch 1 --packing --cp 2", documents=16000),
     "512k": Case(
         "512k",
         1,
@@ -109,16 +110,28 @@ def write_corpus(prefix: Path, vocab: int, rows: int, length: int, case: Case, s
 def words_of(case: Case, directory: Path, options: argparse.Namespace) -> list[str]:
     """The command line of a case."""
     said = shlex.split("--tp 1 --pp 1 --dp 1 --cp 1 --ep 1 --no-sequence-parallel --sharding none")
+    small = f"{SMALL} --expert-ffn 32" if "experts" in case.group else SMALL
+    said += shlex.split(f"{case.words} {small if options.small else ''} {options.words}")
     said += [
-        *shlex.split(case.words),
-        *shlex.split(SMALL * options.small + " --expert-ffn 32" * (options.small and "experts" in case.group)),
-        *shlex.split(options.words),
+        "--nproc",
+        str(case.nproc),
+        "--steps",
+        "100000",
+        "--log-every",
+        str(options.log_every),
+        "--device",
+        options.device,
     ]
-    said += ["--nproc", str(case.nproc), "--steps", str(options.steps), "--log-every", "2", "--device", options.device]
     said += ["--dtype", "bf16" if options.device == "cuda" else "fp32", "--eval-every", "0", "--sample-tokens", "0"]
     said += ["--no-tensorboard", "--progress", "lines", "--lr", "1e-5", "--warmup-steps", "0", "--save-every", "0"]
     said += ["--data", str(directory / "tokens.bin"), "--tokenizer", str(directory / "tokenizer.json")]
     return [*said, "--out", str(directory / "run")]
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Whole lines of `metrics.jsonl`, if it is there."""
+    said = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in said[: said.rfind("\n") + 1].splitlines()]
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -133,16 +146,24 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         length = args.batch.seq_len
         rows = max(args.batch.global_batch * 3, 2)
         write_corpus(Path(scratch) / "tokens", args.model.vocab, rows, length, case)
-        began = time.monotonic()
-        command = [sys.executable, "-m", "stretto", "train", *words]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit, check=False)
-            said, code = done.stdout + done.stderr, done.returncode
-        except subprocess.TimeoutExpired as late:
-            said, code = f"{(late.stdout or b'').decode()}{(late.stderr or b'').decode()}", -1
+        began, log, file = time.monotonic(), Path(scratch) / "log", Path(scratch) / "run" / "metrics.jsonl"
+        with log.open("w") as out:
+            # No end of the run: its last save and evaluation are no steps.
+            run = subprocess.Popen(
+                [sys.executable, "-m", "stretto", "train", *words], stdout=out, stderr=out, start_new_session=True
+            )
+            lines: list[dict[str, Any]] = []
+            while run.poll() is None and time.monotonic() - began < options.limit:
+                lines = read(file)
+                if lines and lines[-1].get("step", 0) >= options.steps:
+                    break
+                time.sleep(0.1)
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+            code = run.wait()
+        said = log.read_text()
         found["seconds"] = time.monotonic() - began
-        file = Path(scratch) / "run" / "metrics.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        found["start_up"] = next((line for line in said.splitlines() if line.startswith("start-up")), None)
         counted = [line for line in lines if line.get("step", 0) > options.warmup and "ms_per_step" in line]
         if not counted:
             return found | {"gone": f"exit {code}: " + " | ".join(said.strip().splitlines()[-6:])[-700:]}
@@ -192,6 +213,7 @@ def main(argv: Sequence[str]) -> int:
     add("--cases", default=",".join(CASES), help="separated by commas")
     add("--words", default="", help="more settings of stretto train, in every case")
     add("--steps", type=int, default=14)
+    add("--log-every", type=int, default=2, help="steps of a line")
     add("--warmup", type=int, default=6, help="steps that do not count")
     add("--limit", type=float, default=90.0, help="seconds of a case")
     add("--device", choices=("cuda", "cpu"), default="cuda")
