@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import signal
 import statistics
 import struct
@@ -161,6 +162,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             with suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGKILL)
             code = run.wait()
+        if options.keep and file.exists():
+            shutil.copytree(file.parent, options.keep / name, dirs_exist_ok=True)
         said = log.read_text()
         found["seconds"] = time.monotonic() - began
         found["start_up"] = next((line for line in said.splitlines() if line.startswith("start-up")), None)
@@ -219,6 +222,7 @@ def main(argv: Sequence[str]) -> int:
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--small", action="store_true", help="narrow and short, a trial of the benchmark")
     add("--scratch", type=Path)
+    add("--keep", type=Path, metavar="DIR", help="keep there what runs write: metrics, and traces of --profile")
     add("--out", type=Path, metavar="FILE.json")
     options = parser.parse_args(argv)
     import torch  # its versions, and the device
