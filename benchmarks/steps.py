@@ -91,7 +91,7 @@ def write_corpus(prefix: Path, vocab: int, rows: int, length: int, case: Case, s
     draw, total = np.random.default_rng(seed), rows * (length + 1)
     ids = draw.zipf(1.1, total) - 1 if case.tokens == "zipf" else draw.integers(0, vocab, total)
     np.random.default_rng(1).permutation(vocab)[ids % vocab].astype("<i4").tofile(f"{prefix}.bin")
-    lengths = []
+    lengths = list[int]()
     while (left := total - sum(lengths)) > 0:
         mean = case.documents or length + 1
         drawn = round(draw.lognormal(np.log(mean) - 0.5, 1.0)) if case.documents else mean
@@ -146,7 +146,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         found["ledger_gib"] = fullest(args) / 2**30
         length = args.batch.seq_len
         rows = max(args.batch.global_batch * 3, 2)
-        write_corpus(Path(scratch) / "tokens", args.model.vocab, rows, length, case)
+        write_corpus(Path(scratch) / "tokens", args.model.vocab_size, rows, length, case)
         began, log, file = time.monotonic(), Path(scratch) / "log", Path(scratch) / "run" / "metrics.jsonl"
         with log.open("w") as out:
             # No end of the run: its last save and evaluation are no steps.
