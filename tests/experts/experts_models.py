@@ -61,11 +61,10 @@ LAST: dict[str, Any] = {"expert_capacity": 1.0, "top_k": 1, "router_renormalize"
 
 
 def arguments(
-    model: dict[str, Any], *, dtype: str = "fp64", batch: int = 0, seq_len: int = 12, run: Any = None, **parallel: Any
+    model: dict[str, Any], *, dtype: str = "fp64", batch: int = 8, seq_len: int = 12, run: Any = None, **parallel: Any
 ) -> Arguments:
-    """Eight experts in four layers, of 24 channels; a vocabulary that does not divide; two microbatches or more."""
+    """Eight experts in four layers, of 24 channels; a vocabulary that does not divide."""
     run = run or {}
-    batch = batch or max(4, 2 * parallel.get("dp", 1))
     sizes: dict[str, Any] = {
         "layers": 4,
         "hidden": 24,

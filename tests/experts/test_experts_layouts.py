@@ -55,7 +55,7 @@ def test_experts_in_a_layout_equal_one_process(
 ) -> None:
     model = {**model, "heads": 6, "ffn": 36} if parallel.get("tp") == 3 else model
     model = {**model, "kv_heads": 3, "shared_ffn": 9} if parallel.get("tp") == 3 else model
-    prove(pool, arguments(model, run=run, **parallel))
+    prove(pool, arguments(model, run=run, batch=max(4, 2 * parallel.get("dp", 1)), **parallel))
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,7 @@ def test_experts_in_a_layout_equal_one_process(
 )
 def test_slots_without_a_token_count_for_nothing(pool: Pool, seq_len: int, parallel: dict[str, Any]) -> None:
     """Rows in 12 slots: what a router sees beyond their end is in no count, no loss and no gradient."""
-    prove(pool, arguments({**MIXTRAL, "router_bias": True, "router_bias_rate": 0.05}, seq_len=seq_len, **parallel))
+    prove(
+        pool,
+        arguments({**MIXTRAL, "router_bias": True, "router_bias_rate": 0.05}, batch=4, seq_len=seq_len, **parallel),
+    )
