@@ -13,7 +13,6 @@ from stretto.exchange import all_gather_tensors
 from stretto.params import Slice
 from stretto.world import Axis
 
-
 CPU: Final = torch.device("cpu")
 
 

@@ -193,4 +193,16 @@ KERNELS_EXPERTS = Said(
         "    for k in tl.static_range(slots):\n        slot",
         "    for k in tl.static_range(slots - 1, -1, -1):\n        slot",
     ),
+    Fault(
+        "rows of the next expert added",
+        "kernels/grouped.py",
+        "held = (places < end)[:, None]",
+        "held = (places < end + 1)[:, None]",
+    ),
+    Fault(
+        "an expert without rows not set to zero",
+        "kernels/grouped.py",
+        "if begin == end and add:",
+        "if begin == end:",
+    ),
 )
