@@ -28,7 +28,7 @@ _grouped_mm: Final[Any] = getattr(F, "grouped_mm", None) or getattr(torch, "_gro
 """torch 2.11 has it under its private name alone."""
 
 
-SMALL: Final = 2e10
+SMALL: Final = 1e10
 """Operations of an expert's weight gradient, in the mean, below which a GPU computes those of all experts at once."""
 
 
