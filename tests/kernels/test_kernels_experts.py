@@ -1,7 +1,7 @@
 """The kernels that move rows of experts compute their formulas, on a GPU or in Triton's interpreter.
 
 Faults to catch: a dropped row that is added; the parts of a cut expert not added up; columns beyond the first block
-left out; slots added in another order. Of weight gradients: rows of the next expert added; an expert without rows not
+left out; slots added in another order; rows of the next expert added; an expert without rows not
 set to zero.
 """
 

@@ -55,8 +55,8 @@ EXACT = Said(
     Fault(
         "an expert without tokens that keeps the gradient of the step before",
         "experts/grouped.py",
-        "                    each.zero_()",
-        "                    pass",
+        "            each.zero_()",
+        "            pass",
     ),
     Fault(
         "counts of the last step that a checkpoint forgets",
