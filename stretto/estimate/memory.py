@@ -19,7 +19,7 @@ from stretto.estimate.context import comm_of
 from stretto.estimate.recompute import activations, policy_of
 from stretto.estimate.sizes import BYTES, held_at_once, in_flight, local_tokens
 from stretto.estimate.stages import stage_layers
-from stretto.estimate.stored import EXPERT, stored_tensors
+from stretto.estimate.stored import EMBEDDING, EXPERT, stored_tensors
 from stretto.layout.chunks import CHUNK, SLOTS, slot_bytes
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import Stored, by_section, by_size
@@ -67,12 +67,13 @@ class Ledger:
         return sum(getattr(self, each.name) for each in fields(self) if each.name != "host")
 
 
-def ledger(args: Arguments, stage: int) -> Ledger:
-    """The ledger of each rank that holds a pipeline stage."""
+def ledger(args: Arguments, stage: int, *, embedding: bool = True) -> Ledger:
+    """The ledger of each rank that holds a pipeline stage; without `embedding`, one whose tied embedding is that of
+    another stage on the rank."""
     sharding, keep = sharding_of(args), args.parallel.keep_units
     item = BYTES[args.run.dtype]
     wide = max(4, item)
-    tensors = stored_tensors(args, stage)
+    tensors = [t for t in stored_tensors(args, stage) if embedding or t.kind[0] != EMBEDDING]
     limit = int(args.parallel.bucket_mb * 2**20) // wide
     groups = by_section(tensors) if sharding.params else by_size(tensors, limit)
     shards = [_shards(args, tensors[group[0]].kind) if sharding.state else 1 for group in groups]
@@ -89,12 +90,12 @@ def ledger(args: Arguments, stage: int) -> Ledger:
     used = [sum(f for f, s in zip(flats, sections, strict=True) if n in s) for n in range(_sections(args, stage))]
     # A shared embedding on a stage with both ends: used by the last section too; its gradient fills all the way back.
     both = args.model.shared_embedding and args.parallel.pp == 1
-    tied = sum(f for f, group in zip(flats, groups, strict=True) if both and tensors[group[0]].kind[0] == "embedding")
+    tied = sum(f for f, group in zip(flats, groups, strict=True) if both and tensors[group[0]].kind[0] == EMBEDDING)
     used[-1:] = [used[-1] + tied] if used else []
     # Buckets of decayed and of other tensors fill side by side, two of each at a time.
     others: dict[bool, list[int]] = {}
     for size, group, t in zip(flats, groups, trained, strict=True):
-        if t and (not tied or tensors[group[0]].kind[0] != "embedding"):
+        if t and (not tied or tensors[group[0]].kind[0] != EMBEDDING):
             others.setdefault(sharding.params or tensors[group[0]].decayed, []).append(size)
     filling = tied * is_trained("model.embed_tokens.weight", args.tuning) + sum(
         sum(sorted(sizes)[-2:]) for sizes in others.values()
@@ -129,10 +130,12 @@ _ONCE: Final = frozenset({"streamed", "gathered", "reducing", "exchanged", "logi
 
 def rank_ledger(args: Arguments, rank: int) -> Ledger:
     """The ledger of each rank at a place along the pipeline, of all of its stages: what is there a piece at a time
-    counts as in the stage where it is largest. A tied embedding whose ends are on one rank counts twice."""
+    counts as in the stage where it is largest."""
     p = args.parallel
-    mine = [s for s, home in enumerate(placement(p.pp, vpp_of(p), shape_of(p))) if home == rank]
-    each = [ledger(args, s) for s in mine]
+    homes = placement(p.pp, vpp_of(p), shape_of(p))
+    mine = [s for s, home in enumerate(homes) if home == rank]
+    last = len(homes) - 1  # its tied embedding is that of the first stage, where both are here
+    each = [ledger(args, s, embedding=not (0 < s == last and 0 in mine)) for s in mine]
     if len(each) == 1:
         return each[0]
     found = {f.name: (max if f.name in _ONCE else sum)(getattr(one, f.name) for one in each) for f in fields(Ledger)}

@@ -40,15 +40,19 @@ def test_of_an_order_that_is_searched_as_many_as_it_may_have() -> None:
         assert in_flight(Arguments(batch=batch, parallel=parallel), 7) == expected
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", ["1f1b", "interleaved", "zbv"])
-def test_a_rank_has_the_weights_of_all_of_its_stages(name: str) -> None:
-    """Catches a table that leaves out all stages but the first of a rank, logits on the wrong rank, and activations
-    as if all stages of a rank held most at the same time."""
+def test_a_rank_has_the_weights_of_all_of_its_stages(name: str, tied: bool) -> None:
+    """Catches a table that leaves out all stages but the first of a rank, logits on the wrong rank, activations as if
+    all stages of a rank held most at the same time, and a tied embedding twice on the rank that has both ends."""
     parallel = ParallelConfig(pp=2, dp=1, schedule=name)  # type: ignore[arg-type]
-    model = ModelConfig(layers=8, hidden=64, heads=4, vocab=64)
-    args = Arguments(model=model, batch=BatchConfig(global_batch=8, micro_batch=1, seq_len=32), parallel=parallel)
+    model = ModelConfig(layers=8, hidden=64, heads=4, vocab=64, tied=tied)
+    batch = BatchConfig(global_batch=8, micro_batch=1, seq_len=32)
+    args = Arguments(model=model, batch=batch, parallel=parallel)
     found = [rank_ledger(args, rank) for rank in range(2)]
-    assert sum(each.weights for each in found) == 4 * count_parameters(model, 32).total
+    assert sum(each.weights for each in found) == 4 * (
+        count_parameters(model, 32).total + 64 * 64 * (tied and name != "zbv")
+    )
     s = schedule_for(name, 2, 8)
     assert [each.logits > 0 for each in found] == [rank == s.placement[-1] for rank in range(2)]
     one = ledger(args, 1).activations / in_flight(args, 1)  # of a stage, and a microbatch
