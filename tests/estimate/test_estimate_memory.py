@@ -1,8 +1,8 @@
 """P19: the ledger says of weights, gradients and optimizer what lives, to the byte, in every mode of sharding.
 
 Faults to catch: padding of shards left out; a tied embedding counted twice; one whose both ends are on a rank counted
-twice; masters of wide weights counted; state of another rule; moments in bf16 counted wide; gradients that are sharded counted whole; gradients or masters of what is
-frozen counted.
+twice; masters of wide weights counted; state of another rule; moments in bf16 counted wide; gradients that are sharded
+counted whole; gradients or masters of what is frozen counted.
 """
 
 from __future__ import annotations
