@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from stretto.arguments.pipeline import num_stages, shape_of, vpp_of
 from stretto.arguments.schema import Arguments
@@ -70,6 +71,44 @@ class Ledger:
 def ledger(args: Arguments, stage: int, *, embedding: bool = True) -> Ledger:
     """The ledger of each rank that holds a pipeline stage; without `embedding`, one whose tied embedding is that of
     another stage on the rank."""
+    return _ledger(_Halves.of(args), stage, embedding=embedding)
+
+
+_PLAIN: Final = Arguments()
+
+
+class _Halves(NamedTuple):
+    """The settings that what is stored follows from, and those of what passes: a planner changes one or the other."""
+
+    stored: Arguments
+    passing: Arguments
+
+    @classmethod
+    def of(cls, args: Arguments) -> _Halves:
+        """Of a run."""
+        batch, run = replace(_PLAIN.batch, seq_len=args.batch.seq_len), replace(_PLAIN.run, dtype=args.run.dtype)
+        both = replace(_PLAIN, model=args.model, tuning=args.tuning, run=run)
+        stored = replace(both, parallel=args.parallel, batch=batch, optimizer=args.optimizer)
+        unsharded = replace(args.parallel, sharding="none")
+        return cls(stored, replace(both, parallel=unsharded, batch=args.batch, data=args.data, run=args.run))
+
+
+def _ledger(halves: _Halves, stage: int, *, embedding: bool) -> Ledger:
+    kept, exchanged, logits = _passing(halves.passing, stage)
+    stored = _stored(halves.stored, stage, embedding)
+    return replace(stored, activations=kept, exchanged=exchanged, logits=logits)
+
+
+@lru_cache(maxsize=4096)
+def _passing(args: Arguments, stage: int) -> tuple[int, int, int]:
+    """Activations, what is exchanged, and logits: they do not follow from what is sharded."""
+    logits = _logits(args) * (stage == num_stages(args.parallel) - 1)
+    return activations(args, stage, policy_of(args, stage)), _exchanged(args, stage), logits
+
+
+@lru_cache(maxsize=4096)
+def _stored(args: Arguments, stage: int, embedding: bool) -> Ledger:
+    """What follows from neither microbatches nor recomputation: a planner asks for it again and again."""
     sharding, keep = sharding_of(args), args.parallel.keep_units
     item = BYTES[args.run.dtype]
     wide = max(4, item)
@@ -117,9 +156,9 @@ def ledger(args: Arguments, stage: int, *, embedding: bool = True) -> Ledger:
         streamed=_streamed(args, parts, trained, (master, *(moment,) * STATE[args.optimizer.optimizer])) * offload,
         gathered=item * min(whole, pairs + kept) * sharding.params,
         reducing=wide * filling * sharding.grads + _travelling(args, flats),
-        activations=activations(args, stage, policy_of(args, stage)),
-        exchanged=_exchanged(args, stage),
-        logits=_logits(args) * (stage == num_stages(args.parallel) - 1),
+        activations=0,
+        exchanged=0,
+        logits=0,
         host=(masters + optimizer) * offload,
     )
 
@@ -131,11 +170,16 @@ _ONCE: Final = frozenset({"streamed", "gathered", "reducing", "exchanged", "logi
 def rank_ledger(args: Arguments, rank: int) -> Ledger:
     """The ledger of each rank at a place along the pipeline, of all of its stages: what is there a piece at a time
     counts as in the stage where it is largest."""
+    return _rank_ledger(_Halves.of(args), rank)
+
+
+def _rank_ledger(halves: _Halves, rank: int) -> Ledger:
+    args = halves.passing
     p = args.parallel
     homes = placement(p.pp, vpp_of(p), shape_of(p))
     mine = [s for s, home in enumerate(homes) if home == rank]
     last = len(homes) - 1  # its tied embedding is that of the first stage, where both are here
-    each = [ledger(args, s, embedding=not (0 < s == last and 0 in mine)) for s in mine]
+    each = [_ledger(halves, s, embedding=not (0 < s == last and 0 in mine)) for s in mine]
     if len(each) == 1:
         return each[0]
     found = {f.name: (max if f.name in _ONCE else sum)(getattr(one, f.name) for one in each) for f in fields(Ledger)}
@@ -144,9 +188,27 @@ def rank_ledger(args: Arguments, rank: int) -> Ledger:
     return Ledger(**found)
 
 
-def fullest(args: Arguments, ranks: Iterable[int] | None = None) -> int:
-    """Bytes of the rank that holds most, of those at these places along the pipeline; None: of all."""
-    return max(rank_ledger(args, rank).total for rank in (range(args.parallel.pp) if ranks is None else ranks))
+def fullest(args: Arguments) -> int:
+    """Bytes of the rank that holds most."""
+    halves = _Halves.of(args)
+    return max(_rank_ledger(halves, rank).total for rank in _unlike(halves.passing))
+
+
+@lru_cache(maxsize=64)
+def _unlike(args: Arguments) -> Iterable[int]:
+    """Ranks of the pipeline of which one holds most: of those whose stages are alike, the one with most under way."""
+    p, m = args.parallel, args.model
+    if args.run.activation_budget is not None or args.tuning.freeze:
+        return range(p.pp)  # what a stage computes once more, or trains, follows from more than its layers
+    layers, homes = stage_layers(args), placement(p.pp, vpp_of(p), shape_of(p))
+    alike: dict[object, list[int]] = {}
+    for rank in range(p.pp):
+        mine = [s for s, home in enumerate(homes) if home == rank]
+        held = [
+            [(m.is_sparse(n), m.window_of(n), comm_of(args, n) if p.cp > 1 else "") for n in layers[s]] for s in mine
+        ]
+        alike.setdefault((0 in mine, len(homes) - 1 in mine, repr(held)), []).append(rank)
+    return [max(each, key=lambda rank: held_at_once(args, rank)) for each in alike.values()]
 
 
 def _streamed(args: Arguments, parts: Sequence[int], trained: Sequence[bool], itemsizes: Sequence[int]) -> int:
