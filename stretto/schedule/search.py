@@ -60,15 +60,21 @@ def search(p: int, v: int, m: int, cost: Cost, cap: Sequence[int], shape: Shape 
             best = time, name, s
         return time
 
-    starts = [(look(origin, s), origin, s) for origin, s in _starts(p, v, m, shape)]
-    if sum(_VARIANTS * s.num_actions for *_, s in starts) > REORDERED:  # not all: those that begin well
-        starts.sort(key=lambda each: each[0])
-    left, bound = REORDERED, lower_bound(p, v, m, cost, shape)
-    for name, s in (variant for _, origin, start in starts for variant in _variants(origin, start, cost, cap)):
-        look(name, s)
-        left -= s.num_actions
-        if left <= 0 or (best is not None and best[0] <= bound * (1 + 1e-9)):
-            break
+    starts, bound, left = [*_starts(p, v, m, shape)], lower_bound(p, v, m, cost, shape), REORDERED
+    large = sum(_VARIANTS * s.num_actions for _, s in starts) > REORDERED
+    if large:  # those that are quick as they are come first, and all of them are looked at
+        starts.sort(key=lambda start: look(*start))
+    for origin, start in starts:
+        if not large:
+            look(origin, start)
+        for name, s in _variants(origin, start, cost, cap):
+            look(name, s)
+            left -= s.num_actions
+            if large and (left <= 0 or (best is not None and best[0] <= bound * (1 + 1e-9))):
+                break
+        else:
+            continue
+        break
     if best is None:
         raise ScheduleError(
             f"no known schedule of {v} stages on each of {p} ranks in a {shape} keeps within {max(cap)} activations of "
