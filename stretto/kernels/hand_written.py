@@ -45,12 +45,16 @@ class Kernel(NamedTuple):
 
     def takes(self, given: list[Any]) -> bool:
         """Whether all tensors of a call are where and what the kernel can read; it computes in fp32."""
-        tensors = [x for x in given if isinstance(x, Tensor)]
-        return tensors[0].dtype in self.dtypes and all(
-            x.is_cuda
-            and (x.dtype == torch.int64 or (x.dtype in _DTYPES and x.stride(-1) == 1 and self.fits(x.shape[-1])))
-            for x in tensors
-        )
+        allowed = self.dtypes  # of the first; the others may have any
+        for x in given:
+            if isinstance(x, Tensor):
+                dtype = x.dtype
+                if not x.is_cuda or (dtype not in allowed and dtype is not torch.int64):
+                    return False
+                if dtype is not torch.int64 and not (x.stride(-1) == 1 and self.fits(x.shape[-1])):
+                    return False
+                allowed = _DTYPES
+        return True
 
 
 def hand_written(function: Function, otherwise: Function) -> Function:
