@@ -79,7 +79,8 @@ class Bucket(Arrivals):
             self.grad = self.grad.clone()
             free(self.grads)
         self._nowhere = self.grads
-        self._totals: dict[nn.Parameter, Tensor] = {}
+        stays = not (self.frozen or self.sharding.grads)
+        self._totals = {param: self.view(self.grads, param) for param in self._spans if stays}
         self.region: Region | None = None
         """Where gradients that come and go are, if others read them there."""
         self._gathering: Work | None = None
@@ -185,17 +186,10 @@ class Bucket(Arrivals):
                 "shard(microbatches=) a step is so many forwards and backwards, and step() of its own optimizer"
             )
         self._open()
-        write(self._total(param), param in self._fresh)
+        total = self._totals.get(param)
+        write(self.view(self.grads, param) if total is None else total, param in self._fresh)
         self._fresh.discard(param)
         self._without.discard(param)
-
-    def _total(self, param: nn.Parameter) -> Tensor:
-        """Where its gradient is added up."""
-        if self.sharding.grads:  # which moves
-            return self.view(self.grads, param)
-        if param not in self._totals:
-            self._totals[param] = self.view(self.grads, param)
-        return self._totals[param]
 
     def look(self, param: nn.Parameter) -> None:
         """Tell who watches that a microbatch has added to the gradient of `param`."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from stretto.kernels.launches import Launches
+
+pytestmark = pytest.mark.gloo
 
 
 class Kernel:

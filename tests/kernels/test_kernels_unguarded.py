@@ -8,6 +8,8 @@ from torch import Tensor
 
 from stretto.kernels import compiled
 
+pytestmark = pytest.mark.gloo
+
 
 def scaled_(x: Tensor, y: Tensor, factor: int, *, more: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """In place and as results."""
