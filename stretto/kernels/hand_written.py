@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stretto.experts import grouped as multiplying
 from stretto.experts import rows as moving
 from stretto.models import rope as turning
 from stretto.tensor_parallel import formulas
@@ -30,6 +31,10 @@ def _any_width(width: int) -> bool:
 
 def _row(width: int) -> bool:
     return width <= 2**15  # by sixteen warps
+
+
+def _tiles(width: int) -> bool:
+    return width % 128 == 0
 
 
 def _power_of_two(width: int) -> bool:
@@ -79,7 +84,7 @@ def hand_written(function: Function, otherwise: Function) -> Function:
 def kernels() -> Mapping[Function, Kernel]:
     """Each kernel by its formula. Raises ImportError where there is no Triton."""
     # Triton comes with torch for GPUs, not with torch for CPUs
-    from stretto.kernels import experts, fp8, rms_norm, rope, swiglu
+    from stretto.kernels import experts, fp8, grouped, rms_norm, rope, swiglu
 
     return {
         formulas.swiglu_backward: Kernel(swiglu.backward),
@@ -89,6 +94,7 @@ def kernels() -> Mapping[Function, Kernel]:
         formulas.rms_norm_both: Kernel(rms_norm.both),
         turning.apply_rotary_: Kernel(rope.apply_rotary_, _power_of_two),
         turning.apply_rotary_backward: Kernel(rope.apply_rotary_backward, _power_of_two),
+        multiplying.add_products: Kernel(grouped.add_products, _tiles, _QUANTIZED),
         moving.scatter_rows: Kernel(experts.scatter_rows),
         moving.sum_rows: Kernel(experts.sum_rows),
         moving.combine_rows: Kernel(experts.combine_rows),
