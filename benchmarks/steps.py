@@ -6,7 +6,7 @@
 A case is a command line, run for `--steps` steps on a corpus made for it; what a step takes is the time from the line
 of `metrics.jsonl` at `--warmup` to the last one, over the steps between (single lines are of the host's clock, which
 runs ahead of the device). Cases of one group are compared with its first, for each GPU. Tokens are
-uniform, or of Zipf's law, which makes routers' loads as uneven as text does.
+uniform or Zipf-distributed, which makes routers' loads as uneven as text does.
 """
 
 from __future__ import annotations
