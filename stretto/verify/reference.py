@@ -111,12 +111,13 @@ def _found(reference: _Reference, tried: Trace, everyone: Session) -> tuple[Diff
     """What `tried` differs in from its reference, with the limits of its dtype; nothing on ranks without one."""
     dtype = reference.args.run.dtype
     step = ROUNDING.get(dtype) if reference.args.run.fp8 == "none" else ROUNDING_FP8
-    if step is None:
+    exactly = reference.args.parallel.exact is not None
+    if step is None or exactly:
         own = reference.trace(dtype)
         if own is None:
             return ()
-        found = differences(own, tried)
-        limits = {q: limit_of(q, reference.args) for q in found}
+        found = differences(own, tried, bits=exactly)
+        limits = {q: 0.0 if exactly else limit_of(q, reference.args) for q in found}
     else:
         exact = reference.trace("fp64", reference.copies)
         own, errors = _draws(reference, exact, step)
