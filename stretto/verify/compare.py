@@ -17,6 +17,9 @@ TOLERANCE = {"fp64": 1e-10, "fp32": 3e-5}
 """Largest error of a tensor, relative to its largest element. In fp32 reordered sums give up to 5e-6 and real defects
 0.1 and more."""
 
+PROJECTED = 1e-12
+"""The same of what must be equal to the last bit, where it is looked at by projections whose sums in fp64 are not."""
+
 UPDATE_SLACK = 10.0
 """Updates may differ by so many times more: AdamW divides by the root of the second moment, and what is small in a
 gradient's largest element is not small in its small ones. Gradients themselves have no slack; a wrong update is wrong
