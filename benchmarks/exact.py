@@ -83,21 +83,23 @@ def main() -> None:
 def measure(resolved: Resolved, mode: str, steps: int, into: Path) -> int:
     """One rank of a run; the first writes what was measured."""
     args = resolved.args
-    with initialize(device=args.run.device, threads=args.threads, deterministic=args.deterministic) as world:
-        with build(args, resolved.layout, world) as session:
-            batches = [session.microbatches(random_batch(args, n)) for n in range(2 + steps)]
-            times = []
-            for batch in batches:
-                _settle(world)
-                began = time.perf_counter()
-                result = session.built.stepper.step(batch, args.optimizer.lr)
-                _settle(world)
-                times.append(time.perf_counter() - began)
-            weights = sum(session.from_all(_checksum(session))) % 2**64
-            if world.rank == 0:
-                ms = 1e3 * statistics.median(times[2:])
-                line = Measured(mode, args.parallel.tp, ms, result.loss.item(), f"{weights:016x}")
-                into.write_text(json.dumps(asdict(line)))
+    with (
+        initialize(device=args.run.device, threads=args.threads, deterministic=args.deterministic) as world,
+        build(args, resolved.layout, world) as session,
+    ):
+        batches = [session.microbatches(random_batch(args, n)) for n in range(2 + steps)]
+        times = []
+        for batch in batches:
+            _settle(world)
+            began = time.perf_counter()
+            result = session.built.stepper.step(batch, args.optimizer.lr)
+            _settle(world)
+            times.append(time.perf_counter() - began)
+        weights = sum(session.from_all(_checksum(session))) % 2**64
+        if world.rank == 0:
+            ms = 1e3 * statistics.median(times[2:])
+            line = Measured(mode, args.parallel.tp, ms, result.loss.item(), f"{weights:016x}")
+            into.write_text(json.dumps(asdict(line)))
     return 0
 
 

@@ -60,4 +60,6 @@ def exact_has_slices_of_all(a: Arguments) -> RuleViolation | None:
         return None
     said = "; ".join(what for what, near in wrong.items() if near)
     nearby = {path: values for near in wrong.values() for path, values in near.items()}
-    return RuleViolation(f"exact = {a.parallel.exact} with {said}: not available", {**nearby, "parallel.exact": (None,)})
+    return RuleViolation(
+        f"exact = {a.parallel.exact} with {said}: not available", {**nearby, "parallel.exact": (None,)}
+    )

@@ -64,7 +64,7 @@ def _exact_squares(gradients: list[Tensor], axis: Axis, like: Tensor) -> Tensor:
     _, exponent = torch.frexp(largest)
     up, down = _power(exponent), _power(-exponent)
     digits = torch.zeros(DIGITS + 1, dtype=torch.int64, device=like.device)
-    for flat in (part for g in gradients for part in g.reshape(-1).split(2**24)):
+    for flat in (part for g in gradients for part in torch.split(g.reshape(-1), 2**24)):
         finite = flat.isfinite()
         digits[DIGITS] += (~finite).sum()
         rest = (torch.where(finite, flat, 0.0).to(like.dtype) * down).square()

@@ -104,9 +104,7 @@ def full_norms(q_norm: FullNorm, k_norm: FullNorm, q: Tensor, k: Tensor, build: 
     return q_norm(q, both[0]), k_norm(k, both[1])
 
 
-def _exact_norms(
-    q_norm: FullNorm, k_norm: FullNorm, q: Tensor, k: Tensor, exact: Slices
-) -> tuple[Tensor, Tensor]:
+def _exact_norms(q_norm: FullNorm, k_norm: FullNorm, q: Tensor, k: Tensor, exact: Slices) -> tuple[Tensor, Tensor]:
     """The same slice by slice; of copies the first alone counts, since a part of a gradient is rounded otherwise."""
     norms = q_norm, k_norm
     parts = [cut(x, min(exact.here, x.shape[2]), 2) for x in (q, k)]

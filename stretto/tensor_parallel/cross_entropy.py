@@ -7,7 +7,6 @@ The head's own loss never holds all logits: it takes some rows of tokens at a ti
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
 
@@ -18,29 +17,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from stretto.collectives import all_reduce, all_reduce_max
-from stretto.ordered import tree_of, tree_sum
+from stretto.ordered import tree_sum
 from stretto.tensor_parallel.build import Accumulators, Build, unfused
-from stretto.tensor_parallel.exact import add_matmul, placed
-from stretto.tensor_parallel.linear import accumulate_matmul
+from stretto.tensor_parallel.loss_terms import PLAIN as PLAIN
+from stretto.tensor_parallel.loss_terms import LossTerms as LossTerms
+from stretto.tensor_parallel.sliced_gemms import HeadGemms
 from stretto.world import Axis
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """What is minimized beside -log softmax(x)[label] of each token, with lse = log sum exp x.
-
-    `smoothing` e gives the label 1 - e of the probability and each of the `vocab` words e / vocab (Szegedy et al.,
-    "Rethinking the Inception architecture", 2016): lse - (1 - e) x[label] - e mean(x). `z` adds z lse^2, which keeps
-    logits from drifting (Chowdhery et al., "PaLM", 2022). A token whose label is `ignore` counts for nothing.
-    """
-
-    smoothing: float = 0.0
-    z: float = 0.0
-    vocab: int = 0
-    ignore: int | None = None
-
-
-PLAIN = LossTerms()
 
 Place = tuple[Tensor, Tensor]
 """Of each label: its row among some words, and whether it is one of them."""
@@ -78,8 +60,8 @@ class HeadLoss:
         softcap: float | None = None,
         terms: LossTerms = PLAIN,
     ) -> None:
-        self.tp, self.start, self.rows, self.limit, self.exact = build.tp, start, rows, limit, build.exact
-        self.slices = 1 if build.exact is None else build.exact.here
+        self.tp, self.start, self.rows, self.limit = build.tp, start, rows, limit
+        self.gemms = HeadGemms(None if build.exact is None else build.exact.here)
         self.accumulators = build.accumulators
         self.terms, self.plain = terms, LossTerms(ignore=terms.ignore)
         self._statistics = {e: build.fuse(_with(_statistics, cap=softcap, smoothing=e)) for e in (0.0, terms.smoothing)}
@@ -108,22 +90,6 @@ class HeadLoss:
             start += part.shape[-1]
         return found
 
-    def input_gradient(self, grads: Sequence[Tensor], weight: Tensor, out: Tensor) -> None:
-        """out [n, h] = the gradients of the logits [n, V/t], in slices, times the weight."""
-        if self.exact is None:
-            torch.mm(grads[0], weight, out=out)
-        else:
-            parts = weight.chunk(self.slices)
-            out.copy_(tree_of(lambda n: grads[n] @ placed(parts[n]), self.slices))
-
-    def add(self, total: Tensor, first: bool, grads: Sequence[Tensor], rows: Tensor) -> None:
-        """total [V/t, h] += the gradients of the logits, transposed, times rows [n, h]; or = where it is the `first`."""
-        if self.exact is None:
-            accumulate_matmul(total, first, grads[0], rows)
-        else:
-            for part, grad in zip(total.chunk(self.slices), grads, strict=True):
-                add_matmul(part, first, grad, rows)
-
     def chunk(self, x: Tensor, weight: Tensor) -> int:
         """Rows of the sequence that are taken at a time.
 
@@ -131,7 +97,7 @@ class HeadLoss:
         any size for all of them.
         """
         rows = x.shape[0]
-        words = weight.shape[0] * (1 if self.exact is None else self.tp.size)  # for every tp alike
+        words = weight.shape[0] * (self.tp.size if self.gemms.exact else 1)  # for every tp alike
         most = max(1, self.limit // (x.shape[1] * words * x.element_size()))
         pieces = -(-rows // most)
         even = next((n for n in range(pieces, 2 * pieces) if rows % n == 0), pieces)
@@ -144,8 +110,8 @@ class HeadLoss:
         padding is zero.
         """
         size = min(self.chunk(x, weight), x.shape[0])
-        words = weight.shape[0] // self.slices
-        weights = [weight] if self.exact is None else [placed(part) for part in weight.chunk(self.slices)]
+        weights = self.gemms.parts(weight)
+        words = weights[0].shape[0]
         memory = [torch.empty((size * x.shape[1], words), dtype=x.dtype, device=x.device) for _ in weights]
         for first in range(0, x.shape[0], size):
             part = slice(first, first + size)
@@ -176,9 +142,9 @@ class _HeadLoss(Function):
                     dy = counted(weights[part].to(loss.dtype), labels[part], of.terms)
                     for logits, place in zip(valid, places, strict=True):
                         of.gradient(logits, *place, *known, dy)
-                    of.input_gradient(grads, weight, dx[part].flatten(0, 1))
+                    of.gemms.input_gradient(grads, weight, dx[part].flatten(0, 1))
                     if trained:
-                        of.add(dw, first_microbatch and part.start == 0, grads, rows)
+                        of.gemms.add(dw, first_microbatch and part.start == 0, grads, rows)
 
         trained = keep and weight.requires_grad
         ctx.param, ctx.accumulators = weight, of.accumulators if trained else None

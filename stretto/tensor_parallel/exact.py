@@ -23,23 +23,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from stretto.attention import PLAIN, Attend, Scores
 from stretto.collectives import all_gather, all_reduce
-from stretto.ordered import tree_of, tree_sum
+from stretto.ordered import tree_sum
 from stretto.params import ParamSpec
 from stretto.structure import Structure
-from stretto.tensor_parallel.build import Factor
 from stretto.tensor_parallel.formulas import Formula
-from stretto.tensor_parallel.linear import accumulate_matmul, rows
+from stretto.tensor_parallel.sliced_gemms import SlicedColumns, placed
 from stretto.world import Axis
-
-ALIGNED = 256
-"""Bytes: kernels are chosen by the alignment of what they are given, up to this (cuBLAS) or less (MKL: 64)."""
 
 
 @dataclass(frozen=True)
@@ -102,92 +97,6 @@ class Slices:
         return total.to(parts[0].dtype)
 
 
-class SlicedColumns:
-    """`Gemms` of a weight whose rows tp cuts: of each part of the stack its own slices."""
-
-    def __init__(self, here: int, stack: tuple[tuple[int, int], ...]) -> None:
-        self.here = here
-        self.sizes = [n // slices for n, slices in stack for _ in range(slices)]
-        # Slices of a part that has fewer go to the first of those that they belong to.
-        places = [i * (here // slices) for _, slices in stack for i in range(slices)]
-        self.of_slice = [[n for n, place in enumerate(places) if place == j] for j in range(here)]
-
-    def forward(
-        self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool
-    ) -> tuple[Tensor, Factor]:
-        """As `Gemms`."""
-        del column
-        x = placed(x)
-        biases = [None] * len(self.sizes) if bias is None else bias.split(self.sizes)
-        parts = zip(weight.split(self.sizes), biases, strict=True)
-        y = torch.cat([F.linear(x, placed(w), None if b is None else placed(b)) for w, b in parts], -1)
-        return y, (x,) if keep else ()
-
-    def recompute(self, x: Tensor, kept: Factor) -> Factor:
-        """As `Gemms`."""
-        del kept
-        return (placed(x),)
-
-    def backward(self, dy: Tensor, weight: nn.Parameter, *, column: bool) -> tuple[Tensor, Factor]:
-        """As `Gemms`; dx is a node of the tree over all slices."""
-        del column
-        dys, ws = [placed(part) for part in dy.split(self.sizes, -1)], weight.split(self.sizes)
-
-        def term(j: int) -> Tensor:
-            first, *more = self.of_slice[j]
-            dx = dys[first] @ placed(ws[first])
-            for n in more:
-                dx = dx + dys[n] @ placed(ws[n])
-            return dx
-
-        return tree_of(term, self.here), tuple(dys)
-
-    def add(self, total: Tensor, first_microbatch: bool, dy: Factor, x: Factor) -> None:
-        """As `Gemms`."""
-        for view, part in zip(total.split(self.sizes), dy, strict=True):
-            add_matmul(view, first_microbatch, rows(part), rows(x[0]))
-
-    def bias(self, dy: Tensor) -> Tensor:
-        """As `Gemms`."""
-        return torch.cat([rows(placed(part)).sum(0) for part in dy.split(self.sizes, -1)])
-
-
-class SlicedRows:
-    """`Gemms` of a weight whose columns tp cuts."""
-
-    def __init__(self, here: int) -> None:
-        self.here = here
-
-    def forward(
-        self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool
-    ) -> tuple[Tensor, Factor]:
-        """As `Gemms`; y is a node of the tree over all slices."""
-        del column, bias
-        xs, ws = x.chunk(self.here, -1), weight.chunk(self.here, 1)
-        y = tree_of(lambda j: F.linear(placed(xs[j]), placed(ws[j])), self.here)
-        return y, (x,) if keep else ()
-
-    def recompute(self, x: Tensor, kept: Factor) -> Factor:
-        """As `Gemms`."""
-        del kept
-        return (x,)
-
-    def backward(self, dy: Tensor, weight: nn.Parameter, *, column: bool) -> tuple[Tensor, Factor]:
-        """As `Gemms`."""
-        del column
-        dy = placed(dy)
-        return torch.cat([dy @ placed(w) for w in weight.chunk(self.here, 1)], -1), (dy,)
-
-    def add(self, total: Tensor, first_microbatch: bool, dy: Factor, x: Factor) -> None:
-        """As `Gemms`."""
-        for view, part in zip(total.chunk(self.here, 1), x[0].chunk(self.here, -1), strict=True):
-            add_matmul(view, first_microbatch, rows(dy[0]), rows(placed(part)))
-
-    def bias(self, dy: Tensor) -> Tensor:
-        """As `Gemms`: there is none before the sum."""
-        raise NotImplementedError(f"a bias before the sum over tp, of a gradient {tuple(dy.shape)}")
-
-
 class SlicedAttention:
     """An `Attend` of this rank's heads, some at a time; `copies` ranks hold the same keys and values."""
 
@@ -206,10 +115,10 @@ class SlicedAttention:
     ) -> Tensor:
         """As `Attend`."""
         n = self.here
-        shared = (n, self.copies, self.tp)
-        each = (_Cut.apply(q, n, 1), *(_Shared.apply(x, *shared) for x in (k, v)))  # type: ignore[no-untyped-call]
-        sunk = [None] * n if sinks is None else _Cut.apply(sinks, n, 0)  # type: ignore[no-untyped-call]
-        ys = [self.attend(*qkv, scores, structure, sink) for *qkv, sink in zip(*each, sunk, strict=True)]
+        ks, vs = (_Shared.apply(x, n, self.copies, self.tp) for x in (k, v))  # type: ignore[no-untyped-call]
+        sunk = [None] * n if sinks is None else cut(sinks, n, 0)
+        each = zip(cut(q, n, 1), ks, vs, sunk, strict=True)
+        ys = [self.attend(q, k, v, scores, structure, sink) for q, k, v, sink in each]
         return join(ys, 1)
 
 
@@ -226,19 +135,6 @@ def join(parts: Sequence[Tensor], dim: int) -> Tensor:
 def spread(x: Tensor, n: int) -> tuple[Tensor, ...]:
     """x for n slices, whose gradients are added up in the tree."""
     return _Spread.apply(x, n)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def placed(x: Tensor) -> Tensor:
-    """The same where kernels find it alike, however it was cut out: contiguous and aligned."""
-    x = x.contiguous()
-    return x if x.data_ptr() % (ALIGNED if x.is_cuda else 64) == 0 else x.clone()
-
-
-def add_matmul(total: Tensor, first_microbatch: bool, dy: Tensor, x: Tensor) -> None:
-    """total [d_out, d_in], a part of a larger one, (+)= dy^T x of dy [n, d_out], x [n, d_in]."""
-    part = torch.empty(total.shape, dtype=total.dtype, device=total.device)
-    accumulate_matmul(part, True, dy, x)
-    total.copy_(part) if first_microbatch else total.add_(part)
 
 
 def _sliced(
@@ -273,13 +169,13 @@ def _sliced(
 
 def _features(x: Tensor, n: int, stacked: int) -> list[Tensor]:
     """[.., stacked * n * f] -> n times [.., stacked * f]."""
-    wide = x.unflatten(-1, (stacked, n, -1))
+    wide = torch.unflatten(x, -1, (stacked, n, -1))
     return [wide[..., j, :].flatten(-2).contiguous() for j in range(n)]
 
 
 def _joined(parts: Sequence[Tensor], stacked: int) -> Tensor:
     """The way back."""
-    return torch.stack([x.unflatten(-1, (stacked, -1)) for x in parts], -2).flatten(-3)
+    return torch.stack([torch.unflatten(x, -1, (stacked, -1)) for x in parts], -2).flatten(-3)
 
 
 def _tuple(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -312,12 +208,12 @@ class _Join(Function):
 
 class _Spread(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, n: int) -> tuple[Tensor, ...]:
+    def forward(_: Any, x: Tensor, n: int) -> tuple[Tensor, ...]:
         return tuple(x.clone() for _ in range(n))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(_: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
         return tree_sum(dys), None
 
 
@@ -338,7 +234,7 @@ class _Shared(Function):
         if copies > 1:
             first = tp.rank // copies * copies
             terms = all_gather(dx.contiguous().unsqueeze(0), tp)[first : first + copies]
-            dx = tree_sum(terms) if tp.rank == first else torch.zeros_like(dx)
+            dx = tree_sum(terms.unbind()) if tp.rank == first else torch.zeros_like(dx)
         return dx, None, None, None
 
 

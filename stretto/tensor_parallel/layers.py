@@ -17,10 +17,10 @@ from stretto.params import Init, ParamSpec, Shard, declare
 from stretto.structure import Structure
 from stretto.tensor_parallel import lora
 from stretto.tensor_parallel.build import Build
-from stretto.tensor_parallel.exact import SlicedRows
 from stretto.tensor_parallel.formulas import SHIFT
 from stretto.tensor_parallel.linear import linear
 from stretto.tensor_parallel.pointwise import Lazy, Pointwise
+from stretto.tensor_parallel.sliced_gemms import SlicedRows
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -48,9 +48,9 @@ class _TokenLosses(Function):
         for part, rows, grads, valid in of.pieces(x, weight.detach()):
             for logits, place in zip(valid, of.places(valid, labels[part]), strict=True):
                 of.gradient(logits, *place, highest[part], exps[part], dy[part])
-            of.input_gradient(grads, weight.detach(), dx[part].flatten(0, 1))
+            of.gemms.input_gradient(grads, weight.detach(), dx[part].flatten(0, 1))
             if dw is not None:
-                of.add(dw, part.start == 0, grads, rows)
+                of.gemms.add(dw, part.start == 0, grads, rows)
         if dw is None or of.accumulators is None:
             return dx, None if dw is None else dw.to(weight.dtype), None, None, None
         of.accumulators.add(weight, lambda total, first: total.copy_(dw) if first else total.add_(dw))

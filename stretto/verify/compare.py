@@ -165,7 +165,8 @@ def differences(one: Trace, other: Trace, *, ord: float = float("inf"), bits: bo
     """Relative errors of activations, losses, norms, gradients and updates.
 
     `ord` is the vector norm in which tensors are measured: the largest element shows a single wrong one, the 2-norm
-    is steadier where rounding is coarse. Where all `bits` count an update has no grain. Raises ValueError when the two have different parameters.
+    is steadier where rounding is coarse. Where all `bits` count an update has no grain. Raises ValueError when the two
+    have different parameters.
     """
     # What one layout computes once more, and so never puts out, another may keep: a budget, or so many layers of each
     # stage, chooses other layers there.
