@@ -18,8 +18,9 @@ def slices_divide(a: Arguments) -> RuleViolation | None:
 
     def wrong(n: int) -> list[str]:
         kv = m.num_kv_heads
-        found = [] if n & (n - 1) == 0 else ["must be a power of two"]
-        found += [f"must be a multiple of tp = {a.parallel.tp}"] if n % a.parallel.tp else []
+        if n & (n - 1):
+            return ["must be a power of two"]
+        found = [f"must be a multiple of tp = {a.parallel.tp}"] if n % a.parallel.tp else []
         sizes = {"heads": m.heads, "ffn": m.dim_ffn, "seq_len": a.batch.seq_len}
         found += [f"must divide {name} = {size}" for name, size in sizes.items() if size % n]
         return found + ([f"must divide or be divided by kv_heads = {kv}"] if kv % n and n % kv else [])

@@ -36,7 +36,7 @@ class NormSum:
         axis = state.axis(*(("tp", "cp", "dp", "pp") if everyone else ("tp", "pp")))
         self._work: Work = Done()
         if state.ordered:
-            self.squares = _exact_squares([view for _, view in own], axis, self.squares)
+            self.squares = exact_squares([view for _, view in own], axis, self.squares)
         else:
             self.squares += weights.norms[1].square().sum()
             self._work = all_reduce_(self.squares, axis)
@@ -56,7 +56,7 @@ DIGITS, BITS = 3, 24
 """Digits of a fixed-point number, and bits of a digit: 2^39 squares of at most 1 add up in int64."""
 
 
-def _exact_squares(gradients: list[Tensor], axis: Axis, like: Tensor) -> Tensor:
+def exact_squares(gradients: list[Tensor], axis: Axis, like: Tensor) -> Tensor:
     """The sum [] of all squares over the ranks of an axis, to 2^-72 of the largest one: a sum of integers, to the same
     bits in any order and however the tensors are cut. NaN where an element is not finite."""
     found = [torch.nan_to_num(g, 0.0, 0.0, 0.0).abs().amax().to(like) for g in gradients]
