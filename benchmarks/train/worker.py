@@ -132,7 +132,7 @@ def serve(worker: Worker, requests: IO[str], answers: IO[str]) -> None:
 
 def device_name(device: torch.device) -> str:
     """As a report calls it."""
-    return torch.cuda.getdevice_name() if device.type == "cuda" else f"CPU {platform.machine()}"
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU {platform.machine()}"
 
 
 def versions() -> dict[str, str | None]:
