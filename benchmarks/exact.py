@@ -43,6 +43,8 @@ class Measured:
     mode: str
     tp: int
     step_ms: float
+    cpu_ms: float
+    """Of all threads of the first rank: on a busy machine this tells, and `step_ms` does not."""
     loss: float
     weights: str
     """Checksum of all masters."""
@@ -74,7 +76,10 @@ def main() -> None:
                     raise SystemExit(f"{mode} at tp={tp} failed")
                 lines.append(Measured(**json.loads(at.read_text())))
             last = lines[-1]
-            print(f"{mode:6} tp={tp}: {last.step_ms:8.1f} ms, loss {last.loss!r}, weights {last.weights}", flush=True)
+            print(
+                f"{mode:6} tp={tp}: {last.step_ms:8.1f} ms ({last.cpu_ms:.1f} of CPU), loss {last.loss!r}, weights {last.weights}",
+                flush=True,
+            )
     found["lines"] = [asdict(line) for line in lines]
     if asked.out:
         asked.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -88,17 +93,18 @@ def measure(resolved: Resolved, mode: str, steps: int, into: Path) -> int:
         build(args, resolved.layout, world) as session,
     ):
         batches = [session.microbatches(random_batch(args, n)) for n in range(2 + steps)]
-        times = []
+        times, work = [], []
         for batch in batches:
             _settle(world)
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             result = session.built.stepper.step(batch, args.optimizer.lr)
             _settle(world)
             times.append(time.perf_counter() - began)
+            work.append(time.process_time() - busy)
         weights = sum(session.from_all(_checksum(session))) % 2**64
         if world.rank == 0:
-            ms = 1e3 * statistics.median(times[2:])
-            line = Measured(mode, args.parallel.tp, ms, result.loss.item(), f"{weights:016x}")
+            ms, cpu = (1e3 * statistics.median(seconds[2:]) for seconds in (times, work))
+            line = Measured(mode, args.parallel.tp, ms, cpu, result.loss.item(), f"{weights:016x}")
             into.write_text(json.dumps(asdict(line)))
     return 0
 

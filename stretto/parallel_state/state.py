@@ -73,7 +73,8 @@ class ParallelState:
         ordered: bool = False,
     ) -> None:
         """Made by `build` or `inspect`: `groups` are this rank's, as planned for `axes`."""
-        self._tracer, self._ordered = tracer, ordered
+        self._tracer = tracer
+        self.ordered = ordered
         self._reach = dict(reach or {})
         self._layout = layout
         self._world = world
@@ -188,11 +189,6 @@ class ParallelState:
     def costs(self) -> tuple[GroupCost, ...]:
         """What each group took to create, in the order of creation."""
         return self._costs
-
-    @property
-    def ordered(self) -> bool:
-        """Whether sums have the same bits for any number of ranks."""
-        return self._ordered
 
     @property
     def peer_bytes(self) -> int:
