@@ -76,10 +76,8 @@ def main() -> None:
                     raise SystemExit(f"{mode} at tp={tp} failed")
                 lines.append(Measured(**json.loads(at.read_text())))
             last = lines[-1]
-            print(
-                f"{mode:6} tp={tp}: {last.step_ms:8.1f} ms ({last.cpu_ms:.1f} of CPU), loss {last.loss!r}, weights {last.weights}",
-                flush=True,
-            )
+            spent = f"{last.step_ms:8.1f} ms ({last.cpu_ms:.1f} of CPU)"
+            print(f"{mode:6} tp={tp}: {spent}, loss {last.loss!r}, weights {last.weights}", flush=True)
     found["lines"] = [asdict(line) for line in lines]
     if asked.out:
         asked.out.write_text(json.dumps(found, indent=1) + "\n")
