@@ -36,6 +36,8 @@ PUBLIC: Final = MappingProxyType(
         "MLflow": "train.trackers",
         "declare": "params",
         "replicate": "distributed.replicate",
+        "Dropout": "distributed.dropout",
+        "replace_dropout": "distributed.dropout",
         "parallelize": "tensor_parallel.foreign",
         "plan_of": "interop.plans",
         "shard": "distributed.shard",

@@ -11,6 +11,8 @@ from stretto.checkpoint import save as save_checkpoint
 from stretto.distributed import DataParallel as DataParallel
 from stretto.distributed import clip_factor as clip_factor
 from stretto.distributed import grad_norm as grad_norm
+from stretto.distributed.dropout import Dropout as Dropout
+from stretto.distributed.dropout import replace_dropout as replace_dropout
 from stretto.distributed.replicate import replicate as replicate
 from stretto.distributed.shard import shard as shard
 from stretto.initialize import initialize as initialize

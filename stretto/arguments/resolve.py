@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stretto.arguments.command_line import MEGATRON, CommandLine, read_command_line
@@ -44,6 +44,16 @@ class Resolved:
     layout: Layout
     fallback: str | None = None
     own: Any = None
+    said: Mapping[str, Said] = field(default_factory=dict, repr=False, compare=False)
+    """What the layers set, the strongest of each."""
+
+    def also(self, more: Mapping[str, Value]) -> Arguments | None:
+        """The same run with these settings on the command line, and this vocabulary; None where a rule rejects it.
+
+        Much quicker than to parse it: nothing is read, and no way out is looked for.
+        """
+        found = validate({**self.said, **{path: Said(value, COMMAND_LINE) for path, value in more.items()}})
+        return None if found.findings else put(found.args, "model.vocab", self.args.model.vocab)
 
     def record(self) -> Record:
         """Plain data for a checkpoint: `parse(..., checkpoint=...)` goes on from it."""
@@ -161,7 +171,7 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
     if violations:
         raise ConfigError(violations)
 
-    return Resolved(found.args, found.sources, layout_for(found.args.parallel))
+    return Resolved(found.args, found.sources, layout_for(found.args.parallel), said=said)
 
 
 def layout_for(p: ParallelConfig) -> Layout:

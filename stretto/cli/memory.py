@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any, Final
 
 from rich.table import Table
 
 from stretto.arguments import Arguments
 from stretto.arguments.pipeline import vpp_of
-from stretto.estimate import Ledger, fitting, rank_ledger
+from stretto.estimate import Ledger, fitting, fullest, rank_ledger
 
 MIB, GIB = 2**20, 2**30
 MANY = 6
+OTHERS: Final = "; `stretto plan` with the same words tries other layouts; more ranks or a shorter --seq-len need less"
 
 
 def memory_table(args: Arguments) -> Table:
@@ -42,5 +44,30 @@ def verdict(args: Arguments, limit: float | None) -> Iterator[str]:
     most, fits = found[args.parallel.sharding]
     what = "stage" if vpp_of(args.parallel) == 1 else "rank"
     yield f"{most / GIB:.2f} GiB in the fullest {what} {'fit' if fits else 'do not fit'} into --hbm {limit:g}"
-    for mode, (size, enough) in found.items():
-        yield f"--sharding {mode}: {size / GIB:.2f} GiB, {'fits' if enough else f'{size / GIB - limit:.2f} too much'}"
+    for mode, (size, _) in found.items():
+        yield f"--sharding {mode}: {size / GIB:.2f} GiB, {_room(size, limit)}"
+    if not any(fits for _, fits in found.values()):
+        words, most = _first_that_fits(args, limit * GIB)
+        yield f"{words}: {most / GIB:.2f} GiB, {_room(most, limit)}{OTHERS if most > limit * GIB else ''}"
+
+
+def _room(size: int, limit: float) -> str:
+    return "fits" if size <= limit * GIB else f"{size / GIB - limit:.2f} too much"
+
+
+def _first_that_fits(args: Arguments, limit: float) -> tuple[str, int]:
+    """Settings that leave the layout alone, one more at a time, until the run fits; all of them where it never does."""
+    p, words, most = args.parallel, "", 0
+    leaner: list[tuple[str, dict[str, Any]]] = [
+        ("--sharding fsdp", {"parallel": replace(p, sharding="fsdp")} if (p.dp or 1) * p.cp > 1 else {}),
+        ("--micro-batch 1", {"batch": replace(args.batch, micro_batch=1)}),
+        ("--recompute block", {"run": replace(args.run, recompute="block", activation_budget=None)}),
+        ("--optimizer-cpu-offload", {"optimizer": replace(args.optimizer, optimizer_cpu_offload=True)}),
+    ]
+    for word, change in leaner[: -1 if args.optimizer.post_validate else None]:
+        if all(getattr(args, section) == value for section, value in change.items()):
+            continue
+        args, words = replace(args, **change), f"{words} {word}".strip()
+        if (most := fullest(args)) <= limit:
+            break
+    return words or "as it is", most or fullest(args)

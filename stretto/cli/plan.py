@@ -11,7 +11,7 @@ from typing import Final, Literal
 from rich.table import Table
 from rich.text import Text
 
-from stretto.arguments import Arguments, ConfigError
+from stretto.arguments import ConfigError
 from stretto.arguments.errors import as_text
 from stretto.arguments.setting import Value, setting
 from stretto.arguments.sources import SourceKind
@@ -68,14 +68,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = (path for path, source in resolved.sources.items() if source.kind in said)
     fixed = frozenset(path for path in chosen if path.removeprefix("parallel.") not in free)
 
-    def attempt(more: Mapping[str, Value]) -> Arguments | None:
-        try:
-            found = parse_or_demo([*words, *_words(more)], files=False, form=FORMS[0])
-            return found.with_vocabulary(args.model.vocab_size).args
-        except ConfigError:
-            return None
-
-    found = plan(args, attempt, fixed, CHIPS[own.chip], own.hbm * GIB, most=own.top)
+    found = plan(args, resolved.also, fixed, CHIPS[own.chip], own.hbm * GIB, most=own.top)
     screen = console()
     if (preset := origin(resolved)) is not None:
         screen.print(Text.assemble(("preset ", "bold"), preset))

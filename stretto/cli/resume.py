@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from stretto.checkpoint.places import place
 from stretto.cli.usage_error import reject
 from stretto.initialize.environment import Launch
 from stretto.initialize.rendezvous import Meeting, RankZeroError, RendezvousError, from_rank_0, rendezvous
+from stretto.reading import shown
 from stretto.store import read_json
 from stretto.terminal import say
 from stretto.train.checkpointing import step_of
@@ -32,6 +34,8 @@ class Resumed:
     path: Path
     step: int
     record: Record
+    tokenizer: str = ""
+    """The fingerprint of the tokenizer whose tokens were read, where the checkpoint says it."""
 
     def require_fits(self, resolved: Resolved) -> None:
         """Raise ConfigError when the run would be over before it began, or is to be of another model."""
@@ -46,9 +50,28 @@ class Resumed:
             fix = {"run.steps": self.step + steps}
             raise ConfigError([Violation("steps_ahead", ("run.steps",), problem, fixes=(fix,))])
 
+    def require_same_tokenizer(self, name: str, fingerprint: str) -> None:
+        """Raise ConfigError where the tokenizer `name` is another one: every token would mean something else."""
+        if not self.tokenizer or self.tokenizer == fingerprint:
+            return
+        before = str(self.record.arguments.get("data", {}).get("tokenizer") or "another")
+        same = f"of the same name, {before!r}, whose file has changed" if before == name else repr(before)
+        problem = (
+            f"{self.path} was trained with the tokenizer {same} (fingerprint {shown(self.tokenizer)}), but "
+            f"data.tokenizer is {name!r} ({fingerprint!r}): every token would mean something else"
+        )
+        way = (
+            "put the file back"
+            if before == name
+            else f"leave --tokenizer out, or say --tokenizer {shlex.quote(before)},"
+        )
+        hint = f"{way} to go on; leave --resume out, with another --out, to begin anew"
+        raise ConfigError([Violation("resume", ("data.tokenizer",), problem, hint=hint)])
+
     def as_json(self) -> str:
         """For the ranks that did not look."""
-        return json.dumps({"path": str(self.path), "step": self.step, "record": self.record.as_dict()})
+        where = {"path": str(self.path), "step": self.step, "tokenizer": self.tokenizer}
+        return json.dumps({**where, "record": self.record.as_dict()})
 
     @classmethod
     def from_json(cls, said: str) -> Resumed:
@@ -60,7 +83,7 @@ class Resumed:
             raise ConfigError(
                 [Violation("resume", ("checkpoint.resume",), f"rank 0 named no checkpoint: {error}")]
             ) from error
-        return cls(path, step, Record.from_dict(each.get("record"), str(path)))
+        return cls(path, step, Record.from_dict(each.get("record"), str(path)), str(each.get("tokenizer") or ""))
 
     def require_same_model(self, resolved: Resolved) -> None:
         """Raise ConfigError, with both values, where the run is to be of another model or in another order."""
@@ -108,6 +131,11 @@ class Look:
         if self.found is not None:
             self.found.require_fits(resolved)
 
+    def require_same_tokenizer(self, name: str, fingerprint: str) -> None:
+        """As that of what is gone on with."""
+        if self.found is not None:
+            self.found.require_same_tokenizer(name, fingerprint)
+
 
 def look(directory: str, launch: Launch, meeting: ExitStack, *, required: bool) -> Look:
     """The newest complete checkpoint in the directory of a run, on all ranks: rank 0 looks, and tells the others.
@@ -153,4 +181,7 @@ def _newest(directory: Path, required: bool) -> list[Resumed]:
     if found.path is None:
         raise CheckpointError(f"--resume: no complete checkpoint in {directory}; leave --resume out to begin anew")
     extra = read_extra(found.path)
-    return [Resumed(found.path, step_of(extra, found.path), Record.from_dict(extra.get("record"), str(found.path)))]
+    feed = extra.get("feed")
+    tokenizer = feed.get("tokenizer") if isinstance(feed, dict) else None
+    record = Record.from_dict(extra.get("record"), str(found.path))
+    return [Resumed(found.path, step_of(extra, found.path), record, tokenizer if isinstance(tokenizer, str) else "")]

@@ -133,7 +133,6 @@ def _work(wanted: Sample, started: int) -> Task:
     """All that can be wrong is found here, before any other rank is started; `started` ranks are there already."""
     from stretto.checkpoint.marker import inspect
     from stretto.cli.this_machine import require_cuda
-    from stretto.data.chat import tokenizer_of
     from stretto.data.tokenizer import load_tokenizer
     from stretto.layout import Layout
 
@@ -153,7 +152,7 @@ def _work(wanted: Sample, started: int) -> Task:
         require_cuda()
     name = wanted.tokenizer or args.data.tokenizer
     tokenizer = load_tokenizer(name)
-    _require_the_same(path, tokenizer_of(name, chat=args.data.format == "chat"), name)
+    _require_the_same(path, tokenizer, name)
     if tokenizer.vocab_size > args.model.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} entries, the model {args.model.vocab_size}: it was trained with "

@@ -75,6 +75,8 @@ def run(resolved: Resolved, launch: Launch, look: Look | None, stop: StopFlag, b
         if launch.size == 1:  # workers of its own know what it has seen
             with timeline.phase("data"), Tokenizing.shown(sys.stderr) as tell:
                 text = Text.open(resolved.args, tell)
+            if look:
+                look.require_same_tokenizer(resolved.args.data.tokenizer, text.tokenizer.fingerprint)
             resolved = resolved.with_vocabulary(text.tokenizer.vocab_size)
     except USAGE_ERRORS as error:
         return reject(error, launch)
@@ -144,6 +146,8 @@ class Task:
             try:
                 with self.timeline.phase("data"), show as tell:
                     text = shared_text(self.resolved.args, world, tell)
+                if self.look:
+                    self.look.require_same_tokenizer(self.resolved.args.data.tokenizer, text.tokenizer.fingerprint)
                 task = replace(self, text=text, resolved=self.resolved.with_vocabulary(text.tokenizer.vocab_size))
             except USAGE_ERRORS as error:
                 return self._rejected(error, world)

@@ -179,7 +179,7 @@ class Bucket(Arrivals):
             return
         if self.sent and not self.sharding.grads:
             raise RuntimeError(
-                f"a gradient of {self._name(param)} came after its bucket was sent: "
+                f"a gradient of {self.name_of(param)} came after its bucket was sent: "
                 "reduce(stage) must stand before the stage's last backward of the step, zero() before its first; after "
                 "shard(microbatches=) a step is so many forwards and backwards, and step() of its own optimizer"
             )
@@ -191,7 +191,7 @@ class Bucket(Arrivals):
     def look(self, param: nn.Parameter) -> None:
         """Tell who watches that a microbatch has added to the gradient of `param`."""
         if self.watch is not None and not self.frozen:
-            self.watch(self._name(param), self.view(self.grads, param))
+            self.watch(self.name_of(param), self.view(self.grads, param))
 
     def arrived(self, param: nn.Parameter) -> None:
         """Every gradient of `param` in this backward was added."""
@@ -290,5 +290,6 @@ class Bucket(Arrivals):
     def _mine(self, flat: Tensor) -> Tensor:
         return flat[self.own.start : self.own.stop]
 
-    def _name(self, param: nn.Parameter) -> str:
+    def name_of(self, param: nn.Parameter) -> str:
+        """Of a parameter in it."""
         return next(item.name for item in self.items if item.param is param)

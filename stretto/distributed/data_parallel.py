@@ -8,8 +8,7 @@ the stage uses first; in the stage they are gathered section by section (`Sectio
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Final, Self
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from stretto.collectives import all_reduce_
 from stretto.distributed.bucket import Bucket
+from stretto.distributed.foreign_optimizer import reject_steps
 from stretto.distributed.grouping import fill_buckets, fill_units
 from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.partial import Gradient, sum_partial_gradients
@@ -100,6 +100,7 @@ class DataParallel(Progress):
             for p in self._home
             if p.requires_grad
         ]
+        self._accept_steps = reject_steps(self)
 
     def wait_by_section(self) -> None:
         """From now on each section waits for its weights before it is used: they may be on their way, or be updated
@@ -211,15 +212,6 @@ class DataParallel(Progress):
         for bucket in self.all_buckets:
             bucket.zero()
 
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """All parameters can be read on every rank."""
-        for bucket in self.all_buckets:
-            bucket.gathered()
-        yield
-        for bucket in self.all_buckets:
-            bucket.release()
-
     def position(self) -> dict[str, int]:
         """This rank's place on the axes along which what it keeps may be repeated: all but those of shards."""
         cut = self._over(("dp", "cp", "edp")) if self.sharding.state else ()
@@ -232,6 +224,7 @@ class DataParallel(Progress):
             hook.remove()
         for sections in self._sections.values():
             sections.close()
+        self._accept_steps()
 
     def _bucket(self, group: Sequence[Declared]) -> Bucket:
         names = self._over(group[0].replicas) if self.sharding.state else group[0].replicas

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from torch import nn
 
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.main_gradients import MainGradients
@@ -14,11 +17,26 @@ class Progress:
 
     buckets: Mapping[int, Sequence[Bucket]]
     _main_gradients: MainGradients
+    _home: Mapping[nn.Parameter, Bucket]
 
     @property
     def all_buckets(self) -> list[Bucket]:
         """The buckets of every stage on this rank."""
         return [bucket for buckets in self.buckets.values() for bucket in buckets]
+
+    def name_of(self, param: nn.Parameter) -> str | None:
+        """The name of a parameter that is trained here."""
+        bucket = self._home.get(param)
+        return None if bucket is None or bucket.frozen else bucket.name_of(param)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All parameters can be read on every rank."""
+        for bucket in self.all_buckets:
+            bucket.gathered()
+        yield
+        for bucket in self.all_buckets:
+            bucket.release()
 
     def progress(self, stage: int) -> tuple[Any, ...]:
         """Which gradients of the stage there are in this step, to be hashed and compared; none is deferred after it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,11 @@ from stretto.parallel_state import ParallelState
 from stretto.params import ParamSpec, collect, declare, declared_in
 
 M = TypeVar("M", bound=nn.Module)
+
+FROZEN: Final = (
+    "no parameter of the model has requires_grad=True, so there is nothing to train: set it on those that are to move "
+    "before the model is handed over"
+)
 
 
 def replicate(module: M, state: ParallelState | None = None) -> M:

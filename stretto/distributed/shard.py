@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from stretto.arguments.param_groups import ParamGroup
 from stretto.distributed.data_parallel import DataParallel
+from stretto.distributed.dropout import number_rows, warn_of_dropout
+from stretto.distributed.foreign_optimizer import UPDATES
 from stretto.distributed.norm import clip_factor, grad_norm
 from stretto.distributed.optimizer import Fuse, Optimizer
-from stretto.distributed.replicate import declare_rest
+from stretto.distributed.replicate import FROZEN, declare_rest
 from stretto.distributed.rules import MuonRule, Rule
 from stretto.parallel_state import ParallelState
 from stretto.schedule.sharding import MODES
@@ -33,7 +35,10 @@ class Sharded(DataParallel):
 
     def __init__(self, module: nn.Module, state: ParallelState, mode: str, microbatches: int, **options: Any) -> None:
         super().__init__({0: module}, state, sharding=MODES[mode], **options)
-        self.microbatches, self._begun = microbatches, 0
+        self.module, self.microbatches = module, microbatches
+        self._begun = self._backwards = 0
+        self._added = False
+        """Whether a backward added something since the last forward began."""
         self._forward = module.register_forward_pre_hook(self._begins)
 
     def optimizer(
@@ -53,20 +58,36 @@ class Sharded(DataParallel):
         )
         return SteppingOptimizer(self, inner, clip_grad)
 
+    def number(self, rows: range | Tensor) -> None:
+        """Which rows of the run the next forward has, int64 [b]: what `stretto.Dropout` draws by."""
+        number_rows(self.module, rows)
+
     def close(self) -> None:
         super().close()
         self._forward.remove()
 
     def zero(self) -> None:
         super().zero()
-        self._begun = 0
+        self._begun = self._backwards = 0
+        self._added = False
 
     def _begins(self, _module: nn.Module, _args: Any) -> None:
         """A forward: what its backward adds is summed, after each where gradients are sharded, else after the last."""
         if torch.is_grad_enabled():
+            self._backwards += self._added
+            self._added = False
+            if self._backwards >= self.microbatches:
+                raise RuntimeError(
+                    f"a forward begins, but the {self._backwards} backward(s) of this step were not followed by an "
+                    f"update: {UPDATES}; or say shard(microbatches=) where a step has more backwards"
+                )
             self._begun += 1
             if self.sharding.reduce_each or self._begun == self.microbatches:
                 self.reduce(0)
+
+    def _arrived(self, param: nn.Parameter) -> None:
+        self._added = True
+        super()._arrived(param)
 
 
 class SteppingOptimizer:
@@ -107,7 +128,7 @@ def shard(
         keep: with fsdp, how many last blocks stay whole from forward to backward.
 
     Raises:
-        ValueError: no such sharding.
+        ValueError: no such sharding, or nothing to train.
     """
     if sharding not in MODES:
         raise ValueError(f"sharding={sharding!r}: take one of {', '.join(MODES)}")
@@ -115,4 +136,8 @@ def shard(
         apart = [name for name in ("tp", "pp") if state.axis(name).size > 1]
         say = logging.getLogger(__name__).warning if apart else logging.getLogger(__name__).info
         say("%d parameters without a declared place count as whole on every rank", unknown)
+    if not any(param.requires_grad for param in module.parameters()):
+        raise ValueError(FROZEN)
+    if state.world.rank == 0:
+        warn_of_dropout(module)
     return Sharded(module, state, sharding, microbatches, bucket_mb=bucket_mb, keep=keep)

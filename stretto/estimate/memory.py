@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from stretto.arguments.pipeline import num_stages, shape_of, vpp_of
 from stretto.arguments.schema import Arguments
@@ -19,7 +20,7 @@ from stretto.estimate.context import comm_of
 from stretto.estimate.recompute import activations, policy_of
 from stretto.estimate.sizes import BYTES, held_at_once, in_flight, local_tokens
 from stretto.estimate.stages import stage_layers
-from stretto.estimate.stored import EXPERT, stored_tensors
+from stretto.estimate.stored import EMBEDDING, EXPERT, stored_tensors
 from stretto.layout.chunks import CHUNK, SLOTS, slot_bytes
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import Stored, by_section, by_size
@@ -67,12 +68,51 @@ class Ledger:
         return sum(getattr(self, each.name) for each in fields(self) if each.name != "host")
 
 
-def ledger(args: Arguments, stage: int) -> Ledger:
-    """The ledger of each rank that holds a pipeline stage."""
+def ledger(args: Arguments, stage: int, *, embedding: bool = True) -> Ledger:
+    """The ledger of each rank that holds a pipeline stage; without `embedding`, one whose tied embedding is that of
+    another stage on the rank."""
+    return _ledger(_Halves.of(args), stage, embedding=embedding)
+
+
+_PLAIN: Final = Arguments()
+
+
+class _Halves(NamedTuple):
+    """The settings that what is stored follows from, and those of what passes: a planner changes one or the other."""
+
+    stored: Arguments
+    passing: Arguments
+
+    @classmethod
+    def of(cls, args: Arguments) -> _Halves:
+        """Of a run."""
+        batch, run = replace(_PLAIN.batch, seq_len=args.batch.seq_len), replace(_PLAIN.run, dtype=args.run.dtype)
+        both = replace(_PLAIN, model=args.model, tuning=args.tuning, run=run)
+        stored = replace(both, parallel=args.parallel, batch=batch, optimizer=args.optimizer)
+        unsharded = replace(args.parallel, sharding="none")
+        return cls(stored, replace(both, parallel=unsharded, batch=args.batch, data=args.data, run=args.run))
+
+
+def _ledger(halves: _Halves, stage: int, *, embedding: bool) -> Ledger:
+    kept, exchanged, logits = _passing(halves.passing, stage)
+    stored = _stored(halves.stored, stage, embedding)
+    return replace(stored, activations=kept, exchanged=exchanged, logits=logits)
+
+
+@lru_cache(maxsize=4096)
+def _passing(args: Arguments, stage: int) -> tuple[int, int, int]:
+    """Activations, what is exchanged, and logits: they do not follow from what is sharded."""
+    logits = _logits(args) * (stage == num_stages(args.parallel) - 1)
+    return activations(args, stage, policy_of(args, stage)), _exchanged(args, stage), logits
+
+
+@lru_cache(maxsize=4096)
+def _stored(args: Arguments, stage: int, embedding: bool) -> Ledger:
+    """What follows from neither microbatches nor recomputation: a planner asks for it again and again."""
     sharding, keep = sharding_of(args), args.parallel.keep_units
     item = BYTES[args.run.dtype]
     wide = max(4, item)
-    tensors = stored_tensors(args, stage)
+    tensors = [t for t in stored_tensors(args, stage) if embedding or t.kind[0] != EMBEDDING]
     limit = int(args.parallel.bucket_mb * 2**20) // wide
     groups = by_section(tensors) if sharding.params else by_size(tensors, limit)
     shards = [_shards(args, tensors[group[0]].kind) if sharding.state else 1 for group in groups]
@@ -89,12 +129,12 @@ def ledger(args: Arguments, stage: int) -> Ledger:
     used = [sum(f for f, s in zip(flats, sections, strict=True) if n in s) for n in range(_sections(args, stage))]
     # A shared embedding on a stage with both ends: used by the last section too; its gradient fills all the way back.
     both = args.model.shared_embedding and args.parallel.pp == 1
-    tied = sum(f for f, group in zip(flats, groups, strict=True) if both and tensors[group[0]].kind[0] == "embedding")
+    tied = sum(f for f, group in zip(flats, groups, strict=True) if both and tensors[group[0]].kind[0] == EMBEDDING)
     used[-1:] = [used[-1] + tied] if used else []
     # Buckets of decayed and of other tensors fill side by side, two of each at a time.
     others: dict[bool, list[int]] = {}
     for size, group, t in zip(flats, groups, trained, strict=True):
-        if t and (not tied or tensors[group[0]].kind[0] != "embedding"):
+        if t and (not tied or tensors[group[0]].kind[0] != EMBEDDING):
             others.setdefault(sharding.params or tensors[group[0]].decayed, []).append(size)
     filling = tied * is_trained("model.embed_tokens.weight", args.tuning) + sum(
         sum(sorted(sizes)[-2:]) for sizes in others.values()
@@ -116,9 +156,9 @@ def ledger(args: Arguments, stage: int) -> Ledger:
         streamed=_streamed(args, parts, trained, (master, *(moment,) * STATE[args.optimizer.optimizer])) * offload,
         gathered=item * min(whole, pairs + kept) * sharding.params,
         reducing=wide * filling * sharding.grads + _travelling(args, flats),
-        activations=activations(args, stage, policy_of(args, stage)),
-        exchanged=_exchanged(args, stage),
-        logits=_logits(args) * (stage == num_stages(args.parallel) - 1),
+        activations=0,
+        exchanged=0,
+        logits=0,
         host=(masters + optimizer) * offload,
     )
 
@@ -129,10 +169,17 @@ _ONCE: Final = frozenset({"streamed", "gathered", "reducing", "exchanged", "logi
 
 def rank_ledger(args: Arguments, rank: int) -> Ledger:
     """The ledger of each rank at a place along the pipeline, of all of its stages: what is there a piece at a time
-    counts as in the stage where it is largest. A tied embedding whose ends are on one rank counts twice."""
+    counts as in the stage where it is largest."""
+    return _rank_ledger(_Halves.of(args), rank)
+
+
+def _rank_ledger(halves: _Halves, rank: int) -> Ledger:
+    args = halves.passing
     p = args.parallel
-    mine = [s for s, home in enumerate(placement(p.pp, vpp_of(p), shape_of(p))) if home == rank]
-    each = [ledger(args, s) for s in mine]
+    homes = placement(p.pp, vpp_of(p), shape_of(p))
+    mine = [s for s, home in enumerate(homes) if home == rank]
+    last = len(homes) - 1  # its tied embedding is that of the first stage, where both are here
+    each = [_ledger(halves, s, embedding=not (0 < s == last and 0 in mine)) for s in mine]
     if len(each) == 1:
         return each[0]
     found = {f.name: (max if f.name in _ONCE else sum)(getattr(one, f.name) for one in each) for f in fields(Ledger)}
@@ -141,9 +188,27 @@ def rank_ledger(args: Arguments, rank: int) -> Ledger:
     return Ledger(**found)
 
 
-def fullest(args: Arguments, ranks: Iterable[int] | None = None) -> int:
-    """Bytes of the rank that holds most, of those at these places along the pipeline; None: of all."""
-    return max(rank_ledger(args, rank).total for rank in (range(args.parallel.pp) if ranks is None else ranks))
+def fullest(args: Arguments) -> int:
+    """Bytes of the rank that holds most."""
+    halves = _Halves.of(args)
+    return max(_rank_ledger(halves, rank).total for rank in _unlike(halves.passing))
+
+
+@lru_cache(maxsize=64)
+def _unlike(args: Arguments) -> Iterable[int]:
+    """Ranks of the pipeline of which one holds most: of those whose stages are alike, the one with most under way."""
+    p, m = args.parallel, args.model
+    if args.run.activation_budget is not None or args.tuning.freeze:
+        return range(p.pp)  # what a stage computes once more, or trains, follows from more than its layers
+    layers, homes = stage_layers(args), placement(p.pp, vpp_of(p), shape_of(p))
+    alike: dict[object, list[int]] = {}
+    for rank in range(p.pp):
+        mine = [s for s, home in enumerate(homes) if home == rank]
+        held = [
+            [(m.is_sparse(n), m.window_of(n), comm_of(args, n) if p.cp > 1 else "") for n in layers[s]] for s in mine
+        ]
+        alike.setdefault((0 in mine, len(homes) - 1 in mine, repr(held)), []).append(rank)
+    return [max(each, key=lambda rank: held_at_once(args, rank)) for each in alike.values()]
 
 
 def _streamed(args: Arguments, parts: Sequence[int], trained: Sequence[bool], itemsizes: Sequence[int]) -> int:

@@ -75,7 +75,7 @@ def plan(run: Arguments, attempt: Try, fixed: frozenset[str], chip: Chip, limit:
     for variants in _candidates(run, attempt, fixed):
         tried += len(variants)
         for settings, args in reversed(variants):  # the leanest first: where it does not fit, none does
-            memory = fullest(args, {0, args.parallel.pp - 1})
+            memory = fullest(args)
             if memory <= limit:
                 fit.append(Plan(settings, args, memory, step_time(args, chip)))
                 continue

@@ -5,10 +5,10 @@ Rates of Hopper GPUs in bf16 and FP8 are in `chips`; `docs/planning.md` has esti
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass, fields, replace
+from functools import cache, lru_cache
 
 from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments
@@ -90,7 +90,20 @@ class Passes:
 def step_time(args: Arguments, chip: Chip) -> StepTime:
     """Estimate a step on GPUs in bf16 or FP8. Muon's products are not counted, nor are evaluations and saves."""
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
-    stages = [_stage(args, chip, stage) for stage in range(len(stage_layers(args)))]
+    spent, held = _computed(replace(args, parallel=replace(p, sharding="none")), chip)
+    spent += _sharding(args, chip, held, spent.total / m)
+    layers = sum(len(stage_layers(args)[s]) for s in held)
+    host = 0.0 if args.run.cuda_graphs else chip.host * layers * m
+    return spent + StepTime(launches=max(chip.gaps, host - spent.total))
+
+
+@lru_cache(maxsize=64)
+def _computed(args: Arguments, chip: Chip) -> tuple[StepTime, list[int]]:
+    """A step without what follows from sharding, and the stages of the rank that computes longest. A planner asks for
+    the same one with each way to shard."""
+    p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
+    known: dict[tuple[object, ...], Passes] = {}
+    stages = [_stage(args, chip, stage, known) for stage in range(len(stage_layers(args)))]
     cost = Cost.split(
         tuple(s.forward.total for s in stages),
         tuple(s.inputs.total for s in stages),
@@ -101,19 +114,15 @@ def step_time(args: Arguments, chip: Chip) -> StepTime:
     # A bubble is that of the ends of a step: between them its ranks are in step, however many microbatches there are.
     played = min(m, _PLAYED * p.pp)
     schedule = _schedule(p.schedule, p.pp, played, vpp_of(p))
-    of_rank = [
-        sum((stages[s].total.times(played) for s, r in enumerate(schedule.placement) if r == rank), StepTime())
-        for rank in range(p.pp)
-    ]
-    busiest = max(range(p.pp), key=lambda rank: of_rank[rank].total)
-    spent = of_rank[busiest]
-    spent += StepTime(bubble=makespan(simulate(schedule, cost)) - spent.total if p.pp > 1 else 0.0)
+    loads = [0.0] * p.pp
+    for s, rank in enumerate(schedule.placement):
+        loads[rank] += stages[s].total.total
+    busiest = max(range(p.pp), key=loads.__getitem__)
     held = [s for s, r in enumerate(schedule.placement) if r == busiest]
+    spent = sum((stages[s].total.times(played) for s in held), StepTime())
+    spent += StepTime(bubble=makespan(simulate(schedule, cost)) - spent.total if p.pp > 1 else 0.0)
     spent += sum((stages[s].total.times(m - played) for s in held), StepTime())
-    spent += _sharding(args, chip, held, spent.total / m)
-    layers = sum(len(stage_layers(args)[s]) for s in held)
-    host = 0.0 if args.run.cuda_graphs else chip.host * layers * m
-    return spent + StepTime(launches=max(chip.gaps, host - spent.total))
+    return spent, held
 
 
 @cache
@@ -122,12 +131,16 @@ def _schedule(name: str, ranks: int, microbatches: int, vpp: int | None) -> Sche
     return schedule_for(name, ranks, microbatches, vpp)
 
 
-def _stage(args: Arguments, chip: Chip, stage: int) -> Passes:
+def _stage(args: Arguments, chip: Chip, stage: int, known: dict[tuple[object, ...], Passes]) -> Passes:
+    """Of all layers of a stage; `known` has those of other stages, where they are alike."""
     m, held, policy = args.model, stage_layers(args)[stage], policy_of(args, stage)
-    alike = defaultdict[tuple[bool, int | None, frozenset[str]], list[int]](list)
+    alike = Counter[tuple[object, ...]]()
     for layer, parts in zip(held, policy, strict=True):
-        alike[m.is_sparse(layer), m.window_of(layer), parts].append(layer)
-    found = [_layer(args, chip, each[0], parts).times(len(each)) for (*_, parts), each in alike.items()]
+        kind = m.is_sparse(layer), m.window_of(layer), parts, comm_of(args, layer) if args.parallel.cp > 1 else ""
+        if kind not in known:
+            known[kind] = _layer(args, chip, layer, parts)
+        alike[kind] += 1
+    found = [known[kind].times(number) for kind, number in alike.items()]
     if stage == len(stage_layers(args)) - 1:
         found.append(_head(args, chip).times(1 + m.mtp_layers))
         for layer, parts in policy_of_further(args).items():

@@ -16,6 +16,9 @@ from stretto.layout.grouping import Stored
 VOCAB_MULTIPLE: Final = 8
 """Rows of a rank's part of the vocabulary come in multiples of so many."""
 
+EMBEDDING: Final = "embedding"
+"""The kind of what both ends of the model share."""
+
 _Named = tuple[str, int, bool]
 """A stored tensor: the name of the first logical one in it, its elements, whether it decays."""
 
@@ -46,7 +49,7 @@ def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPL
     vocab = -(-rows // multiple) * multiple * m.hidden
     embedding = "model.embed_tokens.weight"
     if first:
-        add([(embedding, vocab, True)], "embedding" if m.shared_embedding else "")
+        add([(embedding, vocab, True)], EMBEDDING if m.shared_embedding else "")
         if learned := positions(m, args.batch.seq_len):
             add([("model.embed_positions.weight", learned * m.hidden, True)])
         section += 1
@@ -60,7 +63,7 @@ def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPL
         if not m.tied:
             add([("lm_head.weight", vocab, True)])
         if m.shared_embedding and not first:
-            add([(embedding, vocab, True)], "embedding")
+            add([(embedding, vocab, True)], EMBEDDING)
     return found
 
 

@@ -107,6 +107,9 @@ class Transformer(nn.Module):
             self.lm_head = VocabParallelHead(
                 head, build, weight=embedding if config.tied else None, softcap=config.logit_softcap, terms=terms
             )
+            self.further_losses = torch.zeros((2, config.mtp_layers), dtype=torch.float64, device=build.device)
+            """Of each further token: the loss, summed over the microbatches of a step as the model's own is, and what
+            its tokens are of those that the model predicts. Who begins a step sets them to 0."""
             if config.mtp_layers:
                 shared = self.lm_head.weight if config.tied else embedding
                 self.next_embedding = VocabParallelEmbedding(_embedding(config), build, weight=shared)
@@ -140,12 +143,16 @@ class Transformer(nn.Module):
         config, structure = self.config, microbatch.known_structure
         share, total = config.mtp_loss / config.mtp_layers, torch.zeros((), dtype=torch.float64, device=x.device)
         turns = self.model.turns(structure, x)
-        for block, (read, wanted, counts) in zip(self.model.further, shifted(microbatch.batch), strict=True):
+        for n, (block, said) in enumerate(zip(self.model.further, shifted(microbatch.batch), strict=True)):
+            read, wanted, counts = said
             embedded = self.model.scaled(self.next_embedding(read))
             whole = self.model.recompute.get(block.layer) == BLOCK
             inputs = (x, embedded, turns, structure)
             x = once_more(block.further, *inputs) if whole else block.further(*inputs)
-            total = total + self.lm_head.loss(x, wanted, counts.double() * (share / microbatch.count))
+            weights = counts.double() / microbatch.count
+            loss = self.lm_head.loss(x, wanted, weights * share)
+            self.further_losses[:, n] += torch.stack([loss.detach() / share, weights.sum()]) if share else 0.0
+            total = total + loss
         return total
 
     def logits(self, tokens: Tensor, before: KeyValues | None = None) -> Tensor:

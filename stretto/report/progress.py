@@ -36,8 +36,8 @@ class LiveProgress(Listener):
 
     def stepped(self, record: StepRecord) -> None:
         left = f"{self._left(record.step)} left"
-        figures = [_learned(record), _speed(record), _use(record)]
-        self._now = record.step, left, ["   ".join(some) for some in figures]
+        figures = [_learned(record), _further(record), _speed(record), _use(record)]
+        self._now = record.step, left, ["   ".join(some) for some in figures if some]
         if self._live is not None:
             self._live.update(self._drawn(*self._now))
         elif record.step % self._run.log_every == 0 or record.step == self._run.steps:
@@ -96,6 +96,10 @@ def _learned(r: StepRecord) -> list[str]:
     found += [] if r.epoch is None else [f"epoch {r.epoch:.2f}"]
     reserved = "" if r.reserved_gib is None else f"/{r.reserved_gib:.1f}"
     return [*found, *([] if r.peak_gib is None else [f"{r.peak_gib:.1f}{reserved} GiB"])]
+
+
+def _further(r: StepRecord) -> list[str]:
+    return [f"mtp {' '.join(f'{loss:.4f}' for loss in r.mtp_losses)}"] if r.mtp_losses else []
 
 
 def _speed(r: StepRecord) -> list[str]:

@@ -31,6 +31,11 @@ def partition(
     if explicit is not None:
         _check_explicit(layers, explicit, balanced)
     counts = balanced if explicit is None else explicit
+    return _ranges(counts)
+
+
+@cache
+def _ranges(counts: tuple[int, ...]) -> tuple[range, ...]:
     return tuple(range(a, b) for a, b in pairwise(accumulate(counts, initial=0)))
 
 

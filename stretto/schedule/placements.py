@@ -153,10 +153,9 @@ def balanced(pieces: Pieces, layers: int, stages: int) -> Layers:
 
 def level(pieces: Pieces, layers: int, home: Sequence[int]) -> Layers:
     """The same by rank: each layer goes to the rank that has least to do, to the stage there that has fewest."""
-    split, busy = [0] * len(home), [0.0] * (max(home) + 1)
+    split = [0] * len(home)
+    busy = _loads(split, pieces, home)
     embedding, head = pieces.ends
-    busy[home[0]] += embedding
-    busy[home[-1]] += head
     extra = {0: embedding, len(home) - 1: head}
     for _ in range(layers):
         rank = min(range(len(busy)), key=lambda r: (round(busy[r], 9), -r))
@@ -166,13 +165,19 @@ def level(pieces: Pieces, layers: int, home: Sequence[int]) -> Layers:
     return tuple(split)
 
 
-def _moves(split: Layers, pieces: Pieces, home: Sequence[int]) -> Iterator[Layers]:
-    """One layer from a stage to another: from the ranks that have most to do first, to those that have least."""
+def _loads(split: Sequence[int], pieces: Pieces, home: Sequence[int]) -> list[float]:
+    """What each rank has to do, in layers: its layers, and the embedding and the head where it holds them."""
     busy = [0.0] * (max(home) + 1)
     for s, n in enumerate(split):
         busy[home[s]] += n
     for end, extra in zip((0, -1), pieces.ends, strict=True):
         busy[home[end]] += extra
+    return busy
+
+
+def _moves(split: Layers, pieces: Pieces, home: Sequence[int]) -> Iterator[Layers]:
+    """One layer from a stage to another: from the ranks that have most to do first, to those that have least."""
+    busy = _loads(split, pieces, home)
     stages = sorted(range(len(split)), key=lambda s: (-busy[home[s]], -split[s]))
     for a in stages:
         for b in reversed(stages):

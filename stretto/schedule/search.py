@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 
@@ -17,6 +18,11 @@ from stretto.schedule.generators import GENERATORS, schedule_for
 from stretto.schedule.greedy import most_alive, squeeze
 from stretto.schedule.ir import Schedule, ScheduleError
 from stretto.schedule.simulate import DeadlockError, simulate, step_time
+
+REORDERED: Final = 1_000_000
+"""Actions that a search reorders, or a schedule more: a number and not seconds, so that all ranks find the same."""
+_VARIANTS: Final = 4
+"""Reorderings of a schedule, at most."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +44,43 @@ def search(p: int, v: int, m: int, cost: Cost, cap: Sequence[int], shape: Shape 
     """The quickest schedule found for these stages, of which rank r holds at most `cap[r]` activations at once.
 
     Starts from every schedule by name in this placement and some more, backwards whole and split, and lets `squeeze`
-    reorder each for these costs and caps; the schedules by name are candidates themselves. Raises ScheduleError where
-    none keeps within the caps.
+    reorder each for these costs and caps, until `REORDERED` actions are, or none can be quicker; the schedules by name
+    are candidates themselves. Raises ScheduleError where none keeps within the caps.
     """
     best: tuple[float, str, Schedule] | None = None
     least = [m * v] * p
-    for origin, start in _starts(p, v, m, shape):
+
+    def look(name: str, s: Schedule) -> float:
+        nonlocal best, least
+        held = most_alive(s)
+        least = min(least, held, key=max)
+        time = step_time(simulate(s, cost), cost)
+        fits = all(has <= most for has, most in zip(held, cap, strict=True))
+        if fits and (best is None or time < best[0] * (1 - 1e-9)):
+            best = time, name, s
+        return time
+
+    starts, bound, left = [*_starts(p, v, m, shape)], lower_bound(p, v, m, cost, shape), REORDERED
+    large = sum(_VARIANTS * s.num_actions for _, s in starts) > REORDERED
+    if large:  # those that are quick as they are come first, and all of them are looked at
+        starts.sort(key=lambda start: look(*start))
+    for origin, start in starts:
+        if not large:
+            look(origin, start)
         for name, s in _variants(origin, start, cost, cap):
-            held = most_alive(s)
-            least = min(least, held, key=max)
-            if any(has > most for has, most in zip(held, cap, strict=True)):
-                continue
-            time = step_time(simulate(s, cost), cost)
-            if best is None or time < best[0] * (1 - 1e-9):
-                best = time, name, s
+            look(name, s)
+            left -= s.num_actions
+            if large and (left <= 0 or (best is not None and best[0] <= bound * (1 + 1e-9))):
+                break
+        else:
+            continue
+        break
     if best is None:
         raise ScheduleError(
             f"no known schedule of {v} stages on each of {p} ranks in a {shape} keeps within {max(cap)} activations of "
             f"a stage; the least that one holds is {max(least)}"
         )
-    return Found(best[2], best[1], best[0], lower_bound(p, v, m, cost, shape))
+    return Found(best[2], best[1], best[0], bound)
 
 
 def caps(p: int, v: int, memory: float | None) -> list[int]:
@@ -112,7 +135,6 @@ def _starts(p: int, v: int, m: int, shape: Shape) -> Iterator[tuple[str, Schedul
 
 
 def _variants(origin: str, s: Schedule, cost: Cost, cap: Sequence[int]) -> Iterator[tuple[str, Schedule]]:
-    yield origin, s
     tight = [min(most, held) for most, held in zip(cap, most_alive(s), strict=True)]
     forms = (s, split(s)) if (s.table.op == B).any() else (s,)
     for form in forms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Protocol, runtime_checkable
 
@@ -60,6 +60,8 @@ class Share:
 
     rows: Any
     share: float | Tensor
+    numbers: range | None = None
+    """Of the rows, in the whole run; rows that are evaluated on have none."""
 
 
 Source = Iterable[Any] | Callable[[int], Any]
@@ -82,10 +84,15 @@ class Cut:
     @property
     def microbatches(self) -> int:
         """Of each rank in a step. Raises ValueError where the sizes do not divide."""
-        dp = self.state.axis("dp")
-        return len(rows_of(self.global_batch, dp.rank, dp.size, self.micro_batch))
+        return len(self.rows)
 
-    def mine(self, batch: Any) -> list[Any]:
+    @property
+    def rows(self) -> list[slice]:
+        """Of a global batch, those of each microbatch of this rank. Raises ValueError where the sizes do not divide."""
+        dp = self.state.axis("dp")
+        return rows_of(self.global_batch, dp.rank, dp.size, self.micro_batch)
+
+    def of(self, batch: Any) -> list[Any]:
         """This rank's microbatches. Raises ValueError for a batch of another size."""
         for tensor in _leaves(batch):
             if tensor.dim() == 0 or tensor.shape[0] != self.global_batch:
@@ -93,9 +100,7 @@ class Cut:
                     f"a tensor {list(tensor.shape)} in a batch, but global_batch={self.global_batch}: every tensor of "
                     "a global batch has as many rows"
                 )
-        dp = self.state.axis("dp")
-        mine = rows_of(self.global_batch, dp.rank, dp.size, self.micro_batch)
-        return [_each(itemgetter(rows), batch) for rows in mine]
+        return [_each(itemgetter(rows), batch) for rows in self.rows]
 
     def ready(self, microbatches: Sequence[Any]) -> tuple[list[Share], Tensor]:
         """On the device, with shares; and the weight [] of the global batch."""
@@ -145,10 +150,13 @@ class RowBatches:
     def next(self) -> Sequence[Any]:
         batch = self._following()
         self.count += 1
-        return self.cut.mine(batch)
+        return self.cut.of(batch)
 
     def ready(self, microbatches: Sequence[Any]) -> Sequence[Share]:
-        return self.cut.ready(microbatches)[0]
+        before = (self.count - 1) * self.cut.global_batch
+        shares = self.cut.ready(microbatches)[0]
+        numbers = [range(before + rows.start, before + rows.stop) for rows in self.cut.rows]
+        return [replace(share, numbers=each) for share, each in zip(shares, numbers, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         own = getattr(self.source, "state_dict", None)
@@ -192,7 +200,7 @@ class RowEvaluation:
 
     def batches(self) -> Iterator[tuple[Sequence[Share], Tensor]]:
         for batch in self.source:
-            yield self.cut.ready(self.cut.mine(batch))
+            yield self.cut.ready(self.cut.of(batch))
 
     def bits_per_byte(self, loss: float) -> None:
         """Not known: nobody says what text the rows stand for."""

@@ -144,6 +144,9 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         wire=DTYPES["bf16"] if args.parallel.reduce_dtype == "bf16" else None,
         recorder=CudaGraphs(state.world.device) if args.run.cuda_graphs else None,
     )
+    made.stepper.further = torch.zeros((2, args.model.mtp_layers), dtype=torch.float64, device=state.world.device)
+    if (last := made.stages.get(len(parts) - 1)) is not None:
+        made.stepper.further = last.further_losses
     made.stepper.executor.check_finite = args.run.check_finite
     balanced = balance[0] if balance else None
     return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, balanced, fp8)

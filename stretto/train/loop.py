@@ -199,7 +199,7 @@ class Loop:
         result = self.assembly.stepper.step(batches.ready(rows), lr, stop=self._stopping())
         measured = self.meter.exchange() if self._ends_line(step) else ()
         read = Readback if self.assembly.stepper.proven else LateReadback
-        figures = read(result.loss, result.grad_norm, result.votes, *measured)
+        figures = read(result.loss, result.grad_norm, result.votes, result.further, *measured)
         balance = self.assembly.balance
         routing = balance.routing if balance is not None and self._ends_line(step) else None
         routed = None if routing is None else RoutingReadback.of(routing)
@@ -220,7 +220,9 @@ class Loop:
 
     def _report(self, pending: Pending) -> bool:
         """Tell of a step; whether some rank asked to stop. Raises DivergedError, on all ranks alike."""
-        loss, norm, votes, *measured = pending.figures.read()
+        loss, norm, votes, *others = pending.figures.read()
+        depth = pending.result.further.shape[1]
+        sums, shares, measured = others[:depth], others[depth : 2 * depth], others[2 * depth :]
         if not math.isfinite(loss) or not math.isfinite(norm):
             where = not_finite(pending.result, self.state.axis("tp", "cp", "dp", "pp"))
             diverged = DivergedError(pending.step, loss, norm, pending.lr, where)
@@ -235,6 +237,8 @@ class Loop:
         self.meter.heard(measured)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         told: dict[str, Any] = {"epoch": pending.epoch, "time": now, **self.meter.figures()}
+        # Of a global batch without such a token nothing is known.
+        told["mtp_losses"] = tuple(x / of for x, of in zip(sums, shares, strict=True)) if sums and all(shares) else None
         told["skipped_steps"] = self._skipped or None
         if pending.routing is not None:
             routed = pending.routing.record(pending.step)

@@ -73,6 +73,8 @@ def step_records(rows: Sequence[dict[str, Any]]) -> list[StepRecord]:
 
 
 def _is_figure(name: str, x: object) -> bool:
+    if name == "mtp_losses":
+        return isinstance(x, list) and all(_is_figure("", each) for each in x)
     return isinstance(x, str) if name == "time" else isinstance(x, (int, float)) and not isinstance(x, bool)
 
 

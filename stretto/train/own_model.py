@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stretto.distributed import DataParallel
-from stretto.distributed.replicate import replicate
+from stretto.distributed.dropout import Dropout, number_rows, warn_of_dropout
+from stretto.distributed.replicate import FROZEN, replicate
 from stretto.exchange import all_gather_json
 from stretto.pipeline_parallel import TensorMeta
 from stretto.tensor_parallel import Build
@@ -26,8 +28,21 @@ class StageCall:
 
     def __init__(self, stages: int, loss: Loss | None, index: int, module: nn.Module) -> None:
         self.module, self.loss, self.last = module, loss, index == stages - 1
+        self.draws = any(isinstance(part, Dropout) for part in module.modules())
 
     def __call__(self, x: Tensor | None, share: Share) -> Tensor:
+        if not torch.is_grad_enabled():
+            with _evaluating(self.module):
+                return self._call(x, share)
+        if share.numbers is None or not self.draws:
+            return self._call(x, share)
+        number_rows(self.module, share.numbers)
+        y = self._call(x, share)
+        if y.requires_grad:  # what the backward computes once more drops what this forward dropped
+            y.register_hook(lambda _: number_rows(self.module, share.numbers))  # type: ignore[no-untyped-call]
+        return y
+
+    def _call(self, x: Tensor | None, share: Share) -> Tensor:
         if self.loss is None:
             whole: Tensor = self.module(x, share)
             return whole
@@ -37,11 +52,32 @@ class StageCall:
         return self.loss(y, targets) * share.share if self.last else y
 
 
-def stage_of(model: nn.Module | Callable[[StageSpec], nn.Module], stages: int, build: Build, index: int) -> nn.Module:
-    """The module of a stage, on its device, all of its parameters declared."""
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Nothing of it is in training mode: nothing drops."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    yield
+    for part in training:
+        part.training = True
+
+
+def stage_of(
+    model: nn.Module | Callable[[StageSpec], nn.Module], stages: int, build: Build, say: bool, index: int
+) -> nn.Module:
+    """The module of a stage, on its device, all of its parameters declared; with `say`, a line about its dropout."""
     module = model if isinstance(model, nn.Module) else model(StageSpec(index, stages, build))
     module = module.to(device=build.device, dtype=build.dtype)
+    if say:
+        warn_of_dropout(module)
     return replicate(module) if build.tp.size == 1 else module
+
+
+def require_trained(weights: DataParallel, pp: Axis) -> None:
+    """Raise ValueError, on all ranks of the pipeline, where no stage has a parameter that wants a gradient."""
+    if not any(all_gather_json(any(item.param.requires_grad for item in weights.declared), pp)):
+        raise ValueError(FROZEN)
 
 
 def require_names_apart(weights: DataParallel, pp: Axis) -> None:

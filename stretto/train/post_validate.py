@@ -31,7 +31,7 @@ class _Unproven:
     limit: float
     norm: NormSum
     figures: Tensor
-    """[2]: loss and votes, once `work` is over."""
+    """Loss, votes and further losses, once `work` is over."""
     work: Work
     result: StepResult
     """Its tensors are filled when the norm is known."""
@@ -79,9 +79,9 @@ class PostValidated(Stepper):
             self._trusting = self._unclipped(clip_factor(result.grad_norm, self.clip_grad))
             return result
         norm = NormSum(self.weights)
-        figures, work = sum_over_world_async(loss, self.state, votes=float(stop))
+        figures, work = sum_over_world_async(loss, self.state, self.further, votes=float(stop))
         made = [torch.zeros_like(norm.squares) for _ in range(3)]
-        result = StepResult(made[0], made[1], made[2], loss, self.weights.norms)
+        result = StepResult(made[0], made[1], made[2], loss, self.weights.norms, torch.zeros_like(self.further))
         self.before_update()
         for kept, flat in zip(self._kept, self._flats, strict=True):
             kept.copy_(flat)
@@ -97,8 +97,8 @@ class PostValidated(Stepper):
         norm = made.norm.wait()
         made.work.wait()
         for to, value in zip(
-            (made.result.loss, made.result.grad_norm, made.result.votes),
-            (made.figures[0], norm, made.figures[1]),
+            (made.result.loss, made.result.grad_norm, made.result.votes, made.result.further),
+            (made.figures[0], norm, made.figures[1], made.figures[2:].view_as(self.further)),
             strict=True,
         ):
             to.copy_(value)

@@ -59,6 +59,8 @@ class StepRecord:
     """Their times."""
     skipped_steps: int | None = None
     """Updates that this process has skipped so far, as a gradient was no number; their steps have no row."""
+    mtp_losses: Sequence[float] | None = None
+    """Nats per token that counts there, of each token after the next one, where the model learns to predict any."""
     expert_load: float | None = None
     """The largest load of an expert over the mean, of the worst layer; see `RoutingRecord`, as for the next ones."""
     expert_entropy: float | None = None
@@ -191,7 +193,9 @@ def figures(record: StepRecord | EvalRecord | SaveRecord) -> dict[str, float]:
     names = _SAVE_NAMES if isinstance(record, SaveRecord) else _STEP_NAMES
     if isinstance(record, EvalRecord):
         names = {name: f"{name}/{record.name}" for name in ("loss", "bits_per_byte")}
-    return {name: value for key, name in names.items() if (value := getattr(record, key)) is not None}
+    found = {name: value for key, name in names.items() if (value := getattr(record, key)) is not None}
+    further = (isinstance(record, StepRecord) and record.mtp_losses) or ()
+    return found | {f"loss/mtp_{n}": loss for n, loss in enumerate(further, start=1)}
 
 
 _STEP_NAMES: Final[Mapping[str, str]] = MappingProxyType(

@@ -56,6 +56,8 @@ class StepResult:
     """This rank's part [] of it."""
     norms: tuple[list[str], Tensor]
     """Names of the gradients that this rank counts, and their norms [n]."""
+    further: Tensor = field(default_factory=lambda: torch.zeros((2, 0), dtype=torch.float64))
+    """[2, D] of the tokens after the next, the same on every rank: losses, and what their tokens are of all."""
     seen: Seen = field(default_factory=list)
     """Gradients of each microbatch, where they are watched."""
     skipped: bool = False
@@ -83,6 +85,8 @@ class Stepper:
         self.watch = None if on_nonfinite == "stop" else GradientWatch()
         for bucket in weights.all_buckets:
             bucket.watch = self.watch
+        self.further = torch.zeros((2, 0), dtype=torch.float64, device=self.state.world.device)
+        """[2, D]: what the program adds to it in a step, losses beside the one that it returns."""
         self.before_update: Callable[[], object] = nothing
         """Called when the gradients are there, and the weights are still those of the step before."""
 
@@ -96,6 +100,7 @@ class Stepper:
     def gradients(self, microbatches: Sequence[Any]) -> Tensor:
         """Run the program. Returns the loss [] of this rank's part; gradients are whole, not clipped."""
         self.weights.zero()
+        self.further.zero_()
         with self.steady():
             loss = self.executor.step(microbatches)
         self.weights.finish()
@@ -108,7 +113,7 @@ class Stepper:
     def update(self, loss: Tensor, lr: float, *, stop: bool = False) -> StepResult:
         """Clip, and update the weights; `loss` [] is this rank's part, as `gradients` returned it."""
         norm = grad_norm(self.weights)
-        total = sum_over_world(loss, self.state, votes=float(stop))
+        total = sum_over_world(loss, self.state, self.further, votes=float(stop))
         # Both are sums over all ranks, which therefore agree; the host waits for them only where it may skip.
         skipped = self.on_nonfinite == "skip" and not bool(torch.isfinite(total[0]) & torch.isfinite(norm))
         self.before_update()
@@ -117,23 +122,31 @@ class Stepper:
         else:
             self.optimizer.step(lr, clip_factor(norm, self.clip_grad))
         seen = self.watch.take() if self.watch else []
-        return StepResult(total[0], norm, total[1], loss, self.weights.norms, seen, skipped)
+        further = total[2:].view_as(self.further)
+        return StepResult(total[0], norm, total[1], loss, self.weights.norms, further, seen, skipped)
 
 
-def sum_over_world(loss: Tensor, state: ParallelState, *, votes: float = 0.0) -> Tensor:
-    """[2]: the sum of the ranks' losses, and of their votes, in fp64 on every rank by one small all-reduce.
+def sum_over_world(loss: Tensor, state: ParallelState, further: Tensor | None = None, *, votes: float = 0.0) -> Tensor:
+    """[2 + n]: the sum of the ranks' losses, of their votes, and of what else [..] they tell, in fp64 on every rank by
+    one small all-reduce.
 
     Tensor-parallel ranks repeat one loss, so only the first of them adds it.
     """
-    packed, work = sum_over_world_async(loss, state, votes=votes)
+    packed, work = sum_over_world_async(loss, state, further, votes=votes)
     work.wait()
     return packed
 
 
-def sum_over_world_async(loss: Tensor, state: ParallelState, *, votes: float = 0.0) -> tuple[Tensor, Work]:
-    """The same, on its way: [2], there when the work is over."""
-    mine = loss.detach().double() * (state.axis("tp").rank == 0)
-    packed = torch.stack([mine, torch.full_like(mine, votes)])
+def sum_over_world_async(
+    loss: Tensor, state: ParallelState, further: Tensor | None = None, *, votes: float = 0.0
+) -> tuple[Tensor, Work]:
+    """The same, on its way: there when the work is over."""
+    mine = loss.detach().double()
+    told = torch.cat(
+        [mine[None], torch.full_like(mine, votes)[None], *([] if further is None else [further.flatten()])]
+    )
+    packed = told * (state.axis("tp").rank == 0)
+    packed[1] = votes
     return packed, all_reduce_(packed, state.axis("tp", "cp", "dp", "pp"))
 
 

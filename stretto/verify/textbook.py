@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import comm_of
 from stretto.estimate.kept import BLOCK
-from stretto.estimate.recompute import policy_of
+from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.estimate.sizes import local_tokens
 from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
@@ -24,7 +24,7 @@ from stretto.params import Declared, Logical, collect
 from stretto.tensor_parallel import Build
 from stretto.train.build import stage_specs
 from stretto.train.dtypes import DTYPES
-from stretto.verify.textbook_experts import Exchanged, balance, expert_axes_at
+from stretto.verify.textbook_experts import Exchanged, balance, expert_axes_at, layers_of
 from stretto.world import Axis, ExpertAxes
 
 Bytes = dict[tuple[str, str], float]
@@ -44,8 +44,6 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     """
     if args.model.experts and args.model.expert_capacity:
         raise NotImplementedError("no textbook volumes for experts of bounded capacity yet")
-    if args.model.mtp_layers:
-        raise NotImplementedError("no textbook volumes for layers that predict further tokens yet")
     if args.parallel.sharding == "fsdp" or "dp.0" in layout.axes:
         raise NotImplementedError("no textbook volumes for weights that are gathered block by block yet")
     at, step = layout.coords(rank), _Step(args, layout)
@@ -71,7 +69,11 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     # The count of tokens; the gradient's norm; the loss and the votes to stop.
     dense = not args.model.experts and (args.parallel.sharding == "none" or layout.size("dp", "cp") == 1)
     norm = "tp-pp" if dense else "tp-cp-dp-pp"
-    for axis, size in (("dp-cp", 8.0), (norm, 8.0), ("tp-cp-dp-pp", 16.0 + balance(args))):
+    for axis, size in (
+        ("dp-cp", 8.0),
+        (norm, 8.0),
+        ("tp-cp-dp-pp", 16.0 + 16.0 * args.model.mtp_layers + balance(args)),
+    ):
         key = axis, "all_reduce"
         found[key] = found.get(key, 0.0) + step.all_reduce(axis, size)
     return {key: size for key, size in found.items() if size}
@@ -114,13 +116,14 @@ class _Step:
     def borders(self, part: StageSpec) -> Bytes:
         """Every layer enters and leaves two parallel regions; the embedding leaves one, the head enters one. Attention
         with latents enters with these, and with the residual stream where queries have none; experts have no region of
-        their own, those that every token goes through do.
+        their own, those that every token goes through do. A further token is one more use of embedding and head.
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
         one and a reduce-scatter in the other. What is computed once more crosses its borders once more."""
         mb, one, every = self.microbatches, self.all_reduce("tp", self.activation), self.recomputed(part)
-        sides = [self._sides(layer) for layer in part.layers]
-        both = sum(entered + left for entered, left in sides) + part.first + part.last
+        sides = [self._sides(layer) for layer in layers_of(self.args.model, part)]
+        ends = part.first + part.last * (1 + 2 * self.args.model.mtp_layers)
+        both = sum(entered + left for entered, left in sides) + ends
         again, left_again = sum(each.entered for each in every), sum(each.left for each in every)
         if self.args.parallel.sequence_parallel:
             gathers, scatters = (both + again) / 2, (both + left_again) / 2
@@ -144,7 +147,8 @@ class _Step:
         stage = next(n for n, each in enumerate(stage_specs(self.args)) if each == part)
         norms = self.args.model.norm_placement != "post"
         found = []
-        for layer, parts in zip(part.layers, policy_of(self.args, stage), strict=True):
+        further = policy_of_further(self.args) if part.last else {}
+        for layer, parts in (*zip(part.layers, policy_of(self.args, stage), strict=True), *further.items()):
             if parts == BLOCK:
                 found.append(_Recomputed(*self._sides(layer), attention=True, heads=True))
                 continue
@@ -166,7 +170,7 @@ class _Step:
         m, p, found = self.args.model, self.args.parallel, defaultdict[tuple[str, str], float](float)
         item = DTYPES[self.args.run.dtype].itemsize
         head, kv_heads = self.tokens * m.dim_per_head * self.microbatches, max(1, m.num_kv_heads // p.tp)
-        for layer, each in zip(part.layers, self.recomputed(part), strict=True):
+        for layer, each in zip(layers_of(self.args.model, part), self.recomputed(part), strict=True):
             forwards = 1 + each.attention
             comm = comm_of(self.args, layer)
             inner = p.cp if comm == "ulysses" else (p.cp_a2a or 1) if comm == "hybrid" else 1
@@ -207,7 +211,8 @@ class _Step:
 
     def loss(self, part: StageSpec) -> Bytes:
         """Of each token the maximum of the logits, the sum of exponentials, and the label's logit; smoothed, a sum."""
-        one = self.all_reduce("tp", self.tokens * self.wide) * self.microbatches * part.last
+        times = self.microbatches * part.last * (1 + self.args.model.mtp_layers)
+        one = self.all_reduce("tp", self.tokens * self.wide) * times
         return {("tp", "all_reduce_max"): one, ("tp", "all_reduce"): (3 if self.args.loss.label_smoothing else 2) * one}
 
     def messages(self, stage: int) -> Bytes:

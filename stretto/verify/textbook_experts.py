@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stretto.arguments.schema import Arguments
+from stretto.arguments.schema import Arguments, ModelConfig
 from stretto.estimate.sizes import local_tokens
 from stretto.layout import Layout
 from stretto.models import StageSpec
@@ -33,7 +33,7 @@ class Exchanged:
 
     def _times(self, part: StageSpec) -> tuple[int, int]:
         """Sparse layers times microbatches on a stage, and forwards of each."""
-        sparse = sum(map(self.args.model.is_sparse, part.layers))
+        sparse = sum(map(self.args.model.is_sparse, layers_of(self.args.model, part)))
         again = self.args.run.recompute in ("block", "offload")
         return sparse * self.args.batch.microbatches(self.layout.size("dp")), 1 + again
 
@@ -68,6 +68,11 @@ class Exchanged:
         """How much less, and how much more, a rank may send than with equal loads."""
         rows = self.rows(part)
         return rows * (self.ranks - 1) / self.ranks, rows / self.ranks
+
+
+def layers_of(model: ModelConfig, part: StageSpec) -> tuple[int, ...]:
+    """Of a stage; on the last one those that predict further tokens, too."""
+    return (*part.layers, *(model.further_layers if part.last else ()))
 
 
 def expert_axes_at(layout: Layout, at: Mapping[str, int]) -> ExpertAxes:

@@ -47,6 +47,21 @@ def test_the_published_size_of_llama(capsys: pytest.CaptureFixture[str]) -> None
     assert "70,553,706,496" in capsys.readouterr().out
 
 
+def test_where_nothing_fits_the_leanest_settings_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a list of modes that all do not fit, and nothing to do; settings that the run has already."""
+    words = ["--preset", "llama3-8b", "--tp", "1", "--nproc", "8", "--device", "cuda", "--micro-batch", "2"]
+    assert main([*words, "--hbm", "40"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--sharding fsdp --micro-batch 1" in said
+    assert re.search(r"--micro-batch 1( --recompute block)?: [\d.]+ GiB, fits", said)
+    assert "with the same words tries" not in said
+    assert main([*words, "--hbm", "2", "--recompute", "block"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(
+        r"--sharding fsdp --micro-batch 1 --optimizer-cpu-offload: ([\d.]+) GiB, [\d.]+ too much; `stret", said
+    )
+
+
 def test_who_sits_on_which_node(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--preset", "llama3-8b", "--world-size", "64", "--gpus-per-node", "4"]
     assert main(words) == 0

@@ -55,6 +55,15 @@ def test_the_rows_of_a_run(whole: Path) -> None:
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-00000010", "step-00000012"]
 
 
+def test_another_tokenizer_is_rejected_with_both_named(fresh: Fresh, options: list[str], whole: Path) -> None:
+    """Catches fingerprints alone, and the advice to give the model another vocabulary."""
+    ended = fresh.run(main, [*options, "--out", str(whole), "--resume", "--tokenizer", "python"], env=ENV)
+    assert ended.code == 2
+    said = " ".join(ended.err.split())
+    assert "was trained with the tokenizer 'byte' (fingerprint 'byte'), but data.tokenizer is 'python'" in said
+    assert "leave --tokenizer out, or say --tokenizer byte, to go on; leave --resume out" in said
+
+
 @pytest.mark.parametrize("what", ["ctrl_c", "terminate_the_parent", "terminate_this_rank"])
 def test_stopped_and_resumed_is_uninterrupted(
     fresh: Fresh, options: list[str], whole: Path, tmp_path: Path, resume: Callable[..., Ended], what: str

@@ -85,6 +85,30 @@ def _misused(world: World) -> tuple[str, str]:
     return str(early.value), str(unread.value)
 
 
+@pytest.mark.parametrize("mode", ["none", "zero1", "zero2", "fsdp"])
+def test_an_optimizer_of_torch_is_an_error_at_its_first_step(mode: str) -> None:
+    """It sees no gradients. So is a loop that never updates. Catches: one over other parameters that is rejected too;
+    a hook that outlives the weights."""
+    net, other = model(), nn.Linear(2, 2)
+    with ParallelState.build(Layout.of(), World.single()) as state:
+        with shard(net, state, sharding=mode) as sharded:
+            torch.optim.SGD(other.parameters(), lr=0.1).step()
+            net(rows(0)).mean().backward()
+            with pytest.raises(
+                RuntimeError, match=r"AdamW holds 0.0.weight.*trains nothing; take `optimizer = sharded"
+            ):
+                torch.optim.AdamW(net.parameters()).step()
+            with torch.no_grad():
+                net(rows(0))
+            with pytest.raises(RuntimeError, match=r"the 1 backward.* were not followed by an update"):
+                net(rows(0))
+            sharded.optimizer(SGDRule(0.0, 0.0)).step(0.1)
+            net(rows(0))
+        torch.optim.AdamW(net.parameters()).step()
+        with pytest.raises(ValueError, match="nothing to train"):
+            shard(net.requires_grad_(False), state)
+
+
 def test_what_is_declared_stays_so() -> None:
     net = nn.Linear(3, 3)
     declare(net, "weight", ParamSpec((3, 3), Init(), weight_decay=False))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig
-from stretto.estimate import count_parameters, ledger, rank_ledger
+from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig, RunConfig
+from stretto.estimate import count_parameters, fullest, ledger, rank_ledger
 from stretto.estimate.sizes import in_flight
 from stretto.schedule import GENERATORS, Op, Schedule, schedule_for
 from stretto.schedule.greedy import most_alive
@@ -40,17 +42,42 @@ def test_of_an_order_that_is_searched_as_many_as_it_may_have() -> None:
         assert in_flight(Arguments(batch=batch, parallel=parallel), 7) == expected
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", ["1f1b", "interleaved", "zbv"])
-def test_a_rank_has_the_weights_of_all_of_its_stages(name: str) -> None:
-    """Catches a table that leaves out all stages but the first of a rank, logits on the wrong rank, and activations
-    as if all stages of a rank held most at the same time."""
+def test_a_rank_has_the_weights_of_all_of_its_stages(name: str, tied: bool) -> None:
+    """Catches a table that leaves out all stages but the first of a rank, logits on the wrong rank, activations as if
+    all stages of a rank held most at the same time, and a tied embedding twice on the rank that has both ends."""
     parallel = ParallelConfig(pp=2, dp=1, schedule=name)  # type: ignore[arg-type]
-    model = ModelConfig(layers=8, hidden=64, heads=4, vocab=64)
-    args = Arguments(model=model, batch=BatchConfig(global_batch=8, micro_batch=1, seq_len=32), parallel=parallel)
+    model = ModelConfig(layers=8, hidden=64, heads=4, vocab=64, tied=tied)
+    batch = BatchConfig(global_batch=8, micro_batch=1, seq_len=32)
+    args = Arguments(model=model, batch=batch, parallel=parallel)
     found = [rank_ledger(args, rank) for rank in range(2)]
-    assert sum(each.weights for each in found) == 4 * count_parameters(model, 32).total
+    assert sum(each.weights for each in found) == 4 * (
+        count_parameters(model, 32).total + 64 * 64 * (tied and name != "zbv")
+    )
     s = schedule_for(name, 2, 8)
     assert [each.logits > 0 for each in found] == [rank == s.placement[-1] for rank in range(2)]
     one = ledger(args, 1).activations / in_flight(args, 1)  # of a stage, and a microbatch
     for rank, most in enumerate(most_alive(s)):
         assert found[rank].activations == pytest.approx(most * one, rel=0.03)
+
+
+@given(
+    pp=st.integers(1, 9),
+    name=st.sampled_from(["1f1b", "gpipe", "interleaved", "zbv", "zb-h1"]),
+    layers=st.integers(9, 40),
+    sharding=st.sampled_from(["none", "zero1", "fsdp"]),
+    recompute=st.sampled_from(["none", "selective", "block"]),
+    dense=st.integers(0, 3),
+)
+def test_the_fullest_rank_is_that_of_all(
+    pp: int, name: str, layers: int, sharding: str, recompute: str, dense: int
+) -> None:
+    """Catches: the ends of the pipeline looked at alone, where a rank between them has a layer more."""
+    sparse = {"experts": 4, "expert_ffn": 16, "first_dense": dense} if dense else {}
+    model = ModelConfig(layers=layers, hidden=64, heads=4, vocab=3000, ffn=96, **sparse)  # type: ignore[arg-type]
+    parallel = ParallelConfig(pp=pp, dp=2, schedule=name, sharding=sharding)  # type: ignore[arg-type]
+    batch = BatchConfig(global_batch=2 * 12, micro_batch=1, seq_len=32)
+    run = RunConfig(recompute=recompute)  # type: ignore[arg-type]
+    args = Arguments(model=model, batch=batch, parallel=parallel, run=run)
+    assert fullest(args) == max(rank_ledger(args, rank).total for rank in range(pp))

@@ -1,8 +1,8 @@
 """P19: the ledger says of weights, gradients and optimizer what lives, to the byte, in every mode of sharding.
 
-Faults to catch: padding of shards left out; a tied embedding counted twice; masters of wide weights counted; state of
-another rule; moments in bf16 counted wide; gradients that are sharded counted whole; gradients or masters of what is
-frozen counted.
+Faults to catch: padding of shards left out; a tied embedding counted twice; one whose both ends are on a rank counted
+twice; masters of wide weights counted; state of another rule; moments in bf16 counted wide; gradients that are sharded
+counted whole; gradients or masters of what is frozen counted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stretto.arguments.resolve import layout_for
 from stretto.arguments.schema import (
     Arguments,
     BatchConfig,
@@ -25,8 +26,7 @@ from stretto.arguments.schema import (
     TuningConfig,
 )
 from stretto.distributed.memory import here
-from stretto.estimate import fitting, ledger
-from stretto.layout import Layout
+from stretto.estimate import fitting, ledger, rank_ledger
 from stretto.parallel_state import ParallelState
 from stretto.train.build import build
 from stretto.train.groups import axes_of
@@ -89,7 +89,14 @@ def runs(draw: st.DrawFn) -> Arguments:
     return Arguments(
         model=model,
         parallel=ParallelConfig(
-            tp=tp, pp=pp, dp=dp, sharding=mode, ep=ep, etp=etp, bucket_mb=draw(st.sampled_from([1e-6, 0.01, 25]))
+            tp=tp,
+            pp=pp,
+            dp=dp,
+            sharding=mode,
+            ep=ep,
+            etp=etp,
+            bucket_mb=draw(st.sampled_from([1e-6, 0.01, 25])),
+            schedule=draw(st.sampled_from(["1f1b", "interleaved", "zbv"])) if pp > 1 else "1f1b",
         ),
         batch=BatchConfig(seq_len=4, micro_batch=1, global_batch=2 * dp),
         optimizer=OptimizerConfig(
@@ -106,7 +113,7 @@ def runs(draw: st.DrawFn) -> Arguments:
 @given(runs(), st.data())
 def test_the_ledger_is_what_lives(args: Arguments, data: st.DataObject) -> None:
     p = args.parallel
-    layout = Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1, ep=p.ep, etp=p.etp)
+    layout = layout_for(p)
     rank = data.draw(st.integers(0, layout.world - 1))
     with ParallelState.inspect(layout, rank, axes=axes_of(args, layout)) as state:
         built = build(args, state)
@@ -119,7 +126,7 @@ def test_the_ledger_is_what_lives(args: Arguments, data: st.DataObject) -> None:
         masters = sum(m.nbytes for m, b in zip(optimizer.masters, buckets, strict=True) if m is not b.shard)
         moments = sum(t.nbytes for each in optimizer.state.values() for t in each)
         built.weights.close()
-        found = ledger(args, state.coords["pp"])
+        found = rank_ledger(args, state.coords["pp"])
     kept = (0, 0, masters + moments) if args.optimizer.optimizer_cpu_offload else (masters, moments, 0)
     assert (found.weights, found.gradients) == (weights, gradients)
     assert (found.masters, found.optimizer, found.host) == kept

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from experts_models import LATENT, QWEN2, arguments, prove
+from experts_models import LATENT, QWEN2, arguments, layout_of, prove
 
-from stretto.arguments.schema import DataConfig
+from stretto.arguments.schema import Arguments, DataConfig
 from stretto.batch import Batch
 from stretto.testing import Pool
+from stretto.verify import build
+from stretto.verify.session import random_batch
+from stretto.world import World
 
 SP = {"sequence_parallel": True}
 CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
@@ -35,6 +39,29 @@ def test_a_layout_equals_one_process(
     the last layer that are not balanced; a join that tensor-parallel ranks do not add up."""
     args = arguments(model, run=run, **parallel)
     prove(pool, replace(args, data=replace(DataConfig(), packing="cp" in parallel)))
+
+
+@pytest.mark.gloo
+def test_losses_of_further_tokens_are_those_of_one_process(pool: Pool) -> None:
+    """And not far from those of a model that knows nothing. Catches: losses that carry their weight or the share of
+    their tokens, that add up over steps, or that tensor-parallel ranks count once each."""
+    dense = {"experts": 0, "expert_ffn": None, "mtp_layers": 2, "mtp_loss": 0.7}
+    want = pool.run(1, _told, arguments(dense))[0]
+    for parallel in ({"tp": 2, "pp": 2, "dp": 2}, {"cp": 2, "pp": 2, "vpp": 2, "schedule": "zbv", "vpp_shape": "v"}):
+        for found in pool.run(4 if "cp" in parallel else 8, _told, arguments(dense, **parallel)):
+            assert found == [pytest.approx(step, rel=1e-10) for step in want]
+    assert all(abs(loss - math.log(53)) < 0.1 for step in want for loss in step)
+
+
+def _told(world: World, args: Arguments) -> list[list[float]]:
+    found = []
+    with build(args, layout_of(args), world) as session:
+        for step in range(2):
+            microbatches = session.microbatches(random_batch(args, step))
+            sums, shares = session.built.stepper.step(microbatches, 0.1).further.tolist()
+            found.append([loss / share for loss, share in zip(sums, shares, strict=True)])
+            assert max(shares) < 1
+    return found
 
 
 @pytest.mark.gloo

@@ -2,6 +2,7 @@
 
 Faults to catch: rows that are sent to each rank of a cut expert twice; latents that cross a border by themselves each;
 gradients of experts summed over all data-parallel ranks; gradients in bf16 that are gathered in fp32.
+A layer that predicts a further token sends what any other does, and uses embedding and head once more.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (GPT_OSS, {"tp": 2, "dp": 2, "etp": 2, "ep": 2, "sequence_parallel": True}, "none"),
     (QWEN2, {"dp": 4, "ep": 2, "reduce_dtype": "bf16", "sharding": "zero2"}, "none"),
     (MIXTRAL, {"dp": 2, "pp": 2, "ep": 2, "reduce_dtype": "bf16"}, "selective"),
+    ({**LATENT, "mtp_layers": 2}, {"tp": 2, "pp": 2, "ep": 2, "sequence_parallel": True}, "block"),
+    ({**QWEN2, "tied": True, "mtp_layers": 1}, {"tp": 2, "cp": 2, "pp": 2, "ep": 2}, "selective"),
 ]
 
 

@@ -29,6 +29,7 @@ STEP = StepRecord(
     10**12,
     1_234_567.0,
     epoch=1.25,
+    mtp_losses=(3.25, 4.5),
     ms_per_step=12_345.6,
     tokens_per_second_per_gpu=98_765.4,
     tflops_per_gpu_full=412.3,
@@ -45,7 +46,7 @@ STEP = StepRecord(
 SHOWN = (
     *("99990/100000", "loss 12.3456", "norm 123.456", "lr 2.50e-04", "12,346 ms", "1,234,567 tokens/s", "98,765 each"),
     *("TFLOP/s 412 full 381 causal", "MFU 41.7% full 38.5% causal", "71.2/78.9 GiB", "data 0.4 ms"),
-    *("epoch 1.25", "slowest rank 127 x1.07"),
+    *("epoch 1.25", "slowest rank 127 x1.07", "mtp 3.2500 4.5000"),
 )
 
 
@@ -67,7 +68,7 @@ def shown(width: int, *, terminal: bool, log_every: int = 1) -> str:
 def test_a_terminal_has_all_figures_under_a_bar(width: int) -> None:
     """Catches: a line that is wider than the window, which breaks, or loses its end."""
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown(width, terminal=True)).replace("\r", "\n").splitlines()
-    bar, *figures = [line for line in lines if line.strip()][-4:]
+    bar, *figures = [line for line in lines if line.strip()][-5:]
     assert SHOWN[0] in bar
     assert "━" in bar
     assert re.search(r"\d+:\d\d:\d\d left$", bar.rstrip())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from stretto.schedule import (
     GENERATORS,
     Cost,
+    Schedule,
     ScheduleError,
     check,
     check_lowered,
@@ -20,6 +24,8 @@ from stretto.schedule import (
 )
 from stretto.schedule.greedy import squeeze
 from stretto.schedule.search import lower_bound, search, split
+
+search_module = sys.modules["stretto.schedule.search"]
 
 pytestmark = pytest.mark.pure
 
@@ -69,6 +75,28 @@ def test_a_step_is_close_to_the_bound_where_the_head_is_heavy() -> None:
     found = search(8, 2, 24, cost, [16] * 8, "v")
     assert found.gap < 0.03
     assert found.time < 0.96 * step_time(simulate(schedule_for("zbv", 8, 24), cost), cost)
+
+
+def test_a_search_reorders_so_many_actions_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: every start reordered, whatever it takes; the best by name forgotten. A number, not seconds: all ranks
+    must find the same schedule."""
+    calls = list[int]()
+    squeezed = search_module.squeeze
+
+    def counted(s: Schedule, *more: Any) -> Schedule:
+        calls.append(s.num_actions)
+        return squeezed(s, *more)
+
+    monkeypatch.setattr(search_module, "squeeze", counted)
+    cost = Cost.split((1.0, 2.0, 1.0, 1.0), (2.0, 1.0, 1.0, 2.0), (0.7, 0.7, 0.7, 1.0), hop=0.3)
+    free = search(4, 1, 16, cost, [4] * 4)
+    every, calls[:] = len(calls), []
+    monkeypatch.setattr(search_module, "REORDERED", 300)
+    found = search(4, 1, 16, cost, [4] * 4)
+    assert sum(calls) <= 300 + 4 * 16 * 3
+    assert len(calls) < every
+    named = (schedule_for(name, 4, 16) for name in ("1f1b", "zb-h1"))
+    assert free.time <= found.time <= min(step_time(simulate(s, cost), cost) for s in named)
 
 
 def test_a_cap_below_all_is_an_error() -> None:

@@ -18,6 +18,7 @@ from stretto.arguments import parse
 from stretto.batch import Batch
 from stretto.layout import Layout
 from stretto.pipeline_parallel import CudaGraphs, GraphedExecutor, Recorder
+from stretto.pipeline_parallel.inputs import Inputs
 from stretto.verify import Session, build, random_batch, random_weights
 from stretto.world import World
 
@@ -97,8 +98,27 @@ def test_a_recording_that_fails_is_made_up_for(fails: int, caplog: pytest.LogCap
 
 
 @pytest.mark.gloo
-def test_another_signature_is_eager() -> None:
-    """Catches: rows of another shape, or known otherwise, copied over those that were recorded."""
+def test_a_signature_is_of_shapes_and_of_what_the_host_has_seen() -> None:
+    """Each alone. Catches: one that leaves shapes, dtypes, or what is no tensor out."""
+    first = {"rows": torch.zeros(2, 3), "known": (4, None)}
+    inputs = Inputs(first)
+    assert inputs.put({"rows": torch.ones(2, 3), "known": (4, None)})
+    assert inputs.tree["rows"].sum() == 6
+    for other in (
+        {"rows": torch.zeros(2, 2), "known": (4, None)},
+        {"rows": torch.zeros(2, 3, dtype=torch.float64), "known": (4, None)},
+        {"rows": torch.zeros(2, 3), "known": (5, None)},
+        {"rows": torch.zeros(2, 3), "known": (4, torch.zeros(1))},
+    ):
+        assert not inputs.put(other)
+        assert inputs.tree["rows"].shape == (2, 3)
+        assert inputs.tree["rows"].sum() == 6
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("what", ["shorter rows", "known otherwise"])
+def test_another_signature_is_eager(what: str) -> None:
+    """Catches: rows of another shape, or of the same shape and known otherwise, copied over those recorded."""
     args = parse(WORDS.split(), files=False).args
 
     def losses(recorder: Recorder | None) -> list[Any]:
@@ -110,8 +130,11 @@ def test_another_signature_is_eager() -> None:
             found = []
             for step in range(4):
                 microbatches = session.microbatches(random_batch(args, seed=step))
-                if step == 3:  # shorter rows, in the middle
-                    short = microbatches[1]
+                short = microbatches[1]
+                if step == 3 and what == "known otherwise":
+                    given = None if short.structure is not None else short.known_structure
+                    microbatches[1] = replace(short, structure=given)
+                elif step == 3:  # in the middle
                     b = short.batch
                     batch = Batch(*(x[:, :9] for x in (b.tokens, b.labels, b.loss_mask)), b.samples)
                     microbatches[1] = replace(short, batch=batch, structure=None)

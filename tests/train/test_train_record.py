@@ -7,14 +7,15 @@ cannot be read; a new run that appends; a crash while the old lines are copied t
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.train.metrics_file import JsonLines, read_rows
-from stretto.train.record import EvalRecord, Everyone, Listener, SaveRecord, StepRecord
+from stretto.train.metrics_file import JsonLines, read_rows, step_records
+from stretto.train.record import EvalRecord, Everyone, Listener, SaveRecord, StepRecord, figures
 
 pytestmark = pytest.mark.pure
 
@@ -58,6 +59,20 @@ def test_going_on_gives_the_uninterrupted_record(
     broken.write_text(text[: max(text.index("\n", kept) + 1, len(text) - cut)])
     write(broken, range(stop + 1, 9), after=stop)
     assert broken.read_text() == whole.read_text()
+
+
+def test_losses_of_further_tokens_are_kept_and_drawn_one_by_one(tmp_path: Path) -> None:
+    """Catches: rows with a list that count as none when the run goes on; one curve for all of them."""
+    told = replace(step(1), mtp_losses=(5.5, 6.5))
+    log = JsonLines(tmp_path / "metrics.jsonl", after=0)
+    log.stepped(told)
+    log.close()
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row["mtp_losses"] == [5.5, 6.5]
+    (read,) = step_records([row, {**row, "mtp_losses": ["x"]}])
+    assert read == replace(told, mtp_losses=[5.5, 6.5])
+    curves = figures(read)
+    assert (curves["loss/mtp_1"], curves["loss/mtp_2"], "mtp_losses" in curves) == (5.5, 6.5, False)
 
 
 def test_a_last_line_without_its_end_is_not_glued_to_the_next(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import stretto
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
+from stretto.train.batches import Cut, RowBatches
 from stretto.train.record import EvalRecord, Listener, RunRecord, SaveRecord, StepRecord
 from stretto.world import World
 
@@ -60,6 +62,20 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh(), nn.Linear(16, WIDTH))
 
 
+def dropping() -> nn.Module:
+    """Its second block is computed once more in the backward."""
+    return stretto.replace_dropout(nn.Sequential(nn.Linear(WIDTH, 16), nn.Dropout(0.3), Again()), seed=5)
+
+
+class Again(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.out = nn.Dropout(0.3), nn.Linear(16, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(lambda x: self.out(self.drop(x).tanh()), x, use_reentrant=False)
+
+
 def batch(n: int) -> tuple[Tensor, Tensor]:
     x = torch.randn(ROWS, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
     return x, x.roll(1, 1).sin()
@@ -86,28 +102,36 @@ class Masked(nn.Module):
         return errors.sum() / rows["keep"].sum().clamp(min=1) * share.share
 
 
-def trained(world: World, layout: Layout, kind: str, micro: int, seed: int = 0) -> list[tuple[float, float]]:
+def trained(world: World, layout: Layout, kind: str, micro: int, **more: Any) -> list[tuple[float, float]]:
     """Loss and gradient norm of six steps; the ranks start from different values, of which the first's count."""
-    torch.manual_seed(seed + world.rank)
+    torch.manual_seed(world.rank)
     with ParallelState.build(layout, world) as state:
         heard = Heard()
         some: dict[str, Any] = {"data": batch, "loss": F.mse_loss}
         if kind == "masked":
             some = {"data": masked, "weight": lambda rows: rows["keep"].sum()}
-        model = Masked() if kind == "masked" else plain()
-        with stretto.Trainer(model, state, micro_batch=micro, **some, **SAID) as trainer:
+        model = Masked() if kind == "masked" else dropping() if kind == "dropout" else plain()
+        with stretto.Trainer(model, state, micro_batch=micro, **some, **SAID, **more) as trainer:
             trainer.fit(6, [heard], stop=bool)
         return [(record.loss, record.grad_norm) for record in heard.steps]
 
 
-@pytest.mark.parametrize("kind", ["mean", "masked"])
+def trained_in_turns(world: World, kind: str) -> list[tuple[float, float]]:
+    return trained(world, Layout.of(dp=2), kind, 2, schedule="gpipe")
+
+
+@pytest.mark.parametrize("kind", ["mean", "masked", "dropout"])
 def test_a_plain_module_over_replicas_equals_one_process(pool: Pool, kind: str) -> None:
-    """Catches: means of means, microbatches that count alike, replicas that start from values of their own."""
+    """Catches: means of means, microbatches that count alike, replicas that start from values of their own, masks that
+    follow the place in a microbatch or that are one in each step."""
     whole = pool.run(1, trained, Layout.of(), kind, ROWS)[0]
     cut = pool.run(3, trained, Layout.of(dp=3), kind, 2)
     assert len({loss for loss, _ in whole}) == 6
     assert cut[0] == [pytest.approx(step, rel=1e-12) for step in whole]
     assert cut[1] == [], "rank 0 alone is told"
+    if kind == "dropout":  # all forwards before the first backward, which computes the last block once more
+        cut = pool.run(2, trained_in_turns, kind)
+        assert cut[0] == [pytest.approx(step, rel=1e-12) for step in whole]
     same = pool.run(3, trained, Layout.of(cp=3), kind, 2)  # the ranks of cp are all given the same rows
     assert same[0] == [pytest.approx(step, rel=1e-12) for step in whole]
 
@@ -131,6 +155,50 @@ def alone(out: Path, steps: int, data: Any, *, resume: bool = False, **more: Any
         files = {"out": out, "save_every": 4, "resume": resume}
         with stretto.Trainer(plain(), state, data=data, loss=F.mse_loss, **files, **SAID, **more) as trainer:
             return heard, trainer.fit(steps, [heard], stop=bool)
+
+
+def test_rows_have_their_numbers_in_the_run() -> None:
+    """Catches: numbers that begin anew with each global batch, so that every step drops the same."""
+    with ParallelState.inspect(Layout.of(dp=2), 1) as state:
+        batches = RowBatches(batch, Cut(state, ROWS, 3))
+        told = [[share.numbers for share in batches.ready(batches.next())] for _ in range(2)]
+    assert told == [[range(3, 6), range(9, 12)], [range(15, 18), range(21, 24)]]
+
+
+@pytest.mark.parametrize("said", ["Trainer", "shard"])
+def test_dropout_of_each_process_is_told_in_a_line(said: str, caplog: pytest.LogCaptureFixture) -> None:
+    """With the way out. Catches: a line for what is layout-independent already, or that drops nothing."""
+    unlike = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.MultiheadAttention(4, 2, dropout=0.1), nn.Dropout(0))
+    alike = stretto.replace_dropout(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)))
+    for model, lines in ((unlike, 1), (alike, 0)):
+        caplog.clear()
+        with ParallelState.build(Layout.of(), World.single()) as state:
+            if said == "shard":
+                stretto.shard(model, state).close()
+            else:
+                stretto.Trainer(model, state, data=batch, loss=F.mse_loss, **SAID).close()
+        found = [each.message for each in caplog.records if "dropout of" in each.message]
+        assert len(found) == lines
+        assert all(
+            "dropout of 1, 2 draws from each process's own" in line and "replace_dropout" in line for line in found
+        )
+
+
+def test_nothing_drops_in_an_evaluation() -> None:
+    """Neither torch's dropout nor ours, and what was in training mode is so again; ours says who has to number rows."""
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5))
+    model[0].eval()
+    heard, twice = Heard(), {"evaluation": [batch(0), batch(0)], "eval_every": 1}
+    with (
+        ParallelState.build(Layout.of(), World.single()) as state,
+        stretto.Trainer(model, state, data=batch, loss=F.mse_loss, **twice, **SAID) as trainer,
+    ):
+        trainer.fit(1, [heard], stop=bool)
+        assert (model.training, model[0].training, model[1].training) == (True, False, True)
+        model.eval()
+        assert heard.evaluations[0].loss == pytest.approx(F.mse_loss(model(batch(0)[0]), batch(0)[1]).item())
+    with pytest.raises(ValueError, match=r"call sharded.number\(rows\) before each forward"):
+        stretto.Dropout(0.5, "drop")(torch.ones(2, 3))
 
 
 class Endless:
@@ -253,6 +321,7 @@ WRONG = {
     "on_nonfinite='ignore': take one of stop": {"on_nonfinite": "ignore"},
     "micro_batch=-1: both must be at least 1": {"micro_batch": -1},
     "parameters without a declared place: 0.weight": {"layout": Layout.of(tp=2)},
+    "no parameter of the model has requires_grad=True": {"model": plain().requires_grad_(False)},
 }
 
 
