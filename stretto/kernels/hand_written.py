@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stretto.experts import grouped as multiplying
 from stretto.experts import rows as moving
 from stretto.models import rope as turning
 from stretto.tensor_parallel import formulas
@@ -18,6 +19,7 @@ Function = Callable[..., Any]
 
 
 _DTYPES = (torch.bfloat16, torch.float32)
+_AFTER_THE_FIRST = (*_DTYPES, torch.int64)
 _QUANTIZED = (torch.bfloat16,)
 """What is quantized to fp8. From fp32 Triton 3.6 writes a wrong transposed copy beside the plain one on an H200;
 nobody asks for it."""
@@ -29,6 +31,10 @@ def _any_width(width: int) -> bool:
 
 def _row(width: int) -> bool:
     return width <= 2**15  # by sixteen warps
+
+
+def _tiles(width: int) -> bool:
+    return width % 128 == 0
 
 
 def _power_of_two(width: int) -> bool:
@@ -45,12 +51,16 @@ class Kernel(NamedTuple):
 
     def takes(self, given: list[Any]) -> bool:
         """Whether all tensors of a call are where and what the kernel can read; it computes in fp32."""
-        tensors = [x for x in given if isinstance(x, Tensor)]
-        return tensors[0].dtype in self.dtypes and all(
-            x.is_cuda
-            and (x.dtype == torch.int64 or (x.dtype in _DTYPES and x.stride(-1) == 1 and self.fits(x.shape[-1])))
-            for x in tensors
-        )
+        allowed = self.dtypes
+        for x in given:  # at every launch: a loop costs the host less than generators
+            if not isinstance(x, Tensor):
+                continue
+            if not x.is_cuda or x.dtype not in allowed:
+                return False
+            if x.dtype != torch.int64 and not (x.stride(-1) == 1 and self.fits(x.shape[-1])):
+                return False
+            allowed = _AFTER_THE_FIRST
+        return True
 
 
 def hand_written(function: Function, otherwise: Function) -> Function:
@@ -74,7 +84,7 @@ def hand_written(function: Function, otherwise: Function) -> Function:
 def kernels() -> Mapping[Function, Kernel]:
     """Each kernel by its formula. Raises ImportError where there is no Triton."""
     # Triton comes with torch for GPUs, not with torch for CPUs
-    from stretto.kernels import experts, fp8, rms_norm, rope, swiglu
+    from stretto.kernels import experts, fp8, grouped, rms_norm, rope, swiglu
 
     return {
         formulas.swiglu_backward: Kernel(swiglu.backward),
@@ -84,6 +94,7 @@ def kernels() -> Mapping[Function, Kernel]:
         formulas.rms_norm_both: Kernel(rms_norm.both),
         turning.apply_rotary_: Kernel(rope.apply_rotary_, _power_of_two),
         turning.apply_rotary_backward: Kernel(rope.apply_rotary_backward, _power_of_two),
+        multiplying.add_products: Kernel(grouped.add_products, _tiles, _QUANTIZED),
         moving.scatter_rows: Kernel(experts.scatter_rows),
         moving.sum_rows: Kernel(experts.sum_rows),
         moving.combine_rows: Kernel(experts.combine_rows),

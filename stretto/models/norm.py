@@ -29,11 +29,15 @@ class Norm(nn.Module):
         self.bias = declare_on(self, "bias", zeros, build) if bias else None
 
     def forward(self, x: Tensor) -> WithResidual:
-        return self.op.with_residual(x, *self.parameters(recurse=False))
+        return self.op.with_residual(x, *self._affine)
 
     def now(self, x: Tensor) -> Tensor:
         """The output alone, as a tensor."""
-        return self.op.now(x, *self.parameters(recurse=False))
+        return self.op.now(x, *self._affine)
+
+    @property
+    def _affine(self) -> tuple[nn.Parameter, ...]:
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
 
 class HeadNorm(nn.Module):

@@ -24,7 +24,7 @@ from stretto.estimate.kept import Parts
 from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.experts import Balance, expert_axes, routers_of
 from stretto.interop.shapes import logical_shapes
-from stretto.kernels import hand_written
+from stretto.kernels import compiled, hand_written
 from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import CudaGraphs, TensorMeta
@@ -190,8 +190,8 @@ def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Calla
     `dynamic` makes one for all sizes at once: buckets have many. Activations have one, until a sample is drawn. On a
     GPU a kernel written by hand goes first.
     """
-    compiled = torch.compile(function, dynamic=dynamic)
-    return hand_written(function, compiled) if torch.cuda.is_available() else compiled
+    kernels = torch.compile(function, dynamic=dynamic) if dynamic else compiled(function)
+    return hand_written(function, kernels) if torch.cuda.is_available() else kernels
 
 
 def require_buildable(args: Arguments) -> list[tuple[Parts, ...]]:

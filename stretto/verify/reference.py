@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stretto.arguments.schema import Arguments
 from stretto.batch import Batch
+from stretto.estimate import count_parameters
 from stretto.initialize.settings import cores
 from stretto.layout import Layout
 from stretto.verify.compare import (
@@ -30,6 +31,7 @@ from stretto.verify.compare import (
     initial_differences,
     trace,
 )
+from stretto.verify.full import CPU
 from stretto.verify.session import Session, build, random_batch, random_weights
 from stretto.world import World
 
@@ -54,13 +56,26 @@ def against_reference(
     if args.optimizer.optimizer in ("adamw", "muon"):  # the others have none
         args = replace(args, optimizer=replace(args.optimizer, eps=max(args.optimizer.eps, 1e-3)))
     batches = [random_batch(args, seed + 1 + k) for k in range(steps)]
-    with build(args, layout, world) as session:
+    home = _home(args, world.device)
+    with build(args, layout, world, home=home) as session:
         weights = random_weights(session, seed)
         tried = trace(session, weights, batches)
-        other = _Reference(args, reference, world, weights, batches)
+        other = _Reference(args, reference, world, weights, batches, home)
         unequal = dict.fromkeys(name for rank in session.from_all(tried.unequal) for name in rank)
         found = session.from_all([astuple(d) for d in _found(other, tried, session)])[0]
         return Comparison(tuple(Difference(Quantity(*q), *rest) for q, *rest in found), tuple(unequal))
+
+
+_WHOLE: Final = 20
+"""Whole models in fp64 that are there at once, about: the weights, gradients and updates of three runs of two steps."""
+
+
+def _home(args: Arguments, device: torch.device) -> torch.device:
+    """Where whole tensors are kept and compared: on the GPU, if they take less than half of what is free there."""
+    if device.type != "cuda":
+        return device
+    taken = _WHOLE * 8 * count_parameters(args.model, args.batch.seq_len).total
+    return device if taken < torch.cuda.mem_get_info(device)[0] / 2 else CPU
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,7 @@ class _Reference:
     world: World
     weights: Mapping[str, Tensor]
     batches: Sequence[Batch]
+    home: torch.device
 
     @property
     def copies(self) -> int:
@@ -99,7 +115,7 @@ class _Reference:
         args = replace(
             self.args, parallel=parallel, run=run if dtype == run.dtype else replace(run, dtype=dtype, fp8="none")
         )
-        with build(args, self.layout, world) as session:
+        with build(args, self.layout, world, home=self.home) as session:
             yield session
 
     def trace(self, dtype: Literal["fp32", "bf16", "fp64"], copies: int = 1) -> Trace | None:
@@ -165,10 +181,11 @@ def perturbed(weights: Mapping[str, Tensor], step: float, seed: int) -> dict[str
     A few then round to their other neighbour, and with them all that is computed from them rounds otherwise. What
     rounding does to a tensor is one draw of chance, and this is another.
     """
-    generator = torch.Generator().manual_seed(seed)
+    home = next(iter(weights.values())).device
+    generator = torch.Generator(home).manual_seed(seed)
     moved = {}
     for name, w in weights.items():
-        chance = 2 * torch.rand(w.shape, generator=generator, dtype=torch.float64) - 1
+        chance = 2 * torch.rand(w.shape, generator=generator, dtype=torch.float64, device=home) - 1
         octave = torch.ldexp(w.double().sign().abs(), torch.frexp(w.double()).exponent - 1)
         moved[name] = (w.double() + chance * octave * (step / 4)).to(w.dtype)
     return moved

@@ -35,15 +35,15 @@ from stretto.train.groups import axes_of, group_options
 from stretto.train.step import evaluate
 from stretto.train.text import counted
 from stretto.verify.activations import ActivationObserver, Seen
-from stretto.verify.full import gather_full, load_full, unequal_replicas
+from stretto.verify.full import CPU, gather_full, load_full, unequal_replicas
 from stretto.world import World
 
 
 class Session:
-    """One model in one layout; made by `build`. All ranks call each method together."""
+    """One model in one layout; made by `build`. All ranks call each method together. Whole tensors are on `home`."""
 
-    def __init__(self, args: Arguments, state: ParallelState, built: Built) -> None:
-        self.args, self.state, self.built = args, state, built
+    def __init__(self, args: Arguments, state: ParallelState, built: Built, home: torch.device = CPU) -> None:
+        self.args, self.state, self.built, self.home = args, state, built, home
         self.world = state.axis("tp", "cp", "dp", "pp")
         self.dtype = DTYPES[args.run.dtype]
         self.seen = Seen({}, {})
@@ -66,19 +66,19 @@ class Session:
 
     def full_params(self) -> dict[str, Tensor]:
         """Weights (the fp32 masters where parameters are narrower), whole, by Hugging Face name."""
-        return weights_in(gather_full(self._weights(), self.world))
+        return weights_in(gather_full(self._weights(), self.world, self.home))
 
     def full_grads(self) -> dict[str, Tensor]:
         """Gradients of the last step: summed over everything, not clipped; whole."""
-        return gather_full(self._grads, self.world)
+        return gather_full(self._grads, self.world, self.home)
 
     def full_optimizer(self) -> dict[str, Tensor]:
         """First and second moments, whole, as `exp_avg/NAME` and `exp_avg_sq/NAME`."""
-        return gather_full(self._moments(), self.world)
+        return gather_full(self._moments(), self.world, self.home)
 
     def full_state(self) -> dict[str, Tensor]:
         """Both at once: weights as `model/NAME`, and the moments."""
-        return gather_full(self.built.optimizer.slices(), self.world)
+        return gather_full(self.built.optimizer.slices(), self.world, self.home)
 
     def local_params(self) -> list[tuple[str, Tensor, ParamSpec]]:
         """What this rank computes with: logical name, local block, its spec."""
@@ -165,12 +165,14 @@ class Session:
 
 
 @contextmanager
-def build(args: Arguments, layout: Layout, world: World, *, draw: bool = True) -> Iterator[Session]:
+def build(
+    args: Arguments, layout: Layout, world: World, *, draw: bool = True, home: torch.device = CPU
+) -> Iterator[Session]:
     """The model of `args` in `layout` on the ranks of `world`, ready to inspect; gone at the end.
 
     `args.parallel` gives way to the layout; sequence parallelism, schedule and bucket size stay as they are. What
     passes through the modules is looked at, so no microbatch is a CUDA graph. Raises ConfigError where `args` in
-    that layout break a rule. Without `draw` weights are zeros, which somebody fills.
+    that layout break a rule. Without `draw` weights are zeros, which somebody fills. Whole tensors go to `home`.
     """
     validated_in(args, layout)
     args = in_layout(args, layout)
@@ -180,17 +182,20 @@ def build(args: Arguments, layout: Layout, world: World, *, draw: bool = True) -
     with ParallelState.build(layout, world, timeout=limit, axes=axes, options=options, ordered=ordered) as state:
         built = build_run(args, state, draw=draw)
         try:
-            yield Session(args, state, built)
+            yield Session(args, state, built, home)
         finally:
             built.weights.close()
 
 
 def random_weights(session: Session, seed: int) -> dict[str, Tensor]:
-    """Weights that hide nothing: as initialized, plus noise, on norms and biases too (no zeros, no ones)."""
+    """Weights that hide nothing: as initialized, plus noise, on norms and biases too (no zeros, no ones).
+
+    The noise is drawn on the CPU, so it is the same on all ranks.
+    """
     generator = torch.Generator().manual_seed(seed)
     full = session.full_params()
     return {
-        n: t + 0.05 * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
+        n: t + 0.05 * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device, t.dtype)
         for n, t in full.items()
     }
 

@@ -7,7 +7,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stretto.kernels import experts, fp8, rms_norm, rope, swiglu
+from stretto.kernels import experts, fp8, grouped, rms_norm, rope, swiglu
+from stretto.kernels.launches import Launches
 
 KERNELS = {
     "swiglu weighted": (swiglu._weighted, {"turns": 1, "block": 1024}),
@@ -21,22 +22,42 @@ KERNELS = {
     "fp8 rows": (fp8._quantize_row, {"power": 8, "block": 4096}),
     "experts add": (experts._add_up, {"weighted": True, "slots": 8, "parts": 1, "block": 2048}),
     "experts scatter": (experts._scatter, {"slots": 8, "parts": 2, "block": 2048}),
+    "experts products": (grouped._products, {"add": True, "tall": 128, "wide": 256, "deep": 64}),
     "rope": (rope._turn, {"half": 64, "count": 16}),
     "rope back": (rope._back, {"half": 64, "count": 16}),
 }
-POINTERS = {"dy", "gate_up", "out", "y", "x", "weight", "dresidual", "dx", "cos", "sin", "one", "two", "three"}
+POINTERS = {
+    "left",
+    "right",
+    "dy",
+    "gate_up",
+    "out",
+    "y",
+    "x",
+    "weight",
+    "dresidual",
+    "dx",
+    "cos",
+    "sin",
+    "one",
+    "two",
+    "three",
+}
 ODD = ("blocks", "eps", "heads", "heads_one", "heads_two", "heads_three", "rotated", "batch", "tokens", "sent")
 
 
 def compiled(name: str) -> str:
     """PTX, or what Triton says against it."""
-    kernel, constants = KERNELS[name]
+    launched, constants = KERNELS[name]
+    kernel = launched.kernel if isinstance(launched, Launches) else launched
     signature = {n: "constexpr" if n in constants else _type(n) for n in kernel.arg_names}
     # What Triton finds out when a kernel is called: addresses and sizes are multiples of 16.
     known = [n for n, arg in enumerate(kernel.arg_names) if arg not in (*constants, *ODD)]
     source = ASTSource(kernel, signature, constants, {(n,): [["tt.divisibility", 16]] for n in known})
     try:
-        ptx: str = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"]
+        ptx: str = triton.compile(
+            source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8 if name == "experts products" else 4}
+        ).asm["ptx"]
     except Exception as error:  # noqa: BLE001  # whatever its compiler raises
         return f"{type(error).__name__}: {error}"
     return ptx
@@ -49,6 +70,7 @@ def _type(arg: str) -> str:
         "programs": "i32",
         "count": "i32",
         "scale": "*fp32",
+        "ends": "*i32",
         "plain": "*fp8e4nv",
         "flipped": "*fp8e4nv",
     }

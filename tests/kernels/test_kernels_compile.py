@@ -39,3 +39,9 @@ def test_they_compile_and_move_sixteen_bytes_at_a_time(ptx: Path, name: str) -> 
 @pytest.mark.parametrize("name", ["rms_norm weight", "fp8 largest", "fp8 scale"])
 def test_what_writes_little_compiles_and_reads_sixteen_bytes_at_a_time(ptx: Path, name: str) -> None:
     assert "ld.global.v4" in (ptx / name).read_text()
+
+
+def test_products_are_those_of_a_warpgroup_on_tiles_that_come_beside_them(ptx: Path) -> None:
+    code = (ptx / "experts products").read_text()
+    assert "wgmma.mma_async" in code
+    assert "cp.async.cg.shared.global" in code

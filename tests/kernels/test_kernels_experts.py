@@ -1,10 +1,13 @@
 """The kernels that move rows of experts compute their formulas, on a GPU or in Triton's interpreter.
 
 Faults to catch: a dropped row that is added; the parts of a cut expert not added up; columns beyond the first block
-left out; slots added in another order.
+left out; slots added in another order; rows of the next expert added; an expert without rows not
+set to zero.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,10 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
+from triton.runtime import interpreter
+
 from stretto.experts.dispatch import plan_of
+from stretto.experts.grouped import Segments, add_products
 from stretto.experts.rows import combine_rows, scatter_rows, sum_rows
 from stretto.kernels.hand_written import kernels
 from stretto.world import ExpertAxes
@@ -91,3 +97,33 @@ def test_the_kernels_take_what_a_layer_gives() -> None:
     assert kernels()[scatter_rows].takes([rows[: 2**14], order, back])
     assert kernels()[combine_rows].takes([rows, weights, back])
     assert not kernels()[combine_rows].takes([rows.double(), weights, back])
+
+
+@pytest.fixture
+def _loops_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6's interpreter makes a loop's end of an array of one number in a way that numpy 2.4 rejects."""
+    patch = interpreter._patch_lang_tensor
+
+    def mended(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", mended)
+
+
+@pytest.mark.usefixtures("_loops_of_any_length")
+@pytest.mark.parametrize("counts", [(3, 0, 130, 5), (0, 0, 0, 64), (1, 1, 1, 1)])
+@pytest.mark.parametrize("first", [False, True])
+def test_weight_gradients_of_all_experts_at_once(counts: tuple[int, ...], first: bool) -> None:
+    """A tile of 128 x 128, 32 rows at a time: experts end within a turn. The interpreter multiplies no bf16."""
+    ends = torch.tensor(counts, dtype=torch.int32, device=DEVICE).cumsum(0).to(torch.int32)
+    segments = Segments(lambda: [list(counts)], ends)
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    dy, x = drawn(sum(counts), 128, dtype=dtype), drawn(sum(counts), 256, dtype=dtype)
+    total = (
+        torch.full((len(counts), 128, 256), torch.nan) if first else drawn(len(counts), 128, 256, dtype=torch.float32)
+    )
+    total, exact = total.to(DEVICE), total.double().to(DEVICE)
+    kernels()[add_products].run(dy, x, total, segments, first, tall=128, wide=128, deep=32, warps=4)
+    add_products(dy.double(), x.double(), exact, segments, first)
+    close(total, exact, torch.float32)

@@ -55,8 +55,8 @@ EXACT = Said(
     Fault(
         "an expert without tokens that keeps the gradient of the step before",
         "experts/grouped.py",
-        "                    each.zero_()",
-        "                    pass",
+        "            each.zero_()",
+        "            pass",
     ),
     Fault(
         "counts of the last step that a checkpoint forgets",
@@ -192,5 +192,17 @@ KERNELS_EXPERTS = Said(
         "kernels/experts.py",
         "    for k in tl.static_range(slots):\n        slot",
         "    for k in tl.static_range(slots - 1, -1, -1):\n        slot",
+    ),
+    Fault(
+        "rows of the next expert added",
+        "kernels/grouped.py",
+        "held = (places < end)[:, None]",
+        "held = (places < end + 1)[:, None]",
+    ),
+    Fault(
+        "an expert without rows not set to zero",
+        "kernels/grouped.py",
+        "if begin == end and add:",
+        "if begin == end:",
     ),
 )
