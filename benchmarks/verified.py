@@ -65,9 +65,9 @@ A figure is the largest relative error of all that is compared. It may be {TOLER
 of the same tensor on one process in bf16, the largest of {1 + OTHERWISE} runs that round differently, or twice a
 rounding step of {ROUNDING["bf16"]:g}; and a figure is the largest share of what is allowed.
 
-All of it runs on CPU, over Gloo; the errors on GPUs are in `benchmarks/results`. The tests compare every two
-features again, dtypes and options among them: `make test` with one schedule of each kind, `make test-nightly` with
-every schedule.
+All of it runs on CPU, over Gloo; the errors on GPUs are in `benchmarks/results`. The tests compare again: `make test`
+each feature, and tensor parallelism beside each of context parallelism and replicas; `make test-nightly` every two
+features, dtypes and options among them, and of what is the oldest every schedule.
 `stretto train` warns of a setting that is not here, and `stretto verify` compares any combination.
 
 | tensor | context | pipeline | replicas | experts | documents | trained | activations | {" | ".join(DTYPES)} | by |

@@ -79,6 +79,8 @@ class Bucket(Arrivals):
             self.grad = self.grad.clone()
             free(self.grads)
         self._nowhere = self.grads
+        stays = not (self.frozen or self.sharding.grads)
+        self._totals = {param: self.view(self.grads, param) for param in self._spans if stays}
         self.region: Region | None = None
         """Where gradients that come and go are, if others read them there."""
         self._gathering: Work | None = None
@@ -184,7 +186,8 @@ class Bucket(Arrivals):
                 "shard(microbatches=) a step is so many forwards and backwards, and step() of its own optimizer"
             )
         self._open()
-        write(self.view(self.grads, param), param in self._fresh)
+        total = self._totals.get(param)
+        write(self.view(self.grads, param) if total is None else total, param in self._fresh)
         self._fresh.discard(param)
         self._without.discard(param)
 

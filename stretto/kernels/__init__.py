@@ -1,8 +1,10 @@
-"""Kernels written by hand, in Triton, for formulas that a compiler does not make one pass over memory of.
+"""Kernels of formulas: by torch's compiler (`compiled`), or written by hand, in Triton, where that does not make one
+pass over memory. A call costs the host little more than the launch.
 
-Each stands beside the formula it computes, in `hand_written`, and is held against it by one test for all of them.
+Those by hand stand beside the formulas that they compute, in `hand_written`, and are held against them by one test.
 """
 
 from stretto.kernels.hand_written import hand_written
+from stretto.kernels.unguarded import compiled
 
-__all__ = ["hand_written"]
+__all__ = ["compiled", "hand_written"]

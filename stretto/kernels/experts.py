@@ -12,10 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stretto.kernels.launches import Launches
+
 _BLOCK = 2048
 """Columns of a program: with four warps two loads of 16 bytes of bf16 for a thread and row."""
 
 
+@Launches
 @triton.jit  # which reads annotations, and knows no types but its own
 def _add_up(
     y,

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stretto.kernels.launches import Launches
 from stretto.tensor_parallel.fp8 import E4M3, EXPONENT, LEAST, PAST_1_75, power
 
 _EXPONENT, _PAST_1_75, _LEAST = tl.constexpr(EXPONENT), tl.constexpr(PAST_1_75), tl.constexpr(LEAST)
@@ -23,6 +24,7 @@ TILE = (64, 128)
 """Rows and columns that are transposed at once: with four warps 16 bytes of fp8 for a thread, either way."""
 
 
+@Launches
 @triton.jit  # which reads annotations, and knows no types but its own
 def _largest(x, shares, size, block: tl.constexpr, turns: tl.constexpr):
     start = tl.program_id(0).to(tl.int64) * block * turns
@@ -39,6 +41,7 @@ def _unit(most, power: tl.constexpr):
     return tl.where(most < float("inf"), (bits - (power << 23)).to(tl.float32, bitcast=True), most)
 
 
+@Launches
 @triton.jit
 def _meaning(shares, scale, count, power: tl.constexpr, block: tl.constexpr):
     at = tl.arange(0, block)
@@ -72,6 +75,7 @@ def _quantize(
         tl.store(flipped + column[:, None] * rows + row[None, :], tl.trans(small), mask=across)
 
 
+@Launches
 @triton.jit
 def _quantize_row(x, scale, out, width, stride, power: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -83,6 +87,7 @@ def _quantize_row(x, scale, out, width, stride, power: tl.constexpr, block: tl.c
     tl.store(out + row * width + column, (number * tl.div_rn(1.0, unit)).to(out.dtype.element_ty), mask=inside)
 
 
+@Launches
 @triton.jit
 def _add(total, part, size, block: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)

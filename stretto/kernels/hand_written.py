@@ -19,6 +19,7 @@ Function = Callable[..., Any]
 
 
 _DTYPES = (torch.bfloat16, torch.float32)
+_AFTER_THE_FIRST = (*_DTYPES, torch.int64)
 _QUANTIZED = (torch.bfloat16,)
 """What is quantized to fp8. From fp32 Triton 3.6 writes a wrong transposed copy beside the plain one on an H200;
 nobody asks for it."""
@@ -50,12 +51,16 @@ class Kernel(NamedTuple):
 
     def takes(self, given: list[Any]) -> bool:
         """Whether all tensors of a call are where and what the kernel can read; it computes in fp32."""
-        tensors = [x for x in given if isinstance(x, Tensor)]
-        return tensors[0].dtype in self.dtypes and all(
-            x.is_cuda
-            and (x.dtype == torch.int64 or (x.dtype in _DTYPES and x.stride(-1) == 1 and self.fits(x.shape[-1])))
-            for x in tensors
-        )
+        allowed = self.dtypes
+        for x in given:  # at every launch: a loop costs the host less than generators
+            if not isinstance(x, Tensor):
+                continue
+            if not x.is_cuda or x.dtype not in allowed:
+                return False
+            if x.dtype != torch.int64 and not (x.stride(-1) == 1 and self.fits(x.shape[-1])):
+                return False
+            allowed = _AFTER_THE_FIRST
+        return True
 
 
 def hand_written(function: Function, otherwise: Function) -> Function:

@@ -11,12 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stretto.kernels.launches import Launches
 from stretto.models import rope as formula
 
 _HEADS = 16
 """Heads of a program: of 128 features, each thread of four warps has 16 bytes of either half."""
 
 
+@Launches
 @triton.jit  # which reads annotations, and knows no types but its own
 def _turn(x, cos, sin, heads, blocks, batch, stride_s, stride_b, stride_h, half: tl.constexpr, count: tl.constexpr):
     token = tl.program_id(0) // blocks
@@ -42,6 +44,7 @@ def _part(x, head, first, heads, s, b, pair, stride_s, stride_b, stride_h, half:
     return low, tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
 
 
+@Launches
 @triton.jit
 def _back(
     out,

@@ -11,10 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stretto.kernels.launches import Launches
+
 _BLOCK = 1024
 """Elements of a program: with four warps 16 bytes of bf16 for a thread, the widest load there is."""
 
 
+@Launches
 @triton.jit  # which reads annotations, and knows no types but its own
 def _kernel(dy, gate_up, inner, blocks, recompute: tl.constexpr, block: tl.constexpr):
     row = (tl.program_id(0) // blocks).to(tl.int64)
@@ -32,6 +35,7 @@ def _kernel(dy, gate_up, inner, blocks, recompute: tl.constexpr, block: tl.const
         tl.store(dy + row * inner + at, (silu * up).to(dy.dtype.element_ty), mask=inside)
 
 
+@Launches
 @triton.jit
 def _weighted(dy, gate_up, weights, dweights, inner, turns: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)

@@ -196,5 +196,5 @@ def example(of: Combination, *, options: bool) -> Arguments:
         ),
         optimizer=OptimizerConfig(lr=1e-2, clip_grad=0.5),
         loss=LossConfig(label_smoothing=0.1, z_loss=1e-2) if options else LossConfig(),
-        run=RunConfig(dtype=of.dtype, timeout=30.0, recompute=recompute),  # type: ignore[arg-type]
+        run=RunConfig(dtype=of.dtype, timeout=120.0, recompute=recompute),  # type: ignore[arg-type]
     )

@@ -9,7 +9,7 @@ from stretto.schedule import GENERATORS
 from stretto.testing import Pool
 from stretto.world import World
 
-pytestmark = pytest.mark.gloo
+pytestmark = [pytest.mark.gloo, pytest.mark.nightly]
 
 
 def every(world: World) -> list[Row]:

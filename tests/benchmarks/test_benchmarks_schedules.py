@@ -11,7 +11,7 @@ from stretto.schedule.pieces import Pieces
 from stretto.testing import Pool
 from stretto.world import World
 
-pytestmark = pytest.mark.gloo
+pytestmark = [pytest.mark.gloo, pytest.mark.nightly]
 
 PIECES = Pieces((0.01, 0.01, 0.007), head=(0.062, 0.0, 0.0))  # of 2.3 layers
 

@@ -35,7 +35,10 @@ def losses(world: World, name: str, job: Job) -> list[float]:
 
 
 @pytest.mark.filterwarnings("default")  # torch's own modules warn of each other
-@pytest.mark.parametrize(("parallel", "dtype"), [*((p, "fp32") for p in TORCH), ("one", "bf16"), ("tp", "bf16")])
+@pytest.mark.parametrize(
+    ("parallel", "dtype"),
+    [*((p, "fp32") for p in TORCH), ("one", "bf16"), pytest.param("tp", "bf16", marks=pytest.mark.nightly)],
+)
 def test_peers_lose_alike(pool, tmp_path, parallel, dtype):
     """Catches another initial value, batch or learning rate, no weight decay, no clipping, gradients not added up.
 
@@ -53,6 +56,7 @@ def test_peers_lose_alike(pool, tmp_path, parallel, dtype):
         assert other == pytest.approx(ours, abs=5e-6 if dtype == "fp32" else 2e-3)
 
 
+@pytest.mark.nightly
 def test_the_command_measures_and_saves(tmp_path, capsys):
     """One run of the whole, and what cannot run is said and left out."""
     out = tmp_path / "found.json"

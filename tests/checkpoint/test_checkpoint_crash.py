@@ -92,6 +92,7 @@ def kill_many_times(world: World, directory: Path, kills: int) -> int:
     return cut
 
 
+@pytest.mark.nightly
 def test_sigkill_at_random_moments(pool: Pool, tmp_path: Path) -> None:
     [cut] = pool.run(1, kill_many_times, tmp_path, 60)
     assert cut >= 5  # otherwise the test has tested nothing

@@ -47,11 +47,13 @@ READERS: list[Mode] = [
 ]
 
 
-def test_every_mode_reads_what_every_other_wrote(pool: Pool, tmp_path: Path) -> None:
-    for writer in WRITERS:
+@pytest.mark.parametrize("turns", [(1,), pytest.param((0, 2, 3), marks=pytest.mark.nightly)])
+def test_every_mode_reads_what_every_other_wrote(pool: Pool, tmp_path: Path, turns: tuple[int, ...]) -> None:
+    """On a commit each reads what one other wrote, and it is read by one other."""
+    for n, writer in enumerate(WRITERS):
         directory = tmp_path / writer[0]
         wrote = pool.run(writer[1] * writer[2] * writer[3], _write, writer, directory)[0]
-        for reader in READERS:
+        for reader in (READERS[(n + turn) % len(READERS)] for turn in turns):
             for read, unequal in pool.run(reader[1] * reader[2] * reader[3], _read, reader, directory):
                 assert unequal == []
                 assert read.keys() == wrote.keys()

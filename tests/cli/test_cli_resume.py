@@ -124,7 +124,10 @@ def other_layouts(tmp_path: Path, whole: Path, resume: Callable[..., Ended]) -> 
             assert {k: got[k] for k in measured} == pytest.approx({k: expected[k] for k in measured}, rel=3e-5)
 
 
-@pytest.mark.parametrize(("what", "code"), [("kill_this_rank", 137), ("kill_the_parent", -9), ("ctrl_c_twice", 130)])
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [pytest.param("kill_this_rank", 137, marks=pytest.mark.nightly), ("kill_the_parent", -9), ("ctrl_c_twice", 130)],
+)
 def test_killed_and_resumed_is_uninterrupted(
     fresh: Fresh, options: list[str], whole: Path, tmp_path: Path, resume: Callable[..., Ended], what: str, code: int
 ) -> None:

@@ -114,6 +114,7 @@ def test_sample_continues_in_one_process_and_over_ranks(fresh: Fresh, cube: tupl
     assert drawn.out != said[0]
 
 
+@pytest.mark.nightly
 def test_torchrun_is_the_same_run(fresh: Fresh, options: list[str], torchrun: list[str], tmp_path: Path) -> None:
     """P21, bit for bit."""
     words = [*options, "--steps", "6", "--dp", "2"]
@@ -205,6 +206,7 @@ def test_nothing_but_the_declared_is_said(options: list[str], tmp_path: Path) ->
     assert os.listdir(tmp_path) == ["run"]  # noqa: PTH208
 
 
+@pytest.mark.nightly
 def test_a_run_goes_on_when_nobody_reads(options: list[str], tmp_path: Path) -> None:
     """Catches: `stretto train | head`, which ended the run without a save."""
     words = [sys.executable, "-m", "stretto", *options, "--nproc", "2", "--out", str(tmp_path / "run")]
@@ -228,6 +230,7 @@ def test_text_that_is_removed_ends_no_run(fresh: Fresh, options: list[str], corp
     assert not text.exists()
 
 
+@pytest.mark.nightly
 def test_a_mix_with_validation_sets_is_the_same_run_in_another_layout(
     fresh: Fresh, options: list[str], corpus: Path, tmp_path: Path
 ) -> None:

@@ -202,7 +202,10 @@ def test_an_earlier_run_is_kept(fresh: Fresh, options: list[str], earlier: Path,
     assert len([row for row in rows(copy) if "loss" in row]) == 1
 
 
-@pytest.mark.parametrize("words", [["--tp", "3", "--layerz", "2"], ["--seq-len", "100000"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--tp", "3", "--layerz", "2"], pytest.param(["--seq-len", "100000"], marks=pytest.mark.nightly)],
+)
 def test_under_torchrun_it_is_said_once(
     torchrun: list[str], options: list[str], earlier: Path, words: list[str]
 ) -> None:

@@ -45,7 +45,17 @@ def guilty_line(program: Callable[[Axis], None]) -> str:
     return f"{Path(programs.__file__).name}:{line_of(program, '# guilty')}"
 
 
-@pytest.mark.parametrize(("program", "ranks", "note", "seconds"), FAULTS, ids=[p.__name__ for p, *_ in FAULTS])
+WAIT = (programs.busy, programs.stopped)
+
+
+@pytest.mark.parametrize(
+    ("program", "ranks", "note", "seconds"),
+    [
+        # On a commit a rank is stopped in a chain alone, and missing where a call is lost, below.
+        pytest.param(*fault, id=fault[0].__name__, marks=[pytest.mark.nightly] * (fault[0] in WAIT))
+        for fault in FAULTS
+    ],
+)
 def test_a_fault_ends_all_ranks_with_one_table_that_names_the_rank_and_the_line(
     fresh: Fresh, program: Callable[[Axis], None], ranks: list[int], note: str, seconds: float
 ) -> None:
@@ -62,6 +72,7 @@ def test_a_right_program_is_let_through(fresh: Fresh) -> None:
     assert (ended.code, ended.err) == (0, "")
 
 
+@pytest.mark.nightly  # `test_launch_local` stops one on a commit
 def test_without_the_check_a_stopped_rank_is_named_alone(fresh: Fresh) -> None:
     """Catches: a table of those who wait for it, and the traceback of one of them."""
     ended = fresh.run(programs.main, programs.stopped, False)

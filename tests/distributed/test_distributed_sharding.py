@@ -87,7 +87,7 @@ def plain() -> dict[str, Tensor]:
     sizes=st.lists(st.one_of(st.floats(1e-9, 1e-3), st.floats(1e-3, 100.0)), min_size=1, max_size=3),
     keep=st.integers(0, 3),
 )
-@pytest.mark.parametrize("dp", [1, 2, 3, 5])
+@pytest.mark.parametrize("dp", [1, 2, 3, pytest.param(5, marks=pytest.mark.nightly)])
 def test_any_mode_and_bucket_size_equals_one_process(pool: Pool, dp: int, sizes: list[float], keep: int) -> None:
     """Weights and moments, each rank's part of them at its place, and the weights that it computes with."""
     _equals(plain(), pool.run(dp, _train, sizes, keep), len(sizes))
@@ -110,8 +110,14 @@ def _equals(want: dict[str, Tensor], ranks: Sequence[dict[str, Any]], times: int
         assert all((count == times).all() for name, count in seen.items()), mode
 
 
-@pytest.mark.parametrize("mode", SHARDED)
-@pytest.mark.parametrize(("tp", "pp", "dp", "options"), [(1, 1, 3, False), (2, 1, 2, True), (1, 2, 2, True)])
+@pytest.mark.parametrize(
+    ("mode", "tp", "pp", "dp", "options"),
+    [
+        pytest.param(mode, *sizes, marks=[pytest.mark.nightly] * (mode != "fsdp" and m != n))
+        for m, mode in enumerate(SHARDED)
+        for n, sizes in enumerate([(1, 1, 3, False), (2, 1, 2, True), (1, 2, 2, True)])
+    ],
+)
 def test_a_model_in_every_mode_equals_one_process(
     pool: Pool, mode: str, tp: int, pp: int, dp: int, options: bool
 ) -> None:
@@ -120,7 +126,7 @@ def test_a_model_in_every_mode_equals_one_process(
         assert not found.failures, [f"{d.name}: {d.error:.1e}" for d in found.failures[:5]]
 
 
-@pytest.mark.parametrize("mode", SHARDED)
+@pytest.mark.parametrize("mode", [pytest.param("zero1", marks=pytest.mark.nightly), "zero2", "fsdp"])
 def test_shards_within_copies_equal_one_process(pool: Pool, mode: str) -> None:
     """dp = (2, 2): sharded over two ranks, of which there are two copies, whose gradients are summed once more."""
     args = example(1, 1, 4, mode, options=True)
@@ -314,7 +320,9 @@ class Copied(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         copying = ("copy_", "cat", "clone", "_to_copy", "split_with_sizes_copy", "stack")
-        if func.overloadpacket.__name__ in copying and isinstance(out, Tensor) and out.numel() >= 2048:
+        name = func.overloadpacket.__name__
+        # Over Gloo torch itself copies a shard's sum, of 1,152 elements, as one waits for it.
+        if name in copying and isinstance(out, Tensor) and out.numel() >= (2048 if name == "copy_" else 1024):
             self.elements += out.numel()
         return out
 

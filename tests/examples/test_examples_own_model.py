@@ -49,7 +49,11 @@ def losses(world: World, layout: Layout, out: Path, steps: int = 6) -> list[floa
     return heard.losses
 
 
-@pytest.mark.parametrize("layout", [Layout.of(tp=2, pp=2, dp=2), Layout.of(pp=5), Layout.of(dp=3)], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [Layout.of(tp=2, pp=2, dp=2), pytest.param(Layout.of(pp=5), marks=pytest.mark.nightly), Layout.of(dp=3)],
+    ids=str,
+)
 def test_a_model_of_ones_own_equals_one_process_in_any_layout(pool: Pool, tmp_path: Path, layout: Layout) -> None:
     """Losses of six steps, each of which depends on all updates before it, to the rounding of fp64."""
     alone = pool.run(1, losses, Layout.of(), tmp_path / "alone")[0]

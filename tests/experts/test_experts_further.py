@@ -31,7 +31,10 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize(("model", "parallel", "run"), CASES, ids=[" ".join(c[1]) for c in CASES])
+@pytest.mark.parametrize(
+    ("model", "parallel", "run"),
+    [pytest.param(*c, id=" ".join(c[1]), marks=[pytest.mark.nightly] * (c in CASES[1:3])) for c in CASES],
+)
 def test_a_layout_equals_one_process(
     pool: Pool, model: dict[str, Any], parallel: dict[str, Any], run: dict[str, Any]
 ) -> None:

@@ -18,17 +18,19 @@ ALL = range(8)
     ("what", "seconds", "said"),
     [
         ("all well", 10, dict.fromkeys(ALL, "sum 8")),
-        (
+        pytest.param(
             "killed rank",
             15,
             # One process in two network namespaces: each sees the other's state under the number that it knows.
             dict.fromkeys(set(ALL) - {5}, "rank 5 does not answer: its process"),
+            marks=pytest.mark.nightly,
         ),
-        (
+        pytest.param(
             "link cut",  # the first host has the store, and the other one nobody to ask
             40,
             dict.fromkeys(range(4), "4 ranks do not answer (on ")
             | dict.fromkeys(range(4, 8), "the rendezvous store, on host "),
+            marks=pytest.mark.nightly,
         ),
         (
             "port in use",

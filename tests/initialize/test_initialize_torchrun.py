@@ -17,6 +17,7 @@ TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run"]
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.nightly
 def test_torchrun_on_one_host() -> None:
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", "3", str(PROGRAM)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV, check=False)
@@ -53,6 +54,7 @@ def on(host: str, *command: str, **env: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.nightly
 def test_two_hosts_of_four_ranks_and_one_that_is_killed(hosts: tuple[str, str]) -> None:
     """All meet; then rank 5 is killed: within 15 s both torchruns have ended, and that of its host names it."""
     common = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "4", "--master-addr", "10.211.0.1"]

@@ -8,6 +8,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stretto.kernels import experts, fp8, grouped, rms_norm, rope, swiglu
+from stretto.kernels.launches import Launches
 
 KERNELS = {
     "swiglu weighted": (swiglu._weighted, {"turns": 1, "block": 1024}),
@@ -47,7 +48,8 @@ ODD = ("blocks", "eps", "heads", "heads_one", "heads_two", "heads_three", "rotat
 
 def compiled(name: str) -> str:
     """PTX, or what Triton says against it."""
-    kernel, constants = KERNELS[name]
+    launched, constants = KERNELS[name]
+    kernel = launched.kernel if isinstance(launched, Launches) else launched
     signature = {n: "constexpr" if n in constants else _type(n) for n in kernel.arg_names}
     # What Triton finds out when a kernel is called: addresses and sizes are multiples of 16.
     known = [n for n, arg in enumerate(kernel.arg_names) if arg not in (*constants, *ODD)]

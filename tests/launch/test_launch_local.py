@@ -74,11 +74,11 @@ def test_a_rank_that_is_killed_is_named(fresh: Fresh) -> None:
 @pytest.mark.parametrize(
     ("where", "victim"),
     [
-        ("rendezvous", 0),
+        pytest.param("rendezvous", 0, marks=pytest.mark.nightly),
         pytest.param("default group", 2, marks=pytest.mark.nightly),
         ("groups", 2),
         pytest.param("groups", 0, marks=pytest.mark.nightly),
-        ("after the last save", 2),
+        pytest.param("after the last save", 2, marks=pytest.mark.nightly),
         ("after all", 0),
     ],
 )

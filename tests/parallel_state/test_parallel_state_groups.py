@@ -125,6 +125,7 @@ def build_again_and_again(world: World, times: int) -> None:
     assert after[-1] == after[0], f"rank {world.rank} leaks (threads, files, tables): {after[0]} -> {after[-1]}"
 
 
+@pytest.mark.nightly
 def test_fifty_states_one_after_another_leave_nothing_behind(pool: Pool) -> None:
     pool.run(4, build_again_and_again, 50, timeout=120)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.gloo
+pytestmark = [pytest.mark.gloo, pytest.mark.nightly]
 
 PROGRAM = Path(__file__).with_name("two_hosts_program.py")
 PORT = 29_471

@@ -15,7 +15,7 @@ from stretto.parallel_state.plan import members
 from stretto.testing import Pool
 from stretto.world import World
 
-pytestmark = [pytest.mark.gloo, pytest.mark.xdist_group("pool")]  # worlds of its own
+pytestmark = [pytest.mark.gloo, pytest.mark.nightly, pytest.mark.xdist_group("pool")]  # worlds of its own
 
 
 @pytest.fixture(scope="module")

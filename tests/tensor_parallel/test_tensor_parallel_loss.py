@@ -46,7 +46,9 @@ def labels_of(terms: LossTerms) -> Tensor:
     return labels
 
 
-@pytest.mark.parametrize("layout", [Layout.of(tp=2), Layout.of(tp=3), Layout.of(tp=8)])
+@pytest.mark.parametrize(
+    "layout", [Layout.of(tp=3), *(pytest.param(Layout.of(tp=n), marks=pytest.mark.nightly) for n in (2, 8))]
+)
 def test_losses_and_gradients_equal_those_of_torch(pool: Pool, layout: Layout) -> None:
     pool.run(layout.world, _all_cases, layout)
 

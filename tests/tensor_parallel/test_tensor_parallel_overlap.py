@@ -149,7 +149,7 @@ def trained(build: Build, layers: int = 2, times: int = 1) -> tuple[Tensor, Tens
     return y.detach(), x.grad, gradients(made, sums)
 
 
-@pytest.mark.parametrize("tp", [2, 3, 4, 8])
+@pytest.mark.parametrize("tp", [2, 3, 4, pytest.param(8, marks=pytest.mark.nightly)])
 def test_behind_each_other_or_not_the_numbers_are_the_same(pool: Pool, tp: int) -> None:
     """With a window and without, made again or kept, over one microbatch and three: outputs and all gradients."""
     pool.run(tp, _same_numbers)

@@ -85,7 +85,7 @@ def test_the_last_backward_still_sends_its_gradients(pool: Any, sharding: str) -
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize("fails", [1, 9])
+@pytest.mark.parametrize("fails", [1, pytest.param(9, marks=pytest.mark.nightly)])
 def test_a_recording_that_fails_is_made_up_for(fails: int, caplog: pytest.LogCaptureFixture) -> None:
     """Catches: gradients that count as there although nothing was computed; a graph that is kept beside newer ones; a
     failure in every step of a run."""

@@ -56,7 +56,7 @@ def every(world: World, pp: int, tied: bool) -> dict[str, tuple[dict[str, Tensor
     return {**found, "auto of three": gradients(world, *run_with("auto", pp, 3, tied=tied))}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_gradients_are_those_of_gpipe_bit_for_bit(pool: Pool, ranks: int) -> None:
     """Microbatches add up in one order in all of them, so that nothing may differ."""
     found = pool.run(ranks, every, ranks, False)[0]

@@ -85,7 +85,7 @@ def _no_announcements() -> Iterator[None]:
 
 
 @effort(
-    max_examples=100,
+    max_examples=effort.default.max_examples,
     deadline=None,
     derandomize=True,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),

@@ -79,7 +79,7 @@ def _twice(measure: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _compare(world: World, args: Arguments, fault: str) -> Comparison:
     p = args.parallel
     with FAULTS[fault]():
-        return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world)
+        return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, steps=1)
 
 
 def found_with(pool: Pool, fault: str, sizes: tuple[int, int, int], variant: int) -> tuple[Comparison, str]:
@@ -97,7 +97,7 @@ def first(found: Comparison, kind: Any) -> str | None:
     return None if difference is None else difference.quantity.of
 
 
-@pytest.mark.parametrize("pp", [1, 2])
+@pytest.mark.parametrize("pp", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_wrong_forward_names_its_first_module_and_collective(pool: Pool, pp: int) -> None:
     """Activations before it are equal, whatever stage and rank they are on."""
     found, look = found_with(pool, "bias before the sum", (2, pp, 1), BIAS)
@@ -179,10 +179,13 @@ def test_the_table_fits_eighty_columns_and_the_file_has_everything(pool: Pool) -
 
 def _compare_layouts(world: World, args: Arguments, reference: Layout) -> Comparison:
     p = args.parallel
-    return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, reference=reference)
+    layout = Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1)
+    return against_reference(args, layout, world, reference=reference, steps=1)
 
 
-@pytest.mark.parametrize("reference", [Layout.of(pp=2), Layout.of(tp=2, pp=2)], ids=str)
+@pytest.mark.parametrize(
+    "reference", [pytest.param(Layout.of(pp=2), marks=pytest.mark.nightly), Layout.of(tp=2, pp=2)], ids=str
+)
 def test_any_layout_can_be_the_reference_in_the_same_world(pool: Pool, reference: Layout) -> None:
     """P8: it runs on the first ranks of the world while the other layout lives on all of them."""
     for found in pool.run(4, _compare_layouts, arguments(2, 1, 2, variant=SEQUENCE_PARALLEL + 16), reference):

@@ -35,6 +35,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert done.stdout == "20 gradients are equal\n"
 
 
+@pytest.mark.nightly
 def test_two_layouts_are_compared_and_written_down(tmp_path: Path) -> None:
     """A reference smaller than the world, three updates, everything in the file."""
     out = tmp_path / "differences.json"

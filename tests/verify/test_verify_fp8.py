@@ -53,7 +53,7 @@ def verdict(world: World, words: str, wrong: str = "") -> list[str]:
 
 AT_NIGHT = pytest.mark.nightly
 RIGHT = [
-    ("tensorwise", ""),
+    pytest.param("tensorwise", "", marks=AT_NIGHT),
     ("rowwise", "--sequence-parallel --recompute selective"),
     ("tensorwise", f"{OTHER} --sequence-parallel"),
     pytest.param("rowwise", "", marks=AT_NIGHT),
@@ -64,19 +64,19 @@ RIGHT = [
 
 @pytest.mark.parametrize(("recipe", "more"), RIGHT)
 def test_a_layout_in_fp8_is_one_process_in_fp8(pool: Pool, recipe: str, more: str) -> None:
-    assert pool.run(2, verdict, f"--fp8 {recipe} {more}") == [[], []]
+    assert pool.run(2, verdict, f"--fp8 {recipe} {more}", timeout=140.0) == [[], []]
 
 
 @pytest.mark.parametrize(
     ("recipe", "wrong"),
     [
         ("tensorwise", "gradient"),
-        ("rowwise", "weight gradient"),
+        pytest.param("rowwise", "weight gradient", marks=AT_NIGHT),
         pytest.param("rowwise", "gradient", marks=AT_NIGHT),
         pytest.param("tensorwise", "weight gradient", marks=AT_NIGHT),
     ],
 )
 def test_a_product_that_is_twice_too_large_is_noticed(pool: Pool, recipe: str, wrong: str) -> None:
-    found = pool.run(2, verdict, f"--fp8 {recipe}", wrong)[0]
+    found = pool.run(2, verdict, f"--fp8 {recipe}", wrong, timeout=140.0)[0]
     assert "gradient" in found
     assert ("activation gradient" in found) == (wrong == "gradient")

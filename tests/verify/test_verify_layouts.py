@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gloo
 LAYOUTS = [(tp, pp, dp) for tp, pp, dp in product(range(1, 9), repeat=3) if tp * pp * dp <= 8]
 COMMIT = [
     *[(1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 2, 2)],
-    *[(3, 1, 1), (3, 1, 2), (1, 3, 2), (1, 1, 5), (8, 1, 1), (1, 8, 1)],
+    *[(3, 1, 1), (2, 3, 1), (1, 3, 2), (1, 1, 5), (1, 8, 1)],
 ]
 """The others are for the night."""
 
@@ -61,15 +61,15 @@ def arguments(tp: int, pp: int, dp: int, *, variant: int, dtype: str = "fp64") -
     )
 
 
-def _prove(world: World, args: Arguments) -> Comparison:
+def _prove(world: World, args: Arguments, steps: int) -> Comparison:
     p = args.parallel
-    return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world)
+    return against_reference(args, Layout.of(tp=p.tp, pp=p.pp, dp=p.dp or 1), world, steps=steps)
 
 
-def prove(pool: Pool, args: Arguments) -> None:
+def prove(pool: Pool, args: Arguments, *, steps: int = 2) -> None:
     """Run both, and fail with what differs."""
     p = args.parallel
-    for rank, found in enumerate(pool.run(p.tp * p.pp * (p.dp or 1), _prove, args)):
+    for rank, found in enumerate(pool.run(p.tp * p.pp * (p.dp or 1), _prove, args, steps)):
         assert not found.unequal, f"rank {rank}: replicas differ: {found.unequal}"
         assert not found.failures, f"rank {rank}: {[f'{d.name}: {d.error:.1e}' for d in found.failures[:8]]}"
 

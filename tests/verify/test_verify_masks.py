@@ -35,12 +35,8 @@ def masks() -> dict[str, Tensor]:
 
 
 LAYOUTS = [
-    {"dp": 2},
-    {"dp": 4},
-    {"pp": 2, "dp": 2},
-    {"tp": 2, "dp": 2, "sp": True},
-    {"tp": 2, "pp": 2},
-    {"pp": 4},
+    *({"dp": 4}, {"tp": 2, "dp": 2, "sp": True}, {"tp": 2, "pp": 2}),
+    *(pytest.param(sizes, marks=pytest.mark.nightly) for sizes in ({"dp": 2}, {"pp": 2, "dp": 2}, {"pp": 4})),
 ]
 
 

@@ -27,7 +27,10 @@ PARTS: list[tuple[bool, tuple[PartName, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("sp", "parts"), PARTS, ids=lambda each: "+".join(each) if each not in (True, False) else each)
+@pytest.mark.parametrize(
+    ("sp", "parts"),
+    [pytest.param(*c, id="+".join(c[1]), marks=[pytest.mark.nightly] * (n in (1, 2))) for n, c in enumerate(PARTS)],
+)
 def test_parts_equal_one_process_and_send_what_the_textbook_says(
     pool: Pool, sp: bool, parts: tuple[PartName, ...]
 ) -> None:

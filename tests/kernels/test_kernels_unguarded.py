@@ -1,0 +1,38 @@
+"""Functions by torch's compiler without its guards: the same results, for whatever sizes and constants they get."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from stretto.kernels import compiled
+
+pytestmark = pytest.mark.gloo
+
+
+def scaled_(x: Tensor, y: Tensor, factor: int, *, more: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """In place and as results."""
+    x.mul_(factor)
+    return x + y if more is None else x + y + more, (y * factor).sum(-1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_what_is_compiled_follows_from_the_arguments() -> None:
+    """Catches: a constant, a word or a size of the first call in later ones; what is written in place left out; a
+    gradient that is lost."""
+    function = compiled(scaled_)
+    calls: list[tuple[tuple[int, ...], int, bool]] = [((4, 8), 2, False), ((4, 8), 3, False), ((2, 8), 2, True)]
+    for turn in range(2):  # compiled, and looked up
+        for shape, factor, more in calls:
+            x, y, z = (torch.randn(shape, generator=torch.Generator().manual_seed(turn + n)) for n in range(3))
+            named = {"more": z} if more else {}
+            mine = x.clone()
+            results = function(mine, y, factor, **named)
+            wanted = scaled_(x, y, factor, **named)
+            assert torch.equal(mine, x)
+            for result, value in zip(results, wanted, strict=True):
+                torch.testing.assert_close(result, value)
+    w = torch.ones(4, 8, requires_grad=True)
+    function(torch.ones(4, 8), w, 2)[0].sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(w.grad, torch.ones(4, 8))
