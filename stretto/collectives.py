@@ -12,7 +12,8 @@ return a `Work`: they are for buckets and other storage that the caller owns. Th
 return at once what is `AsyncTensor`: who has something else to do does it before taking that. The differentiable ones
 call `overlap_with` while they are under way, forward and backward.
 
-What goes over an axis with a peer buffer goes through that where it may; to the caller it is the same operation.
+What goes over an axis with a peer buffer goes through that where it may, and sums over an `ordered` axis are those of a
+tree, done when the call returns; to the caller they are the same operations.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
+from stretto.ordered import ordered_all_reduce_, ordered_reduce_scatter
 from stretto.world import AsyncTensor, Axis, Done, Rows, Several, Then, Work
 
 # torch 2.13 renamed these two and warns of the names that torch 2.11 has.
@@ -108,6 +110,9 @@ def all_reduce_(x: Tensor, axis: Axis) -> Work:
     """Sum contiguous `x` over the axis in place; returns at once."""
     if axis.size == 1:
         return Done()
+    if axis.ordered:
+        ordered_all_reduce_(x, axis)
+        return Done()
     _tell(axis, "all_reduce", x)
     return axis.timed(dist.all_reduce(x, group=axis.group, async_op=True))
 
@@ -139,6 +144,10 @@ def reduce_scatter_into(out: Tensor, x: Tensor, axis: Axis, *, add: bool = False
         elif out.data_ptr() != x.data_ptr():
             out.copy_(x)
         return Done()
+    if axis.ordered:
+        part = ordered_reduce_scatter(x, axis)
+        out.add_(part) if add else out.copy_(part)
+        return Done()
     _tell(axis, "reduce_scatter", x)
     if axis.peer_memory is not None and axis.peer_memory.holds(x):
         return axis.peer_memory.sum_into(out, x, add=add)
@@ -165,6 +174,8 @@ def reduce_scatter_async(x: Tensor, axis: Axis) -> AsyncTensor:
         return AsyncTensor(x)
     n = _divided(x, axis, 0, "reduce_scatter")
     x = x.detach().contiguous()
+    if axis.ordered:
+        return AsyncTensor(ordered_reduce_scatter(x, axis))
     if axis.peer_buffer is not None and axis.peer_buffer.takes(x.nbytes // axis.size):
         parts = x.chunk(axis.size)
         return reduce_scatter_rows_async(lambda to, out: parts[to] if out is None else out.copy_(parts[to]), x, axis)

@@ -187,7 +187,8 @@ class Axis:
     `ranks` are ranks of the layout, in order along the axis; `ranks[rank]` is this process. `group` is
     None exactly when the axis has size 1: every collective over such an axis is a no-op. `observer`, if any, hears of
     all that goes over the group. `peer_buffer`, if there is one, carries what it takes in place of the group, and
-    `peer_memory` what lies in it. `timer`, if any, does the waiting.
+    `peer_memory` what lies in it. `timer`, if any, does the waiting. Sums over an `ordered` axis are those of one tree
+    over its ranks (`stretto.ordered`), whatever they are of and wherever in it an element lies.
     """
 
     name: str
@@ -198,6 +199,7 @@ class Axis:
     peer_buffer: PeerBuffer | None = field(default=None, compare=False, repr=False)
     timer: Timer | None = field(default=None, compare=False, repr=False)
     peer_memory: PeerMemory | None = field(default=None, compare=False, repr=False)
+    ordered: bool = field(default=False, compare=False, repr=False)
 
     @property
     def size(self) -> int:

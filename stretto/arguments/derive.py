@@ -243,8 +243,11 @@ DERIVATIONS: tuple[Derivation, ...] = (
         lambda a: (8, "usual") if a.run.device == "cuda" else (a.run.nproc, "nproc: one machine"),
     ),
     Derivation(
-        *("run.compile", ("run.device",), "true (cuda), false (cpu)"),
-        lambda a: (a.run.device == "cuda", f"device = {a.run.device}"),
+        *("run.compile", ("run.device", "parallel.exact"), "true (cuda, without exact), else false"),
+        lambda a: (
+            a.run.device == "cuda" and a.parallel.exact is None,
+            f"device = {a.run.device}" if a.parallel.exact is None else f"exact = {a.parallel.exact}",
+        ),
     ),
     Derivation(
         *("parallel.tp_comm_overlap", ("run.device", "parallel.sequence_parallel")),

@@ -6,7 +6,7 @@ from stretto.arguments.rule import RuleViolation, rule
 from stretto.arguments.schema import Arguments
 
 READS = (
-    *("run.device", "run.recompute", "run.on_nonfinite", "run.check_finite", "run.check_collectives"),
+    *("run.device", "run.recompute", "run.on_nonfinite", "run.check_finite", "run.check_collectives", "parallel.exact"),
     *("parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp", "parallel.schedule", "parallel.sharding"),
     *("batch.global_batch", "batch.micro_batch", "data.packing", "model.experts"),
 )
@@ -18,6 +18,7 @@ def without_graphs(a: Arguments) -> str:
     microbatches = a.batch.microbatches(p.dp)
     reasons = {
         f"device = {r.device} has none": r.device != "cuda",
+        f"exact = {p.exact}: kernels must be chosen alike for every tp": p.exact is not None,
         f"pp = {p.pp}: stages wait for each other": p.pp > 1,
         f"tp = {p.tp}: its collectives are not recorded": p.tp > 1,
         f"cp = {p.cp}: its collectives are not recorded": p.cp > 1,

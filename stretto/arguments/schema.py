@@ -64,6 +64,12 @@ class ParallelConfig:
         "that reach each other; unset: on GPUs",
         carried=False,
     )
+    exact: int | None = setting(
+        None,
+        "compute all that tp may cut in so many slices, a power of two, whose sums stand in a fixed order: loss, "
+        "gradients and weights are the same bits for every tp that divides it; slower, and without torch.compile",
+        at_least=1,
+    )
     schedule: ScheduleName = setting("1f1b", "order of forwards and backwards: `stretto schedule list` has all")  # noqa: RUF009
     schedule_costs: str | None = setting(
         None,
@@ -268,3 +274,13 @@ class Arguments:
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether each operation must give the same bits each time."""
+        return self.run.deterministic or self.parallel.exact is not None
+
+    @property
+    def threads(self) -> int | None:
+        """Those of one CPU operation: how many there are decides in what order it adds up."""
+        return 1 if self.parallel.exact is not None and self.run.device == "cpu" else self.run.threads

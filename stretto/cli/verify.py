@@ -134,7 +134,9 @@ class Task:
         from stretto.verify import against_reference
 
         args, layout = self.resolved.args, self.resolved.layout
-        with initialize(device=args.run.device, timeout=args.run.timeout) as world:
+        with initialize(
+            device=args.run.device, timeout=args.run.timeout, threads=args.threads, deterministic=args.deterministic
+        ) as world:
             found = against_reference(args, layout, world, reference=self.reference, steps=self.updates)
         if world.rank == 0:
             console().print(comparison(found, args, self.reference))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stretto.collectives import all_reduce_
+from stretto.collectives import all_reduce_, all_reduce_max
 from stretto.distributed.data_parallel import DataParallel
+from stretto.world import Axis, Done, Work
 
 
 class NormSum:
@@ -32,9 +33,13 @@ class NormSum:
         weights.norms = [name for name, _ in own], self.squares.new_zeros(0)
         if own:
             weights.norms = weights.norms[0], _norms([view for _, view in own])
+        axis = state.axis(*(("tp", "cp", "dp", "pp") if everyone else ("tp", "pp")))
+        self._work: Work = Done()
+        if state.ordered:
+            self.squares = exact_squares([view for _, view in own], axis, self.squares)
+        else:
             self.squares += weights.norms[1].square().sum()
-        apart = ("tp", "cp", "dp", "pp") if everyone else ("tp", "pp")
-        self._work = all_reduce_(self.squares, state.axis(*apart))
+            self._work = all_reduce_(self.squares, axis)
 
     def wait(self) -> Tensor:
         """The norm [] in fp64, the same bits on every rank."""
@@ -45,6 +50,38 @@ class NormSum:
 def grad_norm(weights: DataParallel) -> Tensor:
     """L2 norm [] in fp64 of the whole model's gradient, the same bits on every rank."""
     return NormSum(weights).wait()
+
+
+DIGITS, BITS = 3, 24
+"""Digits of a fixed-point number, and bits of a digit: 2^39 squares of at most 1 add up in int64."""
+
+
+def exact_squares(gradients: list[Tensor], axis: Axis, like: Tensor) -> Tensor:
+    """The sum [] of all squares over the ranks of an axis, to 2^-72 of the largest one: a sum of integers, to the same
+    bits in any order and however the tensors are cut. NaN where an element is not finite."""
+    found = [torch.nan_to_num(g, 0.0, 0.0, 0.0).abs().amax().to(like) for g in gradients]
+    largest = all_reduce_max(torch.stack([like, *found]).amax(), axis)
+    _, exponent = torch.frexp(largest)
+    up, down = _power(exponent), _power(-exponent)
+    digits = torch.zeros(DIGITS + 1, dtype=torch.int64, device=like.device)
+    for flat in (part for g in gradients for part in torch.split(g.reshape(-1), 2**24)):
+        finite = flat.isfinite()
+        digits[DIGITS] += (~finite).sum()
+        rest = (torch.where(finite, flat, 0.0).to(like.dtype) * down).square()
+        for n in range(DIGITS):
+            rest = rest * 2.0**BITS
+            whole = rest.floor()
+            digits[n] += whole.to(torch.int64).sum()
+            rest = rest - whole
+    all_reduce_(digits, axis).wait()
+    places = [digits[n].to(like) * 2.0 ** (-BITS * (n + 1)) for n in range(DIGITS)]
+    total = (places[0] + (places[1] + places[2])) * up * up
+    return torch.where(digits[DIGITS] > 0, torch.nan, total)
+
+
+def _power(exponent: Tensor) -> Tensor:
+    """2^exponent [] in fp64, by its bits."""
+    return (exponent.to(torch.int64).clamp(-1022, 1023) + 1023 << 52).view(torch.float64)
 
 
 def _norms(gradients: list[Tensor]) -> Tensor:

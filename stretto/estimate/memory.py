@@ -18,9 +18,10 @@ from stretto.arguments.schema import Arguments
 from stretto.arguments.trained import is_trained
 from stretto.estimate.context import comm_of
 from stretto.estimate.recompute import activations, policy_of
-from stretto.estimate.sizes import BYTES, held_at_once, in_flight, local_tokens
+from stretto.estimate.sizes import BYTES, held_at_once, in_flight
 from stretto.estimate.stages import stage_layers
 from stretto.estimate.stored import EMBEDDING, EXPERT, stored_tensors
+from stretto.estimate.transient import exchanged, logits
 from stretto.layout.chunks import CHUNK, SLOTS, slot_bytes
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import Stored, by_section, by_size
@@ -30,9 +31,6 @@ from stretto.schedule.sharding import MODES
 
 STATE: Final[Mapping[str, int]] = MappingProxyType({"adamw": 2, "sgd": 1, "lion": 1, "muon": 2})
 """Vectors that an update rule keeps beside each master."""
-
-HEAD: Final = 2**28
-"""Bytes of logits that exist at once, at most (one row of tokens at least)."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,8 @@ def _ledger(halves: _Halves, stage: int, *, embedding: bool) -> Ledger:
 @lru_cache(maxsize=4096)
 def _passing(args: Arguments, stage: int) -> tuple[int, int, int]:
     """Activations, what is exchanged, and logits: they do not follow from what is sharded."""
-    logits = _logits(args) * (stage == num_stages(args.parallel) - 1)
-    return activations(args, stage, policy_of(args, stage)), _exchanged(args, stage), logits
+    last = stage == num_stages(args.parallel) - 1
+    return activations(args, stage, policy_of(args, stage)), exchanged(args, stage), logits(args) * last
 
 
 @lru_cache(maxsize=4096)
@@ -278,31 +276,3 @@ def fitting(args: Arguments, limit: float) -> dict[str, tuple[int, bool]]:
 def _sections(args: Arguments, stage: int) -> int:
     layers = stage_layers(args)
     return (stage == 0) + len(layers[stage]) + (stage == len(layers) - 1)
-
-
-def _exchanged(args: Arguments, stage: int) -> int:
-    """Bytes of a layer's attention over cp, or over documents: the largest of the ways that its layers take.
-
-    All keys and values in order, as they came, and their gradients in fp32 or wider; of a ring two blocks and what
-    goes home. The output is merged in fp32 or wider.
-    """
-    m, p = args.model, args.parallel
-    layers = stage_layers(args)[stage]
-    if not layers or (p.cp == 1 and not args.data.packing):
-        return 0
-    item = BYTES[args.run.dtype]
-    wide, tokens = max(4, item), local_tokens(args)
-    kv = 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head
-    found = []
-    for comm in {comm_of(args, layer) for layer in layers}:
-        blocks = p.cp if comm == "all-gather" else 1
-        rings = 2 if comm in ("ring", "hybrid") else 1
-        merged = tokens * m.heads // p.tp * m.dim_per_head * wide
-        found.append(merged + tokens * kv * ((blocks + rings) * item + (blocks + rings) * wide))
-    return max(found)
-
-
-def _logits(args: Arguments) -> int:
-    item, b, p = BYTES[args.run.dtype], args.batch, args.parallel
-    row = -(-args.model.vocab_size // p.tp) * b.micro_batch * item
-    return min(max(row, HEAD), row // b.micro_batch * local_tokens(args))

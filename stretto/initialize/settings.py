@@ -73,9 +73,11 @@ def determinism() -> Iterator[None]:
     """Only kernels that give the same bits each time; an operation that has none raises.
 
     cuBLAS is reproducible with a fixed workspace alone (its manual, "Results reproducibility"), and cuDNN must
-    not pick kernels by timing them.
+    not pick kernels by timing them. Memory that nobody has written is not filled, since nobody reads it.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    memory: Any = torch.utils.deterministic
+    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
@@ -83,6 +85,7 @@ def determinism() -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = filled
         torch.backends.cudnn.benchmark = before[1]
 
 

@@ -115,9 +115,9 @@ class Attention(SelfAttention):
         self.qkv_proj = ColumnParallelLinear(
             config.hidden,
             [
-                Projection("q_proj", config.heads * d),
-                Projection("k_proj", kv, copies),
-                Projection("v_proj", kv, copies),
+                Projection("q_proj", config.heads * d, unit=d),
+                Projection("k_proj", kv, copies, unit=d),
+                Projection("v_proj", kv, copies, unit=d),
             ],
             build,
             bias=config.bias or config.qkv_bias,

@@ -51,11 +51,15 @@ class BlockOps:
         clamped = config.activation == "clamped-swiglu"
         clamps = {"alpha": config.swiglu_alpha, "limit": config.swiglu_limit} if clamped else {}
         normed = rms if config.norm == "rms" else formulas.LAYER_NORM
+        activation, of_head = _ACTIVATIONS[config.activation], rms
+        if build.exact is not None:
+            normed, of_head = build.exact.by_tokens(normed), build.exact.by_heads(rms)
+            activation = build.exact.by_features(activation, 2 if config.gated else 1)
         return cls(
             Pointwise.of(normed, build, eps=config.norm_eps),
-            Pointwise.of(rms, build, eps=config.norm_eps),
+            Pointwise.of(of_head, build, eps=config.norm_eps),
             Pointwise.of(rms, build, eps=LATENT_EPS),
-            Pointwise.of(_ACTIVATIONS[config.activation], build, **clamps),
+            Pointwise.of(activation, build, **clamps),
             Rotate.of(build),
             attend,
         )

@@ -70,9 +70,11 @@ class ParallelState:
         tracer: Tracer | None = None,
         reach: Mapping[PlannedGroup, Reach] | None = None,
         timer: Timer | None = None,
+        ordered: bool = False,
     ) -> None:
         """Made by `build` or `inspect`: `groups` are this rank's, as planned for `axes`."""
         self._tracer = tracer
+        self.ordered = ordered
         self._reach = dict(reach or {})
         self._layout = layout
         self._world = world
@@ -86,7 +88,7 @@ class ParallelState:
             for names in planned.axes:
                 found = self._reach.get(planned, Reach())
                 self._axes[frozenset(names)] = Axis(
-                    "-".join(names), place, planned.ranks, group, observer, found.buffer, timer, found.memory
+                    "-".join(names), place, planned.ranks, group, observer, found.buffer, timer, found.memory, ordered
                 )
 
     @classmethod
@@ -100,6 +102,7 @@ class ParallelState:
         options: Mapping[str, GroupOptions] | None = None,
         tracer: Tracer | None = None,
         timer: Timer | None = None,
+        ordered: bool = False,
     ) -> Self:
         """Create this rank's groups. All ranks of the world call this together, with the same arguments.
 
@@ -113,6 +116,7 @@ class ParallelState:
             options: for the groups of some axes, as `{"tp": ..., "dp-cp": ...}`.
             tracer: is told of each communication over the groups right before it is issued.
             timer: waits for each of them.
+            ordered: sums have the same bits for any number of ranks (`Axis.ordered`).
 
         Raises:
             ValueError: the layout does not fit the world, or an axis is unknown or has options but no group, or
@@ -128,7 +132,7 @@ class ParallelState:
         limit = DEFAULT_TIMEOUT if timeout is None else timeout
         planned = plan(layout, world.rank, declared, chosen)
         if world.size == 1:
-            return cls(layout, world, declared, {})
+            return cls(layout, world, declared, {}, ordered=ordered)
         for names, said in chosen.items():
             said.require_effect("-".join(sorted(names)), back_end(world), world.device.type)
         shared = build_store(world)
@@ -151,7 +155,7 @@ class ParallelState:
         except BaseException:
             abort_groups(list(groups.values()))
             raise
-        return cls(layout, world, declared, groups, costs, tracer, reach, timer)
+        return cls(layout, world, declared, groups, costs, tracer, reach, timer, ordered)
 
     @classmethod
     def inspect(cls, layout: Layout, rank: int, *, axes: Iterable[Axes] | None = None) -> Self:

@@ -41,7 +41,7 @@ def comparison(found: Comparison, args: Arguments, reference: Layout) -> Group:
     parts: list[RenderableType] = [_heading(found, args, reference), Text(), _kinds(found), Text(), _parameters(found)]
     for paragraph in where_to_look(found, args, places(args)):
         parts += [Text(), Padding(Text(paragraph), (0, 2))]
-    return Group(*parts, Text(), _verdict(found, reference))
+    return Group(*parts, Text(), _verdict(found, args, reference))
 
 
 def as_data(found: Comparison, args: Arguments, reference: Layout) -> dict[str, Any]:
@@ -72,6 +72,7 @@ def _heading(found: Comparison, args: Arguments, reference: Layout) -> Table:
     also = ", sequence parallel" * p.sequence_parallel + f", {p.schedule}" * (p.pp > 1)
     how = f"{r.dtype} on {r.device}" + f", fp8 {r.fp8}" * (r.fp8 != "none")
     how += f", recompute {r.recompute}" * (r.recompute != "none")
+    how += f", exact {p.exact}" * (p.exact is not None)
     rows.add_row(Text(" layout", "dim"), f"{_named(_sizes(args))}{also}, {how}")
     rows.add_row(Text(" against", "dim"), _named({axis: reference.size(axis) for axis in AXES}))
     rows.add_row(Text(" over", "dim"), f"{steps} updates of {b.global_batch} x {b.seq_len} tokens, some of them masked")
@@ -116,7 +117,9 @@ def _parameters(found: Comparison) -> Table:
     return table
 
 
-def _verdict(found: Comparison, reference: Layout) -> Text:
+def _verdict(found: Comparison, args: Arguments, reference: Layout) -> Text:
+    if found.equal and args.parallel.exact is not None:
+        return Text(" EQUAL to the last bit: the layout does not change the model", "bold green")
     if found.equal:
         return Text(" EQUAL: the layout does not change the model", "bold green")
     return Text(

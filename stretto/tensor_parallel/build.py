@@ -13,6 +13,7 @@ from stretto.collectives import OverlapWith, nothing
 from stretto.world import Axis, ExpertAxes
 
 if TYPE_CHECKING:
+    from stretto.tensor_parallel.exact import Slices
     from stretto.tensor_parallel.lora import Lora
 
 
@@ -67,6 +68,9 @@ class Gemms(Protocol):
     def add(self, total: Tensor, first_microbatch: bool, dy: Factor, x: Factor) -> None:
         """total [d_out, d_in] += dy^T x, or = where `first_microbatch`."""
 
+    def bias(self, dy: Tensor) -> Tensor:
+        """db [d_out], the sum of dy [.., d_out] over all tokens."""
+
 
 def unfused(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as it is, one kernel for each operation in it."""
@@ -85,6 +89,7 @@ class Build:
     have no memory, and no values, until they are moved into buckets: a whole model need never exist. With `lora` linear
     layers that it names have adapters. Feed-forward takes the sequence in so many `chunks`, each computed once more in
     the backward.
+    With `exact` slices all that tp may cut is computed slice by slice, to the same bits for every tp.
     `experts` says where those are, `tokens` how many a global batch has: what their losses are means over.
     """
 
@@ -102,6 +107,7 @@ class Build:
     chunks: int = 1
     experts: ExpertAxes = field(default_factory=ExpertAxes.single)
     tokens: int = 1
+    exact: Slices | None = None
 
     @property
     def alone(self) -> Build:

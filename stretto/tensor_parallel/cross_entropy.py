@@ -6,9 +6,8 @@ The head's own loss never holds all logits: it takes some rows of tokens at a ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -18,27 +17,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from stretto.collectives import all_reduce, all_reduce_max
+from stretto.ordered import tree_sum
 from stretto.tensor_parallel.build import Accumulators, Build, unfused
-from stretto.tensor_parallel.linear import accumulate_matmul
+from stretto.tensor_parallel.loss_terms import PLAIN as PLAIN
+from stretto.tensor_parallel.loss_terms import LossTerms as LossTerms
+from stretto.tensor_parallel.sliced_gemms import HeadGemms
 from stretto.world import Axis
 
-
-@dataclass(frozen=True)
-class LossTerms:
-    """What is minimized beside -log softmax(x)[label] of each token, with lse = log sum exp x.
-
-    `smoothing` e gives the label 1 - e of the probability and each of the `vocab` words e / vocab (Szegedy et al.,
-    "Rethinking the Inception architecture", 2016): lse - (1 - e) x[label] - e mean(x). `z` adds z lse^2, which keeps
-    logits from drifting (Chowdhery et al., "PaLM", 2022). A token whose label is `ignore` counts for nothing.
-    """
-
-    smoothing: float = 0.0
-    z: float = 0.0
-    vocab: int = 0
-    ignore: int | None = None
-
-
-PLAIN = LossTerms()
+Place = tuple[Tensor, Tensor]
+"""Of each label: its row among some words, and whether it is one of them."""
 
 
 def vocab_parallel_cross_entropy(
@@ -60,7 +47,7 @@ class HeadLoss:
     in the forward, so that none waits for the backward: that must begin at the loss itself. Where it begins at a
     multiple of it, the gradient of x is NaN. A weight that wants no gradient gets none.
     With `softcap` c the logits are c tanh(x W^T / c). Where no gradient is recorded the loss is that of an evaluation,
-    cross-entropy without smoothing and z.
+    cross-entropy without smoothing and z. Of an exact build the words are taken slice by slice.
     """
 
     def __init__(
@@ -74,6 +61,7 @@ class HeadLoss:
         terms: LossTerms = PLAIN,
     ) -> None:
         self.tp, self.start, self.rows, self.limit = build.tp, start, rows, limit
+        self.gemms = HeadGemms(None if build.exact is None else build.exact.here)
         self.accumulators = build.accumulators
         self.terms, self.plain = terms, LossTerms(ignore=terms.ignore)
         self._statistics = {e: build.fuse(_with(_statistics, cap=softcap, smoothing=e)) for e in (0.0, terms.smoothing)}
@@ -87,10 +75,20 @@ class HeadLoss:
         loss: Tensor = _HeadLoss.apply(x, weight, labels, weights, self, keep)  # type: ignore[no-untyped-call]
         return loss
 
-    def of(self, logits: Tensor, labels: Tensor, *, trained: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss [..] of logits [.., V/t], and what `gradient` needs besides the logits."""
+    def of(
+        self, logits: Sequence[Tensor], labels: Tensor, *, trained: bool
+    ) -> tuple[Tensor, list[Place], Tensor, Tensor]:
+        """The loss [..] of logits [.., V/t] in slices, and what `gradient` needs besides these."""
         terms = self.terms if trained else self.plain
-        return _losses(logits, labels, self.tp, self.start, self.rows, self._statistics[terms.smoothing], terms)
+        return _losses(logits, self.places(logits, labels), self.tp, labels, self._statistics[terms.smoothing], terms)
+
+    def places(self, logits: Sequence[Tensor], labels: Tensor) -> list[Place]:
+        """Of the labels, for each slice of the logits."""
+        found, start = [], self.start
+        for part in logits:
+            found.append(localise(labels, start, part.shape[-1]))
+            start += part.shape[-1]
+        return found
 
     def chunk(self, x: Tensor, weight: Tensor) -> int:
         """Rows of the sequence that are taken at a time.
@@ -99,24 +97,32 @@ class HeadLoss:
         any size for all of them.
         """
         rows = x.shape[0]
-        most = max(1, self.limit // (x.shape[1] * weight.shape[0] * x.element_size()))
+        words = weight.shape[0] * (self.tp.size if self.gemms.exact else 1)  # for every tp alike
+        most = max(1, self.limit // (x.shape[1] * words * x.element_size()))
         pieces = -(-rows // most)
         even = next((n for n in range(pieces, 2 * pieces) if rows % n == 0), pieces)
         return -(-rows // even)
 
-    def pieces(self, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """A piece of the sequence at a time: which, its rows [n, h], and their logits [.., b, V/t] in the same memory.
+    def pieces(self, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, list[Tensor], list[Tensor]]]:
+        """A piece of the sequence at a time: which, its rows [n, h], and their logits [n, V/t] in the same memory.
 
-        What the caller leaves in the logits of padding is zero.
+        They come in slices, and once more as [.., b, words] without padding. What the caller leaves in the logits of
+        padding is zero.
         """
         size = min(self.chunk(x, weight), x.shape[0])
-        memory = torch.empty((size * x.shape[1], weight.shape[0]), dtype=x.dtype, device=x.device)
+        weights = self.gemms.parts(weight)
+        words = weights[0].shape[0]
+        memory = [torch.empty((size * x.shape[1], words), dtype=x.dtype, device=x.device) for _ in weights]
         for first in range(0, x.shape[0], size):
             part = slice(first, first + size)
             rows = x[part].flatten(0, 1)
-            logits = torch.mm(rows, weight.t(), out=memory[: rows.shape[0]]).view(*x[part].shape[:2], -1)
-            logits[..., self.rows :].zero_()  # padding takes no part
-            yield part, rows, logits
+            flat = [torch.mm(rows, w.t(), out=m[: rows.shape[0]]) for w, m in zip(weights, memory, strict=True)]
+            valid = []
+            for n, logits in enumerate(flat):
+                here = min(max(0, self.rows - n * words), words)
+                logits[:, here:].zero_()  # padding takes no part
+                valid.append(logits.view(*x[part].shape[:2], -1)[..., :here])
+            yield part, rows, flat, valid
 
 
 class _HeadLoss(Function):
@@ -129,16 +135,16 @@ class _HeadLoss(Function):
 
         def through(dw: Tensor, first_microbatch: bool) -> None:
             """All rows, a piece at a time: their loss, and where gradients are kept those, dW added to `dw`."""
-            for part, rows, logits in of.pieces(x, weight):
-                valid = logits[..., : of.rows]
-                loss, known = of.of(valid, labels[part], trained=keep)
+            for part, rows, grads, valid in of.pieces(x, weight):
+                loss, places, *known = of.of(valid, labels[part], trained=keep)
                 total.add_((loss.double() * weights[part]).sum())
                 if keep:
-                    of.gradient(valid, *known, counted(weights[part].to(loss.dtype), labels[part], of.terms))
-                    grad = logits.flatten(0, 1)
-                    torch.mm(grad, weight, out=dx[part].flatten(0, 1))
+                    dy = counted(weights[part].to(loss.dtype), labels[part], of.terms)
+                    for logits, place in zip(valid, places, strict=True):
+                        of.gradient(logits, *place, *known, dy)
+                    of.gemms.input_gradient(grads, weight, dx[part].flatten(0, 1))
                     if trained:
-                        accumulate_matmul(dw, first_microbatch and part.start == 0, grad, rows)
+                        of.gemms.add(dw, first_microbatch and part.start == 0, grads, rows)
 
         trained = keep and weight.requires_grad
         ctx.param, ctx.accumulators = weight, of.accumulators if trained else None
@@ -171,9 +177,10 @@ class _CrossEntropy(Function):
         if terms.smoothing and terms.vocab <= 0:
             raise ValueError(f"smoothing={terms.smoothing} with vocab={terms.vocab}: LossTerms(vocab=) is the whole's")
         statistics = _with(_statistics, smoothing=terms.smoothing)
-        loss, known = _losses(logits[..., :rows], labels, tp, start, rows, statistics, terms)
+        place = localise(labels, start, rows)
+        loss, _, highest, exps = _losses([logits[..., :rows]], [place], tp, labels, statistics, terms)
         ctx.rows, ctx.terms = rows, terms
-        ctx.save_for_backward(logits, labels, *known)
+        ctx.save_for_backward(logits, labels, *place, highest, exps)
         return loss
 
     @staticmethod
@@ -197,22 +204,24 @@ def counted(dy: Tensor, labels: Tensor, terms: LossTerms) -> Tensor:
 
 
 def _losses(
-    logits: Tensor,
-    labels: Tensor,
+    logits: Sequence[Tensor],
+    places: list[Place],
     tp: Axis,
-    start: int,
-    rows: int,
+    labels: Tensor,
     statistics: Any = unfused,
     terms: LossTerms = PLAIN,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    local, mine = localise(labels, start, rows)
-    top, exps, label, *logit_sum = statistics(logits, local, mine)
-    highest = all_reduce_max(top, tp)
-    # A rank without words has minus infinity for its highest logit and adds nothing.
-    summed = [exps * (top - highest).exp(), label - highest * mine]
-    if terms.smoothing:
-        summed.append(logit_sum[0] + rows * (top - highest) if rows else logit_sum[0])
-    exps, label, *logit_sum = all_reduce(torch.stack(summed), tp)
+) -> tuple[Tensor, list[Place], Tensor, Tensor]:
+    found = [statistics(x, *place) for x, place in zip(logits, places, strict=True)]
+    highest = all_reduce_max(reduce(torch.maximum, (top for top, *_ in found)), tp)
+    summed = []
+    for x, (_, mine), (top, exps, label, *logit_sum) in zip(logits, places, found, strict=True):
+        # A rank without words has minus infinity for its highest logit and adds nothing.
+        terms_of = [exps * (top - highest).exp(), label - highest * mine]
+        if terms.smoothing:
+            rows = x.shape[-1]
+            terms_of.append(logit_sum[0] + rows * (top - highest) if rows else logit_sum[0])
+        summed.append(torch.stack(terms_of))
+    exps, label, *logit_sum = all_reduce(tree_sum(summed), tp)
     log = exps.log()
     if terms.smoothing:
         loss = log - (1 - terms.smoothing) * label - terms.smoothing / terms.vocab * logit_sum[0]
@@ -220,7 +229,7 @@ def _losses(
         loss = log - label
     if terms.z:
         loss = loss + terms.z * (log + highest).square()
-    return counted(loss, labels, terms), (local, mine, highest, exps)
+    return counted(loss, labels, terms), places, highest, exps
 
 
 def _statistics(

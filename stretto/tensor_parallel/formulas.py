@@ -231,6 +231,22 @@ def layer_norm_both(
     return layer_norm(x, weight, bias, eps), *layer_norm_backward(dy, x, weight, bias, eps, dresidual)
 
 
+def shift(x: Tensor, bias: Tensor) -> Tensor:
+    """x + bias: [.., h] -> the same."""
+    return x + bias
+
+
+def shift_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Its adjoint."""
+    del x
+    return dy, _over_rows(_wide(dy)).to(bias.dtype)
+
+
+def shift_both(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Itself and its adjoint."""
+    return shift(x, bias), *shift_backward(dy, x, bias)
+
+
 def _joined(dx: Tensor, dresidual: Tensor | None) -> Tensor:
     return dx if dresidual is None else dx + dresidual
 
@@ -259,4 +275,5 @@ GELU = Formula(gelu, gelu_backward, gelu_both)
 GELU_TANH = Formula(gelu_tanh, gelu_tanh_backward, gelu_tanh_both)
 RMS_NORM = Formula(rms_norm, rms_norm_backward, rms_norm_both)
 ZERO_CENTERED_RMS_NORM = Formula(zero_centered_rms_norm, zero_centered_rms_norm_backward, zero_centered_rms_norm_both)
+SHIFT = Formula(shift, shift_backward, shift_both)
 LAYER_NORM = Formula(layer_norm, layer_norm_backward, layer_norm_both)

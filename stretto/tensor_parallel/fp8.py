@@ -138,6 +138,10 @@ class Fp8:
         self.quantize_cut_rows, self.quantize_columns = fuse(quantize_cut_rows), fuse(quantize_columns)
         self._steady: dict[nn.Parameter, Weight] | None = None
 
+    def bias(self, dy: Tensor) -> Tensor:
+        """As `Gemms`: dy is not quantized for it."""
+        return rows(dy).sum(0)
+
     @contextmanager
     def steady(self) -> Iterator[None]:
         """Weights do not change in here: each is quantized once, and not whenever it is used."""

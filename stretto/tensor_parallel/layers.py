@@ -7,7 +7,7 @@ Under sequence parallelism they are [s/t, b, h] outside the pair column -> row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from stretto.params import Init, ParamSpec, Shard, declare
 from stretto.structure import Structure
 from stretto.tensor_parallel import lora
 from stretto.tensor_parallel.build import Build
+from stretto.tensor_parallel.formulas import SHIFT
 from stretto.tensor_parallel.linear import linear
-from stretto.tensor_parallel.pointwise import Lazy
+from stretto.tensor_parallel.pointwise import Lazy, Pointwise
+from stretto.tensor_parallel.sliced_gemms import SlicedRows
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -28,11 +30,13 @@ class Projection:
     """One of several matrices that are stored and multiplied as one.
 
     `copies` consecutive ranks hold the same rows: key and value heads when there are fewer of them than ranks.
+    `unit` rows are never cut: those of a head.
     """
 
     name: str
     d_out: int
     copies: int = 1
+    unit: int = 1
 
 
 class ColumnParallelLinear(nn.Module):
@@ -60,6 +64,10 @@ class ColumnParallelLinear(nn.Module):
         biases = [_cut_rows(p, (p.d_out,), Init(), weight_decay=False) for p in parts]
         self.weight = declare_on(self, "weight", weights, build)
         self.bias = declare_on(self, "bias", biases, build) if bias else None
+        if build.exact is not None:
+            stored = [w.block({"tp": build.tp}).stored[0] for w in weights]
+            stack = [(n, n // p.unit) for n, p in zip(stored, parts, strict=True)]
+            self.build = replace(self.build, gemms=build.exact.columns(stack))
         self.adapters: lora.Columns | None = None
         if build.lora is not None and build.lora.targets & {p.name for p in parts}:
             first, second = lora.specs_of_columns(build.lora, d_in, parts)
@@ -100,6 +108,10 @@ class RowParallelLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.build = build
+        self.shift: Pointwise | None = None
+        if build.exact is not None:
+            self.build = replace(build, gemms=SlicedRows(build.exact.here))
+            self.shift = replace(Pointwise.of(build.exact.by_tokens(SHIFT), build), recompute=False)
         self.weight = declare_on(self, "weight", ParamSpec((d_out, d_in), init, shard=(Shard("tp", 1),)), build)
         once = replicated((d_out,), Init(), sequence_parallel=build.sequence_parallel)
         self.bias = declare_on(self, "bias", once, build) if bias else None
@@ -117,7 +129,9 @@ class RowParallelLinear(nn.Module):
             y = lora.row(x, self.weight, self.lora, self.build, self.lora_A, self.lora_B, self.drop, structure)
         else:
             y = linear(x, self.weight, None, self.build, column=False)
-        return y if self.bias is None else y + self.bias
+        if self.bias is None:
+            return y
+        return y + self.bias if self.shift is None else self.shift.now(y, self.bias)
 
 
 def declare_on(module: nn.Module, name: str, specs: ParamSpec | Sequence[ParamSpec], build: Build) -> nn.Parameter:

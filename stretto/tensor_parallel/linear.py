@@ -57,7 +57,7 @@ class _Linear(Function):
         build, (_, *x) = ctx.build, ctx.saved_tensors
         dx, dy, factor = _input_gradient(dy, ctx.param, build, column=ctx.column)
         dw = _weight_gradient(ctx.param, build, factor, lambda: tuple(x))
-        return dx, dw, _bias_gradient(dy) if ctx.bias else None, None, None
+        return dx, dw, _gemms(build).bias(dy) if ctx.bias else None, None, None
 
 
 class _Made(Function):
@@ -85,7 +85,7 @@ class _Made(Function):
         gathers = ctx.column and build.sequence_parallel and ctx.param.requires_grad
         recomputed = all_gather_async(x, build.tp) if gathers else AsyncTensor(x)
         dw = _weight_gradient(ctx.param, build, factor, lambda: _gemms(build).recompute(recomputed.wait(), kept))
-        return None, dw, _bias_gradient(dy) if ctx.bias else None, None, None, *rest
+        return None, dw, _gemms(build).bias(dy) if ctx.bias else None, None, None, *rest
 
 
 def _matmul(
@@ -155,6 +155,9 @@ class _Plain:
     def add(self, total: Tensor, first_microbatch: bool, dy: Factor, x: Factor) -> None:
         accumulate_matmul(total, first_microbatch, rows(dy[0]), rows(x[0]))
 
+    def bias(self, dy: Tensor) -> Tensor:
+        return rows(dy).sum(0)
+
 
 _PLAIN = _Plain()
 
@@ -182,7 +185,3 @@ def accumulate_matmul(total: Tensor, first_microbatch: bool, dy: Tensor, x: Tens
         total.copy_(left @ x)
     else:
         total.add_(left @ x)
-
-
-def _bias_gradient(dy: Tensor) -> Tensor:
-    return rows(dy).sum(0)

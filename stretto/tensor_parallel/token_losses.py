@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from stretto.tensor_parallel.cross_entropy import HeadLoss, counted, localise
-from stretto.tensor_parallel.linear import accumulate_matmul
+from stretto.tensor_parallel.cross_entropy import HeadLoss, counted
 
 
 def token_losses(x: Tensor, weight: nn.Parameter, labels: Tensor, of: HeadLoss) -> Tensor:
@@ -27,8 +26,8 @@ class _TokenLosses(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, labels: Tensor, of: HeadLoss, trained: bool) -> Tensor:
         found = []
-        for part, _, logits in of.pieces(x, weight):
-            loss, (_, _, highest, exps) = of.of(logits[..., : of.rows], labels[part], trained=trained)
+        for part, _, _, logits in of.pieces(x, weight):
+            loss, _, highest, exps = of.of(logits, labels[part], trained=trained)
             found.append(torch.stack([loss, highest, exps]))
         known = torch.cat(found, 1)
         loss, highest, exps = known[0], known[1], known[2]
@@ -42,17 +41,16 @@ class _TokenLosses(Function):
         x, _, labels, highest, exps = ctx.saved_tensors
         weight, of = ctx.param, ctx.of
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        local, mine = localise(labels, of.start, of.rows)
         dy = counted(dy, labels, of.terms)
 
         wide = torch.promote_types(weight.dtype, torch.float32)
         dw = torch.empty_like(weight, dtype=wide) if weight.requires_grad else None
-        for part, rows, logits in of.pieces(x, weight.detach()):
-            of.gradient(logits[..., : of.rows], local[part], mine[part], highest[part], exps[part], dy[part])
-            grad = logits.flatten(0, 1)
-            torch.mm(grad, weight.detach(), out=dx[part].flatten(0, 1))
+        for part, rows, grads, valid in of.pieces(x, weight.detach()):
+            for logits, place in zip(valid, of.places(valid, labels[part]), strict=True):
+                of.gradient(logits, *place, highest[part], exps[part], dy[part])
+            of.gemms.input_gradient(grads, weight.detach(), dx[part].flatten(0, 1))
             if dw is not None:
-                accumulate_matmul(dw, part.start == 0, grad, rows)
+                of.gemms.add(dw, part.start == 0, grads, rows)
         if dw is None or of.accumulators is None:
             return dx, None if dw is None else dw.to(weight.dtype), None, None, None
         of.accumulators.add(weight, lambda total, first: total.copy_(dw) if first else total.add_(dw))

@@ -46,6 +46,7 @@ class VocabParallelEmbedding(nn.Module):
     def __init__(self, spec: ParamSpec, build: Build, weight: nn.Parameter | None = None) -> None:
         super().__init__()
         self.build = build
+        spec = spec if build.exact is None else build.exact.words(spec)
         self.start, self.rows = _rows(spec, build.tp)
         self.weight = declare_on(self, "weight", spec, build) if weight is None else weight
         # A rank that is alone has all rows, and is spared a mask.
@@ -60,7 +61,8 @@ class VocabParallelEmbedding(nn.Module):
         else:
             x = _LookUp.apply(self.weight, local, mine, self)  # type: ignore[no-untyped-call]
         at = self.build
-        return leave(x, at.tp, sequence_parallel=at.sequence_parallel, overlap_with=at.overlap_with)
+        x = leave(x, at.tp, sequence_parallel=at.sequence_parallel, overlap_with=at.overlap_with)
+        return x if at.exact is None else x + 0.0  # one zero: a rank that is alone has not added those of others
 
 
 class VocabParallelHead(nn.Module):
@@ -80,6 +82,7 @@ class VocabParallelHead(nn.Module):
     ) -> None:
         super().__init__()
         self.build, self.softcap = build, softcap
+        spec = spec if build.exact is None else build.exact.words(spec)
         self.start, self.rows = _rows(spec, build.tp)
         self.weight = declare_on(self, "weight", spec, build) if weight is None else weight
         terms = replace(terms, vocab=spec.shape[0])
@@ -123,11 +126,19 @@ class _LookUp(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[None, None, None, None]:
         ids, mine = ctx.saved_tensors
 
-        def write(total: Tensor, first_microbatch: bool) -> None:
-            masked = ctx.of.only(dy, mine, total.dtype)
+        def add(total: Tensor, first_microbatch: bool, masked: Tensor, ids: Tensor) -> None:
             rows = torch.ops.aten.embedding_dense_backward(masked, ids, total.shape[0], -1, False)
             total.copy_(rows) if first_microbatch else total.add_(rows)
 
+        def write(total: Tensor, first_microbatch: bool) -> None:
+            if exact is None:
+                add(total, first_microbatch, ctx.of.only(dy, mine, total.dtype), ids)
+                return
+            for n, part in enumerate(total.chunk(exact.here)):
+                local, here = localise(ids, n * part.shape[0], part.shape[0])
+                add(part, first_microbatch, _only(dy, mine & here, total.dtype), local)
+
+        exact = ctx.of.build.exact
         into: Accumulators = ctx.of.build.accumulators
         into.add(ctx.param, write)
         return None, None, None, None

@@ -34,6 +34,7 @@ from stretto.schedule.sharding import MODES
 from stretto.sequence import local_length
 from stretto.structure import SequenceCut
 from stretto.tensor_parallel import Build, LossTerms, unfused
+from stretto.tensor_parallel.exact import SlicedAttention, Slices
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8
 from stretto.tensor_parallel.lora import lora_of
 from stretto.train.assemble import Assembly, assemble
@@ -58,7 +59,8 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     policies = require_buildable(args)
     microbatches = args.batch.microbatches(state.layout.size("dp"))
     parts = stage_specs(args)
-    direct, fuse, tp = MainGradients(), fused if args.run.compile else unfused, state.axis("tp")
+    p, tp = args.parallel, state.axis("tp")
+    direct, fuse = MainGradients(), fused if args.run.compile else unfused
     passes = partial(fused, dynamic=True) if args.run.compile else unfused
     fp8 = None if args.run.fp8 == "none" else RECIPES[args.run.fp8](tp, passes)
     place = Build(
@@ -75,10 +77,11 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         chunks=args.run.ffn_chunks,
         experts=expert_axes(state),
         tokens=args.batch.global_batch * args.batch.seq_len,
+        exact=None if p.exact is None else Slices(p.exact, tp, p.sequence_parallel),
     )
     seq_len = args.batch.seq_len
     offload = args.run.recompute == "offload"
-    attend = attention_of(args, state)
+    attend = attention_of(args, state, place.exact)
     made_here: dict[int, Transformer] = {}
 
     def make(s: int) -> Transformer:
@@ -100,7 +103,6 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         return made_here[s]
 
     config, auto = args.optimizer, args.parallel.schedule == "auto"
-    p = args.parallel
     sizes = p.schedule, p.pp, microbatches, vpp_of(p)
     order = partial(schedule_for, *sizes, shape=shape_of(p), memory=p.schedule_memory)
     known = read_costs(args, state) if auto else None
@@ -150,14 +152,15 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, balanced, fp8)
 
 
-def attention_of(args: Arguments, state: ParallelState) -> Callable[[int], Attend]:
+def attention_of(args: Arguments, state: ParallelState, exact: Slices | None = None) -> Callable[[int], Attend]:
     """Attention of each layer, by its number: of plain rows on one rank, or of rows on the ranks of cp."""
     plain, kernel = (
-        attention_by(args.run.attention, deterministic=args.run.deterministic),
+        attention_by(args.run.attention, deterministic=args.deterministic),
         tile_kernel(state.world.device),
     )
     alone, cp = Axis.single("cp", state.world.rank), state.axis("cp")
     made: dict[str, Attend] = {}
+    heads = args.model.num_kv_heads
 
     def of_layer(layer: int) -> Attend:
         comm = comm_of(args, layer) if cp.size > 1 else "all-gather"
@@ -167,7 +170,8 @@ def attention_of(args: Arguments, state: ParallelState) -> Callable[[int], Atten
             else:
                 inner, outer = (cp, alone) if comm == "ulysses" else (alone, cp)
             way: Literal["all-gather", "ring"] = "ring" if comm in ("ring", "hybrid") else "all-gather"
-            made[comm] = ContextAttention(plain, kernel, inner, outer, way)
+            attend = ContextAttention(plain, kernel, inner, outer, way)
+            made[comm] = attend if exact is None else SlicedAttention(attend, exact, kv_heads=heads)
         return made[comm]
 
     return of_layer

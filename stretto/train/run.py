@@ -77,7 +77,14 @@ def train(
         tracer = Checker(min(args.run.timeout, CHECK_SECONDS)) if check else LastCalls(is_consequence)
         waits = Waits()
         state = ParallelState.build(
-            layout, world, timeout=args.run.timeout, axes=axes, options=options, tracer=tracer, timer=waits
+            layout,
+            world,
+            timeout=args.run.timeout,
+            axes=axes,
+            options=options,
+            tracer=tracer,
+            timer=waits,
+            ordered=args.parallel.exact is not None,
         )
     with state:
         with timeline.phase("data"):

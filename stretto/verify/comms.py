@@ -62,7 +62,10 @@ def record_step(args: Arguments, layout: Layout, world: World, *, seed: int = 0)
     """
     recorder = Recorder()
     axes, options, limit = axes_of(args, layout), group_options(args, layout), args.run.timeout
-    with ParallelState.build(layout, world, timeout=limit, axes=axes, options=options, tracer=recorder) as state:
+    ordered = args.parallel.exact is not None
+    with ParallelState.build(
+        layout, world, timeout=limit, axes=axes, options=options, tracer=recorder, ordered=ordered
+    ) as state:
         built = build(args, state)
         try:
             session = Session(args, state, built)

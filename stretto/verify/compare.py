@@ -17,6 +17,9 @@ TOLERANCE = {"fp64": 1e-10, "fp32": 3e-5}
 """Largest error of a tensor, relative to its largest element. In fp32 reordered sums give up to 5e-6 and real defects
 0.1 and more."""
 
+PROJECTED = 1e-12
+"""The same of what must be equal to the last bit, where it is looked at by projections whose sums in fp64 are not."""
+
 UPDATE_SLACK = 10.0
 """Updates may differ by so many times more: AdamW divides by the root of the second moment, and what is small in a
 gradient's largest element is not small in its small ones. Gradients themselves have no slack; a wrong update is wrong
@@ -158,11 +161,12 @@ def trace(session: Session, weights: Mapping[str, Tensor], batches: Sequence[Bat
     )
 
 
-def differences(one: Trace, other: Trace, *, ord: float = float("inf")) -> dict[Quantity, float]:
+def differences(one: Trace, other: Trace, *, ord: float = float("inf"), bits: bool = False) -> dict[Quantity, float]:
     """Relative errors of activations, losses, norms, gradients and updates.
 
     `ord` is the vector norm in which tensors are measured: the largest element shows a single wrong one, the 2-norm
-    is steadier where rounding is coarse. Raises ValueError when the two have different parameters.
+    is steadier where rounding is coarse. Where all `bits` count an update has no grain. Raises ValueError when the two
+    have different parameters.
     """
     # What one layout computes once more, and so never puts out, another may keep: a budget, or so many layers of each
     # stage, chooses other layers there.
@@ -187,7 +191,7 @@ def differences(one: Trace, other: Trace, *, ord: float = float("inf")) -> dict[
             for run, was in zip((one, other), before, strict=True)
         ]
         # A weight cannot be told from one a unit in the last place away, nor can its update.
-        grain = {n: 2 * torch.finfo(w.dtype).eps * _norm(w, ord) for n, w in one.start.items()}
+        grain = None if bits else {n: 2 * torch.finfo(w.dtype).eps * _norm(w, ord) for n, w in one.start.items()}
         found |= {Quantity(step, "update", n): e for n, e in errors(*updates, ord=ord, grain=grain).items()}
         evaluations = one.evaluations[k], other.evaluations[k]
         found[Quantity(step, "evaluation")] = _ratio(abs(evaluations[0] - evaluations[1]), abs(evaluations[0]))

@@ -17,6 +17,7 @@ from stretto.initialize.settings import cores
 from stretto.layout import Layout
 from stretto.verify.compare import (
     MOMENTS_SLACK,
+    PROJECTED,
     ROUNDING,
     ROUNDING_FP8,
     TOLERANCE,
@@ -127,11 +128,12 @@ def _found(reference: _Reference, tried: Trace, everyone: Session) -> tuple[Diff
     """What `tried` differs in from its reference, with the limits of its dtype; nothing on ranks without one."""
     dtype = reference.args.run.dtype
     step = ROUNDING.get(dtype) if reference.args.run.fp8 == "none" else ROUNDING_FP8
-    if step is None:
+    exactly = reference.args.parallel.exact is not None
+    if step is None or exactly:
         own = reference.trace(dtype)
         if own is None:
             return ()
-        found = differences(own, tried)
+        found = differences(own, tried, bits=exactly)
         limits = {q: limit_of(q, reference.args) for q in found}
     else:
         exact = reference.trace("fp64", reference.copies)
@@ -148,6 +150,8 @@ def _found(reference: _Reference, tried: Trace, everyone: Session) -> tuple[Diff
 
 def limit_of(q: Quantity, args: Arguments) -> float:
     """How far a quantity may be from the reference's where rounding is fine."""
+    if args.parallel.exact is not None:
+        return PROJECTED if q.kind in ("activation", "activation gradient") else 0.0
     limit = TOLERANCE[args.run.dtype] * (UPDATE_SLACK if q.kind == "update" else 1.0)
     rounded = args.optimizer.moments == "bf16" and args.run.dtype == "fp32" and q.kind == "update" and q.step > 1
     return max(limit, MOMENTS_SLACK) if rounded else limit

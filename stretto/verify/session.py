@@ -178,7 +178,8 @@ def build(
     args = in_layout(args, layout)
     args = replace(args, run=replace(args.run, cuda_graphs=False))
     axes, options = axes_of(args, layout), group_options(args, layout)
-    with ParallelState.build(layout, world, timeout=args.run.timeout, axes=axes, options=options) as state:
+    limit, ordered = args.run.timeout, args.parallel.exact is not None
+    with ParallelState.build(layout, world, timeout=limit, axes=axes, options=options, ordered=ordered) as state:
         built = build_run(args, state, draw=draw)
         try:
             yield Session(args, state, built, home)

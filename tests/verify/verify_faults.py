@@ -24,10 +24,11 @@ TENSOR_PARALLEL = [
     Fault(
         "the row-parallel bias is added before the sum",
         "tensor_parallel/layers.py",
-        """        y = linear(x, self.weight, None, self.build, column=False)
-        return y if self.bias is None else y + self.bias
+        """            y = linear(x, self.weight, None, self.build, column=False)
+        if self.bias is None:
 """,
-        """        return linear(x, self.weight, self.bias, self.build, column=False)
+        """            y = linear(x, self.weight, self.bias, self.build, column=False)
+        if True:
 """,
     ),
     Fault(
@@ -96,14 +97,14 @@ VOCABULARY = [
     Fault(
         "padding of the vocabulary takes part in the softmax",
         "tensor_parallel/cross_entropy.py",
-        "valid = logits[..., : of.rows]",
-        "valid, of.rows = logits, logits.shape[-1]",
+        "here = min(max(0, self.rows - n * words), words)",
+        "here = words",
     ),
     Fault(
         "each rank shifts its logits by its own maximum",
         "tensor_parallel/cross_entropy.py",
-        "highest = all_reduce_max(top, tp)",
-        "highest = top",
+        "highest = all_reduce_max(reduce(torch.maximum, (top for top, *_ in found)), tp)",
+        "highest = reduce(torch.maximum, (top for top, *_ in found))",
     ),
     Fault(
         "ranks that do not hold the label subtract it too",
@@ -156,14 +157,14 @@ VOCABULARY = [
     Fault(
         "the head's gradient overwrites that of the microbatch before",
         "tensor_parallel/cross_entropy.py",
-        "accumulate_matmul(dw, first_microbatch and part.start == 0, grad, rows)",
-        "accumulate_matmul(dw, first == 0, grad, rows)",
+        "of.gemms.add(dw, first_microbatch and part.start == 0, grads, rows)",
+        "of.gemms.add(dw, part.start == 0, grads, rows)",
     ),
     Fault(
         "the head's gradient is added to that of the step before",
         "tensor_parallel/cross_entropy.py",
-        "accumulate_matmul(dw, first_microbatch and part.start == 0, grad, rows)",
-        "accumulate_matmul(dw, False, grad, rows)",
+        "of.gemms.add(dw, first_microbatch and part.start == 0, grads, rows)",
+        "of.gemms.add(dw, False, grads, rows)",
     ),
 ]
 
@@ -379,8 +380,8 @@ OPTIMIZER = [
     Fault(
         "the norm is that of this rank's parameters",
         "distributed/norm.py",
-        "all_reduce_(self.squares, state.axis(*apart))",
-        "all_reduce_(self.squares.clone(), state.axis(*apart))",
+        "all_reduce_(self.squares, axis)",
+        "all_reduce_(self.squares.clone(), axis)",
     ),
     Fault(
         "the norm adds up data-parallel ranks",
