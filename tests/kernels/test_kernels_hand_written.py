@@ -15,6 +15,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
 from stretto.experts import rows as moving
+from stretto.experts.grouped import add_products
 from stretto.kernels import hand_written
 from stretto.kernels.hand_written import kernels
 from stretto.models import rope
@@ -153,7 +154,7 @@ def test_every_kernel_is_compared() -> None:
     compared = {formulas.swiglu_backward, formulas.swiglu_both, formulas.rms_norm_backward, formulas.rms_norm_both}
     elsewhere = {fp8.add_, fp8.scale, fp8.quantize, fp8.quantize_transposed, fp8.quantize_both, fp8.quantize_rows}
     compared |= {formulas.swiglu_weighted}
-    elsewhere |= {moving.scatter_rows, moving.sum_rows, moving.combine_rows}
+    elsewhere |= {moving.scatter_rows, moving.sum_rows, moving.combine_rows, add_products}
     assert set(kernels()) == compared | {rope.apply_rotary_, rope.apply_rotary_backward} | elsewhere
 
 

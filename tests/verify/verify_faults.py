@@ -280,8 +280,8 @@ LOSS = [
     Fault(
         "every tensor-parallel rank adds its loss",
         "train/step.py",
-        'loss.detach().double() * (state.axis("tp").rank == 0)',
-        "loss.detach().double()",
+        'told * (state.axis("tp").rank == 0)',
+        "told.clone()",
     ),
     Fault(
         "the loss stays on the last stage",
@@ -307,7 +307,7 @@ PIPELINE = [
     Fault(
         "the gradient of the last microbatch is dropped",
         "distributed/bucket.py",
-        "        write(self.view(self.grads, param), param in self._fresh)\n",
+        "        write(self.view(self.grads, param) if total is None else total, param in self._fresh)\n",
         "        if self._waiting is None:\n            write(self.view(self.grads, param), param in self._fresh)\n",
     ),
     Fault(

@@ -375,10 +375,11 @@ LAYERS = Said(
     Fault(
         "a row bias added on every rank before the sum",
         "tensor_parallel/layers.py",
-        """        y = linear(x, self.weight, None, self.build, column=False)
-        return y if self.bias is None else y + self.bias
+        """            y = linear(x, self.weight, None, self.build, column=False)
+        if self.bias is None:
 """,
-        """        return linear(x, self.weight, self.bias, self.build, column=False)
+        """            return linear(x, self.weight, self.bias, self.build, column=False)
+        if self.bias is None:
 """,
     ),
     Fault(
@@ -412,26 +413,26 @@ VOCABULARY = Said(
     Fault(
         "the shift by the maximum of this rank alone",
         "tensor_parallel/cross_entropy.py",
-        "highest = all_reduce_max(top, tp)",
-        "highest = top",
+        "highest = all_reduce_max(reduce(torch.maximum, (top for top, *_ in found)), tp)",
+        "highest = reduce(torch.maximum, (top for top, *_ in found))",
     ),
     Fault(
         "the exponentials not summed over the ranks",
         "tensor_parallel/cross_entropy.py",
-        "exps, label, *logit_sum = all_reduce(torch.stack(summed), tp)",
-        "exps, label, *logit_sum = summed[0], *all_reduce(torch.stack(summed[1:]), tp)",
+        "exps, label, *logit_sum = all_reduce(tree_sum(summed), tp)",
+        "exps, label, *logit_sum = tree_sum(summed)[0], *all_reduce(tree_sum(summed)[1:], tp)",
     ),
     Fault(
         "the label's logit not summed over the ranks",
         "tensor_parallel/cross_entropy.py",
-        "exps, label, *logit_sum = all_reduce(torch.stack(summed), tp)",
-        "exps, label = all_reduce(summed[0], tp), summed[1]",
+        "exps, label, *logit_sum = all_reduce(tree_sum(summed), tp)",
+        "exps, label, *logit_sum = all_reduce(tree_sum(summed)[:1], tp)[0], *tree_sum(summed)[1:]",
     ),
     Fault(
         "padding that takes part",
         "tensor_parallel/cross_entropy.py",
-        "valid = logits[..., : of.rows]",
-        "valid, of.rows = logits, logits.shape[-1]",
+        "valid.append(logits.view(*x[part].shape[:2], -1)[..., :here])",
+        "valid.append(logits.view(*x[part].shape[:2], -1))",
     ),
     Fault(
         "a gradient without the label's one subtracted",
@@ -442,8 +443,8 @@ VOCABULARY = Said(
     Fault(
         "a piece of the logits whose gradient of the weight overwrites that of the piece before",
         "tensor_parallel/cross_entropy.py",
-        "accumulate_matmul(dw, first_microbatch and part.start == 0, grad, rows)",
-        "accumulate_matmul(dw, True, grad, rows)",
+        "of.gemms.add(dw, first_microbatch and part.start == 0, grads, rows)",
+        "of.gemms.add(dw, True, grads, rows)",
     ),
     Fault(
         "a gradient that does not see what follows the loss",
@@ -464,8 +465,8 @@ LOSS = Said(
     Fault(
         "smoothing over the words of one rank",
         "tensor_parallel/cross_entropy.py",
-        "exps, label, *logit_sum = all_reduce(torch.stack(summed), tp)",
-        "exps, label, *logit_sum = *all_reduce(torch.stack(summed[:2]), tp), *summed[2:]",
+        "exps, label, *logit_sum = all_reduce(tree_sum(summed), tp)",
+        "exps, label, *logit_sum = *all_reduce(tree_sum(summed)[:2], tp), *tree_sum(summed)[2:]",
     ),
     Fault(
         "the smoothed target left out of the gradient",

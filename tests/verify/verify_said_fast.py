@@ -35,13 +35,13 @@ MODEL = Said(
     Fault(
         "the causal mask left out",
         "attention/dot_product.py",
-        "is_causal=mask is None, scale=scores.scale, enable_gqa=grouped\n        )\n    with",
-        "is_causal=False, scale=scores.scale, enable_gqa=grouped\n        )\n    with",
+        "is_causal=mask is None, scale=scores.scale, enable_gqa=grouped\n        )\n    # As",
+        "is_causal=False, scale=scores.scale, enable_gqa=grouped\n        )\n    # As",
     ),
     Fault(
         "the bias of one matrix ignored",
         "tensor_parallel/layers.py",
-        "return y if self.bias is None else y + self.bias",
+        "return y + self.bias if self.shift is None else self.shift.now(y, self.bias)",
         "return y",
     ),
     Fault(
@@ -186,8 +186,8 @@ HEAD = Said(
     Fault(
         "a microbatch whose gradient is lost when two go forward before one goes back",
         "tensor_parallel/cross_entropy.py",
-        "accumulate_matmul(dw, first_microbatch and part.start == 0, grad, rows)",
-        "accumulate_matmul(dw, first == 0, grad, rows)",
+        "of.gemms.add(dw, first_microbatch and part.start == 0, grads, rows)",
+        "of.gemms.add(dw, part.start == 0, grads, rows)",
     ),
     Fault(
         "a gradient of the weight that waits for the backward",

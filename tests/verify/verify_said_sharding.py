@@ -234,6 +234,12 @@ LEDGER = Said(
         "if m.shared_embedding:",
     ),
     Fault(
+        "one whose both ends are on a rank counted twice",
+        "estimate/memory.py",
+        "embedding=not (0 < s == last and 0 in mine)",
+        "embedding=True",
+    ),
+    Fault(
         "masters of wide weights counted",
         "estimate/memory.py",
         'if args.optimizer.masters == "remainder" else wide) * narrow',
