@@ -212,4 +212,6 @@ def latent_has_its_heads(a: Arguments) -> RuleViolation | None:
             nearby[f"model.{name}"] = (False,)
     if not wrong:
         return None
+    if len(wrong) > 2:  # then it is the latent that does not belong there
+        nearby = {"model.kv_lora_rank": (None,), **nearby}
     return RuleViolation(f"kv_lora_rank = {m.kv_lora_rank} with {'; '.join(wrong)}", nearby)
