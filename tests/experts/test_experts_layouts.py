@@ -2,9 +2,9 @@
 
 Two steps: biases and balance losses of the second follow from the counts of the first.
 
-Faults to catch: a router whose gradient is not summed over tensor-parallel ranks; a balance loss of the counts of one
-microbatch; tokens that every tensor-parallel rank sends; parts of a cut expert that are not added up; slots without a
-token that are counted.
+Faults to catch: gradients of experts summed over all data-parallel ranks; a router whose gradient is not summed over
+tensor-parallel ranks; a balance loss of the counts of one microbatch; tokens that every tensor-parallel rank sends;
+parts of a cut expert that are not added up; slots without a token that are counted.
 """
 
 from __future__ import annotations

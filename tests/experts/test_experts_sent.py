@@ -1,7 +1,7 @@
 """A step of a model with experts or latents sends what the textbook says, over every axis.
 
 Faults to catch: rows that are sent to each rank of a cut expert twice; latents that cross a border by themselves each;
-gradients of experts summed over all data-parallel ranks; gradients in bf16 that are gathered in fp32.
+gradients in bf16 that are gathered in fp32.
 A layer that predicts a further token sends what any other does, and uses embedding and head once more.
 """
 

@@ -7,6 +7,12 @@ from verify_fault import Fault, Said
 LAYOUTS = Said(
     "tests/experts/test_experts_layouts.py",
     Fault(
+        "gradients of experts summed over all data-parallel ranks",
+        "experts/layer.py",
+        'replicas=("edp",)',
+        'replicas=("dp", "cp")',
+    ),
+    Fault(
         "a router whose gradient is not summed over tensor-parallel ranks",
         "experts/router.py",
         'Init(std=config.init_std), sum_grad=("tp",))',
@@ -127,12 +133,6 @@ SENT = Said(
         "*latents, k_rotated = low.split_with_sizes(self.latents, -1)",
         "*latents, k_rotated = low.split_with_sizes(self.latents, -1)\n"
         "        k_rotated = enter(k_rotated, b.tp, sequence_parallel=False)",
-    ),
-    Fault(
-        "gradients of experts summed over all data-parallel ranks",
-        "experts/layer.py",
-        'replicas=("edp",)',
-        'replicas=("dp", "cp")',
     ),
     Fault(
         "gradients in bf16 that are gathered in fp32",
