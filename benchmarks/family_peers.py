@@ -31,9 +31,8 @@ from benchmarks.train.shapes import Job, Shape
 from benchmarks.train.worker import device_name, versions, work
 from stretto.arguments import parse
 from stretto.initialize import initialize
-from stretto.parallel_state import ParallelState
 from stretto.train.build import build
-from stretto.train.groups import axes_of, group_options
+from stretto.train.groups import state_of
 from stretto.train.record import RunRecord
 from stretto.train.run import init_from, trainer_of
 
@@ -82,12 +81,9 @@ class Stretto(StrettoPeer):
         args = replace(resolved.args, checkpoint=replace(resolved.args.checkpoint, init_from=str(self.directory)))
         run = args.run
         world = self._stack.enter_context(
-            initialize(device=run.device, threads=run.threads, deterministic=run.deterministic, tf32=run.tf32)
+            initialize(device=run.device, threads=args.threads, deterministic=args.deterministic, tf32=run.tf32)
         )
-        axes, options = axes_of(args, resolved.layout), group_options(args, resolved.layout)
-        self.state = self._stack.enter_context(
-            ParallelState.build(resolved.layout, world, timeout=run.timeout, axes=axes, options=options)
-        )
+        self.state = self._stack.enter_context(state_of(args, resolved.layout, world))
         self.built = build(args, self.state, draw=False)
         self._stack.callback(self.built.weights.close)
         init_from(args, self.built)

@@ -70,7 +70,7 @@ def all_to_all(x: Tensor, axis: Axis, split_dim: int, concat_dim: int) -> Tensor
 
 def all_to_all_into(out: Tensor, x: Tensor, axis: Axis) -> Work:
     """Part i of contiguous `x` [n * size] goes to rank i, what comes stands in `out` in rank order; returns at once."""
-    _tell(axis, "all_to_all", x)
+    axis.tell("all_to_all", x)
     return axis.timed(dist.all_to_all_single(out, x, group=axis.group, async_op=True))
 
 
@@ -81,7 +81,7 @@ def all_to_all_parts(parts: Sequence[Tensor], sizes: Sequence[int], axis: Axis) 
     sent = torch.cat([part.detach() for part in parts])
     got = sent.new_empty(sum(sizes))
     lengths = [len(part) for part in parts]
-    _tell(axis, "all_to_all_rows", sent[lengths[axis.rank] :])  # as many as leave
+    axis.tell("all_to_all_rows", sent[lengths[axis.rank] :])  # as many as leave
     axis.timed(dist.all_to_all_single(got, sent, list(sizes), lengths, group=axis.group, async_op=True)).wait()
     return list(torch.split(got, list(sizes)))
 
@@ -91,7 +91,7 @@ def all_reduce_max(x: Tensor, axis: Axis) -> Tensor:
     if axis.size == 1:
         return x.detach()
     out = x.detach().clone(memory_format=torch.contiguous_format)
-    _tell(axis, "all_reduce_max", out)
+    axis.tell("all_reduce_max", out)
     axis.timed(dist.all_reduce(out, dist.ReduceOp.MAX, group=axis.group, async_op=True)).wait()
     return out
 
@@ -101,7 +101,7 @@ def broadcast(x: Tensor, axis: Axis, src: int = 0) -> Tensor:
     if axis.size == 1:
         return x.detach()
     out = x.detach().clone(memory_format=torch.contiguous_format)
-    _tell(axis, f"broadcast from {src}", out)
+    axis.tell(f"broadcast from {src}", out)
     axis.timed(dist.broadcast(out, group=axis.group, group_src=src, async_op=True)).wait()
     return out
 
@@ -113,7 +113,7 @@ def all_reduce_(x: Tensor, axis: Axis) -> Work:
     if axis.ordered:
         ordered_all_reduce_(x, axis)
         return Done()
-    _tell(axis, "all_reduce", x)
+    axis.tell("all_reduce", x)
     return axis.timed(dist.all_reduce(x, group=axis.group, async_op=True))
 
 
@@ -126,7 +126,7 @@ def all_gather_into(out: Tensor, x: Tensor, axis: Axis) -> Work:
         if out.data_ptr() != x.data_ptr():
             out.copy_(x)
         return Done()
-    _tell(axis, "all_gather", x)
+    axis.tell("all_gather", x)
     if axis.peer_memory is not None and axis.peer_memory.holds(x):
         return axis.peer_memory.gather_into(out, x)
     work: Work = _all_gather_single(out, x, group=axis.group, async_op=True)
@@ -148,7 +148,7 @@ def reduce_scatter_into(out: Tensor, x: Tensor, axis: Axis, *, add: bool = False
         part = ordered_reduce_scatter(x, axis)
         out.add_(part) if add else out.copy_(part)
         return Done()
-    _tell(axis, "reduce_scatter", x)
+    axis.tell("reduce_scatter", x)
     if axis.peer_memory is not None and axis.peer_memory.holds(x):
         return axis.peer_memory.sum_into(out, x, add=add)
     into = x[axis.rank * out.numel() : (axis.rank + 1) * out.numel()] if add else out
@@ -161,7 +161,7 @@ def all_gather_async(x: Tensor, axis: Axis) -> AsyncTensor:
     if axis.size == 1:
         return AsyncTensor(x)
     x = x.detach().contiguous()
-    _tell(axis, "all_gather", x)
+    axis.tell("all_gather", x)
     if axis.peer_buffer is not None and axis.peer_buffer.takes(x.nbytes):
         return axis.peer_buffer.gather(x)
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
@@ -179,7 +179,7 @@ def reduce_scatter_async(x: Tensor, axis: Axis) -> AsyncTensor:
     if axis.peer_buffer is not None and axis.peer_buffer.takes(x.nbytes // axis.size):
         parts = x.chunk(axis.size)
         return reduce_scatter_rows_async(lambda to, out: parts[to] if out is None else out.copy_(parts[to]), x, axis)
-    _tell(axis, "reduce_scatter", x)
+    axis.tell("reduce_scatter", x)
     out = x.new_empty((n, *x.shape[1:]))
     return AsyncTensor(out, axis.timed(_reduce_scatter_single(out, x, group=axis.group, async_op=True)))
 
@@ -189,7 +189,7 @@ def shift_async(x: Tensor, axis: Axis) -> AsyncTensor:
     if axis.size == 1:
         return AsyncTensor(x)
     x = x.detach().contiguous()
-    _tell(axis, "shift", x)
+    axis.tell("shift", x)
     out = torch.empty_like(x)
     ends = (axis.rank + 1) % axis.size, (axis.rank - 1) % axis.size
     works = dist.batch_isend_irecv(
@@ -208,7 +208,7 @@ def reduce_scatter_rows_async(rows: Rows, like: Tensor, axis: Axis) -> AsyncTens
     """
     if axis.peer_buffer is None:
         raise ValueError(f"{axis} has no peer buffer to send a sum through in parts")
-    _tell(axis, "reduce_scatter", like)
+    axis.tell("reduce_scatter", like)
     return axis.peer_buffer.scatter(rows, like[: _divided(like, axis, 0, "reduce_scatter")])
 
 
@@ -220,16 +220,10 @@ def all_to_all_rows_async(x: Tensor, sent: Sequence[int], received: Sequence[int
     if axis.size == 1:
         return AsyncTensor(x)
     x = x.detach().contiguous()
-    _tell(axis, "all_to_all_rows", x[sent[axis.rank] :])  # as many as leave
+    axis.tell("all_to_all_rows", x[sent[axis.rank] :])  # as many as leave
     out = x.new_empty((sum(received), *x.shape[1:]))
     work = dist.all_to_all_single(out, x, list(received), list(sent), group=axis.group, async_op=True)
     return AsyncTensor(out, axis.timed(work))
-
-
-def _tell(axis: Axis, op: str, x: Tensor) -> None:
-    """Every collective passes here, right before it is issued."""
-    if axis.observer is not None:
-        axis.observer(axis, op, x)
 
 
 def _divided(x: Tensor, axis: Axis, dim: int, op: str) -> int:
@@ -288,7 +282,7 @@ class _AllToAll(Function):
         _divided(x, axis, split_dim, "all_to_all")
         sent = torch.stack(x.chunk(axis.size, split_dim))
         got = torch.empty_like(sent)
-        _tell(axis, "all_to_all", sent)
+        axis.tell("all_to_all", sent)
         axis.timed(dist.all_to_all_single(got, sent, group=axis.group, async_op=True)).wait()
         return torch.cat(got.unbind(), concat_dim)
 

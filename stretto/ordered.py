@@ -51,18 +51,13 @@ def ordered_all_reduce_(x: Tensor, axis: Axis) -> None:
 def ordered_reduce_scatter(x: Tensor, axis: Axis) -> Tensor:
     """This rank's chunk along dim 0 of the sum of contiguous `x` [n * size, ..] over an axis of several ranks."""
     terms = torch.empty_like(x)
-    _tell(axis, "all_to_all", x)
+    axis.tell("all_to_all", x)
     axis.timed(dist.all_to_all_single(terms, x, group=axis.group, async_op=True)).wait()
     return tree_sum(terms.chunk(axis.size))
 
 
 def _gathered(x: Tensor, axis: Axis) -> Tensor:
     out = x.new_empty(axis.size * x.numel())
-    _tell(axis, "all_gather", x)
+    axis.tell("all_gather", x)
     axis.timed(_all_gather_single(out, x, group=axis.group, async_op=True)).wait()
     return out
-
-
-def _tell(axis: Axis, op: str, x: Tensor) -> None:
-    if axis.observer is not None:
-        axis.observer(axis, op, x)

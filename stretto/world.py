@@ -206,6 +206,11 @@ class Axis:
         """Number of ranks on the axis."""
         return len(self.ranks)
 
+    def tell(self, op: str, x: Tensor) -> None:
+        """Every collective passes here, right before it is issued."""
+        if self.observer is not None:
+            self.observer(self, op, x)
+
     def timed(self, work: Work) -> Work:
         """A communication over this axis, to be waited for by the clock if there is one."""
         return work if self.timer is None else Timed(work, self.timer)

@@ -14,6 +14,8 @@ _PASSING = (
     "contextlib",
     "stretto.collective_trace",
     "stretto.collectives",
+    "stretto.ordered",
+    "stretto.world",
     "stretto.parallel_state",
     "stretto.tensor_parallel.mappings",
     "stretto.pipeline_parallel.link",

@@ -1,4 +1,4 @@
-"""What the arguments say of process groups, for `ParallelState.build`."""
+"""What the arguments say of process groups."""
 
 from __future__ import annotations
 
@@ -6,9 +6,27 @@ from stretto.arguments.schema import Arguments
 from stretto.estimate.context import comm_of
 from stretto.estimate.sizes import local_tokens
 from stretto.layout import Layout
-from stretto.parallel_state import GroupOptions, default_axes
+from stretto.parallel_state import GroupOptions, ParallelState, default_axes
 from stretto.parallel_state.plan import Axes
+from stretto.parallel_state.state import Tracer
 from stretto.train.dtypes import DTYPES
+from stretto.world import Timer, World
+
+
+def state_of(
+    args: Arguments, layout: Layout, world: World, *, tracer: Tracer | None = None, timer: Timer | None = None
+) -> ParallelState:
+    """The groups of a run: what the arguments say of them, for `ParallelState.build`."""
+    return ParallelState.build(
+        layout,
+        world,
+        timeout=args.run.timeout,
+        axes=axes_of(args, layout),
+        options=group_options(args, layout),
+        tracer=tracer,
+        timer=timer,
+        ordered=args.parallel.exact is not None,
+    )
 
 
 def axes_of(args: Arguments, layout: Layout) -> tuple[Axes, ...]:

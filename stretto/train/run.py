@@ -32,7 +32,7 @@ from stretto.train.build import Built, build, sequence_cut
 from stretto.train.checkpointing import require_fits
 from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
-from stretto.train.groups import axes_of, group_options
+from stretto.train.groups import state_of
 from stretto.train.learning_rate import learning_rate
 from stretto.train.measured import StepTimeline
 from stretto.train.meter import Work
@@ -71,21 +71,11 @@ def train(
     """
     args = resolved.args
     layout = resolved.layout
-    axes, options = axes_of(args, layout), group_options(args, layout)
     with timeline.phase("groups"):
         check = args.run.check_collectives
         tracer = Checker(min(args.run.timeout, CHECK_SECONDS)) if check else LastCalls(is_consequence)
         waits = Waits()
-        state = ParallelState.build(
-            layout,
-            world,
-            timeout=args.run.timeout,
-            axes=axes,
-            options=options,
-            tracer=tracer,
-            timer=waits,
-            ordered=args.parallel.exact is not None,
-        )
+        state = state_of(args, layout, world, tracer=tracer, timer=waits)
     with state:
         with timeline.phase("data"):
             require_same_text(state, text)

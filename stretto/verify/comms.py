@@ -13,7 +13,7 @@ from stretto.exchange import all_gather_bytes
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.train.build import build
-from stretto.train.groups import axes_of, group_options
+from stretto.train.groups import state_of
 from stretto.verify.session import Session, random_batch
 from stretto.verify.textbook import expected, padding, routed
 from stretto.verify.textbook_experts import EXCHANGE
@@ -61,11 +61,7 @@ def record_step(args: Arguments, layout: Layout, world: World, *, seed: int = 0)
     It is the second step: in the first, stages also announce to each other what they will send.
     """
     recorder = Recorder()
-    axes, options, limit = axes_of(args, layout), group_options(args, layout), args.run.timeout
-    ordered = args.parallel.exact is not None
-    with ParallelState.build(
-        layout, world, timeout=limit, axes=axes, options=options, tracer=recorder, ordered=ordered
-    ) as state:
+    with state_of(args, layout, world, tracer=recorder) as state:
         built = build(args, state)
         try:
             session = Session(args, state, built)

@@ -31,7 +31,7 @@ from stretto.params import ParamSpec, Slice, slices
 from stretto.train.build import Built, sequence_cut
 from stretto.train.build import build as build_run
 from stretto.train.dtypes import DTYPES
-from stretto.train.groups import axes_of, group_options
+from stretto.train.groups import state_of
 from stretto.train.step import evaluate
 from stretto.train.text import counted
 from stretto.verify.activations import ActivationObserver, Seen
@@ -177,9 +177,7 @@ def build(
     validated_in(args, layout)
     args = in_layout(args, layout)
     args = replace(args, run=replace(args.run, cuda_graphs=False))
-    axes, options = axes_of(args, layout), group_options(args, layout)
-    limit, ordered = args.run.timeout, args.parallel.exact is not None
-    with ParallelState.build(layout, world, timeout=limit, axes=axes, options=options, ordered=ordered) as state:
+    with state_of(args, layout, world) as state:
         built = build_run(args, state, draw=draw)
         try:
             yield Session(args, state, built, home)

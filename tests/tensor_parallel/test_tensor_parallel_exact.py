@@ -16,6 +16,7 @@ from stretto.distributed.norm import exact_squares
 from stretto.layout import Layout
 from stretto.testing import Pool
 from stretto.verify import against_reference
+from stretto.verify.comms import record_step
 from stretto.world import Axis, World
 
 pytestmark = pytest.mark.gloo
@@ -63,10 +64,23 @@ def test_every_tp_gives_the_bits_of_one_process(
     assert set(pool.run(tp * pp, _different, args)) == {""}
 
 
+def test_its_sums_are_told_by_who_asks_for_them(pool: Pool) -> None:
+    """Catches: sites of calls that name the tree in the place of the layer."""
+    args = exact(2, 1, True, "fp32", "none", {})
+    calls = pool.run(2, _calls, args)[0]
+    assert calls
+    assert not [site for site in calls if "stretto/ordered.py" in site or "stretto/world.py" in site]
+
+
 def test_without_it_the_bits_are_others(pool: Pool) -> None:
     """The comparison tells: what is only close is called different."""
     args = exact(2, 1, True, "fp32", "none", {})
     assert pool.run(2, _within_nothing, args)[0]
+
+
+def _calls(world: World, args: Arguments) -> list[str]:
+    records = record_step(args, Layout.of(tp=2), world)
+    return [call.site for calls in records.values() for call in calls]
 
 
 def _different(world: World, args: Arguments) -> str:

@@ -26,7 +26,7 @@ COLLECTIVES = Said(
         "a sum left out of a forward",
         "collectives.py",
         "        work = all_reduce_(out, axis)\n        overlap_with()\n        work.wait()\n",
-        '        _tell(axis, "all_reduce", out)\n        overlap_with()\n',
+        '        axis.tell("all_reduce", out)\n        overlap_with()\n',
     ),
     Fault(
         "a sum left out of a backward",

@@ -16,10 +16,9 @@ from benchmarks.train.peers import RunRejectedError, peak_of
 from benchmarks.train.shapes import Job
 from stretto.arguments import ConfigError, parse
 from stretto.initialize import initialize
-from stretto.parallel_state import ParallelState
 from stretto.report.progress import LiveProgress
 from stretto.train.build import build
-from stretto.train.groups import axes_of, group_options
+from stretto.train.groups import state_of
 from stretto.train.metrics_file import JsonLines
 from stretto.train.record import Everyone, Listener, RunRecord
 from stretto.train.run import trainer_of
@@ -75,12 +74,11 @@ class Peer:
         self.args = args = resolved.args
         run = args.run
         if world is None:
-            context = initialize(device=run.device, threads=run.threads, deterministic=run.deterministic, tf32=run.tf32)
+            context = initialize(
+                device=run.device, threads=args.threads, deterministic=args.deterministic, tf32=run.tf32
+            )
             world = self._stack.enter_context(context)
-        axes, options = axes_of(args, resolved.layout), group_options(args, resolved.layout)
-        self.state = self._stack.enter_context(
-            ParallelState.build(resolved.layout, world, timeout=run.timeout, axes=axes, options=options)
-        )
+        self.state = self._stack.enter_context(state_of(args, resolved.layout, world))
         self.built = build(args, self.state)
         self._stack.callback(self.built.weights.close)
         feed = Rows(job, self.state.axis("dp").rank).feed
