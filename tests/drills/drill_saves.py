@@ -54,13 +54,21 @@ def slices(value: float) -> list[Slice]:
 
 
 def save_forever(directory: Path, told: int, begun: int) -> None:
-    """Save on and on; each value to `begun` as it begins, with the writer's pid, and to `told` as it is told of."""
+    """Save on and on; each value to `begun` before it begins, to `told` as it is told of.
+
+    The first number in `begun` is the pid of the writer, once it has the first save. A value that went to `begun` after
+    its save began would be missing there if the kill came between the two.
+    """
     os.environ[HOOKS], os.environ["PYTHONPATH"] = "slow_disk", str(Path(__file__).parent)
     saver = Saver(World.single(), retention=Retention(2))
     for value in count(1):
+        if value > 1:
+            os.write(begun, value.to_bytes(4, "little"))
         saver.begin(directory, value, slices(float(value)), {"value": value})
-        assert saver._writer is not None
-        os.write(begun, value.to_bytes(4, "little") + saver._writer.pid.to_bytes(4, "little"))
+        time.sleep(0.05)
+        if value == 1:
+            assert saver._writer is not None
+            os.write(begun, saver._writer.pid.to_bytes(4, "little"))
         for _ in range(random.randrange(4)):  # steps
             time.sleep(0.01)
         for saved in saver.poll():
@@ -84,17 +92,16 @@ def drill(directory: Path, seed: int) -> Verdict:
             os._exit(code)
     os.close(tell)
     os.close(begin)
-    first = os.read(begun, 8)
-    writer = int.from_bytes(first[4:], "little")
+    writer = int.from_bytes(os.read(begun, 4), "little")
     time.sleep(chance.uniform(0.0, LONGEST))
     os.kill(pid if victim == "trainer" else writer, signal.SIGKILL)
     os.waitpid(pid, 0)
     until = time.monotonic() + 20
     while alive(writer) and time.monotonic() < until:  # of a trainer that was killed: it finishes what it has
         time.sleep(0.005)
-    values, starts = read_all(told), first + read_all(begun)
+    values, starts = read_all(told), read_all(begun)
     last = int.from_bytes(values[-4:], "little") if values else 0
-    newest = int.from_bytes(starts[-8:-4], "little")
+    newest = int.from_bytes(starts[-4:], "little") if starts else 1
     found = latest_complete(directory)
     cut = bool(found.skipped) or any(not (p / "COMPLETE").exists() for p in directory.glob("step-*"))
     value, wrong = 0, "its writer did not end" if alive(writer) else ""
