@@ -130,6 +130,32 @@ def _seconds(args: Arguments, layer: int, parts: Parts) -> Iterator[float]:
         yield 6 * tokens * h * item / MEMORY
 
 
+def full_norms(args: Arguments) -> int:
+    """Bytes that norms over all heads keep of a token's queries and keys in fp32 or wider: these themselves, where they
+    are narrower, and what the weights multiply."""
+    m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
+    if not m.qk_norm or m.qk_norm_width != "full":
+        return 0
+    wide = max(4, item)
+    return (m.heads // p.tp + max(1, m.num_kv_heads // p.tp)) * m.dim_per_head * (wide + wide * (item < wide))
+
+
+def routed(args: Arguments) -> int:
+    """Bytes that a router keeps, and the plan of the rows: scores, chosen experts and their weights, where each row goes
+    and where it comes back."""
+    m, p = args.model, args.parallel
+    wide = max(4, BYTES[args.run.dtype])
+    tokens = -(-local_tokens(args) // p.tp)
+    of_token = m.experts * wide * (1 + (m.router_z_loss > 0)) + m.top_k * (8 + wide * (1 + 2 * m.router_renormalize))
+    of_row = 8 * (2 + 2 * p.etp * (p.ep * p.etp > 1))
+    return tokens * (of_token + m.top_k * of_row)
+
+
+def latent_heads(args: Arguments) -> int:
+    """`_latent` of a block that recomputes no norm."""
+    return _latent(args, selective=False)
+
+
 def _latent(args: Arguments, *, selective: bool) -> int:
     """Elements that attention with latents keeps of a token: these, normed ones, queries and keys with their rotated
     parts behind them, and what values lie in."""

@@ -1,0 +1,86 @@
+"""The tensors of attention over ranks of cp, or over documents: keys that come, outputs that are merged.
+
+As `stretto.context_parallel` has it. Outputs and gradients are summed in fp32 or wider.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stretto.arguments.schema import Arguments
+from stretto.estimate.block_sizes import BlockSizes
+from stretto.estimate.context import comm_of
+from stretto.estimate.tape import Tape
+
+
+@dataclass(frozen=True)
+class ContextTape:
+    """Keys and values of `ranks` come at once, or `rings` blocks of them are under way; a kernel sees `1 / tiles` of
+    the queries at a time; heads are exchanged if this is `by_heads`."""
+
+    tape: Tape
+    sizes: BlockSizes
+    ranks: int
+    rings: int
+    tiles: int
+    by_heads: bool
+
+    @classmethod
+    def of(cls, args: Arguments, layer: int, tape: Tape, sizes: BlockSizes) -> ContextTape:
+        """Of a layer, by the way in which it communicates."""
+        cp = args.parallel.cp
+        comm = comm_of(args, layer) if cp > 1 else "all-gather"
+        # A rank of several has one run of tokens from the beginning and one from the end of a row.
+        tiles = 2 if cp > 1 and comm != "ulysses" else 1
+        ring, heads = comm in ("ring", "hybrid"), comm in ("ulysses", "hybrid")
+        return cls(tape, sizes, cp if comm == "all-gather" else 1, 2 if ring and cp > 1 else 1, tiles, heads and cp > 1)
+
+    def forward(self) -> None:
+        """Up to the output, which is made when all is merged."""
+        t, s = self.tape, self.sizes
+        t.make(kv=s.kv)
+        if self.by_heads:
+            t.make(sent=s.q, came=s.q)
+            t.make(q_of_heads=s.q)
+            t.free("sent", "came")
+            t.make(sent=s.kv, came=s.kv)
+            t.make(kv_of_heads=s.kv)
+            t.free("sent", "came", "kv")
+        t.make(merged=s.attended * s.wide, merged_lse=s.lse)
+        self._blocks()
+        part = s.attended // self.tiles
+        t.make(tile=part, tile_wide=part * s.wide)
+        t.pass_through(weighed=part * s.wide)
+        t.free("tile", "tile_wide", "blocks")
+        t.make(rounded=s.attended, rounded_lse=s.lse)
+        t.free("merged", "merged_lse", "rounded", "rounded_lse")  # the caller makes both
+
+    def backward(self) -> None:
+        """From the output's gradient to those of queries, keys and values."""
+        t, s = self.tape, self.sizes
+        t.make(dq_wide=s.q * s.wide)
+        self._blocks()
+        blocks = self.ranks * self.rings
+        t.make(dkv_wide=blocks * s.kv * s.wide)
+        part = s.q // self.tiles
+        t.make(tile=part + self.ranks * s.kv)
+        t.pass_through(widened=part * s.wide)
+        t.free("tile", "blocks")
+        if self.ranks > 1:  # in the order of the ranks, and what of it is this rank's
+            t.make(in_order=blocks * s.kv * s.wide)
+            t.free("dkv_wide")
+            t.make(own=s.kv * s.wide)
+            t.free("in_order")
+        t.make(dq=s.q)
+        t.free("dq_wide")
+        t.make(dkv=s.kv)
+        t.free("dkv_wide", "own", "kv_of_heads", "q_of_heads")
+
+    def _blocks(self) -> None:
+        t, s = self.tape, self.sizes
+        if self.ranks > 1:
+            t.make(gathered=self.ranks * s.kv)
+            t.make(blocks=self.ranks * s.kv)
+            t.free("gathered")
+        elif self.rings > 1:
+            t.make(blocks=s.kv)

@@ -1,0 +1,79 @@
+"""What a GEMM of the blocks makes and lets go of, forward and back, and the norm in front of it.
+
+As `stretto.tensor_parallel.linear` has it: over ranks of tp the sequence is gathered or the output summed, and a weight
+gradient waits for the next collective, with both factors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stretto.estimate.block_sizes import BlockSizes
+from stretto.estimate.tape import Tape
+
+
+@dataclass(frozen=True)
+class GemmTape:
+    """GEMMs over `tp` ranks, that cut the sequence outside if it is `cut`."""
+
+    tape: Tape
+    sizes: BlockSizes
+    tp: int
+    cut: bool
+
+    def column(self, x: str, *, made_for_it: bool, keep: bool, **out: int) -> None:
+        """From the stream to features: x, which is `made_for_it` or lives, and is kept for the weight gradient."""
+        t, s = self.tape, self.sizes
+        if made_for_it:
+            t.make(**{x: s.x})
+        if self.cut:
+            t.make(gathered=s.whole)
+        t.make(**out)
+        if made_for_it or not keep:
+            t.free(x, "gathered")
+        elif self.cut:
+            t.free(x, "gathered")
+            t.make(**{x: s.whole})
+
+    def row(self, *taken: str, keep: bool, **out: int) -> None:
+        """From features back to the stream: a sum over tp."""
+        t = self.tape
+        if self.tp > 1:
+            t.make(partial=self.sizes.whole)
+        t.make(**out)
+        t.free("partial", *(() if keep else taken))
+
+    def row_back(self, dy: str, x: str, **dx: int) -> None:
+        """dx of dy, which lives on: the residual has it, too; x and the whole dy for the weight gradient."""
+        t = self.tape
+        if self.cut:
+            t.make(whole_dy=self.sizes.whole)
+            t.flush()
+        t.make(**dx)
+        self._weight_gradient("whole_dy", x)
+        del dy
+
+    def column_back(self, dy: str, x: str, *, made_for_it: bool, norm: bool, dx: str, past: str) -> None:
+        """The gradient `dx` of what enters the norm, from dy and from what goes `past` it; of x where there is none."""
+        t, s = self.tape, self.sizes
+        if self.tp > 1:
+            t.make(whole_dx=s.whole)
+        t.make(dn=s.x)
+        t.flush()
+        t.free("whole_dx")
+        if not made_for_it:
+            self._weight_gradient(dy, x)
+        if norm:
+            t.make(**{dx: s.x}, **({x: s.x} if made_for_it else {}))
+            t.free("dn", past)
+        else:  # both ways are added up
+            t.make(**{dx: s.x})
+            t.free("dn", past)
+        if made_for_it:
+            if self.cut:
+                t.make(again=s.whole)
+                t.free(x)
+            self._weight_gradient(dy, x, "again")
+
+    def _weight_gradient(self, *factors: str) -> None:
+        (self.tape.hold_back if self.tp > 1 else self.tape.free)(*factors)
