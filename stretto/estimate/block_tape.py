@@ -38,6 +38,7 @@ def block_moments(args: Arguments, layer: int, parts: Parts) -> BlockMoments:
     kept = tape.tape.now
     back = _Block.of(args, layer, NOTHING if whole else parts, Tape(**tape.tape.live, dout=tape.sizes.x))
     if whole:
+        back.tape.rename(plan="plan_before")  # its graph is there as long as that of the forward
         back.forward(keep=True)
         back.tape.free("out")
     back.backward()
@@ -79,7 +80,7 @@ class _Block:
         with t.during("forward of attention"):
             if self.before and not lazy:
                 t.make(n1=s.x)
-            self._attention(lazy=lazy, keep=keep, kept=keep)
+            self._attention(lazy=lazy, keep=keep)
             if self.after:
                 t.make(added_normed=s.x)
                 if not keep:
@@ -91,27 +92,28 @@ class _Block:
             if self.before and not lazy:
                 t.make(n2=s.x)
             if self.experts is not None:
+                if self.args.model.shared_ffn:
+                    self._feed_forward(lazy=False, keep=keep, out="beside")
                 self.experts.forward(keep=keep)
                 if self.args.model.shared_ffn:
-                    self._feed_forward(lazy=False, keep=keep, kept=keep)
-                    t.make(more_added=s.x)
-                    t.free("more")
+                    t.make(both=s.x)
+                    t.free("more", "beside")
                 if not keep:
                     t.free("n2")
             else:
-                self._feed_forward(lazy=lazy, keep=keep, kept=keep)
+                self._feed_forward(lazy=lazy, keep=keep, out="more")
             if self.after:
                 t.make(more_normed=s.x)
                 if not keep:
-                    t.free("more")
+                    t.free("more", "both")
             t.make(out=s.x)
-        t.free("added_normed", "more_normed", "more_added")
+        t.free("added_normed", "more_normed")
         if not self.after or not keep:
-            t.free("added", "more")
+            t.free("added", "more", "both")
         if not keep:
             t.free("mid")
 
-    def _attention(self, *, lazy: bool, keep: bool, kept: bool) -> None:
+    def _attention(self, *, lazy: bool, keep: bool) -> None:
         """From what enters the block to what is added; `keep` what `parts` do not compute once more."""
         t, s = self.tape, self.sizes
         region = "projections" in self.parts and keep
@@ -125,7 +127,6 @@ class _Block:
         if region or not keep:
             t.free("heads", "normed", "wide_norms", "kv")
         self.gemms.row("attended", keep=keep and "attention" not in self.parts, added=s.x)
-        del kept
 
     def _heads(self, *, lazy: bool, keep: bool) -> None:
         t, s = self.tape, self.sizes
@@ -136,18 +137,23 @@ class _Block:
                 t.pass_through(squares=s.q * s.wide)
             t.make(normed=s.normed)
 
-    def _feed_forward(self, *, lazy: bool, keep: bool, kept: bool) -> None:
+    def _feed_forward(self, *, lazy: bool, keep: bool, out: str) -> None:
         t, s = self.tape, self.sizes
-        region = keep and ("projections" in self.parts or self.args.run.ffn_chunks > 1)
-        if s.inner == 0:
-            return
         self.gemms.column("n2", made_for_it=lazy, keep=keep, inner=s.inner)
         t.make(activated=s.activated)
-        made = keep and "activation" not in self.parts and self.args.run.ffn_chunks == 1
-        if region or not keep:
+        if self._feed_forward_again or not keep:
             t.free("inner")
-        self.gemms.row("activated", keep=made, more=s.x)
-        del kept
+        made_again = "activation" in self.parts or self._chunked
+        self.gemms.row("activated", keep=keep and not made_again, **{out: s.x})
+
+    @property
+    def _chunked(self) -> bool:
+        return self.args.run.ffn_chunks > 1
+
+    @property
+    def _feed_forward_again(self) -> bool:
+        """Whether its first GEMM is computed once more."""
+        return "projections" in self.parts or self._chunked
 
     def backward(self) -> None:
         """From dout to dx, of what the forward has kept."""
@@ -156,12 +162,13 @@ class _Block:
         with t.during(f"backward of {'experts' if self.experts else 'feed-forward'}"):
             if self.after:
                 t.make(dmore=s.x)
-                t.free("more")
+                t.free("more", "both")
             if self.experts is not None:
-                if self.args.model.shared_ffn:
-                    self._feed_forward_back(lazy=False, past="", dx="dshared")
                 self.experts.backward()
-                self._norm_back("dmid")
+                if self.args.model.shared_ffn:
+                    self._feed_forward_back(lazy=False, past="", dx="dbeside")
+                t.make(dmid=s.x)
+                t.free("dn2", "dbeside", "dout")
             else:
                 self._feed_forward_back(lazy=lazy, past="dout", dx="dmid")
             t.free("mid", "dmore", "n2")
@@ -172,41 +179,39 @@ class _Block:
             self._attention_back(lazy=lazy)
             t.free("x", "dadded", "n1")
 
-    def _norm_back(self, dx: str) -> None:
-        t, s = self.tape, self.sizes
-        if self.args.model.shared_ffn:
-            t.pass_through(dsum=s.x)
-        t.make(**{dx: s.x})
-        t.free("dn2", "dshared", "dout")
-
     def _feed_forward_back(self, *, lazy: bool, past: str, dx: str) -> None:
-        t, s = self.tape, self.sizes
-        chunked = self.args.run.ffn_chunks > 1
-        if chunked or ("projections" in self.parts and "activation" in self.parts):
+        t, s, m = self.tape, self.sizes, self.args.model
+        in_place, made_again = m.activation == "swiglu", "activation" in self.parts
+        if self._chunked:  # the gradients of the chunks before are there
+            t.make(dchunks=s.x - s.x // self.args.run.ffn_chunks)
+        if self._feed_forward_again and (made_again or self._chunked):  # both GEMMs are in what is computed once more
             t.make(inner=s.inner, activated=s.activated)
-        self.gemms.row_back("dout", "" if self._in_place else "activated", dactivated=s.activated)
-        if "projections" in self.parts and "activation" not in self.parts:
-            t.make(inner=s.inner, activated_again=s.activated)
-            t.free("activated_again")
-        if not self._in_place:
-            lazily = "activation" in self.parts and "projections" not in self.parts
+            lazily = False
+        else:
+            lazily = made_again
+        self.gemms.row_back("" if lazily else "activated", dactivated=s.activated)
+        if self._feed_forward_again and not (made_again or self._chunked):
+            t.make(inner=s.inner)
+            t.pass_through(activated_again=s.activated)
+        if not in_place:
             t.make(dinner=s.inner, **({"activated": s.activated} if lazily else {}))
-            t.free("inner")
-        elif "activation" not in self.parts or "projections" in self.parts or chunked:
-            self.gemms._weight_gradient("activated")
-        if self.gemms.tp > 1 and self._in_place and "activation" in self.parts:
-            t.hold_back("dactivated")  # the output was made in its place
+            t.free("inner", "dactivated")
+            self.gemms.weight_gradient("activated")
+        elif lazily:  # the output was made in the place of its gradient
+            self.gemms.weight_gradient("dactivated")
         else:
             t.free("dactivated")
-        if not self._in_place and "activation" in self.parts:
-            self.gemms._weight_gradient("activated")
-        norm = self.before
-        self.gemms.column_back("inner" if self._in_place else "dinner", "n2", made_for_it=lazy, norm=norm, dx=dx, past=past)
-
-    @property
-    def _in_place(self) -> bool:
-        """Whether the adjoint of the activation writes where its inputs were."""
-        return self.args.model.activation == "swiglu"
+        # Of experts that all tokens go through, the router reads the same, and the norm's adjoint comes after both.
+        beside = self.experts is not None
+        self.gemms.column_back(
+            "inner" if in_place else "dinner",
+            "" if beside else "n2",
+            made_for_it=lazy,
+            norm=self.before and not beside,
+            dx=dx,
+            past=past,
+        )
+        t.free("dchunks")
 
     def _attention_back(self, *, lazy: bool) -> None:
         t, s = self.tape, self.sizes
@@ -214,7 +219,7 @@ class _Block:
         if region and again:
             self._heads_again(lazy=lazy)
             t.make(attended=s.attended, lse=s.lse)
-        self.gemms.row_back("dmid", "" if again and not region else "attended_twice", dattended=s.attended)
+        self.gemms.row_back("", dattended=s.attended)
         if region and not again:
             self._heads_again(lazy=lazy)
             t.make(lse=s.lse, attended_again=s.attended)
@@ -225,7 +230,7 @@ class _Block:
         else:
             t.make(dq=s.q, dkv=s.kv)
         t.free("dattended", "lse", "attended_again")
-        self.gemms._weight_gradient("attended")
+        self.gemms.weight_gradient("attended")
         if self.context is None and not self.args.model.latent and not s.normed:
             t.free("heads")
         t.free("normed", "kv")

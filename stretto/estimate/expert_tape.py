@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
-from stretto.estimate.kept import routed
+from stretto.estimate.kept import plan_bytes, router_bytes
 from stretto.estimate.sizes import BYTES, local_tokens
 from stretto.estimate.tape import Tape
 
@@ -21,8 +21,12 @@ class ExpertTape:
     x: int
     """Of the tokens themselves."""
     router: int
-    """What the router and the plan of the rows keep."""
+    """What the router keeps."""
+    plan: int
+    """Where rows go and come from: kept also by a block that is computed once more."""
     rows: int
+    numbers: int
+    """A weight of each row, its gradient, and where these are put in order."""
     here: int
     inner: int
     activated: int
@@ -41,8 +45,10 @@ class ExpertTape:
         return cls(
             tape,
             x=item * share * m.hidden,
-            router=routed(args),
+            router=router_bytes(args),
+            plan=plan_bytes(args),
             rows=item * rows * m.hidden,
+            numbers=rows * (4 * max(4, item) + 8),
             here=item * rows * p.etp * m.hidden,
             inner=item * rows * m.dim_expert * (2 if m.gated else 1),
             activated=item * rows * m.dim_expert,
@@ -54,7 +60,7 @@ class ExpertTape:
     def forward(self, *, keep: bool) -> None:
         """From n2 to what is added."""
         t = self.tape
-        t.make(router=self.router)
+        t.make(router=self.router, plan=self.plan)
         t.make(rows=self.rows)
         if self.exchanges:
             t.make(came=self.here)
@@ -85,6 +91,7 @@ class ExpertTape:
         if not self.in_place:
             t.make(dinner=self.inner, a=self.activated)
             t.free("inner_rows")
+        t.pass_through(numbers=self.numbers)
         t.free("dcame")
         if self.exchanges:  # weight gradients wait for the rows to travel
             t.free("dout_rows")
@@ -100,4 +107,4 @@ class ExpertTape:
         if self.recompute:
             t.make(rows=self.rows)
         t.make(dn2=self.x)
-        t.free("inner_rows", "dinner", "rows", "drows", "drows_back", "in_order", "router")
+        t.free("inner_rows", "dinner", "rows", "drows", "drows_back", "in_order", "router", "plan")

@@ -43,15 +43,14 @@ class GemmTape:
         t.make(**out)
         t.free("partial", *(() if keep else taken))
 
-    def row_back(self, dy: str, x: str, **dx: int) -> None:
+    def row_back(self, x: str, **dx: int) -> None:
         """dx of dy, which lives on: the residual has it, too; x and the whole dy for the weight gradient."""
         t = self.tape
         if self.cut:
             t.make(whole_dy=self.sizes.whole)
             t.flush()
         t.make(**dx)
-        self._weight_gradient("whole_dy", x)
-        del dy
+        self.weight_gradient("whole_dy", x)
 
     def column_back(self, dy: str, x: str, *, made_for_it: bool, norm: bool, dx: str, past: str) -> None:
         """The gradient `dx` of what enters the norm, from dy and from what goes `past` it; of x where there is none."""
@@ -62,7 +61,7 @@ class GemmTape:
         t.flush()
         t.free("whole_dx")
         if not made_for_it:
-            self._weight_gradient(dy, x)
+            self.weight_gradient(dy, x)
         if norm:
             t.make(**{dx: s.x}, **({x: s.x} if made_for_it else {}))
             t.free("dn", past)
@@ -73,7 +72,8 @@ class GemmTape:
             if self.cut:
                 t.make(again=s.whole)
                 t.free(x)
-            self._weight_gradient(dy, x, "again")
+            self.weight_gradient(dy, x, "again")
 
-    def _weight_gradient(self, *factors: str) -> None:
+    def weight_gradient(self, *factors: str) -> None:
+        """Of a GEMM with these factors, which nobody else holds."""
         (self.tape.hold_back if self.tp > 1 else self.tape.free)(*factors)

@@ -140,15 +140,19 @@ def full_norms(args: Arguments) -> int:
     return (m.heads // p.tp + max(1, m.num_kv_heads // p.tp)) * m.dim_per_head * (wide + wide * (item < wide))
 
 
-def routed(args: Arguments) -> int:
-    """Bytes that a router keeps, and the plan of the rows: scores, chosen experts and their weights, where each row goes
-    and where it comes back."""
+def router_bytes(args: Arguments) -> int:
+    """Bytes that a router keeps: scores, chosen experts and their weights."""
     m, p = args.model, args.parallel
     wide = max(4, BYTES[args.run.dtype])
-    tokens = -(-local_tokens(args) // p.tp)
-    of_token = m.experts * wide * (1 + (m.router_z_loss > 0)) + m.top_k * (8 + wide * (1 + 2 * m.router_renormalize))
-    of_row = 8 * (2 + 2 * p.etp * (p.ep * p.etp > 1))
-    return tokens * (of_token + m.top_k * of_row)
+    scores = m.experts * wide * (1 + (m.router_z_loss > 0))
+    chosen = m.top_k * (8 + wide * (1 + m.router_renormalize)) + wide * m.router_renormalize
+    return -(-local_tokens(args) // p.tp) * (scores + chosen)
+
+
+def plan_bytes(args: Arguments) -> int:
+    """Bytes that say where each row goes and where it comes back, and in which order those that came are."""
+    m, p = args.model, args.parallel
+    return -(-local_tokens(args) // p.tp) * m.top_k * 8 * (1 + p.etp + 2 * p.etp * (p.ep * p.etp > 1))
 
 
 def latent_heads(args: Arguments) -> int:

@@ -7,6 +7,7 @@ layer, in the head, back in a layer, in the embedding. What is kept of that one 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from stretto.arguments.schema import Arguments
@@ -14,18 +15,18 @@ from stretto.arguments.trained import is_trained
 from stretto.estimate.block_tape import BlockMoments, block_moments
 from stretto.estimate.context import comm_of
 from stretto.estimate.kept import Parts
+from stretto.estimate.logits import logits
 from stretto.estimate.recompute import policy_of, policy_of_further
-from stretto.estimate.sizes import BYTES, entering_bytes, in_flight, joined_bytes
+from stretto.estimate.sizes import BYTES, entering_bytes, joined_bytes
 from stretto.estimate.stages import stage_layers
-from stretto.estimate.transient import logits
 
 
 class StageMoment(NamedTuple):
-    """Of a stage, without what stays through the step."""
+    """Of one microbatch in a stage."""
 
     name: str
-    held: int
-    """What all microbatches under way keep for their backwards."""
+    kept: int
+    """What it keeps for its backward, of the layers before."""
     working: int
     """What else lives."""
     section: int
@@ -33,43 +34,39 @@ class StageMoment(NamedTuple):
     back: bool
     """Whether gradients fill."""
 
-    @property
-    def bytes(self) -> int:
-        """All of it."""
-        return self.held + self.working
+
+@dataclass(frozen=True)
+class StageActivations:
+    """What a microbatch needs of a rank in one stage."""
+
+    kept: int
+    """Between its forward and its backward."""
+    moments: tuple[StageMoment, ...]
+    """While one of them goes on."""
 
 
-def stage_moments(args: Arguments, stage: int) -> list[StageMoment]:
-    """All that may be the peak of a stage."""
-    return list(_moments(args, stage))
-
-
-def _moments(args: Arguments, stage: int) -> Iterator[StageMoment]:
+def stage_activations(args: Arguments, stage: int) -> StageActivations:
+    """Of a stage. Where a block's input waits in the host's memory, that of the last and of one before it are here."""
     layers = stage_layers(args)
-    first, last = stage == 0, stage == len(layers) - 1
+    first, last, away = stage == 0, stage == len(layers) - 1, args.run.recompute == "offload"
     blocks = list(_blocks(args, stage))
     x = entering_bytes(args)
     whole = x * (args.parallel.tp if args.parallel.sequence_parallel else 1)
-    further = 0
-    if last:
-        further = sum(block_moments(args, n, p).kept + joined_bytes(args) for n, p in policy_of_further(args).items())
-    kept = sum(block.kept for block in blocks)
-    # The last stage keeps what leaves its last block, and the gradient that the head has made of it.
-    others = (in_flight(args, stage) - 1) * (kept + (x + whole + further) * last)
-    before, at = others, int(first)
+    further = sum(_further(args)) if last else 0
+    found, kept, at = list[StageMoment](), 0, int(first)
     for n, block in enumerate(blocks):
+        coming = min(n, 1) * x
         for back, moment in ((False, block.forward), (True, block.backward)):
-            yield StageMoment(moment.name, before, moment.bytes, at + n, back)
-        before += block.kept
-    at += len(blocks)
-    if last:
+            found.append(StageMoment(moment.name, coming * back if away else kept, moment.bytes, at + n, back))
+        kept = block.kept if away else kept + block.kept
+    end = at + len(blocks)
+    if last:  # the normed stream, its gradient and a piece of logits, beside what the norm keeps
         normed = whole + (x if whole > x else 0)
-        yield StageMoment("head", before + further + x, normed + whole + logits(args), at, True)
+        found.append(StageMoment("head", kept + further + x, normed + whole + logits(args), end, True))
+        kept += further + x + whole
     if first and is_trained("model.embed_tokens.weight", args.tuning):
-        wide = max(4, BYTES[args.run.dtype])
-        rows = -(-args.model.vocab_size // args.parallel.tp) * args.model.hidden * wide
-        widened = whole * wide // BYTES[args.run.dtype] * (wide > BYTES[args.run.dtype])
-        yield StageMoment("backward of the embedding", others, x + widened + rows, 0, True)
+        found.append(StageMoment("backward of the embedding", 0, x + _embedding(args, whole), 0, True))
+    return StageActivations(kept, tuple(found))
 
 
 def _blocks(args: Arguments, stage: int) -> Iterator[BlockMoments]:
@@ -79,3 +76,17 @@ def _blocks(args: Arguments, stage: int) -> Iterator[BlockMoments]:
         if kind not in known:
             known[kind] = block_moments(args, layer, parts)
         yield known[kind]
+
+
+def _further(args: Arguments) -> Iterator[int]:
+    """What each layer that predicts a further token keeps."""
+    for layer, parts in policy_of_further(args).items():
+        yield block_moments(args, layer, parts).kept + joined_bytes(args)
+
+
+def _embedding(args: Arguments, whole: int) -> int:
+    """Of the embedding's backward: the gradient in fp32 or wider, and rows of the vocabulary that it adds up to."""
+    item = BYTES[args.run.dtype]
+    wide = max(4, item)
+    rows = -(-args.model.vocab_size // args.parallel.tp) * args.model.hidden * wide
+    return rows + (whole // item * wide if wide > item else 0)

@@ -55,6 +55,10 @@ class Tape:
         for name in names:
             self._live.pop(name, None)
 
+    def rename(self, **names: str) -> None:
+        """These are made once more while they live under another name."""
+        self._live = {names.get(name, name): size for name, size in self._live.items()}
+
     def pass_through(self, **sizes: int) -> None:
         """Made, and gone when the next is made."""
         self.make(**sizes)

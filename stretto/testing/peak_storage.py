@@ -109,9 +109,7 @@ def _into(given: tuple[int | None, ...]) -> Callable[[Function], Function]:
     def of(function: Function) -> Function:
         def call(*inputs: Tensor, **named: Any) -> Any:
             out = function(*inputs, **named)
-            return tuple(
-                x if at is None else inputs[at].view_as(x).copy_(x) for at, x in zip(given, out, strict=True)
-            )
+            return tuple(x if at is None else inputs[at].view_as(x).copy_(x) for at, x in zip(given, out, strict=True))
 
         return call
 
