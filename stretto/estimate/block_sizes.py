@@ -28,6 +28,8 @@ class BlockSizes:
     lse: int
     inner: int
     activated: int
+    item: int
+    """Of one number."""
     wide: int
     """Of fp32 or wider, to the dtype of activations."""
 
@@ -54,5 +56,6 @@ class BlockSizes:
             lse=tokens * m.heads // p.tp * wide,
             inner=each * (2 if m.gated else 1),
             activated=each,
+            item=item,
             wide=wide // item,
         )

@@ -60,7 +60,7 @@ class _Block:
         m, p = args.model, args.parallel
         sparse = m.is_sparse(layer)
         sizes = BlockSizes.of(args, m.shared_ffn if sparse else m.dim_ffn)
-        gemms = GemmTape(tape, sizes, p.tp, p.sequence_parallel)
+        gemms = GemmTape(tape, sizes, p.tp, p.sequence_parallel, args.run.fp8)
         context = ContextTape.of(args, layer, tape, sizes) if p.cp > 1 or args.data.packing else None
         experts = ExpertTape.of(args, tape, selective="activation" in parts) if sparse else None
         return cls(tape, sizes, gemms, context, experts, args, parts)
@@ -87,31 +87,38 @@ class _Block:
                     t.free("added")
             t.make(mid=s.x)
         # What is added to the residual is a local name until the block ends.
-        with t.during(f"forward of {'experts' if self.experts else 'feed-forward'}"):
+        with t.during(f"forward of {self._name}"):
             lazy = lazy and self.experts is None
             if self.before and not lazy:
                 t.make(n2=s.x)
-            if self.experts is not None:
-                if self.args.model.shared_ffn:
-                    self._feed_forward(lazy=False, keep=keep, out="beside")
-                self.experts.forward(keep=keep)
-                if self.args.model.shared_ffn:
-                    t.make(both=s.x)
-                    t.free("more", "beside")
-                if not keep:
-                    t.free("n2")
-            else:
-                self._feed_forward(lazy=lazy, keep=keep, out="more")
+            self._second(lazy=lazy, keep=keep)
             if self.after:
                 t.make(more_normed=s.x)
                 if not keep:
                     t.free("more", "both")
             t.make(out=s.x)
-        t.free("added_normed", "more_normed")
+        t.free("added_normed", "more_normed", *(() if keep else ["mid"]))
         if not self.after or not keep:
             t.free("added", "more", "both")
+
+    @property
+    def _name(self) -> str:
+        return "feed-forward" if self.experts is None else "experts"
+
+    def _second(self, *, lazy: bool, keep: bool) -> None:
+        """From the normed stream to what is added to it the second time."""
+        t, s = self.tape, self.sizes
+        if self.experts is None:
+            self._feed_forward(lazy=lazy, keep=keep, out="more")
+            return
+        if self.args.model.shared_ffn:
+            self._feed_forward(lazy=False, keep=keep, out="beside")
+        self.experts.forward(keep=keep)
+        if self.args.model.shared_ffn:
+            t.make(both=s.x)
+            t.free("more", "beside")
         if not keep:
-            t.free("mid")
+            t.free("n2")
 
     def _attention(self, *, lazy: bool, keep: bool) -> None:
         """From what enters the block to what is added; `keep` what `parts` do not compute once more."""
@@ -126,7 +133,8 @@ class _Block:
             t.free("lse")
         if region or not keep:
             t.free("heads", "normed", "wide_norms", "kv")
-        self.gemms.row("attended", keep=keep and "attention" not in self.parts, added=s.x)
+        kept = keep and "attention" not in self.parts
+        self.gemms.row("attended", s.attended, keep=kept, others_keep=kept and not region, added=s.x)
 
     def _heads(self, *, lazy: bool, keep: bool) -> None:
         t, s = self.tape, self.sizes
@@ -144,7 +152,7 @@ class _Block:
         if self._feed_forward_again or not keep:
             t.free("inner")
         made_again = "activation" in self.parts or self._chunked
-        self.gemms.row("activated", keep=keep and not made_again, **{out: s.x})
+        self.gemms.row("activated", s.activated, keep=keep and not made_again, **{out: s.x})
 
     @property
     def _chunked(self) -> bool:
@@ -159,7 +167,7 @@ class _Block:
         """From dout to dx, of what the forward has kept."""
         t, s = self.tape, self.sizes
         lazy = self.before and "norms" in self.parts
-        with t.during(f"backward of {'experts' if self.experts else 'feed-forward'}"):
+        with t.during(f"backward of {self._name}"):
             if self.after:
                 t.make(dmore=s.x)
                 t.free("more", "both")
@@ -196,7 +204,7 @@ class _Block:
         if not in_place:
             t.make(dinner=s.inner, **({"activated": s.activated} if lazily else {}))
             t.free("inner", "dactivated")
-            self.gemms.weight_gradient("activated")
+            self.gemms.weight_gradient("activated", "activated_quantized")
         elif lazily:  # the output was made in the place of its gradient
             self.gemms.weight_gradient("dactivated")
         else:
@@ -205,6 +213,7 @@ class _Block:
         beside = self.experts is not None
         self.gemms.column_back(
             "inner" if in_place else "dinner",
+            s.inner,
             "" if beside else "n2",
             made_for_it=lazy,
             norm=self.before and not beside,
@@ -230,7 +239,7 @@ class _Block:
         else:
             t.make(dq=s.q, dkv=s.kv)
         t.free("dattended", "lse", "attended_again")
-        self.gemms.weight_gradient("attended")
+        self.gemms.weight_gradient("attended", "attended_quantized")
         if self.context is None and not self.args.model.latent and not s.normed:
             t.free("heads")
         t.free("normed", "kv")
@@ -241,7 +250,7 @@ class _Block:
             t.make(dheads=s.q + s.kv)
             t.free("dq", "dkv")
         t.free("heads")
-        self.gemms.column_back("dheads", "n1", made_for_it=lazy, norm=self.before, dx="dx", past="dmid")
+        self.gemms.column_back("dheads", s.q + s.kv, "n1", made_for_it=lazy, norm=self.before, dx="dx", past="dmid")
         t.free("dq", "dkv")
 
     def _heads_again(self, *, lazy: bool) -> None:

@@ -90,9 +90,8 @@ class ExpertTape:
         t.make(da=self.activated)
         if not self.in_place:
             t.make(dinner=self.inner, a=self.activated)
-            t.free("inner_rows")
         t.pass_through(numbers=self.numbers)
-        t.free("dcame")
+        t.free("dcame", *(() if self.in_place else ["inner_rows"]))
         if self.exchanges:  # weight gradients wait for the rows to travel
             t.free("dout_rows")
             t.hold_back("dy", "da", "a", "inner_rows", "dinner", "rows")

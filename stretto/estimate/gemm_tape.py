@@ -14,12 +14,14 @@ from stretto.estimate.tape import Tape
 
 @dataclass(frozen=True)
 class GemmTape:
-    """GEMMs over `tp` ranks, that cut the sequence outside if it is `cut`."""
+    """GEMMs over `tp` ranks, that cut the sequence outside if it is `cut`. In FP8 a factor is written in a byte for each
+    number, twice where both gradients take it, and what is kept is that of a weight gradient in FP8."""
 
     tape: Tape
     sizes: BlockSizes
     tp: int
     cut: bool
+    fp8: str = "none"
 
     def column(self, x: str, *, made_for_it: bool, keep: bool, **out: int) -> None:
         """From the stream to features: x, which is `made_for_it` or lives, and is kept for the weight gradient."""
@@ -28,20 +30,28 @@ class GemmTape:
             t.make(**{x: s.x})
         if self.cut:
             t.make(gathered=s.whole)
+        kept = keep and not made_for_it
+        self._quantize(s.whole, twice=kept)
         t.make(**out)
-        if made_for_it or not keep:
+        t.free("quantized")
+        if not kept:
             t.free(x, "gathered")
-        elif self.cut:
+        elif self.cut or self._narrow:
             t.free(x, "gathered")
-            t.make(**{x: s.whole})
+            t.make(**{x: s.whole // (s.item if self._narrow else 1)})
 
-    def row(self, *taken: str, keep: bool, **out: int) -> None:
-        """From features back to the stream: a sum over tp."""
+    def row(self, x: str, size: int, *, keep: bool, others_keep: bool = False, **out: int) -> None:
+        """From features x of so many bytes back to the stream: a sum over tp. Others may keep x beside."""
         t = self.tape
+        self._quantize(size, twice=keep)
         if self.tp > 1:
             t.make(partial=self.sizes.whole)
         t.make(**out)
-        t.free("partial", *(() if keep else taken))
+        t.free("partial", "quantized")
+        if keep and self._narrow:
+            t.make(**{f"{x}_quantized": size // self.sizes.item})
+        if not others_keep and (self._narrow or not keep):
+            t.free(x)
 
     def row_back(self, x: str, **dx: int) -> None:
         """dx of dy, which lives on: the residual has it, too; x and the whole dy for the weight gradient."""
@@ -49,12 +59,15 @@ class GemmTape:
         if self.cut:
             t.make(whole_dy=self.sizes.whole)
             t.flush()
+        self._quantize(self.sizes.whole, twice=True)
         t.make(**dx)
-        self.weight_gradient("whole_dy", x)
+        self.weight_gradient("whole_dy", x, f"{x}_quantized")
+        t.free("quantized")
 
-    def column_back(self, dy: str, x: str, *, made_for_it: bool, norm: bool, dx: str, past: str) -> None:
-        """The gradient `dx` of what enters the norm, from dy and from what goes `past` it; of x where there is none."""
+    def column_back(self, dy: str, width: int, x: str, *, made_for_it: bool, norm: bool, dx: str, past: str) -> None:
+        """The gradient `dx` of what enters the norm, from dy of so many bytes and from what goes `past` it; of x where there is none."""
         t, s = self.tape, self.sizes
+        self._quantize(width, twice=True)
         if self.tp > 1:
             t.make(whole_dx=s.whole)
         t.make(dn=s.x)
@@ -73,6 +86,16 @@ class GemmTape:
                 t.make(again=s.whole)
                 t.free(x)
             self.weight_gradient(dy, x, "again")
+        t.free("quantized")
+
+    @property
+    def _narrow(self) -> bool:
+        """Whether a weight gradient takes factors of FP8."""
+        return self.fp8 == "tensorwise"
+
+    def _quantize(self, size: int, *, twice: bool) -> None:
+        if self.fp8 != "none":
+            self.tape.make(quantized=size // self.sizes.item * (1 + (twice and self._narrow)))
 
     def weight_gradient(self, *factors: str) -> None:
         """Of a GEMM with these factors, which nobody else holds."""

@@ -19,7 +19,7 @@ from stretto.estimate.moments import StageActivations, StageMoment, stage_activa
 from stretto.estimate.sizes import held_at_once, in_flight
 from stretto.estimate.stages import stage_layers
 from stretto.estimate.steady import Steady, steady
-from stretto.estimate.workspace import passing, workspaces
+from stretto.estimate.workspace import passing, tables, workspaces
 from stretto.layout.stages import placement
 from stretto.schedule.sharding import MODES
 
@@ -46,10 +46,12 @@ class Ledger:
     """What forwards keep for their backwards then, of all microbatches under way."""
     working: int
     """What the layer or the head that is at work then has made, or has not let go of yet."""
+    quantized: int
+    """Weights in FP8, beside those that are trained."""
     passing: int
     """Messages between stages that are not known to be over."""
     workspaces: int
-    """What libraries work in, and what messages between GPUs wait in."""
+    """What libraries work in, messages between GPUs wait in, and the allocator rounds up; cosines and sines."""
     host: int = 0
     """Masters and state of the update rule in the host's memory."""
     moment: str = ""
@@ -112,7 +114,7 @@ class _Halves(NamedTuple):
         several = b.microbatches(args.parallel.dp) > 1
         batch = replace(_PLAIN.batch, seq_len=b.seq_len, micro_batch=1)
         batch = replace(batch, global_batch=(args.parallel.dp or 1) * (1 + several))
-        run = replace(_PLAIN.run, dtype=r.dtype, device=r.device)
+        run = replace(_PLAIN.run, dtype=r.dtype, device=r.device, fp8=r.fp8)
         both = replace(_PLAIN, model=args.model, tuning=args.tuning, run=run)
         stored = replace(both, parallel=args.parallel, batch=batch, optimizer=args.optimizer)
         unsharded = replace(args.parallel, sharding="none")
@@ -183,8 +185,9 @@ def _peak(halves: _Halves, stages: list[_Stage], kept: int) -> Ledger:
         reducing=filling + max(each.steady.filling for each in stages),
         activations=held,
         working=moment.working,
+        quantized=total("quantized"),
         passing=passing(args),
-        workspaces=workspaces(args),
+        workspaces=workspaces(args) + tables(args) + total("spare"),
         host=total("host"),
         moment=moment.name,
     )

@@ -17,7 +17,7 @@ from stretto.estimate.context import comm_of
 from stretto.estimate.kept import Parts
 from stretto.estimate.logits import logits
 from stretto.estimate.recompute import policy_of, policy_of_further
-from stretto.estimate.sizes import BYTES, entering_bytes, joined_bytes
+from stretto.estimate.sizes import BYTES, entering_bytes, joined_bytes, local_tokens
 from stretto.estimate.stages import stage_layers
 
 
@@ -53,19 +53,20 @@ def stage_activations(args: Arguments, stage: int) -> StageActivations:
     x = entering_bytes(args)
     whole = x * (args.parallel.tp if args.parallel.sequence_parallel else 1)
     further = sum(_further(args)) if last else 0
-    found, kept, at = list[StageMoment](), 0, int(first)
+    angles = _angles(args)
+    found, kept, at = list[StageMoment](), angles, int(first)
     for n, block in enumerate(blocks):
         coming = min(n, 1) * x
         for back, moment in ((False, block.forward), (True, block.backward)):
-            found.append(StageMoment(moment.name, coming * back if away else kept, moment.bytes, at + n, back))
-        kept = block.kept if away else kept + block.kept
+            found.append(StageMoment(moment.name, angles + coming * back if away else kept, moment.bytes, at + n, back))
+        kept = angles + block.kept if away else kept + block.kept
     end = at + len(blocks)
     if last:  # the normed stream, its gradient and a piece of logits, beside what the norm keeps
         normed = whole + (x if whole > x else 0)
         found.append(StageMoment("head", kept + further + x, normed + whole + logits(args), end, True))
         kept += further + x + whole
     if first and is_trained("model.embed_tokens.weight", args.tuning):
-        found.append(StageMoment("backward of the embedding", 0, x + _embedding(args, whole), 0, True))
+        found.append(StageMoment("backward of the embedding", angles, x + _embedding(args, whole), 0, True))
     return StageActivations(kept, tuple(found))
 
 
@@ -76,6 +77,13 @@ def _blocks(args: Arguments, stage: int) -> Iterator[BlockMoments]:
         if kind not in known:
             known[kind] = block_moments(args, layer, parts)
         yield known[kind]
+
+
+def _angles(args: Arguments) -> int:
+    """Cosines and sines of a microbatch's tokens, with a window and without, where they are not a piece of the table."""
+    b, m, cut = args.batch, args.model, args.parallel.cp > 1 or args.data.packing
+    tokens = local_tokens(args) if args.data.packing else local_tokens(args) // b.micro_batch
+    return 4 * tokens * m.dim_rotary * BYTES[args.run.dtype] * (cut and m.position == "rope")
 
 
 def _further(args: Arguments) -> Iterator[int]:

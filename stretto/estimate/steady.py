@@ -6,18 +6,18 @@ lives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from stretto.arguments.schema import Arguments
 from stretto.arguments.trained import is_trained
-from stretto.estimate.shards import shard_ranks, sharding_of, shards_of
+from stretto.estimate.shards import sharding_of, shards_of
 from stretto.estimate.sizes import BYTES
 from stretto.estimate.stages import stage_layers
-from stretto.estimate.stored import EMBEDDING, stored_tensors
-from stretto.estimate.workspace import adds_by_copy_engines
+from stretto.estimate.stored import EMBEDDING, EXPERT, stored_tensors
+from stretto.estimate.workspace import adds_by_copy_engines, rounded
 from stretto.layout.chunks import CHUNK, SLOTS, slot_bytes
 from stretto.layout.flat import Flat
 from stretto.layout.grouping import Stored, by_section, by_size
@@ -64,7 +64,11 @@ class Steady:
     masters: int
     optimizer: int
     streamed: int
+    quantized: int
+    """Weights of GEMMs in FP8, as they lie and transposed, from the first use in a step to its end."""
     filling: int
+    spare: int
+    """What the allocator rounds these up by."""
     host: int
     sections: Sections
 
@@ -109,6 +113,7 @@ def steady(args: Arguments, stage: int, *, embedding: bool) -> Steady:
     master = (2 if args.optimizer.masters == "remainder" else wide) * narrow
     moment = 2 if args.optimizer.moments == "bf16" else wide
     masters = master * moved_part
+    vectors = () if offload else (master, *(moment,) * STATE[args.optimizer.optimizer])
     optimizer = moment * (
         moved_part * STATE[args.optimizer.optimizer] - _without_second(args, stage, tensors, groups, shards)
     )
@@ -127,10 +132,35 @@ def steady(args: Arguments, stage: int, *, embedding: bool) -> Steady:
         masters=0 if offload else masters,
         optimizer=0 if offload else optimizer,
         streamed=_streamed(args, parts, trained, (master, *(moment,) * STATE[args.optimizer.optimizer])) * offload,
+        quantized=2 * _matrices(args, stage, tensors) * (args.run.fp8 != "none"),
         filling=filling * (sharding.grads and not turns) + _travelling(args, flats),
+        spare=_spare(args, zip(flats, parts, trained, strict=True), item, vectors),
         host=(masters + optimizer) * offload,
         sections=sections,
     )
+
+
+def _matrices(args: Arguments, stage: int, tensors: Sequence[Stored]) -> int:
+    """Elements of the weights of GEMMs in blocks: neither routers nor experts, which are multiplied in the run's dtype."""
+    first, layers, m = stage == 0, stage_layers(args)[stage], args.model
+    blocks = range(first, first + len(layers))
+    found = sum(t.numel for t in tensors if t.decayed and t.section in blocks and t.kind[0] != EXPERT)
+    return found - sum(m.is_sparse(n) for n in layers) * m.experts * m.hidden
+
+
+def _spare(args: Arguments, buckets: Iterable[tuple[int, int, bool]], item: int, vectors: Sequence[int]) -> int:
+    """Of flat storage that stays. Memory that other GPUs read is not the allocator's."""
+    sharding = sharding_of(args)
+    if args.run.device == "cpu":
+        return 0
+    wide, found = max(4, item), 0
+    shared = adds_by_copy_engines(args)
+    for flat, part, trained in buckets:
+        sizes = [size * part for size in vectors] * trained
+        sizes += [] if shared else [item * (part if sharding.params else flat)]
+        sizes += [] if shared and not sharding.grads else [wide * (part if sharding.grads else flat)] * trained
+        found += sum(rounded(size) - size for size in sizes)
+    return found
 
 
 def _shared(tensors: Sequence[Stored], group: Sequence[int]) -> bool:

@@ -16,6 +16,8 @@ SLOTS: Final = 3
 """Messages of a peer buffer, as `stretto.peer_buffer` has it."""
 CHUNK: Final = 2**26
 """Bytes of other ranks' gradients that are added at a time, as `stretto.peer_memory` has it; two are there."""
+_UNIT: Final = 2**21
+_LARGE: Final = 10 * 2**20
 AHEAD: Final = 4
 """Messages to a neighbour that are held until they are known to be over, as `stretto.pipeline_parallel.link` has it:
 a host that runs ahead of its GPU fills that."""
@@ -26,6 +28,19 @@ def workspaces(args: Arguments) -> int:
     if args.run.device == "cpu":
         return 0
     return CUBLAS * 2 * (1 + bool(args.run.cuda_graphs)) + _peer_buffers(args) + 2 * CHUNK * adds_by_copy_engines(args)
+
+
+def tables(args: Arguments) -> int:
+    """Bytes of the cosines and sines of all positions, with a window and without."""
+    m = args.model
+    return 4 * args.batch.seq_len * m.dim_rotary * BYTES[args.run.dtype] * (m.position == "rope")
+
+
+def rounded(nbytes: int) -> int:
+    """What torch's allocator takes for a tensor that stays: a large one has memory of its own in units of 2 MiB, of
+    which less than 1 MiB that is left over is for nobody else."""
+    left = -nbytes % _UNIT
+    return nbytes + left if nbytes >= _LARGE and left <= _UNIT // 2 else nbytes
 
 
 def adds_by_copy_engines(args: Arguments) -> bool:
