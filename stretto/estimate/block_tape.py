@@ -126,13 +126,15 @@ class _Block:
         region = "projections" in self.parts and keep
         self._heads(lazy=lazy, keep=keep and not region)
         if self.context is not None:
-            self.context.forward()
+            self.context.forward(keep_heads=keep and "attention" in self.parts)
         t.make(attended=s.attended, lse=s.lse)
         again = keep and ("attention" in self.parts or region)
         if again or not keep:
             t.free("lse")
         if region or not keep:
-            t.free("heads", "normed", "wide_norms", "kv")
+            t.free("heads", "normed", "wide_norms")
+            if self.context is not None:
+                self.context.let_go()
         kept = keep and "attention" not in self.parts
         self.gemms.row("attended", s.attended, keep=kept, others_keep=kept and not region, added=s.x)
 

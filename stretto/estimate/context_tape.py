@@ -35,8 +35,8 @@ class ContextTape:
         ring, heads = comm in ("ring", "hybrid"), comm in ("ulysses", "hybrid")
         return cls(tape, sizes, cp if comm == "all-gather" else 1, 2 if ring and cp > 1 else 1, tiles, heads and cp > 1)
 
-    def forward(self) -> None:
-        """Up to the output, which is made when all is merged."""
+    def forward(self, *, keep_heads: bool) -> None:
+        """Up to the output, which is made when all is merged. After heads were exchanged their own may be gone."""
         t, s = self.tape, self.sizes
         t.make(kv=s.kv)
         if self.by_heads:
@@ -45,42 +45,55 @@ class ContextTape:
             t.free("sent", "came")
             t.make(sent=s.kv, came=s.kv)
             t.make(kv_of_heads=s.kv)
-            t.free("sent", "came", "kv")
-        t.make(merged=s.attended * s.wide, merged_lse=s.lse)
+            t.free("sent", "came", "kv", *(() if keep_heads else ("heads", "normed")))
+        t.make(contiguous=s.kv, merged=s.attended * s.wide, merged_lse=s.lse)
         self._blocks()
         part = s.attended // self.tiles
         t.make(tile=part, tile_wide=part * s.wide)
         t.pass_through(weighed=part * s.wide)
-        t.free("tile", "tile_wide", "blocks")
+        t.free("tile", "tile_wide")
         t.make(rounded=s.attended, rounded_lse=s.lse)
-        t.free("merged", "merged_lse", "rounded", "rounded_lse")  # the caller makes both
+        t.free("contiguous", "blocks", "merged", "merged_lse", "rounded", "rounded_lse")  # the caller makes the output
+        if self.by_heads:
+            t.make(attended_of_heads=s.attended, sent=s.attended, came=s.attended)
+            t.free("sent", "came")
+
+    def let_go(self) -> None:
+        """Nothing of the forward is kept."""
+        self.tape.free("kv", "q_of_heads", "kv_of_heads", "attended_of_heads")
 
     def backward(self) -> None:
         """From the output's gradient to those of queries, keys and values."""
         t, s = self.tape, self.sizes
-        t.make(dq_wide=s.q * s.wide)
+        if self.by_heads:
+            t.make(sent=s.attended, came=s.attended)
+            t.make(dattended_of_heads=s.attended)
+            t.free("sent", "came", "dattended")
+        t.make(dq_wide=s.q * s.wide, contiguous=s.kv)
         self._blocks()
         blocks = self.ranks * self.rings
         t.make(dkv_wide=blocks * s.kv * s.wide)
         part = s.q // self.tiles
         t.make(tile=part + self.ranks * s.kv)
         t.pass_through(widened=part * s.wide)
-        t.free("tile", "blocks")
         if self.ranks > 1:  # in the order of the ranks, and what of it is this rank's
             t.make(in_order=blocks * s.kv * s.wide)
-            t.free("dkv_wide")
             t.make(own=s.kv * s.wide)
             t.free("in_order")
         t.make(dq=s.q)
-        t.free("dq_wide")
         t.make(dkv=s.kv)
-        t.free("dkv_wide", "own", "kv_of_heads", "q_of_heads")
+        t.free("contiguous", "blocks", "tile", "dq_wide", "dkv_wide", "own")
+        self.let_go()
+        if self.by_heads:
+            t.free("dattended_of_heads")
+            t.make(sent=s.q, came=s.q)
+            t.free("sent", "came")
 
     def _blocks(self) -> None:
         t, s = self.tape, self.sizes
         if self.ranks > 1:
-            t.make(gathered=self.ranks * s.kv)
+            t.make(gathered_kv=self.ranks * s.kv)
             t.make(blocks=self.ranks * s.kv)
-            t.free("gathered")
+            t.free("gathered_kv")
         elif self.rings > 1:
             t.make(blocks=s.kv)

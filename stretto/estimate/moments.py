@@ -15,7 +15,7 @@ from stretto.arguments.trained import is_trained
 from stretto.estimate.block_tape import BlockMoments, block_moments
 from stretto.estimate.context import comm_of
 from stretto.estimate.kept import Parts
-from stretto.estimate.logits import logits
+from stretto.estimate.logits import logits, of_tokens
 from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.estimate.sizes import BYTES, entering_bytes, joined_bytes, local_tokens
 from stretto.estimate.stages import stage_layers
@@ -53,7 +53,9 @@ def stage_activations(args: Arguments, stage: int) -> StageActivations:
     x = entering_bytes(args)
     whole = x * (args.parallel.tp if args.parallel.sequence_parallel else 1)
     further = sum(_further(args)) if last else 0
-    angles = _angles(args)
+    # Which rows the embedding has looked up, as int64 beside a mask.
+    looked_up = 9 * local_tokens(args) * first
+    angles = _angles(args) + looked_up
     found, kept, at = list[StageMoment](), angles, int(first)
     for n, block in enumerate(blocks):
         coming = min(n, 1) * x
@@ -63,7 +65,7 @@ def stage_activations(args: Arguments, stage: int) -> StageActivations:
     end = at + len(blocks)
     if last:  # the normed stream, its gradient and a piece of logits, beside what the norm keeps
         normed = whole + (x if whole > x else 0)
-        found.append(StageMoment("head", kept + further + x, normed + whole + logits(args), end, True))
+        found.append(StageMoment("head", kept + further + x, normed + whole + logits(args) + of_tokens(args), end, True))
         kept += further + x + whole
     if first and is_trained("model.embed_tokens.weight", args.tuning):
         found.append(StageMoment("backward of the embedding", angles, x + _embedding(args, whole), 0, True))

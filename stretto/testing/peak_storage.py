@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stretto.experts import grouped, rows, scores
-from stretto.models import rope
+from stretto.attention import tile
+from stretto.experts import grouped, scores
 from stretto.tensor_parallel import formulas, linear, sliced_gemms
 
 Function = Callable[..., Any]
@@ -33,6 +33,7 @@ class PeakStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its
         super().__init__()  # type: ignore[no-untyped-call]
         self._made: dict[int, tuple[weakref.ref[Any], str]] = {}
         self._hidden = 0
+        self._watched: dict[int, Any] = {}
         self.peak = 0
         self.at_peak: list[tuple[int, str]] = []
         """Bytes of each that was there then, and the operation that made it."""
@@ -42,6 +43,10 @@ class PeakStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its
         if not self._hidden:
             self._note(out, (args, kwargs), f"{func}")
         return out
+
+    def watch(self, *tensors: Tensor) -> None:
+        """Count these, too: their memory may come and go without an operation."""
+        self._watched |= {x.untyped_storage()._cdata: x.untyped_storage() for x in tensors}
 
     def whole(self, function: Function) -> Function:
         """`function` as one operation: of what it makes, what it returns is seen alone."""
@@ -70,7 +75,7 @@ class PeakStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its
         found = [(at, storage.nbytes()) for at, (ref, _) in self._made.items() if (storage := ref()) is not None]
         if len(found) < len(self._made):
             self._made = {at: self._made[at] for at, _ in found}
-        now = sum(size for _, size in found)
+        now = sum(size for _, size in found) + sum(storage.nbytes() for storage in self._watched.values())
         if now > self.peak:
             self.peak = now
             self.at_peak = sorted(((size, self._made[at][1]) for at, size in found), reverse=True)
@@ -92,6 +97,8 @@ def as_on_a_gpu(mode: PeakStorage) -> Iterator[Function]:
         patch.object(sliced_gemms, "accumulate_matmul", adding),
         patch.object(scores, "plainly", partial(_by_parts, scores.plainly)),
         patch.object(scores._Scores, "forward", mode.whole(scores._Scores.forward)),
+        patch.object(tile.Exact, "forward", mode.whole(_narrow(tile.Exact.forward, 1))),
+        patch.object(tile.Exact, "backward", mode.whole(_narrow(tile.Exact.backward, 3))),
     ):
         yield fuse
 
@@ -101,6 +108,16 @@ def _by_parts(otherwise: Function, dy: Tensor, x: Tensor, weight: Tensor) -> Any
     if x.dtype != torch.bfloat16:
         return otherwise(dy, x, weight)
     return scores.by_parts(dy, x, weight, scores.three_parts)
+
+
+def _narrow(function: Function, number: int) -> Function:
+    """Attention of a tile gives so many tensors in the dtype of what it is given, as the kernels of a GPU do."""
+
+    def call(self: Any, first: Tensor, *rest: Any) -> Any:
+        out = function(self, first, *rest)
+        return (*(x.to(first.dtype) for x in out[:number]), *out[number:])
+
+    return call
 
 
 def _into(given: tuple[int | None, ...]) -> Callable[[Function], Function]:
@@ -121,4 +138,3 @@ _IN_PLACE = {
     formulas.swiglu_both: _into((0, 1)),
     formulas.swiglu_weighted: _into((0, 1, None)),
 }
-_ = rope, rows
