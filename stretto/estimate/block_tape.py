@@ -181,13 +181,13 @@ class _Block:
                 t.free("dn2", "dbeside", "dout")
             else:
                 self._feed_forward_back(lazy=lazy, past="dout", dx="dmid")
-            t.free("mid", "dmore", "n2")
+            t.free("mid", "n2")
         with t.during("backward of attention"):
             if self.after:
                 t.make(dadded=s.x)
                 t.free("added")
             self._attention_back(lazy=lazy)
-            t.free("x", "dadded", "n1")
+            t.free("x", "n1")
 
     def _feed_forward_back(self, *, lazy: bool, past: str, dx: str) -> None:
         t, s, m = self.tape, self.sizes, self.args.model
@@ -199,7 +199,7 @@ class _Block:
             lazily = False
         else:
             lazily = made_again
-        self.gemms.row_back("" if lazily else "activated", dactivated=s.activated)
+        self.gemms.row_back("dmore", "" if lazily else "activated", dactivated=s.activated)
         if self._feed_forward_again and not (made_again or self._chunked):
             t.make(inner=s.inner)
             t.pass_through(activated_again=s.activated)
@@ -230,7 +230,7 @@ class _Block:
         if region and again:
             self._heads_again(lazy=lazy)
             t.make(attended=s.attended, lse=s.lse)
-        self.gemms.row_back("", dattended=s.attended)
+        self.gemms.row_back("dadded", "", dattended=s.attended)
         if region and not again:
             self._heads_again(lazy=lazy)
             t.make(lse=s.lse, attended_again=s.attended)

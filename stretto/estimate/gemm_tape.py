@@ -53,15 +53,16 @@ class GemmTape:
         if not others_keep and (self._narrow or not keep):
             t.free(x)
 
-    def row_back(self, x: str, **dx: int) -> None:
-        """dx of dy, which lives on: the residual has it, too; x and the whole dy for the weight gradient."""
+    def row_back(self, dy: str, x: str, **dx: int) -> None:
+        """dx of dy, unnamed where the residual has it, too; x and the whole dy for the weight gradient."""
         t = self.tape
         if self.cut:
             t.make(whole_dy=self.sizes.whole)
+            t.free(dy)
             t.flush()
         self._quantize(self.sizes.whole, twice=True)
         t.make(**dx)
-        self.weight_gradient("whole_dy", x, f"{x}_quantized")
+        self.weight_gradient(dy, "whole_dy", x, f"{x}_quantized")
         t.free("quantized")
 
     def column_back(self, dy: str, width: int, x: str, *, made_for_it: bool, norm: bool, dx: str, past: str) -> None:

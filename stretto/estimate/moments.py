@@ -14,7 +14,7 @@ from stretto.arguments.schema import Arguments
 from stretto.arguments.trained import is_trained
 from stretto.estimate.block_tape import BlockMoments, block_moments
 from stretto.estimate.context import comm_of
-from stretto.estimate.kept import Parts
+from stretto.estimate.kept import BLOCK, Parts
 from stretto.estimate.logits import logits, of_tokens
 from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.estimate.sizes import BYTES, entering_bytes, joined_bytes, local_tokens
@@ -55,20 +55,25 @@ def stage_activations(args: Arguments, stage: int) -> StageActivations:
     further = sum(_further(args)) if last else 0
     # Which rows the embedding has looked up, as int64 beside a mask.
     looked_up = 9 * local_tokens(args) * first
-    angles = _angles(args) + looked_up
-    found, kept, at = list[StageMoment](), angles, int(first)
+    used, both = _angles(args, stage)
+    always = used + looked_up
+    found, kept, at = list[StageMoment](), always, int(first)
     for n, block in enumerate(blocks):
         coming = min(n, 1) * x
         for back, moment in ((False, block.forward), (True, block.backward)):
-            found.append(StageMoment(moment.name, angles + coming * back if away else kept, moment.bytes, at + n, back))
-        kept = angles + block.kept if away else kept + block.kept
+            before = always + coming * back if away else kept
+            working = moment.bytes + (both - used) * (not back)
+            found.append(StageMoment(moment.name, before, working, at + n, back))
+        kept = always + block.kept if away else kept + block.kept
     end = at + len(blocks)
     if last:  # the normed stream, its gradient and a piece of logits, beside what the norm keeps
         normed = whole + (x if whole > x else 0)
-        found.append(StageMoment("head", kept + further + x, normed + whole + logits(args) + of_tokens(args), end, True))
+        found.append(
+            StageMoment("head", kept + further + x, normed + whole + logits(args) + of_tokens(args), end, True)
+        )
         kept += further + x + whole
     if first and is_trained("model.embed_tokens.weight", args.tuning):
-        found.append(StageMoment("backward of the embedding", angles, x + _embedding(args, whole), 0, True))
+        found.append(StageMoment("backward of the embedding", always, x + _embedding(args, whole), 0, True))
     return StageActivations(kept, tuple(found))
 
 
@@ -81,11 +86,15 @@ def _blocks(args: Arguments, stage: int) -> Iterator[BlockMoments]:
         yield known[kind]
 
 
-def _angles(args: Arguments) -> int:
-    """Cosines and sines of a microbatch's tokens, with a window and without, where they are not a piece of the table."""
+def _angles(args: Arguments, stage: int) -> tuple[int, int]:
+    """Cosines and sines of a microbatch's tokens, where they are not a piece of the table: those that rotations keep,
+    and with a window and without."""
     b, m, cut = args.batch, args.model, args.parallel.cp > 1 or args.data.packing
     tokens = local_tokens(args) if args.data.packing else local_tokens(args) // b.micro_batch
-    return 4 * tokens * m.dim_rotary * BYTES[args.run.dtype] * (cut and m.position == "rope")
+    one = 2 * tokens * m.dim_rotary * BYTES[args.run.dtype] * (cut and m.position == "rope")
+    again = any(parts == BLOCK for parts in policy_of(args, stage))  # blocks are given both
+    kinds = 2 if again else len({m.window_of(layer) is None for layer in stage_layers(args)[stage]})
+    return kinds * one, 2 * one
 
 
 def _further(args: Arguments) -> Iterator[int]:
