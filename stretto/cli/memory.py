@@ -37,7 +37,7 @@ def memory_table(args: Arguments) -> Table:
 
 def verdict(args: Arguments, limit: float | None) -> Iterator[str]:
     """What is counted how; and with a limit in GiB, whether the run fits and which modes of sharding would."""
-    yield "weights, gradients, masters and optimizer are exact; the others are those of the moment at which a rank holds most"
+    yield "weights, gradients, masters and optimizer are exact; all else is that of the moment when a rank holds most"
     if limit is None:
         return
     found = fitting(args, limit * GIB)

@@ -17,8 +17,9 @@ class BlockSizes:
     whole: int
     heads: int
     """Queries, keys and values as they leave their GEMMs, and what else of them attention keeps."""
-    normed: int
-    """Queries and keys once more, where they have norms."""
+    normed_q: int
+    """Queries once more, where they have norms."""
+    normed_k: int
     wide_norms: int
     """What norms over all heads keep of them in fp32 or wider."""
     q: int
@@ -42,13 +43,13 @@ class BlockSizes:
         q = m.heads * m.dim_per_head // p.tp
         k = (m.heads // p.tp if m.latent else max(1, m.num_kv_heads // p.tp)) * m.dim_per_head
         v = m.heads // p.tp * m.dim_value if m.latent else k
-        normed = (q + k) * m.qk_norm
         each = tokens // args.run.ffn_chunks * item * inner // p.tp
         return cls(
             x=every * m.hidden // (p.tp if p.sequence_parallel else 1),
             whole=every * m.hidden,
             heads=every * (latent_heads(args) if m.latent else q + k + v),
-            normed=every * normed,
+            normed_q=every * q * m.qk_norm,
+            normed_k=every * k * m.qk_norm,
             wide_norms=tokens * full_norms(args),
             q=every * q,
             kv=every * (k + v),

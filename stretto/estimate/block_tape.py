@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
+from stretto.estimate.attention_tape import AttentionTape
 from stretto.estimate.block_sizes import BlockSizes
 from stretto.estimate.context_tape import ContextTape
 from stretto.estimate.expert_tape import ExpertTape
@@ -50,7 +51,7 @@ class _Block:
     tape: Tape
     sizes: BlockSizes
     gemms: GemmTape
-    context: ContextTape | None
+    attention: AttentionTape
     experts: ExpertTape | None
     args: Arguments
     parts: Parts
@@ -63,7 +64,9 @@ class _Block:
         gemms = GemmTape(tape, sizes, p.tp, p.sequence_parallel, args.run.fp8)
         context = ContextTape.of(args, layer, tape, sizes) if p.cp > 1 or args.data.packing else None
         experts = ExpertTape.of(args, tape, selective="activation" in parts) if sparse else None
-        return cls(tape, sizes, gemms, context, experts, args, parts)
+        rotated, before = m.position == "rope", m.norm_placement != "post"
+        attention = AttentionTape(tape, sizes, gemms, context, parts, rotated, before)
+        return cls(tape, sizes, gemms, attention, experts, args, parts)
 
     @property
     def before(self) -> bool:
@@ -80,7 +83,7 @@ class _Block:
         with t.during("forward of attention"):
             if self.before and not lazy:
                 t.make(n1=s.x)
-            self._attention(lazy=lazy, keep=keep)
+            self.attention.forward(lazy=lazy, keep=keep)
             if self.after:
                 t.make(added_normed=s.x)
                 if not keep:
@@ -119,33 +122,6 @@ class _Block:
             t.free("more", "beside")
         if not keep:
             t.free("n2")
-
-    def _attention(self, *, lazy: bool, keep: bool) -> None:
-        """From what enters the block to what is added; `keep` what `parts` do not compute once more."""
-        t, s = self.tape, self.sizes
-        region = "projections" in self.parts and keep
-        self._heads(lazy=lazy, keep=keep and not region)
-        if self.context is not None:
-            self.context.forward(keep_heads=keep and "attention" in self.parts)
-        t.make(attended=s.attended, lse=s.lse)
-        again = keep and ("attention" in self.parts or region)
-        if again or not keep:
-            t.free("lse")
-        if region or not keep:
-            t.free("heads", "normed", "wide_norms")
-            if self.context is not None:
-                self.context.let_go()
-        kept = keep and "attention" not in self.parts
-        self.gemms.row("attended", s.attended, keep=kept, others_keep=kept and not region, added=s.x)
-
-    def _heads(self, *, lazy: bool, keep: bool) -> None:
-        t, s = self.tape, self.sizes
-        self.gemms.column("n1", made_for_it=lazy, keep=keep or "projections" in self.parts, heads=s.heads)
-        if s.normed:
-            if s.wide_norms:
-                t.make(wide_norms=s.wide_norms)
-                t.pass_through(squares=s.q * s.wide)
-            t.make(normed=s.normed)
 
     def _feed_forward(self, *, lazy: bool, keep: bool, out: str) -> None:
         t, s = self.tape, self.sizes
@@ -186,7 +162,7 @@ class _Block:
             if self.after:
                 t.make(dadded=s.x)
                 t.free("added")
-            self._attention_back(lazy=lazy)
+            self.attention.backward(lazy=lazy)
             t.free("x", "n1")
 
     def _feed_forward_back(self, *, lazy: bool, past: str, dx: str) -> None:
@@ -223,42 +199,3 @@ class _Block:
             past=past,
         )
         t.free("dchunks")
-
-    def _attention_back(self, *, lazy: bool) -> None:
-        t, s = self.tape, self.sizes
-        region, again = "projections" in self.parts, "attention" in self.parts
-        if region and again:
-            self._heads_again(lazy=lazy)
-            t.make(attended=s.attended, lse=s.lse)
-        self.gemms.row_back("dadded", "", dattended=s.attended)
-        if region and not again:
-            self._heads_again(lazy=lazy)
-            t.make(lse=s.lse, attended_again=s.attended)
-        if again and not region:
-            t.make(attended=s.attended, lse=s.lse)
-        if self.context is not None:
-            self.context.backward()
-        else:
-            t.make(dq=s.q, dkv=s.kv)
-        t.free("dattended", "lse", "attended_again")
-        self.gemms.weight_gradient("attended", "attended_quantized")
-        if self.context is None and not self.args.model.latent and not s.normed:
-            t.free("heads")
-        t.free("normed", "kv")
-        if s.wide_norms:
-            t.pass_through(dwide=3 * s.q * s.wide)
-            t.free("wide_norms")
-        if self.args.model.position == "rope" or s.normed:
-            t.make(dheads=s.q + s.kv)
-            t.free("dq", "dkv")
-        t.free("heads")
-        self.gemms.column_back("dheads", s.q + s.kv, "n1", made_for_it=lazy, norm=self.before, dx="dx", past="dmid")
-        t.free("dq", "dkv")
-
-    def _heads_again(self, *, lazy: bool) -> None:
-        t, s = self.tape, self.sizes
-        if lazy:
-            t.pass_through(n1_again=s.x)
-        t.make(heads=s.heads, **({"normed": s.normed} if s.normed else {}))
-        if s.wide_norms:
-            t.make(wide_norms=s.wide_norms)

@@ -14,8 +14,11 @@ from stretto.estimate.tape import Tape
 
 @dataclass(frozen=True)
 class GemmTape:
-    """GEMMs over `tp` ranks, that cut the sequence outside if it is `cut`. In FP8 a factor is written in a byte for each
-    number, twice where both gradients take it, and what is kept is that of a weight gradient in FP8."""
+    """GEMMs over `tp` ranks, which cut the sequence outside if it is `cut`.
+
+    In FP8 a factor is written in a byte for each number, twice where both gradients take it; what is kept is that of a
+    weight gradient in FP8.
+    """
 
     tape: Tape
     sizes: BlockSizes

@@ -56,8 +56,8 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
     tokens = local_tokens(args)
     outside = tokens // p.tp if p.sequence_parallel else tokens
     if parts == BLOCK:
-        return Kept(item * outside * m.hidden, 0, 0, 0, 0, 0)
-    d, chunks = m.dim_per_head, args.run.ffn_chunks
+        return Kept(item * outside * m.hidden, 0, 0, 0, 0, plan_bytes(args) * m.is_sparse(layer))
+    d, whole = m.dim_per_head, args.run.ffn_chunks == 1  # chunks are computed once more
     q, kv = m.heads * d // p.tp, max(1, m.num_kv_heads // p.tp) * d
     inner, again = m.dim_ffn // p.tp, "projections" in parts
     before, sparse = m.norm_placement != "post", m.is_sparse(layer)
@@ -71,21 +71,23 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
     if m.latent and not again:
         heads = tokens * _latent(args, selective="norms" in parts)
         heads += outside * m.hidden * ("norms" in parts and m.q_lora_rank is None)  # two read the normed input
-    others = tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
+    if (p.cp > 1 or args.data.packing) and not again and "attention" not in parts:
+        heads += tokens * kv * (2 - m.qk_norm)  # keys beside values, as they go to other ranks; not as they were normed
     lse = 0 if again or "attention" in parts else tokens * m.heads // p.tp * max(4, item)
     attended = 0 if "attention" in parts else item * tokens * m.heads * m.dim_value // p.tp
-    dense = 0 if again else tokens // chunks * inner * (2 if m.gated else 1)
-    activated = 0 if "activation" in parts else tokens // chunks * inner
+    dense = 0 if again else tokens * whole * inner * (2 if m.gated else 1)
+    activated = 0 if "activation" in parts else tokens * whole * inner
+    routing, wide_norms = 0, 0 if again else tokens * full_norms(args)
     if sparse:
-        selective = "activation" in parts
+        selective, routing = "activation" in parts, router_bytes(args) + plan_bytes(args)
         dense, activated = 0, sparse_feed_forward(args, selective=selective) + outside * m.hidden * (not selective)
     return Kept(
         item * (2 * outside * m.hidden + 2 * after),
         item * (normed + normed * (not sparse)),
-        item * (heads + others),
+        item * heads + wide_norms,
         attended + lse,
         item * dense,
-        item * activated,
+        item * activated + routing,
     )
 
 

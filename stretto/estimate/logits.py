@@ -18,8 +18,8 @@ def logits(args: Arguments) -> int:
 
 
 def of_tokens(args: Arguments) -> int:
-    """Bytes of numbers of each token beside them: what it counts for, in fp64; of a piece the place of its label, and in
-    fp32 or wider three statistics, their sums over tp as they are put together, the loss."""
+    """Bytes of numbers of each token beside them: what it counts for, in fp64; of a piece the place of its label, and
+    in fp32 or wider three statistics, their sums over tp as they are put together, the loss."""
     wide = max(4, BYTES[args.run.dtype])
     several = args.parallel.tp > 1
     piece = _rows(args) * args.batch.micro_batch

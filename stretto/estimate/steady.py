@@ -141,7 +141,7 @@ def steady(args: Arguments, stage: int, *, embedding: bool) -> Steady:
 
 
 def _matrices(args: Arguments, stage: int, tensors: Sequence[Stored]) -> int:
-    """Elements of the weights of GEMMs in blocks: neither routers nor experts, which are multiplied in the run's dtype."""
+    """Elements of the weights of GEMMs in blocks: neither of routers nor of experts, which are never in FP8."""
     first, layers, m = stage == 0, stage_layers(args)[stage], args.model
     blocks = range(first, first + len(layers))
     found = sum(t.numel for t in tensors if t.decayed and t.section in blocks and t.kind[0] != EXPERT)
