@@ -24,8 +24,6 @@ class AttentionTape:
     context: ContextTape | None
     parts: Parts
     rotated: bool
-    normed: bool
-    """Whether a norm is in front of it."""
 
     @property
     def _heads_again(self) -> bool:
@@ -38,7 +36,7 @@ class AttentionTape:
     def forward(self, *, lazy: bool, keep: bool) -> None:
         """From n1, that is made for the GEMM if `lazy`, to added."""
         t, s = self.tape, self.sizes
-        self.gemms.column("n1", made_for_it=lazy, keep=keep, heads=s.heads)
+        self.gemms.column("n1", made_for_it=lazy, keep=keep, again=self._heads_again, heads=s.heads)
         self._normed()
         self._attend(keep=keep and not (self._heads_again or self._scores_again))
         if self._heads_again or not keep:
@@ -53,6 +51,7 @@ class AttentionTape:
         if both:
             self._once_more(lazy=lazy)
         others_keep = both or not (self._heads_again or self._scores_again)
+        others_keep &= self.context is None or not self.context.by_heads
         self.gemms.row_back("dadded", "" if others_keep else "attended", dattended=s.attended)
         if self._heads_again and not both:
             self._once_more(lazy=lazy)
@@ -69,7 +68,7 @@ class AttentionTape:
             t.make(dheads=s.q + s.kv)
             t.free("dq", "dkv")
         t.free("heads")
-        self.gemms.column_back("dheads", s.q + s.kv, "n1", made_for_it=lazy, norm=self.normed, dx="dx", past="dmid")
+        self.gemms.column_back("dheads", s.q + s.kv, "n1", made_for_it=lazy, dx="dx", past="dmid")
         t.free("dq", "dkv")
 
     def _normed(self) -> None:
@@ -106,6 +105,7 @@ class AttentionTape:
         t, s = self.tape, self.sizes
         if lazy:
             t.pass_through(n1_again=s.x)
+        self.gemms.gather_again()
         t.make(heads=s.heads)
         self._normed()
         self._attend(keep=True)

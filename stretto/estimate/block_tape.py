@@ -40,8 +40,7 @@ def block_moments(args: Arguments, layer: int, parts: Parts) -> BlockMoments:
     back = _Block.of(args, layer, NOTHING if whole else parts, Tape(**tape.tape.live, dout=tape.sizes.x))
     if whole:
         back.tape.rename(plan="plan_before")  # its graph is there as long as that of the forward
-        back.forward(keep=True)
-        back.tape.free("out")
+        back.forward(keep=True, ends=False)
     back.backward()
     return BlockMoments(kept, forward, back.tape.most)
 
@@ -64,8 +63,7 @@ class _Block:
         gemms = GemmTape(tape, sizes, p.tp, p.sequence_parallel, args.run.fp8)
         context = ContextTape.of(args, layer, tape, sizes) if p.cp > 1 or args.data.packing else None
         experts = ExpertTape.of(args, tape, selective="activation" in parts) if sparse else None
-        rotated, before = m.position == "rope", m.norm_placement != "post"
-        attention = AttentionTape(tape, sizes, gemms, context, parts, rotated, before)
+        attention = AttentionTape(tape, sizes, gemms, context, parts, m.position == "rope")
         return cls(tape, sizes, gemms, attention, experts, args, parts)
 
     @property
@@ -76,8 +74,8 @@ class _Block:
     def after(self) -> bool:
         return self.args.model.norm_placement != "pre"
 
-    def forward(self, *, keep: bool) -> None:
-        """From x to out, and what stays where it is to `keep`."""
+    def forward(self, *, keep: bool, ends: bool = True) -> None:
+        """From x to out, and what stays where it is to `keep`; computed once more it `ends` no later than that."""
         t, s = self.tape, self.sizes
         lazy = self.before and "norms" in self.parts
         with t.during("forward of attention"):
@@ -94,12 +92,13 @@ class _Block:
             lazy = lazy and self.experts is None
             if self.before and not lazy:
                 t.make(n2=s.x)
-            self._second(lazy=lazy, keep=keep)
+            self._second(lazy=lazy, keep=keep, ends=ends or self.after)
             if self.after:
                 t.make(more_normed=s.x)
                 if not keep:
                     t.free("more", "both")
-            t.make(out=s.x)
+            if ends:
+                t.make(out=s.x)
         t.free("added_normed", "more_normed", *(() if keep else ["mid"]))
         if not self.after or not keep:
             t.free("added", "more", "both")
@@ -108,7 +107,7 @@ class _Block:
     def _name(self) -> str:
         return "feed-forward" if self.experts is None else "experts"
 
-    def _second(self, *, lazy: bool, keep: bool) -> None:
+    def _second(self, *, lazy: bool, keep: bool, ends: bool) -> None:
         """From the normed stream to what is added to it the second time."""
         t, s = self.tape, self.sizes
         if self.experts is None:
@@ -117,7 +116,7 @@ class _Block:
         if self.args.model.shared_ffn:
             self._feed_forward(lazy=False, keep=keep, out="beside")
         self.experts.forward(keep=keep)
-        if self.args.model.shared_ffn:
+        if self.args.model.shared_ffn and ends:
             t.make(both=s.x)
             t.free("more", "beside")
         if not keep:
@@ -125,7 +124,7 @@ class _Block:
 
     def _feed_forward(self, *, lazy: bool, keep: bool, out: str) -> None:
         t, s = self.tape, self.sizes
-        self.gemms.column("n2", made_for_it=lazy, keep=keep, inner=s.inner)
+        self.gemms.column("n2", made_for_it=lazy, keep=keep, again=self._feed_forward_again, inner=s.inner)
         t.make(activated=s.activated)
         if self._feed_forward_again or not keep:
             t.free("inner")
@@ -171,12 +170,14 @@ class _Block:
         if self._chunked:  # the gradients of the chunks before are there
             t.make(dchunks=s.x - s.x // self.args.run.ffn_chunks)
         if self._feed_forward_again and (made_again or self._chunked):  # both GEMMs are in what is computed once more
+            self.gemms.gather_again()
             t.make(inner=s.inner, activated=s.activated)
             lazily = False
         else:
             lazily = made_again
         self.gemms.row_back("dmore", "" if lazily else "activated", dactivated=s.activated)
         if self._feed_forward_again and not (made_again or self._chunked):
+            self.gemms.gather_again()
             t.make(inner=s.inner)
             t.pass_through(activated_again=s.activated)
         if not in_place:
@@ -194,7 +195,6 @@ class _Block:
             s.inner,
             "" if beside else "n2",
             made_for_it=lazy,
-            norm=self.before and not beside,
             dx=dx,
             past=past,
         )

@@ -60,7 +60,7 @@ class ContextTape:
 
     def let_go(self) -> None:
         """Nothing of the forward is kept."""
-        self.tape.free("kv", "q_of_heads", "kv_of_heads", "attended_of_heads")
+        self.tape.free("kv", "q_of_heads", "kv_of_heads", "attended_of_heads", "lse")
 
     def backward(self) -> None:
         """From the output's gradient to those of queries, keys and values."""
@@ -71,10 +71,11 @@ class ContextTape:
             t.free("sent", "came", "dattended")
         t.make(dq_wide=s.q * s.wide, contiguous=s.kv)
         self._blocks()
-        blocks = self.ranks * self.rings
+        # Of a ring: what this rank adds, what comes to be added to, and what is still on its way to the next.
+        blocks = self.ranks * (3 if self.rings > 1 else 1)
         t.make(dkv_wide=blocks * s.kv * s.wide)
         part = s.q // self.tiles
-        t.make(tile=part + self.ranks * s.kv)
+        t.make(tile=part + (self.ranks * s.kv if self.ranks > 1 else s.kv // self.tiles))
         t.pass_through(widened=part * s.wide)
         if self.ranks > 1:  # in the order of the ranks, and what of it is this rank's
             t.make(in_order=blocks * s.kv * s.wide)

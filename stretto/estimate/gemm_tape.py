@@ -26,22 +26,29 @@ class GemmTape:
     cut: bool
     fp8: str = "none"
 
-    def column(self, x: str, *, made_for_it: bool, keep: bool, **out: int) -> None:
-        """From the stream to features: x, which is `made_for_it` or lives, and is kept for the weight gradient."""
+    def column(self, x: str, *, made_for_it: bool, keep: bool, again: bool = False, **out: int) -> None:
+        """From the stream to features: x, which is `made_for_it` or lives, and is kept for the weight gradient, or as
+        what the GEMM is computed from `again`."""
         t, s = self.tape, self.sizes
         if made_for_it:
             t.make(**{x: s.x})
         if self.cut:
             t.make(gathered=s.whole)
         kept = keep and not made_for_it
-        self._quantize(s.whole, twice=kept)
+        self._quantize(s.whole, twice=kept and not again)
         t.make(**out)
         t.free("quantized")
-        if not kept:
-            t.free(x, "gathered")
+        if not kept or again:
+            t.free("gathered", *(() if kept else (x,)))
         elif self.cut or self._narrow:
             t.free(x, "gathered")
             t.make(**{x: s.whole // (s.item if self._narrow else 1)})
+
+    def gather_again(self) -> None:
+        """What a GEMM is computed from once more is gathered, and behind that weight gradients are computed."""
+        if self.cut:
+            self.tape.make(gathered=self.sizes.whole)
+            self.tape.flush()
 
     def row(self, x: str, size: int, *, keep: bool, others_keep: bool = False, **out: int) -> None:
         """From features x of so many bytes back to the stream: a sum over tp. Others may keep x beside."""
@@ -68,8 +75,8 @@ class GemmTape:
         self.weight_gradient(dy, "whole_dy", x, f"{x}_quantized")
         t.free("quantized")
 
-    def column_back(self, dy: str, width: int, x: str, *, made_for_it: bool, norm: bool, dx: str, past: str) -> None:
-        """The gradient `dx` of what enters the norm, from dy of so many bytes and from what goes `past` it; of x where there is none."""
+    def column_back(self, dy: str, width: int, x: str, *, made_for_it: bool, dx: str, past: str) -> None:
+        """The gradient `dx` of what enters the norm, from dy of so many bytes and from what goes `past` it."""
         t, s = self.tape, self.sizes
         self._quantize(width, twice=True)
         if self.tp > 1:
@@ -78,13 +85,9 @@ class GemmTape:
         t.flush()
         t.free("whole_dx")
         if not made_for_it:
-            self.weight_gradient(dy, x)
-        if norm:
-            t.make(**{dx: s.x}, **({x: s.x} if made_for_it else {}))
-            t.free("dn", past)
-        else:  # both ways are added up
-            t.make(**{dx: s.x})
-            t.free("dn", past)
+            self.weight_gradient(dy, x, "gathered")
+        t.make(**{dx: s.x}, **({x: s.x} if made_for_it else {}))
+        t.free("dn", past, *(("gathered",) if made_for_it else ()))
         if made_for_it:
             if self.cut:
                 t.make(again=s.whole)

@@ -165,7 +165,8 @@ def _peak(halves: _Halves, stages: list[_Stage], kept: int) -> Ledger:
     def at(one: _Stage, moment: StageMoment) -> tuple[int, int, int]:
         """Gathered, reducing, and kept by all then."""
         sections = one.steady.sections
-        gathered, filling = (of(moment.section, back=moment.back) for of in (sections.gathered, sections.filling))
+        gathered = sections.gathered(moment.section, back=moment.back)
+        filling = sections.filling(moment.section, back=moment.fills)
         return gathered, filling, max(0, kept - one.activations.kept) + moment.kept
 
     every = [(sum(at(one, m)) + m.working, one, m) for one in stages for m in one.activations.moments]

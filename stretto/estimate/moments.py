@@ -32,6 +32,8 @@ class StageMoment(NamedTuple):
     section: int
     """Which section of the stage is at work."""
     back: bool
+    """Whether the section before is gathered next."""
+    fills: bool
     """Whether gradients fill."""
 
 
@@ -63,17 +65,17 @@ def stage_activations(args: Arguments, stage: int) -> StageActivations:
         for back, moment in ((False, block.forward), (True, block.backward)):
             before = always + coming * back if away else kept
             working = moment.bytes + (both - used) * (not back)
-            found.append(StageMoment(moment.name, before, working, at + n, back))
+            found.append(StageMoment(moment.name, before, working, at + n, back, back))
         kept = always + block.kept if away else kept + block.kept
     end = at + len(blocks)
     if last:  # the normed stream, its gradient and a piece of logits, beside what the norm keeps
         normed = whole + (x if whole > x else 0)
         found.append(
-            StageMoment("head", kept + further + x, normed + whole + logits(args) + of_tokens(args), end, True)
+            StageMoment("head", kept + further + x, normed + whole + logits(args) + of_tokens(args), end, False, True)
         )
         kept += further + x + whole
     if first and is_trained("model.embed_tokens.weight", args.tuning):
-        found.append(StageMoment("backward of the embedding", always, x + _embedding(args, whole), 0, True))
+        found.append(StageMoment("backward of the embedding", always, x + _embedding(args, whole), 0, True, True))
     return StageActivations(kept, tuple(found))
 
 
