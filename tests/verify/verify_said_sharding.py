@@ -271,6 +271,64 @@ LEDGER = Said(
     ),
 )
 
+PEAK = Said(
+    "tests/estimate/test_estimate_peak.py",
+    Fault(
+        "the gradient of an activation left out of its layer's backward",
+        "estimate/block_tape.py",
+        "dactivated=s.activated)",
+        "dactivated=0)",
+    ),
+    Fault(
+        "what is added to the residual let go before its block ends",
+        "estimate/block_tape.py",
+        '        with t.during(f"forward of {self._name}"):\n',
+        '        t.free("added")\n        with t.during(f"forward of {self._name}"):\n',
+    ),
+    Fault(
+        "rows of experts counted once where their gradients are computed from them",
+        "estimate/expert_tape.py",
+        "        if self.recompute:\n            t.make(rows=self.rows)\n",
+        "",
+    ),
+    Fault(
+        "the head's gradient left out",
+        "estimate/moments.py",
+        "normed + whole + logits(args)",
+        "normed + logits(args)",
+    ),
+    Fault(
+        "a plan of rows that a recomputed block is said not to keep",
+        "estimate/block_tape.py",
+        'back.tape.rename(plan="plan_before")',
+        'back.tape.free("plan")',
+    ),
+    Fault(
+        "tensors that are never let go of",
+        "estimate/tape.py",
+        "            self._live.pop(name, None)\n",
+        "            pass\n",
+    ),
+    Fault(
+        "what of a ring is on its way to the next left out",
+        "estimate/context_tape.py",
+        "self.ranks * (3 if self.rings > 1 else 1)",
+        "self.ranks * (2 if self.rings > 1 else 1)",
+    ),
+    Fault(
+        "messages between stages left out",
+        "estimate/workspace.py",
+        "return min(AHEAD, each) * sides * entering_bytes(args)",
+        "return 0",
+    ),
+    Fault(
+        "rows that came counted once",
+        "estimate/expert_tape.py",
+        "            t.make(came=self.here)\n",
+        "",
+    ),
+)
+
 CHECKPOINTS = Said(
     "tests/checkpoint/test_checkpoint_sharding.py",
     Fault(
