@@ -3,8 +3,8 @@ model, with its fused operations counted as the kernels of a GPU are.
 
 Faults to catch: the gradient of an activation left out of its layer's backward; what is added to the residual let go
 before its block ends; rows of experts counted once where their gradients are computed from them; the head's gradient
-left out; a plan of rows that a recomputed block is said not to keep; tensors that are never let go of; what of a ring is
-on its way to the next left out; messages between stages left out; rows that came counted once.
+left out; a plan of rows that a recomputed block is said not to keep; tensors that are never let go of; what of a ring
+is on its way to the next left out; messages between stages left out; rows that came counted once.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from stretto.arguments.schema import (
     RunConfig,
 )
 from stretto.estimate import Ledger, rank_ledger
+from stretto.estimate.sizes import entering_bytes
 from stretto.experts.router import Router
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
@@ -125,7 +126,7 @@ SELECTIVE: dict[str, Any] = {"recompute": "selective", "recompute_parts": ("norm
 @example(plain({}, **SELECTIVE))
 @example(plain(SPARSE, **SELECTIVE))
 @example(plain(SPARSE, recompute="block"))
-@settings(deadline=None, max_examples=settings.default.max_examples // 2)
+@settings(deadline=None, max_examples=settings.default.max_examples // 4)
 def test_the_ledger_is_the_peak_of_a_step(args: Arguments) -> None:
     layout = layout_for(args.parallel)
     with ParallelState.inspect(layout, 0, axes=axes_of(args, layout)) as state:
@@ -145,7 +146,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 def test_over_two_ranks_it_is_theirs(
     pool: Pool, model: dict[str, Any], parallel: dict[str, Any], run: dict[str, Any]
 ) -> None:
-    """Experts have equal loads, as the ledger has it."""
+    """Experts have equal loads, as the ledger has it. Over Gloo a stage holds one message more than on a GPU, which is
+    not known to be over."""
     config = ModelConfig(**{"layers": 2, "hidden": 64, "heads": 8, "head_dim": 8, "ffn": 224, "vocab": 64} | model)
     args = Arguments(
         model=config,
@@ -155,7 +157,8 @@ def test_over_two_ranks_it_is_theirs(
     )
     for rank, found in enumerate(pool.run(2, on_a_rank, args)):
         said = rank_ledger(args, rank if args.parallel.pp > 1 else 0)
-        assert moving(said) == pytest.approx(found, rel=BOUND), said.moment
+        message = entering_bytes(args) if args.parallel.pp > 1 else 0
+        assert found * (1 - BOUND) - message <= moving(said) <= found * (1 + BOUND), said.moment
 
 
 def on_a_rank(world: World, args: Arguments) -> int:
