@@ -16,6 +16,12 @@ POOL_SIZE = 8
 # Whoever asks whether there are GPUs must not begin to use them: processes could not be forked any more.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
+# One thread computes in each process, as in the ranks of a pool: more would wait for each other, on a core that another
+# test has, and take twice the time. A file is compiled once, not by each of the programs that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Triton reads this as it is imported, whoever does so first: without a GPU its interpreter runs our kernels.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
