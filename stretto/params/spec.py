@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -101,7 +100,7 @@ class ParamSpec:
         cut = {s.axis: s.copies for s in self.shard}
         return all(position[a] % cut[a] == 0 if a in cut else position[a] == 0 for a in over)
 
-    @cached_property
+    @property
     def view(self) -> tuple[str, ...]:
         """The axes on which it lies: those of the experts, where it is cut or repeated along one of them."""
         named = {*self.replicas, *self.apart, *self.sum_grad, *(cut.axis for cut in self.shard)}
@@ -144,7 +143,7 @@ class Logical:
             part = part.narrow(dim, 0, n)
         return part
 
-    @cached_property
+    @property
     def span(self) -> range:
         """Its elements of the stored parameter, padding included."""
         begin = self.row * math.prod(self.block.stored[1:])

@@ -48,7 +48,6 @@ def slices(
     return [
         Slice(prefix + logical.name, view, logical.spec.shape, offsets, logical.spec.owner(position))
         for item in declared
-        for part in [stored(item.param)]
         for logical in item.logical
-        for offsets, view in logical.pieces(part)
+        for offsets, view in logical.pieces(stored(item.param))
     ]
