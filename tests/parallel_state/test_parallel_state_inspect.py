@@ -55,7 +55,7 @@ def test_a_combination_that_was_not_declared_says_how_to_get_it() -> None:
     "layout", [Layout.of(tp=8, cp=4, dp=(32, 8), pp=16, ep=64), Layout.of(tp=8, dp=3072, pp=4)], ids=str
 )
 def test_a_large_state_stands_in_under_a_second(layout: Layout) -> None:
-    """131,072 and 98,304 ranks; about 40 ms of this thread, where creating every group of the job takes many seconds."""
+    """131,072 and 98,304 ranks; 40 ms of this thread; creating every group of the job takes many seconds."""
     start = time.thread_time()
     state = ParallelState.inspect(layout, layout.world // 3)
     elapsed = time.thread_time() - start
