@@ -36,13 +36,13 @@ class AttentionTape:
     def forward(self, *, lazy: bool, keep: bool) -> None:
         """From n1, that is made for the GEMM if `lazy`, to added."""
         t, s = self.tape, self.sizes
-        self.gemms.column("n1", made_for_it=lazy, keep=keep, again=self._heads_again, heads=s.heads)
+        self.gemms.column("n1", made_for_it=lazy, keep=keep, recompute=self._heads_again, heads=s.heads)
         self._normed()
         self._attend(keep=keep and not (self._heads_again or self._scores_again))
         if self._heads_again or not keep:
             t.free("heads", "normed_q", "normed_k", "wide_norms")
         kept = keep and not self._scores_again
-        self.gemms.row("attended", s.attended, keep=kept, others_keep=kept and not self._heads_again, added=s.x)
+        self.gemms.row("attended", s.attended, keep=kept, others_keep=kept and not self._heads_again, out="added")
 
     def backward(self, *, lazy: bool) -> None:
         """From dmid, the gradient of what is added, to dx."""

@@ -124,12 +124,12 @@ class _Block:
 
     def _feed_forward(self, *, lazy: bool, keep: bool, out: str) -> None:
         t, s = self.tape, self.sizes
-        self.gemms.column("n2", made_for_it=lazy, keep=keep, again=self._feed_forward_again, inner=s.inner)
+        self.gemms.column("n2", made_for_it=lazy, keep=keep, recompute=self._feed_forward_again, inner=s.inner)
         t.make(activated=s.activated)
         if self._feed_forward_again or not keep:
             t.free("inner")
         made_again = "activation" in self.parts or self._chunked
-        self.gemms.row("activated", s.activated, keep=keep and not made_again, **{out: s.x})
+        self.gemms.row("activated", s.activated, keep=keep and not made_again, out=out)
 
     @property
     def _chunked(self) -> bool:

@@ -26,23 +26,23 @@ class GemmTape:
     cut: bool
     fp8: str = "none"
 
-    def column(self, x: str, *, made_for_it: bool, keep: bool, again: bool = False, **out: int) -> None:
+    def column(self, x: str, *, made_for_it: bool, keep: bool, recompute: bool = False, **out: int) -> None:
         """From the stream to features: x, which is `made_for_it` or lives, and is kept for the weight gradient, or as
-        what the GEMM is computed from `again`."""
+        what the GEMM is computed from for a `recompute`."""
         t, s = self.tape, self.sizes
         if made_for_it:
             t.make(**{x: s.x})
         if self.cut:
             t.make(gathered=s.whole)
         kept = keep and not made_for_it
-        self._quantize(s.whole, twice=kept and not again)
+        self._quantize(s.whole, twice=kept and not recompute)
         t.make(**out)
         t.free("quantized")
-        if not kept or again:
+        if not kept or recompute:
             t.free("gathered", *(() if kept else (x,)))
-        elif self.cut or self._narrow:
+        elif self.cut or self._fp8_wgrad:
             t.free(x, "gathered")
-            t.make(**{x: s.whole // (s.item if self._narrow else 1)})
+            t.make(**{x: s.whole // (s.item if self._fp8_wgrad else 1)})
 
     def gather_again(self) -> None:
         """What a GEMM is computed from once more is gathered, and behind that weight gradients are computed."""
@@ -50,17 +50,17 @@ class GemmTape:
             self.tape.make(gathered=self.sizes.whole)
             self.tape.flush()
 
-    def row(self, x: str, size: int, *, keep: bool, others_keep: bool = False, **out: int) -> None:
+    def row(self, x: str, size: int, *, keep: bool, out: str, others_keep: bool = False) -> None:
         """From features x of so many bytes back to the stream: a sum over tp. Others may keep x beside."""
         t = self.tape
         self._quantize(size, twice=keep)
         if self.tp > 1:
             t.make(partial=self.sizes.whole)
-        t.make(**out)
+        t.make(**{out: self.sizes.x})
         t.free("partial", "quantized")
-        if keep and self._narrow:
+        if keep and self._fp8_wgrad:
             t.make(**{f"{x}_quantized": size // self.sizes.item})
-        if not others_keep and (self._narrow or not keep):
+        if not others_keep and (self._fp8_wgrad or not keep):
             t.free(x)
 
     def row_back(self, dy: str, x: str, **dx: int) -> None:
@@ -96,13 +96,13 @@ class GemmTape:
         t.free("quantized")
 
     @property
-    def _narrow(self) -> bool:
+    def _fp8_wgrad(self) -> bool:
         """Whether a weight gradient takes factors of FP8."""
         return self.fp8 == "tensorwise"
 
     def _quantize(self, size: int, *, twice: bool) -> None:
         if self.fp8 != "none":
-            self.tape.make(quantized=size // self.sizes.item * (1 + (twice and self._narrow)))
+            self.tape.make(quantized=size // self.sizes.item * (1 + (twice and self._fp8_wgrad)))
 
     def weight_gradient(self, *factors: str) -> None:
         """Of a GEMM with these factors, which nobody else holds."""

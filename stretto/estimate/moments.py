@@ -76,6 +76,8 @@ def stage_activations(args: Arguments, stage: int) -> StageActivations:
         kept += further + x + whole
     if first and is_trained("model.embed_tokens.weight", args.tuning):
         found.append(StageMoment("backward of the embedding", always, x + _embedding(args, whole), 0, True, True))
+    if not found:  # a stage without layers passes on what comes
+        found.append(StageMoment("passing on", 0, x, 0, False, False))
     return StageActivations(kept, tuple(found))
 
 

@@ -91,15 +91,15 @@ def steady(args: Arguments, stage: int, *, embedding: bool) -> Steady:
     whole, part = sum(flats), sum(parts)
     # What is frozen has weights alone.
     moved, moved_part = (sum(n for n, t in zip(each, trained, strict=True) if t) for each in (flats, parts))
-    sections = [{tensors[n].section for n in group} for group in groups]
-    used = [sum(f for f, s in zip(flats, sections, strict=True) if n in s) for n in range(_sections(args, stage))]
+    at = [{tensors[n].section for n in group} for group in groups]
+    used = [sum(f for f, s in zip(flats, at, strict=True) if n in s) for n in range(_sections(args, stage))]
     moves = [f * t for f, t in zip(flats, trained, strict=True)]
     # A shared embedding on a stage with both ends: used by the last section too; its gradient fills all the way back.
     both = args.model.shared_embedding and args.parallel.pp == 1
     tied = sum(f for f, group in zip(flats, groups, strict=True) if both and _shared(tensors, group))
     tied_filling = wide * tied * is_trained("model.embed_tokens.weight", args.tuning)
     filled = [
-        sum(f for f, s, g in zip(moves, sections, groups, strict=True) if n in s and not (tied and _shared(tensors, g)))
+        sum(f for f, s, g in zip(moves, at, groups, strict=True) if n in s and not (tied and _shared(tensors, g)))
         for n in range(len(used))
     ]
     used[-1:] = [used[-1] + tied] if used else []

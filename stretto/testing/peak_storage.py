@@ -72,7 +72,7 @@ class PeakStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its
                 # An address may be that of a storage that is gone.
                 if storage._cdata not in known and (before is None or before[0]() is not storage):
                     self._made[storage._cdata] = weakref.ref(storage), f"{what} {tuple(x.shape)} {x.dtype}"
-        found = [(at, storage.nbytes()) for at, (ref, _) in self._made.items() if (storage := ref()) is not None]
+        found = [(at, there.nbytes()) for at, (ref, _) in self._made.items() if (there := ref()) is not None]
         if len(found) < len(self._made):
             self._made = {at: self._made[at] for at, _ in found}
         now = sum(size for _, size in found) + sum(storage.nbytes() for storage in self._watched.values())
@@ -97,8 +97,8 @@ def as_on_a_gpu(mode: PeakStorage) -> Iterator[Function]:
         patch.object(sliced_gemms, "accumulate_matmul", adding),
         patch.object(scores, "plainly", partial(_by_parts, scores.plainly)),
         patch.object(scores._Scores, "forward", mode.whole(scores._Scores.forward)),
-        patch.object(tile.Exact, "forward", mode.whole(_narrow(tile.Exact.forward, 1))),
-        patch.object(tile.Exact, "backward", mode.whole(_narrow(tile.Exact.backward, 3))),
+        patch.object(tile.Exact, "forward", mode.whole(_in_dtype(tile.Exact.forward, 1))),
+        patch.object(tile.Exact, "backward", mode.whole(_in_dtype(tile.Exact.backward, 3))),
     ):
         yield fuse
 
@@ -110,7 +110,7 @@ def _by_parts(otherwise: Function, dy: Tensor, x: Tensor, weight: Tensor) -> Any
     return scores.by_parts(dy, x, weight, scores.three_parts)
 
 
-def _narrow(function: Function, number: int) -> Function:
+def _in_dtype(function: Function, number: int) -> Function:
     """Attention of a tile gives so many tensors in the dtype of what it is given, as the kernels of a GPU do."""
 
     def call(self: Any, first: Tensor, *rest: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.memory import rows
+from benchmarks.memory import Row, rows
 
 pytestmark = pytest.mark.pure
 
@@ -18,6 +18,6 @@ WIDER = {
 """Small models, of which the allocator's rounding is a part; weight gradients that wait for their W; uneven loads."""
 
 
-@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.file} {row.run}")
-def test_a_peak_is_the_measured_one(row: object) -> None:
-    assert abs(row.error) < WIDER.get((row.file, row.run), BOUND)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("row", list(rows()), ids=lambda row: f"{row.file} {row.run}")
+def test_a_peak_is_the_measured_one(row: Row) -> None:
+    assert abs(row.error) < WIDER.get((row.file, row.run), BOUND)
