@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from stretto.arguments.schema import Arguments
-from stretto.data.packed import PackedRows
+from stretto.data.packed import PackedRows, mean_waste
 from stretto.data.store import TokenStore
 from stretto.data.text import Text
 from stretto.sequence import Piece
@@ -51,9 +51,8 @@ def _pieces(args: Arguments, text: Text) -> tuple[Callable[[int, int], Sequence[
     if not args.data.packing:
         return lambda _, window: (Piece(window * seq_len, seq_len),), text.mix.windows(seq_len), ""
     rows = [PackedRows(store, seq_len) for store in stores]
-    lengths = tuple(map(len, rows))
-    waste = sum(each.waste * len(each) for each in rows) / max(sum(lengths), 1)
-    return lambda corpus, window: rows[corpus].row(window), lengths, f", packed ({waste:.1%} of all slots are empty)"
+    empty = f", packed ({mean_waste(rows, text.mix.shares):.1%} of all slots are empty)"
+    return lambda corpus, window: rows[corpus].row(window), tuple(map(len, rows)), empty
 
 
 def _counted(store: TokenStore, piece: Piece) -> int:
