@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -171,11 +171,6 @@ class Trainer:
         batches = data if isinstance(data, Batches) else RowBatches(data, cut)
         self.train_state = TrainState(self.assembly.optimizer, batches)
         sets = evaluation if isinstance(evaluation, Mapping) else {} if evaluation is None else {HELD_OUT: evaluation}
-        if once := [name for name, each in sets.items() if isinstance(each, Iterator)]:
-            raise ValueError(
-                f"what {', '.join(once)} is evaluated on can be read once, and every evaluation reads it anew: give a "
-                "list, a DataLoader, or another iterable that is no iterator"
-            )
         self.evaluations: dict[str, Evaluation] = {
             name: each if isinstance(each, Evaluation) else RowEvaluation(each, cut) for name, each in sets.items()
         }

@@ -203,7 +203,7 @@ def test_nothing_drops_in_an_evaluation() -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "an evaluation that is read once": ({"evaluation": iter([batch(0)])}, ValueError, "held_out is evaluated on can"),
+    "an evaluation that is read once": ({"evaluation": iter([batch(0)])}, ValueError, "which can be read once"),
     "a number in place of a loss": ({"loss": lambda *pair: F.mse_loss(*pair).item()}, TypeError, "the loss is a float"),
     "no loss": ({"loss": lambda *_: None}, TypeError, "the loss is a NoneType"),
 }
