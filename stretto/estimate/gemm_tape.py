@@ -68,12 +68,11 @@ class GemmTape:
         t = self.tape
         if self.cut:
             t.make(whole_dy=self.sizes.whole)
-            t.free(dy)
             t.flush()
         self._quantize(self.sizes.whole, twice=True)
         t.make(**dx)
-        self.weight_gradient(dy, "whole_dy", x, f"{x}_quantized")
-        t.free("quantized")
+        self.weight_gradient(*(() if self.cut else (dy,)), "whole_dy", x, f"{x}_quantized")
+        t.free("quantized", *((dy,) if self.cut else ()))
 
     def column_back(self, dy: str, width: int, x: str, *, made_for_it: bool, dx: str, past: str) -> None:
         """The gradient `dx` of what enters the norm, from dy of so many bytes and from what goes `past` it."""

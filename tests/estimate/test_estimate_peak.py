@@ -42,6 +42,8 @@ pytestmark = pytest.mark.gloo
 
 BOUND = 0.01
 """Between what is said and what is measured; small tensors of each token are the most of it."""
+BOUND_OF_NORMS_AFTER = 0.03
+"""Of blocks with norms after their sublayers: a gradient more or less where some parts are computed once more."""
 
 PARTS = ("norms", "activation", "attention", "projections")
 
@@ -131,7 +133,8 @@ def test_the_ledger_is_the_peak_of_a_step(args: Arguments) -> None:
     layout = layout_for(args.parallel)
     with ParallelState.inspect(layout, 0, axes=axes_of(args, layout)) as state:
         found = peak(args, state)
-    assert moving(rank_ledger(args, 0)) == pytest.approx(found, rel=BOUND)
+    bound = BOUND if args.model.norm_placement == "pre" else BOUND_OF_NORMS_AFTER
+    assert moving(rank_ledger(args, 0)) == pytest.approx(found, rel=bound)
 
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
