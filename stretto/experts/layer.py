@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.collectives import nothing
-from stretto.experts.dispatch import Transfer, plan_of, receive, regathered, send
+from stretto.experts.dispatch import Dispatch, offer, receive, regathered, weigh
 from stretto.experts.grouped import GroupedLinear
-from stretto.experts.output import output
+from stretto.experts.output import combine, give_back
+from stretto.experts.plan import Sorting
 from stretto.experts.router import Router
 from stretto.experts.rows import RowOps
 from stretto.experts.tokens import mine, share, unshare
@@ -94,19 +95,21 @@ class SparseFeedForward(nn.Module):
         if shared_out and real is not None:
             real = real[mine(len(flat), tp)]
         choice = self.gate(tokens, (x.shape[0], x.shape[1]), real)
-        plan = plan_of(choice.experts, self.config.experts, build.experts, choice.kept)
+        of, exchange = self.experts, build.experts.exchange
+        dispatch = Dispatch(Sorting(choice.experts, self.config.experts, build.experts, choice.kept), self.rows)
+        weighed = weigh(choice.weights, dispatch)
         rows: Tensor | Lazy
-        if self.experts.activation.recompute and plan.exchange.size == 1:
-            beside, rows = self._shared(x, structure), regathered(tokens, plan, self.rows)
+        if of.activation.recompute and exchange.size == 1:
+            beside, rows = self._shared(x, structure), regathered(tokens, dispatch.know(), self.rows)
         else:
-            transfer = Transfer()
-            coming = send(tokens, plan, transfer, self.rows)
+            offered = offer(tokens, dispatch)
+            dispatch.send(tokens)
             beside = self._shared(x, structure)
             flush = nothing if build.accumulators is None else build.accumulators.flush
-            rows = receive(coming, plan, transfer, flush)
-        of = self.experts
-        gate_up = of.gate_up_proj(rows, plan.segments)
-        out = output(gate_up, choice.weights, of.down_proj, of.activation, plan, self.rows)
+            rows = receive(offered, dispatch, flush)
+        gate_up = of.gate_up_proj(rows, dispatch.plan.segments)
+        given = give_back(gate_up, weighed, of.down_proj, of.activation, dispatch)
+        out = combine(given, choice.weights, dispatch)
         if shared_out:
             out = unshare(out, tp, flat.shape[0])
         out = out.view_as(x)

@@ -123,9 +123,9 @@ SENT = Said(
     Fault(
         "rows that are sent to each rank of a cut expert twice",
         "experts/output.py",
-        "rows = ctx.ops.scatter(dout, plan.rows, plan.back)",
-        "rows = ctx.ops.scatter(dout, plan.rows, plan.back)\n"
-        "        all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange).wait()",
+        "dispatch.doutputs = dispatch.there(dispatch.ops.scatter(dout, plan.rows, plan.back))",
+        "dispatch.doutputs = dispatch.there(dispatch.ops.scatter(dout, plan.rows, plan.back))\n"
+        "        dispatch.there(dispatch.ops.scatter(dout, plan.rows, plan.back)).wait()",
     ),
     Fault(
         "latents that cross a border by themselves each",
@@ -150,19 +150,19 @@ KEPT = Said(
     Fault(
         "outputs of experts that are kept",
         "experts/output.py",
-        "ctx.save_for_backward(gate_up, weights, weight)",
-        "ctx.save_for_backward(gate_up, weights, weight, rows)",
+        "ctx.save_for_backward(gate_up, weight)",
+        "ctx.save_for_backward(gate_up, weight, y)",
     ),
     Fault(
         "the activation's output kept beside what it is made from",
         "experts/output.py",
-        "ctx.save_for_backward(gate_up, weights, weight)",
-        "ctx.save_for_backward(gate_up, weights, weight, a)",
+        "ctx.save_for_backward(gate_up, weight)",
+        "ctx.save_for_backward(gate_up, weight, a)",
     ),
     Fault(
         "rows kept beside the tokens that they are",
         "experts/layer.py",
-        "if self.experts.activation.recompute and plan.exchange.size == 1:",
+        "if of.activation.recompute and exchange.size == 1:",
         "if False:",
     ),
 )
