@@ -96,6 +96,25 @@ def experts_are_not_fp8(a: Arguments) -> RuleViolation | None:
     return RuleViolation(f"fp8 = {a.run.fp8} with experts: not available yet", {"run.fp8": ("none",)})
 
 
+@rule("parallel.ep_comm_overlap", "batch.micro_batch", "run.recompute", "model.experts", "parallel.ep", "parallel.etp")
+def a_microbatch_has_halves(a: Arguments) -> RuleViolation | None:
+    """Halves that go through the blocks together are as large, and are not computed once more one by one."""
+    p, n = a.parallel, a.batch.micro_batch
+    if not p.ep_comm_overlap or not a.model.experts or p.ep * p.etp == 1:
+        return None
+    if n % 2:
+        return RuleViolation(
+            f"ep_comm_overlap with micro_batch = {n}: micro_batch % 2 = {n % 2}, must be 0",
+            {"batch.micro_batch": (n + 1, n - 1) if n > 1 else (2,), "parallel.ep_comm_overlap": (False,)},
+        )
+    if a.run.recompute not in ("block", "offload"):
+        return None
+    return RuleViolation(
+        f"ep_comm_overlap with recompute = {a.run.recompute}: a block that is computed once more has nothing beside it",
+        {"run.recompute": ("selective", "none"), "parallel.ep_comm_overlap": (False,)},
+    )
+
+
 @rule("model.expert_capacity", "parallel.cp")
 def capacity_sees_whole_sequences(a: Arguments) -> RuleViolation | None:
     """What an expert takes of a sequence is counted where the sequence is whole."""

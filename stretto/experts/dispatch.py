@@ -40,6 +40,8 @@ class Dispatch:
         self.rows: Tensor | None = None
         """Those that are sent, as soon as it is known which."""
         self.coming: AsyncTensor | None = None
+        self.given: Tensor | None = None
+        """The outputs of this rank's experts by source, until they go."""
         self.outputs: AsyncTensor | None = None
         self.doutputs: AsyncTensor | None = None
         self.shares: AsyncTensor | None = None
@@ -71,6 +73,12 @@ class Dispatch:
         """The rows of this rank's experts [m, h], by source."""
         got = self.taken("coming")
         return self.beside.hand_over(got.view_as(got))
+
+    def give(self) -> None:
+        """The outputs begin their way back."""
+        plan, given = self.plan, self.given
+        assert given is not None
+        self.outputs, self.given = all_to_all_rows_async(given, plan.received, plan.sent, plan.exchange), None
 
     def there(self, rows: Tensor) -> AsyncTensor:
         """Rows to the holders of their experts."""

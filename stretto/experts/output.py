@@ -28,7 +28,7 @@ from stretto.tensor_parallel import Pointwise
 def give_back(
     gate_up: Tensor, weighed: Tensor, down: GroupedLinear, activation: Pointwise, dispatch: Dispatch
 ) -> Tensor:
-    """gate_up [m, 2f or f] of the rows of this rank's experts: their outputs begin their way back to the tokens.
+    """From gate_up [m, 2f or f] of the rows of this rank's experts their outputs, which are to go back to the tokens.
 
     `weighed` stands for the weights of these, and what is returned for the outputs until `combine`.
     """
@@ -61,7 +61,7 @@ class _GiveBack(Function):
         y = multiply(a, stacked(weight, down.experts).transpose(1, 2), segments)
         if bias is not None and down.adds:
             add_bias(y, bias, segments)
-        dispatch.outputs = dispatch.back(y)
+        dispatch.given = moved(y, dispatch.plan.restore)
         ctx.save_for_backward(gate_up, weight)
         return weighed.new_empty((), dtype=gate_up.dtype)
 

@@ -116,7 +116,7 @@ class Sorting:
         if self._read is None:
             self.ask()
         assert self._read is not None
-        axes, exchange, order, read = self.axes, self.axes.exchange, self._order, self._read
+        exchange, order, read = self.axes.exchange, self._order, self._read
         if exchange.size == 1:  # those that were dropped are the last in `order`
             total = sum(read()[0]) if self.dropped else len(order)
             return Plan(exchange, order[:total], self.places, [total], [total], self._here, read)

@@ -90,6 +90,7 @@ class Build:
     layers that it names have adapters. Feed-forward takes the sequence in so many `chunks`, each computed once more in
     the backward.
     With `exact` slices all that tp may cut is computed slice by slice, to the same bits for every tp.
+    A microbatch goes through each place in so many `uses`.
     `experts` says where those are, `tokens` how many a global batch has: what their losses are means over.
     """
 
@@ -108,6 +109,7 @@ class Build:
     experts: ExpertAxes = field(default_factory=ExpertAxes.single)
     tokens: int = 1
     exact: Slices | None = None
+    uses: int = 1
 
     @property
     def alone(self) -> Build:

@@ -94,6 +94,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
             seq_len=seq_len,
             recompute=dict(zip(parts[s].layers, policies[s], strict=True)) | policy_of_further(args),
             offload=offload,
+            halves=p.ep_comm_overlap,
             attend=attend,
             embedding=None if first is None else first.weight,
             terms=LossTerms(args.loss.label_smoothing, args.loss.z_loss),

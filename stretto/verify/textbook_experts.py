@@ -50,7 +50,9 @@ class Exchanged:
     def counts(self, part: StageSpec) -> float:
         """How many rows each expert gets, which ranks tell each other in a forward."""
         times, forwards = self._times(part)
-        return float(times * forwards * (self.ranks - 1) * (self.args.model.experts // self.layout.size("ep")) * 8)
+        halves = 1 + self.args.parallel.ep_comm_overlap
+        each = (self.ranks - 1) * (self.args.model.experts // self.layout.size("ep")) * 8
+        return float(times * forwards * halves * each)
 
     def sent(self, part: StageSpec) -> dict[tuple[str, str], float]:
         """All of it with equal loads; and where tensor-parallel ranks hold the same tokens, the gathers of what they

@@ -42,6 +42,18 @@ LAYOUTS = Said(
         "chance, times = chance * real[:, None], times * real[:, None]",
         "pass",
     ),
+    Fault(
+        "weights let go while a half of the microbatch still reads them",
+        "models/halves.py",
+        "        return Halves(self.both, self.both[1].passed)\n\n    def each",
+        "        return Halves(self.both, self.both[0].passed)\n\n    def each",
+    ),
+    Fault(
+        "two halves that are announced as one use",
+        "models/transformer.py",
+        "replace(build, uses=2) if halves else build",
+        "build",
+    ),
 )
 
 EXACT = Said(
@@ -164,6 +176,34 @@ KEPT = Said(
         "experts/layer.py",
         "if of.activation.recompute and exchange.size == 1:",
         "if False:",
+    ),
+)
+
+HALVES = Said(
+    "tests/models/test_models_halves.py",
+    Fault(
+        "a half that has the positions of the other's rows",
+        "structure.py",
+        "each if each is None or each.shape[1] == 1 else each[:, rows]",
+        "each if each is None or each.shape[1] == 1 else each[:, : rows.stop - rows.start]",
+    ),
+    Fault(
+        "halves joined in the wrong order",
+        "models/halves.py",
+        "for half in self.both], 1)",
+        "for half in reversed(self.both)], 1)",
+    ),
+    Fault(
+        "outputs that begin their way back behind the other half's experts",
+        "models/halves.py",
+        "frozenset({Stop.ASKED, Stop.SENT, Stop.COMPUTED, Stop.GIVEN}),",
+        "frozenset({Stop.ASKED, Stop.SENT, Stop.COMPUTED}),",
+    ),
+    Fault(
+        "rows that are sent when the other half is through with its experts",
+        "models/halves.py",
+        "frozenset({Stop.SORTED, Stop.ASKED, Stop.SENT, Stop.GIVEN}),",
+        "frozenset({Stop.GIVEN}),",
     ),
 )
 
