@@ -151,7 +151,7 @@ class RunConfig(Recomputation):
     fp8: Literal["none", "tensorwise", "rowwise"] = setting(
         "none",
         "GEMMs of attention and feed-forward in FP8, with one scale for a tensor, or one for each "
-        "row in forward and input gradient; weights, masters and all else stay what they are",
+        "row in forward and input gradient, as experts always have; weights, masters and all else stay what they are",
     )
     attention: Literal["torch", "flash4"] = setting(
         "torch",

@@ -54,13 +54,12 @@ class Experts(nn.Module):
         up_biases = [spec(name, (f,), 0, Init()) for name in up] if config.bias else []
         down_biases = [spec(name, (h,), None, Init()) for name in down] if config.bias else []
         self.activation = activation
-        self.gate_up_proj = GroupedLinear([spec(name, (f, h), 0, into) for name in up], up_biases, local, build)
+        fp8 = build.experts_fp8
+        self.gate_up_proj = GroupedLinear(
+            [spec(name, (f, h), 0, into) for name in up], up_biases, local, build, column=True, fp8=fp8
+        )
         self.down_proj = GroupedLinear(
-            [spec(name, (h, f), 1, out_init) for name in down],
-            down_biases,
-            local,
-            build,
-            adds=build.experts.etp.rank == 0,
+            [spec(name, (h, f), 1, out_init) for name in down], down_biases, local, build, column=False, fp8=fp8
         )
 
 

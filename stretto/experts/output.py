@@ -20,7 +20,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from stretto.experts.dispatch import Dispatch
-from stretto.experts.grouped import GroupedLinear, add_bias, multiply, of_bias, stacked
+from stretto.experts.grouped import GroupedLinear, add_bias, of_bias
 from stretto.experts.plan import moved
 from stretto.tensor_parallel import Pointwise
 
@@ -58,7 +58,7 @@ class _GiveBack(Function):
         ctx.down, ctx.activation, ctx.dispatch = down, activation, dispatch
         segments = dispatch.plan.segments
         a = activation.forward(gate_up.detach())
-        y = multiply(a, stacked(weight, down.experts).transpose(1, 2), segments)
+        y = down.times(a, weight, segments)
         if bias is not None and down.adds:
             add_bias(y, bias, segments)
         dispatch.given = moved(y, dispatch.plan.restore)
@@ -71,7 +71,7 @@ class _GiveBack(Function):
         dispatch, down, (gate_up, _weight) = ctx.dispatch, ctx.down, ctx.saved_tensors
         plan = dispatch.plan
         shares, dy = (moved(dispatch.taken(each), plan.arrange) for each in ("shares", "doutputs"))
-        da = multiply(dy, stacked(down.weight, down.experts), plan.segments)
+        da = down.back(dy, plan.segments)
         a, dgate_up, each = ctx.activation.weighted(da, gate_up, shares)
         if down.bias is not None and down.adds:
             each = each + of_bias(dy.to(shares.dtype), down.bias, plan.segments)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from stretto.collectives import all_to_all_rows_async
-from stretto.experts.grouped import Segments
 from stretto.experts.host import to_host
+from stretto.experts.segments import Segments
 from stretto.streams import Stream
 from stretto.world import Axis, Done, ExpertAxes, Work
 

@@ -40,6 +40,8 @@ PIPELINE = ("-", *FAMILIES)
 DATA = ("-", "dp", "zero1", "zero2", "fsdp")
 RECOMPUTE = {"none": "", "selective": "selective recomputation", "block": "recomputation of blocks"}
 ACTIVATIONS = tuple(" + ".join(filter(None, each)) or "-" for each in product(("", "dropout"), RECOMPUTE.values()))
+APART = {("ep" + IN_HALVES, each) for each in ACTIVATIONS if each.endswith(RECOMPUTE["block"])}
+"""Features of two kinds that a rule rejects together."""
 FEATURES = (TENSOR, CONTEXT, PIPELINE, DATA, EXPERTS, DOCUMENTS, TRAINED, ACTIVATIONS)
 DTYPES = ("fp64", "fp32", "bf16")
 
@@ -132,7 +134,7 @@ def sizes(of: Combination) -> dict[str, int]:
 
 def exists(of: Combination) -> bool:
     """Whether its example has ranks for its experts to lie on, and at most so many in all; and no rule rejects it."""
-    if of.experts.endswith(IN_HALVES) and of.activations.endswith(RECOMPUTE["block"]):
+    if (of.experts, of.activations) in APART:
         return False
     n = sizes(of)
     stage = n["tp"] * n["cp"] * n["dp"]

@@ -44,6 +44,8 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     """
     if args.model.experts and args.model.expert_capacity:
         raise NotImplementedError("no textbook volumes for experts of bounded capacity yet")
+    if args.model.experts and args.run.fp8 != "none" and layout.size("tp") * layout.size("etp") > 1:
+        raise NotImplementedError("no textbook volumes for the scales of experts in fp8 yet")
     if args.parallel.sharding == "fsdp" or "dp.0" in layout.axes:
         raise NotImplementedError("no textbook volumes for weights that are gathered block by block yet")
     at, step = layout.coords(rank), _Step(args, layout)

@@ -17,9 +17,10 @@ pytest.importorskip("triton", reason="comes with torch for GPUs, and with what d
 
 from triton.runtime import interpreter
 
-from stretto.experts.grouped import Segments, add_products
+from stretto.experts.grouped import add_products
 from stretto.experts.plan import Sorting
 from stretto.experts.rows import combine_rows, scatter_rows, sum_rows
+from stretto.experts.segments import Segments
 from stretto.kernels.hand_written import kernels
 from stretto.world import ExpertAxes
 

@@ -207,6 +207,28 @@ HALVES = Said(
     ),
 )
 
+FP8_EXPERTS = Said(
+    "tests/experts/test_experts_fp8.py",
+    Fault(
+        "one scale for the columns of all experts",
+        "experts/fp8.py",
+        "return row_scale(stack.transpose(1, 2))",
+        "return row_scale(stack.transpose(1, 2)).amax(0, keepdim=True).expand(len(stack), -1, -1)",
+    ),
+    Fault(
+        "a cut expert whose ranks do not agree on a scale",
+        "experts/fp8.py",
+        "plain, scale = self.rows(x, cut=not column)",
+        "plain, scale = self.rows(x, cut=False)",
+    ),
+    Fault(
+        "weights of experts that are not quantized anew after an update",
+        "tensor_parallel/fp8.py",
+        "        self._steady = {}\n        try:",
+        "        self._steady = vars(self).setdefault('_kept', {})\n        try:",
+    ),
+)
+
 KERNELS_EXPERTS = Said(
     "tests/kernels/test_kernels_experts.py",
     Fault(
