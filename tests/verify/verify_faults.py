@@ -225,7 +225,7 @@ DROPOUT = [
 POSITIONS = [
     Fault(
         "learned positions begin anew on each rank under sequence parallelism",
-        "models/transformer.py",
+        "models/positions.py",
         "structure.first + self.rank * x.shape[0]",
         "structure.first",
     ),

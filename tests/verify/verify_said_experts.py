@@ -174,7 +174,7 @@ KEPT = Said(
     Fault(
         "rows kept beside the tokens that they are",
         "experts/layer.py",
-        "if of.activation.recompute and exchange.size == 1:",
+        "if of.activation.recompute and build.experts.exchange.size == 1:",
         "if False:",
     ),
 )
