@@ -19,7 +19,7 @@ OLD       := $(OLD_VENV)/.installed
 
 # Tests that need no other machine than this, two side by side: worlds of eight in one, what waits and what is alone beside them.
 HERE := not gpu and not launchers
-SIDE := -n 2 --dist loadgroup
+SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 OLD_TESTS := $(addprefix tests/,collectives parallel_state distributed tensor_parallel pipeline_parallel \
   context_parallel experts models attention kernels checkpoint train)
 

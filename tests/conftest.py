@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ POOL_SIZE = 8
 
 # Whoever asks whether there are GPUs must not begin to use them: processes could not be forked any more.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+# One thread computes in each process, as in the ranks of a pool: more would wait for each other, on a core that another
+# test has, and take twice the time. A file is compiled once, not by each of the programs that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Triton reads this as it is imported, whoever does so first: without a GPU its interpreter runs our kernels.
 if not Path("/dev/nvidiactl").exists():
@@ -33,12 +40,26 @@ _FRESH: pytest.StashKey[object] = pytest.StashKey()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two run side by side (`-n 2 --dist loadgroup`), all worlds of eight go to one, for they fill two cores."""
+    """Where two run side by side (`-n 2 --dist loadgroup`), all worlds of eight go to one, for they fill two cores.
+
+    They come first, then the files of few tests, which take long each; those of many short ones are left for the end,
+    so that neither of the two waits long for the other (`--no-loadscope-reorder` keeps this order).
+    """
     for item in items:
         if item.get_closest_marker("xdist_group"):
             continue
         group = "pool" if "pool" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        sizes = Counter(map(_group, items))
+        items.sort(key=lambda item: (_group(item) != "pool", sizes[_group(item)]))
+
+
+def _group(item: pytest.Item) -> str:
+    """The tests with which it runs, one after the other."""
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return str(marker.args[0])
 
 
 @pytest.hookimpl(trylast=True)

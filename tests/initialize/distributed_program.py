@@ -17,6 +17,8 @@ with initialize(timeout=60, start_timeout=30) as world:
     sys.stdout.flush()
     if sys.argv[1:] == ["raise"] and world.rank == 1:
         time.sleep(0.5)
+        sys.stdout.write(f"raised at {time.monotonic()}\n")
+        sys.stdout.flush()
         raise ValueError("the fault of rank 1")
     if sys.argv[1:] == ["raise"]:
         dist.barrier()

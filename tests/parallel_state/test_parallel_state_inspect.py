@@ -55,10 +55,10 @@ def test_a_combination_that_was_not_declared_says_how_to_get_it() -> None:
     "layout", [Layout.of(tp=8, cp=4, dp=(32, 8), pp=16, ep=64), Layout.of(tp=8, dp=3072, pp=4)], ids=str
 )
 def test_a_large_state_stands_in_under_a_second(layout: Layout) -> None:
-    """131,072 and 98,304 ranks; about 40 ms here, where creating every group of the job takes many seconds."""
-    start = time.perf_counter()
+    """131,072 and 98,304 ranks; 40 ms of this thread; creating every group of the job takes many seconds."""
+    start = time.thread_time()
     state = ParallelState.inspect(layout, layout.world // 3)
-    elapsed = time.perf_counter() - start
+    elapsed = time.thread_time() - start
     groups = {id(axis.group) for axis in state if axis.group is not None}
     assert len(groups) <= 20
     assert elapsed < 1.0, f"{elapsed:.3f} s"
@@ -68,6 +68,6 @@ def test_the_plan_of_one_rank_does_not_grow_with_the_world() -> None:
     layout = Layout.of(tp=8, dp=3072, pp=4)
     assert layout.world == 98_304
     plan(layout, 0, default_axes(layout))
-    start = time.perf_counter()
+    start = time.thread_time()
     plan(layout, 50_000, default_axes(layout))
-    assert time.perf_counter() - start < 0.050 * 4  # 0.05 s on a quiet machine; tests share theirs
+    assert time.thread_time() - start < 0.050 * 4  # of this thread: others may have the cores

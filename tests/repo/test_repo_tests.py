@@ -50,6 +50,14 @@ def test_every_room_has_tests(root, test_modules):
     ] == []
 
 
+def test_tests_that_go_together_do(request):
+    """Catches a pytest and an xdist of which one does not hear of the other's groups: two worlds of eight then run side
+    by side, and what a file's tests share is made twice.
+    """
+    grouped = request.config.getoption("loadgroup", False)  # of a worker of `--dist loadgroup`
+    assert request.node.nodeid.endswith("@tests/repo/test_repo_tests.py") == grouped
+
+
 def _tests(tree: ast.Module) -> list[ast.FunctionDef]:
     classes = [c for c in tree.body if isinstance(c, ast.ClassDef) and c.name.startswith("Test")]
     bodies = [tree.body] + [c.body for c in classes if not _tiers(c.decorator_list)]

@@ -56,6 +56,7 @@ class Outcome:
 def main(words: list[str]) -> int:
     """Try the faults, print a line for each; 1 if one was not noticed."""
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: no fault is looked for on a GPU
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, as in the tests' own processes
     for name in PRELOAD:
         importlib.import_module(name)
     every = [(fault, "") for fault in FAULTS] + [(fault, said.test) for said in SAID for fault in said.faults]
