@@ -20,7 +20,7 @@ from stretto.attention import causal_attention
 from stretto.attention.tile import tile_kernel
 from stretto.batch import Batch
 from stretto.context_parallel import ContextAttention
-from stretto.experts import grouped, output
+from stretto.experts import grouped
 from stretto.experts.dispatch import Dispatch
 from stretto.models import Microbatch, StageSpec, Transformer
 from stretto.models.attention import SelfAttention
@@ -119,8 +119,7 @@ def events(monkeypatch: pytest.MonkeyPatch, *, halves: bool) -> list[Event]:
     monkeypatch.setattr(Dispatch, "__setattr__", begun)
     monkeypatch.setattr(Dispatch, "taken", taken)
     monkeypatch.setattr(SelfAttention, "_attended", computes(SelfAttention._attended))
-    for module in (grouped, output):
-        monkeypatch.setattr(module, "multiply", computes(grouped.multiply))
+    monkeypatch.setattr(grouped, "multiply", computes(grouped.multiply))
     loss_and_gradients(config_of({}), batch_of(2, None), halves=halves)
     return seen
 
