@@ -13,7 +13,8 @@ from typing import Any
 
 from stretto.arguments import parse
 from stretto.estimate.chips import CHIPS
-from stretto.estimate.step_time import StepTime, step_time
+from stretto.estimate.passes import StepTime
+from stretto.estimate.step_time import step_time
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = (

@@ -48,6 +48,7 @@ PUBLIC: Final = MappingProxyType(
         "RowParallelLinear": "tensor_parallel",
         "VocabParallelEmbedding": "tensor_parallel",
         "VocabParallelHead": "tensor_parallel",
+        "vocab_spec": "tensor_parallel",
         "DataParallel": "distributed",
         "grad_norm": "distributed",
         "clip_factor": "distributed",

@@ -29,6 +29,7 @@ from stretto.tensor_parallel import ColumnParallelLinear as ColumnParallelLinear
 from stretto.tensor_parallel import RowParallelLinear as RowParallelLinear
 from stretto.tensor_parallel import VocabParallelEmbedding as VocabParallelEmbedding
 from stretto.tensor_parallel import VocabParallelHead as VocabParallelHead
+from stretto.tensor_parallel import vocab_spec as vocab_spec
 from stretto.tensor_parallel.foreign import parallelize as parallelize
 from stretto.train.assemble import StageSpec as StageSpec
 from stretto.train.learning_rate import LearningRate as LearningRate

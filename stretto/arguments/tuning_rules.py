@@ -6,22 +6,29 @@ from stretto.arguments.rule import RuleViolation, rule
 from stretto.arguments.schema import Arguments, TuningConfig
 
 
-@rule("tuning.lora_targets", "tuning.lora_rank", "model.activation", "model.kv_lora_rank", "model.q_lora_rank")
+@rule(
+    *("tuning.lora_targets", "tuning.lora_rank", "model.activation", "model.kv_lora_rank", "model.q_lora_rank"),
+    *("model.experts", "model.shared_ffn", "model.first_dense", "model.sparse_every", "model.layers"),
+)
 def adapters_have_matrices(a: Arguments) -> RuleViolation | None:
-    """Adapters are of matrices that the model has, each named once."""
-    t, targets = a.tuning, a.tuning.lora_targets
+    """Adapters are of matrices that the model has, each named once; those of routed experts have none."""
+    t, targets, m = a.tuning, a.tuning.lora_targets, a.model
     if not t.lora_rank:
         return None
-    none = ("k", "v", *(("q",) if a.model.q_lora_rank else ())) if a.model.latent else ()
-    usable = tuple(name for name in dict.fromkeys(targets) if (name != "gate" or a.model.gated) and name not in none)
+    none = ("k", "v", *(("q",) if m.q_lora_rank else ())) if m.latent else ()
+    routed = ("gate", "up", "down") if not m.shared_ffn and all(map(m.is_sparse, range(m.layers))) else ()
+    lacking = {*none, *routed, *(() if m.gated else ("gate",))}
+    usable = tuple(name for name in dict.fromkeys(targets) if name not in lacking)
     if usable == targets and targets:
         return None
     problem = f"lora_targets = {','.join(targets) or 'none'}: must name matrices of the model, each once"
-    if "gate" in targets and not a.model.gated:
-        problem += f"; activation = {a.model.activation} has no gate"
+    if "gate" in targets and not m.gated:
+        problem += f"; activation = {m.activation} has no gate"
     if {*none} & {*targets}:
-        problem += f"; kv_lora_rank = {a.model.kv_lora_rank} makes {', '.join(none)} from latents"
-    return RuleViolation(problem, {"tuning.lora_targets": (usable or (("o",) if a.model.latent else ("q", "v")),)})
+        problem += f"; kv_lora_rank = {m.kv_lora_rank} makes {', '.join(none)} from latents"
+    if {*routed} & {*targets}:
+        problem += f"; experts = {m.experts}: every feed-forward is made of routed experts, which have no adapters"
+    return RuleViolation(problem, {"tuning.lora_targets": (usable or (("o",) if m.latent else ("q", "v")),)})
 
 
 @rule("tuning.freeze", "tuning.lora_rank")

@@ -10,14 +10,17 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from typing import Final, Literal
 
 from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.form import Form
+from stretto.arguments.layers import Layer
 from stretto.arguments.resolve import resolve
 from stretto.arguments.setting import REQUIRED, setting
 from stretto.arguments.show import entry
+from stretto.arguments.sources import Source, SourceKind
 from stretto.arguments.tree import sections, settings
 from stretto.cli.command import USAGE_ERROR, options
 from stretto.cli.megatron import as_layer, print_notes
@@ -145,12 +148,24 @@ def _write(text: str, out: Path | None) -> None:
 def _violations(t: Translation, script: Script) -> tuple[Violation, ...]:
     """What the script leaves open, the rejected flags, and what the rules have against the rest.
 
-    As many processes as needed, no file looked for.
+    As many processes as needed, experts spread over all of them; no file looked for.
     """
     if not script.flags:
         return script.problems
     try:
-        resolve([as_layer(t, script.problems)])
+        resolve([_least(t), as_layer(t, script.problems)])
     except ConfigError as error:
         return error.violations
     return ()
+
+
+def _least(t: Translation) -> Layer:
+    """As few data-parallel ranks as experts fill: how many there are, the run's command says."""
+
+    def size(axis: str) -> int:
+        value = t.values.get(f"parallel.{axis}", (1, ""))[0]
+        return value if isinstance(value, int) and value > 0 else 1
+
+    spread = size("ep") * size("etp")
+    values = {"parallel.dp": spread // gcd(spread, size("tp") * size("cp"))}
+    return Layer(Source(SourceKind.DERIVED, "as few as experts fill"), values if spread > 1 else {})

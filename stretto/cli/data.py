@@ -120,6 +120,7 @@ def _table(text: Text) -> Table:
     rows += [(each.name, each.store) for each in text.eval_sets if id(each.store) not in known]
     for name, store in rows:
         head = store.header
-        sizes = (f"{head.documents:,}", f"{head.bytes:,}", f"{head.tokens:,}", f"{store.bytes_per_token:.2f}")
+        size, each = (f"{head.bytes:,}", f"{store.bytes_per_token:.2f}") if head.bytes else ("-", "-")
+        sizes = (f"{head.documents:,}", size, f"{head.tokens:,}", each)
         table.add_row(name, *sizes, head.digest[:12])
     return table

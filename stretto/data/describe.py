@@ -40,6 +40,22 @@ def loud(args: Arguments, tokenizer: Tokenizer, available: float) -> Iterator[st
         )
 
 
+def silent(args: Arguments, text: Text) -> Iterator[str]:
+    """Steps in which no token counts: each has no gradient, and a loss that is told as 0."""
+    seq_len, batch = args.batch.seq_len, args.batch.global_batch
+    if args.data.packing or not any(store.header.masked for store in text.mix.stores):
+        return
+    windows, found = text.mix.windows(seq_len), [store.uncounted(seq_len) for store in text.mix.stores]
+    of_samples = [source.weight or n / sum(windows) for source, n in zip(text.sources, windows, strict=True)]
+    share = sum(float(of) * none / n for of, none, n in zip(of_samples, found, windows, strict=True))
+    if (steps := args.run.steps * share**batch) >= 1:
+        yield (
+            f"{sum(found):,} of {sum(windows):,} windows of {seq_len:,} tokens hold none that counts, so in about "
+            f"{steps:,.0f} of {args.run.steps:,} steps nothing is learned, and their loss is said to be 0: take a "
+            "longer --seq-len or a larger --global-batch"
+        )
+
+
 def lossy(text: Text) -> Iterator[str]:
     """A tokenizer that does not give back the text it was given."""
     if (lost := text.account.lost).bytes:

@@ -21,7 +21,7 @@ from stretto.arguments.corpora import LONGEST_PERIOD, period
 from stretto.batch import Batch
 from stretto.data.errors import DataError
 from stretto.data.mixture import Mix, taken
-from stretto.data.packed import PackedRows, packed_batch
+from stretto.data.packed import PackedRows, mean_waste, packed_batch
 from stretto.data.store import TokenStore
 from stretto.data.streams import Stretch, Taken, gone_on
 
@@ -41,10 +41,8 @@ class Feed:
 
     @property
     def waste(self) -> float | None:
-        """Share of the rows' slots that holds no token, where rows are packed."""
-        if not self.packed:
-            return None
-        return sum(rows.waste * len(rows) for rows in self.packed) / self.windows
+        """Share of the slots of the run's samples that holds no token, where rows are packed."""
+        return mean_waste(self.packed, self.mix.shares) if self.packed else None
 
     def batch(self, global_batch: int, dp_rank: int, dp_size: int, micro_batch: int) -> list[Batch]:
         """This rank's microbatches of the next global batch, for which `consumed` moves by `global_batch`.

@@ -8,6 +8,7 @@ hold nothing; they are a document of their own that does not count.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -46,6 +47,12 @@ class PackedRows:
     def batch(self, numbers: NDArray[np.int64]) -> Batch:
         """The rows of these numbers [b]; one that is not there has no token that counts."""
         return packed_batch([(self, number) for number in numbers.tolist()])
+
+
+def mean_waste(rows: Sequence[PackedRows], shares: Sequence[Fraction] | None) -> float:
+    """Share of the slots that hold no token, over the samples of a run: by shares, or over all rows alike."""
+    weights = [float(share) for share in shares] if shares is not None else [float(len(each)) for each in rows]
+    return sum(each.waste * weight for each, weight in zip(rows, weights, strict=True)) / max(sum(weights), 1e-9)
 
 
 def packed_batch(chosen: Sequence[tuple[PackedRows, int]]) -> Batch:

@@ -106,6 +106,16 @@ class TokenStore:
         """
         return self.tokens[number * seq_len : (number + 1) * seq_len + 1]
 
+    def uncounted(self, seq_len: int) -> int:
+        """Of all whole windows, those in which no prediction counts. Reads the whole file."""
+        number, at_once = (self.header.tokens - 1) // seq_len, max((1 << 22) // seq_len, 1)
+        found = 0
+        for first in range(0, number, at_once):
+            last = min(first + at_once, number)
+            labels = self.tokens[first * seq_len + 1 : last * seq_len + 1].reshape(last - first, seq_len)
+            found += int(np.all(labels & self.header.unused, axis=1).sum())
+        return found
+
     def intact(self) -> bool:
         """Whether the tokens still have the digest that the header says. Reads the whole file."""
         digest = hashlib.blake2b(digest_size=16)

@@ -24,6 +24,7 @@ from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.partial import Gradient, sum_partial_gradients
 from stretto.distributed.progress import Progress
 from stretto.distributed.region import take_turns
+from stretto.distributed.replicate import require_no_newcomers
 from stretto.distributed.sections import Sections, sections_of
 from stretto.layout.flat import overlap
 from stretto.parallel_state import ParallelState
@@ -93,6 +94,8 @@ class DataParallel(Progress):
         if self.sharding.params and self.wire is None:
             self._share_regions()
         self._unsent: deque[Bucket] = deque()
+        self._complete = False
+        """Whether a step has shown that all that learns is held here."""
         self._main_gradients = MainGradients() if direct is None else direct
         self._main_gradients.bind(self._home, self._send_full)
         self._hooks = [
@@ -161,6 +164,9 @@ class DataParallel(Progress):
                 f"no gradient reached {', '.join(missing)}: the loss does not depend on them; "
                 "remove them from the module or use them in its forward"
             )
+        if not self._complete:
+            require_no_newcomers(self._stages, self._home)
+            self._complete = True
         for bucket in dict.fromkeys((*self._unsent, *self.all_buckets)):
             if bucket.due:
                 self._send(bucket)

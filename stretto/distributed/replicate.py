@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Final, TypeVar
 
 import torch
@@ -52,6 +52,16 @@ def declare_rest(module: nn.Module) -> int:
                 declare(part, name, spec)
                 known.add(param)
     return len(known) - before
+
+
+def require_no_newcomers(stages: Mapping[int, nn.Module], known: Container[nn.Parameter]) -> None:
+    """After a backward. Raises RuntimeError for what got a gradient and is not `known`: nothing would update it."""
+    found = [(name, param) for module in stages.values() for name, param in module.named_parameters()]
+    if new := [name for name, param in found if param.grad is not None and param not in known]:
+        raise RuntimeError(
+            f"{', '.join(new)} came into the module after it was handed over, so nothing updates it: make all "
+            "parameters before, and hand the module over again when it has changed"
+        )
 
 
 @torch.no_grad()

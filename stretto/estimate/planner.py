@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from itertools import product
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -13,7 +14,8 @@ from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.estimate.chips import Chip
 from stretto.estimate.memory import fullest
-from stretto.estimate.step_time import StepTime, step_time
+from stretto.estimate.passes import StepTime
+from stretto.estimate.step_time import least_step_time, step_time
 
 Try = Callable[[Mapping[str, Value]], Arguments | None]
 """The run with these settings, by path; None where a rule rejects them."""
@@ -53,6 +55,21 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Fitting:
+    """A layout that fits, of which nobody has asked yet how long its step takes."""
+
+    settings: Mapping[str, Value]
+    args: Arguments
+    memory: int
+
+    @property
+    def cut(self) -> tuple[int, ...]:
+        """How it cuts the model."""
+        p = self.args.parallel
+        return p.tp, p.pp, p.ep
+
+
+@dataclass(frozen=True)
 class Found:
     """What was tried."""
 
@@ -71,13 +88,13 @@ def plan(run: Arguments, attempt: Try, fixed: frozenset[str], chip: Chip, limit:
     Of the `most` quickest at most two cut the model alike: the others differ by recomputation or microbatch. Steps are
     those of `step_time`, memory that of `ledger`, which knows nothing of an allocator's fragments: leave some.
     """
-    tried, fit, leanest = 0, list[Plan](), None
+    tried, fit, leanest = 0, list[Fitting](), None
     for variants in _candidates(run, attempt, fixed):
         tried += len(variants)
         for settings, args in reversed(variants):  # the leanest first: where it does not fit, none does
             memory = fullest(args)
             if memory <= limit:
-                fit.append(Plan(settings, args, memory, step_time(args, chip)))
+                fit.append(Fitting(settings, args, memory))
                 continue
             if leanest is None or memory < leanest.memory:
                 leanest = Plan(settings, args, memory, StepTime())
@@ -86,19 +103,34 @@ def plan(run: Arguments, attempt: Try, fixed: frozenset[str], chip: Chip, limit:
     return Found(_quickest(fit, attempt, chip, limit, most), len(fit), leanest, tried)
 
 
-def _quickest(fit: list[Plan], attempt: Try, chip: Chip, limit: float, most: int) -> tuple[Plan, ...]:
+def _quickest(fit: list[Fitting], attempt: Try, chip: Chip, limit: float, most: int) -> tuple[Plan, ...]:
     """Resolved with all that they set, so that what follows from sharding and recomputation counts, too."""
     shown, alike = list[Plan](), Counter[tuple[int, ...]]()
-    for each in sorted(fit, key=lambda p: (p.time.total, p.memory)):
-        p = each.args.parallel
-        cut = p.tp, p.pp, p.ep
-        if len(shown) == most or alike[cut] == 2 or (args := attempt(each.settings)) is None:
+    for each in _quickest_first(fit, chip, lambda each: alike[each.cut] == 2):
+        if len(shown) == most:
+            break
+        if (args := attempt(each.settings)) is None:
             continue
         memory = fullest(args)
         if memory <= limit:
-            alike[cut] += 1
+            alike[each.cut] += 1
             shown.append(Plan(each.settings, args, memory, step_time(args, chip)))
     return tuple(sorted(shown, key=lambda p: (p.time.total, p.memory)))
+
+
+def _quickest_first(fit: list[Fitting], chip: Chip, passed_over: Callable[[Fitting], bool]) -> Iterator[Fitting]:
+    """By the time of their steps, then by memory. A step is simulated only when it may be the next: none is quicker
+    than without its bubble."""
+    waiting = [(least_step_time(each.args, chip), 0, each.memory, n) for n, each in enumerate(fit)]
+    heapify(waiting)
+    while waiting:
+        _, simulated, memory, n = heappop(waiting)
+        if passed_over(fit[n]):
+            continue
+        if simulated:
+            yield fit[n]
+        else:
+            heappush(waiting, (step_time(fit[n].args, chip).total, 1, memory, n))
 
 
 Variant = tuple[Mapping[str, Value], Arguments]

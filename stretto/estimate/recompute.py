@@ -40,11 +40,15 @@ def policy_of_further(args: Arguments) -> dict[int, Parts]:
 def activations(args: Arguments, stage: int, policy: Sequence[Parts]) -> int:
     """Bytes kept from forward to backward, of all microbatches under way, where each layer of the stage computes its
     `policy` once more; and what is there while the largest of these regions is computed."""
-    layers, away = stage_layers(args)[stage], args.run.recompute == "offload"
-    each = [kept(args, layer, parts).total for layer, parts in zip(layers, policy, strict=True)]
-    again = max((working(args, layer, parts) for layer, parts in zip(layers, policy, strict=True)), default=0)
+    held, away = stage_layers(args), args.run.recompute == "offload"
+    layers = held[stage]
+    kinds = [(args.model.is_sparse(layer), parts) for layer, parts in zip(layers, policy, strict=True)]
+    one = dict(zip(kinds, layers, strict=True))
+    of_kind = {kind: kept(args, layer, kind[1]).total for kind, layer in one.items()}
+    each = [of_kind[kind] for kind in kinds]
+    again = max((working(args, layer, kind[1]) for kind, layer in one.items()), default=0)
     entering = entering_bytes(args)
-    if stage == len(stage_layers(args)) - 1:
+    if stage == len(held) - 1:
         each += [kept(args, n, parts).total + joined_bytes(args) for n, parts in policy_of_further(args).items()]
     if away:  # what enters the last block, and what comes back for the one before; what is behind it stays
         stays = sum(each[max(0, len(layers) - 1) :])

@@ -5,22 +5,23 @@ Rates of Hopper GPUs in bf16 and FP8 are in `chips`; `docs/planning.md` has esti
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 
-from stretto.arguments.pipeline import vpp_of
+from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.estimate.attention import attention_matrices
 from stretto.estimate.chips import Chip
 from stretto.estimate.context import comm_of, exchanged
-from stretto.estimate.kept import GEMM
+from stretto.estimate.kept import GEMM, Parts
 from stretto.estimate.kept import seconds as again
 from stretto.estimate.parameters import count_parameters
+from stretto.estimate.passes import Passes, StepTime, summed
 from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
 from stretto.estimate.stages import stage_layers
+from stretto.layout.stages import placement
 from stretto.schedule import Cost, Schedule, schedule_for, simulate
 from stretto.schedule.simulate import makespan
 
@@ -32,65 +33,19 @@ _PLAYED = 3
 """Microbatches of each rank that are simulated, at most."""
 
 
-@dataclass(frozen=True)
-class StepTime:
-    """Seconds of a step on the rank that computes longest, by what takes them; they add up to it."""
-
-    products: float = 0.0
-    """GEMMs, those of experts among them."""
-    attention: float = 0.0
-    elementwise: float = 0.0
-    """Between GEMMs; rows of experts that move."""
-    launches: float = 0.0
-    """Of experts' GEMMs, gaps of the step, and what the host lacks to keep up."""
-    recomputation: float = 0.0
-    communication: float = 0.0
-    """Not hidden, and what hidden communication takes from GEMMs."""
-    optimizer: float = 0.0
-    bubble: float = 0.0
-    """Waiting for other stages."""
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return float(sum(getattr(self, f.name) for f in fields(self)))
-
-    @property
-    def said(self) -> str:
-        """Each part in milliseconds, in words."""
-        parts = {f.name: 1e3 * getattr(self, f.name) for f in fields(self)}
-        return ", ".join(f"{name} {ms:,.0f}" for name, ms in parts.items() if ms)
-
-    def __add__(self, other: StepTime) -> StepTime:
-        return StepTime(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def times(self, n: float) -> StepTime:
-        """As often."""
-        return StepTime(*(getattr(self, f.name) * n for f in fields(self)))
-
-
-@dataclass(frozen=True)
-class Passes:
-    """Of a stage and microbatch: forward, gradients of inputs, and of weights."""
-
-    forward: StepTime
-    inputs: StepTime
-    weights: StepTime
-
-    @property
-    def total(self) -> StepTime:
-        """All three."""
-        return self.forward + self.inputs + self.weights
-
-    def times(self, n: float) -> Passes:
-        """Of as many such layers."""
-        return Passes(self.forward.times(n), self.inputs.times(n), self.weights.times(n))
-
-
 def step_time(args: Arguments, chip: Chip) -> StepTime:
     """Estimate a step on GPUs in bf16 or FP8. Muon's products are not counted, nor are evaluations and saves."""
+    return _whole(args, chip, simulated=True)
+
+
+def least_step_time(args: Arguments, chip: Chip) -> float:
+    """Seconds that the same step takes at least: without its bubble, which takes a simulation to know."""
+    return _whole(args, chip, simulated=False).total * (1 - 1e-12)  # the same sum in another order is no bound
+
+
+def _whole(args: Arguments, chip: Chip, *, simulated: bool) -> StepTime:
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
-    spent, held = _computed(replace(args, parallel=replace(p, sharding="none")), chip)
+    spent, held = _computed(replace(args, parallel=replace(p, sharding="none")), chip, simulated)
     spent += _sharding(args, chip, held, spent.total / m)
     layers = sum(len(stage_layers(args)[s]) for s in held)
     host = 0.0 if args.run.cuda_graphs else chip.host * layers * m
@@ -98,31 +53,35 @@ def step_time(args: Arguments, chip: Chip) -> StepTime:
 
 
 @lru_cache(maxsize=64)
-def _computed(args: Arguments, chip: Chip) -> tuple[StepTime, list[int]]:
+def _computed(args: Arguments, chip: Chip, simulated: bool) -> tuple[StepTime, list[int]]:
     """A step without what follows from sharding, and the stages of the rank that computes longest. A planner asks for
     the same one with each way to shard."""
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
-    known: dict[tuple[object, ...], Passes] = {}
-    stages = [_stage(args, chip, stage, known) for stage in range(len(stage_layers(args)))]
+    stages, homes = _stages(args, chip), placement(p.pp, vpp_of(p), shape_of(p))
+    loads = [0.0] * p.pp
+    for s, rank in enumerate(homes):
+        loads[rank] += stages[s].total.total
+    busiest = max(range(p.pp), key=loads.__getitem__)
+    held = [s for s, r in enumerate(homes) if r == busiest]
+    # A bubble is that of the ends of a step: between them its ranks are in step, however many microbatches there are.
+    played = min(m, _PLAYED * p.pp)
+    spent = sum((stages[s].total.times(played) for s in held), StepTime())
+    if simulated and p.pp > 1:
+        spent += StepTime(bubble=_makespan(args, chip, stages, played) - spent.total)
+    spent += sum((stages[s].total.times(m - played) for s in held), StepTime())
+    return spent, held
+
+
+def _makespan(args: Arguments, chip: Chip, stages: Sequence[Passes], microbatches: int) -> float:
+    p = args.parallel
     cost = Cost.split(
         tuple(s.forward.total for s in stages),
         tuple(s.inputs.total for s in stages),
         tuple(s.weights.total for s in stages),
-        hop=chip.latency if p.pp > 1 else 0.0,
-        transfer=entering_bytes(args) / _rate(args, chip, p.tp * p.cp * (p.dp or 1) * p.pp) if p.pp > 1 else 0.0,
+        hop=chip.latency,
+        transfer=entering_bytes(args) / _rate(args, chip, p.tp * p.cp * (p.dp or 1) * p.pp),
     )
-    # A bubble is that of the ends of a step: between them its ranks are in step, however many microbatches there are.
-    played = min(m, _PLAYED * p.pp)
-    schedule = _schedule(p.schedule, p.pp, played, vpp_of(p))
-    loads = [0.0] * p.pp
-    for s, rank in enumerate(schedule.placement):
-        loads[rank] += stages[s].total.total
-    busiest = max(range(p.pp), key=loads.__getitem__)
-    held = [s for s, r in enumerate(schedule.placement) if r == busiest]
-    spent = sum((stages[s].total.times(played) for s in held), StepTime())
-    spent += StepTime(bubble=makespan(simulate(schedule, cost)) - spent.total if p.pp > 1 else 0.0)
-    spent += sum((stages[s].total.times(m - played) for s in held), StepTime())
-    return spent, held
+    return makespan(simulate(_schedule(p.schedule, p.pp, microbatches, vpp_of(p)), cost))
 
 
 @cache
@@ -131,25 +90,42 @@ def _schedule(name: str, ranks: int, microbatches: int, vpp: int | None) -> Sche
     return schedule_for(name, ranks, microbatches, vpp)
 
 
-def _stage(args: Arguments, chip: Chip, stage: int, known: dict[tuple[object, ...], Passes]) -> Passes:
-    """Of all layers of a stage; `known` has those of other stages, where they are alike."""
-    m, held, policy = args.model, stage_layers(args)[stage], policy_of(args, stage)
-    alike = Counter[tuple[object, ...]]()
+def _stages(args: Arguments, chip: Chip) -> list[Passes]:
+    """Each stage; of those that are alike one is computed, and of all their layers one of each kind."""
+    layers: dict[tuple[object, ...], Passes] = {}
+    found: dict[tuple[object, ...], Passes] = {}
+    stages = []
+    for stage, held in enumerate(all_held := stage_layers(args)):
+        last = stage == len(all_held) - 1
+        kinds = _kinds(args, held, policy_of(args, stage))
+        for kind, layer in kinds.items():
+            if kind not in layers:
+                layers[kind] = _layer(args, chip, layer[0], kind[2])
+        alike = (last, *((kind, len(layer)) for kind, layer in kinds.items()))
+        if alike not in found:
+            of_layers = [layers[kind].times(len(layer)) for kind, layer in kinds.items()]
+            found[alike] = summed([*of_layers, *(_further(args, chip) if last else ())])
+        stages.append(found[alike])
+    return stages
+
+
+_Kind = tuple[bool, int | None, Parts, str]
+
+
+def _kinds(args: Arguments, held: Sequence[int], policy: Sequence[Parts]) -> dict[_Kind, list[int]]:
+    """Layers of a stage, by what their time follows from."""
+    m, found = args.model, dict[_Kind, list[int]]()
     for layer, parts in zip(held, policy, strict=True):
         kind = m.is_sparse(layer), m.window_of(layer), parts, comm_of(args, layer) if args.parallel.cp > 1 else ""
-        if kind not in known:
-            known[kind] = _layer(args, chip, layer, parts)
-        alike[kind] += 1
-    found = [known[kind].times(number) for kind, number in alike.items()]
-    if stage == len(stage_layers(args)) - 1:
-        found.append(_head(args, chip).times(1 + m.mtp_layers))
-        for layer, parts in policy_of_further(args).items():
-            found += [_layer(args, chip, layer, parts), _join(args, chip)]
-    return Passes(
-        sum((each.forward for each in found), StepTime()),
-        sum((each.inputs for each in found), StepTime()),
-        sum((each.weights for each in found), StepTime()),
-    )
+        found.setdefault(kind, []).append(layer)
+    return found
+
+
+def _further(args: Arguments, chip: Chip) -> Iterator[Passes]:
+    """Behind the last layer: the head, and what predicts further tokens."""
+    yield _head(args, chip).times(1 + args.model.mtp_layers)
+    for layer, parts in policy_of_further(args).items():
+        yield from (_layer(args, chip, layer, parts), _join(args, chip))
 
 
 def _layer(args: Arguments, chip: Chip, layer: int, parts: frozenset[str]) -> Passes:

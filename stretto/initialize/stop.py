@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
@@ -60,6 +61,21 @@ class Stopped(SystemExit):
                 f"saved; {how} asks to be started again"
             )
         return REQUEUE
+
+
+@contextmanager
+def warning_kept_from_children() -> Iterator[None]:
+    """Within, what is started never sees SIGUSR1, and nor do threads that begin; this process hears it at the end.
+
+    SLURM warns all processes of a step, not the ranks alone: compilers, and the workers in which `torch.compile` runs
+    them, would end by it, and the first step of a run with them. A blocked signal stays blocked in children, where a
+    handler does not.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Interrupts:

@@ -137,7 +137,7 @@ def fork(
         os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
         within.__enter__()  # and never out: the process ends in it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
-        code = int(target())
+        code = _code(target())
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except Stopped as stopped:
@@ -155,6 +155,12 @@ def fork(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)  # never return into the frames that the fork copied
+
+
+def _code(returned: object) -> int:
+    if not isinstance(returned, int):
+        raise TypeError(f"what runs in a worker returned {returned!r}: it must return its exit code, 0 for success")
+    return int(returned)
 
 
 def _settle(parent: int) -> None:

@@ -37,8 +37,7 @@ class Flat:
     @cached_property
     def numel(self) -> int:
         """Elements of the storage."""
-        end = self.spans[-1].stop if self.spans else 0
-        return _up(end, ALIGNMENT * self.shards)
+        return _up(sum(_up(size, ALIGNMENT) for size in self.sizes), ALIGNMENT * self.shards)
 
     def shard(self, rank: int) -> range:
         """The elements of a shard."""

@@ -26,13 +26,14 @@ def by_size(tensors: Sequence[Stored], limit: int) -> list[list[int]]:
     """
     groups: list[list[int]] = []
     open_: dict[tuple[object, ...], list[int]] = {}
+    filled: dict[tuple[object, ...], int] = {}
     for n in reversed(range(len(tensors))):
-        kind = (*tensors[n].kind, tensors[n].decayed)
-        group = open_.get(kind)
-        if group is None or tensors[n].numel + sum(tensors[i].numel for i in group) > limit:
-            group = open_[kind] = []
-            groups.append(group)
-        group.append(n)
+        kind, numel = (*tensors[n].kind, tensors[n].decayed), tensors[n].numel
+        if kind not in open_ or numel + filled[kind] > limit:
+            open_[kind], filled[kind] = [], 0
+            groups.append(open_[kind])
+        open_[kind].append(n)
+        filled[kind] += numel
     return _as_filled(groups)
 
 

@@ -9,7 +9,7 @@ from rich.text import Text as RichText
 
 from stretto.arguments import Arguments
 from stretto.arguments.pipeline import num_stages, shape_of
-from stretto.data.describe import data_lines, epochs_line, lossy, loud, tokenizer_line
+from stretto.data.describe import data_lines, epochs_line, lossy, loud, silent, tokenizer_line
 from stretto.data.text import Text
 from stretto.estimate import count_parameters
 from stretto.estimate.stored import trained_parameters
@@ -38,7 +38,7 @@ def header(
     table.add_row("data", "\n".join(data_lines(args, text)))
     table.add_row("tokenizer", tokenizer_line(text.tokenizer, size / tokens))
     table.add_row("steps", _steps(args, after, tokens))
-    for warning in (*loud(args, text.tokenizer, tokens), *lossy(text)):
+    for warning in (*loud(args, text.tokenizer, tokens), *lossy(text), *silent(args, text)):
         table.add_row(RichText("warning", "bold yellow"), RichText(warning, "bold yellow"))
     if resume is not None:
         table.add_row("from", f"step {after}, {resume}")

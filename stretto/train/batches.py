@@ -198,6 +198,13 @@ class RowEvaluation:
     source: Iterable[Any]
     cut: Cut
 
+    def __post_init__(self) -> None:
+        if isinstance(self.source, Iterator):
+            raise ValueError(
+                f"evaluation on a {type(self.source).__name__}, which can be read once, and every evaluation reads it "
+                "anew: give a list, a DataLoader, or another iterable that is no iterator"
+            )
+
     def batches(self) -> Iterator[tuple[Sequence[Share], Tensor]]:
         for batch in self.source:
             yield self.cut.ready(self.cut.of(batch))

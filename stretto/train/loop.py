@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 
 from stretto.checkpoint import Saved
+from stretto.initialize.stop import warning_kept_from_children
 from stretto.initialize.timeline import StartTimeline
 from stretto.parallel_state import ParallelState
 from stretto.train.assemble import Assembly
@@ -111,7 +112,7 @@ class Loop:
     def run(self) -> bool:
         """Train to the last step; False if it was stopped before. A checkpoint is there either way, if any is saved."""
         if self.train_state.step and self._due(self.pace.eval_every):
-            with self.timeline.phase("evaluation"):
+            with self.timeline.phase("evaluation"), warning_kept_from_children():
                 self.evaluate()
         self.meter.resume()
         while self.train_state.step < self.pace.steps and not self._stopped:
@@ -179,8 +180,11 @@ class Loop:
             self.listener.saved(SaveRecord(each.step, each.path, each.seconds, *figures))
 
     def _first_step(self) -> Pending:
-        """The step that ends the start. It alone is waited for: how long it took is then known, and told at once."""
-        with self.timeline.phase("first step"):
+        """The step that ends the start. It alone is waited for: how long it took is then known, and told at once.
+
+        What is compiled is compiled here, by processes that this one starts.
+        """
+        with self.timeline.phase("first step"), warning_kept_from_children():
             pending = self._step()
             self.assembly.stepper.settle()
             pending.figures.read()

@@ -49,7 +49,12 @@ class StageCall:
         pair = isinstance(share.rows, tuple | list) and len(share.rows) == 2
         inputs, targets = share.rows if pair else (share.rows, share.rows)
         y: Tensor = self.module(inputs if x is None else x)
-        return self.loss(y, targets) * share.share if self.last else y
+        if not self.last:
+            return y
+        loss: object = self.loss(y, targets)
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"the loss is a {type(loss).__name__}: it must be the tensor [] itself, not its .item()")
+        return loss * share.share
 
 
 @contextmanager

@@ -80,8 +80,7 @@ class HeldOut:
             limit=self.limit or None,
             packed=self._packed,
         ):
-            microbatches = counted(rows, self.state, self.cut)
-            yield microbatches, microbatches[0].count
+            yield _weighed(rows, self.state, self.cut)
 
     def bits_per_byte(self, loss: float) -> float | None:
         return bits_per_byte(loss, self.text.store.bytes_per_token, self.text.lost)
@@ -89,13 +88,19 @@ class HeldOut:
 
 def counted(rows: Sequence[Batch], state: ParallelState, cut: SequenceCut) -> list[Microbatch]:
     """This rank's part of whole rows on the device, with the number of valid tokens in the whole global batch."""
+    return _weighed(rows, state, cut)[0]
+
+
+def _weighed(rows: Sequence[Batch], state: ParallelState, cut: SequenceCut) -> tuple[list[Microbatch], Tensor]:
+    """The same, and that number [] as it is: what the loss of the batch weighs, 0 where nothing counts."""
     device = state.world.device
     here = [(batch.to(device), structure.to(device)) for batch, structure in map(cut.of, rows)]
     count = valid_tokens([batch for batch, _ in here], state)
-    return [Microbatch(batch, count, structure) for batch, structure in here]
+    divisor = count.clamp(min=1)  # a batch in which nothing counts has a loss of 0
+    return [Microbatch(batch, divisor, structure) for batch, structure in here], count
 
 
 def valid_tokens(batches: Sequence[Batch], state: ParallelState) -> Tensor:
-    """[]: tokens of the global batch that count, in fp64 (exact to 2^53); at least 1: nothing divides by 0."""
+    """[]: tokens of the global batch that count, in fp64 (exact to 2^53)."""
     own = torch.stack([batch.loss_mask.sum() for batch in batches]).sum().double()
-    return all_reduce(own, state.axis("dp", "cp")).clamp(min=1)
+    return all_reduce(own, state.axis("dp", "cp"))

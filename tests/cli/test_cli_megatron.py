@@ -75,3 +75,16 @@ def test_verify_takes_them_too_after_its_own_words(capsys: pytest.CaptureFixture
 def test_where_they_are_not_taken_they_are_rejected() -> None:
     with pytest.raises(ConfigError, match="--megatron is not taken here"):
         parse(["--megatron", "--num-layers", "2"], env={})
+
+
+def test_experts_over_more_ranks_than_the_layout_names_go_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How many ranks there are is said at the start. Catches: scripts of Mixtral that are rejected for dp = 1."""
+    script = tmp_path / "moe.sh"
+    flags = "--num-experts 8 --moe-router-topk 2 --pipeline-model-parallel-size 2 --expert-model-parallel-size 8"
+    script.write_text(f"torchrun --nproc_per_node 8 pretrain_gpt.py {shlex.join(SMALL)} {flags}\n")
+    assert convert.main(["args", str(script), "--out", str(tmp_path / "run.toml")]) == 0, capsys.readouterr().err
+    assert "dp =" not in (tmp_path / "run.toml").read_text()
+    at_work = parse(["--nproc", "16", "--config", str(tmp_path / "run.toml"), "--device", "cpu"], env={}).args
+    assert (at_work.parallel.ep, at_work.parallel.dp) == (8, 8)

@@ -7,6 +7,7 @@ that counts; a special token of a template that is spelled out.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import torch
 from tokenizers import Tokenizer
 
 from stretto.arguments import parse
+from stretto.cli.data import main
 from stretto.data.chat import ChatTokenizer
+from stretto.data.describe import silent
 from stretto.data.errors import DataError
 from stretto.data.evaluation import held_out_batches
 from stretto.data.feed import Feed
@@ -150,3 +153,49 @@ def test_rows_have_the_mask_of_the_store_in_every_layout(directory: Path, tmp_pa
     assert counted == marked * held.header.documents
     assert text.eval_sets[0].baselines is None
     assert np.array_equal(held.document(0), np.where(answer < 0, ~answer, answer)) or held.header.documents > 1
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_inspect_shows_the_rows_of_a_run_on_conversations(
+    directory: Path, tmp_path: Path, packing: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: windows in place of packed rows; the text of prompts left out; bytes of a text that are not known."""
+    monkeypatch.setenv("COLUMNS", "200")
+    talks = [{"messages": [{"role": "user", "content": f"number {n}"}, *TALK[1:2]]} for n in range(40)]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(each) + "\n" for each in talks))
+    words = ["--data", str(tmp_path / "talks.jsonl"), "--tokenizer", str(directory), "--format", "chat"]
+    words += ["--cache", str(tmp_path / "cache"), "--seq-len", "48", "--global-batch", "4", *["--packing"] * packing]
+    assert main(["inspect", *words]) == 0
+    said = capsys.readouterr().out
+    args = parse(words, env={}, files=False).args
+    text = Text.open(args)
+    (batch,) = Feed(text.mix, seq_len=48, seed=args.run.seed, packing=packing).batch(4, 0, 1, 4)
+    shown = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if "│ talks" in line]
+    assert len(shown) == 4
+    chat = ChatTokenizer.of(load_tokenizer(str(directory)))
+    for (*_, counted, begins), tokens, mask in zip(shown, batch.tokens, batch.loss_mask, strict=True):
+        assert int(counted) == int(mask.sum())
+        beginning = chat.decode(tokens[:30].numpy()).replace("\n", " ")
+        assert begins.replace("|", "").strip()[:12] in beginning.replace("|", "")
+    assert re.search(r"train +│ +\d+ │ +- │", said)
+    assert ("packed (" in said) == packing
+
+
+def test_a_run_is_told_of_steps_in_which_nothing_counts(directory: Path, tmp_path: Path) -> None:
+    """Catches: a loss of 0 that nobody was told of, and a warning where every step has its answers."""
+    pairs = [{"prompt": "what " * 200, "completion": f" {n}"} for n in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in pairs))
+    words = ["--data", str(tmp_path / "pairs.jsonl"), "--tokenizer", str(directory), "--format", "chat"]
+    words += ["--cache", str(tmp_path / "cache"), "--seq-len", "16", "--micro-batch", "1", "--steps", "10"]
+
+    def said(batch: int, *more: str) -> list[str]:
+        args = parse([*words, "--global-batch", str(batch), *more], env={}, files=False).args
+        return list(silent(args, Text.open(args)))
+
+    store = Text.open(parse(words, env={}, files=False).args).mix.stores[0]
+    windows = (store.header.tokens - 1) // 16
+    labels = np.asarray(store.tokens[1 : 16 * windows + 1]).reshape(windows, 16)
+    none = sum(all(int(token) & store.header.unused for token in row) for row in labels)
+    assert f"{none:,} of {windows:,} windows of 16 tokens hold none that counts" in said(1)[0]
+    assert f"about {10 * none / windows:,.0f} of 10 steps" in said(1)[0]
+    assert not said(64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from stretto.data.errors import DataError
 from stretto.data.evaluation import held_out_batches
 from stretto.data.feed import Feed
+from stretto.data.mixture import Mix
 from stretto.data.packed import PackedRows
 from stretto.data.store import TokenStore, write_store
 from stretto.sequence import pack, waste
@@ -83,6 +85,17 @@ def test_best_fit_wastes_less_than_a_hundredth(row: int) -> None:
     rng = random.Random(0)
     lengths = np.array([int(rng.lognormvariate(6.5, 1.4)) + 1 for _ in range(4000)])
     assert waste(pack(lengths, np.cumsum(lengths) - lengths, row), row) < 0.01
+
+
+def test_what_a_mix_wastes_goes_by_the_shares_of_its_samples(tmp_path: Path) -> None:
+    """Catches: a mean over all rows alike, where a run reads one corpus nine times as often."""
+    for name in ("full", "half"):
+        (tmp_path / name).mkdir()
+    full, half = store_of(tmp_path / "full", [15] * 2), store_of(tmp_path / "half", [8] * 20)
+    mixed = Mix((full, half), (Fraction(9, 10), Fraction(1, 10)))
+    assert [PackedRows(store, 16).waste for store in mixed.stores] == [0.0, 0.4375]
+    assert Feed(mixed, seq_len=16, seed=0, packing=True).waste == pytest.approx(0.04375)
+    assert Feed(Mix(mixed.stores), seq_len=16, seed=0, packing=True).waste == pytest.approx(0.4375 * 20 / 22)
 
 
 def test_a_feed_of_packed_rows_goes_on_where_it_was_and_not_as_another(tmp_path: Path) -> None:

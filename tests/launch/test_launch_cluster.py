@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from stretto.cli.launch import main
 from stretto.launch.kubernetes import KubernetesJob
@@ -63,6 +62,10 @@ def not_of_the_schema(given: Any, known: Any, path: str = "") -> Iterator[str]:
 
 def judged(manifest: dict[str, Any]) -> list[str]:
     """What a JobSet's schema has against a manifest. A wrong type is rejected by pydantic, with ValueError."""
+    from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import (
+        JobsetV1alpha2JobSet,
+    )  # seconds, not for who collects
+
     known = JobsetV1alpha2JobSet.from_dict(manifest)
     assert known is not None
     return list(not_of_the_schema(manifest, known.to_dict()))

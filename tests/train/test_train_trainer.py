@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import stretto
+from stretto.distributed import AdamWRule
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
@@ -199,6 +200,40 @@ def test_nothing_drops_in_an_evaluation() -> None:
         assert heard.evaluations[0].loss == pytest.approx(F.mse_loss(model(batch(0)[0]), batch(0)[1]).item())
     with pytest.raises(ValueError, match=r"call sharded.number\(rows\) before each forward"):
         stretto.Dropout(0.5, "drop")(torch.ones(2, 3))
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "an evaluation that is read once": ({"evaluation": iter([batch(0)])}, ValueError, "which can be read once"),
+    "a number in place of a loss": ({"loss": lambda *pair: F.mse_loss(*pair).item()}, TypeError, "the loss is a float"),
+    "no loss": ({"loss": lambda *_: None}, TypeError, "the loss is a NoneType"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(mistake: str) -> None:
+    """Catches: an evaluation that is left out from the second on; errors that speak of what is inside the trainer."""
+    said, error, words = MISTAKES[mistake]
+    with ParallelState.build(Layout.of(), World.single()) as state, pytest.raises(error, match=words):
+        stretto.Trainer(plain(), state, data=batch, **{"loss": F.mse_loss, **said}, **SAID).fit(1, stop=bool)
+
+
+@pytest.mark.parametrize("way", ["Trainer", "shard"])
+def test_a_parameter_that_comes_late_is_an_error(way: str) -> None:
+    """Catches: a layer that never learns, since it was added after the module was handed over."""
+    model, (x, y) = nn.Sequential(nn.Linear(WIDTH, WIDTH)).double(), batch(0)
+    with ParallelState.build(Layout.of(), World.single()) as state:
+        if way == "Trainer":
+            trainer = stretto.Trainer(model, state, data=batch, loss=F.mse_loss, **SAID)
+            model.append(nn.Linear(WIDTH, WIDTH).double())
+            with pytest.raises(RuntimeError, match=r"1\.weight, 1\.bias came into the module after"):
+                trainer.fit(1, stop=bool)
+        else:
+            sharded = stretto.shard(model, state)
+            model.append(nn.Linear(WIDTH, WIDTH).double())
+            optimizer = sharded.optimizer(AdamWRule((0.9, 0.95), 1e-8, 0.1))
+            F.mse_loss(model(x), y).backward()
+            with pytest.raises(RuntimeError, match=r"1\.weight, 1\.bias came into the module after"):
+                optimizer.step(1e-3)
 
 
 class Endless:

@@ -169,6 +169,8 @@ BY_HAND: Final[Mapping[str, str]] = MappingProxyType(
 """Flags that name files, and what to say instead."""
 
 _BALANCING = "say --moe-router-load-balancing-type aux_loss, or none with --moe-router-enable-expert-bias"
+_DECOUPLED = "say --param-groups '*embed_tokens*|lm_head*: lr=FACTOR', which multiplies the rate of both, its end too"
+_PROFILED = "say --profile steps=10:13"
 _ALL_LAYERS = "with fp8 the matrices of all layers are in it"
 
 MISSING: Final[Mapping[str, str]] = MappingProxyType(
@@ -181,22 +183,22 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         "--num-layers-at-end-in-bf16": _ALL_LAYERS,
         "--no-fp8-wgrad": "with one scale for a tensor all three products are in fp8; say --fp8 rowwise in its place",
         "--fp8-param-gather": "weights are gathered in bf16",
-        "--num-distributed-optimizer-instances": "state is sharded over all data-parallel ranks",
+        "--num-distributed-optimizer-instances": "say --dp-shard, the ranks that share one copy of the state",
         "--fp16": "fp16 with loss scaling is not available; bf16 needs no scaling",
         "--rampup-batch-size": "the global batch has one size for the whole run",
         "--squared-relu": "the activations are swiglu, gelu and gelu-tanh",
-        "--grad-reduce-in-bf16": "gradients are reduced in fp32",
-        "--decoupled-lr": "all parameters have one learning rate",
-        "--decoupled-min-lr": "all parameters have one learning rate",
+        "--grad-reduce-in-bf16": "sums of gradients are in fp32: say --reduce-dtype bf16, and what is sent is in bf16",
+        "--decoupled-lr": _DECOUPLED,
+        "--decoupled-min-lr": _DECOUPLED,
         "--no-load-optim": "a checkpoint is loaded whole",
         "--no-load-rng": "a checkpoint is loaded whole",
         "--finetune": "a run begins anew or goes on from its own checkpoint",
         "--exit-interval": "a run ends after its steps, or when it is told to by a signal",
         "--start-weight-decay": "weight decay is constant",
         "--end-weight-decay": "weight decay is constant",
-        "--profile": "there is no profiler switch",
-        "--profile-step-start": "there is no profiler switch",
-        "--profile-step-end": "there is no profiler switch",
+        "--profile": _PROFILED,
+        "--profile-step-start": _PROFILED,
+        "--profile-step-end": _PROFILED,
     }
 )
 """Flags for what Stretto does not do: rejected, since a run without them would be another one."""

@@ -1,0 +1,75 @@
+"""Seconds by what takes them: of a step, and of the passes of a layer or a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from operator import add, attrgetter
+from typing import Final
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step on the rank that computes longest, by what takes them; they add up to it."""
+
+    products: float = 0.0
+    """GEMMs, those of experts among them."""
+    attention: float = 0.0
+    elementwise: float = 0.0
+    """Between GEMMs; rows of experts that move."""
+    launches: float = 0.0
+    """Of experts' GEMMs, gaps of the step, and what the host lacks to keep up."""
+    recomputation: float = 0.0
+    communication: float = 0.0
+    """Not hidden, and what hidden communication takes from GEMMs."""
+    optimizer: float = 0.0
+    bubble: float = 0.0
+    """Waiting for other stages."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return float(sum(_parts(self)))
+
+    @property
+    def said(self) -> str:
+        """Each part in milliseconds, in words."""
+        parts = {f.name: 1e3 * getattr(self, f.name) for f in fields(self)}
+        return ", ".join(f"{name} {ms:,.0f}" for name, ms in parts.items() if ms)
+
+    def __add__(self, other: StepTime) -> StepTime:
+        return StepTime(*map(add, _parts(self), _parts(other)))
+
+    def times(self, n: float) -> StepTime:
+        """As often."""
+        return StepTime(*(part * n for part in _parts(self)))
+
+
+_parts: Final[Callable[[StepTime], tuple[float, ...]]] = attrgetter(*(f.name for f in fields(StepTime)))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Of a stage and microbatch: forward, gradients of inputs, and of weights."""
+
+    forward: StepTime
+    inputs: StepTime
+    weights: StepTime
+
+    @property
+    def total(self) -> StepTime:
+        """All three."""
+        return self.forward + self.inputs + self.weights
+
+    def times(self, n: float) -> Passes:
+        """Of as many such layers."""
+        return Passes(self.forward.times(n), self.inputs.times(n), self.weights.times(n))
+
+
+def summed(found: Sequence[Passes]) -> Passes:
+    """All of them, one after the other."""
+    return Passes(
+        sum((each.forward for each in found), StepTime()),
+        sum((each.inputs for each in found), StepTime()),
+        sum((each.weights for each in found), StepTime()),
+    )
