@@ -134,10 +134,10 @@ SENT = Said(
     "tests/experts/test_experts_sent.py",
     Fault(
         "rows that are sent to each rank of a cut expert twice",
-        "experts/output.py",
-        "dispatch.doutputs = dispatch.there(dispatch.ops.scatter(dout, plan.rows, plan.back))",
-        "dispatch.doutputs = dispatch.there(dispatch.ops.scatter(dout, plan.rows, plan.back))\n"
-        "        dispatch.there(dispatch.ops.scatter(dout, plan.rows, plan.back)).wait()",
+        "experts/dispatch.py",
+        "        return all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)",
+        "        all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange).wait()\n"
+        "        return all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)",
     ),
     Fault(
         "latents that cross a border by themselves each",
