@@ -27,13 +27,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from stretto.ordered import ordered_all_reduce_, ordered_reduce_scatter
+from stretto.ordered import all_gather_single, ordered_all_reduce_, ordered_reduce_scatter, reduce_scatter_single
 from stretto.world import AsyncTensor, Axis, Done, Rows, Several, Then, Work
-
-# torch 2.13 renamed these two and warns of the names that torch 2.11 has.
-_all_gather_single: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter_single: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
 
 OverlapWith = Callable[[], object]
 
@@ -129,7 +124,7 @@ def all_gather_into(out: Tensor, x: Tensor, axis: Axis) -> Work:
     axis.tell("all_gather", x)
     if axis.peer_memory is not None and axis.peer_memory.holds(x):
         return axis.peer_memory.gather_into(out, x)
-    work: Work = _all_gather_single(out, x, group=axis.group, async_op=True)
+    work: Work = all_gather_single(out, x, group=axis.group, async_op=True)
     return work
 
 
@@ -152,7 +147,7 @@ def reduce_scatter_into(out: Tensor, x: Tensor, axis: Axis, *, add: bool = False
     if axis.peer_memory is not None and axis.peer_memory.holds(x):
         return axis.peer_memory.sum_into(out, x, add=add)
     into = x[axis.rank * out.numel() : (axis.rank + 1) * out.numel()] if add else out
-    work: Work = _reduce_scatter_single(into, x, group=axis.group, async_op=True)
+    work: Work = reduce_scatter_single(into, x, group=axis.group, async_op=True)
     return Then(work, lambda: out.add_(into)) if add else work
 
 
@@ -165,7 +160,7 @@ def all_gather_async(x: Tensor, axis: Axis) -> AsyncTensor:
     if axis.peer_buffer is not None and axis.peer_buffer.takes(x.nbytes):
         return axis.peer_buffer.gather(x)
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
-    return AsyncTensor(out, axis.timed(_all_gather_single(out, x, group=axis.group, async_op=True)))
+    return AsyncTensor(out, axis.timed(all_gather_single(out, x, group=axis.group, async_op=True)))
 
 
 def reduce_scatter_async(x: Tensor, axis: Axis) -> AsyncTensor:
@@ -181,7 +176,7 @@ def reduce_scatter_async(x: Tensor, axis: Axis) -> AsyncTensor:
         return reduce_scatter_rows_async(lambda to, out: parts[to] if out is None else out.copy_(parts[to]), x, axis)
     axis.tell("reduce_scatter", x)
     out = x.new_empty((n, *x.shape[1:]))
-    return AsyncTensor(out, axis.timed(_reduce_scatter_single(out, x, group=axis.group, async_op=True)))
+    return AsyncTensor(out, axis.timed(reduce_scatter_single(out, x, group=axis.group, async_op=True)))
 
 
 def shift_async(x: Tensor, axis: Axis) -> AsyncTensor:

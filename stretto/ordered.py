@@ -16,8 +16,9 @@ from torch import Tensor
 
 from stretto.world import Axis
 
-# torch 2.13 renamed it and warns of the name that torch 2.11 has.
-_all_gather_single: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+# torch 2.13 renamed these two and warns of the names that torch 2.11 has.
+all_gather_single: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 _WHOLE = 2**16
 """Elements up to which each rank gathers all terms of an all-reduce, in one exchange, and adds them itself."""
@@ -59,5 +60,5 @@ def ordered_reduce_scatter(x: Tensor, axis: Axis) -> Tensor:
 def _gathered(x: Tensor, axis: Axis) -> Tensor:
     out = x.new_empty(axis.size * x.numel())
     axis.tell("all_gather", x)
-    axis.timed(_all_gather_single(out, x, group=axis.group, async_op=True)).wait()
+    axis.timed(all_gather_single(out, x, group=axis.group, async_op=True)).wait()
     return out

@@ -62,6 +62,21 @@ class Structure:
         )
         return replace(self, samples=samples, places=places, positions=positions)
 
+    def of_rows(self, rows: slice) -> Structure:
+        """That of some of the rows."""
+        key = "rows", rows.start, rows.stop
+        if key not in self._known:  # without `samples`: structures that differ in these alone share what is known
+            places, positions = (
+                each if each is None or each.shape[1] == 1 else each[:, rows] for each in (self.places, self.positions)
+            )
+            both = [(each, max(each.rows.start, rows.start), min(each.rows.stop, rows.stop)) for each in self.held]
+            held = tuple(
+                Held(slice(first - rows.start, end - rows.start), each.runs) for each, first, end in both if first < end
+            )
+            self._known[key] = replace(self, places=places, positions=positions, held=held, _known={})
+        found: Structure = self._known[key]
+        return replace(found, samples=None if self.samples is None else self.samples[rows])
+
     def places_of(self, part: int, size: int, device: torch.device) -> Tensor:
         """Places [n] or [n, b or 1] of the `part`-th `size` slots: under sequence parallelism a rank has one part."""
         return self._of(self.places, part, size, device)

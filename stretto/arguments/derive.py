@@ -122,6 +122,11 @@ OVERRIDES: tuple[Override, ...] = (
         _no_overlap,
         ineffective=True,
     ),
+    *_unused(
+        *("parallel", "ep_comm_overlap", "parallel.ep parallel.etp model.experts"),
+        lambda a: not a.model.experts or a.parallel.ep * a.parallel.etp == 1,
+        "ranks exchange no tokens",
+    ),
     *(
         each
         for why in UNUSED

@@ -40,6 +40,7 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
         pp=size["pp"],
         ep=size["ep"],
         etp=size["etp"],
+        ep_comm_overlap=args.parallel.ep_comm_overlap and size["ep"] * size["etp"] > 1,
         dp_shard=layout.size("dp.0") if "dp.0" in layout.axes else None,
         sequence_parallel=cut,
         tp_comm_overlap=args.parallel.tp_comm_overlap if cut else None,

@@ -88,12 +88,47 @@ def some_layer_is_sparse(a: Arguments) -> RuleViolation | None:
     )
 
 
-@rule("model.experts", "run.fp8")
-def experts_are_not_fp8(a: Arguments) -> RuleViolation | None:
-    """Experts compute in the dtype of the run."""
+@rule("model.experts", "model.expert_ffn", "model.shared_ffn", "run.fp8", "parallel.etp", "parallel.tp")
+def fp8_experts_divide(a: Arguments) -> RuleViolation | None:
+    """Gemms of experts in fp8 have sizes that are multiples of 16 on each rank."""
     if not a.model.experts or a.run.fp8 == "none":
         return None
-    return RuleViolation(f"fp8 = {a.run.fp8} with experts: not available yet", {"run.fp8": ("none",)})
+    sizes = {"expert_ffn": (a.model.dim_expert, "etp"), "shared_ffn": (a.model.shared_ffn, "tp")}
+    for name, (size, axis) in sizes.items():
+        ranks = getattr(a.parallel, axis)
+        if size % ranks == 0 and size // ranks % 16:
+            return RuleViolation(
+                f"{name}/{axis} = {size}/{ranks} = {size // ranks}: must be a multiple of 16 for fp8",
+                {f"model.{name}": multiples(size, 16 * ranks), "run.fp8": ("none",)},
+            )
+    return None
+
+
+@rule(
+    *("parallel.ep_comm_overlap", "parallel.ep", "parallel.etp"),
+    *("batch.micro_batch", "run.recompute", "run.fp8", "model.experts"),
+)
+def a_microbatch_has_halves(a: Arguments) -> RuleViolation | None:
+    """Halves that go through the blocks together are as large, and are not computed once more one by one."""
+    p, n = a.parallel, a.batch.micro_batch
+    if not p.ep_comm_overlap or not a.model.experts or p.ep * p.etp == 1:
+        return None
+    if n % 2:
+        return RuleViolation(
+            f"ep_comm_overlap with micro_batch = {n}: micro_batch % 2 = {n % 2}, must be 0",
+            {"batch.micro_batch": (n + 1, n - 1) if n > 1 else (2,), "parallel.ep_comm_overlap": (False,)},
+        )
+    if a.run.fp8 == "tensorwise":
+        return RuleViolation(
+            "ep_comm_overlap with fp8 = tensorwise: one scale of a microbatch would be two",
+            {"run.fp8": ("rowwise", "none"), "parallel.ep_comm_overlap": (False,)},
+        )
+    if a.run.recompute not in ("block", "offload"):
+        return None
+    return RuleViolation(
+        f"ep_comm_overlap with recompute = {a.run.recompute}: a block that is computed once more has nothing beside it",
+        {"run.recompute": ("selective", "none"), "parallel.ep_comm_overlap": (False,)},
+    )
 
 
 @rule("model.expert_capacity", "parallel.cp")

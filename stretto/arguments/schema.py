@@ -50,6 +50,12 @@ class ParallelConfig:
     pp: int = setting(1, "pipeline parallel: the layers are cut into so many stages", unit="ranks", at_least=1)
     ep: int = setting(1, "expert parallel: experts are spread over so many ranks", unit="ranks", at_least=1)
     etp: int = setting(1, "tensor parallel inside an expert", unit="ranks", at_least=1)
+    ep_comm_overlap: bool = setting(
+        False,
+        "a microbatch goes through the blocks in two halves of its samples: while tokens of one are on their way to "
+        "experts and back the other computes",
+        carried=False,
+    )
     dp: int | None = setting(
         None, "data parallel: replicas that each take a share of the batch", unit="ranks", at_least=1
     )
@@ -145,7 +151,7 @@ class RunConfig(Recomputation):
     fp8: Literal["none", "tensorwise", "rowwise"] = setting(
         "none",
         "GEMMs of attention and feed-forward in FP8, with one scale for a tensor, or one for each "
-        "row in forward and input gradient; weights, masters and all else stay what they are",
+        "row in forward and input gradient, as experts always have; weights, masters and all else stay what they are",
     )
     attention: Literal["torch", "flash4"] = setting(
         "torch",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from rich.table import Table
 
 from stretto.arguments import Arguments
 from stretto.arguments.pipeline import vpp_of
 from stretto.estimate import fitting, fullest, rank_ledger
+from stretto.report.leaner import leaner_and_leaner
 
 MIB, GIB = 2**20, 2**30
 MANY = 6
@@ -57,17 +57,8 @@ def _room(size: int, limit: float) -> str:
 
 def _first_that_fits(args: Arguments, limit: float) -> tuple[str, int]:
     """Settings that leave the layout alone, one more at a time, until the run fits; all of them where it never does."""
-    p, words, most = args.parallel, "", 0
-    leaner: list[tuple[str, dict[str, Any]]] = [
-        ("--sharding fsdp", {"parallel": replace(p, sharding="fsdp")} if (p.dp or 1) * p.cp > 1 else {}),
-        ("--micro-batch 1", {"batch": replace(args.batch, micro_batch=1)}),
-        ("--recompute block", {"run": replace(args.run, recompute="block", activation_budget=None)}),
-        ("--optimizer-cpu-offload", {"optimizer": replace(args.optimizer, optimizer_cpu_offload=True)}),
-    ]
-    for word, change in leaner[: -1 if args.optimizer.post_validate else None]:
-        if all(getattr(args, section) == value for section, value in change.items()):
-            continue
-        args, words = replace(args, **change), f"{words} {word}".strip()
-        if (most := fullest(args)) <= limit:
+    words, most = "as it is", fullest(args)
+    for words, found in leaner_and_leaner(args):  # noqa: B007
+        if (most := fullest(found)) <= limit:
             break
-    return words or "as it is", most or fullest(args)
+    return words, most

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from stretto.layout.chunks import SLOTS, chunks, slot_bytes
+from stretto.streams import Stream
 from stretto.world import Done, Work
 
 BLOCK: Final = 2**28
@@ -87,7 +86,7 @@ class Streamed:
         self.device = device
         self._blocks: list[_Pinned] = []
         self._slots: list[Tensor] = []
-        self._up, self._down, self._side = (_Stream.of(device) for _ in range(3))
+        self._up, self._down, self._side = (Stream.of(device) for _ in range(3))
 
     def empty(self, numel: int, dtype: torch.dtype) -> Tensor:
         """A vector in the host's memory, whose values are undefined."""
@@ -105,7 +104,7 @@ class Streamed:
     def visit(self, jobs: Sequence[Job], update: Callable[[Job, Sequence[Tensor]], object]) -> None:
         """Copy, update and copy back, chunk by chunk; on a GPU all three at once, and none is waited for."""
         self._make_room(jobs)
-        self._side.follows(_Stream.current(self.device))
+        self._side.follows(Stream.current(self.device))
         self._up.follows(self._down)  # which wrote back what an earlier step updated
         arrived: list[Work] = []
         left: list[Work] = []
@@ -146,54 +145,6 @@ class Streamed:
             found.append(slot[at : at + vector.nbytes].view(vector.dtype))
             at += slot_bytes(vector.numel(), [vector.itemsize])
         return found
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """A stream of a GPU; of a CPU, which does one thing after the other, None."""
-
-    stream: torch.cuda.Stream | None
-
-    @classmethod
-    def of(cls, device: torch.device) -> _Stream:
-        return cls(torch.cuda.Stream(device) if device.type == "cuda" else None)  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def current(cls, device: torch.device) -> _Stream:
-        return cls(torch.cuda.current_stream(device) if device.type == "cuda" else None)
-
-    def used(self) -> AbstractContextManager[object]:
-        """Within, what is launched is launched here."""
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
-
-    def follows(self, other: _Stream) -> None:
-        """What is launched from now on comes after what the other has so far."""
-        if self.stream is not None and other.stream is not None:
-            self.stream.wait_stream(other.stream)
-
-    def launched(self) -> Work:
-        """What has been launched so far."""
-        return Done() if self.stream is None else _Launched(self.stream.record_event())
-
-    def synchronize(self) -> None:
-        """The host waits."""
-        if self.stream is not None:
-            self.stream.synchronize()
-
-
-@dataclass(frozen=True)
-class _Launched:
-    """Work up to an event of another stream of the device."""
-
-    event: torch.cuda.Event
-
-    def wait(self) -> None:
-        """What follows on the current stream comes after it."""
-        torch.cuda.current_stream().wait_event(self.event)
-
-    def is_completed(self) -> bool:
-        """Whether it is over."""
-        return bool(self.event.query())  # type: ignore[no-untyped-call]
 
 
 class _Pinned:

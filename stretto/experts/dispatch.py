@@ -1,131 +1,110 @@
 """Tokens to the ranks that hold their experts, and back: uneven all-to-alls in token order.
 
-Each assignment (token t, slot k) is a row. A rank sends its rows sorted by expert, within one by assignment, so by
-token; what arrives is arranged by expert, within one by source. No row lies beyond the last one: nothing is padded. An
-expert that is cut over etp has its rows on all of its ranks, and what these give back are parts of a sum. The
-sum over slots, and over these parts, is in fp32 or wider and in the order of the slots: the same for every ep.
+Six messages of a layer: rows and outputs in the forward; in the backward the gradients of outputs, beside them the
+weights of their assignments, then the gradients of rows, and a number for each weight. Each is begun as soon as what it
+carries is there and waited for by the node that takes it, so between the two another node may compute: the shared
+expert, a weight gradient, or another part of the tokens.
 
-The sizes of an uneven all-to-all are needed on the host, so it waits for the device once a layer, in the forward. A
-rank that exchanges nothing waits for none unless tokens are dropped.
+The sum over slots, and over the parts of a cut expert, is in fp32 or wider and in the order of the slots: the same for
+every ep.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from stretto.collectives import all_to_all_rows_async
-from stretto.experts.grouped import Segments
-from stretto.experts.host import to_host
-from stretto.experts.rows import RowOps
+from stretto.experts.plan import Plan, Sorting, moved
+from stretto.experts.rows import RowOps, of_slots
+from stretto.streams import Stream
 from stretto.tensor_parallel import Lazy, Pointwise
-from stretto.world import AsyncTensor, Axis, ExpertAxes
+from stretto.world import AsyncTensor
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """Which rows go where. Tensors are on the device, sizes on the host.
+class Dispatch:
+    """The rows of some tokens on their way, in the forward and in the backward; each message until it is waited for.
 
-    `rows` [sent]: the assignment t * K + k of each row that is sent. `back` [etp, n, K]: where in the rows that come
-    back each assignment's are; beyond the last of them where it was dropped. `arrange` [received]: the rows that
-    arrived in the order of the experts; `restore` is its inverse. On one rank rows have that order already: None.
+    Between the nodes of autograd there is a tensor without values where a message is under way: it has their order.
     """
 
-    exchange: Axis
-    rows: Tensor
-    back: Tensor
-    sent: list[int]
-    received: list[int]
-    arrange: Tensor | None
-    restore: Tensor | None
-    segments: Segments
+    plan: Plan
+
+    def __init__(self, sorting: Sorting, ops: RowOps) -> None:
+        self.sorting: Sorting | None = sorting
+        self.beside, self.ops = sorting.beside, ops
+        self.rows: Tensor | None = None
+        """Those that are sent, as soon as it is known which."""
+        self.coming: AsyncTensor | None = None
+        self.given: Tensor | None = None
+        """The outputs of this rank's experts by source, until they go."""
+        self.outputs: AsyncTensor | None = None
+        self.doutputs: AsyncTensor | None = None
+        self.shares: AsyncTensor | None = None
+        self.drows: AsyncTensor | None = None
+        self.numbers: AsyncTensor | None = None
+
+    def know(self) -> Plan:
+        """The plan, for which the host waits where it must."""
+        if self.sorting is not None:
+            self.plan, self.sorting = self.sorting.plan(), None
+        return self.plan
+
+    def send(self, x: Tensor) -> None:
+        """The rows of tokens x [n, h] begin their way: behind what made them, not behind what came since."""
+        plan = self.know()
+        if self.rows is None:
+            self.scatter(x, plan.rows, plan.back)
+        assert self.rows is not None
+        with self.beside.used():
+            self.coming = self.there(self.rows)
+        self.rows = None
+
+    def scatter(self, x: Tensor, rows: Tensor, back: Tensor) -> None:
+        """Make the rows of tokens x."""
+        self.rows = self.ops.scatter(x.detach(), rows, back)
+        self.beside.follows(Stream.current(x.device))
+
+    def arrived(self) -> Tensor:
+        """The rows of this rank's experts [m, h], by source."""
+        got = self.taken("coming")
+        return self.beside.hand_over(got.view_as(got))
+
+    def give(self) -> None:
+        """The outputs begin their way back."""
+        plan, given = self.plan, self.given
+        assert given is not None
+        self.outputs, self.given = all_to_all_rows_async(given, plan.received, plan.sent, plan.exchange), None
+
+    def there(self, rows: Tensor) -> AsyncTensor:
+        """Rows to the holders of their experts."""
+        plan = self.plan
+        return all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)
+
+    def back(self, rows: Tensor) -> AsyncTensor:
+        """What lies by expert to the ranks of their tokens."""
+        plan = self.plan
+        return all_to_all_rows_async(moved(rows, plan.restore), plan.received, plan.sent, plan.exchange)
+
+    def taken(self, message: str) -> Tensor:
+        """What a message brings, which is nobody else's any more."""
+        coming: AsyncTensor = getattr(self, message)
+        setattr(self, message, None)
+        return coming.wait()
 
 
-@dataclass
-class Transfer:
-    """Rows on their way, in the forward and in the backward."""
-
-    forward: AsyncTensor | None = None
-    backward: AsyncTensor | None = None
+def offer(x: Tensor, dispatch: Dispatch) -> Tensor:
+    """Tokens x [n, h] are about to be sent; what is returned stands for them until `receive`."""
+    return _Offer.apply(x, dispatch)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def plan_of(experts: Tensor, number: int, axes: ExpertAxes, kept: Tensor | None = None) -> Plan:
-    """How the assignments `experts` [n, K] of this rank's tokens go to the holders of `number` experts.
-
-    `kept` [n, K] says which are not dropped. All ranks of the exchange call it together.
-    """
-    exchange, (n, k) = axes.exchange, experts.shape
-    # The fewer bits, the fewer passes of a radix sort.
-    flat = experts.to(torch.int16 if number < 2**15 else torch.int64)
-    flat = (flat if kept is None else torch.where(kept, flat, number)).reshape(-1)
-    keys, order = torch.sort(flat, stable=True)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(n * k, device=order.device))
-    ends = torch.searchsorted(keys, torch.arange(number, dtype=keys.dtype, device=keys.device), right=True)
-    counts = torch.diff(ends, prepend=ends.new_zeros(1))
-    if exchange.size == 1:
-        return _alone(exchange, order, place.view(1, n, k), ends, counts, dropped=kept is not None)
-    local = number // axes.ep.size
-    of_ep_ranks = counts.view(-1, local)
-    to_each = torch.stack([of_ep_ranks[ep] for ep, _ in axes.places])  # [ranks, local experts]
-    ones = [1] * exchange.size
-    from_each = all_to_all_rows_async(to_each, ones, ones, exchange).wait()
-    sizes: list[list[int]] = torch.cat([to_each, from_each]).tolist()  # the one wait of the host
-    there, here = sizes[: exchange.size], sizes[exchange.size :]
-    sent, received = [sum(each) for each in there], [sum(each) for each in here]
-    # Where the rows of each ep coordinate begin in the sorted order, and those of each rank among what is sent.
-    of_ep = {ep: total for (ep, _), total in zip(axes.places, sent, strict=True)}
-    first = dict(zip(sorted(of_ep), accumulate((of_ep[ep] for ep in sorted(of_ep)), initial=0), strict=False))
-    begins = list(accumulate(sent, initial=0))
-    parts = [order[first[ep] : first[ep] + total] for (ep, _), total in zip(axes.places, sent, strict=True)]
-    shift = torch.zeros((axes.etp.size, axes.ep.size + 1), dtype=torch.int64)
-    for begin, (ep, etp) in zip(begins, axes.places, strict=False):
-        shift[etp, ep] = begin - first[ep]
-    back = place + shift.to(order.device)[:, (flat // local).long()]
-    if kept is not None:
-        back = torch.where(flat < number, back, begins[-1])
-    arrange = _by_expert(from_each, sum(received))
-    restore = torch.empty_like(arrange)
-    restore[arrange] = torch.arange(len(arrange), device=arrange.device)
-    segments = Segments(lambda: here, from_each.sum(0).cumsum(0).to(torch.int32))
-    return Plan(exchange, torch.cat(parts), back.view(axes.etp.size, n, k), sent, received, arrange, restore, segments)
-
-
-def _alone(exchange: Axis, order: Tensor, back: Tensor, ends: Tensor, counts: Tensor, *, dropped: bool) -> Plan:
-    """Of one rank, whose rows are by expert as they are sent. Those that were dropped are the last in `order`.
-
-    Unless some were, the host knows how many rows there are, and waits for no device: the counts of each expert are on
-    their way to it until it reads them.
-    """
-    read = to_host(counts[None])
-    total = sum(read()[0]) if dropped else len(order)
-    segments = Segments(read, ends.to(torch.int32))
-    return Plan(exchange, order[:total], back, [total], [total], None, None, segments)
-
-
-def _by_expert(counts: Tensor, total: int) -> Tensor:
-    """Rows that lie by source, within it by expert, as `counts` [sources, experts] says: their order by expert."""
-    begins = (counts.flatten().cumsum(0) - counts.flatten()).view_as(counts).t().flatten()
-    lengths = counts.t().flatten()
-    ahead = lengths.cumsum(0) - lengths
-    moved = torch.repeat_interleave(begins - ahead, lengths, output_size=total)
-    return moved + torch.arange(total, device=counts.device)
-
-
-def send(x: Tensor, plan: Plan, transfer: Transfer, ops: RowOps) -> Tensor:
-    """Tokens x [n, h] begin their way; what is returned has no values until `receive`."""
-    return _Send.apply(x, plan, transfer, ops)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def receive(coming: Tensor, plan: Plan, transfer: Transfer, flush: Callable[[], object]) -> Tensor:
+def receive(offered: Tensor, dispatch: Dispatch, flush: Callable[[], object]) -> Tensor:
     """What arrived [m, h], arranged by expert. `flush` is called while the gradient is on its way."""
-    return _Receive.apply(coming, plan, transfer, flush)  # type: ignore[no-any-return, no-untyped-call]
+    return _Receive.apply(offered, dispatch, flush)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def regathered(x: Tensor, plan: Plan, ops: RowOps) -> Lazy:
@@ -145,41 +124,49 @@ def regathered(x: Tensor, plan: Plan, ops: RowOps) -> Lazy:
     return Lazy(Pointwise(forward, backward, both, recompute=True), (x,))
 
 
-class _Send(Function):
+def weigh(weights: Tensor, dispatch: Dispatch) -> Tensor:
+    """Stands for the weights [n, K] of the assignments, whose gradients come back from the experts."""
+    return _Weigh.apply(weights, dispatch)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Offer(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: Plan, transfer: Transfer, ops: RowOps) -> Tensor:
-        ctx.plan, ctx.transfer, ctx.ops = plan, transfer, ops
-        rows = ops.scatter(x.detach(), plan.rows, plan.back)
-        transfer.forward = all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)
-        return transfer.forward.tensor
+    def forward(ctx: Any, x: Tensor, dispatch: Dispatch) -> Tensor:
+        ctx.dispatch, sorting = dispatch, dispatch.sorting
+        if sorting is not None and sorting.rows is not None:
+            dispatch.scatter(x, sorting.rows, sorting.places)
+        return x.new_empty(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None, None, None]:
-        rows, ctx.transfer.backward = ctx.transfer.backward.wait(), None
-        return ctx.ops.sum(rows, ctx.plan.back), None, None, None
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        dispatch: Dispatch = ctx.dispatch
+        return dispatch.ops.sum(dispatch.taken("drows"), dispatch.plan.back), None
 
 
 class _Receive(Function):
     @staticmethod
-    def forward(ctx: Any, coming: Tensor, plan: Plan, transfer: Transfer, flush: Callable[[], object]) -> Tensor:
-        del coming
-        ctx.plan, ctx.transfer, ctx.flush = plan, transfer, flush
-        assert transfer.forward is not None
-        got, transfer.forward = transfer.forward.wait(), None
-        return moved(got.view_as(got), plan.arrange)
+    def forward(ctx: Any, offered: Tensor, dispatch: Dispatch, flush: Callable[[], object]) -> Tensor:
+        del offered
+        ctx.dispatch, ctx.flush = dispatch, flush
+        return moved(dispatch.arrived(), dispatch.plan.arrange)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        plan = ctx.plan
-        rows = moved(dy, plan.restore)
-        ctx.transfer.backward = all_to_all_rows_async(rows, plan.received, plan.sent, plan.exchange)
-        if plan.exchange.size > 1:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        ctx.dispatch.drows = ctx.dispatch.back(dy)
+        if ctx.dispatch.plan.exchange.size > 1:
             ctx.flush()
-        return rows, None, None, None
+        return dy.new_empty(()), None, None
 
 
-def moved(rows: Tensor, order: Tensor | None) -> Tensor:
-    """Rows in another order; None: they have it."""
-    return rows if order is None else rows.index_select(0, order)
+class _Weigh(Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, dispatch: Dispatch) -> Tensor:
+        ctx.dispatch = dispatch
+        return weights.new_empty(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        return of_slots(ctx.dispatch.taken("numbers"), ctx.dispatch.plan.back), None

@@ -8,9 +8,6 @@ or wider, by one product for each expert or, of small experts on a GPU, by one k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -19,6 +16,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from stretto.experts.fp8 import GroupedFp8
+from stretto.experts.segments import Segments
 from stretto.params import ParamSpec, declare
 from stretto.tensor_parallel import Build, Lazy
 from stretto.tensor_parallel.layers import expect
@@ -32,49 +31,27 @@ SMALL: Final = 1e10
 """Operations of an expert's weight gradient, in the mean, below which a GPU computes those of all experts at once."""
 
 
-@dataclass(frozen=True, eq=False)
-class Segments:
-    """Rows by expert and, within one, by source. `ends` [experts] int32 is where each expert's rows end.
-
-    `read` gives on the host how many there are, of each source and each of its experts. It may wait for the device, so
-    it is called when a host needs them: on a GPU, by the weight gradients.
-    """
-
-    read: Callable[[], list[list[int]]]
-    ends: Tensor
-
-    @cached_property
-    def sizes(self) -> list[tuple[int, ...]]:
-        """Of each expert, how many rows from each source."""
-        return list(zip(*self.read(), strict=True))
-
-    @property
-    def experts(self) -> list[int]:
-        """How many rows each expert has."""
-        return [sum(each) for each in self.sizes]
-
-    def parts(self) -> Iterator[tuple[int, int, int]]:
-        """Expert, begin and end of each run of rows from one source; none of those that are empty."""
-        at = 0
-        for expert, each in enumerate(self.sizes):
-            for size in each:
-                if size:
-                    yield expert, at, at + size
-                at += size
-
-
 class GroupedLinear(nn.Module):
     """y = x W_e^T for the rows of each expert e that this rank holds: [m, d_in] -> [m, d_out].
 
     `specs` are the matrices, expert by expert, stacked along their rows: d_out for each expert; `biases` those of their
-    biases, if they have any. What `adds` is given by one rank of etp alone: its ranks' outputs are parts of a sum.
+    biases, if they have any. `column` says that etp cuts the rows of each matrix; else it cuts the columns, its ranks'
+    outputs are parts of a sum, and one of them alone adds biases. With `fp8` two of the three products are in it.
     """
 
     def __init__(
-        self, specs: list[ParamSpec], biases: list[ParamSpec], experts: int, build: Build, *, adds: bool = True
+        self,
+        specs: list[ParamSpec],
+        biases: list[ParamSpec],
+        experts: int,
+        build: Build,
+        *,
+        column: bool,
+        fp8: GroupedFp8 | None = None,
     ) -> None:
         super().__init__()
-        self.build, self.experts, self.adds = build, experts, adds
+        self.build, self.experts, self.column, self.fp8 = build, experts, column, fp8
+        self.adds = column or build.experts.etp.rank == 0
         self.add_products = build.fuse(add_products)
         self.weight = self._declared("weight", specs)
         self.bias = self._declared("bias", biases) if biases else None
@@ -93,6 +70,18 @@ class GroupedLinear(nn.Module):
         if self.bias is None:
             return y
         return _Biased.apply(y, self.bias, self, segments)  # type: ignore[no-any-return, no-untyped-call]
+
+    def times(self, x: Tensor, weight: Tensor, segments: Segments) -> Tensor:
+        """The products themselves, with the parameter or what stands for it under a checkpoint."""
+        if self.fp8 is not None:
+            return self.fp8.times(x, self.weight, segments, column=self.column)
+        return multiply(x, stacked(weight, self.experts).transpose(1, 2), segments)
+
+    def back(self, dy: Tensor, segments: Segments) -> Tensor:
+        """The gradient of x."""
+        if self.fp8 is not None:
+            return self.fp8.back(dy, self.weight, segments, column=self.column)
+        return multiply(dy, stacked(self.weight, self.experts), segments)
 
     def add_gradient(self, dy: Tensor, x: Tensor, segments: Segments) -> Tensor | None:
         """dy^T x of each expert's rows, to the accumulators; where there are none, as a tensor."""
@@ -133,14 +122,14 @@ class _Grouped(Function):
         ctx.of, ctx.segments, ctx.made_by = of, segments, made_by
         x = inputs[0] if made_by is None else made_by.forward(*(x.detach() for x in inputs))
         ctx.save_for_backward(weight, *inputs)
-        return multiply(x, stacked(weight, of.experts).transpose(1, 2), segments)
+        return of.times(x, weight, segments)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         of, segments, (_, *inputs) = ctx.of, ctx.segments, ctx.saved_tensors
         dy = dy.contiguous()
-        dx = multiply(dy, stacked(of.weight, of.experts), segments)
+        dx = of.back(dy, segments)
         if ctx.made_by is None:
             x, gradients = inputs[0], (dx,)
         else:

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.collectives import nothing
-from stretto.experts.dispatch import Transfer, plan_of, receive, regathered, send
+from stretto.experts.dispatch import Dispatch, offer, receive, regathered, weigh
 from stretto.experts.grouped import GroupedLinear
-from stretto.experts.output import output
+from stretto.experts.output import combine, give_back
+from stretto.experts.plan import Sorting
 from stretto.experts.router import Router
 from stretto.experts.rows import RowOps
+from stretto.experts.run import Pause, Run, Stop, finish
 from stretto.experts.tokens import mine, share, unshare
 from stretto.params import Init, ParamSpec, Shard
+from stretto.streams import Stream
 from stretto.structure import Structure
 from stretto.tensor_parallel import Build, Lazy, Pointwise, declare_on, replicated
 
@@ -51,13 +54,12 @@ class Experts(nn.Module):
         up_biases = [spec(name, (f,), 0, Init()) for name in up] if config.bias else []
         down_biases = [spec(name, (h,), None, Init()) for name in down] if config.bias else []
         self.activation = activation
-        self.gate_up_proj = GroupedLinear([spec(name, (f, h), 0, into) for name in up], up_biases, local, build)
+        fp8 = build.experts_fp8
+        self.gate_up_proj = GroupedLinear(
+            [spec(name, (f, h), 0, into) for name in up], up_biases, local, build, column=True, fp8=fp8
+        )
         self.down_proj = GroupedLinear(
-            [spec(name, (h, f), 1, out_init) for name in down],
-            down_biases,
-            local,
-            build,
-            adds=build.experts.etp.rank == 0,
+            [spec(name, (h, f), 1, out_init) for name in down], down_biases, local, build, column=False, fp8=fp8
         )
 
 
@@ -85,6 +87,10 @@ class SparseFeedForward(nn.Module):
                 self.shared_expert_gate = SharedGate(config, build)
 
     def forward(self, x: Tensor, structure: Structure | None = None) -> Tensor:
+        return finish(self.run(x, structure))
+
+    def run(self, x: Tensor, structure: Structure | None = None, beside: Stream = Stream()) -> Run:  # noqa: B008
+        """The forward, which can be left at each `Stop`; what it sends passes `beside` what is computed meanwhile."""
         build, tp = self.build, self.build.tp
         flat = x.reshape(-1, x.shape[-1])
         shared_out = not build.sequence_parallel and tp.size > 1
@@ -94,23 +100,31 @@ class SparseFeedForward(nn.Module):
         if shared_out and real is not None:
             real = real[mine(len(flat), tp)]
         choice = self.gate(tokens, (x.shape[0], x.shape[1]), real)
-        plan = plan_of(choice.experts, self.config.experts, build.experts, choice.kept)
+        of, sorting = self.experts, Sorting(choice.experts, self.config.experts, build.experts, choice.kept, beside)
+        dispatch = Dispatch(sorting, self.rows)
+        weighed = weigh(choice.weights, dispatch)
         rows: Tensor | Lazy
-        if self.experts.activation.recompute and plan.exchange.size == 1:
-            beside, rows = self._shared(x, structure), regathered(tokens, plan, self.rows)
+        if of.activation.recompute and build.experts.exchange.size == 1:
+            beside_them, rows = self._shared(x, structure), regathered(tokens, dispatch.know(), self.rows)
         else:
-            transfer = Transfer()
-            coming = send(tokens, plan, transfer, self.rows)
-            beside = self._shared(x, structure)
-            flush = nothing if build.accumulators is None else build.accumulators.flush
-            rows = receive(coming, plan, transfer, flush)
-        of = self.experts
-        gate_up = of.gate_up_proj(rows, plan.segments)
-        out = output(gate_up, choice.weights, of.down_proj, of.activation, plan, self.rows)
+            offered = offer(tokens, dispatch)
+            yield Pause(Stop.SORTED, offered)
+            sorting.ask()
+            yield Pause(Stop.ASKED, offered)
+            dispatch.send(tokens)
+            beside_them = self._shared(x, structure)
+            yield Pause(Stop.SENT, offered)
+            rows = receive(offered, dispatch, nothing if build.accumulators is None else build.accumulators.flush)
+        gate_up = of.gate_up_proj(rows, dispatch.plan.segments)
+        given = give_back(gate_up, weighed, of.down_proj, of.activation, dispatch)
+        yield Pause(Stop.COMPUTED, given)
+        dispatch.give()
+        yield Pause(Stop.GIVEN, given)
+        out = combine(given, choice.weights, dispatch)
         if shared_out:
             out = unshare(out, tp, flat.shape[0])
         out = out.view_as(x)
-        return out if beside is None else out + beside
+        return out if beside_them is None else out + beside_them
 
     def _shared(self, x: Tensor, structure: Structure | None) -> Tensor | None:
         """What the shared experts give, times their gate where they have one."""

@@ -19,22 +19,29 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from stretto.collectives import all_to_all_rows_async
-from stretto.experts.dispatch import Plan, moved
-from stretto.experts.grouped import GroupedLinear, add_bias, multiply, of_bias, stacked
-from stretto.experts.rows import RowOps, of_slots
+from stretto.experts.dispatch import Dispatch
+from stretto.experts.grouped import GroupedLinear, add_bias, of_bias
+from stretto.experts.plan import moved
 from stretto.tensor_parallel import Pointwise
 
 
-def output(
-    gate_up: Tensor, weights: Tensor, down: GroupedLinear, activation: Pointwise, plan: Plan, ops: RowOps
+def give_back(
+    gate_up: Tensor, weighed: Tensor, down: GroupedLinear, activation: Pointwise, dispatch: Dispatch
 ) -> Tensor:
-    """gate_up [m, 2f or f] of the rows of this rank's experts, weights [n, K] of its tokens -> [n, h]."""
-    tensors = (gate_up, weights, down.weight) if down.bias is None else (gate_up, weights, down.weight, down.bias)
-    return _Output.apply(down, activation, plan, ops, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+    """From gate_up [m, 2f or f] of the rows of this rank's experts their outputs, which are to go back to the tokens.
+
+    `weighed` stands for the weights of these, and what is returned for the outputs until `combine`.
+    """
+    tensors = (gate_up, weighed, down.weight) if down.bias is None else (gate_up, weighed, down.weight, down.bias)
+    return _GiveBack.apply(down, activation, dispatch, *tensors)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _Output(Function):
+def combine(given: Tensor, weights: Tensor, dispatch: Dispatch) -> Tensor:
+    """[n, h]: the sum of each token's outputs, times the weights [n, K], whose gradient goes by `weigh`."""
+    return _Combine.apply(given, weights.detach(), dispatch)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _GiveBack(Function):
     # The parameters themselves are kept beside what was saved of them: under a checkpoint those are other tensors.
 
     @staticmethod
@@ -42,39 +49,53 @@ class _Output(Function):
         ctx: Any,
         down: GroupedLinear,
         activation: Pointwise,
-        plan: Plan,
-        ops: RowOps,
+        dispatch: Dispatch,
         gate_up: Tensor,
-        weights: Tensor,
+        weighed: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
     ) -> Tensor:
-        ctx.down, ctx.activation, ctx.plan, ctx.ops = down, activation, plan, ops
+        ctx.down, ctx.activation, ctx.dispatch = down, activation, dispatch
+        segments = dispatch.plan.segments
         a = activation.forward(gate_up.detach())
-        y = multiply(a, stacked(weight, down.experts).transpose(1, 2), plan.segments)
+        y = down.times(a, weight, segments)
         if bias is not None and down.adds:
-            add_bias(y, bias, plan.segments)
-        rows = all_to_all_rows_async(moved(y, plan.restore), plan.received, plan.sent, plan.exchange).wait()
-        ctx.save_for_backward(gate_up, weights, weight)
-        return ops.combine(rows, weights.detach(), plan.back)
+            add_bias(y, bias, segments)
+        dispatch.given = moved(y, dispatch.plan.restore)
+        ctx.save_for_backward(gate_up, weight)
+        return weighed.new_empty((), dtype=gate_up.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        plan, down, (gate_up, weights, *_) = ctx.plan, ctx.down, ctx.saved_tensors
-        rows = ctx.ops.scatter(dout, plan.rows, plan.back)
-        coming = all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)
-        shares = weights.reshape(-1).index_select(0, plan.rows)[:, None]
-        shares = all_to_all_rows_async(shares, plan.sent, plan.received, plan.exchange).wait()
-        shares = moved(shares, plan.arrange)
-        dy = moved(coming.wait(), plan.arrange)
-        da = multiply(dy, stacked(down.weight, down.experts), plan.segments)
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        dispatch, down, (gate_up, _weight) = ctx.dispatch, ctx.down, ctx.saved_tensors
+        plan = dispatch.plan
+        shares, dy = (moved(dispatch.taken(each), plan.arrange) for each in ("shares", "doutputs"))
+        da = down.back(dy, plan.segments)
         a, dgate_up, each = ctx.activation.weighted(da, gate_up, shares)
         if down.bias is not None and down.adds:
             each = each + of_bias(dy.to(shares.dtype), down.bias, plan.segments)
-        back = all_to_all_rows_async(moved(each, plan.restore), plan.received, plan.sent, plan.exchange)
+        if ctx.needs_input_grad[4]:  # not of a frozen router
+            dispatch.numbers = dispatch.back(each)
         dweight, dbias = down.add_gradient(dy, a, plan.segments), None
         if down.bias is not None:
             dbias = down.bias_gradient((dy.to(shares.dtype) * shares).to(dy.dtype), plan.segments)
-        grads = (None, None, None, None, dgate_up, of_slots(back.wait(), plan.back), dweight)
+        grads = (None, None, None, dgate_up, shares.new_empty(()), dweight)
         return grads if down.bias is None else (*grads, dbias)
+
+
+class _Combine(Function):
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, weights: Tensor, dispatch: Dispatch) -> Tensor:
+        del given
+        ctx.dispatch = dispatch
+        ctx.save_for_backward(weights)
+        return dispatch.ops.combine(dispatch.taken("outputs"), weights, dispatch.plan.back)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
+        dispatch, plan, (weights,) = ctx.dispatch, ctx.dispatch.plan, ctx.saved_tensors
+        dispatch.doutputs = dispatch.there(dispatch.ops.scatter(dout, plan.rows, plan.back))
+        dispatch.shares = dispatch.there(weights.reshape(-1).index_select(0, plan.rows)[:, None])
+        return dout.new_empty(()), None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,16 +10,27 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.experts import SparseFeedForward
+from stretto.experts.run import Run, finish
 from stretto.models.attention import Attention
 from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
+from stretto.models.halves import Halves
 from stretto.models.latent import LatentAttention
 from stretto.models.norm import Norm, norm
 from stretto.models.once_more import once_more
 from stretto.models.rope import Rotation
 from stretto.params import Init
+from stretto.streams import Stream
 from stretto.structure import Structure
-from stretto.tensor_parallel import Build, ColumnParallelLinear, Dropout, Lazy, Projection, RowParallelLinear
+from stretto.tensor_parallel import (
+    Build,
+    ColumnParallelLinear,
+    Dropout,
+    Lazy,
+    Projection,
+    RowParallelLinear,
+    WithResidual,
+)
 from stretto.tensor_parallel.layers import expect
 
 
@@ -150,30 +160,44 @@ class Block(nn.Module):
 
     def forward(
         self,
+        x: Tensor | Halves,
+        rotations: Rotations | None,
+        structure: Structure,
+        before: KeyValues | None = None,
+    ) -> Tensor | Halves:
+        return x.through(self) if isinstance(x, Halves) else finish(self.run(x, rotations, structure, before))
+
+    def run(
+        self,
         x: Tensor,
         rotations: Rotations | None,
         structure: Structure,
         before: KeyValues | None = None,
-    ) -> Tensor:
+        beside: Stream = Stream(),  # noqa: B008  # frozen
+    ) -> Run:
+        """The forward, which can be left where experts send."""
         turn = None if rotations is None else rotations.windowed if self.windowed else rotations.whole
-        attention, feed_forward = self._norms
-        residual, added = _beside(x, attention, lambda normed: self.self_attn(normed, turn, structure, before))
+        (before_attention, after_attention), (before_mlp, after_mlp) = self._norms
+        enters = _normed(x, before_attention)
+        added = _left(self.self_attn(enters.output, turn, structure, before), after_attention)
         added = self.attn_dropout(added, structure)
-        reads = x if self.parallel else residual + added
-        past_both, more = _beside(reads, feed_forward, lambda normed: self.mlp(normed, structure))
-        out: Tensor = (residual + added if self.parallel else past_both) + self.mlp_dropout(more, structure)
+        past = enters.residual  # known when the sublayer has taken the output
+        enters = _normed(x if self.parallel else past + added, before_mlp)
+        if isinstance(self.mlp, SparseFeedForward):
+            assert isinstance(enters.output, Tensor)
+            more = yield from self.mlp.run(enters.output, structure, beside)
+        else:
+            more = self.mlp(enters.output, structure)
+        more = self.mlp_dropout(_left(more, after_mlp), structure)
+        out: Tensor = (past + added if self.parallel else enters.residual) + more
         return out
 
 
-def _beside(
-    x: Tensor, norms: tuple[Norm | None, Norm | None], sublayer: Callable[[Tensor | Lazy], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The residual, and what the sublayer adds to it, between a norm before and one after it."""
-    before, after = norms
-    if before is None:
-        residual, added = x, sublayer(x)
-    else:
-        with_residual = before(x)
-        added = sublayer(with_residual.output)
-        residual = with_residual.residual
-    return residual, added if after is None else after.now(added)
+def _normed(x: Tensor, norm: Norm | None) -> WithResidual:
+    """What a sublayer takes, and the way past it."""
+    return WithResidual(x, x) if norm is None else norm(x)
+
+
+def _left(added: Tensor, norm: Norm | None) -> Tensor:
+    """What a sublayer adds to the residual."""
+    return added if norm is None else norm.now(added)

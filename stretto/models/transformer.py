@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stretto.arguments.schema import ModelConfig
 from stretto.attention import Attend, causal_attention
@@ -19,11 +19,14 @@ from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
 from stretto.models.frequencies import frequencies
 from stretto.models.further import FurtherBlock, shifted
+from stretto.models.halves import STOPS, Half, Halves
 from stretto.models.norm import norm
 from stretto.models.offload import Offload
 from stretto.models.once_more import once_more
+from stretto.models.positions import Positions
 from stretto.models.rope import rotation
 from stretto.params import Init, ParamSpec
+from stretto.streams import Stream
 from stretto.structure import Structure
 from stretto.tensor_parallel import (
     Build,
@@ -31,8 +34,6 @@ from stretto.tensor_parallel import (
     LossTerms,
     VocabParallelEmbedding,
     VocabParallelHead,
-    declare_on,
-    replicated,
     vocab_spec,
 )
 from stretto.tensor_parallel.layers import expect
@@ -80,8 +81,9 @@ class Transformer(nn.Module):
     for the next stage, or on the last stage the loss []. Names are those of the Hugging Face Llama, with global
     layer numbers. `recompute` says of a layer which parts the backward computes once more instead of keeping them, to
     the same bits; of a block only what enters it is kept. `attend(layer)` computes the attention.
-    With `offload` what enters blocks waits in the host's memory. `embedding` is that of another stage on this rank, for
-    a head that is tied to it. `terms` are those of the loss.
+    With `offload` what enters blocks waits in the host's memory. With `halves` a microbatch goes through blocks in two
+    halves of its samples, one of which computes while messages of the other's experts are under way. `embedding` is
+    that of another stage on this rank, for a head that is tied to it. `terms` are those of the loss.
     """
 
     def __init__(
@@ -93,13 +95,23 @@ class Transformer(nn.Module):
         seq_len: int,
         recompute: Mapping[int, Parts] = MappingProxyType({}),
         offload: bool = False,
+        halves: bool = False,
         attend: Callable[[int], Attend] = lambda _: causal_attention,
         embedding: nn.Parameter | None = None,
         terms: LossTerms = LossTerms(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__()
         self.config = config
-        self.model = Backbone(config, part, build, seq_len=seq_len, recompute=recompute, offload=offload, attend=attend)
+        self.model = Backbone(
+            config,
+            part,
+            build,
+            seq_len=seq_len,
+            recompute=recompute,
+            offload=offload,
+            halves=halves and any(map(config.is_sparse, part.layers)),
+            attend=attend,
+        )
         if part.last:
             if self.model.embed_tokens is not None:
                 embedding = self.model.embed_tokens.weight
@@ -178,9 +190,12 @@ class Backbone(nn.Module):
         seq_len: int,
         recompute: Mapping[int, Parts],
         offload: bool,
+        halves: bool,
         attend: Callable[[int], Attend],
     ) -> None:
         super().__init__()
+        self.beside = [Stream.of(torch.device(build.device)) for _ in STOPS] if halves else []
+        """A stream for the messages of each half; none where a microbatch is whole."""
         self.config, self.last, self.recompute, self.offload = config, part.last, recompute, offload
         self._rotations: dict[tuple[int, torch.dtype, torch.device], Rotations] = {}
         learned = part.first and config.position == "learned"
@@ -189,7 +204,8 @@ class Backbone(nn.Module):
         self.dropout = Dropout(config.dropout, "model.embed_tokens", build) if part.first else None
         shared = BlockOps.of(config, build, attend)
         ops = {n: shared.recomputing(recompute.get(n, NOTHING)) for n in (*part.layers, *config.further_layers)}
-        self.layers = nn.ModuleDict({str(n): Block(config, build, n, ops[n]) for n in part.layers})
+        twice = replace(build, uses=2) if halves else build
+        self.layers = nn.ModuleDict({str(n): Block(config, twice, n, ops[n]) for n in part.layers})
         self.blocks = dict(self.layers.items())
         """Those of the model itself."""
         self.further = [FurtherBlock(config, build, n, ops[n]) for n in config.further_layers if part.last]
@@ -210,6 +226,22 @@ class Backbone(nn.Module):
             raise ValueError("this stage does not hold the embedding: it must be called with an activation")
         if self.dropout is not None:
             x = self.dropout(x, structure)
+        x = self._through(x, structure, before)
+        if self.norm is None:
+            return x
+        normed: Tensor = self.norm(x).output
+        return normed
+
+    def _through(self, x: Tensor, structure: Structure, before: KeyValues | None) -> Tensor:
+        """Through the blocks."""
+        if self.beside and torch.is_grad_enabled():
+            halves = Halves.of(x, structure, partial(self.turns, like=x), self.beside)
+            for layer, block in self.blocks.items():
+                if self.recompute.get(int(layer)) == BLOCK:
+                    halves = halves.each(partial(_once_more, block))
+                else:
+                    halves = block(halves, None, structure)
+            return halves.joined()
         turns = self.turns(structure, x)
         away, last = Offload(), len(self.blocks) - 1
         for n, (layer, block) in enumerate(self.blocks.items()):
@@ -219,10 +251,7 @@ class Backbone(nn.Module):
                 x = once_more(block, x, turns, structure)
             else:
                 x = block(x, turns, structure, before)
-        if self.norm is None:
-            return x
-        normed: Tensor = self.norm(x).output
-        return normed
+        return x
 
     def scaled(self, x: Tensor) -> Tensor:
         """Embeddings as the first block takes them."""
@@ -249,27 +278,8 @@ class Backbone(nn.Module):
         return self._rotations[key]
 
 
-class Positions(nn.Module):
-    """Learned position embeddings, added to [s(/t), b, h]. Raises ValueError for more positions than were learned."""
-
-    def __init__(self, config: ModelConfig, build: Build, seq_len: int) -> None:
-        super().__init__()
-        sp = build.sequence_parallel
-        self.rank = build.tp.rank if sp else 0
-        init = Init(std=config.init_std)
-        spec = replicated(
-            (config.learned_positions or seq_len, config.hidden), init, sequence_parallel=sp, weight_decay=True
-        )
-        self.weight = declare_on(self, "weight", replace(spec, elementwise=True), build)
-
-    def forward(self, x: Tensor, structure: Structure) -> Tensor:
-        learned = self.weight.shape[0]
-        if structure.length > learned:
-            raise ValueError(f"{structure.length} tokens, but positions were learned for {learned}")
-        if structure.plain:
-            first = structure.first + self.rank * x.shape[0]
-            return x + self.weight[first : first + x.shape[0], None, :]
-        return x + F.embedding(structure.positions_of(self.rank, x.shape[0], x.device), self.weight)
+def _once_more(block: nn.Module, half: Half, x: Tensor) -> Tensor:
+    return once_more(block, x, half.turns, half.structure)
 
 
 def _init(config: ModelConfig) -> Init:

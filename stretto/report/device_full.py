@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from stretto.arguments import Arguments
 from stretto.estimate import fullest, rank_ledger
+from stretto.report.leaner import leaner
 
 GIB = 2**30
 ROOM = 0.94
@@ -43,7 +43,7 @@ def device_full(args: Arguments, rank: int, held: Held, what: str) -> str:
     """Lines: what failed, numbers beside those foreseen for this rank of the pipeline, three changes that would fit."""
     foreseen = rank_ledger(args, rank)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in foreseen.items.items() if size)
-    tried = list(_changes(args))
+    tried = [(words, fullest(found)) for words, found in leaner(args)]
     fit = [f"{words} ({size / GIB:.1f} GiB)" for words, size in tried if size <= ROOM * held.total][:MOST]
     least = min(tried, key=lambda each: each[1], default=None)
     way = f"would fit: {', or '.join(fit)}" if fit else "no single change would fit"
@@ -58,24 +58,3 @@ def device_full(args: Arguments, rank: int, held: Held, what: str) -> str:
             f"  {way}; `stretto plan` with the same words ranks other layouts",
         )
     )
-
-
-def _changes(args: Arguments) -> Iterator[tuple[str, int]]:
-    """What may be changed without another layout, the cheapest first, and what the fullest rank then holds."""
-    p, b, r = args.parallel, args.batch, args.run
-    if r.recompute == "none":
-        yield "--recompute selective", fullest(replace(args, run=replace(r, recompute="selective")))
-    if (p.dp or 1) * p.cp > 1 and p.sharding == "none":
-        yield "--sharding zero1", fullest(replace(args, parallel=replace(p, sharding="zero1")))
-    if b.micro_batch > 1:
-        yield (
-            f"--micro-batch {b.micro_batch // 2}",
-            fullest(replace(args, batch=replace(b, micro_batch=b.micro_batch // 2))),
-        )
-    if (p.dp or 1) * p.cp > 1 and p.sharding != "fsdp":
-        yield "--sharding fsdp", fullest(replace(args, parallel=replace(p, sharding="fsdp")))
-    if r.recompute in ("none", "selective"):
-        yield "--recompute block", fullest(replace(args, run=replace(r, recompute="block")))
-    if not args.optimizer.optimizer_cpu_offload and args.optimizer.optimizer == "adamw":
-        there = replace(args, optimizer=replace(args.optimizer, optimizer_cpu_offload=True))
-        yield "--optimizer-cpu-offload", fullest(there)

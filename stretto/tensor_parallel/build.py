@@ -90,7 +90,9 @@ class Build:
     layers that it names have adapters. Feed-forward takes the sequence in so many `chunks`, each computed once more in
     the backward.
     With `exact` slices all that tp may cut is computed slice by slice, to the same bits for every tp.
-    `experts` says where those are, `tokens` how many a global batch has: what their losses are means over.
+    A microbatch goes through each place in so many `uses`.
+    `experts` says where those are, `experts_fp8` computes their products (`stretto.experts.fp8`), and a global batch
+    has so many `tokens`: what the losses of experts are means over.
     """
 
     tp: Axis
@@ -106,8 +108,10 @@ class Build:
     lora: Lora | None = None
     chunks: int = 1
     experts: ExpertAxes = field(default_factory=ExpertAxes.single)
+    experts_fp8: Any = None
     tokens: int = 1
     exact: Slices | None = None
+    uses: int = 1
 
     @property
     def alone(self) -> Build:

@@ -145,7 +145,8 @@ def declare_on(module: nn.Module, name: str, specs: ParamSpec | Sequence[ParamSp
 def expect(weight: nn.Parameter, build: Build) -> None:
     """Announce that a place of the model adds the gradient of `weight` up itself, if the build has where."""
     if build.accumulators is not None:
-        build.accumulators.expect(weight)
+        for _ in range(build.uses):
+            build.accumulators.expect(weight)
 
 
 def replicated(

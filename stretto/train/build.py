@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from stretto.estimate.context import comm_of
 from stretto.estimate.kept import Parts
 from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.experts import Balance, expert_axes, routers_of
+from stretto.experts.fp8 import GroupedFp8
 from stretto.interop.shapes import logical_shapes
 from stretto.kernels import compiled, hand_written
 from stretto.models import StageSpec, Transformer
@@ -63,6 +64,10 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     direct, fuse = MainGradients(), fused if args.run.compile else unfused
     passes = partial(fused, dynamic=True) if args.run.compile else unfused
     fp8 = None if args.run.fp8 == "none" else RECIPES[args.run.fp8](tp, passes)
+    experts = expert_axes(state)
+    grouped = (
+        GroupedFp8(experts.etp, args.model.experts // experts.ep.size, passes) if fp8 and args.model.experts else None
+    )
     place = Build(
         tp,
         args.parallel.sequence_parallel,
@@ -75,7 +80,8 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         allocate=False,
         lora=lora_of(args.tuning),
         chunks=args.run.ffn_chunks,
-        experts=expert_axes(state),
+        experts=experts,
+        experts_fp8=grouped,
         tokens=args.batch.global_batch * args.batch.seq_len,
         exact=None if p.exact is None else Slices(p.exact, tp, p.sequence_parallel),
     )
@@ -94,6 +100,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
             seq_len=seq_len,
             recompute=dict(zip(parts[s].layers, policies[s], strict=True)) | policy_of_further(args),
             offload=offload,
+            halves=p.ep_comm_overlap,
             attend=attend,
             embedding=None if first is None else first.weight,
             terms=LossTerms(args.loss.label_smoothing, args.loss.z_loss),
@@ -139,7 +146,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         sharding=MODES[args.parallel.sharding],
         keep_units=args.parallel.keep_units,
         draw=draw,
-        steady=fp8.steady if fp8 else nullcontext,
+        steady=partial(_steady, [each for each in (fp8, grouped) if each]),
         on_nonfinite=args.run.on_nonfinite,
         wire=DTYPES["bf16"] if args.parallel.reduce_dtype == "bf16" else None,
         recorder=CudaGraphs(state.world.device) if args.run.cuda_graphs else None,
@@ -150,6 +157,15 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     made.stepper.executor.check_finite = args.run.check_finite
     balanced = balance[0] if balance else None
     return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, balanced, fp8)
+
+
+@contextmanager
+def _steady(of: Sequence[Fp8]) -> Iterator[None]:
+    """Weights do not change in here: see `Fp8.steady`."""
+    with ExitStack() as stack:
+        for each in of:
+            stack.enter_context(each.steady())
+        yield
 
 
 def attention_of(args: Arguments, state: ParallelState, exact: Slices | None = None) -> Callable[[int], Attend]:

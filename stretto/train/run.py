@@ -246,7 +246,9 @@ def load_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Built:
     Raises CheckpointError when it does not fit.
     """
     args = in_layout(args, state.layout)
-    parallel = replace(args.parallel, sequence_parallel=False, tp_comm_overlap=False, sharding="none")
+    parallel = replace(
+        args.parallel, sequence_parallel=False, tp_comm_overlap=False, ep_comm_overlap=False, sharding="none"
+    )
     batch = replace(args.batch, global_batch=args.batch.micro_batch)  # no step is planned that is not made
     args = replace(args, parallel=parallel, batch=batch)
     require_fits(args, checkpoint)

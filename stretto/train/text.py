@@ -80,7 +80,8 @@ class HeldOut:
             limit=self.limit or None,
             packed=self._packed,
         ):
-            yield _weighed(rows, self.state, self.cut)
+            microbatches, count = _weighed(rows, self.state, self.cut)
+            yield microbatches, count
 
     def bits_per_byte(self, loss: float) -> float | None:
         return bits_per_byte(loss, self.text.store.bytes_per_token, self.text.lost)

@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from stretto.exchange import all_gather_json, all_gather_tensors
 from stretto.models import Microbatch, Transformer
 from stretto.models.block import Block, FeedForward
+from stretto.models.halves import Halves
 from stretto.models.norm import LatentNorm
 from stretto.params import Logical, collect
 from stretto.random import normal_
@@ -75,6 +76,7 @@ class ActivationObserver:
         self.gradients: dict[str, Tensor] = {}
         self._stage_of: dict[str, int] = {}
         self._rows: slice | None = None
+        self._seen: dict[str, int] = {}
         self._structure: Structure | None = None
         self._directions: dict[tuple[str, int, int], Tensor] = {}
         self._hooks: list[RemovableHandle] = []
@@ -120,16 +122,25 @@ class ActivationObserver:
     def _end(self, *_: Any) -> None:
         self._rows = None
 
-    def _output(self, pieces: Sequence[Piece], _: nn.Module, __: Any, x: Any) -> None:
+    def _output(self, pieces: Sequence[Piece], module: nn.Module, args: Any, x: Any) -> None:
         rows, structure = self._rows, self._structure
-        if (
-            rows is None or structure is None
-        ):  # a recomputation, in a backward: its outputs were seen, and no gradient comes to them
+        # A recomputation, in a backward: its outputs were seen, and no gradient comes to them.
+        if rows is None or structure is None:
+            return
+        if isinstance(x, Halves):
+            for half in x.both:
+                half.when_through(partial(self._output, pieces, module, args))
             return
         x = x.output if isinstance(x, WithResidual) else x
         # The norm of a head, [s, b, heads, d], or what is made only by whoever takes it: seen further on.
         if not isinstance(x, Tensor) or x.dim() != 3:
             return
+        number, every = x.shape[1], rows.stop - rows.start
+        if number < every:  # of a microbatch in halves a module sees one after the other
+            first = self._seen.get(pieces[0].name, 0) % every
+            self._seen[pieces[0].name] = first + number
+            structure = structure.of_rows(slice(first, first + number))
+            rows = slice(rows.start + first, rows.start + first + number)
         self._add(self.outputs, pieces, rows, structure, x.detach(), whole=True)
         if x.requires_grad:  # not where all in front of it is frozen
             x.register_hook(lambda dx: self._add(self.gradients, pieces, rows, structure, dx, whole=False))  # type: ignore[no-untyped-call]

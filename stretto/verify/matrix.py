@@ -32,13 +32,16 @@ from stretto.verify.compare import ROUNDING, Comparison
 
 TENSOR = ("-", "tp", "tp + sequence parallel")
 CONTEXT = ("-", "cp all-gather", "cp ring", "cp ulysses")
-EXPERTS = ("-", "experts", "ep", "etp", "ep + etp")
+IN_HALVES = ", in halves"
+EXPERTS = ("-", "experts", "ep", "etp", "ep + etp", "ep" + IN_HALVES)
 DOCUMENTS = ("-", "packing")
 TRAINED = ("-", "adapters", "frozen parameters")
 PIPELINE = ("-", *FAMILIES)
 DATA = ("-", "dp", "zero1", "zero2", "fsdp")
 RECOMPUTE = {"none": "", "selective": "selective recomputation", "block": "recomputation of blocks"}
 ACTIVATIONS = tuple(" + ".join(filter(None, each)) or "-" for each in product(("", "dropout"), RECOMPUTE.values()))
+APART = {("ep" + IN_HALVES, each) for each in ACTIVATIONS if each.endswith(RECOMPUTE["block"])}
+"""Features of two kinds that a rule rejects together."""
 FEATURES = (TENSOR, CONTEXT, PIPELINE, DATA, EXPERTS, DOCUMENTS, TRAINED, ACTIVATIONS)
 DTYPES = ("fp64", "fp32", "bf16")
 
@@ -50,7 +53,7 @@ PAGE = "docs/verified.md"
 # What a combination says in words of its own, and what none tells apart: sizes, and where ranks lie.
 _SPOKEN_FOR = (
     *("tp", "sequence_parallel", "tp_comm_overlap", "cp", "cp_comm", "pp", "vpp", "schedule", "dp", "ep", "etp"),
-    *("stage_layers", "bucket_mb", "order", "gpus_per_node", "sharding", "keep_units"),
+    *("ep_comm_overlap", "stage_layers", "bucket_mb", "order", "gpus_per_node", "sharding", "keep_units"),
     *("schedule_costs", "schedule_memory", "vpp_shape", "partition", "dp_copy_engines"),
 )
 
@@ -110,6 +113,10 @@ def combination(args: Arguments) -> Combination:
         other += (f"cp={p.cp}", f"cp_comm={','.join(ways)}")
     spread = " + ".join(name for name in ("ep", "etp") if getattr(p, name) > 1)
     experts = (spread or "experts") if args.model.experts else "-"
+    if p.ep_comm_overlap and experts + IN_HALVES in EXPERTS:
+        experts += IN_HALVES
+    elif p.ep_comm_overlap:
+        other += ("ep_comm_overlap=true",)
     trained = "adapters" if args.tuning.lora_rank else "frozen parameters" if args.tuning.freeze else "-"
     pipeline, replicas = p.schedule if p.pp > 1 else "-", "dp" if p.sharding == "none" else p.sharding
     data = replicas if (p.dp or 1) > 1 else "-"
@@ -119,14 +126,16 @@ def combination(args: Arguments) -> Combination:
 
 def sizes(of: Combination) -> dict[str, int]:
     """Ranks along each axis in its example."""
-    spread = of.experts.split(" + ")
+    spread = of.experts.removesuffix(IN_HALVES).split(" + ")
     sizes = {"tp": of.tensor != "-", "cp": of.context != "-", "pp": of.pipeline != "-", "dp": of.data != "-"}
     found = {axis: 1 + there for axis, there in sizes.items()}
     return found | {axis: 1 + (axis in spread) for axis in ("ep", "etp")}
 
 
 def exists(of: Combination) -> bool:
-    """Whether its example has ranks for its experts to lie on, and at most so many in all."""
+    """Whether its example has ranks for its experts to lie on, and at most so many in all; and no rule rejects it."""
+    if (of.experts, of.activations) in APART:
+        return False
     n = sizes(of)
     stage = n["tp"] * n["cp"] * n["dp"]
     return stage * n["pp"] <= MOST and stage % (n["ep"] * n["etp"]) == 0
@@ -183,8 +192,9 @@ def example(of: Combination, *, options: bool) -> Arguments:
         stage_layers=((3, 0) if stages == 2 else (2, 0, 2, 1)) if options and pp == 2 else None,
         bucket_mb=0.005,
         sharding=of.data if of.data in DATA[2:] else "none",  # type: ignore[arg-type]
+        ep_comm_overlap=of.experts.endswith(IN_HALVES),
     )
-    batch = BatchConfig(seq_len=8, micro_batch=1, global_batch=4 * dp)
+    batch = BatchConfig(seq_len=8, micro_batch=1 + parallel.ep_comm_overlap, global_batch=4 * dp)
     recompute = next(how for how, words in reversed(RECOMPUTE.items()) if words in of.activations)
     return Arguments(
         model=model,

@@ -24,7 +24,7 @@ from stretto.params import Declared, Logical, collect
 from stretto.tensor_parallel import Build
 from stretto.train.build import stage_specs
 from stretto.train.dtypes import DTYPES
-from stretto.verify.textbook_experts import Exchanged, balance, expert_axes_at, layers_of
+from stretto.verify.textbook_experts import Exchanged, balance, expert_axes_at, layers_of, require_counted
 from stretto.world import Axis, ExpertAxes
 
 Bytes = dict[tuple[str, str], float]
@@ -40,10 +40,9 @@ ALIGNED = 64
 def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     """Bytes that `rank` sends in one optimizer step, by axis and operation; what is 0 is left out.
 
-    Raises NotImplementedError for gathers that come and go, and for experts of bounded capacity.
+    Raises NotImplementedError for gathers that come and go, and see `require_counted`.
     """
-    if args.model.experts and args.model.expert_capacity:
-        raise NotImplementedError("no textbook volumes for experts of bounded capacity yet")
+    require_counted(args, layout)
     if args.parallel.sharding == "fsdp" or "dp.0" in layout.axes:
         raise NotImplementedError("no textbook volumes for weights that are gathered block by block yet")
     at, step = layout.coords(rank), _Step(args, layout)

@@ -78,7 +78,7 @@ def arguments(
     return Arguments(
         model=config,
         parallel=ParallelConfig(bucket_mb=0.01, **parallel),
-        batch=BatchConfig(seq_len=seq_len, micro_batch=1, global_batch=batch),
+        batch=BatchConfig(seq_len=seq_len, micro_batch=1 + parallel.get("ep_comm_overlap", False), global_batch=batch),
         optimizer=OptimizerConfig(lr=1e-2, eps=1e-4, clip_grad=0.5),
         run=RunConfig(dtype=dtype, timeout=30.0, **run),  # type: ignore[arg-type]
     )

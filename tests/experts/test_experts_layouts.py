@@ -4,7 +4,8 @@ Two steps: biases and balance losses of the second follow from the counts of the
 
 Faults to catch: gradients of experts summed over all data-parallel ranks; a router whose gradient is not summed over
 tensor-parallel ranks; a balance loss of the counts of one microbatch; tokens that every tensor-parallel rank sends;
-parts of a cut expert that are not added up; slots without a token that are counted.
+parts of a cut expert that are not added up; slots without a token that are counted; weights let go while a half of the
+microbatch still reads them; two halves that are announced as one use.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from stretto.testing import Pool
 pytestmark = pytest.mark.gloo
 
 SP = {"sequence_parallel": True}
+HALVES = {"ep_comm_overlap": True}
 Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 CASES: list[Case] = [
     (MIXTRAL, {"tp": 2, "dp": 2, "pp": 2, "ep": 2, "etp": 2, "sharding": "zero1"}, {"recompute": "block"}),
     (DEEPSEEK, {"tp": 2, "dp": 2, "ep": 4, **SP}, {"recompute": "selective"}),
     (OSS, {"dp": 4, "ep": 4, "pp": 2, "schedule": "zb-h1", "sharding": "fsdp"}, {}),
     (SMALL, {"tp": 3, "ep": 1, "etp": 1}, {}),
+    ({**MIXTRAL, "sparse_every": 2}, {"dp": 4, "ep": 2, "sharding": "fsdp", **HALVES}, {}),
 ]
 AT_NIGHT: list[Case] = [
     (LAST, {"tp": 2, "dp": 2, "ep": 4}, {"recompute": "block"}),
@@ -42,6 +45,11 @@ AT_NIGHT: list[Case] = [
     (LATENT_V2, {"tp": 2, "cp": 2, "cp_comm": ("ulysses",), **SP}, {"recompute": "block"}),
     (GPT_OSS, {"tp": 2, "dp": 2, "pp": 2, "etp": 2, "ep": 2, **SP}, {"recompute": "selective"}),
     (GPT_OSS, {"dp": 4, "ep": 2, "sharding": "fsdp"}, {}),
+    (DEEPSEEK, {"tp": 2, "dp": 2, "ep": 4, **SP, **HALVES}, {"recompute": "selective"}),
+    (MIXTRAL, {"tp": 2, "dp": 2, "pp": 2, "ep": 2, "etp": 2, "sharding": "zero1", **HALVES}, {}),
+    (LAST, {"dp": 4, "ep": 4, "pp": 2, "schedule": "zb-h1", "sharding": "fsdp", **HALVES}, {}),
+    (LATENT, {"tp": 2, "cp": 2, "ep": 2, "pp": 2, **SP, **HALVES}, {}),
+    (GPT_OSS, {"dp": 2, "ep": 2, "pp": 2, "schedule": "zbv", "vpp": 2, "sharding": "zero2", **HALVES}, {}),
 ]
 
 
@@ -55,7 +63,15 @@ def test_experts_in_a_layout_equal_one_process(
 ) -> None:
     model = {**model, "heads": 6, "ffn": 36} if parallel.get("tp") == 3 else model
     model = {**model, "kv_heads": 3, "shared_ffn": 9} if parallel.get("tp") == 3 else model
-    prove(pool, arguments(model, run=run, batch=max(4, 2 * parallel.get("dp", 1)), **parallel))
+    prove(
+        pool,
+        arguments(
+            model,
+            run=run,
+            batch=(2 + 2 * parallel.get("ep_comm_overlap", False)) * max(2, parallel.get("dp", 1)),
+            **parallel,
+        ),
+    )
 
 
 @pytest.mark.parametrize(

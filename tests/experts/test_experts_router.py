@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stretto.experts import Balance, Router, Routing, SparseFeedForward
 from stretto.experts.capacity import within_capacity
-from stretto.experts.dispatch import plan_of
+from stretto.experts.plan import Sorting
 from stretto.experts.rows import combine_rows
 from stretto.experts.scores import by_parts, plainly, three_parts
 from stretto.layout import Layout
@@ -89,7 +89,7 @@ def test_a_layer_is_what_plain_torch_computes(model: dict[str, Any]) -> None:
 
 def test_slots_are_added_in_their_order() -> None:
     """Bitwise: the best expert first, whatever its number. In the order of the experts the sum would be 0."""
-    plan = plan_of(torch.tensor([[5, 0, 3], [1, 4, 2]]), 6, ExpertAxes.single())
+    plan = Sorting(torch.tensor([[5, 0, 3], [1, 4, 2]]), 6, ExpertAxes.single()).plan()
     by_expert = torch.tensor([[-1e8], [1.0], [2.0], [3.0], [4.0], [1e8]])
     assert combine_rows(by_expert, torch.ones(2, 3), plan.back).tolist() == [[3.0], [7.0]]
 

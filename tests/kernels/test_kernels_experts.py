@@ -17,9 +17,10 @@ pytest.importorskip("triton", reason="comes with torch for GPUs, and with what d
 
 from triton.runtime import interpreter
 
-from stretto.experts.dispatch import plan_of
-from stretto.experts.grouped import Segments, add_products
+from stretto.experts.grouped import add_products
+from stretto.experts.plan import Sorting
 from stretto.experts.rows import combine_rows, scatter_rows, sum_rows
+from stretto.experts.segments import Segments
 from stretto.kernels.hand_written import kernels
 from stretto.world import ExpertAxes
 
@@ -42,7 +43,7 @@ def places(tokens: int, slots: int, dropped: str) -> tuple[Tensor, Tensor]:
         "some": (torch.arange(tokens * slots, device=DEVICE) % 3 > 0).view(tokens, slots),
         "all": torch.zeros(tokens, slots, dtype=torch.bool, device=DEVICE),
     }[dropped]
-    plan = plan_of(experts, EXPERTS, ExpertAxes.single(), kept)
+    plan = Sorting(experts, EXPERTS, ExpertAxes.single(), kept).plan()
     return plan.rows, plan.back
 
 
@@ -75,7 +76,7 @@ def test_rows_come_and_go(tokens: int, slots: int, width: int, cut: bool, droppe
 
 def test_a_sum_has_the_order_of_the_slots() -> None:
     """Bitwise; sums in another order would be 0 and 4."""
-    plan = plan_of(torch.tensor([[5, 0, 3], [1, 4, 2]], device=DEVICE), 6, ExpertAxes.single())
+    plan = Sorting(torch.tensor([[5, 0, 3], [1, 4, 2]], device=DEVICE), 6, ExpertAxes.single()).plan()
     rows = torch.tensor([[-1e8], [1.0], [2.0], [3.0], [4.0], [1e8]], device=DEVICE)
     weights = torch.ones(2, 3, device=DEVICE)
     assert kernels()[combine_rows].run(rows, weights, plan.back).tolist() == [[3.0], [7.0]]

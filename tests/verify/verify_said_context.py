@@ -89,8 +89,8 @@ CONTEXT_LAYOUTS = Said(
     Fault(
         "a loss that each rank of cp divides by its own tokens",
         "train/text.py",
-        'return all_reduce(own, state.axis("dp", "cp")).clamp(min=1)',
-        'return (all_reduce(own, state.axis("dp", "cp")) / state.axis("cp").size).clamp(min=1)',
+        'return all_reduce(own, state.axis("dp", "cp"))',
+        'return all_reduce(own, state.axis("dp", "cp")) / state.axis("cp").size',
     ),
     Fault(
         "labels rolled across the cut",

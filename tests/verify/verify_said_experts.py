@@ -42,6 +42,18 @@ LAYOUTS = Said(
         "chance, times = chance * real[:, None], times * real[:, None]",
         "pass",
     ),
+    Fault(
+        "weights let go while a half of the microbatch still reads them",
+        "models/halves.py",
+        "        return Halves(self.both, self.both[1].passed)\n\n    def each",
+        "        return Halves(self.both, self.both[0].passed)\n\n    def each",
+    ),
+    Fault(
+        "two halves that are announced as one use",
+        "models/transformer.py",
+        "replace(build, uses=2) if halves else build",
+        "build",
+    ),
 )
 
 EXACT = Said(
@@ -122,10 +134,10 @@ SENT = Said(
     "tests/experts/test_experts_sent.py",
     Fault(
         "rows that are sent to each rank of a cut expert twice",
-        "experts/output.py",
-        "rows = ctx.ops.scatter(dout, plan.rows, plan.back)",
-        "rows = ctx.ops.scatter(dout, plan.rows, plan.back)\n"
-        "        all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange).wait()",
+        "experts/dispatch.py",
+        "        return all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)",
+        "        all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange).wait()\n"
+        "        return all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)",
     ),
     Fault(
         "latents that cross a border by themselves each",
@@ -150,20 +162,70 @@ KEPT = Said(
     Fault(
         "outputs of experts that are kept",
         "experts/output.py",
-        "ctx.save_for_backward(gate_up, weights, weight)",
-        "ctx.save_for_backward(gate_up, weights, weight, rows)",
+        "ctx.save_for_backward(gate_up, weight)",
+        "ctx.save_for_backward(gate_up, weight, y)",
     ),
     Fault(
         "the activation's output kept beside what it is made from",
         "experts/output.py",
-        "ctx.save_for_backward(gate_up, weights, weight)",
-        "ctx.save_for_backward(gate_up, weights, weight, a)",
+        "ctx.save_for_backward(gate_up, weight)",
+        "ctx.save_for_backward(gate_up, weight, a)",
     ),
     Fault(
         "rows kept beside the tokens that they are",
         "experts/layer.py",
-        "if self.experts.activation.recompute and plan.exchange.size == 1:",
+        "if of.activation.recompute and build.experts.exchange.size == 1:",
         "if False:",
+    ),
+)
+
+HALVES = Said(
+    "tests/models/test_models_halves.py",
+    Fault(
+        "a half that has the positions of the other's rows",
+        "structure.py",
+        "each if each is None or each.shape[1] == 1 else each[:, rows]",
+        "each if each is None or each.shape[1] == 1 else each[:, : rows.stop - rows.start]",
+    ),
+    Fault(
+        "halves joined in the wrong order",
+        "models/halves.py",
+        "for half in self.both], 1)",
+        "for half in reversed(self.both)], 1)",
+    ),
+    Fault(
+        "outputs that begin their way back behind the other half's experts",
+        "models/halves.py",
+        "frozenset({Stop.ASKED, Stop.SENT, Stop.COMPUTED, Stop.GIVEN}),",
+        "frozenset({Stop.ASKED, Stop.SENT, Stop.COMPUTED}),",
+    ),
+    Fault(
+        "rows that are sent when the other half is through with its experts",
+        "models/halves.py",
+        "frozenset({Stop.SORTED, Stop.ASKED, Stop.SENT, Stop.GIVEN}),",
+        "frozenset({Stop.GIVEN}),",
+    ),
+)
+
+FP8_EXPERTS = Said(
+    "tests/experts/test_experts_fp8.py",
+    Fault(
+        "one scale for the columns of all experts",
+        "experts/fp8.py",
+        "return row_scale(stack.transpose(1, 2))",
+        "return row_scale(stack.transpose(1, 2)).amax(0, keepdim=True).expand(len(stack), -1, -1)",
+    ),
+    Fault(
+        "a cut expert whose ranks do not agree on a scale",
+        "experts/fp8.py",
+        "plain, scale = self.rows(x, cut=not column)",
+        "plain, scale = self.rows(x, cut=False)",
+    ),
+    Fault(
+        "weights of experts that are not quantized anew after an update",
+        "tensor_parallel/fp8.py",
+        "        self._steady = {}\n        try:",
+        "        self._steady = vars(self).setdefault('_kept', {})\n        try:",
     ),
 )
 

@@ -15,8 +15,8 @@ MODEL = Said(
     Fault(
         "a norm left out",
         "models/block.py",
-        "added = sublayer(with_residual.output)",
-        "added = sublayer(with_residual.residual)",
+        "enters = _normed(x, before_attention)",
+        "enters = WithResidual(x, x)",
     ),
     Fault(
         "heads grouped in another order",

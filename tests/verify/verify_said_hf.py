@@ -33,8 +33,8 @@ FAMILIES = Said(
     Fault(
         "a norm after a sublayer left out",
         "models/block.py",
-        "return residual, added if after is None else after.now(added)",
-        "return residual, added",
+        "return added if norm is None else norm.now(added)",
+        "return added",
     ),
     Fault(
         "a softcap whose gradient is left out",
@@ -62,9 +62,9 @@ FAMILIES = Said(
     ),
     Fault(
         "a bias that each rank of a cut expert adds",
-        "experts/layer.py",
-        "adds=build.experts.etp.rank == 0",
-        "adds=True",
+        "experts/grouped.py",
+        "self.adds = column or build.experts.etp.rank == 0",
+        "self.adds = True",
     ),
     Fault(
         "a clamp whose gradient goes on beyond it",

@@ -21,8 +21,8 @@ READBACK = Said(
     Fault(
         "an evaluation that reads each batch",
         "train/text.py",
-        "yield microbatches, microbatches[0].count\n",
-        "yield microbatches, microbatches[0].count.item()\n",
+        "yield microbatches, count\n",
+        "yield microbatches, count.item()\n",
     ),
 )
 

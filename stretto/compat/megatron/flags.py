@@ -137,6 +137,8 @@ MOOT: Final[Mapping[str, str]] = MappingProxyType(
         "--moe-router-dtype": "scores are in fp32 or wider, always",
         "--moe-layer-recompute": "--recompute says what is computed again",
         "--moe-shared-expert-overlap": "shared experts are computed while tokens travel, always",
+        "--overlap-moe-expert-parallel-comm": "say --ep-comm-overlap: half a microbatch computes meanwhile",
+        "--delay-wgrad-compute": "a weight gradient of experts is computed while gradients of rows travel, always",
         "--moe-per-layer-logging": _LOGS,
         "--max-position-embeddings": "positions reach as far as seq_len",
         "--make-vocab-size-divisible-by": "the vocabulary need not divide, and checkpoints hold it unpadded",

@@ -1,0 +1,160 @@
+"""Which rows go where: what the device knows by itself, and what ranks tell each other.
+
+Each assignment (token t, slot k) is a row. A rank sends its rows sorted by expert, within one by assignment, so by
+token; what arrives is arranged by expert, within one by source. No row lies beyond the last one: nothing is padded. An
+expert that is cut over etp has its rows on all of its ranks, and what these give back are parts of a sum.
+
+The sizes of an uneven all-to-all are needed on the host, so it waits for the device once a layer, in the forward. A
+rank that exchanges nothing waits for none unless tokens are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from stretto.collectives import all_to_all_rows_async
+from stretto.experts.host import to_host
+from stretto.experts.segments import Segments
+from stretto.streams import Stream
+from stretto.world import Axis, Done, ExpertAxes, Work
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which rows go where. Tensors are on the device, sizes on the host.
+
+    `rows` [sent]: the assignment t * K + k of each row that is sent. `back` [etp, n, K]: where in the rows that come
+    back each assignment's are; beyond the last of them where it was dropped. `counts` [sources, experts]: what this
+    rank's experts get from each rank.
+    """
+
+    exchange: Axis
+    rows: Tensor
+    back: Tensor
+    sent: list[int]
+    received: list[int]
+    counts: Tensor
+    read: Callable[[], list[list[int]]]
+    """`counts` on the host."""
+
+    @cached_property
+    def segments(self) -> Segments:
+        """The rows of each expert."""
+        return Segments(self.read, self.counts.sum(0).cumsum(0).to(torch.int32))
+
+    @cached_property
+    def arrange(self) -> Tensor | None:
+        """[received]: the rows that arrived in the order of the experts. On one rank rows have that order: None."""
+        return None if self.exchange.size == 1 else _by_expert(self.counts, sum(self.received))
+
+    @cached_property
+    def restore(self) -> Tensor | None:
+        """The inverse of `arrange`."""
+        if self.arrange is None:
+            return None
+        restored = torch.empty_like(self.arrange)
+        restored[self.arrange] = torch.arange(len(restored), device=restored.device)
+        return restored
+
+
+class Sorting:
+    """The assignments `experts` [n, K] of this rank's tokens by expert: a plan that is being made.
+
+    `kept` [n, K] says which are not dropped. What ranks tell each other passes `beside` the computation.
+    """
+
+    def __init__(
+        self,
+        experts: Tensor,
+        number: int,
+        axes: ExpertAxes,
+        kept: Tensor | None = None,
+        beside: Stream = Stream(),  # noqa: B008  # frozen
+    ) -> None:
+        n, k = experts.shape
+        self.axes, self.number, self.dropped, self.beside = axes, number, kept is not None, beside
+        # The fewer bits, the fewer passes of a radix sort.
+        flat = experts.to(torch.int16 if number < 2**15 else torch.int64)
+        self._of = (flat if kept is None else torch.where(kept, flat, number)).reshape(-1)
+        keys, self._order = torch.sort(self._of, stable=True)
+        place = torch.empty_like(self._order).scatter_(0, self._order, torch.arange(n * k, device=experts.device))
+        self.places = place.view(1, n, k)
+        """`back` of the plan where it is known with `rows`."""
+        ends = torch.searchsorted(keys, torch.arange(number, dtype=keys.dtype, device=keys.device), right=True)
+        self._counts = torch.diff(ends, prepend=ends.new_zeros(1))
+        self._asked: Work = Done()
+        self._read: Callable[[], list[list[int]]] | None = None
+        beside.follows(Stream.current(experts.device))
+
+    @property
+    def rows(self) -> Tensor | None:
+        """Those of the plan, where they are known before the host has read anything."""
+        return self._order if self.axes.etp.size == 1 and not self.dropped else None
+
+    def ask(self) -> None:
+        """All ranks of the exchange tell each other how many rows come, which are on their way to the host then."""
+        axes, exchange = self.axes, self.axes.exchange
+        if exchange.size == 1:
+            self._here, self._read = self._counts[None], to_host(self._counts[None])
+            return
+        with self.beside.used():
+            of_ep_ranks = self._counts.view(-1, self.number // axes.ep.size)
+            to_each = torch.stack([of_ep_ranks[ep] for ep, _ in axes.places])  # [ranks, local experts]
+            ones = [1] * exchange.size
+            self._here = all_to_all_rows_async(to_each, ones, ones, exchange).wait()
+            self._read = to_host(torch.cat([to_each, self._here]))
+            self._asked = self.beside.launched()
+
+    def plan(self) -> Plan:
+        """The plan. The host waits for the device, unless this rank exchanges nothing and drops nothing."""
+        if self._read is None:
+            self.ask()
+        assert self._read is not None
+        exchange, order, read = self.axes.exchange, self._order, self._read
+        if exchange.size == 1:  # those that were dropped are the last in `order`
+            total = sum(read()[0]) if self.dropped else len(order)
+            return Plan(exchange, order[:total], self.places, [total], [total], self._here, read)
+        sizes = read()  # the one wait of the host
+        self._asked.wait()
+        here = self.beside.hand_over(self._here)
+        theirs = sizes[exchange.size :]
+        sent, received = [sum(each) for each in sizes[: exchange.size]], [sum(each) for each in theirs]
+        rows, back = (order, self.places) if self.rows is not None else self._of_ranks(sent)
+        return Plan(exchange, rows, back, sent, received, here, lambda: theirs)
+
+    def _of_ranks(self, sent: list[int]) -> tuple[Tensor, Tensor]:
+        """`rows` and `back` where a row goes to several ranks, or to none."""
+        axes = self.axes
+        # Where the rows of each ep coordinate begin in the sorted order, and those of each rank among what is sent.
+        of_ep = {ep: total for (ep, _), total in zip(axes.places, sent, strict=True)}
+        first = dict(zip(sorted(of_ep), accumulate((of_ep[ep] for ep in sorted(of_ep)), initial=0), strict=False))
+        begins = list(accumulate(sent, initial=0))
+        parts = [self._order[first[ep] : first[ep] + n] for (ep, _), n in zip(axes.places, sent, strict=True)]
+        shift = torch.zeros((axes.etp.size, axes.ep.size + 1), dtype=torch.int64)
+        for begin, (ep, etp) in zip(begins, axes.places, strict=False):
+            shift[etp, ep] = begin - first[ep]
+        holder = (self._of // (self.number // axes.ep.size)).long()
+        back = self.places.flatten() + shift.to(holder.device)[:, holder]
+        if self.dropped:
+            back = torch.where(self._of < self.number, back, begins[-1])
+        return torch.cat(parts), back.view(axes.etp.size, *self.places.shape[1:])
+
+
+def _by_expert(counts: Tensor, total: int) -> Tensor:
+    """Rows that lie by source, within it by expert, as `counts` [sources, experts] says: their order by expert."""
+    begins = (counts.flatten().cumsum(0) - counts.flatten()).view_as(counts).t().flatten()
+    lengths = counts.t().flatten()
+    ahead = lengths.cumsum(0) - lengths
+    moved = torch.repeat_interleave(begins - ahead, lengths, output_size=total)
+    return moved + torch.arange(total, device=counts.device)
+
+
+def moved(rows: Tensor, order: Tensor | None) -> Tensor:
+    """Rows in another order; None: they have it."""
+    return rows if order is None else rows.index_select(0, order)
