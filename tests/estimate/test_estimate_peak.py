@@ -127,7 +127,7 @@ SELECTIVE: dict[str, Any] = {"recompute": "selective", "recompute_parts": ("norm
 @example(plain({"vocab": 4096}))
 @example(plain({}, **SELECTIVE))
 @example(plain(SPARSE, **SELECTIVE))
-@example(plain(SPARSE, recompute="block"))
+@example(plain({**SPARSE, "layers": 4}, recompute="block"))
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)
 def test_the_ledger_is_the_peak_of_a_step(args: Arguments) -> None:
     layout = layout_for(args.parallel)

@@ -299,9 +299,9 @@ PEAK = Said(
     ),
     Fault(
         "a plan of rows that a recomputed block is said not to keep",
-        "estimate/block_tape.py",
-        'back.tape.rename(plan="plan_before")',
-        'back.tape.free("plan")',
+        "estimate/expert_tape.py",
+        't.free("router", "rows", "inner_rows")',
+        't.free("router", "plan", "rows", "inner_rows")',
     ),
     Fault(
         "tensors that are never let go of",
