@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Final
 
 from rich.table import Table
 
 from stretto.arguments import Arguments
 from stretto.arguments.pipeline import vpp_of
-from stretto.estimate import Ledger, fitting, fullest, rank_ledger
+from stretto.estimate import fitting, fullest, rank_ledger
 from stretto.report.leaner import leaner_and_leaner
 
 MIB, GIB = 2**20, 2**30
@@ -28,17 +27,17 @@ def memory_table(args: Arguments) -> Table:
     table.add_column("", justify="left")
     for stage in stages:
         table.add_column(f"{what} {stage}", justify="right")
-    own = [each.name for each in fields(Ledger) if each.name != "host"]
-    for name in (*own, "total", "host"):
+    for name in (*next(iter(ledgers.values())).items, "total", "host"):
         row = [getattr(one, name) for one in ledgers.values()]
         if any(row):
             table.add_row("in the host's memory" if name == "host" else name, *(f"{size / MIB:,.1f}" for size in row))
+    table.add_row("at most in", *(one.moment for one in ledgers.values()))
     return table
 
 
 def verdict(args: Arguments, limit: float | None) -> Iterator[str]:
     """What is counted how; and with a limit in GiB, whether the run fits and which modes of sharding would."""
-    yield "weights, gradients, masters and optimizer are exact; activations and logits are counted by tensor"
+    yield "weights, gradients, masters and optimizer are exact; all else is that of the moment when a rank holds most"
     if limit is None:
         return
     found = fitting(args, limit * GIB)

@@ -56,8 +56,8 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
     tokens = local_tokens(args)
     outside = tokens // p.tp if p.sequence_parallel else tokens
     if parts == BLOCK:
-        return Kept(item * outside * m.hidden, 0, 0, 0, 0, 0)
-    d, chunks = m.dim_per_head, args.run.ffn_chunks
+        return Kept(item * outside * m.hidden, 0, 0, 0, 0, plan_bytes(args) * m.is_sparse(layer))
+    d, whole = m.dim_per_head, args.run.ffn_chunks == 1  # chunks are computed once more
     q, kv = m.heads * d // p.tp, max(1, m.num_kv_heads // p.tp) * d
     inner, again = m.dim_ffn // p.tp, "projections" in parts
     before, sparse = m.norm_placement != "post", m.is_sparse(layer)
@@ -71,21 +71,23 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
     if m.latent and not again:
         heads = tokens * _latent(args, selective="norms" in parts)
         heads += outside * m.hidden * ("norms" in parts and m.q_lora_rank is None)  # two read the normed input
-    others = tokens * 2 * kv * (p.cp > 1 or args.data.packing)  # keys beside values, as they go to other ranks
+    if (p.cp > 1 or args.data.packing) and not again and "attention" not in parts:
+        heads += tokens * kv * (2 - m.qk_norm)  # keys beside values, as they go to other ranks; not as they were normed
     lse = 0 if again or "attention" in parts else tokens * m.heads // p.tp * max(4, item)
     attended = 0 if "attention" in parts else item * tokens * m.heads * m.dim_value // p.tp
-    dense = 0 if again else tokens // chunks * inner * (2 if m.gated else 1)
-    activated = 0 if "activation" in parts else tokens // chunks * inner
+    dense = 0 if again else tokens * whole * inner * (2 if m.gated else 1)
+    activated = 0 if "activation" in parts else tokens * whole * inner
+    routing, wide_norms = 0, 0 if again else tokens * full_norms(args)
     if sparse:
-        selective = "activation" in parts
+        selective, routing = "activation" in parts, router_bytes(args) + plan_bytes(args)
         dense, activated = 0, sparse_feed_forward(args, selective=selective) + outside * m.hidden * (not selective)
     return Kept(
         item * (2 * outside * m.hidden + 2 * after),
         item * (normed + normed * (not sparse)),
-        item * (heads + others),
+        item * heads + wide_norms,
         attended + lse,
         item * dense,
-        item * activated,
+        item * activated + routing,
     )
 
 
@@ -128,6 +130,36 @@ def _seconds(args: Arguments, layer: int, parts: Parts) -> Iterator[float]:
         yield 2 * tokens * h * inner / GEMM + leaves
     if block:
         yield 6 * tokens * h * item / MEMORY
+
+
+def full_norms(args: Arguments) -> int:
+    """Bytes that norms over all heads keep of a token's queries and keys in fp32 or wider: these themselves, where they
+    are narrower, and what the weights multiply."""
+    m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
+    if not m.qk_norm or m.qk_norm_width != "full":
+        return 0
+    wide = max(4, item)
+    return (m.heads // p.tp + max(1, m.num_kv_heads // p.tp)) * m.dim_per_head * (wide + wide * (item < wide))
+
+
+def router_bytes(args: Arguments) -> int:
+    """Bytes that a router keeps: scores, chosen experts and their weights."""
+    m, p = args.model, args.parallel
+    wide = max(4, BYTES[args.run.dtype])
+    scores = m.experts * wide * (1 + (m.router_z_loss > 0))
+    chosen = m.top_k * (8 + wide * (1 + m.router_renormalize)) + wide * m.router_renormalize
+    return -(-local_tokens(args) // p.tp) * (scores + chosen)
+
+
+def plan_bytes(args: Arguments) -> int:
+    """Bytes that say where each row goes and where it comes back, and in which order those that came are."""
+    m, p = args.model, args.parallel
+    return -(-local_tokens(args) // p.tp) * m.top_k * 8 * (1 + p.etp + 2 * p.etp * (p.ep * p.etp > 1))
+
+
+def latent_heads(args: Arguments) -> int:
+    """`_latent` of a block that recomputes no norm."""
+    return _latent(args, selective=False)
 
 
 def _latent(args: Arguments, *, selective: bool) -> int:

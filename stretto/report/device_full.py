@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
 from stretto.arguments import Arguments
-from stretto.estimate import Ledger, fullest, rank_ledger
+from stretto.estimate import fullest, rank_ledger
 from stretto.report.leaner import leaner
 
 GIB = 2**30
@@ -42,8 +42,7 @@ class Held:
 def device_full(args: Arguments, rank: int, held: Held, what: str) -> str:
     """Lines: what failed, numbers beside those foreseen for this rank of the pipeline, three changes that would fit."""
     foreseen = rank_ledger(args, rank)
-    items = {f.name: getattr(foreseen, f.name) for f in fields(Ledger) if f.name != "host"}
-    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in items.items() if size)
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in foreseen.items.items() if size)
     tried = [(words, fullest(found)) for words, found in leaner(args)]
     fit = [f"{words} ({size / GIB:.1f} GiB)" for words, size in tried if size <= ROOM * held.total][:MOST]
     least = min(tried, key=lambda each: each[1], default=None)
@@ -55,7 +54,7 @@ def device_full(args: Arguments, rank: int, held: Held, what: str) -> str:
             f"the device is full: {what}",
             f"  at the peak {held.allocated / GIB:.2f} GiB in tensors, {held.reserved / GIB:.2f} reserved, of "
             f"{held.total / GIB:.2f}",
-            f"  foreseen {foreseen.total / GIB:.2f} GiB: {parts}",
+            f"  foreseen {foreseen.total / GIB:.2f} GiB in the {foreseen.moment}: {parts}",
             f"  {way}; `stretto plan` with the same words ranks other layouts",
         )
     )

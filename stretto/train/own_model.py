@@ -98,6 +98,12 @@ def require_meant(lr: object, optimizer: object, sharding: Sharding | str, on_no
         raise ValueError(f"on_nonfinite={on_nonfinite!r}: take one of {', '.join(known)}")
 
 
+def require_trainable(weights: DataParallel, axis: Axis) -> None:
+    """Raise ValueError where nothing of a model is trained, or where two of its parameters have one name."""
+    require_trained(weights, axis)
+    require_names_apart(weights, axis)
+
+
 def require_trained(weights: DataParallel, pp: Axis) -> None:
     """Raise ValueError, on all ranks of the pipeline, where no stage has a parameter that wants a gradient."""
     if not any(all_gather_json(any(item.param.requires_grad for item in weights.declared), pp)):

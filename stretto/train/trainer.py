@@ -31,15 +31,7 @@ from stretto.train.loop import DivergedError, Loop, Pace
 from stretto.train.meter import Meter, Work
 from stretto.train.metrics_file import JsonLines
 from stretto.train.optimizers import AdamW
-from stretto.train.own_model import (
-    Loss,
-    StageCall,
-    boundary_of,
-    require_meant,
-    require_names_apart,
-    require_trained,
-    stage_of,
-)
+from stretto.train.own_model import Loss, StageCall, boundary_of, require_meant, require_trainable, stage_of
 from stretto.train.record import HELD_OUT, Everyone, Listener, RunRecord
 from stretto.train.saves import SavePolicy, Saves
 from stretto.train.slow_ranks import SlowRanks
@@ -170,8 +162,7 @@ class Trainer:
                 call=partial(StageCall, stages, loss),
                 search=(lambda cost: order(cost=cost)) if schedule == "auto" else None,
             )
-            require_trained(model.weights, axis)
-            require_names_apart(model.weights, axis)
+            require_trainable(model.weights, axis)
         self.assembly: Assembly[Any] = model
         batches = data if isinstance(data, Batches) else RowBatches(data, cut)
         self.train_state = TrainState(self.assembly.optimizer, batches)

@@ -26,6 +26,7 @@ from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, Optimi
 from stretto.distributed import AdamW, Bucket, DataParallel, clip_factor, grad_norm
 from stretto.distributed.memory import here
 from stretto.estimate import ledger
+from stretto.estimate.steady import steady
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState, default_axes
 from stretto.params import Init, ParamSpec, declare
@@ -347,11 +348,11 @@ def _copies(world: World) -> dict[str, tuple[int, bool, bool]]:
                 for step in range(2):
                     with Copied() as copied:
                         trainer.step(session.microbatches(random_batch(args, step)), 1e-3)
-            most = ledger(args, 0)
-            fits = (
-                max(gathered) <= (most.gathered or most.weights),
-                max(reducing) <= (most.reducing or most.gradients),
-            )
+            kept = steady(args, 0, embedding=True)
+            every = [(at, back) for at in range(args.model.layers + 2) for back in (False, True)]
+            whole = max(kept.sections.gathered(at, back=back) for at, back in every)
+            fills = max(kept.filling + kept.sections.filling(at, back=back) for at, back in every)
+            fits = (max(gathered) <= (whole or kept.weights), max(reducing) <= (fills or kept.gradients))
             found[mode] = (copied.elements, *fits)
     assert state.world.size == world.size
     return found

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig, RunConfig
 from stretto.estimate.context import comm_of, exchanged
 from stretto.estimate.memory import ledger
+from stretto.estimate.moments import stage_activations
 
 pytestmark = pytest.mark.pure
 
@@ -52,8 +53,14 @@ def test_what_is_said_of_a_layer_is_done_in_it() -> None:
 
 
 def test_activations_of_a_rank_are_those_of_its_slots() -> None:
-    """Half the tokens, but for what is exchanged and the copy of keys and values."""
-    whole, half = (ledger(arguments(cp, 8192), 0) for cp in (1, 2))
-    keys = 2 * 2 * 4096 * 2 * 8 * 128
-    assert half.activations == whole.activations / 2 + keys
-    assert whole.exchanged == 0 < half.exchanged
+    """Half the tokens, but for the copy of keys and values, and for cosines and sines of tokens that are not a row."""
+    whole, half = (stage_activations(arguments(cp, 8192), 0).kept for cp in (1, 2))
+    keys, angles = 2 * 2 * 4096 * 2 * 8 * 128, 2 * 2 * 4096 * 128
+    assert half == whole / 2 + keys + angles
+
+
+def test_what_is_exchanged_counts_where_attention_is_most() -> None:
+    """Of a block that is computed once more, with a narrow feed-forward."""
+    args = arguments(2, 8192)
+    args = replace(args, model=replace(args.model, ffn=64, vocab=64), run=replace(args.run, recompute="block"))
+    assert ledger(args, 0).moment == "backward of attention"

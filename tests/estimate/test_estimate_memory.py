@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stretto import peer_buffer, peer_memory
 from stretto.arguments.resolve import layout_for
 from stretto.arguments.schema import (
     Arguments,
@@ -26,8 +27,9 @@ from stretto.arguments.schema import (
     TuningConfig,
 )
 from stretto.distributed.memory import here
-from stretto.estimate import fitting, ledger, rank_ledger
+from stretto.estimate import fitting, ledger, rank_ledger, workspace
 from stretto.parallel_state import ParallelState
+from stretto.pipeline_parallel import link
 from stretto.train.build import build
 from stretto.train.groups import axes_of
 
@@ -130,6 +132,11 @@ def test_the_ledger_is_what_lives(args: Arguments, data: st.DataObject) -> None:
     kept = (0, 0, masters + moments) if args.optimizer.optimizer_cpu_offload else (masters, moments, 0)
     assert (found.weights, found.gradients) == (weights, gradients)
     assert (found.masters, found.optimizer, found.host) == kept
+
+
+def test_what_messages_wait_in_is_as_large_as_the_code_that_makes_it_says() -> None:
+    """The ledger has these numbers without torch."""
+    assert (workspace.AHEAD, workspace.CHUNK, workspace.SLOTS) == (link.AHEAD, peer_memory.CHUNK, peer_buffer.SLOTS)
 
 
 def test_sharding_makes_what_it_shards_smaller() -> None:

@@ -16,7 +16,19 @@ from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, EXCHANGE, READBACK
 from verify_said_residence import RESIDENCE
 from verify_said_schedules import SCHEDULES
-from verify_said_sharding import CHECKPOINTS, FLAT, LEDGER, LOOP, MUON, NOT_FINITE, PARAM_GROUPS, RULES, SHARDING, WIRE
+from verify_said_sharding import (
+    CHECKPOINTS,
+    FLAT,
+    LEDGER,
+    LOOP,
+    MUON,
+    NOT_FINITE,
+    PARAM_GROUPS,
+    PEAK,
+    RULES,
+    SHARDING,
+    WIRE,
+)
 from verify_said_tensor import FOREIGN, RECOMPUTE, SHAPES
 from verify_said_tuning import ADAPTER_IN, ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
 
@@ -671,6 +683,7 @@ SAID = (
     WIRE,
     RESIDENCE,
     LEDGER,
+    PEAK,
     LOOP,
     NOT_FINITE,
     CHECKPOINTS,

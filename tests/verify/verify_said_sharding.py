@@ -223,7 +223,7 @@ LEDGER = Said(
     "tests/estimate/test_estimate_memory.py",
     Fault(
         "padding of shards left out",
-        "estimate/memory.py",
+        "estimate/steady.py",
         "Flat(tuple(tensors[n].numel for n in group), n_shards).numel",
         "Flat(tuple(tensors[n].numel for n in group), 1).numel",
     ),
@@ -241,33 +241,91 @@ LEDGER = Said(
     ),
     Fault(
         "masters of wide weights counted",
-        "estimate/memory.py",
+        "estimate/steady.py",
         'if args.optimizer.masters == "remainder" else wide) * narrow',
         'if args.optimizer.masters == "remainder" else wide)',
     ),
     Fault(
         "state of another rule",
-        "estimate/memory.py",
+        "estimate/steady.py",
         '{"adamw": 2, "sgd": 1, "lion": 1, "muon": 2}',
         '{"adamw": 2, "sgd": 2, "lion": 1, "muon": 2}',
     ),
     Fault(
         "moments in bf16 counted wide",
-        "estimate/memory.py",
+        "estimate/steady.py",
         'moment = 2 if args.optimizer.moments == "bf16" else wide',
         "moment = wide",
     ),
     Fault(
         "gradients that are sharded counted whole",
-        "estimate/memory.py",
+        "estimate/steady.py",
         "gradients=wide * (moved_part if sharding.grads else moved),",
         "gradients=wide * moved,",
     ),
     Fault(
         "gradients or masters of what is frozen counted",
-        "estimate/memory.py",
+        "estimate/steady.py",
         "sum(n for n, t in zip(each, trained, strict=True) if t)",
         "sum(each)",
+    ),
+)
+
+PEAK = Said(
+    "tests/estimate/test_estimate_peak.py",
+    Fault(
+        "the gradient of an activation left out of its layer's backward",
+        "estimate/block_tape.py",
+        "dactivated=s.activated)",
+        "dactivated=0)",
+    ),
+    Fault(
+        "what is added to the residual let go before its block ends",
+        "estimate/block_tape.py",
+        '        with t.during(f"forward of {self._name}"):\n',
+        '        t.free("added")\n        with t.during(f"forward of {self._name}"):\n',
+    ),
+    Fault(
+        "rows of experts counted once where their gradients are computed from them",
+        "estimate/expert_tape.py",
+        "        if self.recompute:\n            t.make(rows=self.rows)\n",
+        "",
+    ),
+    Fault(
+        "the head's gradient left out",
+        "estimate/moments.py",
+        "normed + whole + logits(args)",
+        "normed + logits(args)",
+    ),
+    Fault(
+        "a plan of rows that a recomputed block is said not to keep",
+        "estimate/block_tape.py",
+        'back.tape.rename(plan="plan_before")',
+        'back.tape.free("plan")',
+    ),
+    Fault(
+        "tensors that are never let go of",
+        "estimate/tape.py",
+        "            self._live.pop(name, None)\n",
+        "            pass\n",
+    ),
+    Fault(
+        "what of a ring is on its way to the next left out",
+        "estimate/context_tape.py",
+        "self.ranks * (3 if self.rings > 1 else 1)",
+        "self.ranks * (2 if self.rings > 1 else 1)",
+    ),
+    Fault(
+        "messages between stages left out",
+        "estimate/workspace.py",
+        "return min(AHEAD, each) * sides * entering_bytes(args)",
+        "return 0",
+    ),
+    Fault(
+        "rows that came counted once",
+        "estimate/expert_tape.py",
+        "            t.make(came=self.here)\n",
+        "",
     ),
 )
 

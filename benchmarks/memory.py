@@ -1,0 +1,82 @@
+"""The ledger's peaks beside those measured on H200s: `python -m benchmarks.memory` prints the table of the docs.
+
+Measured is what torch's allocator had in use at most, as each file says. Runs of code that is gone are not among them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stretto.arguments import parse
+from stretto.estimate import Ledger, rank_ledger
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = (
+    ("h200/S4.json", "stretto-no-graphs"),
+    ("h200/S16.json", "stretto"),
+    ("h200x2/D1.json", "stretto"),
+    ("h200x2/D1-block.json", "stretto-block"),
+    ("h200x2/D2-breadth.json", "stretto"),
+    ("h200x2/D2-breadth.json", "stretto-fp8"),
+    ("h200x2/D2-fp8.json", "stretto-fp8-rowwise"),
+    ("h200x2/D4-dp.json", "stretto"),
+    ("h200x2/D4-zero1.json", "stretto-zero1"),
+    ("h200x2/D4-fsdp-copy-engines.json", "stretto-fsdp"),
+    ("h200x2/D4-fsdp-copy-engines.json", "stretto-fsdp-nccl"),
+    ("h200x2/D4-fsdp-copy-engines.json", "stretto-fsdp-selective"),
+    ("h200x2/D4-tp.json", "stretto"),
+    ("h200x2/D4-tp-nccl.json", "stretto-nccl"),
+    ("h200x2/D4-pp.json", "stretto"),
+    ("h200x2/D4-schedules.json", "stretto-zbv"),
+    ("h200x2/D4-schedules.json", "stretto-interleaved"),
+)
+"""Files of results, and a peer of each."""
+STEPS = ("steps-olmoe", "steps-olmoe-ep2", "steps-32k", "steps-32k-cp2", "steps-128k", "steps-128k-cp2")
+"""Of `benchmarks.steps`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rank at its fullest, in bytes."""
+
+    file: str
+    run: str
+    measured: float
+    said: Ledger
+
+    @property
+    def error(self) -> float:
+        """Relative to what was measured."""
+        return self.said.total / self.measured - 1
+
+
+def rows() -> Iterator[Row]:
+    """Every run, and each rank of a pipeline."""
+    for file, peer in RUNS:
+        entry: dict[str, Any] = json.loads((RESULTS / file).read_text())["peers"][peer]
+        words = [str(word) for word in entry["about"]["words"]]
+        yield from _ranks(file, peer, words, entry["peak_bytes"])
+    for name in STEPS:
+        file = f"h200x2/{name}.json"
+        for case, entry in json.loads((RESULTS / file).read_text())["cases"].items():
+            yield from _ranks(file, case, entry["words"].split(), [entry["last"]["peak_gib"] * 2**30])
+
+
+def _ranks(file: str, run: str, words: list[str], peaks: list[float]) -> Iterator[Row]:
+    args = parse(words, files=False).args
+    if args.parallel.pp == 1:
+        yield Row(file, run, max(peaks), rank_ledger(args, 0))
+        return
+    for rank, peak in enumerate(peaks):
+        yield Row(file, f"{run}, rank {rank}", peak, rank_ledger(args, rank))
+
+
+if __name__ == "__main__":
+    print("| run | peer | measured, GiB | ledger, GiB | | at most in the |\n|---|---|---|---|---|---|")
+    for row in rows():
+        cells = (row.file, f"`{row.run}`", f"{row.measured / 2**30:.2f}", f"{row.said.total / 2**30:.2f}")
+        print(f"| {' | '.join(cells)} | {row.error:+.1%} | {row.said.moment} |")

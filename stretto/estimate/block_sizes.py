@@ -1,0 +1,62 @@
+"""Bytes of the tensors of a block, on one rank and for one microbatch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stretto.arguments.schema import Arguments
+from stretto.estimate.kept import full_norms, latent_heads
+from stretto.estimate.sizes import BYTES, local_tokens
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """By what they are. Where tp cuts the sequence a rank has `x` of the stream, and `whole` after a gather."""
+
+    x: int
+    whole: int
+    heads: int
+    """Queries, keys and values as they leave their GEMMs, and what else of them attention keeps."""
+    normed_q: int
+    """Queries once more, where they have norms."""
+    normed_k: int
+    wide_norms: int
+    """What norms over all heads keep of them in fp32 or wider."""
+    q: int
+    kv: int
+    """Keys and values, side by side."""
+    attended: int
+    lse: int
+    inner: int
+    activated: int
+    item: int
+    """Of one number."""
+    wide: int
+    """Of fp32 or wider, to the dtype of activations."""
+
+    @classmethod
+    def of(cls, args: Arguments, inner: int) -> BlockSizes:
+        """Of a block whose dense feed-forward has so many features."""
+        m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
+        tokens = local_tokens(args)
+        every, wide = item * tokens, max(4, item)
+        q = m.heads * m.dim_per_head // p.tp
+        k = (m.heads // p.tp if m.latent else max(1, m.num_kv_heads // p.tp)) * m.dim_per_head
+        v = m.heads // p.tp * m.dim_value if m.latent else k
+        each = tokens // args.run.ffn_chunks * item * inner // p.tp
+        return cls(
+            x=every * m.hidden // (p.tp if p.sequence_parallel else 1),
+            whole=every * m.hidden,
+            heads=every * (latent_heads(args) if m.latent else q + k + v),
+            normed_q=every * q * m.qk_norm,
+            normed_k=every * k * m.qk_norm,
+            wide_norms=tokens * full_norms(args),
+            q=every * q,
+            kv=every * (k + v),
+            attended=every * m.heads * m.dim_value // p.tp,
+            lse=tokens * m.heads // p.tp * wide,
+            inner=each * (2 if m.gated else 1),
+            activated=each,
+            item=item,
+            wide=wide // item,
+        )

@@ -1,0 +1,201 @@
+"""The tensors of a block in the order in which its forward and its backward make them and let go of them.
+
+It follows `stretto.models.block`, with the fused operations of a GPU: a norm, an activation, a rotation is one kernel
+that makes its output alone; the adjoint of a gated activation writes where its inputs were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stretto.arguments.schema import Arguments
+from stretto.estimate.attention_tape import AttentionTape
+from stretto.estimate.block_sizes import BlockSizes
+from stretto.estimate.context_tape import ContextTape
+from stretto.estimate.expert_tape import ExpertTape
+from stretto.estimate.gemm_tape import GemmTape
+from stretto.estimate.kept import BLOCK, NOTHING, Parts
+from stretto.estimate.tape import Moment, Tape
+
+
+@dataclass(frozen=True)
+class BlockMoments:
+    """Of one block and microbatch, with what it keeps, and with the gradient of what leaves it."""
+
+    kept: int
+    """After its forward; what leaves it enters the next one."""
+    forward: Moment
+    backward: Moment
+
+
+def block_moments(args: Arguments, layer: int, parts: Parts) -> BlockMoments:
+    """Of a layer that computes `parts` once more."""
+    whole = parts == BLOCK
+    tape = _Block.of(args, layer, NOTHING if whole else parts, Tape())
+    tape.tape.make(x=tape.sizes.x)
+    tape.forward(keep=not whole)
+    forward = tape.tape.most
+    tape.tape.free("out")
+    kept = tape.tape.now
+    back = _Block.of(args, layer, NOTHING if whole else parts, Tape(**tape.tape.live, dout=tape.sizes.x))
+    if whole:
+        back.tape.rename(plan="plan_before")  # its graph is there as long as that of the forward
+        back.forward(keep=True, ends=False)
+    back.backward()
+    return BlockMoments(kept, forward, back.tape.most)
+
+
+@dataclass(frozen=True)
+class _Block:
+    tape: Tape
+    sizes: BlockSizes
+    gemms: GemmTape
+    attention: AttentionTape
+    experts: ExpertTape | None
+    args: Arguments
+    parts: Parts
+
+    @classmethod
+    def of(cls, args: Arguments, layer: int, parts: Parts, tape: Tape) -> _Block:
+        m, p = args.model, args.parallel
+        sparse = m.is_sparse(layer)
+        sizes = BlockSizes.of(args, m.shared_ffn if sparse else m.dim_ffn)
+        gemms = GemmTape(tape, sizes, p.tp, p.sequence_parallel, args.run.fp8)
+        context = ContextTape.of(args, layer, tape, sizes) if p.cp > 1 or args.data.packing else None
+        experts = ExpertTape.of(args, tape, selective="activation" in parts) if sparse else None
+        attention = AttentionTape(tape, sizes, gemms, context, parts, m.position == "rope")
+        return cls(tape, sizes, gemms, attention, experts, args, parts)
+
+    @property
+    def before(self) -> bool:
+        return self.args.model.norm_placement != "post"
+
+    @property
+    def after(self) -> bool:
+        return self.args.model.norm_placement != "pre"
+
+    def forward(self, *, keep: bool, ends: bool = True) -> None:
+        """From x to out, and what stays where it is to `keep`; computed once more it `ends` no later than that."""
+        t, s = self.tape, self.sizes
+        lazy = self.before and "norms" in self.parts
+        with t.during("forward of attention"):
+            if self.before and not lazy:
+                t.make(n1=s.x)
+            self.attention.forward(lazy=lazy, keep=keep)
+            if self.after:
+                t.make(added_normed=s.x)
+                if not keep:
+                    t.free("added")
+            t.make(mid=s.x)
+        # What is added to the residual is a local name until the block ends.
+        with t.during(f"forward of {self._name}"):
+            lazy = lazy and self.experts is None
+            if self.before and not lazy:
+                t.make(n2=s.x)
+            self._second(lazy=lazy, keep=keep, ends=ends or self.after)
+            if self.after:
+                t.make(more_normed=s.x)
+                if not keep:
+                    t.free("more", "both")
+            if ends:
+                t.make(out=s.x)
+        t.free("added_normed", "more_normed", *(() if keep else ["mid"]))
+        if not self.after or not keep:
+            t.free("added", "more", "both")
+
+    @property
+    def _name(self) -> str:
+        return "feed-forward" if self.experts is None else "experts"
+
+    def _second(self, *, lazy: bool, keep: bool, ends: bool) -> None:
+        """From the normed stream to what is added to it the second time."""
+        t, s = self.tape, self.sizes
+        if self.experts is None:
+            self._feed_forward(lazy=lazy, keep=keep, out="more")
+            return
+        if self.args.model.shared_ffn:
+            self._feed_forward(lazy=False, keep=keep, out="beside")
+        self.experts.forward(keep=keep)
+        if self.args.model.shared_ffn and ends:
+            t.make(both=s.x)
+            t.free("more", "beside")
+        if not keep:
+            t.free("n2")
+
+    def _feed_forward(self, *, lazy: bool, keep: bool, out: str) -> None:
+        t, s = self.tape, self.sizes
+        self.gemms.column("n2", made_for_it=lazy, keep=keep, recompute=self._feed_forward_again, inner=s.inner)
+        t.make(activated=s.activated)
+        if self._feed_forward_again or not keep:
+            t.free("inner")
+        made_again = "activation" in self.parts or self._chunked
+        self.gemms.row("activated", s.activated, keep=keep and not made_again, out=out)
+
+    @property
+    def _chunked(self) -> bool:
+        return self.args.run.ffn_chunks > 1
+
+    @property
+    def _feed_forward_again(self) -> bool:
+        """Whether its first GEMM is computed once more."""
+        return "projections" in self.parts or self._chunked
+
+    def backward(self) -> None:
+        """From dout to dx, of what the forward has kept."""
+        t, s = self.tape, self.sizes
+        lazy = self.before and "norms" in self.parts
+        with t.during(f"backward of {self._name}"):
+            if self.after:
+                t.make(dmore=s.x)
+                t.free("more", "both")
+            if self.experts is not None:
+                self.experts.backward()
+                if self.args.model.shared_ffn:
+                    self._feed_forward_back(lazy=False, past="", dx="dbeside")
+                t.make(dmid=s.x)
+                t.free("dn2", "dbeside", "dout")
+            else:
+                self._feed_forward_back(lazy=lazy, past="dout", dx="dmid")
+            t.free("mid", "n2")
+        with t.during("backward of attention"):
+            if self.after:
+                t.make(dadded=s.x)
+                t.free("added")
+            self.attention.backward(lazy=lazy)
+            t.free("x", "n1")
+
+    def _feed_forward_back(self, *, lazy: bool, past: str, dx: str) -> None:
+        t, s, m = self.tape, self.sizes, self.args.model
+        in_place, made_again = m.activation == "swiglu", "activation" in self.parts
+        if self._chunked:  # the gradients of the chunks before are there
+            t.make(dchunks=s.x - s.x // self.args.run.ffn_chunks)
+        if self._feed_forward_again and (made_again or self._chunked):  # both GEMMs are in what is computed once more
+            self.gemms.gather_again()
+            t.make(inner=s.inner, activated=s.activated)
+            lazily = False
+        else:
+            lazily = made_again
+        self.gemms.row_back("dmore", "" if lazily else "activated", dactivated=s.activated)
+        if self._feed_forward_again and not (made_again or self._chunked):
+            self.gemms.gather_again()
+            t.make(inner=s.inner)
+            t.pass_through(activated_again=s.activated)
+        if not in_place:
+            t.make(dinner=s.inner, **({"activated": s.activated} if lazily else {}))
+            t.free("inner", "dactivated")
+            self.gemms.weight_gradient("activated", "activated_quantized")
+        elif lazily:  # the output was made in the place of its gradient
+            self.gemms.weight_gradient("dactivated")
+        else:
+            t.free("dactivated")
+        # Of experts that all tokens go through, the router reads the same, and the norm's adjoint comes after both.
+        beside = self.experts is not None
+        self.gemms.column_back(
+            "inner" if in_place else "dinner",
+            s.inner,
+            "" if beside else "n2",
+            made_for_it=lazy,
+            dx=dx,
+            past=past,
+        )
+        t.free("dchunks")

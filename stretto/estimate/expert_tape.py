@@ -1,0 +1,109 @@
+"""The tensors of a layer of experts, forward and back, where experts have equal loads.
+
+As `stretto.experts` has it: the rows of all assignments exist as often as they are put in order or sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stretto.arguments.schema import Arguments
+from stretto.estimate.kept import plan_bytes, router_bytes
+from stretto.estimate.sizes import BYTES, local_tokens
+from stretto.estimate.tape import Tape
+
+
+@dataclass(frozen=True)
+class ExpertTape:
+    """Rows of `rows` bytes leave their tokens, `here` arrive; of each row `inner` bytes enter the activation."""
+
+    tape: Tape
+    x: int
+    """Of the tokens themselves."""
+    router: int
+    """What the router keeps."""
+    plan: int
+    """Where rows go and come from: kept also by a block that is computed once more."""
+    rows: int
+    numbers: int
+    """A weight of each row, its gradient, and where these are put in order."""
+    here: int
+    inner: int
+    activated: int
+    exchanges: bool
+    recompute: bool
+    in_place: bool
+
+    @classmethod
+    def of(cls, args: Arguments, tape: Tape, *, selective: bool) -> ExpertTape:
+        """With `selective` recomputation neither rows nor the activation's output are kept."""
+        m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
+        tokens = local_tokens(args)
+        share = -(-tokens // p.tp)
+        rows = share * m.top_k
+        exchanges = p.ep * p.etp > 1
+        return cls(
+            tape,
+            x=item * share * m.hidden,
+            router=router_bytes(args),
+            plan=plan_bytes(args),
+            rows=item * rows * m.hidden,
+            numbers=rows * (4 * max(4, item) + 8),
+            here=item * rows * p.etp * m.hidden,
+            inner=item * rows * m.dim_expert * (2 if m.gated else 1),
+            activated=item * rows * m.dim_expert,
+            exchanges=exchanges,
+            recompute=selective and not exchanges,
+            in_place=m.activation == "swiglu",
+        )
+
+    def forward(self, *, keep: bool) -> None:
+        """From n2 to what is added."""
+        t = self.tape
+        t.make(router=self.router, plan=self.plan)
+        t.make(rows=self.rows)
+        if self.exchanges:
+            t.make(came=self.here)
+            t.free("rows")  # as they left
+            t.make(rows=self.here)
+        t.make(inner_rows=self.inner)
+        if self.recompute:
+            t.free("rows")
+        t.make(activated_rows=self.activated)
+        t.make(out_rows=self.here)
+        if self.exchanges:
+            t.make(back_in_order=self.here)
+            t.make(back=self.rows)
+            t.free("back_in_order")
+        t.make(more=self.x)
+        t.free("activated_rows", "out_rows", "came", "back")
+        if not keep:
+            t.free("router", "rows", "inner_rows")
+
+    def backward(self) -> None:
+        """From the gradient of what is added to that of the normed stream."""
+        t = self.tape
+        t.make(dout_rows=self.rows)
+        if self.exchanges:
+            t.make(dcame=self.here)
+            t.make(dy=self.here)
+        t.make(da=self.activated)
+        if not self.in_place:
+            t.make(dinner=self.inner, a=self.activated)
+        t.pass_through(numbers=self.numbers)
+        t.free("dcame", *(() if self.in_place else ["inner_rows"]))
+        if self.exchanges:  # weight gradients wait for the rows to travel
+            t.free("dout_rows")
+            t.hold_back("dy", "da", "a", "inner_rows", "dinner", "rows")
+        else:
+            t.free("dout_rows", "da", "a")
+        t.make(drows=self.here)
+        if self.exchanges:
+            t.make(in_order=self.here)
+            t.free("drows")
+            t.make(drows_back=self.rows)
+            t.flush()
+        if self.recompute:
+            t.make(rows=self.rows)
+        t.make(dn2=self.x)
+        t.free("inner_rows", "dinner", "rows", "drows", "drows_back", "in_order", "router", "plan")

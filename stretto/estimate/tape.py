@@ -1,0 +1,74 @@
+"""What lives while a computation goes on, as its code makes tensors and lets go of them: the most at once is a peak.
+
+A peak is not a sum of what each part needs at most: one part lets go before another makes. So the tensors of a forward
+or a backward are written down in order, by name and size, and the largest sum of a moment is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+
+class Moment(NamedTuple):
+    """Of a computation the moment in which most lives, and how many bytes those are."""
+
+    name: str
+    bytes: int
+
+
+class Tape:
+    """Tensors by name, with their bytes. What is `held_back` lives on until the next collective hides its use."""
+
+    def __init__(self, **live: int) -> None:
+        self._live = dict(live)
+        self._held_back: list[str] = []
+        self._name = ""
+        self.most = Moment("", sum(live.values()))
+
+    @property
+    def now(self) -> int:
+        """Bytes that live."""
+        return sum(self._live.values())
+
+    @property
+    def live(self) -> dict[str, int]:
+        """What lives, by name."""
+        return dict(self._live)
+
+    @contextmanager
+    def during(self, name: str) -> Iterator[None]:
+        """What is made within is of this moment."""
+        before, self._name = self._name, name
+        yield
+        self._name = before
+
+    def make(self, **sizes: int) -> None:
+        """These are made, and live beside all that does."""
+        self._live |= sizes
+        if (now := self.now) > self.most.bytes:
+            self.most = Moment(self._name, now)
+
+    def free(self, *names: str) -> None:
+        """Nobody holds these any more; none of them need have been there."""
+        for name in names:
+            self._live.pop(name, None)
+
+    def rename(self, **names: str) -> None:
+        """These are made once more while they live under another name."""
+        self._live = {names.get(name, name): size for name, size in self._live.items()}
+
+    def pass_through(self, **sizes: int) -> None:
+        """Made, and gone when the next is made."""
+        self.make(**sizes)
+        self.free(*sizes)
+
+    def hold_back(self, *names: str) -> None:
+        """A weight gradient needs these, and is computed behind the next collective: until then they live."""
+        self._held_back += names
+
+    def flush(self) -> None:
+        """A collective is under way: what was held back is used now."""
+        self.free(*self._held_back)
+        self._held_back = []

@@ -1,0 +1,79 @@
+"""Memory of a GPU that holds no tensor of the model's: what libraries work in, and what messages wait in."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from stretto.arguments.pipeline import num_stages
+from stretto.arguments.schema import Arguments
+from stretto.estimate.context import comm_of
+from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
+
+CUBLAS: Final = 2**25
+"""Bytes that torch gives cuBLAS on Hopper for each thread and stream that multiplies: forwards are launched by one
+thread, backwards by autograd's."""
+SLOTS: Final = 3
+"""Messages of a peer buffer, as `stretto.peer_buffer` has it."""
+CHUNK: Final = 2**26
+"""Bytes of other ranks' gradients that are added at a time, as `stretto.peer_memory` has it; two are there."""
+_UNIT: Final = 2**21
+_LARGE: Final = 10 * 2**20
+AHEAD: Final = 4
+"""Messages to a neighbour that are held until they are known to be over, as `stretto.pipeline_parallel.link` has it:
+a host that runs ahead of its GPU fills that."""
+
+
+def workspaces(args: Arguments) -> int:
+    """Bytes of a rank on a GPU. Microbatches that are recorded as graphs have workspaces of their own."""
+    if args.run.device == "cpu":
+        return 0
+    return CUBLAS * 2 * (1 + bool(args.run.cuda_graphs)) + _peer_buffers(args) + 2 * CHUNK * adds_by_copy_engines(args)
+
+
+def tables(args: Arguments) -> int:
+    """Bytes of the cosines and sines of all positions, with a window and without."""
+    m = args.model
+    return 4 * args.batch.seq_len * m.dim_rotary * BYTES[args.run.dtype] * (m.position == "rope")
+
+
+def rounded(nbytes: int) -> int:
+    """What torch's allocator takes for a tensor that stays: a large one has memory of its own in units of 2 MiB, of
+    which less than 1 MiB that is left over is for nobody else."""
+    left = -nbytes % _UNIT
+    return nbytes + left if nbytes >= _LARGE and left <= _UNIT // 2 else nbytes
+
+
+def adds_by_copy_engines(args: Arguments) -> bool:
+    """Whether gradients of other ranks come by copy engines."""
+    p = args.parallel
+    ranks = (p.dp or 1) * p.cp
+    return (
+        p.dp_copy_engines and p.sharding != "none" and args.run.device != "cpu" and ranks > 1 and _one_host(args, ranks)
+    )
+
+
+def passing(args: Arguments) -> int:
+    """Bytes of messages to the neighbours of a pipeline's rank that are not known to be over."""
+    p = args.parallel
+    if p.pp == 1:
+        return 0
+    # A loop of stages sends to both sides of any rank; of a line the ends have one.
+    sides = 1 if p.pp == 2 else 2
+    each = args.batch.microbatches(p.dp) * num_stages(p) // p.pp
+    return min(AHEAD, each) * sides * entering_bytes(args)
+
+
+def _peer_buffers(args: Arguments) -> int:
+    p, m, item = args.parallel, args.model, BYTES[args.run.dtype]
+    found = 0
+    if p.tp > 1 and p.tp_comm_overlap and _one_host(args, 1):
+        found += (p.tp - 1) * (args.batch.seq_len * args.batch.micro_batch * m.hidden * item // p.tp)
+    if p.cp > 1 and any(comm_of(args, n) == "all-gather" for n in range(m.layers)) and _one_host(args, p.cp):
+        found += (p.cp - 1) * local_tokens(args) * 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head * item
+    return SLOTS * found
+
+
+def _one_host(args: Arguments, ranks: int) -> bool:
+    """Whether so many ranks, beside those of tp, are of one host."""
+    p = args.parallel
+    return ranks * p.tp <= (p.gpus_per_node or ranks * p.tp)
