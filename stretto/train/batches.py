@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from stretto.collectives import all_reduce
 from stretto.data.feed import rows_of
+from stretto.exchange import all_same
 from stretto.parallel_state import ParallelState
 
 
@@ -136,6 +138,9 @@ class RowBatches:
     epochs: int = 0
     """Times that the source ended."""
     _iterator: Iterator[Any] | None = field(default=None, init=False, repr=False)
+    _first: bytes | None = field(default=None, init=False, repr=False)
+    """What the first global batch of this process is known by, until all ranks have compared theirs."""
+    _compared: bool = field(default=False, init=False, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -150,9 +155,15 @@ class RowBatches:
     def next(self) -> Sequence[Any]:
         batch = self._following()
         self.count += 1
-        return self.cut.of(batch)
+        rows = self.cut.of(batch)
+        if self._first is None and self.cut.state.world.size > 1:
+            self._first = _digest(batch)
+        return rows
 
     def ready(self, microbatches: Sequence[Any]) -> Sequence[Share]:
+        if self._first is not None and not self._compared:
+            self._compared = True
+            require_one_batch(self._first, self.cut.state)
         before = (self.count - 1) * self.cut.global_batch
         shares = self.cut.ready(microbatches)[0]
         numbers = [range(before + rows.start, before + rows.stop) for rows in self.cut.rows]
@@ -211,6 +222,24 @@ class RowEvaluation:
 
     def bits_per_byte(self, loss: float) -> None:
         """Not known: nobody says what text the rows stand for."""
+
+
+def require_one_batch(digest: bytes, state: ParallelState) -> None:
+    """Raise ValueError, on every rank, where they have read different global batches."""
+    everyone = state.axis("tp", "cp", "dp", "pp")
+    if not all_same(digest, everyone.size, everyone.group):
+        raise ValueError(
+            "the ranks read different global batches, and each takes its rows of one that all have read: shuffle with "
+            "the same seed on all of them, and leave out samplers that split the data by rank"
+        )
+
+
+def _digest(batch: Any) -> bytes:
+    """What a batch is known by: the bytes of all its tensors, in order."""
+    found = hashlib.sha256()
+    for tensor in _leaves(batch):
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.digest()
 
 
 def _each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,12 @@ from stretto.distributed.dropout import Dropout, number_rows, warn_of_dropout
 from stretto.distributed.replicate import FROZEN, replicate
 from stretto.exchange import all_gather_json
 from stretto.pipeline_parallel import TensorMeta
+from stretto.schedule import Sharding
+from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build
 from stretto.train.assemble import StageSpec
 from stretto.train.batches import Share
+from stretto.train.step import OnNonfinite
 from stretto.world import Axis
 
 Loss = Callable[[Tensor, Any], Tensor]
@@ -77,6 +80,28 @@ def stage_of(
     if say:
         warn_of_dropout(module)
     return replicate(module) if build.tp.size == 1 else module
+
+
+def require_meant(lr: object, optimizer: object, sharding: Sharding | str, on_nonfinite: str) -> None:
+    """Raise TypeError or ValueError for what a `Trainer` cannot have been given on purpose."""
+    if not callable(lr) and (isinstance(lr, bool) or not isinstance(lr, int | float)):
+        raise TypeError(f"lr={lr!r}: give a number, or a function from the number of an update to one")
+    kind = optimizer if isinstance(optimizer, type) else type(optimizer)
+    if issubclass(kind, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer is torch.optim's {kind.__name__}: give one of Stretto's, such as stretto.AdamW(), or take "
+            "stretto.shard(module, ...) and a loop of your own, in which torch.optim works"
+        )
+    if isinstance(sharding, str) and sharding not in MODES:
+        raise ValueError(f"sharding={sharding!r}: take one of {', '.join(MODES)}")
+    if on_nonfinite not in (known := get_args(OnNonfinite)):
+        raise ValueError(f"on_nonfinite={on_nonfinite!r}: take one of {', '.join(known)}")
+
+
+def require_trainable(weights: DataParallel, axis: Axis) -> None:
+    """Raise ValueError where nothing of a model is trained, or where two of its parameters have one name."""
+    require_trained(weights, axis)
+    require_names_apart(weights, axis)
 
 
 def require_trained(weights: DataParallel, pp: Axis) -> None:

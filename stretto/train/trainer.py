@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from stretto.train.loop import DivergedError, Loop, Pace
 from stretto.train.meter import Meter, Work
 from stretto.train.metrics_file import JsonLines
 from stretto.train.optimizers import AdamW
-from stretto.train.own_model import Loss, StageCall, boundary_of, require_names_apart, require_trained, stage_of
+from stretto.train.own_model import Loss, StageCall, boundary_of, require_meant, require_trainable, stage_of
 from stretto.train.record import HELD_OUT, Everyone, Listener, RunRecord
 from stretto.train.saves import SavePolicy, Saves
 from stretto.train.slow_ranks import SlowRanks
@@ -136,10 +136,7 @@ class Trainer:
         waited: Callable[[], float] | None = None,
     ) -> None:
         self.state = state
-        if isinstance(sharding, str) and sharding not in MODES:
-            raise ValueError(f"sharding={sharding!r}: take one of {', '.join(MODES)}")
-        if on_nonfinite not in (known := get_args(OnNonfinite)):
-            raise ValueError(f"on_nonfinite={on_nonfinite!r}: take one of {', '.join(known)}")
+        require_meant(lr, optimizer, sharding, on_nonfinite)
         dp = state.axis("dp").size
         layout = state.layout
         cut = Cut(state, global_batch, max(1, global_batch // dp) if micro_batch is None else micro_batch, weight)
@@ -165,8 +162,7 @@ class Trainer:
                 call=partial(StageCall, stages, loss),
                 search=(lambda cost: order(cost=cost)) if schedule == "auto" else None,
             )
-            require_trained(model.weights, axis)
-            require_names_apart(model.weights, axis)
+            require_trainable(model.weights, axis)
         self.assembly: Assembly[Any] = model
         batches = data if isinstance(data, Batches) else RowBatches(data, cut)
         self.train_state = TrainState(self.assembly.optimizer, batches)

@@ -205,8 +205,23 @@ def test_nothing_drops_in_an_evaluation() -> None:
 MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "an evaluation that is read once": ({"evaluation": iter([batch(0)])}, ValueError, "which can be read once"),
     "a number in place of a loss": ({"loss": lambda *pair: F.mse_loss(*pair).item()}, TypeError, "the loss is a float"),
+    "a rate in quotes": ({"lr": "1e-3"}, TypeError, "lr='1e-3': give a number"),
+    "torch's optimizer": ({"optimizer": torch.optim.AdamW}, TypeError, r"such as stretto.AdamW\(\)"),
     "no loss": ({"loss": lambda *_: None}, TypeError, "the loss is a NoneType"),
 }
+
+
+def _shuffled(world: World) -> str:
+    with ParallelState.build(Layout.of(dp=world.size), world) as state:
+        trainer = stretto.Trainer(plain(), state, data=lambda n: batch(n + world.rank), loss=F.mse_loss, **SAID)
+        with pytest.raises(ValueError, match="the ranks read different global batches") as raised:
+            trainer.fit(1, stop=bool)
+    return str(raised.value)
+
+
+def test_ranks_that_shuffle_each_for_themselves_are_told(pool: Pool) -> None:
+    """Catches: rows that are of no one's global batch, and gradients that no one asked for."""
+    assert all("the same seed on all of them" in said for said in pool.run(2, _shuffled))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -214,7 +229,7 @@ def test_a_mistake_is_named(mistake: str) -> None:
     """Catches: an evaluation that is left out from the second on; errors that speak of what is inside the trainer."""
     said, error, words = MISTAKES[mistake]
     with ParallelState.build(Layout.of(), World.single()) as state, pytest.raises(error, match=words):
-        stretto.Trainer(plain(), state, data=batch, **{"loss": F.mse_loss, **said}, **SAID).fit(1, stop=bool)
+        stretto.Trainer(plain(), state, data=batch, **{"loss": F.mse_loss, **SAID, **said}).fit(1, stop=bool)
 
 
 @pytest.mark.parametrize("way", ["Trainer", "shard"])
