@@ -133,7 +133,8 @@ def test_the_ledger_is_the_peak_of_a_step(args: Arguments) -> None:
     layout = layout_for(args.parallel)
     with ParallelState.inspect(layout, 0, axes=axes_of(args, layout)) as state:
         found = peak(args, state)
-    bound = BOUND if args.model.norm_placement == "pre" else BOUND_OF_NORMS_AFTER
+    exact = args.model.norm_placement == "pre" and not args.model.experts
+    bound = BOUND if exact else BOUND_OF_NORMS_AFTER
     assert moving(rank_ledger(args, 0)) == pytest.approx(found, rel=bound)
 
 
@@ -161,7 +162,9 @@ def test_over_two_ranks_it_is_theirs(
     for rank, found in enumerate(pool.run(2, on_a_rank, args)):
         said = rank_ledger(args, rank if args.parallel.pp > 1 else 0)
         message = entering_bytes(args) if args.parallel.pp > 1 else 0
-        assert found * (1 - BOUND) - message <= moving(said) <= found * (1 + BOUND), said.moment
+        # Experts let go of rows that were sent sooner than their tape says.
+        above = 0.1 if args.parallel.ep > 1 else BOUND
+        assert found * (1 - BOUND) - message <= moving(said) <= found * (1 + above), said.moment
 
 
 def on_a_rank(world: World, args: Arguments) -> int:
