@@ -35,7 +35,7 @@ RUNS = (
     ("h200x2/D4-schedules.json", "stretto-interleaved"),
 )
 """Files of results, and a peer of each."""
-STEPS = ("steps-olmoe", "steps-olmoe-ep2", "steps-32k", "steps-32k-cp2", "steps-128k", "steps-128k-cp2")
+STEPS = ("steps-olmoe", "steps-32k", "steps-32k-cp2", "steps-128k", "steps-128k-cp2")
 """Of `benchmarks.steps`."""
 
 

@@ -39,8 +39,9 @@ def block_moments(args: Arguments, layer: int, parts: Parts) -> BlockMoments:
     kept = tape.tape.now
     back = _Block.of(args, layer, NOTHING if whole else parts, Tape(**tape.tape.live, dout=tape.sizes.x))
     if whole:
-        back.tape.rename(plan="plan_before")  # its graph is there as long as that of the forward
+        back.tape.rename(plan="plan_before")  # the plan of the first forward is the one that its backward has
         back.forward(keep=True, ends=False)
+        back.tape.free("plan_before")
     back.backward()
     return BlockMoments(kept, forward, back.tape.most)
 
@@ -149,7 +150,7 @@ class _Block:
                 t.make(dmore=s.x)
                 t.free("more", "both")
             if self.experts is not None:
-                self.experts.backward()
+                self.experts.backward(after="" if self.args.model.shared_ffn else "dmore")
                 if self.args.model.shared_ffn:
                     self._feed_forward_back(lazy=False, past="", dx="dbeside")
                 t.make(dmid=s.x)
@@ -175,7 +176,7 @@ class _Block:
             lazily = False
         else:
             lazily = made_again
-        self.gemms.row_back("dmore", "" if lazily else "activated", dactivated=s.activated)
+        self.gemms.row_back("dmore", None if lazily else "activated", dactivated=s.activated)
         if self._feed_forward_again and not (made_again or self._chunked):
             self.gemms.gather_again()
             t.make(inner=s.inner)
@@ -183,9 +184,9 @@ class _Block:
         if not in_place:
             t.make(dinner=s.inner, **({"activated": s.activated} if lazily else {}))
             t.free("inner", "dactivated")
-            self.gemms.weight_gradient("activated", "activated_quantized")
+            self.gemms.weight_gradient("dmore", "whole_dy", "activated", "activated_quantized")
         elif lazily:  # the output was made in the place of its gradient
-            self.gemms.weight_gradient("dactivated")
+            self.gemms.weight_gradient("dmore", "whole_dy", "dactivated")
         else:
             t.free("dactivated")
         # Of experts that all tokens go through, the router reads the same, and the norm's adjoint comes after both.

@@ -26,7 +26,7 @@ class ExpertTape:
     """Where rows go and come from: kept also by a block that is computed once more."""
     rows: int
     numbers: int
-    """A weight of each row, its gradient, and where these are put in order."""
+    """A weight of each row, and its gradient; where they travel, also in the other order, and where that is."""
     here: int
     inner: int
     activated: int
@@ -48,7 +48,7 @@ class ExpertTape:
             router=router_bytes(args),
             plan=plan_bytes(args),
             rows=item * rows * m.hidden,
-            numbers=rows * (4 * max(4, item) + 8),
+            numbers=rows * ((4 * max(4, item) + 8) if exchanges else 3 * max(4, item)),
             here=item * rows * p.etp * m.hidden,
             inner=item * rows * m.dim_expert * (2 if m.gated else 1),
             activated=item * rows * m.dim_expert,
@@ -66,6 +66,7 @@ class ExpertTape:
             t.make(came=self.here)
             t.free("rows")  # as they left
             t.make(rows=self.here)
+            t.free("came")
         t.make(inner_rows=self.inner)
         if self.recompute:
             t.free("rows")
@@ -73,37 +74,44 @@ class ExpertTape:
         t.make(out_rows=self.here)
         if self.exchanges:
             t.make(back_in_order=self.here)
+            t.free("out_rows")
+        t.free("activated_rows")
+        if self.exchanges:
             t.make(back=self.rows)
             t.free("back_in_order")
         t.make(more=self.x)
-        t.free("activated_rows", "out_rows", "came", "back")
+        t.free("out_rows", "back")
         if not keep:
             t.free("router", "rows", "inner_rows")
 
-    def backward(self) -> None:
-        """From the gradient of what is added to that of the normed stream."""
+    def backward(self, *, after: str) -> None:
+        """From the gradient of what is added to that of the normed stream; rows alone are made of `after`."""
         t = self.tape
         t.make(dout_rows=self.rows)
+        t.free(after)
         if self.exchanges:
             t.make(dcame=self.here)
+            t.free("dout_rows")
             t.make(dy=self.here)
+            t.free("dcame")
         t.make(da=self.activated)
         if not self.in_place:
             t.make(dinner=self.inner, a=self.activated)
         t.pass_through(numbers=self.numbers)
-        t.free("dcame", *(() if self.in_place else ["inner_rows"]))
-        if self.exchanges:  # weight gradients wait for the rows to travel
-            t.free("dout_rows")
-            t.hold_back("dy", "da", "a", "inner_rows", "dinner", "rows")
+        t.free(*(() if self.in_place else ["inner_rows"]))
+        if self.exchanges:  # weight gradients wait for the rows to travel, one at a time
+            t.hold_back("dy", "da", "a")
         else:
             t.free("dout_rows", "da", "a")
         t.make(drows=self.here)
         if self.exchanges:
+            t.flush()
+            t.hold_back("inner_rows", "dinner", "rows")
             t.make(in_order=self.here)
-            t.free("drows")
             t.make(drows_back=self.rows)
             t.flush()
+            t.free("drows", "in_order")
         if self.recompute:
             t.make(rows=self.rows)
         t.make(dn2=self.x)
-        t.free("inner_rows", "dinner", "rows", "drows", "drows_back", "in_order", "router", "plan")
+        t.free("inner_rows", "dinner", "rows", "drows", "drows_back", "router", "plan")

@@ -63,15 +63,17 @@ class GemmTape:
         if not others_keep and (self._fp8_wgrad or not keep):
             t.free(x)
 
-    def row_back(self, dy: str, x: str, **dx: int) -> None:
-        """dx of dy, unnamed where the residual has it, too; x and the whole dy for the weight gradient."""
+    def row_back(self, dy: str, x: str | None, **dx: int) -> None:
+        """dx of dy, unnamed where the residual has it, too; x and the whole dy for the weight gradient, which comes
+        later where x is not there yet: None."""
         t = self.tape
         if self.cut:
             t.make(whole_dy=self.sizes.whole)
             t.flush()
         self._quantize(self.sizes.whole, twice=True)
         t.make(**dx)
-        self.weight_gradient(*(() if self.cut else (dy,)), "whole_dy", x, f"{x}_quantized")
+        if x is not None:
+            self.weight_gradient(*(() if self.cut else (dy,)), "whole_dy", x, f"{x}_quantized")
         t.free("quantized", *((dy,) if self.cut else ()))
 
     def column_back(self, dy: str, width: int, x: str, *, made_for_it: bool, dx: str, past: str) -> None:

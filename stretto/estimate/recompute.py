@@ -42,11 +42,12 @@ def activations(args: Arguments, stage: int, policy: Sequence[Parts]) -> int:
     `policy` once more; and what is there while the largest of these regions is computed."""
     held, away = stage_layers(args), args.run.recompute == "offload"
     layers = held[stage]
-    kinds = [(args.model.is_sparse(layer), parts) for layer, parts in zip(layers, policy, strict=True)]
+    m = args.model
+    kinds = [(m.is_sparse(layer), m.window_of(layer), parts) for layer, parts in zip(layers, policy, strict=True)]
     one = dict(zip(kinds, layers, strict=True))
-    of_kind = {kind: kept(args, layer, kind[1]).total for kind, layer in one.items()}
+    of_kind = {kind: kept(args, layer, kind[-1]).total for kind, layer in one.items()}
     each = [of_kind[kind] for kind in kinds]
-    again = max((working(args, layer, kind[1]) for kind, layer in one.items()), default=0)
+    again = max((working(args, layer, kind[-1]) for kind, layer in one.items()), default=0)
     entering = entering_bytes(args)
     if stage == len(held) - 1:
         each += [kept(args, n, parts).total + joined_bytes(args) for n, parts in policy_of_further(args).items()]

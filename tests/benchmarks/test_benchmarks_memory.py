@@ -13,9 +13,8 @@ WIDER = {
     ("h200/S4.json", "stretto-no-graphs"): 0.015,
     ("h200/S16.json", "stretto"): 0.015,
     ("h200x2/D4-schedules.json", "stretto-zbv, rank 1"): 0.02,
-    ("h200x2/steps-olmoe-ep2.json", "olmoe-ep2"): 0.03,
 }
-"""Small models, of which the allocator's rounding is a part; weight gradients that wait for their W; uneven loads."""
+"""Small models, of which the allocator's rounding is a part; weight gradients that wait for their W."""
 
 
 @pytest.mark.parametrize("row", list(rows()), ids=lambda row: f"{row.file} {row.run}")

@@ -3,8 +3,8 @@ model, with its fused operations counted as the kernels of a GPU are.
 
 Faults to catch: the gradient of an activation left out of its layer's backward; what is added to the residual let go
 before its block ends; rows of experts counted once where their gradients are computed from them; the head's gradient
-left out; a plan of rows that a recomputed block is said not to keep; tensors that are never let go of; what of a ring
-is on its way to the next left out; messages between stages left out; rows that came counted once.
+left out; tensors that are never let go of; what of a ring is on its way to the next left out; messages between stages
+left out; rows that came counted once.
 """
 
 from __future__ import annotations
@@ -42,10 +42,20 @@ pytestmark = pytest.mark.gloo
 
 BOUND = 0.01
 """Between what is said and what is measured; small tensors of each token are the most of it."""
-BOUND_OF_NORMS_AFTER = 0.03
-"""Of blocks with norms after their sublayers: a gradient more or less where some parts are computed once more."""
+COARSE = 0.06
+"""Of layers with norms after their sublayers, or with experts: a gradient more or less where some parts are computed
+once more, and many small tensors of each token, in models as small as these."""
 
 PARTS = ("norms", "activation", "attention", "projections")
+
+
+ALONE = ParallelConfig(dp=1)
+CUT = [
+    ParallelConfig(dp=1, tp=2),
+    ParallelConfig(dp=1, tp=2, sequence_parallel=True),
+    ParallelConfig(dp=1, cp=2, cp_comm=("all-gather",)),
+    ParallelConfig(dp=1, cp=2, cp_comm=("ulysses",)),
+]
 
 
 @st.composite
@@ -80,19 +90,10 @@ def runs(draw: st.DrawFn) -> Arguments:
     parts = tuple(draw(st.lists(st.sampled_from(usable), min_size=1, unique=True)))
     parallel = draw(
         st.sampled_from(
-            [
-                ParallelConfig(dp=1),
-                ParallelConfig(dp=1),
-                ParallelConfig(dp=1, tp=2),
-                ParallelConfig(dp=1, tp=2, sequence_parallel=True),
-                ParallelConfig(dp=1, cp=2, cp_comm=("all-gather",)),
-                ParallelConfig(dp=1, cp=2, cp_comm=("ulysses",)),
-                ParallelConfig(dp=2, sharding="fsdp"),
-                ParallelConfig(dp=2, sharding="zero2"),
-            ]
+            [ParallelConfig(dp=1), ParallelConfig(dp=2, sharding="fsdp"), ParallelConfig(dp=2, sharding="zero2")]
         )
     )
-    if sparse and parallel.tp * parallel.cp * (parallel.dp or 1) > 1:
+    if sparse:
         parallel = ParallelConfig(dp=1)
     return Arguments(
         model=model,
@@ -107,12 +108,12 @@ def runs(draw: st.DrawFn) -> Arguments:
     )
 
 
-def plain(model: dict[str, Any], **run: Any) -> Arguments:
-    """On one rank."""
+def plain(model: dict[str, Any], parallel: ParallelConfig = ALONE, **run: Any) -> Arguments:
+    """A small model."""
     small = {"layers": 1, "hidden": 64, "heads": 8, "head_dim": 8, "ffn": 224, "vocab": 64}
     return Arguments(
         model=ModelConfig(**small | model),
-        parallel=ParallelConfig(dp=1),
+        parallel=parallel,
         batch=BatchConfig(seq_len=128, micro_batch=1, global_batch=1),
         run=RunConfig(dtype="bf16", device="cpu", **run),
     )
@@ -123,6 +124,10 @@ SELECTIVE: dict[str, Any] = {"recompute": "selective", "recompute_parts": ("norm
 
 
 @given(runs())
+@example(plain({}, CUT[0]))
+@example(plain({}, CUT[1], **SELECTIVE))
+@example(plain({}, CUT[2], recompute="block"))
+@example(plain({}, CUT[3]))
 @example(plain({}))
 @example(plain({"vocab": 4096}))
 @example(plain({}, **SELECTIVE))
@@ -134,7 +139,7 @@ def test_the_ledger_is_the_peak_of_a_step(args: Arguments) -> None:
     with ParallelState.inspect(layout, 0, axes=axes_of(args, layout)) as state:
         found = peak(args, state)
     exact = args.model.norm_placement == "pre" and not args.model.experts
-    bound = BOUND if exact else BOUND_OF_NORMS_AFTER
+    bound = BOUND if exact else COARSE
     assert moving(rank_ledger(args, 0)) == pytest.approx(found, rel=bound)
 
 
@@ -162,9 +167,7 @@ def test_over_two_ranks_it_is_theirs(
     for rank, found in enumerate(pool.run(2, on_a_rank, args)):
         said = rank_ledger(args, rank if args.parallel.pp > 1 else 0)
         message = entering_bytes(args) if args.parallel.pp > 1 else 0
-        # Experts let go of rows that were sent sooner than their tape says.
-        above = 0.1 if args.parallel.ep > 1 else BOUND
-        assert found * (1 - BOUND) - message <= moving(said) <= found * (1 + above), said.moment
+        assert found * (1 - BOUND) - message <= moving(said) <= found * (1 + BOUND), said.moment
 
 
 def on_a_rank(world: World, args: Arguments) -> int:

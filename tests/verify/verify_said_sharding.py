@@ -298,12 +298,6 @@ PEAK = Said(
         "normed + logits(args)",
     ),
     Fault(
-        "a plan of rows that a recomputed block is said not to keep",
-        "estimate/expert_tape.py",
-        't.free("router", "rows", "inner_rows")',
-        't.free("router", "plan", "rows", "inner_rows")',
-    ),
-    Fault(
         "tensors that are never let go of",
         "estimate/tape.py",
         "            self._live.pop(name, None)\n",
