@@ -1,7 +1,8 @@
 """Where checkpoints lie: a directory, or a URL of fsspec (`s3://bucket/run`), both with the interface of `pathlib`.
 
-An object appears whole or not at all and has no directory to sync, so what keeps a crash from spoiling a local file
-(a temporary name, fsync of file and directory) is not needed there. These three functions are all that differs.
+An object of a store appears whole or not at all and has no directory to sync, so what keeps a crash from spoiling a
+local file (a temporary name, fsync of file and directory) is not needed there. Other file systems of fsspec, `file://`
+and `sftp://` among them, show a file that grows: there a temporary name is. These functions are all that differs.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, Final, cast
 
 from stretto.checkpoint.errors import CheckpointError
 
 Buffer = bytes | memoryview
+
+STORES: Final = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "r2", "hf", "memory"}
+"""Protocols under which an object appears whole."""
 
 
 def place(said: str | Path) -> Path:
@@ -40,11 +44,15 @@ def is_local(path: Path) -> bool:
 
 def write_atomically(file: Path, content: bytes) -> None:
     """Put all of `content` under the name `file`, or nothing, at whatever moment the machine stops."""
-    if not is_local(file):
+    remote: Any = file
+    if not is_local(file) and remote.protocol in STORES:
         file.write_bytes(content)
         return
     temporary = file.with_name(file.name + ".tmp")
     write_durably(temporary, [content])
+    if not is_local(file):
+        remote.fs.mv(cast("Any", temporary).path, remote.path)
+        return
     temporary.replace(file)
     sync_directory(file.parent)
 

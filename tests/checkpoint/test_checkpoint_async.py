@@ -11,13 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from drill_saves import drilled
+from fsspec.implementations.local import LocalFileOpener
 
 from stretto.checkpoint import CheckpointError, Saver, latest_complete, load
 from stretto.checkpoint.directory import Retention
+from stretto.checkpoint.places import place, write_atomically
 from stretto.checkpoint.writer_process import HOOKS
 from stretto.params import Slice
 from stretto.testing import Pool
@@ -205,6 +208,26 @@ def through_fsspec(world: World, directory: Path) -> float:
 def test_a_writer_writes_through_fsspec(pool: Pool, tmp_path: Path) -> None:
     """Catches: a path that loses its protocol on its way to the writer."""
     assert pool.run(2, through_fsspec, tmp_path) == [2.0, 2.0]
+
+
+def test_others_never_see_a_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: what a rank says it has written, read by another while it is written, through `file://` as well."""
+    seen = []
+    write = LocalFileOpener.write
+
+    def slowly(self: LocalFileOpener, content: Any) -> int:
+        half = len(content) // 2
+        written = write(self, content[:half])
+        self.f.flush()
+        seen.append((tmp_path / "said").exists())
+        return int(written + write(self, content[half:]))
+
+    monkeypatch.setattr(LocalFileOpener, "write", slowly)
+    for text in (b"{}" * 50, b"[]" * 60):
+        write_atomically(place(f"file://{tmp_path}") / "said", text)
+        assert (tmp_path / "said").read_bytes() == text
+    assert seen[0] is False
+    assert [file.name for file in tmp_path.iterdir()] == ["said"]
 
 
 def test_drills_of_a_few_seeds(pool: Pool, tmp_path: Path) -> None:
