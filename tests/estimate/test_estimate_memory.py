@@ -114,9 +114,19 @@ def runs(draw: st.DrawFn) -> Arguments:
 
 @given(runs(), st.data())
 def test_the_ledger_is_what_lives(args: Arguments, data: st.DataObject) -> None:
-    p = args.parallel
-    layout = layout_for(p)
-    rank = data.draw(st.integers(0, layout.world - 1))
+    compare(args, data.draw(st.integers(0, layout_for(args.parallel).world - 1)))
+
+
+def test_both_ends_of_a_tied_embedding_on_a_rank_are_one() -> None:
+    """The first and the last of four stages lie on rank 0."""
+    model = ModelConfig(layers=4, hidden=16, heads=2, vocab=40, tied=True)
+    batch = BatchConfig(seq_len=4, micro_batch=1, global_batch=4)
+    compare(Arguments(model=model, parallel=ParallelConfig(pp=2, dp=1, schedule="zbv"), batch=batch), 0)
+
+
+def compare(args: Arguments, rank: int) -> None:
+    """What the ledger says of a rank, and what lives there."""
+    layout = layout_for(args.parallel)
     with ParallelState.inspect(layout, rank, axes=axes_of(args, layout)) as state:
         built = build(args, state)
         buckets, optimizer = built.weights.all_buckets, built.optimizer

@@ -36,7 +36,8 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 
 def slurm(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # of tests, not of jobs
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
 
 
 def asked(job: str) -> dict[str, str]:

@@ -286,9 +286,9 @@ PEAK = Said(
         '        t.free("added")\n        with t.during(f"forward of {self._name}"):\n',
     ),
     Fault(
-        "rows of experts counted once where their gradients are computed from them",
+        "gradients of experts' outputs left out",
         "estimate/expert_tape.py",
-        "        if self.recompute:\n            t.make(rows=self.rows)\n",
+        "        t.make(dout_rows=self.rows)\n",
         "",
     ),
     Fault(
@@ -316,9 +316,9 @@ PEAK = Said(
         "return 0",
     ),
     Fault(
-        "rows that came counted once",
+        "gradients of rows counted once where they are put in order",
         "estimate/expert_tape.py",
-        "            t.make(came=self.here)\n",
+        "            t.make(in_order=self.here)\n",
         "",
     ),
 )
