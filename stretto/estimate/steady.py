@@ -16,7 +16,7 @@ from stretto.arguments.trained import is_trained
 from stretto.estimate.shards import sharding_of, shards_of
 from stretto.estimate.sizes import BYTES
 from stretto.estimate.stages import stage_layers
-from stretto.estimate.stored import EMBEDDING, EXPERT, stored_tensors
+from stretto.estimate.stored import EMBEDDING, quantized_bytes, stored_tensors
 from stretto.estimate.workspace import adds_by_copy_engines, rounded
 from stretto.layout.chunks import CHUNK, SLOTS, slot_bytes
 from stretto.layout.flat import Flat
@@ -65,7 +65,7 @@ class Steady:
     optimizer: int
     streamed: int
     quantized: int
-    """Weights of GEMMs in FP8, as they lie and transposed, from the first use in a step to its end."""
+    """Weights of GEMMs in FP8 and their scales, from the first use in a step to its end."""
     filling: int
     spare: int
     """What the allocator rounds these up by."""
@@ -132,20 +132,12 @@ def steady(args: Arguments, stage: int, *, embedding: bool) -> Steady:
         masters=0 if offload else masters,
         optimizer=0 if offload else optimizer,
         streamed=_streamed(args, parts, trained, (master, *(moment,) * STATE[args.optimizer.optimizer])) * offload,
-        quantized=2 * _matrices(args, stage, tensors) * (args.run.fp8 != "none"),
+        quantized=quantized_bytes(args, stage),
         filling=filling * (sharding.grads and not turns) + _travelling(args, flats),
         spare=_spare(args, zip(flats, parts, trained, strict=True), item, vectors),
         host=(masters + optimizer) * offload,
         sections=sections,
     )
-
-
-def _matrices(args: Arguments, stage: int, tensors: Sequence[Stored]) -> int:
-    """Elements of the weights of GEMMs in blocks: neither of routers nor of experts, which are never in FP8."""
-    first, layers, m = stage == 0, stage_layers(args)[stage], args.model
-    blocks = range(first, first + len(layers))
-    found = sum(t.numel for t in tensors if t.decayed and t.section in blocks and t.kind[0] != EXPERT)
-    return found - sum(m.is_sparse(n) for n in layers) * m.experts * m.hidden
 
 
 def _spare(args: Arguments, buckets: Iterable[tuple[int, int, bool]], item: int, vectors: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from stretto.arguments.schema import Arguments, ParallelConfig
 from stretto.arguments.trained import A, B, has_adapter, is_trained
@@ -23,6 +23,14 @@ _Named = tuple[str, int, bool]
 """A stored tensor: the name of the first logical one in it, its elements, whether it decays."""
 
 
+class _Placed(NamedTuple):
+    """A stored tensor, the section that uses it first, and whether it is what both ends of the model share."""
+
+    named: _Named
+    section: int
+    shared: bool
+
+
 def trained_parameters(args: Arguments) -> int:
     """Of the whole model, those that have a gradient; vocabulary unpadded."""
     alone = replace(args, parallel=ParallelConfig())
@@ -35,36 +43,65 @@ def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPL
     Their kind says whether it is the embedding of both ends, which stands alone, or of experts; and whether it is
     trained.
     """
+    found: list[Stored] = []
+    for (name, numel, decayed), section, shared in _placed(args, stage, multiple):
+        kind = EXPERT if _of_experts(name) else EMBEDDING if shared else ""
+        found.append(Stored(numel, (kind, is_trained(name, args.tuning)), decayed, section))
+    return found
+
+
+def quantized_bytes(args: Arguments, stage: int) -> int:
+    """Bytes of a stage's weights in FP8, as they lie and transposed, with their scales in fp32.
+
+    These are the weights of its GEMMs, which are called projections: routers, gates, adapters and the head have none.
+    Every matrix has the hidden size on one side. Experts have a scale for each row and column, in either recipe.
+    """
+    m, found = args.model, 0
+    if args.run.fp8 == "none":
+        return 0
+    for (name, numel, _), *_ in _placed(args, stage, VOCAB_MULTIPLE):
+        if not name.endswith("_proj.weight"):
+            continue
+        stacked = m.experts // args.parallel.ep if _of_experts(name) else 1
+        by_row = args.run.fp8 == "rowwise" or _of_experts(name)
+        found += 2 * numel + 4 * (numel // m.hidden + stacked * m.hidden if by_row else 1)
+    return found
+
+
+def _placed(args: Arguments, stage: int, multiple: int) -> Iterator[_Placed]:
+    """The tensors of a stage, in the order of the forward."""
     layers, m, tp = stage_layers(args), args.model, args.parallel.tp
     first, last = stage == 0, stage == len(layers) - 1
-    found: list[Stored] = []
-    section = 0
-
-    def add(tensors: Iterator[_Named] | list[_Named], alone: str = "") -> None:
-        for name, numel, decayed in tensors:
-            kind = EXPERT if ".experts." in name else alone
-            found.append(Stored(numel, (kind, is_trained(name, args.tuning)), decayed, section))
-
     rows = -(-m.vocab_size // tp)
     vocab = -(-rows // multiple) * multiple * m.hidden
-    embedding = "model.embed_tokens.weight"
+    embedding = "model.embed_tokens.weight", vocab, True
     if first:
-        add([(embedding, vocab, True)], EMBEDDING if m.shared_embedding else "")
+        yield _Placed(embedding, 0, m.shared_embedding)
         if learned := positions(m, args.batch.seq_len):
-            add([("model.embed_positions.weight", learned * m.hidden, True)])
-        section += 1
-    for n in layers[stage]:
-        add(_block(args, f"model.layers.{n}", sparse=m.is_sparse(n)))
-        section += 1
+            yield _Placed(("model.embed_positions.weight", learned * m.hidden, True), 0, False)
+    for section, n in enumerate(layers[stage], int(first)):
+        for named in _block(args, f"model.layers.{n}", sparse=m.is_sparse(n)):
+            yield _Placed(named, section, False)
     if last:
-        for n in m.further_layers:
-            add(_further(args, f"model.layers.{n}", sparse=m.is_sparse(n)))
-        add(_norm(args, "model.norm"))
-        if not m.tied:
-            add([("lm_head.weight", vocab, True)])
+        section = first + len(layers[stage])
+        for named in _leading_out(args, vocab):
+            yield _Placed(named, section, False)
         if m.shared_embedding and not first:
-            add([(embedding, vocab, True)], EMBEDDING)
-    return found
+            yield _Placed(embedding, section, True)
+
+
+def _leading_out(args: Arguments, vocab: int) -> Iterator[_Named]:
+    """The tensors behind the last block, but for an embedding that is the head's."""
+    m = args.model
+    for n in m.further_layers:
+        yield from _further(args, f"model.layers.{n}", sparse=m.is_sparse(n))
+    yield from _norm(args, "model.norm")
+    if not m.tied:
+        yield "lm_head.weight", vocab, True
+
+
+def _of_experts(name: str) -> bool:
+    return ".experts." in name
 
 
 def _block(args: Arguments, layer: str, *, sparse: bool) -> Iterator[_Named]:

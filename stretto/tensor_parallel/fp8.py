@@ -161,7 +161,8 @@ class Fp8:
 
     def held(self) -> list[Tensor]:
         """What `steady` keeps now."""
-        return [t for w in (self._steady or {}).values() for t in (w.plain, w.across)]
+        kept = (self._steady or {}).values()
+        return [t for w in kept for t in (w.plain, w.plain_scale, w.across, w.across_scale)]
 
     def make(self, weight: Tensor, *, column: bool) -> Weight:
         """W in fp8, made now."""

@@ -50,9 +50,9 @@ from stretto.world import Axis
 
 @dataclass(frozen=True)
 class Built(Assembly[Transformer]):
-    """The transformer that arguments describe, ready to train; fp8 where it is used."""
+    """The transformer that arguments describe, ready to train; what computes in fp8, where it is used."""
 
-    fp8: Fp8 | None = None
+    fp8: tuple[Fp8, ...] = ()
 
 
 def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
@@ -68,6 +68,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     grouped = (
         GroupedFp8(experts.etp, args.model.experts // experts.ep.size, passes) if fp8 and args.model.experts else None
     )
+    in_fp8 = tuple(each for each in (fp8, grouped) if each)
     place = Build(
         tp,
         args.parallel.sequence_parallel,
@@ -146,7 +147,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         sharding=MODES[args.parallel.sharding],
         keep_units=args.parallel.keep_units,
         draw=draw,
-        steady=partial(_steady, [each for each in (fp8, grouped) if each]),
+        steady=partial(_steady, in_fp8),
         on_nonfinite=args.run.on_nonfinite,
         wire=DTYPES["bf16"] if args.parallel.reduce_dtype == "bf16" else None,
         recorder=CudaGraphs(state.world.device) if args.run.cuda_graphs else None,
@@ -156,7 +157,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         made.stepper.further = last.further_losses
     made.stepper.executor.check_finite = args.run.check_finite
     balanced = balance[0] if balance else None
-    return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, balanced, fp8)
+    return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, balanced, in_fp8)
 
 
 @contextmanager

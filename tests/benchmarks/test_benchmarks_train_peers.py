@@ -91,13 +91,13 @@ def test_memory_counts_what_is_saved_once(tmp_path):
 
 
 def test_memory_counts_weights_in_8_bits(tmp_path):
-    """They live within a step alone: those of the blocks' matrices, as they lie and transposed."""
+    """They live within a step alone: those of the blocks' matrices, as they lie and transposed, each with a scale."""
     write_tokens(tmp_path / "tokens", SHAPES["D0"])
     peer = create("stretto-fp8")
     peer.setup(Job(SHAPES["D0"], "one", 1, "cpu", "bf16", False, str(tmp_path / "tokens")), World.single())  # type: ignore[call-arg]
     shape = SHAPES["D0"]
     inside = shape.multiplied - shape.hidden * shape.vocab  # without the head
-    assert itemised(peer)["weights in 8 bits"] == 2 * inside
+    assert itemised(peer)["weights in 8 bits"] == 2 * inside + 4 * 4 * shape.layers
     assert peer.held()["weights in 8 bits"] == []
     peer.close()
 

@@ -323,6 +323,36 @@ PEAK = Said(
     ),
 )
 
+QUANTIZED = Said(
+    "tests/estimate/test_estimate_quantized.py",
+    Fault(
+        "experts left out",
+        "estimate/stored.py",
+        'if not name.endswith("_proj.weight"):',
+        'if not name.endswith("_proj.weight") or _of_experts(name):',
+    ),
+    Fault("the copy across left out", "estimate/stored.py", "found += 2 * numel + 4", "found += numel + 4"),
+    Fault(
+        "scales of all experts counted once",
+        "estimate/stored.py",
+        "stacked = m.experts // args.parallel.ep if _of_experts(name) else 1",
+        "stacked = 1",
+    ),
+    Fault(
+        "scales of other ranks' experts counted",
+        "estimate/stored.py",
+        "stacked = m.experts // args.parallel.ep if",
+        "stacked = m.experts if",
+    ),
+    Fault("adapters counted", "estimate/stored.py", 'not name.endswith("_proj.weight")', '"_proj." not in name'),
+    Fault(
+        "what predicts further tokens left out",
+        "estimate/stored.py",
+        "    for n in m.further_layers:\n",
+        "    for n in ():\n",
+    ),
+)
+
 CHECKPOINTS = Said(
     "tests/checkpoint/test_checkpoint_sharding.py",
     Fault(

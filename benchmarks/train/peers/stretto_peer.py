@@ -108,7 +108,8 @@ class Peer:
         weights = [bucket.shard if sharding.params else bucket.weights for bucket in buckets]
         gradients = [bucket.grad if sharding.grads else bucket.grads for bucket in buckets]
         held = {"weights": weights, "gradients": gradients, "optimizer": state}
-        return held | ({"weights in 8 bits": self.built.fp8.held()} if self.built.fp8 else {})
+        in_fp8 = [tensor for each in self.built.fp8 for tensor in each.held()]
+        return held | ({"weights in 8 bits": in_fp8} if self.built.fp8 else {})
 
     def about(self) -> dict[str, Any]:
         timed = "the training loop: feed, step, metrics.jsonl and a line of progress"
