@@ -1,11 +1,12 @@
-"""How ranks of cp communicate where that is left to us: by a cost model of a layer's forward and backward."""
+"""How ranks of cp communicate where that is left to us, by a cost model of a layer's forward and backward; and which
+layers are alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from stretto.arguments.schema import Arguments
 
@@ -73,3 +74,18 @@ def comm_of(args: Arguments, layer: int) -> Comm:
     if (args.model.heads // p.tp) % p.cp == 0:
         ways.append("ulysses")
     return min(ways, key=lambda way: exchanged(args, way, layer).seconds)
+
+
+class Kind(NamedTuple):
+    """What the time and the memory of a layer follow from: layers of one kind are alike."""
+
+    sparse: bool
+    window: int | None
+    comm: Comm | None
+    """Over several ranks of cp."""
+
+
+def kind_of(args: Arguments, layer: int) -> Kind:
+    """Of a layer."""
+    m = args.model
+    return Kind(m.is_sparse(layer), m.window_of(layer), comm_of(args, layer) if args.parallel.cp > 1 else None)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments
-from stretto.estimate.context import comm_of
+from stretto.estimate.context import kind_of
 from stretto.estimate.moments import StageActivations, StageMoment, stage_activations
 from stretto.estimate.sizes import held_at_once, in_flight
 from stretto.estimate.stages import stage_layers
@@ -197,15 +197,13 @@ def _peak(halves: _Halves, stages: list[_Stage], kept: int) -> Ledger:
 @lru_cache(maxsize=64)
 def _unlike(args: Arguments) -> Iterable[int]:
     """Ranks of the pipeline of which one holds most: of those whose stages are alike, the one with most under way."""
-    p, m = args.parallel, args.model
+    p = args.parallel
     if args.run.activation_budget is not None or args.tuning.freeze:
         return range(p.pp)  # what a stage computes once more, or trains, follows from more than its layers
     layers, homes = stage_layers(args), placement(p.pp, vpp_of(p), shape_of(p))
     alike: dict[object, list[int]] = {}
     for rank in range(p.pp):
         mine = [s for s, home in enumerate(homes) if home == rank]
-        held = [
-            [(m.is_sparse(n), m.window_of(n), comm_of(args, n) if p.cp > 1 else "") for n in layers[s]] for s in mine
-        ]
-        alike.setdefault((0 in mine, len(homes) - 1 in mine, repr(held)), []).append(rank)
+        held = tuple(tuple(kind_of(args, n) for n in layers[s]) for s in mine)
+        alike.setdefault((0 in mine, len(homes) - 1 in mine, held), []).append(rank)
     return [max(each, key=lambda rank: held_at_once(args, rank)) for each in alike.values()]

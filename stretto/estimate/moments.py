@@ -13,7 +13,7 @@ from typing import NamedTuple
 from stretto.arguments.schema import Arguments
 from stretto.arguments.trained import is_trained
 from stretto.estimate.block_tape import BlockMoments, block_moments
-from stretto.estimate.context import comm_of
+from stretto.estimate.context import Kind, kind_of
 from stretto.estimate.kept import BLOCK, Parts
 from stretto.estimate.logits import logits, of_tokens
 from stretto.estimate.recompute import policy_of, policy_of_further
@@ -82,9 +82,9 @@ def stage_activations(args: Arguments, stage: int) -> StageActivations:
 
 
 def _blocks(args: Arguments, stage: int) -> Iterator[BlockMoments]:
-    known: dict[tuple[bool, str, Parts], BlockMoments] = {}
+    known: dict[tuple[Kind, Parts], BlockMoments] = {}
     for layer, parts in zip(stage_layers(args)[stage], policy_of(args, stage), strict=True):
-        kind = args.model.is_sparse(layer), comm_of(args, layer) if args.parallel.cp > 1 else "", parts
+        kind = kind_of(args, layer), parts
         if kind not in known:
             known[kind] = block_moments(args, layer, parts)
         yield known[kind]

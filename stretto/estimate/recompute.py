@@ -10,6 +10,7 @@ from typing import Final
 from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.recomputation import bytes_of
 from stretto.arguments.schema import Arguments
+from stretto.estimate.context import kind_of
 from stretto.estimate.kept import BLOCK, NOTHING, Parts, kept, seconds, working
 from stretto.estimate.sizes import entering_bytes, in_flight, joined_bytes
 from stretto.estimate.stages import stage_layers
@@ -42,12 +43,11 @@ def activations(args: Arguments, stage: int, policy: Sequence[Parts]) -> int:
     `policy` once more; and what is there while the largest of these regions is computed."""
     held, away = stage_layers(args), args.run.recompute == "offload"
     layers = held[stage]
-    m = args.model
-    kinds = [(m.is_sparse(layer), m.window_of(layer), parts) for layer, parts in zip(layers, policy, strict=True)]
+    kinds = [(kind_of(args, layer), parts) for layer, parts in zip(layers, policy, strict=True)]
     one = dict(zip(kinds, layers, strict=True))
-    of_kind = {kind: kept(args, layer, kind[-1]).total for kind, layer in one.items()}
+    of_kind = {(kind, parts): kept(args, layer, parts).total for (kind, parts), layer in one.items()}
     each = [of_kind[kind] for kind in kinds]
-    again = max((working(args, layer, kind[-1]) for kind, layer in one.items()), default=0)
+    again = max((working(args, layer, parts) for (_, parts), layer in one.items()), default=0)
     entering = entering_bytes(args)
     if stage == len(held) - 1:
         each += [kept(args, n, parts).total + joined_bytes(args) for n, parts in policy_of_further(args).items()]
@@ -76,8 +76,8 @@ class _Option:
 def _cheapest(args: Arguments, stage: int, budget: int) -> tuple[Parts, ...]:
     """Layers step along the lower hull of seconds over bytes, the cheapest byte first, until all that is kept fits;
     then each goes back to the cheapest way that still does."""
-    m, layers, flying, entering = args.model, stage_layers(args)[stage], in_flight(args, stage), entering_bytes(args)
-    kinds = [(m.is_sparse(layer), m.window_of(layer)) for layer in layers]
+    layers, flying, entering = stage_layers(args)[stage], in_flight(args, stage), entering_bytes(args)
+    kinds = [kind_of(args, layer) for layer in layers]
     menus = {kind: list(_options(args, layer)) for kind, layer in zip(kinds, layers, strict=True)}
     hulls = {kind: list(pairwise(_hull(menu))) for kind, menu in menus.items()}
     chosen = [min(menus[kind], key=lambda each: each.seconds) for kind in kinds]

@@ -13,7 +13,7 @@ from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.estimate.attention import attention_matrices
 from stretto.estimate.chips import Chip
-from stretto.estimate.context import comm_of, exchanged
+from stretto.estimate.context import Kind, comm_of, exchanged, kind_of
 from stretto.estimate.kept import GEMM, Parts
 from stretto.estimate.kept import seconds as again
 from stretto.estimate.parameters import count_parameters
@@ -92,7 +92,7 @@ def _schedule(name: str, ranks: int, microbatches: int, vpp: int | None) -> Sche
 
 def _stages(args: Arguments, chip: Chip) -> list[Passes]:
     """Each stage; of those that are alike one is computed, and of all their layers one of each kind."""
-    layers: dict[tuple[object, ...], Passes] = {}
+    layers: dict[tuple[Kind, Parts], Passes] = {}
     found: dict[tuple[object, ...], Passes] = {}
     stages = []
     for stage, held in enumerate(all_held := stage_layers(args)):
@@ -100,7 +100,7 @@ def _stages(args: Arguments, chip: Chip) -> list[Passes]:
         kinds = _kinds(args, held, policy_of(args, stage))
         for kind, layer in kinds.items():
             if kind not in layers:
-                layers[kind] = _layer(args, chip, layer[0], kind[2])
+                layers[kind] = _layer(args, chip, layer[0], kind[1])
         alike = (last, *((kind, len(layer)) for kind, layer in kinds.items()))
         if alike not in found:
             of_layers = [layers[kind].times(len(layer)) for kind, layer in kinds.items()]
@@ -109,15 +109,11 @@ def _stages(args: Arguments, chip: Chip) -> list[Passes]:
     return stages
 
 
-_Kind = tuple[bool, int | None, Parts, str]
-
-
-def _kinds(args: Arguments, held: Sequence[int], policy: Sequence[Parts]) -> dict[_Kind, list[int]]:
+def _kinds(args: Arguments, held: Sequence[int], policy: Sequence[Parts]) -> dict[tuple[Kind, Parts], list[int]]:
     """Layers of a stage, by what their time follows from."""
-    m, found = args.model, dict[_Kind, list[int]]()
+    found = dict[tuple[Kind, Parts], list[int]]()
     for layer, parts in zip(held, policy, strict=True):
-        kind = m.is_sparse(layer), m.window_of(layer), parts, comm_of(args, layer) if args.parallel.cp > 1 else ""
-        found.setdefault(kind, []).append(layer)
+        found.setdefault((kind_of(args, layer), parts), []).append(layer)
     return found
 
 
