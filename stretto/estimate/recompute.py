@@ -9,7 +9,7 @@ from typing import Final
 
 from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.recomputation import bytes_of
-from stretto.arguments.schema import Arguments
+from stretto.arguments.schema import Arguments, RunConfig
 from stretto.estimate.context import kind_of
 from stretto.estimate.kept import BLOCK, NOTHING, Parts, kept, seconds, working
 from stretto.estimate.sizes import entering_bytes, in_flight, joined_bytes
@@ -26,7 +26,7 @@ def policy_of(args: Arguments, stage: int) -> tuple[Parts, ...]:
     run, layers = args.run, stage_layers(args)[stage]
     if run.activation_budget is not None:
         return _cheapest(args, stage, bytes_of(run.activation_budget))
-    chosen = {"none": NOTHING, "selective": frozenset(run.recompute_parts)}.get(run.recompute, BLOCK)
+    chosen = _chosen(run)
     n = len(layers) if run.recompute_layers is None else min(run.recompute_layers, len(layers))
     return (chosen,) * n + (NOTHING,) * (len(layers) - n)
 
@@ -34,8 +34,12 @@ def policy_of(args: Arguments, stage: int) -> tuple[Parts, ...]:
 def policy_of_further(args: Arguments) -> dict[int, Parts]:
     """What each layer that predicts further tokens computes once more: of a budget, which is for the others, all."""
     run = args.run
-    chosen = {"none": NOTHING, "selective": frozenset(run.recompute_parts)}.get(run.recompute, BLOCK)
-    return dict.fromkeys(args.model.further_layers, BLOCK if run.activation_budget is not None else chosen)
+    return dict.fromkeys(args.model.further_layers, BLOCK if run.activation_budget is not None else _chosen(run))
+
+
+def _chosen(run: RunConfig) -> Parts:
+    """What a layer computes once more, if any does."""
+    return {"none": NOTHING, "selective": frozenset(run.recompute_parts)}.get(run.recompute, BLOCK)
 
 
 def activations(args: Arguments, stage: int, policy: Sequence[Parts]) -> int:

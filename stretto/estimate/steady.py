@@ -6,13 +6,12 @@ lives.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from stretto.arguments.schema import Arguments
-from stretto.arguments.trained import is_trained
 from stretto.estimate.shards import sharding_of, shards_of
 from stretto.estimate.sizes import BYTES
 from stretto.estimate.stages import stage_layers
@@ -49,9 +48,9 @@ class Sections:
         """Bytes of gradients that fill or are reduced: of a section and the one behind it; forward those that are left
         of the backward before, of the first sections."""
         if back:
-            here = {at, at + 1} if at + 1 < len(self.gradients) or not self.left else {at, 0}
+            here = frozenset({at, at + 1 if at + 1 < len(self.gradients) or not self.left else 0})
         else:
-            here = {0, 1} if self.left else set()
+            here = frozenset({0, 1} if self.left else ())
         return sum(g for n, g in enumerate(self.gradients) if n in here) + self.tied * back
 
 
@@ -73,109 +72,123 @@ class Steady:
     sections: Sections
 
 
+@dataclass(frozen=True)
+class _Bucket:
+    """Tensors that share flat storage: elements of all of it, and of a rank's part."""
+
+    tensors: tuple[Stored, ...]
+    storage: Flat
+    part: int
+
+    @classmethod
+    def of(cls, args: Arguments, tensors: Sequence[Stored]) -> _Bucket:
+        """Of tensors of one kind."""
+        shards = shards_of(args, tensors[0].kind) if sharding_of(args).state else 1
+        storage = Flat(tuple(tensor.numel for tensor in tensors), shards)
+        return cls(tuple(tensors), storage, storage.numel // shards)
+
+    @property
+    def whole(self) -> int:
+        return self.storage.numel
+
+    @property
+    def trained(self) -> bool:
+        """What is frozen has weights alone."""
+        return bool(self.tensors[0].kind[1])
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is what both ends of the model share."""
+        return self.tensors[0].kind[0] == EMBEDDING
+
+    def is_in(self, section: int) -> bool:
+        """Whether a section is the first to use some of it."""
+        return any(tensor.section == section for tensor in self.tensors)
+
+
 def steady(args: Arguments, stage: int, *, embedding: bool) -> Steady:
     """Of a stage; without `embedding` that of another stage on the rank is its own."""
-    sharding, keep = sharding_of(args), args.parallel.keep_units
+    sharding, offload = sharding_of(args), args.optimizer.optimizer_cpu_offload
     item = BYTES[args.run.dtype]
     wide = max(4, item)
-    tensors = [t for t in stored_tensors(args, stage) if embedding or t.kind[0] != EMBEDDING]
-    limit = int(args.parallel.bucket_mb * 2**20) // wide
-    groups = by_section(tensors) if sharding.params else by_size(tensors, limit)
-    shards = [shards_of(args, tensors[group[0]].kind) if sharding.state else 1 for group in groups]
-    flats = [
-        Flat(tuple(tensors[n].numel for n in group), n_shards).numel
-        for group, n_shards in zip(groups, shards, strict=True)
-    ]
-    trained = [bool(tensors[group[0]].kind[1]) for group in groups]
-    parts = [flat // n for flat, n in zip(flats, shards, strict=True)]
-    whole, part = sum(flats), sum(parts)
-    # What is frozen has weights alone.
-    moved, moved_part = (sum(n for n, t in zip(each, trained, strict=True) if t) for each in (flats, parts))
-    at = [{tensors[n].section for n in group} for group in groups]
-    used = [sum(f for f, s in zip(flats, at, strict=True) if n in s) for n in range(_sections(args, stage))]
-    moves = [f * t for f, t in zip(flats, trained, strict=True)]
+    buckets = _buckets(args, stage, embedding=embedding)
+    moved = [each for each in buckets if each.trained]
     # A shared embedding on a stage with both ends: used by the last section too; its gradient fills all the way back.
-    both = args.model.shared_embedding and args.parallel.pp == 1
-    tied = sum(f for f, group in zip(flats, groups, strict=True) if both and _shared(tensors, group))
-    tied_filling = wide * tied * is_trained("model.embed_tokens.weight", args.tuning)
-    filled = [
-        sum(f for f, s, g in zip(moves, at, groups, strict=True) if n in s and not (tied and _shared(tensors, g)))
-        for n in range(len(used))
-    ]
-    used[-1:] = [used[-1] + tied] if used else []
+    both = args.parallel.pp == 1
+    ends = [each for each in buckets if both and each.shared]
+    turns = [each for each in moved if not (both and each.shared)]
+    used = [sum(each.whole for each in buckets if each.is_in(n)) for n in range(_sections(args, stage))]
+    used[-1:] = [n + sum(each.whole for each in ends) for n in used[-1:]]
+    filled = [sum(each.whole for each in turns if each.is_in(n)) for n in range(len(used))]
+    tied = wide * sum(each.whole for each in ends if each.trained)
     # Buckets of decayed and of other tensors fill side by side, two of each at a time.
-    others: dict[bool, list[int]] = {}
-    for size, group, t in zip(flats, groups, trained, strict=True):
-        if t and not (tied and _shared(tensors, group)):
-            others.setdefault(sharding.params or tensors[group[0]].decayed, []).append(size)
-    filling = tied_filling + wide * sum(sum(sorted(sizes)[-2:]) for sizes in others.values())
-    narrow, offload = item < wide, args.optimizer.optimizer_cpu_offload
-    master = (2 if args.optimizer.masters == "remainder" else wide) * narrow
+    kinds = [turns] if sharding.params else [[b for b in turns if b.tensors[0].decayed is of] for of in (True, False)]
+    filling = tied + wide * sum(sum(sorted(each.whole for each in kind)[-2:]) for kind in kinds)
+    master = (2 if args.optimizer.masters == "remainder" else wide) * (item < wide)
     moment = 2 if args.optimizer.moments == "bf16" else wide
-    masters = master * moved_part
-    vectors = () if offload else (master, *(moment,) * STATE[args.optimizer.optimizer])
-    optimizer = moment * (
-        moved_part * STATE[args.optimizer.optimizer] - _without_second(args, stage, tensors, groups, shards)
-    )
-    turns = sharding.params and not adds_by_copy_engines(args)
-    sections = Sections(
-        weights=tuple(item * n for n in used) if sharding.params else (),
-        gradients=tuple(wide * n for n in filled) if turns else (),
-        all_weights=item * whole,
-        keep=keep,
-        tied=tied_filling * turns,
-        left=args.batch.microbatches(args.parallel.dp) > 1,
-    )
+    vectors = (master, *(moment,) * STATE[args.optimizer.optimizer])
+    parts = sum(each.part for each in moved)
+    optimizer = sum(vectors[1:]) * parts - moment * _without_second(args, stage, moved)
+    come_and_go = sharding.params and not adds_by_copy_engines(args)
     return Steady(
-        weights=item * (part if sharding.params else whole),
-        gradients=wide * (moved_part if sharding.grads else moved),
-        masters=0 if offload else masters,
+        weights=item * sum(each.part if sharding.params else each.whole for each in buckets),
+        gradients=wide * sum(each.part if sharding.grads else each.whole for each in moved),
+        masters=0 if offload else master * parts,
         optimizer=0 if offload else optimizer,
-        streamed=_streamed(args, parts, trained, (master, *(moment,) * STATE[args.optimizer.optimizer])) * offload,
+        streamed=_streamed(args, moved, vectors) * offload,
         quantized=quantized_bytes(args, stage),
-        filling=filling * (sharding.grads and not turns) + _travelling(args, flats),
-        spare=_spare(args, zip(flats, parts, trained, strict=True), item, vectors),
-        host=(masters + optimizer) * offload,
-        sections=sections,
+        filling=filling * (sharding.grads and not come_and_go) + _travelling(args, buckets),
+        spare=_spare(args, buckets, item, () if offload else vectors),
+        host=(master * parts + optimizer) * offload,
+        sections=Sections(
+            weights=tuple(item * n for n in used) if sharding.params else (),
+            gradients=tuple(wide * n for n in filled) if come_and_go else (),
+            all_weights=item * sum(each.whole for each in buckets),
+            keep=args.parallel.keep_units,
+            tied=tied * come_and_go,
+            left=args.batch.microbatches(args.parallel.dp) > 1,
+        ),
     )
 
 
-def _spare(args: Arguments, buckets: Iterable[tuple[int, int, bool]], item: int, vectors: Sequence[int]) -> int:
+def _buckets(args: Arguments, stage: int, *, embedding: bool) -> list[_Bucket]:
+    """In the order in which a backward fills them."""
+    tensors = [t for t in stored_tensors(args, stage) if embedding or t.kind[0] != EMBEDDING]
+    limit = int(args.parallel.bucket_mb * 2**20) // max(4, BYTES[args.run.dtype])
+    groups = by_section(tensors) if sharding_of(args).params else by_size(tensors, limit)
+    return [_Bucket.of(args, [tensors[n] for n in group]) for group in groups]
+
+
+def _spare(args: Arguments, buckets: Sequence[_Bucket], item: int, vectors: Sequence[int]) -> int:
     """Of flat storage that stays. Memory that other GPUs read is not the allocator's."""
     sharding = sharding_of(args)
     if args.run.device == "cpu":
         return 0
     wide, found = max(4, item), 0
     shared = adds_by_copy_engines(args)
-    for flat, part, trained in buckets:
-        sizes = [size * part for size in vectors] * trained
-        sizes += [] if shared else [item * (part if sharding.params else flat)]
-        sizes += [] if shared and not sharding.grads else [wide * (part if sharding.grads else flat)] * trained
+    for each in buckets:
+        sizes = [size * each.part for size in vectors] * each.trained
+        sizes += [] if shared else [item * (each.part if sharding.params else each.whole)]
+        gradient = wide * (each.part if sharding.grads else each.whole)
+        sizes += [] if shared and not sharding.grads else [gradient] * each.trained
         found += sum(rounded(size) - size for size in sizes)
     return found
 
 
-def _shared(tensors: Sequence[Stored], group: Sequence[int]) -> bool:
-    """Whether it is what both ends of the model share."""
-    return tensors[group[0]].kind[0] == EMBEDDING
-
-
-def _streamed(args: Arguments, parts: Sequence[int], trained: Sequence[bool], itemsizes: Sequence[int]) -> int:
+def _streamed(args: Arguments, buckets: Sequence[_Bucket], itemsizes: Sequence[int]) -> int:
     """Bytes of the slots for chunks of this rank's parts of buckets; with muon those with matrices come whole."""
-    most = max((part for part, moved in zip(parts, trained, strict=True) if moved), default=0)
+    most = max((each.part for each in buckets), default=0)
     chunk = most if args.optimizer.optimizer == "muon" else min(most, CHUNK)
     return SLOTS * slot_bytes(chunk, itemsizes)
 
 
-def _travelling(args: Arguments, flats: Sequence[int]) -> int:
+def _travelling(args: Arguments, buckets: Sequence[_Bucket]) -> int:
     """Bytes of gradients in the dtype in which they travel, sent and received, of two buckets at a time."""
     narrow = args.parallel.reduce_dtype == "bf16" and (args.parallel.dp or 1) * args.parallel.cp > 1
-    return 2 * BYTES["bf16"] * sum(sorted(flats)[-2:]) * narrow
+    return 2 * BYTES["bf16"] * sum(sorted(each.whole for each in buckets)[-2:]) * narrow
 
 
-def _without_second(
-    args: Arguments, stage: int, tensors: Sequence[Stored], groups: Sequence[Sequence[int]], shards: Sequence[int]
-) -> int:
+def _without_second(args: Arguments, stage: int, buckets: Sequence[_Bucket]) -> int:
     """Elements of which muon keeps no second moment, on the rank with the fewest: matrices before all else of a bucket.
 
     Embeddings and head are in the first and last sections; what decays in a block is a matrix.
@@ -184,17 +197,13 @@ def _without_second(
         return 0
     blocks = range(stage == 0, (stage == 0) + len(stage_layers(args)[stage]))
     found = 0
-    for group, parts in zip(groups, shards, strict=True):
-        if not tensors[group[0]].kind[1]:  # frozen
-            continue
-        storage = Flat(tuple(tensors[n].numel for n in group), parts)
-        spans, flat = storage.spans, storage.numel
+    for each in buckets:
         others = [
             span.start
-            for n, span in zip(group, spans, strict=True)
-            if not tensors[n].decayed or tensors[n].section not in blocks
+            for tensor, span in zip(each.tensors, each.storage.spans, strict=True)
+            if not tensor.decayed or tensor.section not in blocks
         ]
-        found += max(0, min(others, default=flat) - (parts - 1) * (flat // parts))
+        found += max(0, min(others, default=each.whole) - (each.whole - each.part))
     return found
 
 

@@ -224,8 +224,8 @@ LEDGER = Said(
     Fault(
         "padding of shards left out",
         "estimate/steady.py",
-        "Flat(tuple(tensors[n].numel for n in group), n_shards).numel",
-        "Flat(tuple(tensors[n].numel for n in group), 1).numel",
+        "storage = Flat(tuple(tensor.numel for tensor in tensors), shards)",
+        "storage = Flat(tuple(tensor.numel for tensor in tensors), 1)",
     ),
     Fault(
         "a tied embedding counted twice",
@@ -242,7 +242,7 @@ LEDGER = Said(
     Fault(
         "masters of wide weights counted",
         "estimate/steady.py",
-        'if args.optimizer.masters == "remainder" else wide) * narrow',
+        'if args.optimizer.masters == "remainder" else wide) * (item < wide)',
         'if args.optimizer.masters == "remainder" else wide)',
     ),
     Fault(
@@ -260,14 +260,14 @@ LEDGER = Said(
     Fault(
         "gradients that are sharded counted whole",
         "estimate/steady.py",
-        "gradients=wide * (moved_part if sharding.grads else moved),",
-        "gradients=wide * moved,",
+        "gradients=wide * sum(each.part if sharding.grads else each.whole for each in moved),",
+        "gradients=wide * sum(each.whole for each in moved),",
     ),
     Fault(
         "gradients or masters of what is frozen counted",
         "estimate/steady.py",
-        "sum(n for n, t in zip(each, trained, strict=True) if t)",
-        "sum(each)",
+        "moved = [each for each in buckets if each.trained]",
+        "moved = list(buckets)",
     ),
 )
 
