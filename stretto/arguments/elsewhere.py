@@ -1,4 +1,4 @@
-"""The same run in another layout."""
+"""The same run in another layout, or otherwise changed."""
 
 from __future__ import annotations
 
@@ -46,9 +46,12 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
         tp_comm_overlap=args.parallel.tp_comm_overlap if cut else None,
         stage_layers=given if given is not None and len(given) == size["pp"] * layout.vpp else None,
     )
-    moved = replace(args, parallel=parallel, run=replace(args.run, nproc=layout.world))
-    graphs = args.run.cuda_graphs and not without_graphs(moved)
-    return replace(moved, run=replace(moved.run, cuda_graphs=graphs))
+    return graphed(replace(args, parallel=parallel, run=replace(args.run, nproc=layout.world)))
+
+
+def graphed(args: Arguments) -> Arguments:
+    """`args` after a change: what was recorded as CUDA graphs still is only where it can be."""
+    return replace(args, run=replace(args.run, cuda_graphs=bool(args.run.cuda_graphs) and not without_graphs(args)))
 
 
 def validated_in(args: Arguments, layout: Layout) -> Resolved:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from stretto.arguments.elsewhere import graphed
 from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import kind_of
@@ -91,8 +92,7 @@ def fitting(args: Arguments, limit: float) -> dict[str, tuple[int, bool]]:
     """For each mode of sharding: bytes of the fullest rank, and whether they fit into `limit` bytes."""
     found = {}
     for mode in MODES:
-        other = replace(args, parallel=replace(args.parallel, sharding=mode))  # type: ignore[arg-type]
-        most = fullest(other)
+        most = fullest(graphed(replace(args, parallel=replace(args.parallel, sharding=mode))))  # type: ignore[arg-type]
         found[mode] = most, most <= limit
     return found
 

@@ -10,6 +10,7 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
+from stretto.arguments.elsewhere import graphed
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.estimate.chips import Chip
@@ -171,4 +172,4 @@ def _variants(args: Arguments, said: Mapping[str, Value], fixed: frozenset[str])
         run: Any = replace(args.run, recompute=recompute)
         more: dict[str, Value] = {"parallel.sharding": sharding} if sharding != mode else {}
         more |= {"run.recompute": recompute} if recompute != way else {}
-        yield {**said, **more}, replace(args, parallel=parallel, run=run)
+        yield {**said, **more}, graphed(replace(args, parallel=parallel, run=run))

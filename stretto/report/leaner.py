@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stretto.arguments import Arguments
-from stretto.arguments.graph_rules import without_graphs
+from stretto.arguments.elsewhere import graphed
 from stretto.arguments.rules import RULES
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get, put, settings
@@ -14,8 +14,7 @@ from stretto.arguments.tree import get, put, settings
 def leaner(args: Arguments) -> Iterator[tuple[str, Arguments]]:
     """Single changes, the cheapest first: words of the command line, and the run with them."""
     for path, value in _changes(args):
-        found = put(args, path, value)
-        found = put(found, "run.cuda_graphs", bool(found.run.cuda_graphs) and not without_graphs(found))  # derived
+        found = graphed(put(args, path, value))
         if get(args, path) != value and all(rule.check(found) is None for rule in RULES):
             name = settings()[path].flag
             yield (name if value is True else f"{name} {value}"), found

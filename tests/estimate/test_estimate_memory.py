@@ -171,3 +171,15 @@ def test_sharding_makes_what_it_shards_smaller() -> None:
     assert totals == sorted(totals, reverse=True)
     assert [fits for _, fits in fitting(args, totals[1]).values()] == [False, True, True, True]
     assert torch.finfo(torch.bfloat16).bits == 16
+
+
+def test_a_mode_without_graphs_has_no_workspace_of_theirs() -> None:
+    """Gradients that are sharded have no address of their own, so nothing is recorded there."""
+    model = ModelConfig(layers=2, hidden=64, heads=4, vocab=64)
+    batch = BatchConfig(seq_len=8, micro_batch=1, global_batch=4)
+    run = RunConfig(dtype="bf16", device="cuda", cuda_graphs=True)
+    args = Arguments(model=model, parallel=ParallelConfig(dp=2), batch=batch, run=run)
+    sharded = replace(args, parallel=replace(args.parallel, sharding="fsdp"), run=replace(run, cuda_graphs=False))
+    found = fitting(args, 0)
+    assert found["fsdp"][0] == ledger(sharded, 0).total
+    assert found["none"][0] == ledger(args, 0).total
