@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stretto.arguments.nearby import divisors, multiples
+from stretto.arguments.precision_rules import ROW
 from stretto.arguments.rule import Nearby, RuleViolation, divisible, rule
 from stretto.arguments.schema import Arguments
 
@@ -93,15 +94,14 @@ def fp8_experts_divide(a: Arguments) -> RuleViolation | None:
     """Gemms of experts in fp8 have sizes that are multiples of 16 on each rank."""
     if not a.model.experts or a.run.fp8 == "none":
         return None
-    sizes = {"expert_ffn": (a.model.dim_expert, "etp"), "shared_ffn": (a.model.shared_ffn, "tp")}
-    for name, (size, axis) in sizes.items():
-        ranks = getattr(a.parallel, axis)
-        if size % ranks == 0 and size // ranks % 16:
-            return RuleViolation(
-                f"{name}/{axis} = {size}/{ranks} = {size // ranks}: must be a multiple of 16 for fp8",
-                {f"model.{name}": multiples(size, 16 * ranks), "run.fp8": ("none",)},
-            )
-    return None
+    p = a.parallel
+    sizes = (("expert_ffn/etp", a.model.dim_expert, p.etp), ("shared_ffn/tp", a.model.shared_ffn, p.tp))
+    wrong = [(name, size, ranks) for name, size, ranks in sizes if size % ranks == 0 and size // ranks % ROW]
+    if not wrong:
+        return None
+    said = ", ".join(f"{name} = {size}/{ranks} = {size // ranks}" for name, size, ranks in wrong)
+    nearby: Nearby = {f"model.{name.partition('/')[0]}": multiples(size, ROW * ranks) for name, size, ranks in wrong}
+    return RuleViolation(f"{said}: must be a multiple of {ROW} for fp8", {**nearby, "run.fp8": ("none",)})
 
 
 @rule(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from stretto.arguments.nearby import divisors, multiples, sizes
 from stretto.arguments.rule import Nearby, RuleViolation, rule
 from stretto.arguments.schema import Arguments
 
-_ROW = 16
+ROW: Final = 16
 """Matrix units take FP8 in rows of a multiple of so many."""
 
 
@@ -84,24 +86,24 @@ def fp8_sizes_divide(a: Arguments) -> RuleViolation | None:
     if parts > 1:
         equation = f"seq_len/(cp*ffn_chunks)*micro_batch = {b.seq_len}/({cp}*{chunks})*{b.micro_batch}"
     heads, kv_heads = m.heads // tp, max(1, m.num_kv_heads // tp)
-    by_head: Nearby = {"model.head_dim": sizes(d, _ROW), "parallel.tp": divisors(m.heads, tp)}
-    by_ffn: Nearby = {"model.ffn": sizes(m.dim_ffn, _ROW * tp), "parallel.tp": divisors(m.dim_ffn, tp)}
+    by_head: Nearby = {"model.head_dim": sizes(d, ROW), "parallel.tp": divisors(m.heads, tp)}
+    by_ffn: Nearby = {"model.ffn": sizes(m.dim_ffn, ROW * tp), "parallel.tp": divisors(m.dim_ffn, tp)}
     products: list[tuple[int, str, Nearby]] = [
-        (m.hidden, f"hidden = {m.hidden}", {"model.hidden": sizes(m.hidden, _ROW)}),
+        (m.hidden, f"hidden = {m.hidden}", {"model.hidden": sizes(m.hidden, ROW)}),
         (heads * d, f"heads/tp * head_dim = {heads}*{d}", by_head),
         ((heads + 2 * kv_heads) * d, f"(heads + 2*kv_heads)/tp * head_dim = ({heads}+2*{kv_heads})*{d}", by_head),
         (m.dim_ffn // tp, f"ffn/tp = {m.dim_ffn}/{tp}", by_ffn),
         (
             1 if rest else tokens * b.micro_batch,
             equation,
-            {"batch.seq_len": sizes(b.seq_len, _ROW * parts), "batch.micro_batch": multiples(b.micro_batch, _ROW)},
+            {"batch.seq_len": sizes(b.seq_len, ROW * parts), "batch.micro_batch": multiples(b.micro_batch, ROW)},
         ),
     ]
-    wrong = [(said, near) for size, said, near in products if size % _ROW]
+    wrong = [(said, near) for size, said, near in products if size % ROW]
     if a.run.fp8 == "none" or not wrong:
         return None
     nearby: Nearby = {}
     for _, near in wrong:
         nearby |= near
     problem = ", ".join(said for said, _ in wrong)
-    return RuleViolation(f"{problem}: must be a multiple of {_ROW} for fp8", {**nearby, "run.fp8": ("none",)})
+    return RuleViolation(f"{problem}: must be a multiple of {ROW} for fp8", {**nearby, "run.fp8": ("none",)})
