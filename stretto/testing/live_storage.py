@@ -19,15 +19,19 @@ class LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        self.note(out, (args, kwargs), f"{func}")
+        return out
+
+    def note(self, out: Any, given: Any, what: str) -> None:
+        """An operation has made `out` of what it was `given`."""
+        known = {x.untyped_storage()._cdata for x in tree_leaves(given) if isinstance(x, Tensor)}
         for x in tree_leaves(out):
             if isinstance(x, Tensor):
                 storage = x.untyped_storage()
-                known = self._made.get(storage._cdata)
+                before = self._made.get(storage._cdata)
                 # An address may be that of a storage that is gone.
-                if storage._cdata not in given and (known is None or known[0]() is not storage):
-                    self._made[storage._cdata] = weakref.ref(storage), f"{func} {tuple(x.shape)}"
-        return out
+                if storage._cdata not in known and (before is None or before[0]() is not storage):
+                    self._made[storage._cdata] = weakref.ref(storage), f"{what} {tuple(x.shape)} {x.dtype}"
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,6 @@ counts at the borders of such functions only, and `as_on_a_gpu` has them leave t
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,33 +15,35 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from stretto.attention import tile
 from stretto.experts import grouped, scores
 from stretto.tensor_parallel import formulas, linear, sliced_gemms
+from stretto.testing.live_storage import LiveStorage
 
 Function = Callable[..., Any]
 
 
-class PeakStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its __init_subclass__
+class PeakStorage(LiveStorage):  # type: ignore[no-untyped-call]  # of its __init_subclass__
     """Within it, every storage that an operation makes is noted; `peak` are the most bytes that were there at once."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._made: dict[int, tuple[weakref.ref[Any], str]] = {}
+        super().__init__()
         self._hidden = 0
         self._watched: dict[int, Any] = {}
         self.peak = 0
         self.at_peak: list[tuple[int, str]] = []
         """Bytes of each that was there then, and the operation that made it."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not self._hidden:
-            self._note(out, (args, kwargs), f"{func}")
-        return out
+    def note(self, out: Any, given: Any, what: str) -> None:
+        """As it has it, unless a function that counts as one operation is at work."""
+        if self._hidden:
+            return
+        super().note(out, given, what)
+        found = self.table
+        now = sum(size for size, _ in found) + sum(storage.nbytes() for storage in self._watched.values())
+        if now > self.peak:
+            self.peak, self.at_peak = now, sorted(found, reverse=True)
 
     def watch(self, *tensors: Tensor) -> None:
         """Count these, too: their memory may come and go without an operation."""
@@ -57,28 +58,10 @@ class PeakStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its
                 out = function(*args, **kwargs)
             finally:
                 self._hidden -= 1
-            if not self._hidden:
-                self._note(out, (args, kwargs), getattr(function, "__name__", "kernel"))
+            self.note(out, (args, kwargs), getattr(function, "__name__", "kernel"))
             return out
 
         return call
-
-    def _note(self, out: Any, given: Any, what: str) -> None:
-        known = {x.untyped_storage()._cdata for x in tree_leaves(given) if isinstance(x, Tensor)}
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                storage = x.untyped_storage()
-                before = self._made.get(storage._cdata)
-                # An address may be that of a storage that is gone.
-                if storage._cdata not in known and (before is None or before[0]() is not storage):
-                    self._made[storage._cdata] = weakref.ref(storage), f"{what} {tuple(x.shape)} {x.dtype}"
-        found = [(at, there.nbytes()) for at, (ref, _) in self._made.items() if (there := ref()) is not None]
-        if len(found) < len(self._made):
-            self._made = {at: self._made[at] for at, _ in found}
-        now = sum(size for _, size in found) + sum(storage.nbytes() for storage in self._watched.values())
-        if now > self.peak:
-            self.peak = now
-            self.at_peak = sorted(((size, self._made[at][1]) for at, size in found), reverse=True)
 
 
 @contextmanager
