@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stretto.streams import Stream
+from stretto.world import Work
+
 
 class Offload:
     """The inputs of the blocks of one forward. The last stays: its backward is next."""
@@ -44,13 +47,13 @@ class _Away:
     def __init__(self, x: Tensor, before: _Away | None) -> None:
         self.x, self.before, self.size = x, before, x.untyped_storage().nbytes()
         self.host = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
-        self._stream = _copies(x.device) if x.is_cuda else None
+        self._stream = Stream.of(x.device)
         self._done = self._copy(self.host, x)
         self._coming = False
 
     def free(self) -> None:
         """Let go of its memory, once it is copied: the device waits for that, not the host."""
-        self._wait()
+        self._done.wait()
         self.x.untyped_storage().resize_(0)
 
     def fetch(self) -> None:
@@ -64,29 +67,17 @@ class _Away:
         """Have it back, and begin to bring back the one before."""
         self.fetch()
         if self._coming:
-            self._wait()
+            self._done.wait()
             if self.before is not None:
                 self.before.fetch()
 
-    def _copy(self, to: Tensor, source: Tensor) -> Any:
-        if self._stream is None:
-            to.copy_(source.detach())
-            return None
-        self._stream.wait_stream(torch.cuda.current_stream(self.x.device))
-        with torch.cuda.stream(self._stream):
+    def _copy(self, to: Tensor, source: Tensor) -> Work:
+        self._stream.follows(Stream.current(self.x.device))
+        with self._stream.used():
             to.copy_(source.detach(), non_blocking=True)
-            return self._stream.record_event()
-
-    def _wait(self) -> None:
-        if self._done is not None:
-            torch.cuda.current_stream(self.x.device).wait_event(self._done)
+        return self._stream.launched()
 
 
 def _alone(x: Tensor) -> bool:
     """Whether a tensor is all that its storage holds: what others see of it must not vanish."""
     return x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes
-
-
-def _copies(device: torch.device) -> torch.cuda.Stream:
-    """A stream for copies; streams come from a pool of torch's, so this makes none anew."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
