@@ -12,7 +12,7 @@ every ep.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.autograd import Function
@@ -24,6 +24,9 @@ from stretto.experts.rows import RowOps, of_slots
 from stretto.streams import Stream
 from stretto.tensor_parallel import Lazy, Pointwise
 from stretto.world import AsyncTensor
+
+Message = Literal["rows", "outputs", "doutputs", "shares", "numbers", "drows"]
+"""In the order in which they are begun; `shares` are the weights of assignments, `numbers` their gradients."""
 
 
 class Dispatch:
@@ -39,14 +42,9 @@ class Dispatch:
         self.beside, self.ops = sorting.beside, ops
         self.rows: Tensor | None = None
         """Those that are sent, as soon as it is known which."""
-        self.coming: AsyncTensor | None = None
         self.given: Tensor | None = None
         """The outputs of this rank's experts by source, until they go."""
-        self.outputs: AsyncTensor | None = None
-        self.doutputs: AsyncTensor | None = None
-        self.shares: AsyncTensor | None = None
-        self.drows: AsyncTensor | None = None
-        self.numbers: AsyncTensor | None = None
+        self._under_way: dict[Message, AsyncTensor] = {}
 
     def know(self) -> Plan:
         """The plan, for which the host waits where it must."""
@@ -61,7 +59,7 @@ class Dispatch:
             self.scatter(x, plan.rows, plan.back)
         assert self.rows is not None
         with self.beside.used():
-            self.coming = self.there(self.rows)
+            self.there("rows", self.rows)
         self.rows = None
 
     def scatter(self, x: Tensor, rows: Tensor, back: Tensor) -> None:
@@ -71,30 +69,28 @@ class Dispatch:
 
     def arrived(self) -> Tensor:
         """The rows of this rank's experts [m, h], by source."""
-        got = self.taken("coming")
+        got = self.taken("rows")
         return self.beside.hand_over(got.view_as(got))
 
     def give(self) -> None:
         """The outputs begin their way back."""
-        plan, given = self.plan, self.given
-        assert given is not None
-        self.outputs, self.given = all_to_all_rows_async(given, plan.received, plan.sent, plan.exchange), None
+        assert self.given is not None
+        self.back("outputs", self.given)
+        self.given = None
 
-    def there(self, rows: Tensor) -> AsyncTensor:
-        """Rows to the holders of their experts."""
+    def there(self, message: Message, rows: Tensor) -> None:
+        """Rows begin their way to the holders of their experts."""
         plan = self.plan
-        return all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)
+        self._under_way[message] = all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)
 
-    def back(self, rows: Tensor) -> AsyncTensor:
-        """What lies by expert to the ranks of their tokens."""
+    def back(self, message: Message, rows: Tensor) -> None:
+        """What lies by source begins its way to the ranks of their tokens."""
         plan = self.plan
-        return all_to_all_rows_async(moved(rows, plan.restore), plan.received, plan.sent, plan.exchange)
+        self._under_way[message] = all_to_all_rows_async(rows, plan.received, plan.sent, plan.exchange)
 
-    def taken(self, message: str) -> Tensor:
+    def taken(self, message: Message) -> Tensor:
         """What a message brings, which is nobody else's any more."""
-        coming: AsyncTensor = getattr(self, message)
-        setattr(self, message, None)
-        return coming.wait()
+        return self._under_way.pop(message).wait()
 
 
 def offer(x: Tensor, dispatch: Dispatch) -> Tensor:
@@ -154,8 +150,9 @@ class _Receive(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        ctx.dispatch.drows = ctx.dispatch.back(dy)
-        if ctx.dispatch.plan.exchange.size > 1:
+        plan = ctx.dispatch.plan
+        ctx.dispatch.back("drows", moved(dy, plan.restore))
+        if plan.exchange.size > 1:
             ctx.flush()
         return dy.new_empty(()), None, None
 

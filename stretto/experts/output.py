@@ -76,7 +76,7 @@ class _GiveBack(Function):
         if down.bias is not None and down.adds:
             each = each + of_bias(dy.to(shares.dtype), down.bias, plan.segments)
         if ctx.needs_input_grad[4]:  # not of a frozen router
-            dispatch.numbers = dispatch.back(each)
+            dispatch.back("numbers", moved(each, plan.restore))
         dweight, dbias = down.add_gradient(dy, a, plan.segments), None
         if down.bias is not None:
             dbias = down.bias_gradient((dy.to(shares.dtype) * shares).to(dy.dtype), plan.segments)
@@ -96,6 +96,6 @@ class _Combine(Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
         dispatch, plan, (weights,) = ctx.dispatch, ctx.dispatch.plan, ctx.saved_tensors
-        dispatch.doutputs = dispatch.there(dispatch.ops.scatter(dout, plan.rows, plan.back))
-        dispatch.shares = dispatch.there(weights.reshape(-1).index_select(0, plan.rows)[:, None])
+        dispatch.there("doutputs", dispatch.ops.scatter(dout, plan.rows, plan.back))
+        dispatch.there("shares", weights.reshape(-1).index_select(0, plan.rows)[:, None])
         return dout.new_empty(()), None, None

@@ -21,7 +21,7 @@ from stretto.attention.tile import tile_kernel
 from stretto.batch import Batch
 from stretto.context_parallel import ContextAttention
 from stretto.experts import grouped
-from stretto.experts.dispatch import Dispatch
+from stretto.experts.dispatch import Dispatch, Message
 from stretto.models import Microbatch, StageSpec, Transformer
 from stretto.models.attention import SelfAttention
 from stretto.params import collect, fill
@@ -80,8 +80,6 @@ def test_halves_are_the_whole(kind: dict[str, Any], rows: int, documents: int | 
         torch.testing.assert_close(halved, whole, rtol=1e-10, atol=1e-12)
 
 
-BEGUN = {"rows": "coming", **{name: name for name in ("outputs", "doutputs", "shares", "numbers", "drows")}}
-"""Where a message may begin, as a device sees it: rows travel from when they lie ready, beside what came since."""
 Event = tuple[str, str, int]
 
 
@@ -96,12 +94,21 @@ def events(monkeypatch: pytest.MonkeyPatch, *, halves: bool) -> list[Event]:
             known.append(dispatch)
         return known.index(dispatch)
 
-    def begun(self: Dispatch, name: str, value: object) -> None:
-        if value is not None and name in BEGUN:
-            seen.append(("begin", BEGUN[name], number(self)))
+    def ready(self: Dispatch, name: str, value: object) -> None:
+        """As a device sees it rows travel from when they lie ready, beside what came since."""
+        if value is not None and name == "rows":
+            seen.append(("begin", name, number(self)))
         object.__setattr__(self, name, value)
 
-    def taken(self: Dispatch, message: str) -> Tensor:
+    def begins(way: Callable[[Dispatch, Message, Tensor], None]) -> Callable[[Dispatch, Message, Tensor], None]:
+        def call(self: Dispatch, message: Message, rows: Tensor) -> None:
+            if message != "rows":
+                seen.append(("begin", message, number(self)))
+            way(self, message, rows)
+
+        return call
+
+    def taken(self: Dispatch, message: Message) -> Tensor:
         seen.append(("take", message, number(self)))
         return take(self, message)
 
@@ -116,7 +123,9 @@ def events(monkeypatch: pytest.MonkeyPatch, *, halves: bool) -> list[Event]:
         return call
 
     take = Dispatch.taken
-    monkeypatch.setattr(Dispatch, "__setattr__", begun)
+    monkeypatch.setattr(Dispatch, "__setattr__", ready)
+    monkeypatch.setattr(Dispatch, "there", begins(Dispatch.there))
+    monkeypatch.setattr(Dispatch, "back", begins(Dispatch.back))
     monkeypatch.setattr(Dispatch, "taken", taken)
     monkeypatch.setattr(SelfAttention, "_attended", computes(SelfAttention._attended))
     monkeypatch.setattr(grouped, "multiply", computes(grouped.multiply))
