@@ -59,7 +59,7 @@ FLAGS: tuple[Peer, ...] = (
         "--sharding fsdp",
     ),
     Peer(
-        "zero[123]?(-.*)?|(use-)?distributed-optimizer|overlap-param-gather.*|shard-optimizer.*",
+        "zero[123]?(-.*)?|deepspeed(-.*)?|(use-)?distributed-optimizer|overlap-param-gather.*|shard-optimizer.*",
         "--sharding zero1",
     ),
     Peer("offload-optimizer(-.*)?|(optimizer-)?cpu-offload(-.*)?|optimizer-offload(-.*)?", "--optimizer-cpu-offload"),

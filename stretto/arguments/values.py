@@ -15,6 +15,9 @@ from stretto.reading import shown
 AUTO = "auto"
 """How a file or a flag asks for the derived value, where something weaker set one."""
 
+_ALIKE = 0.7
+"""Of the letters of two words, the share that must agree for one to be taken for the other."""
+
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -46,8 +49,9 @@ def from_data(setting: Setting, raw: object) -> Value:
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that looks most like it, if any does."""
-    return next(iter(get_close_matches(word, known, n=1)), None)
+    """The known word that looks most like it, if any does. Dashes in front, which all flags share, do not count."""
+    bare = {each.lstrip("-"): each for each in known}
+    return next((bare[each] for each in get_close_matches(word.lstrip("-"), bare, n=1, cutoff=_ALIKE)), None)
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -181,7 +181,8 @@ def _draw(said: Command, screen: Console) -> None:
 
 
 def _write(files: Sequence[str], s: Schedule, timeline: Timeline, name: str) -> None:
-    title = f"{name}, {s.num_ranks} ranks, {s.num_stages} stages, {s.num_microbatches} microbatches"
+    sizes = _many(s.num_ranks, "rank"), _many(s.num_stages, "stage"), _many(s.num_microbatches, "microbatch")
+    title = ", ".join((name, *sizes))
     for path in map(Path, files):
         texts = {".json": lambda: chrome_trace(timeline), ".csv": lambda: to_csv(s), ".txt": lambda: f"{s}\n"}
         if path.suffix in texts:
@@ -189,6 +190,11 @@ def _write(files: Sequence[str], s: Schedule, timeline: Timeline, name: str) -> 
         else:
             picture(timeline, title=title).save(path)
         say(f"wrote {path}", out=True)
+
+
+def _many(n: int, what: str) -> str:
+    """A number of things."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}{'es' if what.endswith('ch') else 's'}"
 
 
 def _search(said: Command, _: Console) -> None:
@@ -200,8 +206,8 @@ def _search(said: Command, _: Console) -> None:
 def _check(said: Command, _: Console) -> None:
     s = _made(said, name := _one(said))
     say(
-        f"{name}: {s.num_actions:,} actions take {s.num_microbatches} microbatches through {s.num_stages} stages on "
-        f"{s.num_ranks} ranks; complete, in place, no deadlock",
+        f"{name}: {s.num_actions:,} actions take {_many(s.num_microbatches, 'microbatch')} through "
+        f"{_many(s.num_stages, 'stage')} on {_many(s.num_ranks, 'rank')}; complete, in place, no deadlock",
         out=True,
     )
 
@@ -233,8 +239,9 @@ def _simulate(said: Command, screen: Console) -> None:
     screen.print(table)
     if several:
         screen.print(
-            f"{said.pp} ranks, {said.microbatches} microbatches; idle: of the rank that idles most, until the last "
-            "action of any; activations: of all layers of a rank for one microbatch, at the rank with most"
+            f"{_many(said.pp, 'rank')}, {_many(said.microbatches, 'microbatch')}; idle: of the rank that idles most, "
+            "until the last action of any; activations: of all layers of a rank for one microbatch, at the rank with "
+            "most"
         )
     else:
         end, free = step_time(timeline, cost), step_time(timeline, cost, barrier=False)

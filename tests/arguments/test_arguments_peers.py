@@ -30,13 +30,16 @@ def rejection(words: str) -> str:
         ("--num_layers 2", "did you mean --layers?"),
         ("--fsdp", "did you mean --sharding fsdp?"),
         ("--num-experts 8", "did you mean --experts?"),
+        ("--deepspeed ds.json", "did you mean --sharding zero1?"),
+        ("--whitespeed 1", "--help lists all flags"),
         ("--cp-comm-type p2p", "did you mean --cp-comm?"),
         ("--set parallel.tensor_model_parallel_size=2", "did you mean parallel.tp?"),
         ("--set moe.num_experts=2", "did you mean model.experts?"),
     ],
 )
 def test_a_flag_of_another_program_leads_on(words: str, ends: str) -> None:
-    """Catches: the table not read, where --fsdp leads to --fp8 and --num-experts to --help by their looks."""
+    """Catches: the table not read, where --fsdp leads to --fp8 and --num-experts to --help by their looks;
+    dashes that count as letters, where --whitespeed leads to --seed."""
     assert rejection(words).endswith(ends)
 
 

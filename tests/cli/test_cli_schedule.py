@@ -35,6 +35,13 @@ def test_an_error_shows_the_cell(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "rank 0   0F0  [0B0]  0F1   0B1" in error
 
 
+def test_one_of_a_kind_is_not_several(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "1f1b", "--pp", "1", "--microbatches", "1"]) == 0
+    assert "2 actions take 1 microbatch through 1 stage on 1 rank;" in capsys.readouterr().out
+    assert main(["list", "--pp", "1", "--microbatches", "2"]) == 0
+    assert "1 rank, 2 microbatches;" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

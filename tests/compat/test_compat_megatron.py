@@ -183,6 +183,7 @@ def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -
     ("flags", "problem"),
     [
         ("--num-layer 3", "--num-layer: is not known; did you mean --num-layers?"),
+        ("--deepspeed_config ds.json", "--deepspeed_config: DeepSpeed's file is not read: say --sharding zero1"),
         ("--num-layers many", "--num-layers: 'many' is text, must be a whole number"),
         ("--high-priority-stream-groups tp ep", "ep: not available; there is tp, cp, pp, dp, dp_cp"),
         (

@@ -171,6 +171,7 @@ BY_HAND: Final[Mapping[str, str]] = MappingProxyType(
 _BALANCING = "say --moe-router-load-balancing-type aux_loss, or none with --moe-router-enable-expert-bias"
 _DECOUPLED = "say --param-groups '*embed_tokens*|lm_head*: lr=FACTOR', which multiplies the rate of both, its end too"
 _PROFILED = "say --profile steps=10:13"
+_DEEPSPEED = "DeepSpeed's file is not read: say --sharding zero1, zero2 or fsdp for its ZeRO stage 1, 2 or 3"
 _ALL_LAYERS = "with fp8 the matrices of all layers are in it"
 
 MISSING: Final[Mapping[str, str]] = MappingProxyType(
@@ -184,6 +185,7 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         "--no-fp8-wgrad": "with one scale for a tensor all three products are in fp8; say --fp8 rowwise in its place",
         "--fp8-param-gather": "weights are gathered in bf16",
         "--num-distributed-optimizer-instances": "say --dp-shard, the ranks that share one copy of the state",
+        **dict.fromkeys(("--deepspeed", "--deepspeed_config", "--deepspeed-config", "--zero-stage"), _DEEPSPEED),
         "--fp16": "fp16 with loss scaling is not available; bf16 needs no scaling",
         "--rampup-batch-size": "the global batch has one size for the whole run",
         "--squared-relu": "the activations are swiglu, gelu and gelu-tanh",
