@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from stretto.checkpoint import CheckpointError, load
 from stretto.checkpoint.index import Index
 from stretto.estimate import count_parameters
 from stretto.parallel_state import ParallelState
+from stretto.params import Slice
 from stretto.reading import shown
 from stretto.train.batches import Batches
+from stretto.train.buffers import Buffers
 from stretto.train.step import Optimizer
 
 
 @dataclass
 class TrainState:
-    """Weights and moments (in the optimizer), the place in the data, and the updates made.
+    """Weights and moments (in the optimizer), the place in the data, the updates made, and buffers of a user's modules.
 
     Nothing else moves during a run: the learning rate and every random number are functions of these and the seed.
     """
@@ -28,6 +30,11 @@ class TrainState:
     optimizer: Optimizer
     batches: Batches
     step: int = 0
+    buffers: Buffers = field(default_factory=Buffers)
+
+    def slices(self) -> list[Slice]:
+        """The tensors of a checkpoint, where they lie."""
+        return [*self.optimizer.slices(), *self.buffers.slices()]
 
     def load(self, path: str | Path, state: ParallelState) -> None:
         """Go on from a checkpoint that any layout wrote.
@@ -35,7 +42,7 @@ class TrainState:
         Raises CheckpointError when it does not fit, DataError when it is of other data.
         """
         world = state.axis("tp", "cp", "dp", "pp")
-        extra = load(path, self.optimizer.slices(), state.world, group=world.group)
+        extra = load(path, self.slices(), state.world, group=world.group)
         self.batches.load_state_dict(_place_of(extra, path))
         self.step = step_of(extra, path)
         self.optimizer.loaded(self.step)

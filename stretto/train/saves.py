@@ -12,6 +12,7 @@ from stretto.checkpoint import Saved, Saver, prune, save
 from stretto.checkpoint.directory import Retention
 from stretto.checkpoint.places import place
 from stretto.parallel_state import ParallelState
+from stretto.params import Slice
 from stretto.train.checkpointing import TrainState
 
 DRAIN_SECONDS = 60.0
@@ -36,26 +37,30 @@ class Saves:
         self._group = state.axis("tp", "cp", "dp", "pp").group
         self._saver: Saver | None = None
         self._told: list[Saved] = []
+        self._copied: list[Slice] = []
 
     def reserve(self) -> None:
         """Get ready, so that the first save takes no longer than others."""
         if self.policy.asynchronous:
-            self._asynchronous().reserve(self.train_state.optimizer.slices())
+            self._asynchronous().reserve(self.train_state.slices())
 
     def begin(self) -> None:
         """Save the state as it is now. CheckpointError on all ranks when this or the save before cannot be done."""
-        directory, slices = self.policy.directory, self.train_state.optimizer.slices()
-        if self.policy.asynchronous:
-            self._asynchronous().begin(directory, self.train_state.step, slices, self._extra())
-        else:
+        if not self.policy.asynchronous:
             self.save_now()
+            return
+        here = self.train_state
+        buffers = here.buffers.slices(copied=True)  # the next forward changes them while a GPU's are copied
+        slices = [*here.optimizer.slices(), *buffers]
+        self._asynchronous().begin(self.policy.directory, here.step, slices, self._extra())
+        self._copied = buffers  # those of the save before are in the host's memory now
 
     def save_now(self) -> Path:
         """Save the state as it is now, and return when it is whole."""
         self._told += self.finish()
         began = time.monotonic()
         step, retention = self.train_state.step, self.policy.retention
-        slices, world = self.train_state.optimizer.slices(), self.state.world
+        slices, world = self.train_state.slices(), self.state.world
         path = save(self.policy.directory, step, slices, self._extra(), world, group=self._group)
         if world.rank == 0:
             prune(place(self.policy.directory), retention.keep, retention.keep_every)

@@ -26,6 +26,7 @@ from stretto.schedule.sharding import MODES
 from stretto.tensor_parallel import Build
 from stretto.train.assemble import Assembly, StageSpec, assemble
 from stretto.train.batches import Batches, Cut, Evaluation, RowBatches, RowEvaluation, Source
+from stretto.train.buffers import Buffers
 from stretto.train.checkpointing import TrainState
 from stretto.train.loop import DivergedError, Loop, Pace
 from stretto.train.meter import Meter, Work
@@ -140,6 +141,7 @@ class Trainer:
         dp = state.axis("dp").size
         layout = state.layout
         cut = Cut(state, global_batch, max(1, global_batch // dp) if micro_batch is None else micro_batch, weight)
+        buffers = Buffers()
         if not isinstance(model, Assembly):
             direct, axis = MainGradients(), state.axis("pp")
             stages = axis.size * layout.vpp
@@ -163,9 +165,10 @@ class Trainer:
                 search=(lambda cost: order(cost=cost)) if schedule == "auto" else None,
             )
             require_trainable(model.weights, axis)
+            buffers = Buffers.of(model.stages, state)
         self.assembly: Assembly[Any] = model
         batches = data if isinstance(data, Batches) else RowBatches(data, cut)
-        self.train_state = TrainState(self.assembly.optimizer, batches)
+        self.train_state = TrainState(self.assembly.optimizer, batches, buffers=buffers)
         sets = evaluation if isinstance(evaluation, Mapping) else {} if evaluation is None else {HELD_OUT: evaluation}
         self.evaluations: dict[str, Evaluation] = {
             name: each if isinstance(each, Evaluation) else RowEvaluation(each, cut) for name, each in sets.items()

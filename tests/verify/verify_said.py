@@ -13,7 +13,7 @@ from verify_said_experts import EXACT, FP8_EXPERTS, HALVES, KEPT, KERNELS_EXPERT
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
-from verify_said_loop import ATTACK, EXCHANGE, READBACK
+from verify_said_loop import ATTACK, BUFFERS, EXCHANGE, READBACK
 from verify_said_residence import RESIDENCE
 from verify_said_schedules import SCHEDULES
 from verify_said_sharding import (
@@ -667,6 +667,7 @@ SAID = (
     KERNELS,
     KERNELS_FP8,
     READBACK,
+    BUFFERS,
     ATTACK,
     EXCHANGE,
     FAILURES,

@@ -60,6 +60,29 @@ ATTACK = Said(
     ),
 )
 
+BUFFERS = Said(
+    "tests/train/test_train_buffers.py",
+    Fault(
+        "buffers left out of a checkpoint",
+        "train/trainer.py",
+        "            buffers = Buffers.of(model.stages, state)\n",
+        "            Buffers.of(model.stages, state)\n",
+    ),
+    Fault("what is not persistent saved", "train/buffers.py", "if name not in left_out:", "if True:"),
+    Fault(
+        "ranks that begin with buffers of their own",
+        "train/buffers.py",
+        "            found.align(state)\n",
+        "",
+    ),
+    Fault(
+        "a save that sees what a later forward has done",
+        "train/buffers.py",
+        "tensor.detach().clone() if copied else tensor.detach()",
+        "tensor.detach()",
+    ),
+)
+
 EXCHANGE = Said(
     "tests/exchange/test_exchange_values.py",
     Fault(
