@@ -65,9 +65,12 @@ def exchanged(args: Arguments, comm: Comm, layer: int = 0) -> Exchanged:
 
 
 def comm_of(args: Arguments, layer: int) -> Comm:
-    """How a layer communicates: as said, or what costs least, and of two that cost the same the first."""
+    """How a layer communicates: as said, or what costs least, and of two that cost the same the first.
+
+    A layer behind the last, which predicts a further token, is said to do as the last does.
+    """
     p = args.parallel
-    said = p.cp_comm[layer if len(p.cp_comm) > 1 else 0]
+    said = p.cp_comm[min(layer, len(p.cp_comm) - 1)]
     if said != "auto":
         return said
     ways: list[Comm] = ["all-gather", "ring"]

@@ -50,6 +50,9 @@ def test_what_is_said_of_a_layer_is_done_in_it() -> None:
     args = arguments(2, 1024)
     args = replace(args, parallel=replace(args.parallel, cp_comm=("ring", "ulysses")))
     assert [comm_of(args, layer) for layer in range(2)] == ["ring", "ulysses"]
+    further = replace(args, model=replace(args.model, mtp_layers=1))
+    assert [comm_of(further, layer) for layer in range(3)] == ["ring", "ulysses", "ulysses"]
+    assert ledger(further, 0).total > ledger(args, 0).total
 
 
 def test_activations_of_a_rank_are_those_of_its_slots() -> None:
