@@ -93,6 +93,7 @@ class _Block:
             lazy = lazy and self.experts is None
             if self.before and not lazy:
                 t.make(n2=s.x)
+            t.release("n1")
             self._second(lazy=lazy, keep=keep, ends=ends or self.after)
             if self.after:
                 t.make(more_normed=s.x)
@@ -100,6 +101,7 @@ class _Block:
                     t.free("more", "both")
             if ends:
                 t.make(out=s.x)
+        t.release("n2")
         t.free("added_normed", "more_normed", *(() if keep else ["mid"]))
         if not self.after or not keep:
             t.free("added", "more", "both")

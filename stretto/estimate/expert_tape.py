@@ -33,6 +33,10 @@ class ExpertTape:
     exchanges: bool
     recompute: bool
     in_place: bool
+    item: int
+    """Of one number."""
+    scales: int | None
+    """In FP8 those of the rows that a GEMM takes."""
 
     @classmethod
     def of(cls, args: Arguments, tape: Tape, *, selective: bool) -> ExpertTape:
@@ -55,6 +59,8 @@ class ExpertTape:
             exchanges=exchanges,
             recompute=selective and not exchanges,
             in_place=m.activation == "swiglu",
+            item=item,
+            scales=None if args.run.fp8 == "none" else 4 * rows * p.etp,
         )
 
     def forward(self, *, keep: bool) -> None:
@@ -67,11 +73,11 @@ class ExpertTape:
             t.free("rows")  # as they left
             t.make(rows=self.here)
             t.free("came")
-        t.make(inner_rows=self.inner)
+        self._gemm(self.here, inner_rows=self.inner)
         if self.recompute:
             t.free("rows")
         t.make(activated_rows=self.activated)
-        t.make(out_rows=self.here)
+        self._gemm(self.activated, out_rows=self.here)
         if self.exchanges:
             t.make(back_in_order=self.here)
             t.free("out_rows")
@@ -94,7 +100,7 @@ class ExpertTape:
             t.free("dout_rows")
             t.make(dy=self.here)
             t.free("dcame")
-        t.make(da=self.activated)
+        self._gemm(self.here, da=self.activated)
         if not self.in_place:
             t.make(dinner=self.inner, a=self.activated)
         t.pass_through(numbers=self.numbers)
@@ -103,7 +109,7 @@ class ExpertTape:
             t.hold_back("dy", "da", "a")
         else:
             t.free("dout_rows", "da", "a")
-        t.make(drows=self.here)
+        self._gemm(self.inner, drows=self.here)
         if self.exchanges:
             t.flush()
             t.hold_back("inner_rows", "dinner", "rows")
@@ -115,3 +121,10 @@ class ExpertTape:
             t.make(rows=self.rows)
         t.make(dn2=self.x)
         t.free("inner_rows", "dinner", "rows", "drows", "drows_back", "router", "plan")
+
+    def _gemm(self, size: int, **out: int) -> None:
+        """Of rows of so many bytes, of which FP8 has a copy of a byte for each number while they are multiplied."""
+        if self.scales is not None:
+            self.tape.make(quantized_rows=size // self.item + self.scales)
+        self.tape.make(**out)
+        self.tape.free("quantized_rows")

@@ -38,10 +38,14 @@ class GemmTape:
         self._quantize(s.whole, twice=kept and not recompute)
         t.make(**out)
         t.free("quantized")
+        # What was made before the sublayer is a local name until that returns.
+        let_go = t.free if made_for_it else t.hold
         if not kept or recompute:
-            t.free("gathered", *(() if kept else (x,)))
+            t.free("gathered")
+            let_go(*(() if kept else (x,)))
         elif self.cut or self._fp8_wgrad:
-            t.free(x, "gathered")
+            t.free("gathered")
+            let_go(x)
             t.make(**{x: s.whole // (s.item if self._fp8_wgrad else 1)})
 
     def gather_again(self) -> None:
@@ -54,12 +58,12 @@ class GemmTape:
         """From features x of so many bytes back to the stream: a sum over tp. Others may keep x beside."""
         t = self.tape
         self._quantize(size, twice=keep)
-        if self.tp > 1:
-            t.make(partial=self.sizes.whole)
-        t.make(**{out: self.sizes.x})
-        t.free("partial", "quantized")
+        t.make(**({"partial": self.sizes.whole} if self.tp > 1 else {out: self.sizes.x}))
+        t.free("quantized")
         if keep and self._fp8_wgrad:
             t.make(**{f"{x}_quantized": size // self.sizes.item})
+        t.make(**{out: self.sizes.x})
+        t.free("partial")
         if not others_keep and (self._fp8_wgrad or not keep):
             t.free(x)
 
@@ -80,8 +84,10 @@ class GemmTape:
         """The gradient `dx` of what enters the norm, from dy of so many bytes and from what goes `past` it."""
         t, s = self.tape, self.sizes
         self._quantize(width, twice=True)
-        if self.tp > 1:
-            t.make(whole_dx=s.whole)
+        t.make(**({"whole_dx": s.whole} if self.tp > 1 else {"dn": s.x}))
+        t.free("quantized")
+        if self._fp8_wgrad:  # the one that lies as the weight gradient takes it
+            t.make(quantized=width // s.item)
         t.make(dn=s.x)
         t.flush()
         t.free("whole_dx")

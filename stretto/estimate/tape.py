@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+_HELD: Final = "by a local name"
 
 
 class Moment(NamedTuple):
@@ -54,6 +56,14 @@ class Tape:
         """Nobody holds these any more; none of them need have been there."""
         for name in names:
             self._live.pop(name, None)
+
+    def hold(self, *names: str) -> None:
+        """Nothing needs these any more, but local names still hold them: until `release`."""
+        self.rename(**{name: f"{name} {_HELD}" for name in names})
+
+    def release(self, *names: str) -> None:
+        """The local names are gone."""
+        self.free(*(f"{name} {_HELD}" for name in names))
 
     def rename(self, **names: str) -> None:
         """These are made once more while they live under another name."""

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from stretto.attention import tile
+from stretto.experts import fp8 as experts_fp8
 from stretto.experts import grouped, scores
-from stretto.tensor_parallel import formulas, linear, sliced_gemms
+from stretto.tensor_parallel import formulas, fp8, linear, sliced_gemms
 from stretto.testing.live_storage import LiveStorage
 
 Function = Callable[..., Any]
@@ -78,6 +79,9 @@ def as_on_a_gpu(mode: PeakStorage) -> Iterator[Function]:
         patch.object(grouped, "accumulate_matmul", adding),
         patch.object(scores, "accumulate_matmul", adding),
         patch.object(sliced_gemms, "accumulate_matmul", adding),
+        patch.object(fp8, "accumulate_matmul", adding),
+        patch.object(fp8, "_matmul", mode.whole(fp8._matmul)),
+        patch.object(experts_fp8, "_products", mode.whole(experts_fp8._products)),
         patch.object(scores, "plainly", partial(_by_parts, scores.plainly)),
         patch.object(scores._Scores, "forward", mode.whole(scores._Scores.forward)),
         patch.object(tile.Exact, "forward", mode.whole(_in_dtype(tile.Exact.forward, 1))),
