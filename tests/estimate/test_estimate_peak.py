@@ -42,6 +42,8 @@ pytestmark = pytest.mark.gloo
 
 BOUND = 0.01
 """Between what is said and what is measured; small tensors of each token are the most of it."""
+FINE = 0.003
+"""Less than the gradients of what narrow experts put out, which BOUND does not see."""
 COARSE = 0.06
 """Of layers with norms after their sublayers, or with experts: a gradient more or less where some parts are computed
 once more, and many small tensors of each token, in models as small as these."""
@@ -156,6 +158,7 @@ def test_of_experts_it_is_close(recompute: str, inner: int) -> None:
         pytest.param({}, ALONE, id="dense"),
         pytest.param({}, CUT[0], id="tp"),
         pytest.param({}, CUT[1], id="sequence parallel"),
+        pytest.param({**SPARSE, "expert_ffn": 16}, ALONE, id="narrow experts"),
         pytest.param({**SPARSE, "expert_ffn": 256}, ALONE, id="experts"),
         pytest.param({**SPARSE, "shared_ffn": 224}, ALONE, id="shared"),
     ],
@@ -164,7 +167,7 @@ def test_in_fp8_it_is_close(model: dict[str, Any], parallel: ParallelConfig, rec
     run = SELECTIVE if recompute == "selective" else {"recompute": recompute}
     args = plain(model, parallel, fp8=recipe, **run)
     # Over tp a weight gradient that waits holds its factors in bf16 on the tape, in FP8 in fact.
-    bound = COARSE if recipe == "tensorwise" and parallel.tp > 1 else BOUND
+    bound = COARSE if recipe == "tensorwise" and parallel.tp > 1 else FINE
     assert moving(rank_ledger(args, 0)) == pytest.approx(peak_alone(args), rel=bound)
 
 
