@@ -6,7 +6,7 @@ that makes its output alone; the adjoint of a gated activation writes where its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.attention_tape import AttentionTape
@@ -14,6 +14,7 @@ from stretto.estimate.block_sizes import BlockSizes
 from stretto.estimate.context_tape import ContextTape
 from stretto.estimate.expert_tape import ExpertTape
 from stretto.estimate.gemm_tape import GemmTape
+from stretto.estimate.halves import in_turns, one_by_one
 from stretto.estimate.kept import BLOCK, NOTHING, Parts
 from stretto.estimate.tape import Moment, Tape
 
@@ -30,20 +31,37 @@ class BlockMoments:
 
 def block_moments(args: Arguments, layer: int, parts: Parts) -> BlockMoments:
     """Of a layer that computes `parts` once more."""
+    forward, kept, backward = _tapes(args, layer, parts)
+    return BlockMoments(kept, forward.most, backward.most)
+
+
+def halves_moments(args: Arguments, layer: int, parts: Parts, *, first: bool) -> BlockMoments:
+    """The same where microbatches go through it in two halves; of the `first` none comes from a block before."""
+    half = replace(args, batch=replace(args.batch, micro_batch=args.batch.micro_batch // 2))
+    forward, kept, backward = _tapes(half, layer, parts)
+    if parts == BLOCK or not args.model.is_sparse(layer):  # one after the other
+        found = one_by_one(forward, kept, backward)
+    else:
+        alone = first or args.model.norm_placement != "pre"  # with norms after sublayers a block ends before the next
+        found = in_turns(forward, kept, backward, alone=alone)
+    return BlockMoments(2 * kept, *found)
+
+
+def _tapes(args: Arguments, layer: int, parts: Parts) -> tuple[Tape, int, Tape]:
+    """Forward, bytes that are kept, backward."""
     whole = parts == BLOCK
     tape = _Block.of(args, layer, NOTHING if whole else parts, Tape())
     tape.tape.make(x=tape.sizes.x)
     tape.forward(keep=not whole)
-    forward = tape.tape.most
-    tape.tape.free("out")
-    kept = tape.tape.now
-    back = _Block.of(args, layer, NOTHING if whole else parts, Tape(**tape.tape.live, dout=tape.sizes.x))
+    live = tape.tape.live
+    del live["out"]
+    back = _Block.of(args, layer, NOTHING if whole else parts, Tape(**live, dout=tape.sizes.x))
     if whole:
         back.tape.rename(plan="plan_before")  # the plan of the first forward is the one that its backward has
         back.forward(keep=True, ends=False)
         back.tape.free("plan_before")
     back.backward()
-    return BlockMoments(kept, forward, back.tape.most)
+    return tape.tape, sum(live.values()), back.tape
 
 
 @dataclass(frozen=True)

@@ -64,13 +64,16 @@ class ExpertTape:
         )
 
     def forward(self, *, keep: bool) -> None:
-        """From n2 to what is added."""
+        """From n2 to what is added; it may be left at each `Stop` of `stretto.experts.run`."""
         t = self.tape
         t.make(router=self.router, plan=self.plan)
         t.make(rows=self.rows)
         if self.exchanges:
+            t.leave()
+            t.leave()  # what ranks ask each other is small
             t.make(came=self.here)
-            t.free("rows")  # as they left
+            t.leave()
+            t.free("rows")  # as they left: a message holds them until it is waited for
             t.make(rows=self.here)
             t.free("came")
         self._gemm(self.here, inner_rows=self.inner)
@@ -83,7 +86,9 @@ class ExpertTape:
             t.free("out_rows")
         t.free("activated_rows")
         if self.exchanges:
+            t.leave()
             t.make(back=self.rows)
+            t.leave()
             t.free("back_in_order")
         t.make(more=self.x)
         t.free("out_rows", "back")
@@ -91,12 +96,15 @@ class ExpertTape:
             t.free("router", "rows", "inner_rows")
 
     def backward(self, *, after: str) -> None:
-        """From the gradient of what is added to that of the normed stream; rows alone are made of `after`."""
+        """From the gradient of what is added to that of the normed stream; rows alone are made of `after`.
+
+        It may be left where gradients of outputs are on their way, and where those of rows are."""
         t = self.tape
         t.make(dout_rows=self.rows)
         t.free(after)
         if self.exchanges:
             t.make(dcame=self.here)
+            t.leave()
             t.free("dout_rows")
             t.make(dy=self.here)
             t.free("dcame")
@@ -116,7 +124,9 @@ class ExpertTape:
             t.make(in_order=self.here)
             t.make(drows_back=self.rows)
             t.flush()
-            t.free("drows", "in_order")
+            t.free("drows")
+            t.leave()
+            t.free("in_order")
         if self.recompute:
             t.make(rows=self.rows)
         t.make(dn2=self.x)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from stretto.arguments.schema import Arguments
 from stretto.arguments.trained import is_trained
-from stretto.estimate.block_tape import BlockMoments, block_moments
+from stretto.estimate.block_tape import BlockMoments, block_moments, halves_moments
 from stretto.estimate.context import Kind, kind_of
 from stretto.estimate.kept import BLOCK, Parts
 from stretto.estimate.logits import logits, of_tokens
 from stretto.estimate.recompute import policy_of, policy_of_further
-from stretto.estimate.sizes import BYTES, entering_bytes, joined_bytes, local_tokens
+from stretto.estimate.sizes import BYTES, entering_bytes, in_halves, joined_bytes, local_tokens
 from stretto.estimate.stages import stage_layers
 
 
@@ -58,13 +59,15 @@ def stage_activations(args: Arguments, stage: int) -> StageActivations:
     # Which rows the embedding has looked up, as int64 beside a mask.
     looked_up = 9 * local_tokens(args) * first
     used, both = _angles(args, stage)
+    # Halves are copies of the whole, which lives on while they go forward.
+    entered = x * in_halves(args, layers[stage])
     always = used + looked_up
     found, kept, at = list[StageMoment](), always, int(first)
     for n, block in enumerate(blocks):
         coming = min(n, 1) * x
         for back, moment in ((False, block.forward), (True, block.backward)):
             before = always + coming * back if away else kept
-            working = moment.bytes + (both - used) * (not back)
+            working = moment.bytes + (both - used + entered) * (not back)
             found.append(StageMoment(moment.name, before, working, at + n, back, back))
         kept = always + block.kept if away else kept + block.kept
     end = at + len(blocks)
@@ -82,11 +85,15 @@ def stage_activations(args: Arguments, stage: int) -> StageActivations:
 
 
 def _blocks(args: Arguments, stage: int) -> Iterator[BlockMoments]:
-    known: dict[tuple[Kind, Parts], BlockMoments] = {}
-    for layer, parts in zip(stage_layers(args)[stage], policy_of(args, stage), strict=True):
-        kind = kind_of(args, layer), parts
+    known: dict[tuple[Kind, Parts, bool], BlockMoments] = {}
+    held = stage_layers(args)[stage]
+    halves = in_halves(args, held)
+    for layer, parts in zip(held, policy_of(args, stage), strict=True):
+        first = halves and layer == held[0]
+        kind = kind_of(args, layer), parts, first
         if kind not in known:
-            known[kind] = block_moments(args, layer, parts)
+            of = partial(halves_moments, first=first) if halves else block_moments
+            known[kind] = of(args, layer, parts)
         yield known[kind]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from math import ceil
 from types import MappingProxyType
@@ -27,6 +27,12 @@ def local_tokens(args: Arguments) -> int:
     if p.cp == 1:
         return b.seq_len * b.micro_batch
     return local_length(b.seq_len, p.cp, p.tp if p.sequence_parallel else 1) * b.micro_batch
+
+
+def in_halves(args: Arguments, layers: Iterable[int]) -> bool:
+    """Whether a microbatch goes through these layers of a stage in two halves of its samples."""
+    p = args.parallel
+    return p.ep_comm_overlap and p.ep * p.etp > 1 and any(map(args.model.is_sparse, layers))
 
 
 def in_flight(args: Arguments, stage: int) -> int:

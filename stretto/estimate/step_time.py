@@ -29,6 +29,10 @@ _STATE = 4 + 4 * 4 + 3 * 4 + 2
 """Bytes that an update moves for a parameter: gradient for the norm; gradient, master and moments in, and out again."""
 
 
+_KERNELS = (350, 590)
+"""That a layer whose ranks exchange rows launches for a microbatch, beside those of each expert: whole, in halves."""
+
+
 _PLAYED = 3
 """Microbatches of each rank that are simulated, at most."""
 
@@ -151,14 +155,19 @@ def _layer(args: Arguments, chip: Chip, layer: int, parts: frozenset[str]) -> Pa
     passes = item * moved * chip.pass_over / chip.memory * (chip.casts if args.run.fp8 != "none" else 1)
     passes += item * rows * (5 * h + 8 * m.dim_expert) / chip.memory
     local = m.experts / (p.ep * p.etp) if sparse else 0
+    late = 0.0
+    if sparse and p.ep * p.etp > 1:
+        # Rows are put in order as they come and as they go back, forward and back: read and written.
+        passes += 4 * 2 * item * rows * p.etp * h / chip.memory
+        late = _KERNELS[p.ep_comm_overlap] * chip.late
     return Passes(
-        StepTime(products, 2 * attended / chip.forward, 0.4 * passes, 0.2 * local * chip.launch)
+        StepTime(products, 2 * attended / chip.forward, 0.4 * passes, 0.2 * local * chip.launch + late / 3)
         + _exchange(args, chip, layer, backward=False),
         StepTime(
             products,
             5 * attended / chip.backward,
             0.6 * passes,
-            0.2 * local * chip.launch,
+            0.2 * local * chip.launch + late * 2 / 3,
             again(args, layer, parts) * GEMM / chip.gemm,
         )
         + _exchange(args, chip, layer, backward=True),
@@ -205,7 +214,10 @@ def _exchanged(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> It
     group = p.ep * p.etp
     if m.is_sparse(layer) and group > 1:
         rows = tokens / p.tp * m.top_k * p.etp
-        yield 2 * (rows * m.hidden * item * (group - 1) / group / _rate(args, chip, group) + chip.latency)
+        rate = min(chip.exchange, _rate(args, chip, group))
+        # A half computes while the other's are under way; what is exposed at the ends of a stage is not counted.
+        share = chip.contention if p.ep_comm_overlap else 1.0
+        yield 2 * share * (rows * m.hidden * item * (group - 1) / group / rate + chip.latency)
 
 
 def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float) -> StepTime:

@@ -20,6 +20,18 @@ class Moment(NamedTuple):
     bytes: int
 
 
+class Stretch(NamedTuple):
+    """Of a computation what lies between two places where it may be left."""
+
+    most: Moment
+    left: int
+    """Bytes that live where it is left."""
+
+    def without(self, bytes: int) -> Stretch:
+        """The same, where so much of what lives is counted elsewhere."""
+        return Stretch(Moment(self.most.name, self.most.bytes - bytes), self.left - bytes)
+
+
 class Tape:
     """Tensors by name, with their bytes. What is `held_back` lives on until the next collective hides its use."""
 
@@ -27,7 +39,8 @@ class Tape:
         self._live = dict(live)
         self._held_back: list[str] = []
         self._name = ""
-        self.most = Moment("", sum(live.values()))
+        self.most = self._since = Moment("", sum(live.values()))
+        self._stretches: list[Stretch] = []
 
     @property
     def now(self) -> int:
@@ -49,8 +62,20 @@ class Tape:
     def make(self, **sizes: int) -> None:
         """These are made, and live beside all that does."""
         self._live |= sizes
-        if (now := self.now) > self.most.bytes:
-            self.most = Moment(self._name, now)
+        if (now := self.now) > self._since.bytes:
+            self._since = Moment(self._name, now)
+            if now > self.most.bytes:
+                self.most = self._since
+
+    def leave(self) -> None:
+        """Here a computation may be left for another one."""
+        self._stretches.append(Stretch(self._since, self.now))
+        self._since = Moment(self._name, self.now)
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """Between the places where it may be left."""
+        return [*self._stretches, Stretch(self._since, self.now)]
 
     def free(self, *names: str) -> None:
         """Nobody holds these any more; none of them need have been there."""

@@ -66,3 +66,12 @@ def test_its_parts_add_up_and_more_work_takes_longer(
     assert step_time(run(*words, "--seq-len", "16384"), H200).total > 1.9 * found.total
     if dp > 1:
         assert step_time(run(*words[:-1], "64"), H200).products == pytest.approx(2 * found.products)
+
+
+def test_over_ep_it_is_close_and_halves_trade_the_exchange_for_launches() -> None:
+    """Its wait for the host was measured in this run, where experts had unequal loads."""
+    case = json.loads((RESULTS / "h200x2/steps-olmoe-ep2.json").read_text())["cases"]["olmoe-ep2"]
+    whole, halves = (step_time(run(*case["words"].split(), *more), H200) for more in ([], ["--ep-comm-overlap"]))
+    assert 1e3 * whole.total == pytest.approx(case["ms"], rel=0.12)
+    assert halves.communication < whole.communication
+    assert halves.launches > whole.launches

@@ -304,6 +304,12 @@ PEAK = Said(
         "            pass\n",
     ),
     Fault(
+        "a half of a microbatch that is left while it sends counted as it was when it began",
+        "estimate/halves.py",
+        "        levels[half] = stretch.left\n",
+        "",
+    ),
+    Fault(
         "what of a ring is on its way to the next left out",
         "estimate/context_tape.py",
         "self.ranks * (3 if self.rings > 1 else 1)",
@@ -362,6 +368,28 @@ QUANTIZED = Said(
         "estimate/stored.py",
         "    for n in m.further_layers:\n",
         "    for n in ():\n",
+    ),
+)
+
+LEDGER_HALVES = Said(
+    "tests/estimate/test_estimate_halves.py",
+    Fault(
+        "a stop of one half moved",
+        "estimate/halves.py",
+        "(1, 2), (0, 4), (1, 3, 4))",
+        "(1, 2, 3), (0, 4), (1, 4))",
+    ),
+    Fault(
+        "the other half forgotten at a peak",
+        "estimate/halves.py",
+        "stretch.most.bytes + levels[1 - half]",
+        "stretch.most.bytes",
+    ),
+    Fault(
+        "outputs that are still on their way when the next block begins left out",
+        "estimate/halves.py",
+        "forward.now - kept if alone else ahead[-2].left - kept",
+        "forward.now - kept",
     ),
 )
 
