@@ -15,7 +15,10 @@ from torch.autograd.function import once_differentiable
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> Tensor:
-    """[b, heads, s, d] of q and [b, kv_heads, s, d] of k and v: each position sees `window` at most, itself the last."""
+    """[b, heads, s, d] of q and [b, kv_heads, s, d] of k and v: each position sees `window` at most.
+
+    Itself is the last of them.
+    """
     return _Windowed.apply(q, k, v, window, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
