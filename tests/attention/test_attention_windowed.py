@@ -72,7 +72,7 @@ def test_the_kernels_are_asked_for_what_a_mask_says() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels of a GPU")
-@pytest.mark.parametrize(("s", "d", "window"), [(512, 64, 100), (1000, 128, 1), (640, 256, 512), (300, 80, 299)])
+@pytest.mark.parametrize(("s", "d", "window"), [(512, 64, 100), (1000, 128, 2), (640, 256, 512), (300, 80, 299)])
 def test_a_gpu_sees_the_window(s: int, d: int, window: int) -> None:
     """Beside the mask in fp64 on a CPU."""
     scores = Scores(window=window)
