@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
 from stretto.arguments.schema import ModelConfig
+from stretto.attention.windowed import takes_window, windowed_attention
 from stretto.structure import Structure
 
 FASTEST_FIRST: Final = [
@@ -61,9 +62,11 @@ def causal_attention(
     require_plain(structure)
     grouped, n, s = q.shape[1] != k.shape[1], q.shape[2], k.shape[2]
     whole = n == s and (scores.window is None or scores.window >= s)
-    mask = None if whole else _within(n, s, scores.window, q.device)
     if scores.softcap is not None or sinks is not None:
         return _defined_attention(q, k, v, scores, sinks)
+    if scores.window is not None and not whole and takes_window(q, k, v):
+        return windowed_attention(q, k, v, scores.window, scores.scale)
+    mask = None if whole else _within(n, s, scores.window, q.device)
     if not q.is_cuda:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scores.scale, enable_gqa=grouped

@@ -40,7 +40,7 @@ class AttentionTape:
         self._normed()
         self._attend(keep=keep and not (self._heads_again or self._scores_again))
         if self._heads_again or not keep:
-            t.free("heads", "normed_q", "normed_k", "wide_norms")
+            t.free("heads", "normed_q", "normed_k")
         kept = keep and not self._scores_again
         self.gemms.row("attended", s.attended, keep=kept, others_keep=kept and not self._heads_again, out="added")
 
@@ -63,7 +63,7 @@ class AttentionTape:
             t.make(dq=s.q, dkv=s.kv)
         t.free("dattended", "lse", *(() if self.rotated and s.normed_q else ["heads"]))
         self.gemms.weight_gradient("attended", "attended_quantized")
-        self._normed_back()
+        t.free("normed_q", "normed_k")
         if self.rotated or s.normed_q:
             t.make(dheads=s.q + s.kv)
             t.free("dq", "dkv")
@@ -73,18 +73,8 @@ class AttentionTape:
 
     def _normed(self) -> None:
         t, s = self.tape, self.sizes
-        if s.wide_norms:
-            t.make(wide_norms=s.wide_norms)
-            t.pass_through(squares=s.q * s.wide)
         if s.normed_q:
             t.make(normed_q=s.normed_q, normed_k=s.normed_k)
-
-    def _normed_back(self) -> None:
-        t, s = self.tape, self.sizes
-        t.free("normed_q", "normed_k")
-        if s.wide_norms:  # product by product, in fp32 or wider
-            t.pass_through(dwide=3 * s.q * s.wide)
-            t.free("wide_norms")
 
     def _attend(self, *, keep: bool) -> None:
         """Attention itself: with cp its keys were copied beside their values, and nobody keeps them as they were."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
-from stretto.estimate.kept import full_norms, latent_heads
+from stretto.estimate.kept import latent_heads
 from stretto.estimate.sizes import BYTES, local_tokens
 
 
@@ -20,8 +20,6 @@ class BlockSizes:
     normed_q: int
     """Queries once more, where they have norms."""
     normed_k: int
-    wide_norms: int
-    """What norms over all heads keep of them in fp32 or wider."""
     q: int
     kv: int
     """Keys and values, side by side."""
@@ -50,7 +48,6 @@ class BlockSizes:
             heads=every * (latent_heads(args) if m.latent else q + k + v),
             normed_q=every * q * m.qk_norm,
             normed_k=every * k * m.qk_norm,
-            wide_norms=tokens * full_norms(args),
             q=every * q,
             kv=every * (k + v),
             attended=every * m.heads * m.dim_value // p.tp,

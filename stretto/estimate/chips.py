@@ -44,13 +44,10 @@ class Chip:
     """What the update takes beside a copy of its bytes."""
     contention: float = 0.8
     """What a second of communication behind GEMMs costs them, which share multiprocessors, memory and power with it."""
-    launch: float = 17e-6
-    """Seconds that each expert of a layer costs a microbatch: its GEMMs are launched one by one."""
+    grouped: float = 1.15
+    """What products of experts take beside dense ones of as many rows."""
     exchange: float = 288e9
     """Bytes a second of an uneven all-to-all of NCCL within a node, each way."""
-    late: float = 16.5e-6
-    """Seconds for which the GPU waits for each kernel of a layer in which the host waits for it: it never runs ahead.
-    Of 3,169 kernels in a step that was 53 ms, of 5,112 in one with halves 84 ms (OLMoE, two H200s)."""
     host: float = 4.5e-3
     """Seconds of the host for a layer and microbatch that is no CUDA graph: a step takes no less."""
     gaps: float = 3e-3

@@ -77,14 +77,14 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
     attended = 0 if "attention" in parts else item * tokens * m.heads * m.dim_value // p.tp
     dense = 0 if again else tokens * whole * inner * (2 if m.gated else 1)
     activated = 0 if "activation" in parts else tokens * whole * inner
-    routing, wide_norms = 0, 0 if again else tokens * full_norms(args)
+    routing = 0
     if sparse:
         selective, routing = "activation" in parts, router_bytes(args) + plan_bytes(args)
         dense, activated = 0, sparse_feed_forward(args, selective=selective) + outside * m.hidden * (not selective)
     return Kept(
         item * (2 * outside * m.hidden + 2 * after),
         item * (normed + normed * (not sparse)),
-        item * heads + wide_norms,
+        item * heads,
         attended + lse,
         item * dense,
         item * activated + routing,
@@ -130,16 +130,6 @@ def _seconds(args: Arguments, layer: int, parts: Parts) -> Iterator[float]:
         yield 2 * tokens * h * inner / GEMM + leaves
     if block:
         yield 6 * tokens * h * item / MEMORY
-
-
-def full_norms(args: Arguments) -> int:
-    """Bytes that norms over all heads keep of a token's queries and keys in fp32 or wider: these themselves, where they
-    are narrower, and what the weights multiply."""
-    m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
-    if not m.qk_norm or m.qk_norm_width != "full":
-        return 0
-    wide = max(4, item)
-    return (m.heads // p.tp + max(1, m.num_kv_heads // p.tp)) * m.dim_per_head * (wide + wide * (item < wide))
 
 
 def router_bytes(args: Arguments) -> int:

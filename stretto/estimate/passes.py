@@ -18,7 +18,7 @@ class StepTime:
     elementwise: float = 0.0
     """Between GEMMs; rows of experts that move."""
     launches: float = 0.0
-    """Of experts' GEMMs, gaps of the step, and what the host lacks to keep up."""
+    """Gaps of the step, and what the host lacks to keep up."""
     recomputation: float = 0.0
     communication: float = 0.0
     """Not hidden, and what hidden communication takes from GEMMs."""

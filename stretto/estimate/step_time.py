@@ -29,10 +29,6 @@ _STATE = 4 + 4 * 4 + 3 * 4 + 2
 """Bytes that an update moves for a parameter: gradient for the norm; gradient, master and moments in, and out again."""
 
 
-_KERNELS = (350, 590)
-"""That a layer whose ranks exchange rows launches for a microbatch, beside those of each expert: whole, in halves."""
-
-
 _PLAYED = 3
 """Microbatches of each rank that are simulated, at most."""
 
@@ -138,9 +134,8 @@ def _layer(args: Arguments, chip: Chip, layer: int, parts: frozenset[str]) -> Pa
     sizes += [(inner * gates, h), (h, inner)] if inner else []
     products = sum(_product(args, chip, tokens, rows, columns) for rows, columns in sizes)
     rows = tokens / p.tp * m.top_k if sparse else 0.0
-    products += (
-        sum(_product(args, chip, rows, n, k) for n, k in ((m.dim_expert * gates, h), (h, m.dim_expert))) * sparse
-    )
+    of_experts = ((m.dim_expert * gates, h), (h, m.dim_expert)) if sparse else ()
+    products += chip.grouped * sum(_product(args, chip, rows, n, k) for n, k in of_experts)
     length = args.batch.seq_len
     window = min(length, m.window_of(layer) or length)
     seen = 2 * window - window**2 / length  # twice the keys of a query, in the mean
@@ -154,24 +149,19 @@ def _layer(args: Arguments, chip: Chip, layer: int, parts: frozenset[str]) -> Pa
     moved = 16 * outside * h + 4 * tokens * (q + kv) + 3 * tokens * dense * gates
     passes = item * moved * chip.pass_over / chip.memory * (chip.casts if args.run.fp8 != "none" else 1)
     passes += item * rows * (5 * h + 8 * m.dim_expert) / chip.memory
-    local = m.experts / (p.ep * p.etp) if sparse else 0
-    late = 0.0
     if sparse and p.ep * p.etp > 1:
         # Rows are put in order as they come and as they go back, forward and back: read and written.
         passes += 4 * 2 * item * rows * p.etp * h / chip.memory
-        late = _KERNELS[p.ep_comm_overlap] * chip.late
     return Passes(
-        StepTime(products, 2 * attended / chip.forward, 0.4 * passes, 0.2 * local * chip.launch + late / 3)
-        + _exchange(args, chip, layer, backward=False),
+        StepTime(products, 2 * attended / chip.forward, 0.4 * passes) + _exchange(args, chip, layer, backward=False),
         StepTime(
             products,
             5 * attended / chip.backward,
             0.6 * passes,
-            0.2 * local * chip.launch + late * 2 / 3,
-            again(args, layer, parts) * GEMM / chip.gemm,
+            recomputation=again(args, layer, parts) * GEMM / chip.gemm,
         )
         + _exchange(args, chip, layer, backward=True),
-        StepTime(products, launches=0.6 * local * chip.launch),
+        StepTime(products),
     )
 
 

@@ -3,7 +3,7 @@
 On a GPU in bf16 by `torch.nn.functional.grouped_mm`, which takes no fp64 and leaves rows beyond the last offset as they
 were: there are none. Elsewhere by a loop over experts and, within one, over the ranks that its rows come from: so the
 bits of a row do not depend on how many ranks share the experts. Weight gradients are added up in the buckets, in fp32
-or wider, by one product for each expert or, of small experts on a GPU, by one kernel; one without rows gets zeros.
+or wider, by one product for each expert or, on a GPU, by one kernel for all; one without rows gets zeros.
 """
 
 from __future__ import annotations
@@ -25,10 +25,6 @@ from stretto.tensor_parallel.linear import accumulate_matmul
 
 _grouped_mm: Final[Any] = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 """torch 2.11 has it under its private name alone."""
-
-
-SMALL: Final = 1e10
-"""Operations of an expert's weight gradient, in the mean, below which a GPU computes those of all experts at once."""
 
 
 class GroupedLinear(nn.Module):
@@ -85,8 +81,7 @@ class GroupedLinear(nn.Module):
 
     def add_gradient(self, dy: Tensor, x: Tensor, segments: Segments) -> Tensor | None:
         """dy^T x of each expert's rows, to the accumulators; where there are none, as a tensor."""
-
-        at_once = takes_at_once(dy, x, self.experts)
+        at_once = takes_at_once(dy, x)
 
         def write(total: Tensor, first_microbatch: bool) -> None:
             add = self.add_products if at_once and total.dtype == torch.float32 else add_products
@@ -169,9 +164,8 @@ def of_bias(dy: Tensor, bias: Tensor, segments: Segments) -> Tensor:
 def add_products(dy: Tensor, x: Tensor, total: Tensor, segments: Segments, first_microbatch: bool) -> None:
     """total [experts, d_out, d_in] (+)= dy^T x over the rows of each expert, of dy [m, d_out] and x [m, d_in].
 
-    Where experts are small this is one kernel on a GPU (`stretto.kernels.grouped`).
+    On a GPU this is one kernel (`stretto.kernels.grouped`).
     """
-    # Cut once: GEMMs of small experts take a GPU hardly longer than it takes a host to launch them.
     sizes = segments.experts
     for rows, each, left, right in zip(
         sizes, total.unbind(), torch.split(dy, sizes), torch.split(x, sizes), strict=True
@@ -198,10 +192,10 @@ def multiply(x: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
     return y
 
 
-def takes_at_once(dy: Tensor, x: Tensor, experts: int) -> bool:
-    """Whether the kernel of all weight gradients takes them: bf16 on a GPU, whole tiles, and experts that are small."""
+def takes_at_once(dy: Tensor, x: Tensor) -> bool:
+    """Whether the kernel of all weight gradients takes them: bf16 on a GPU, some rows, whole tiles."""
     whole = dy.shape[1] % 128 == 0 and x.shape[1] % 128 == 0
-    return whole and x.is_cuda and x.dtype == torch.bfloat16 and 2 * dy.numel() * x.shape[1] < SMALL * experts
+    return whole and x.is_cuda and x.dtype == torch.bfloat16 and bool(len(x))
 
 
 def takes_grouped(x: Tensor, matrices: Tensor) -> bool:

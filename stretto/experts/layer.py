@@ -100,7 +100,8 @@ class SparseFeedForward(nn.Module):
         if shared_out and real is not None:
             real = real[mine(len(flat), tp)]
         choice = self.gate(tokens, (x.shape[0], x.shape[1]), real)
-        of, sorting = self.experts, Sorting(choice.experts, self.config.experts, build.experts, choice.kept, beside)
+        of, number = self.experts, self.config.experts
+        sorting = Sorting(choice.experts, number, build.experts, choice.kept, beside, self.rows)
         dispatch = Dispatch(sorting, self.rows)
         weighed = weigh(choice.weights, dispatch)
         rows: Tensor | Lazy

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stretto.collectives import all_to_all_rows_async
 from stretto.experts.host import to_host
+from stretto.experts.rows import RowOps
 from stretto.experts.segments import Segments
 from stretto.streams import Stream
 from stretto.world import Axis, Done, ExpertAxes, Work
@@ -43,24 +44,27 @@ class Plan:
     read: Callable[[], list[list[int]]]
     """`counts` on the host."""
 
+    ops: RowOps
+
     @cached_property
     def segments(self) -> Segments:
         """The rows of each expert."""
         return Segments(self.read, self.counts.sum(0).cumsum(0).to(torch.int32))
 
     @cached_property
-    def arrange(self) -> Tensor | None:
-        """[received]: the rows that arrived in the order of the experts. On one rank rows have that order: None."""
-        return None if self.exchange.size == 1 else _by_expert(self.counts, sum(self.received))
+    def _orders(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        # On one rank rows have that order.
+        return (None, None) if self.exchange.size == 1 else self.ops.by_expert(self.counts, sum(self.received))
 
-    @cached_property
+    @property
+    def arrange(self) -> Tensor | None:
+        """[received]: the rows that arrived in the order of the experts; None: they have it."""
+        return self._orders[0]
+
+    @property
     def restore(self) -> Tensor | None:
         """The inverse of `arrange`."""
-        if self.arrange is None:
-            return None
-        restored = torch.empty_like(self.arrange)
-        restored[self.arrange] = torch.arange(len(restored), device=restored.device)
-        return restored
+        return self._orders[1]
 
 
 class Sorting:
@@ -76,9 +80,10 @@ class Sorting:
         axes: ExpertAxes,
         kept: Tensor | None = None,
         beside: Stream = Stream(),  # noqa: B008  # frozen
+        ops: RowOps = RowOps(),  # noqa: B008
     ) -> None:
         n, k = experts.shape
-        self.axes, self.number, self.dropped, self.beside = axes, number, kept is not None, beside
+        self.axes, self.number, self.dropped, self.beside, self.ops = axes, number, kept is not None, beside, ops
         # The fewer bits, the fewer passes of a radix sort.
         flat = experts.to(torch.int16 if number < 2**15 else torch.int64)
         self._of = (flat if kept is None else torch.where(kept, flat, number)).reshape(-1)
@@ -119,14 +124,14 @@ class Sorting:
         exchange, order, read = self.axes.exchange, self._order, self._read
         if exchange.size == 1:  # those that were dropped are the last in `order`
             total = sum(read()[0]) if self.dropped else len(order)
-            return Plan(exchange, order[:total], self.places, [total], [total], self._here, read)
+            return Plan(exchange, order[:total], self.places, [total], [total], self._here, read, self.ops)
         sizes = read()  # the one wait of the host
         self._asked.wait()
         here = self.beside.hand_over(self._here)
         theirs = sizes[exchange.size :]
         sent, received = [sum(each) for each in sizes[: exchange.size]], [sum(each) for each in theirs]
         rows, back = (order, self.places) if self.rows is not None else self._of_ranks(sent)
-        return Plan(exchange, rows, back, sent, received, here, lambda: theirs)
+        return Plan(exchange, rows, back, sent, received, here, lambda: theirs, self.ops)
 
     def _of_ranks(self, sent: list[int]) -> tuple[Tensor, Tensor]:
         """`rows` and `back` where a row goes to several ranks, or to none."""
@@ -144,15 +149,6 @@ class Sorting:
         if self.dropped:
             back = torch.where(self._of < self.number, back, begins[-1])
         return torch.cat(parts), back.view(axes.etp.size, *self.places.shape[1:])
-
-
-def _by_expert(counts: Tensor, total: int) -> Tensor:
-    """Rows that lie by source, within it by expert, as `counts` [sources, experts] says: their order by expert."""
-    begins = (counts.flatten().cumsum(0) - counts.flatten()).view_as(counts).t().flatten()
-    lengths = counts.t().flatten()
-    ahead = lengths.cumsum(0) - lengths
-    moved = torch.repeat_interleave(begins - ahead, lengths, output_size=total)
-    return moved + torch.arange(total, device=counts.device)
 
 
 def moved(rows: Tensor, order: Tensor | None) -> Tensor:

@@ -34,6 +34,17 @@ def combine_rows(rows: Tensor, weights: Tensor, back: Tensor) -> Tensor:
     return _added(rows, back, weights)
 
 
+def by_expert(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Of rows that lie by source, within it by expert, as `counts` [sources, experts] says: their order by expert
+    [total], and its inverse."""
+    begins = (counts.flatten().cumsum(0) - counts.flatten()).view_as(counts).t().flatten()
+    ends = counts.t().flatten().cumsum(0)
+    places = torch.arange(total, device=counts.device)
+    part = torch.searchsorted(ends, places, right=True)
+    order = places + (begins - ends + counts.t().flatten()).index_select(0, part)
+    return order, torch.empty_like(order).scatter_(0, order, places)
+
+
 def of_slots(numbers: Tensor, back: Tensor) -> Tensor:
     """[n, K]: of each slot the number [sent, 1] that came back for it; 0 where it was dropped."""
     beyond = torch.cat([numbers[:, 0], numbers.new_zeros(1)])
@@ -61,12 +72,13 @@ def _slot(rows: Tensor, back: Tensor, k: int, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class RowOps:
-    """The three as a build wants them computed."""
+    """These as a build wants them computed."""
 
     scatter: Callable[[Tensor, Tensor, Tensor], Tensor] = scatter_rows
     sum: Callable[[Tensor, Tensor], Tensor] = sum_rows
     combine: Callable[[Tensor, Tensor, Tensor], Tensor] = combine_rows
+    by_expert: Callable[[Tensor, int], tuple[Tensor, Tensor]] = by_expert
 
     @classmethod
     def of(cls, build: Build) -> RowOps:
-        return cls(*(build.fuse(each) for each in (scatter_rows, sum_rows, combine_rows)))
+        return cls(*(build.fuse(each) for each in (scatter_rows, sum_rows, combine_rows, by_expert)))

@@ -62,6 +62,32 @@ def _scatter(x, back, out, tokens, sent, width, blocks, slots: tl.constexpr, par
             tl.store(out + place * width + column, row, mask=within & (place < sent))
 
 
+@Launches
+@triton.jit
+def _by_expert(counts, order, inverse, sources, experts, most: tl.constexpr, block: tl.constexpr):
+    """A program has the rows of one expert that come from one source."""
+    mine = tl.program_id(0)
+    source, expert = mine // experts, mine % experts
+    each = tl.arange(0, most)
+    held = tl.load(counts + each, mask=each < sources * experts, other=0)
+    sooner = (each % experts < expert) | ((each % experts == expert) & (each // experts < source))
+    begin, place = tl.sum(tl.where(each < mine, held, 0), 0), tl.sum(tl.where(sooner, held, 0), 0)
+    number = tl.load(counts + mine).to(tl.int32)
+    for at in range(0, number, block):
+        row = at + tl.arange(0, block)
+        tl.store(order + place + row, begin + row, mask=row < number)
+        tl.store(inverse + begin + row, place + row, mask=row < number)
+
+
+def by_expert(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """`stretto.experts.rows.by_expert`."""
+    counts = counts.contiguous()
+    order, inverse = torch.empty((2, total), dtype=torch.int64, device=counts.device)
+    most = triton.next_power_of_2(counts.numel())
+    _by_expert[(counts.numel(),)](counts, order, inverse, *counts.shape, most, 1024, num_warps=4)
+    return order, inverse
+
+
 def scatter_rows(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
     """`stretto.experts.rows.scatter_rows`."""
     x, back, (parts, tokens, slots) = x.contiguous(), back.contiguous(), back.shape

@@ -1,7 +1,8 @@
-"""Weight gradients of all experts in one kernel: a product for each expert has more launches than work.
+"""Weight gradients of all experts in one kernel: a product for each expert keeps a host longer than a GPU.
 
 A program makes one tile of one expert's gradient from that expert's rows alone, and finds on the device where they
-begin and end, so the host needs no count. The sum over rows is in fp32, in their order.
+begin and end, so the host needs no count. The sum over rows is in fp32, in their order, and added to what is there by
+the tensor copy engine: a program neither reads it nor waits until it is written.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from typing import Any
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @triton.jit  # which reads annotations, and knows no types but its own
 def _products(
+    left_rows,
+    right_rows,
+    tiles_out,
     left,
     right,
     ends,
-    total,
     height,
     width,
     add: tl.constexpr,
@@ -26,28 +30,31 @@ def _products(
     wide: tl.constexpr,
     deep: tl.constexpr,
 ):
-    across = tl.cdiv(width, wide)
-    tiles = tl.cdiv(height, tall) * across
+    across = width // wide
+    tiles = height // tall * across
     expert, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
     end = tl.load(ends + expert)
     if begin == end and add:
         return
-    row = tile // across * tall + tl.arange(0, tall)
-    column = tile % across * wide + tl.arange(0, wide)
+    top, first = tile // across * tall, tile % across * wide
     found = tl.zeros([tall, wide], tl.float32)
-    for at in range(begin, end, deep):
-        places = at + tl.arange(0, deep)
+    whole = begin + (end - begin) // deep * deep
+    for at in range(begin, whole, deep):
+        one, two = left_rows.load([at, top]), right_rows.load([at, first])
+        found = tl.dot(tl.trans(one), two, found)
+    if whole < end:  # the rest of the rows, and none of the next expert's
+        row, column = top + tl.arange(0, tall), first + tl.arange(0, wide)
+        places = whole + tl.arange(0, deep)
         held = (places < end)[:, None]
         places = places.to(tl.int64)[:, None]
-        one = tl.load(left + places * height + row[None, :], mask=held & (row < height)[None, :], other=0.0)
-        two = tl.load(right + places * width + column[None, :], mask=held & (column < width)[None, :], other=0.0)
+        one = tl.load(left + places * height + row[None, :], mask=held, other=0.0)
+        two = tl.load(right + places * width + column[None, :], mask=held, other=0.0)
         found = tl.dot(tl.trans(one), two, found)
-    out = total + (expert.to(tl.int64) * height + row[:, None]) * width + column[None, :]
-    inside = (row < height)[:, None] & (column < width)[None, :]
     if add:
-        found += tl.load(out, mask=inside, other=0.0)
-    tl.store(out, found, mask=inside)
+        tiles_out.atomic_add([expert * height + top, first], found)
+    else:
+        tiles_out.store([expert * height + top, first], found)
 
 
 def add_products(
@@ -59,13 +66,16 @@ def add_products(
     *,
     tall: int = 128,
     wide: int = 256,
-    deep: int = 64,
+    deep: int = 32,
     warps: int = 8,
-    stages: int = 3,
+    stages: int = 6,
 ) -> None:
-    """`stretto.experts.grouped.add_products`."""
-    dy, x, experts = dy.contiguous(), x.contiguous(), total.shape[0]
-    (_, height), (_, width) = dy.shape, x.shape
-    grid = (experts * triton.cdiv(height, tall) * triton.cdiv(width, wide),)
+    """`stretto.experts.grouped.add_products` of widths that are multiples of 128, and of some rows."""
+    dy, x, (experts, height, width) = dy.contiguous(), x.contiguous(), total.shape
+    wide = min(wide, width & -width)  # the largest power of two that divides it
+    blocks = ((dy, tall), (x, wide))
+    factors = [TensorDescriptor.from_tensor(factor, [deep, columns]) for factor, columns in blocks]
+    out = TensorDescriptor.from_tensor(total.view(experts * height, width), [tall, wide])
+    grid = (experts * (height // tall) * (width // wide),)
     sizes = (height, width, not first_microbatch, tall, wide, deep)
-    _products[grid](dy, x, segments.ends, total, *sizes, num_warps=warps, num_stages=stages)
+    _products[grid](*factors, out, dy, x, segments.ends, *sizes, num_warps=warps, num_stages=stages)

@@ -1,7 +1,8 @@
 """Launches of a Triton kernel that are looked up in place of being worked out again.
 
 Triton reads at each launch what of the arguments its compiler has specialized on, in Python: 50 microseconds, where the
-launch itself takes ten. A launch like an earlier one, with other tensors, goes to the same binary.
+launch itself takes ten. A launch like an earlier one goes to the same binary: with other tensors, and with other
+numbers of which Triton knows no more, as the rows that come to an expert.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ from typing import Any, Final
 
 from torch import Tensor
 
-_LIKE: Final = 512
-"""Launches that are remembered; those of sizes that come after are Triton's own."""
 _ALIGNED: Final = 16
-"""Bytes: what Triton asks of an address."""
+"""What Triton asks whether an address, in bytes, or a number is a multiple of."""
+_NARROW: Final = 2**31
 
 
 class Launches:
@@ -23,19 +23,27 @@ class Launches:
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
-        self._known: dict[Any, Callable[..., Any]] = {}
+        self._constant = tuple(getattr(param, "is_constexpr", True) for param in getattr(kernel, "params", ()))
+        self._known: dict[Any, Any] = {}
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         """The kernel in so many programs."""
         return partial(self._launch, grid)
 
     def _launch(self, grid: tuple[int], *given: Any, num_warps: int) -> None:
-        at = given[0].device, grid, num_warps
-        key = *at, *[(x.dtype, x.data_ptr() % _ALIGNED == 0) if isinstance(x, Tensor) else x for x in given]
-        known = self._known.get(key)
+        known = self._known.get(key := (given[0].device, num_warps, *map(_kind, given, self._constant)))
         if known is not None:
-            known(*given)
+            known[(*grid, 1, 1)](*given)
             return
         compiled = self.kernel[grid](*given, num_warps=num_warps)
-        if compiled is not None and len(self._known) < _LIKE:  # an interpreter compiles nothing
-            self._known[key] = compiled[(*grid, 1, 1)]
+        if compiled is not None:  # an interpreter compiles nothing
+            self._known[key] = compiled
+
+
+def _kind(given: Any, constant: bool) -> Any:
+    """What Triton specializes on."""
+    if isinstance(given, Tensor):
+        return given.dtype, given.data_ptr() % _ALIGNED == 0
+    if constant or type(given) is not int:
+        return given
+    return given if given == 1 else (given % _ALIGNED == 0, -_NARROW <= given < _NARROW)

@@ -18,7 +18,8 @@ from stretto.attention import Scores
 from stretto.estimate.kept import NOTHING
 from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
-from stretto.models.norm import FullNorm, HeadNorm, first_weight, full_norms
+from stretto.models.full_norm import FullNorm, full_norms
+from stretto.models.norm import HeadNorm, first_weight
 from stretto.models.once_more import once_more, unkept
 from stretto.params import Init, ParamSpec, Shard
 from stretto.structure import Structure
@@ -125,6 +126,7 @@ class Attention(SelfAttention):
             place=f"model.layers.{layer}.self_attn",
         )
         self.leave(config, build, out_init)
+        self.over_heads = parts.full_norm
         self.q_norm: HeadNorm | FullNorm | None = None
         self.k_norm: HeadNorm | FullNorm | None = None
         if config.qk_norm and config.qk_norm_width == "full":
@@ -144,7 +146,7 @@ class Attention(SelfAttention):
             return self.rotate(qkv, rotation, self.heads, self.kv_heads, rest=self.kv_heads)
         q, k, v = qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=2)
         if isinstance(self.q_norm, FullNorm) and isinstance(self.k_norm, FullNorm):
-            q, k = full_norms(self.q_norm, self.k_norm, q, k, self.build)
+            q, k = full_norms(self.q_norm, self.k_norm, q, k, self.build, self.over_heads)
         elif self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:

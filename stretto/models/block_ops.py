@@ -10,6 +10,7 @@ from typing import Final
 from stretto.arguments.schema import ModelConfig
 from stretto.attention import Attend
 from stretto.estimate.kept import NOTHING, Parts
+from stretto.models.full_norm import FullNormOps
 from stretto.models.rope import Rotate
 from stretto.tensor_parallel import Build, Pointwise, formulas
 
@@ -38,6 +39,7 @@ class BlockOps:
 
     norm: Pointwise
     head_norm: Pointwise
+    full_norm: FullNormOps
     latent_norm: Pointwise
     activation: Pointwise
     rotate: Rotate
@@ -58,6 +60,7 @@ class BlockOps:
         return cls(
             Pointwise.of(normed, build, eps=config.norm_eps),
             Pointwise.of(of_head, build, eps=config.norm_eps),
+            FullNormOps.of(build, config.norm_eps),
             Pointwise.of(rms, build, eps=LATENT_EPS),
             Pointwise.of(activation, build, **clamps),
             Rotate.of(build),

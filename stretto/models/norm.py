@@ -1,16 +1,12 @@
-"""Norms over the hidden dimension, over the features of one head, and over those of all heads."""
+"""Norms over the hidden dimension, over the features of one head, and over a latent."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
-from stretto.collectives import all_reduce
-from stretto.ordered import tree_sum
-from stretto.params import Init, ParamSpec, Shard
+from stretto.params import Init, ParamSpec
 from stretto.tensor_parallel import Build, Lazy, Pointwise, WithResidual, declare_on, replicated
-from stretto.tensor_parallel.exact import Slices, cut, join, spread
 
 ONES, ZEROS = Init(mean=1.0), Init()
 
@@ -67,61 +63,6 @@ class LatentNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | Lazy:
         return self.op(x, self.weight)
-
-
-class FullNorm(nn.Module):
-    """RMSNorm over the features of all heads together, as in OLMo 2: [s, b, heads/t, d] -> the same.
-
-    Each rank has its heads and their weights; `squares` are summed over the tensor-parallel ranks by the caller.
-    Where `copies` ranks hold the same heads each has a part of their gradient, and counts for a part of the sum.
-    """
-
-    def __init__(self, heads: int, dim: int, eps: float, build: Build, *, copies: int = 1) -> None:
-        super().__init__()
-        self.full, self.eps, self.copies = heads * dim, eps, copies
-        self.first = build.tp.rank % copies == 0
-        held = Shard("tp", 0, copies=copies)
-        sums = ("tp",) if copies > 1 else ()
-        spec = ParamSpec((heads * dim,), ONES, shard=(held,), sum_grad=sums, weight_decay=False)
-        self.weight = declare_on(self, "weight", spec, build)
-
-    def squares(self, x: Tensor) -> Tensor:
-        """This rank's share [s, b] of the mean square, in fp32 or wider."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return wide.square().sum((-2, -1)) / (self.full * self.copies)
-
-    def forward(self, x: Tensor, mean_square: Tensor) -> Tensor:
-        return self.scaled(x, mean_square, self.weight.view(x.shape[-2:]))
-
-    def scaled(self, x: Tensor, mean_square: Tensor, weight: Tensor) -> Tensor:
-        """Some of the heads, with their weights [heads, d]."""
-        scale = torch.rsqrt(mean_square + self.eps)[..., None, None]
-        return (x * scale * weight).to(x.dtype)
-
-
-def full_norms(q_norm: FullNorm, k_norm: FullNorm, q: Tensor, k: Tensor, build: Build) -> tuple[Tensor, Tensor]:
-    """Queries and keys normed, each over all heads: one small all-reduce, and one in the backward."""
-    if build.exact is not None:
-        return _exact_norms(q_norm, k_norm, q, k, build.exact)
-    mine = torch.stack([q_norm.squares(q), k_norm.squares(k)])
-    both = mine if build.tp.size == 1 else all_reduce(mine, build.tp)
-    return q_norm(q, both[0]), k_norm(k, both[1])
-
-
-def _exact_norms(q_norm: FullNorm, k_norm: FullNorm, q: Tensor, k: Tensor, exact: Slices) -> tuple[Tensor, Tensor]:
-    """The same slice by slice; of copies the first alone counts, since a part of a gradient is rounded otherwise."""
-    norms = q_norm, k_norm
-    parts = [cut(x, min(exact.here, x.shape[2]), 2) for x in (q, k)]
-    mine = [
-        tree_sum([norm.squares(x) for x in each]) * (norm.copies * norm.first)
-        for norm, each in zip(norms, parts, strict=True)
-    ]
-    made = []
-    for norm, each, mean_square in zip(norms, parts, all_reduce(torch.stack(mine), exact.tp), strict=True):
-        n = len(each)
-        weights = cut(norm.weight.view(-1, each[0].shape[-1]), n, 0)
-        made.append(join([norm.scaled(*of) for of in zip(each, spread(mean_square, n), weights, strict=True)], 2))
-    return made[0], made[1]
 
 
 def norm(config: ModelConfig, build: Build, op: Pointwise) -> Norm:

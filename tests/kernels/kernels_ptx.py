@@ -13,7 +13,11 @@ from stretto.kernels.launches import Launches
 KERNELS = {
     "swiglu weighted": (swiglu._weighted, {"turns": 1, "block": 1024}),
     "swiglu": (swiglu._kernel, {"recompute": True, "block": 1024}),
-    "rms_norm": (rms_norm._kernel, {"with_dresidual": True, "recompute": True, "turns": 3, "block": 2048}),
+    "rms_norm": (rms_norm._kernel, {"with_dresidual": True, "recompute": True, "turns": 3, "tall": 1, "block": 2048}),
+    "rms_norm head": (
+        rms_norm._kernel,
+        {"with_dresidual": False, "recompute": False, "turns": 3, "tall": 16, "block": 128},
+    ),
     "rms_norm weight": (rms_norm._add_up, {"turns": 7, "tall": 64, "wide": 32}),
     "fp8 add": (fp8._add, {"block": 4096}),
     "fp8 largest": (fp8._largest, {"block": 4096, "turns": 8}),
@@ -22,7 +26,8 @@ KERNELS = {
     "fp8 rows": (fp8._quantize_row, {"power": 8, "block": 4096}),
     "experts add": (experts._add_up, {"weighted": True, "slots": 8, "parts": 1, "block": 2048}),
     "experts scatter": (experts._scatter, {"slots": 8, "parts": 2, "block": 2048}),
-    "experts products": (grouped._products, {"add": True, "tall": 128, "wide": 256, "deep": 64}),
+    "experts order": (experts._by_expert, {"most": 64, "block": 1024}),
+    "experts products": (grouped._products, {"add": True, "tall": 128, "wide": 256, "deep": 32}),
     "rope": (rope._turn, {"half": 64, "count": 16}),
     "rope back": (rope._back, {"half": 64, "count": 16}),
 }
@@ -43,7 +48,22 @@ POINTERS = {
     "two",
     "three",
 }
-ODD = ("blocks", "eps", "heads", "heads_one", "heads_two", "heads_three", "rotated", "batch", "tokens", "sent")
+ODD = (
+    "blocks",
+    "eps",
+    "centre",
+    "left_rows",
+    "right_rows",
+    "tiles_out",
+    "heads",
+    "heads_one",
+    "heads_two",
+    "heads_three",
+    "rotated",
+    "batch",
+    "tokens",
+    "sent",
+)
 
 
 def compiled(name: str) -> str:
@@ -66,8 +86,15 @@ def compiled(name: str) -> str:
 def _type(arg: str) -> str:
     others = {
         "eps": "fp32",
+        "centre": "fp32",
+        "left_rows": "tensordesc<bf16[32,128]>",
+        "right_rows": "tensordesc<bf16[32,256]>",
+        "tiles_out": "tensordesc<fp32[128,256]>",
         "shares": "*fp32",
         "programs": "i32",
+        "counts": "*i64",
+        "order": "*i64",
+        "inverse": "*i64",
         "count": "i32",
         "scale": "*fp32",
         "ends": "*i32",

@@ -25,7 +25,17 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-WIDE = ["swiglu", "rms_norm", "rope", "rope back", "fp8 add", "fp8 both", "fp8 rows", "experts add", "experts scatter"]
+WIDE = [
+    "swiglu",
+    "rms_norm",
+    "rope",
+    "rope back",
+    "fp8 add",
+    "fp8 both",
+    "fp8 rows",
+    "experts add",
+    "experts scatter",
+]
 
 
 @pytest.mark.parametrize("name", [*WIDE, "swiglu weighted"])
@@ -41,7 +51,15 @@ def test_what_writes_little_compiles_and_reads_sixteen_bytes_at_a_time(ptx: Path
     assert "ld.global.v4" in (ptx / name).read_text()
 
 
-def test_products_are_those_of_a_warpgroup_on_tiles_that_come_beside_them(ptx: Path) -> None:
+def test_narrow_rows_come_several_at_a_time(ptx: Path) -> None:
+    """Of a head's norm: sixteen bytes at a time, too, but for its weights."""
+    code = (ptx / "rms_norm head").read_text()
+    assert code.count("ld.global.v4") >= 8
+    assert "st.global.v4" in code
+
+
+def test_products_are_those_of_a_warpgroup_on_tiles_that_come_and_go_beside_them(ptx: Path) -> None:
     code = (ptx / "experts products").read_text()
     assert "wgmma.mma_async" in code
-    assert "cp.async.cg.shared.global" in code
+    assert "cp.async.bulk.tensor.2d" in code
+    assert "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add" in code

@@ -19,7 +19,7 @@ from triton.runtime import interpreter
 
 from stretto.experts.grouped import add_products
 from stretto.experts.plan import Sorting
-from stretto.experts.rows import combine_rows, scatter_rows, sum_rows
+from stretto.experts.rows import by_expert, combine_rows, scatter_rows, sum_rows
 from stretto.experts.segments import Segments
 from stretto.kernels.hand_written import kernels
 from stretto.world import ExpertAxes
@@ -101,18 +101,38 @@ def test_the_kernels_take_what_a_layer_gives() -> None:
 
 
 @pytest.fixture
-def _loops_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.6's interpreter makes a loop's end of an array of one number in a way that numpy 2.4 rejects."""
+def _whole_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Triton 3.6's lacks: it makes a loop's end of an array of one number in a way that numpy 2.4 rejects, and
+    adds to nothing through a descriptor."""
     patch = interpreter._patch_lang_tensor
 
     def mended(tensor: Any, scope: Any) -> None:
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
+    def add(self: Any, kind: Any, out: Any, value: Any, at: Any) -> None:
+        assert "ADD" in str(kind)
+        there = self.create_descriptor_load(out, at, None, None)
+        self.create_descriptor_store(out, interpreter.TensorHandle(there.data + value.data, value.dtype), at)
+
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", mended)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_descriptor_reduce", add, raising=False)
 
 
-@pytest.mark.usefixtures("_loops_of_any_length")
+@pytest.mark.usefixtures("_whole_interpreter")
+@pytest.mark.parametrize("counts", [[[3, 0, 2], [0, 1100, 5]], [[0, 0]], [[2], [3], [1]]])
+def test_rows_by_source_are_put_in_the_order_of_experts(counts: list[list[int]]) -> None:
+    """As a sort by expert that is stable does. Catches: the source's place in the order, rows beyond a block."""
+    held = torch.tensor(counts, device=DEVICE)
+    total = int(held.sum())
+    experts = torch.arange(held.shape[1], device=DEVICE).repeat(len(held)).repeat_interleave(held.flatten())
+    want = experts.sort(stable=True).indices
+    for order, inverse in (by_expert(held, total), kernels()[by_expert].run(held, total)):
+        assert torch.equal(order, want)
+        assert torch.equal(order[inverse], torch.arange(total, device=DEVICE))
+
+
+@pytest.mark.usefixtures("_whole_interpreter")
 @pytest.mark.parametrize("counts", [(3, 0, 130, 5), (0, 0, 0, 64), (1, 1, 1, 1)])
 @pytest.mark.parametrize("first", [False, True])
 def test_weight_gradients_of_all_experts_at_once(counts: tuple[int, ...], first: bool) -> None:

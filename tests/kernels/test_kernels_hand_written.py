@@ -87,10 +87,18 @@ def test_what_is_used_up_cannot_be_used_again() -> None:
             recompute.sum().backward()
 
 
+NORMS = [
+    formulas.rms_norm_backward,
+    formulas.rms_norm_both,
+    formulas.zero_centered_rms_norm_backward,
+    formulas.zero_centered_rms_norm_both,
+]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dresidual", [False, True])
-@pytest.mark.parametrize(("rows", "width"), [(1, 8), (3, 64), (7, 100), (5, 2048)])
-@pytest.mark.parametrize("formula", [formulas.rms_norm_backward, formulas.rms_norm_both])
+@pytest.mark.parametrize(("rows", "width"), [(1, 8), (3, 64), (7, 100), (700, 128), (5, 2048), (3, 2056)])
+@pytest.mark.parametrize("formula", NORMS)
 def test_rms_norm(
     formula: Callable[..., tuple[Tensor, ...]], rows: int, width: int, dresidual: bool, dtype: torch.dtype
 ) -> None:
@@ -151,10 +159,10 @@ def test_gradients_are_turned_back_side_by_side(heads: tuple[int, int, int], rot
 
 
 def test_every_kernel_is_compared() -> None:
-    compared = {formulas.swiglu_backward, formulas.swiglu_both, formulas.rms_norm_backward, formulas.rms_norm_both}
+    compared = {formulas.swiglu_backward, formulas.swiglu_both, *NORMS}
     elsewhere = {fp8.add_, fp8.scale, fp8.quantize, fp8.quantize_transposed, fp8.quantize_both, fp8.quantize_rows}
     compared |= {formulas.swiglu_weighted}
-    elsewhere |= {moving.scatter_rows, moving.sum_rows, moving.combine_rows, add_products}
+    elsewhere |= {moving.scatter_rows, moving.sum_rows, moving.combine_rows, moving.by_expert, add_products}
     assert set(kernels()) == compared | {rope.apply_rotary_, rope.apply_rotary_backward} | elsewhere
 
 

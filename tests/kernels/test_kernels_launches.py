@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ pytestmark = pytest.mark.gloo
 
 class Kernel:
     """As Triton's: what is launched for the first time is compiled, and the result launched by its grid."""
+
+    params = tuple(SimpleNamespace(is_constexpr=constant) for constant in (False, False, True))
 
     def __init__(self) -> None:
         self.compiled: list[Any] = []
@@ -36,21 +39,28 @@ class Kernel:
 
 
 def test_a_launch_like_an_earlier_one_is_looked_up() -> None:
-    """Catches: tensors of the first launch in the second; a binary for aligned addresses that gets others, for another
-    dtype, another number, another grid, other warps."""
+    """With its own tensors, grid and number. Catches: those of the first launch in the second."""
     kernel = Kernel()
     launches = Launches(kernel)
     x, y = torch.zeros(8), torch.zeros(8)
-    launches[(3,)](x, 5, num_warps=4)
-    launches[(3,)](y, 5, num_warps=4)
+    launches[(3,)](x, 5, 64, num_warps=4)
+    launches[(4,)](y, 7, 64, num_warps=4)
     assert len(kernel.compiled) == 1
-    [(grid, (given, five), warps)] = kernel.looked_up
-    assert (grid, given is y, five, warps) == ((3, 1, 1), True, 5, 4)
-    launches[(3,)](y[1:], 5, num_warps=4)
-    launches[(3,)](y.double(), 5, num_warps=4)
-    launches[(3,)](y, 6, num_warps=4)
-    launches[(4,)](y, 5, num_warps=4)
-    launches[(3,)](y, 5, num_warps=8)
-    assert (len(kernel.compiled), len(kernel.looked_up)) == (6, 1)
-    launches[(3,)](x[1:], 5, num_warps=4)
-    assert len(kernel.looked_up) == 2
+    [(grid, (given, seven, _), warps)] = kernel.looked_up
+    assert (grid, given is y, seven, warps) == ((4, 1, 1), True, 7, 4)
+
+
+def test_a_launch_of_another_kind_is_compiled() -> None:
+    """Catches: a binary for aligned addresses that gets others, for another dtype, for multiples of 16, for a number
+    that is 1 or has 32 bits, for another constant, other warps."""
+    kernel = Kernel()
+    launches = Launches(kernel)
+    x = torch.zeros(8)
+    others = [(x[1:], 5, 64), (x.double(), 5, 64), (x, 16, 64), (x, 1, 64), (x, 2**31 + 5, 64), (x, 5, 128)]
+    for given in [(x, 5, 64), *others]:
+        launches[(3,)](*given, num_warps=4)
+    launches[(3,)](x, 5, 64, num_warps=8)
+    assert (len(kernel.compiled), kernel.looked_up) == (len(others) + 2, [])
+    for given in [(x[1:], 9, 64), (x, 32, 64), (x, 2**31 + 7, 64)]:
+        launches[(3,)](*given, num_warps=4)
+    assert (len(kernel.compiled), len(kernel.looked_up)) == (len(others) + 2, 3)
