@@ -33,18 +33,18 @@ def test_it_is_that_of_measured_steps(row: Row) -> None:
     assert abs(row.error) <= WORST.get(row.file, 0.05), row.estimated.said
 
 
-@pytest.mark.parametrize("preset", ["olmoe-7b", "qwen3-30b-a3b"])
-def test_a_layer_of_experts_is_that_of_measured_ones(preset: str) -> None:
+@pytest.mark.parametrize(("preset", "apart"), [("olmoe-7b", 0.05), ("qwen3-30b-a3b", 0.1)])
+def test_a_layer_of_experts_is_that_of_measured_ones(preset: str, apart: float) -> None:
     """Of 16,384 tokens: what four layers take beside four whose feed-forward is next to nothing."""
-    cases = json.loads((RESULTS / "h200/experts.json").read_text())["cases"]
+    cases = json.loads((RESULTS / "h200x2/experts.json").read_text())["cases"]
     words = f"--preset {preset} --dp 1 --ep 1 --nproc 1 --seq-len 4096 --micro-batch 4 --global-batch 4 --layers 4"
     sparse = step_time(run(*words.split(), "--sharding", "none"), H200)
     dense = step_time(
         run(*words.split(), "--sharding", "none", *["--experts", "0", "--balance-loss", "0", "--ffn", "8"]), H200
     )
     of_both = [t.products + t.attention + t.elementwise for t in (sparse, dense)]
-    found = (of_both[0] - of_both[1] + sparse.launches - H200.gaps) / 4
-    assert found * 1e3 == pytest.approx(cases[f"{preset} balanced"]["peers"]["stretto"]["ms"], rel=0.05)
+    found = (of_both[0] - of_both[1]) / 4
+    assert found * 1e3 == pytest.approx(cases[f"{preset} balanced"]["peers"]["stretto"]["ms"], rel=apart)
 
 
 LAYOUTS = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
@@ -68,10 +68,12 @@ def test_its_parts_add_up_and_more_work_takes_longer(
         assert step_time(run(*words[:-1], "64"), H200).products == pytest.approx(2 * found.products)
 
 
-def test_over_ep_it_is_close_and_halves_trade_the_exchange_for_launches() -> None:
-    """Its wait for the host was measured in this run, where experts had unequal loads."""
-    case = json.loads((RESULTS / "h200x2/steps-olmoe-ep2.json").read_text())["cases"]["olmoe-ep2"]
-    whole, halves = (step_time(run(*case["words"].split(), *more), H200) for more in ([], ["--ep-comm-overlap"]))
-    assert 1e3 * whole.total == pytest.approx(case["ms"], rel=0.12)
-    assert halves.communication < whole.communication
-    assert halves.launches > whole.launches
+@pytest.mark.parametrize(("file", "case"), [("steps-olmoe", "olmoe"), ("steps-olmoe-ep2", "olmoe-ep2")])
+def test_steps_with_experts_are_close_and_halves_hide_the_exchange(file: str, case: str) -> None:
+    """Their loads were unequal, which is not counted; nothing is fitted to them but the rate of the exchange."""
+    found = json.loads((RESULTS / f"h200x2/{file}.json").read_text())["cases"][case]
+    words = found["words"].split()
+    assert 1e3 * step_time(run(*words), H200).total == pytest.approx(found["ms"], rel=0.08)
+    if "ep2" in case:
+        halves = step_time(run(*words, "--ep-comm-overlap"), H200)
+        assert halves.communication < step_time(run(*words), H200).communication
