@@ -15,7 +15,7 @@ from torch import Tensor
 
 _ALIGNED: Final = 16
 """What Triton asks whether an address, in bytes, or a number is a multiple of."""
-_NARROW: Final = 2**31
+_INT32: Final = 2**31
 
 
 class Launches:
@@ -46,4 +46,4 @@ def _kind(given: Any, constant: bool) -> Any:
         return given.dtype, given.data_ptr() % _ALIGNED == 0
     if constant or type(given) is not int:
         return given
-    return given if given == 1 else (given % _ALIGNED == 0, -_NARROW <= given < _NARROW)
+    return given if given == 1 else (given % _ALIGNED == 0, -_INT32 <= given < _INT32)

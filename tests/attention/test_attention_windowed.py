@@ -1,6 +1,6 @@
 """Windows by FlashAttention: the same as with a mask, forward and back.
 
-Faults to catch: a window that is one key too wide; keys after a query; a scale that is left out.
+Faults to catch: a window that is one key too wide; a window that looks ahead; scores in a window without their scale.
 """
 
 from __future__ import annotations

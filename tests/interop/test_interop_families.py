@@ -1,10 +1,10 @@
 """Every family against the code of transformers: logits, loss and all gradients in fp64, in one process and cut.
 
-Faults to catch: a rotated share of a head that is its end; a stretch of wavelengths left out; windows one position too
-wide; a norm that multiplies by its weight where it is 1 + weight; a norm after a sublayer left out; a softcap whose
-gradient is left out; norms over all heads that do not sum over ranks; latents whose gradient is that of one rank's
-heads; a scale of attention that YaRN does not stretch; a bias that each rank of a cut expert adds; a clamp whose
-gradient goes on beyond it.
+Faults to catch: a rotated share of a head that is its end; a stretch of wavelengths left out; windows one position
+too wide; a norm that multiplies by its weight where it is 1 + weight; a norm after a sublayer left out; a softcap
+whose gradient is left out; norms over all heads that do not sum over ranks; gradients of norms over all heads that do
+not sum over ranks; latents whose gradient is that of one rank's heads; a scale of attention that YaRN does not
+stretch; a bias that each rank of a cut expert adds; a clamp whose gradient goes on beyond it.
 """
 
 from __future__ import annotations

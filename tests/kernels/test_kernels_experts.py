@@ -2,7 +2,7 @@
 
 Faults to catch: a dropped row that is added; the parts of a cut expert not added up; columns beyond the first block
 left out; slots added in another order; rows of the next expert added; an expert without rows not
-set to zero.
+set to zero; rows of an expert whose sources lie in any order; rows of an expert beyond a block left where they were.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Launches that are looked up: a launch goes to the binary that Triton would choose, with its own tensors."""
+"""Launches that are looked up: a launch goes to the binary that Triton would choose, with its own tensors.
+
+Faults to catch: a binary for multiples of sixteen that is given others; a constant of an earlier launch.
+"""
 
 from __future__ import annotations
 

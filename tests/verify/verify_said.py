@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
-from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, OFFLOAD, PACKED, TILE
+from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, LAUNCHES, OFFLOAD, PACKED, TILE, WINDOWED
 from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, RUNS, STREAMS, TEXT_FILES
 from verify_said_experts import EXACT, FP8_EXPERTS, HALVES, KEPT, KERNELS_EXPERTS, LAYOUTS, ROUTER, SENT
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
@@ -711,6 +711,8 @@ SAID = (
     OFFLOAD,
     CUT,
     TILE,
+    WINDOWED,
+    LAUNCHES,
     LAYOUTS,
     EXACT,
     ROUTER,

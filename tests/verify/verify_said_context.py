@@ -190,6 +190,44 @@ CUT = Said(
     ),
 )
 
+WINDOWED = Said(
+    "tests/attention/test_attention_windowed.py",
+    Fault(
+        "a window that is one key too wide",
+        "attention/windowed.py",
+        "window - 1",
+        "window",
+    ),
+    Fault(
+        "a window that looks ahead",
+        "attention/windowed.py",
+        '"window_size_right": 0',
+        '"window_size_right": 1',
+    ),
+    Fault(
+        "scores in a window without their scale",
+        "attention/windowed.py",
+        '{"scale": scale,',
+        '{"scale": None,',
+    ),
+)
+
+LAUNCHES = Said(
+    "tests/kernels/test_kernels_launches.py",
+    Fault(
+        "a binary for multiples of sixteen that is given others",
+        "kernels/launches.py",
+        "(given % _ALIGNED == 0, -_INT32 <= given < _INT32)",
+        "-_INT32 <= given < _INT32",
+    ),
+    Fault(
+        "a constant of an earlier launch",
+        "kernels/launches.py",
+        "if constant or type(given) is not int:",
+        "if type(given) is not int:",
+    ),
+)
+
 TILE = Said(
     "tests/attention/test_attention_tile.py",
     Fault(

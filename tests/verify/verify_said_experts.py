@@ -267,4 +267,16 @@ KERNELS_EXPERTS = Said(
         "if begin == end and add:",
         "if begin == end:",
     ),
+    Fault(
+        "rows of an expert whose sources lie in any order",
+        "kernels/experts.py",
+        "(each // experts < source)",
+        "(each // experts > source)",
+    ),
+    Fault(
+        "rows of an expert beyond a block left where they were",
+        "kernels/experts.py",
+        "for at in range(0, number, block):",
+        "for at in range(0, min(number, block), block):",
+    ),
 )

@@ -208,8 +208,8 @@ KERNELS = Said(
     Fault(
         "the last rows left out",
         "kernels/rms_norm.py",
-        "    for turn in range(turns):\n        here",
-        "    for turn in range(turns - 1):\n        here",
+        "    for _ in range(turns):\n        here",
+        "    for _ in range(turns - 1):\n        here",
     ),
     Fault(
         "the gradient of what goes past lost",

@@ -44,9 +44,15 @@ FAMILIES = Said(
     ),
     Fault(
         "norms over all heads that do not sum over ranks",
-        "models/norm.py",
-        "both = mine if build.tp.size == 1 else all_reduce(mine, build.tp)",
-        "both = mine",
+        "models/full_norm.py",
+        "        all_reduce_(means, build.tp).wait()\n",
+        "",
+    ),
+    Fault(
+        "gradients of norms over all heads that do not sum over ranks",
+        "models/full_norm.py",
+        "        all_reduce_(p, ctx.build.tp).wait()\n",
+        "",
     ),
     Fault(
         "latents whose gradient is that of one rank's heads",
