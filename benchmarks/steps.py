@@ -80,7 +80,6 @@ CASES = {
         " --ffn-chunks 16 --recompute offload",
     ),
     "qwen3-0.6b": Case("qwen3-0.6b", 1, "--preset qwen3-0.6b --seq-len 4096 --micro-batch 4 --global-batch 4"),
-    "gemma3-1b": Case("gemma3-1b", 1, "--preset gemma3-1b --seq-len 4096 --micro-batch 2 --global-batch 2"),
     "8b-offload": Case("8b offload", 1, f"{_FULL} --global-batch 1"),
     "8b-offload-8": Case("8b offload", 1, f"{_FULL} --global-batch 8"),
 }

@@ -23,6 +23,7 @@ from stretto.arguments.elsewhere import in_layout, validated_in
 from stretto.arguments.schema import Arguments
 from stretto.batch import Batch
 from stretto.data.feed import rows_of
+from stretto.distributed.remainder import parted
 from stretto.exchange import all_gather_json
 from stretto.layout import Layout
 from stretto.models import Microbatch
@@ -97,7 +98,9 @@ class Session:
         """
         full = self.full_state() if full is None else full
         weights = self.built.weights
-        rounded = {f"param/{n}": t.to(self.dtype) for n, t in weights_in(full).items()}
+        # Masters that lie in weights and remainders are rounded by these, ties away from zero.
+        parts = self.args.optimizer.masters == "remainder"
+        rounded = {f"param/{n}": (parted(t)[0] if parts else t).to(self.dtype) for n, t in weights_in(full).items()}
         with weights.whole():
             params = slices(weights.declared, lambda p: p.data, weights.position(), prefix="param/")
             return unequal_replicas([*self.built.optimizer.slices(), *params], {**full, **rounded})

@@ -128,10 +128,21 @@ def test_offloaded_state_changes_no_bit(pool: Pool, tmp_path: Path) -> None:
         assert ranks == {mode: [] for mode, _ in MODES}
 
 
-def example(mode: str, options: dict[str, Any]) -> Arguments:
+def test_weights_of_masters_in_two_parts_are_rounded_by_these() -> None:
+    """A master halfway between two weights goes away from zero there, and to the even one everywhere else."""
+    with build(example("none", {"masters": "remainder"}, dp=1), Layout.of(), World.single()) as session:
+        full = session.full_params()
+        name = next(name for name in full if name.endswith("q_proj.weight"))
+        full[name] = torch.full_like(full[name], 1 + 2**-8)
+        assert full[name].bfloat16().unique().tolist() == [1.0]
+        session.load_full(full)
+        assert session.unequal_replicas() == []
+
+
+def example(mode: str, options: dict[str, Any], dp: int = 2) -> Arguments:
     return Arguments(
         model=ModelConfig(layers=2, hidden=32, heads=4, head_dim=8, ffn=40, vocab=53, tied=True),
-        parallel=ParallelConfig(dp=2, sharding=mode, bucket_mb=0.02),  # type: ignore[arg-type]
+        parallel=ParallelConfig(dp=dp, sharding=mode, bucket_mb=0.02),  # type: ignore[arg-type]
         batch=BatchConfig(seq_len=8, micro_batch=1, global_batch=4),
         optimizer=OptimizerConfig(lr=1e-2, clip_grad=0.5, **options),
         run=RunConfig(dtype="bf16", timeout=30.0),
