@@ -56,13 +56,15 @@ class Session:
         Raises KeyError for missing ones, and for names that the model does not have: with tied embeddings, say,
         `lm_head.weight` is none of its parameters.
         """
-        pieces = self._weights()
+        every = self.built.optimizer.slices()  # once: another call lends masters in two parts anew, as they were
+        pieces = [piece for piece in every if piece.name.startswith("model/")]
         known = {name for rank in self.from_all(sorted(p.name.removeprefix("model/") for p in pieces)) for name in rank}
         if unknown := sorted(set(tensors) - known):
             raise KeyError(f"the model has no tensor {', '.join(unknown)}")
         load_full(pieces, {f"model/{name}": tensor for name, tensor in tensors.items()})
-        for piece in self._moments():
-            piece.tensor.zero_()
+        for piece in every:
+            if not piece.name.startswith("model/"):
+                piece.tensor.zero_()
         self.built.optimizer.loaded(0)
 
     def full_params(self) -> dict[str, Tensor]:
