@@ -216,7 +216,7 @@ def on_a_rank(world: World, args: Arguments) -> int:
         ParallelState.build(layout, world, axes=axes_of(args, layout)) as state,
         patch.object(Router, "chosen", evenly),
     ):
-        return peak(args, state, steps=3)  # threads of Gloo let go of what they have sent when they come to it
+        return peak(args, state, steps=8)  # threads of Gloo let go of what they have sent when they come to it
 
 
 def evenly(router: Router, scores: Tensor) -> Tensor:
