@@ -217,7 +217,7 @@ def on_a_rank(world: World, args: Arguments) -> int:
         patch.object(Router, "chosen", evenly),
     ):
         # Threads of Gloo let go of what they have sent when they come to it: on a busy machine a step or more later.
-        return peak(args, state, steps=8 if args.parallel.ep > 1 else 3)
+        return peak(args, state, steps=8 if args.parallel.ep > 1 and not args.parallel.ep_comm_overlap else 3)
 
 
 def evenly(router: Router, scores: Tensor) -> Tensor:
