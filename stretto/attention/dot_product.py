@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
-from stretto.arguments.schema import ModelConfig
+from stretto.attention.scores import PLAIN, Scores
 from stretto.attention.windowed import takes_window, windowed_attention
 from stretto.structure import Structure
 
@@ -23,27 +22,6 @@ FASTEST_FIRST: Final = [
 """On Hopper, in bf16 at a head of 128: cuDNN 530 to 570 TFLOP/s forward, Flash 2 a little over half of it. Those that
 cannot take the dtype, the shape or the deterministic mode are passed over."""
 _ORDER: Final = [int(each) for each in FASTEST_FIRST]  # type: ignore[call-overload]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How a layer weighs what it attends to: q k^T times `scale` (None: 1/sqrt(d)), then c tanh(x/c) with `softcap` c.
-
-    With a `window` a position attends to so many at most, itself the last of them.
-    """
-
-    scale: float | None = None
-    softcap: float | None = None
-    window: int | None = None
-
-    @classmethod
-    def of(cls, config: ModelConfig, layer: int) -> Scores:
-        """Those of one layer of a model."""
-        return cls(config.attention_scale, config.attention_softcap, config.window_of(layer))
-
-
-PLAIN: Final = Scores()
-"""Causal attention and nothing else."""
 
 
 def causal_attention(
@@ -65,7 +43,7 @@ def causal_attention(
     if scores.softcap is not None or sinks is not None:
         return _defined_attention(q, k, v, scores, sinks)
     if scores.window is not None and not whole and takes_window(q, k, v):
-        return windowed_attention(q, k, v, scores.window, scores.scale)
+        return windowed_attention(q, k, v, scores)
     mask = None if whole else _within(n, s, scores.window, q.device)
     if not q.is_cuda:
         return F.scaled_dot_product_attention(

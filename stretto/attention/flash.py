@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from stretto.attention.dot_product import PLAIN, Attend, Scores, require_plain
+from stretto.attention.dot_product import Attend, require_plain
+from stretto.attention.scores import PLAIN, Scores
 from stretto.structure import Structure
 
 PACKAGE = "flash-attn-4"

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from stretto.attention.dot_product import Scores
+from stretto.attention.scores import Scores
 from stretto.sequence import Tile
 
 Gradients = tuple[Tensor, Tensor, Tensor]

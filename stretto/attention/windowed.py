@@ -13,13 +13,17 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from stretto.attention.scores import Scores
+from stretto.attention.tile import Exact, Flash
+from stretto.sequence import Tile
 
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> Tensor:
-    """[b, heads, s, d] of q and [b, kv_heads, s, d] of k and v: each position sees `window` at most.
 
-    Itself is the last of them.
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+    """[b, heads, s, d] of q and [b, kv_heads, s, d] of k and v: each position sees the window.
+
+    Itself is the last in it.
     """
-    return _Windowed.apply(q, k, v, window, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return _Windowed.apply(q, k, v, scores)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def takes_window(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -30,22 +34,17 @@ def takes_window(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 class _Windowed(Function):
+    """The whole square of a row is one tile."""
+
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> Tensor:
-        ctx.sees = {"scale": scale, "window_size_left": window - 1, "window_size_right": 0}
-        tensors, s = [x.transpose(1, 2) for x in (q, k, v)], q.shape[2]
-        y, lse, *_ = torch.ops.aten._flash_attention_forward(*tensors, None, None, s, s, 0.0, False, False, **ctx.sees)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        row = slice(0, q.shape[2])
+        ctx.of = Tile(row, row, 0, scores.window), scores
+        y, lse = Flash(Exact()).forward(q, k, v, *ctx.of)
         ctx.save_for_backward(q, k, v, y, lse)
-        heads: Tensor = y.transpose(1, 2)
-        return heads
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, y, lse = ctx.saved_tensors
-        tensors, s = [x.transpose(1, 2) for x in (dy, q, k, v)], q.shape[2]
-        none = torch.empty(0, device=q.device, dtype=torch.uint64)  # nothing is dropped
-        found = torch.ops.aten._flash_attention_backward(
-            *tensors, y, lse, None, None, s, s, 0.0, False, none, none, **ctx.sees
-        )
-        return *(x.transpose(1, 2) for x in found), None, None
+        return *Flash(Exact()).backward(dy, *ctx.saved_tensors, *ctx.of), None

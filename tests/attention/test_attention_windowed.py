@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stretto.attention import Scores, causal_attention, dot_product
+from stretto.attention import Scores, causal_attention, dot_product, tile
 from stretto.attention.tile import Exact
 from stretto.sequence import Tile
 
@@ -42,17 +42,17 @@ def _tile(q: Tensor, k: Tensor, left: int, right: int) -> tuple[Tile, Scores]:
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any, scale: float, **window: int) -> tuple[Tensor, ...]:
     assert rest == (None, None, q.shape[1], k.shape[1], 0.0, False, False)
     assert scale == SCORES.scale
-    tile, scores = _tile(q, k, window["window_size_left"], window["window_size_right"])
-    y, lse = Exact().forward(*(x.transpose(1, 2) for x in (q, k, v)), tile, scores)
+    of, scores = _tile(q, k, window["window_size_left"], window["window_size_right"])
+    y, lse = Exact().forward(*(x.transpose(1, 2) for x in (q, k, v)), of, scores)
     return y.transpose(1, 2), lse
 
 
 def _backward(*given: Any, scale: float, **window: int) -> tuple[Tensor, ...]:
     dy, q, k, v, y, lse, *_ = given
     assert scale == SCORES.scale
-    tile, scores = _tile(q, k, window["window_size_left"], window["window_size_right"])
+    of, scores = _tile(q, k, window["window_size_left"], window["window_size_right"])
     heads = [x.transpose(1, 2) for x in (dy, q, k, v, y)]
-    return tuple(x.transpose(1, 2) for x in Exact().backward(*heads, lse, tile, scores))
+    return tuple(x.transpose(1, 2) for x in Exact().backward(*heads, lse, of, scores))
 
 
 def test_the_kernels_are_asked_for_what_a_mask_says() -> None:
@@ -62,6 +62,7 @@ def test_the_kernels_are_asked_for_what_a_mask_says() -> None:
     aten = torch.ops.aten
     with (
         mock.patch.object(dot_product, "takes_window", return_value=True),
+        mock.patch.object(tile, "_flash_takes", return_value=True),
         mock.patch.object(aten, "_flash_attention_forward", _forward),
         mock.patch.object(aten, "_flash_attention_backward", _backward),
     ):

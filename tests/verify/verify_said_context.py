@@ -195,20 +195,20 @@ WINDOWED = Said(
     Fault(
         "a window that is one key too wide",
         "attention/windowed.py",
-        "window - 1",
-        "window",
+        "Tile(row, row, 0, scores.window)",
+        "Tile(row, row, 0, (scores.window or 0) + 1)",
     ),
     Fault(
         "a window that looks ahead",
         "attention/windowed.py",
-        '"window_size_right": 0',
-        '"window_size_right": 1',
+        "Tile(row, row, 0, scores.window)",
+        "Tile(row, row, 1, scores.window)",
     ),
     Fault(
         "scores in a window without their scale",
         "attention/windowed.py",
-        '{"scale": scale,',
-        '{"scale": None,',
+        "scores.window), scores\n",
+        "scores.window), Scores()\n",
     ),
 )
 
