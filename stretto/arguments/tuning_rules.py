@@ -42,18 +42,6 @@ def adapters_freeze_the_rest(a: Arguments) -> RuleViolation | None:
     )
 
 
-@rule("model.mtp_layers", "tuning.lora_rank", "tuning.freeze")
-def further_layers_are_trained_whole(a: Arguments) -> RuleViolation | None:
-    """What predicts further tokens shares embedding and head with the model, and is trained as all of it is."""
-    if not a.model.mtp_layers or not (a.tuning.lora_rank or a.tuning.freeze):
-        return None
-    return RuleViolation(
-        f"mtp_layers = {a.model.mtp_layers} with lora_rank = {a.tuning.lora_rank}, freeze = "
-        f"{','.join(a.tuning.freeze) or 'none'}: layers that predict further tokens are trained with all of the model",
-        {"model.mtp_layers": (0,), "tuning.lora_rank": (0,)},
-    )
-
-
 @rule("tuning.lora_alpha", "tuning.lora_dropout", "tuning.lora_targets", "tuning.lora_rank")
 def adapters_have_a_rank(a: Arguments) -> RuleViolation | None:
     """What is said of adapters needs a rank."""

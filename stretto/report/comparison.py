@@ -110,7 +110,7 @@ def _parameters(found: Comparison) -> Table:
     table.add_column("gradient", justify="right")
     table.add_column("update", justify="right")
     for name, kinds in shown:
-        table.add_row(f"  {name}", *(_numbers(kinds[k])[0] for k in ("gradient", "update")))
+        table.add_row(f"  {name}", *(_numbers(kinds[k])[0] if k in kinds else "" for k in ("gradient", "update")))
     left = len(wrong or ranked) - len(shown)
     if left:
         table.add_row(Text(f"  and {left} more", "dim"))

@@ -79,6 +79,7 @@ def runs(draw: st.DrawFn) -> Arguments:
         tied=bit["tied"],
         qk_norm=bit["qk_norm"],
         norm_placement=draw(st.sampled_from(["pre", "post", "sandwich"])),
+        mtp_layers=draw(st.sampled_from([0, 0, 1, 2])),
     )
     matrices = ["o", "up", "down", *([] if latent else ["q", "k", "v"])]
     adapted = st.lists(st.sampled_from(matrices), min_size=1, unique=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from experts_models import LATENT, QWEN2, arguments, layout_of, prove
 
-from stretto.arguments.schema import Arguments, DataConfig
+from stretto.arguments.schema import Arguments, DataConfig, TuningConfig
 from stretto.batch import Batch
 from stretto.testing import Pool
 from stretto.verify import build
@@ -42,6 +42,28 @@ def test_a_layout_equals_one_process(
     the last layer that are not balanced; a join that tensor-parallel ranks do not add up."""
     args = arguments(model, run=run, **parallel)
     prove(pool, replace(args, data=replace(DataConfig(), packing="cp" in parallel)))
+
+
+ADAPTED = TuningConfig(lora_rank=3, lora_targets=("q", "v", "o", "down"), lora_dropout=0.3)
+ENDS = TuningConfig(freeze=("model.embed_tokens.*", "model.norm.*"))
+BLOCKS = TuningConfig(freeze=("model.layers.[0-3].*",))
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize(
+    ("tuning", "model", "parallel"),
+    [
+        pytest.param(ADAPTED, {}, {"tp": 2, "pp": 2, **SP}, id="adapters"),
+        pytest.param(ENDS, {"tied": True}, {"pp": 2, "dp": 2, "vpp": 2, "schedule": "zbv"}, id="ends"),
+        pytest.param(BLOCKS, {}, {"tp": 2, "dp": 2, "sharding": "fsdp"}, id="blocks", marks=pytest.mark.nightly),
+    ],
+)
+def test_what_is_trained_in_part_equals_one_process(
+    pool: Pool, tuning: TuningConfig, model: dict[str, Any], parallel: dict[str, Any]
+) -> None:
+    """Catches a use of a frozen embedding that is waited for, and adapters behind the last layer that are not."""
+    dense = {"experts": 0, "expert_ffn": None, "mtp_layers": 2, **model}
+    prove(pool, replace(arguments(dense, **parallel), tuning=tuning))
 
 
 @pytest.mark.gloo

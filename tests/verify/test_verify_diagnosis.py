@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -19,7 +20,7 @@ from test_verify_layouts import arguments
 from torch import Tensor
 from torch.nn import functional as F
 
-from stretto.arguments.schema import Arguments
+from stretto.arguments.schema import Arguments, TuningConfig
 from stretto.distributed import bucket, data_parallel
 from stretto.layout import Layout
 from stretto.models import block, norm
@@ -175,6 +176,15 @@ def test_the_table_fits_eighty_columns_and_the_file_has_everything(pool: Pool) -
     assert data["layout"]["tp"] == 2
     assert data["first_forward"] is None
     assert len(data["differences"]) == len(found.differences)
+
+
+def test_the_table_has_what_is_frozen(pool: Pool) -> None:
+    """Where little else is trained. Catches a row that wants a gradient of it."""
+    args = replace(arguments(2, 1, 1, variant=0), tuning=TuningConfig(freeze=("model.layers.*", "model.embed_*")))
+    found = pool.run(2, _compare_layouts, args, Layout.of())[0]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(comparison(found, args, Layout.of()))
+    assert "model.layers.0.input_layernorm.weight" in console.export_text()
 
 
 def _compare_layouts(world: World, args: Arguments, reference: Layout) -> Comparison:
