@@ -19,6 +19,7 @@ tree, done when the call returns; to the caller they are the same operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from stretto.ordered import all_gather_single, ordered_all_reduce_, ordered_reduce_scatter, reduce_scatter_single
-from stretto.world import AsyncTensor, Axis, Done, Rows, Several, Then, Work
+from stretto.world import AsyncTensor, Axis, Done, Rows, RowSplits, Several, Then, Work
 
 OverlapWith = Callable[[], object]
 
@@ -207,7 +208,7 @@ def reduce_scatter_rows_async(rows: Rows, like: Tensor, axis: Axis) -> AsyncTens
     return axis.peer_buffer.scatter(rows, like[: _divided(like, axis, 0, "reduce_scatter")])
 
 
-def all_to_all_rows_async(x: Tensor, sent: Sequence[int], received: Sequence[int], axis: Axis) -> AsyncTensor:
+def all_to_all_rows_async(x: Tensor, splits: RowSplits, axis: Axis) -> AsyncTensor:
     """Rows of x [sum of sent, ..] to the ranks of an axis, so many to each, begun; what comes is in their order.
 
     Ranks may send and get nothing. Observers see the rows that leave this rank: how many differs from rank to rank.
@@ -215,9 +216,13 @@ def all_to_all_rows_async(x: Tensor, sent: Sequence[int], received: Sequence[int
     if axis.size == 1:
         return AsyncTensor(x)
     x = x.detach().contiguous()
-    axis.tell("all_to_all_rows", x[sent[axis.rank] :])  # as many as leave
-    out = x.new_empty((sum(received), *x.shape[1:]))
-    work = dist.all_to_all_single(out, x, list(received), list(sent), group=axis.group, async_op=True)
+    axis.tell("all_to_all_rows", x[splits.sent[axis.rank] :])  # as many as leave
+    if axis.peer_buffer is not None and splits.pairs is not None:
+        most = splits.leaving * x.element_size() * prod(x.shape[1:])
+        if axis.peer_buffer.takes(-(-most // (axis.size - 1))):
+            return axis.peer_buffer.exchange(x, splits.pairs)
+    out = x.new_empty((sum(splits.received), *x.shape[1:]))
+    work = dist.all_to_all_single(out, x, list(splits.received), list(splits.sent), group=axis.group, async_op=True)
     return AsyncTensor(out, axis.timed(work))
 
 

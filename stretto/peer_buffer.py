@@ -11,8 +11,9 @@ for a flag: the stream itself does (`cuStreamWaitValue32`). A slot is used again
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
+from math import prod
 from typing import Final
 
 import torch
@@ -72,7 +73,7 @@ class CopyEngineBuffer:
         for peer in self._others:
             self._offer(slot, peer)
         for peer in self._others:
-            self._fetch(slot, peer, 0, to + peer * size, size)
+            self._fetch(slot, peer, self._start(slot, 0), to + peer * size, size)
         self._driver.copy(to + self.rank * size, x.data_ptr(), size)
         return AsyncTensor(whole, self._end(slot, x))
 
@@ -85,7 +86,7 @@ class CopyEngineBuffer:
             self._follow()
             self._offer(slot, peer)
         for peer, into in zip(self._others, got, strict=True):
-            self._fetch(slot, peer, self._place(self.rank, peer), into.data_ptr(), like.nbytes)
+            self._fetch(slot, peer, self._start(slot, self._place(self.rank, peer)), into.data_ptr(), like.nbytes)
         own = rows(self.rank, None)
 
         def add() -> None:
@@ -94,6 +95,24 @@ class CopyEngineBuffer:
                 out.add_(other)
 
         return AsyncTensor(out, self._end(slot, got, add))
+
+    def exchange(self, x: Tensor, pairs: Sequence[Sequence[int]]) -> AsyncTensor:
+        """See `stretto.world.PeerBuffer`. What goes to others lies in the slot as in x, without this rank's own."""
+        slot, row, me = self._begin(), x.element_size() * prod(x.shape[1:]), self.rank
+        before, own = sum(pairs[me][:me]), pairs[me][me]
+        self._rows(slot, 0, x[:before])
+        self._rows(slot, before, x[before + own :])
+        out = x.new_empty((sum(of[me] for of in pairs), *x.shape[1:]))
+        self._follow()
+        for peer in self._others:
+            self._offer(slot, peer)
+        for peer in self._others:
+            theirs = sum(pairs[peer][:me]) - (pairs[peer][peer] if peer < me else 0)
+            to = out.data_ptr() + row * sum(of[me] for of in pairs[:peer])
+            self._fetch(slot, peer, self._start(slot, 0) + row * theirs, to, row * pairs[peer][me])
+        to = out.data_ptr() + row * sum(of[me] for of in pairs[:me])
+        self._copy(to, x.data_ptr() + row * before, row * own)
+        return AsyncTensor(out, self._end(slot, (out, x)))
 
     def release(self) -> None:
         """Let nothing of this rank wait for the others any more: they may be gone.
@@ -119,6 +138,12 @@ class CopyEngineBuffer:
             self._views[key] = self._memory[start : start + like.nbytes].view(like.dtype).view(like.shape)
         return self._views[key]
 
+    def _rows(self, slot: int, place: int, rows: Tensor) -> None:
+        """Rows into this rank's slot, behind so many that lie there."""
+        if len(rows):
+            start = self._start(slot, 0) + place * rows[0].nbytes
+            self._memory[start : start + rows.nbytes].view(rows.dtype).view(rows.shape).copy_(rows)
+
     def _begin(self) -> int:
         """The slot of the next message, when the current stream may write into it."""
         self._number += 1
@@ -134,10 +159,15 @@ class CopyEngineBuffer:
     def _offer(self, slot: int, reader: int) -> None:
         self._driver.write(self._flag(reader, _READY, slot, self.rank), self._number)
 
-    def _fetch(self, slot: int, owner: int, place: int, to: int, size: int) -> None:
+    def _fetch(self, slot: int, owner: int, start: int, to: int, size: int) -> None:
+        """So many bytes of the owner's memory, when its slot is full."""
         self._driver.wait(self._flag(self.rank, _READY, slot, owner), self._number)
-        self._driver.copy(to, self._at[owner] + self._start(slot, place), size)
+        self._copy(to, self._at[owner] + start, size)
         self._driver.write(self._flag(owner, _READ, slot, self.rank), self._number)
+
+    def _copy(self, to: int, source: int, size: int) -> None:
+        if size:
+            self._driver.copy(to, source, size)
 
     def _end(self, slot: int, keep: object, then: Callable[[], None] | None = None) -> Arrival:
         arrival = Arrival(self._stream.record_event(), keep, then)

@@ -135,6 +135,32 @@ Rows = Callable[[int, Tensor | None], Tensor]
 """The part of a sum that goes to the n-th rank of an axis; written into the tensor, where one is given."""
 
 
+@dataclass(frozen=True)
+class RowSplits:
+    """How many rows go from rank to rank of an axis: of this one to each, and of each to this one. `pairs`, where all
+    is known, has what each rank (first) sends to each."""
+
+    sent: Sequence[int]
+    received: Sequence[int]
+    pairs: Sequence[Sequence[int]] | None = None
+
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[Sequence[int]], rank: int) -> RowSplits:
+        """As `rank` sees them."""
+        return cls(pairs[rank], [row[rank] for row in pairs], pairs)
+
+    @property
+    def back(self) -> RowSplits:
+        """The way back."""
+        return RowSplits(self.received, self.sent, self.pairs and list(zip(*self.pairs, strict=True)))
+
+    @property
+    def leaving(self) -> int:
+        """The most rows that leave a rank for others; all is known."""
+        assert self.pairs is not None
+        return max(sum(row) - row[rank] for rank, row in enumerate(self.pairs))
+
+
 class PeerBuffer(Protocol):
     """Memory of each rank of an axis that the others read, without help of the processors that compute.
 
@@ -149,6 +175,10 @@ class PeerBuffer(Protocol):
 
     def scatter(self, rows: Rows, like: Tensor) -> AsyncTensor:
         """The sum over the ranks of this one's `rows`, each [n, ..] as `like`. Others' rows are asked for first."""
+
+    def exchange(self, x: Tensor, pairs: Sequence[Sequence[int]]) -> AsyncTensor:
+        """Rows of `x`, those of each rank after those of the rank before, go to their ranks: so many as `pairs` says of
+        each rank (first) for each. What comes is in the order of its ranks."""
 
 
 class PeerMemory(Protocol):

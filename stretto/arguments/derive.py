@@ -123,10 +123,11 @@ OVERRIDES: tuple[Override, ...] = (
         ineffective=True,
     ),
     *_unused(
-        *("parallel", "ep_comm_overlap", "parallel.ep parallel.etp model.experts"),
+        *("parallel", "ep_comm_overlap ep_copy_engines", "parallel.ep parallel.etp model.experts"),
         lambda a: not a.model.experts or a.parallel.ep * a.parallel.etp == 1,
         "ranks exchange no tokens",
     ),
+    *_unused("parallel", "ep_copy_engines", "run.device", lambda a: a.run.device == "cpu", "device = cpu has none"),
     *(
         each
         for why in UNUSED

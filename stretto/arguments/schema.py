@@ -56,6 +56,11 @@ class ParallelConfig:
         "experts and back the other computes",
         carried=False,
     )
+    ep_copy_engines: bool = setting(
+        False,
+        "tokens go to experts and back by the copy engines of GPUs that reach each other, not by NCCL",
+        carried=False,
+    )
     dp: int | None = setting(
         None, "data parallel: replicas that each take a share of the batch", unit="ranks", at_least=1
     )

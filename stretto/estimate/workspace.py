@@ -7,7 +7,7 @@ from typing import Final
 from stretto.arguments.pipeline import num_stages
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import comm_of
-from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
+from stretto.estimate.sizes import BYTES, entering_bytes, exchanged_bytes, local_tokens
 
 CUBLAS: Final = 2**25
 """Bytes that torch gives cuBLAS on Hopper for each thread and stream that multiplies: forwards are launched by one
@@ -70,7 +70,15 @@ def _peer_buffers(args: Arguments) -> int:
         found += (p.tp - 1) * (args.batch.seq_len * args.batch.micro_batch * m.hidden * item // p.tp)
     if p.cp > 1 and any(comm_of(args, n) == "all-gather" for n in range(m.layers)) and _one_host(args, p.cp):
         found += (p.cp - 1) * local_tokens(args) * 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head * item
+    if exchanges_by_copy_engines(args) and p.ep * p.etp <= (p.gpus_per_node or p.ep * p.etp):
+        found += exchanged_bytes(args)
     return SLOTS * found
+
+
+def exchanges_by_copy_engines(args: Arguments) -> bool:
+    """Whether tokens go to experts by copy engines, where GPUs reach each other."""
+    p = args.parallel
+    return p.ep_copy_engines and args.model.experts > 0 and p.ep * p.etp > 1 and args.run.device != "cpu"
 
 
 def _one_host(args: Arguments, ranks: int) -> bool:

@@ -81,12 +81,12 @@ class Dispatch:
     def there(self, message: Message, rows: Tensor) -> None:
         """Rows begin their way to the holders of their experts."""
         plan = self.plan
-        self._under_way[message] = all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)
+        self._under_way[message] = all_to_all_rows_async(rows, plan.splits, plan.exchange)
 
     def back(self, message: Message, rows: Tensor) -> None:
         """What lies by source begins its way to the ranks of their tokens."""
         plan = self.plan
-        self._under_way[message] = all_to_all_rows_async(rows, plan.received, plan.sent, plan.exchange)
+        self._under_way[message] = all_to_all_rows_async(rows, plan.splits.back, plan.exchange)
 
     def taken(self, message: Message) -> Tensor:
         """What a message brings, which is nobody else's any more."""

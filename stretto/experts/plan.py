@@ -10,20 +10,21 @@ rank that exchanges nothing waits for none unless tokens are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stretto.collectives import all_to_all_rows_async
+from stretto.collectives import all_gather_async, all_to_all_rows_async
 from stretto.experts.host import to_host
 from stretto.experts.rows import RowOps
 from stretto.experts.segments import Segments
 from stretto.streams import Stream
-from stretto.world import Axis, Done, ExpertAxes, Work
+from stretto.world import Axis, Done, ExpertAxes, RowSplits, Work
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +32,14 @@ class Plan:
     """Which rows go where. Tensors are on the device, sizes on the host.
 
     `rows` [sent]: the assignment t * K + k of each row that is sent. `back` [etp, n, K]: where in the rows that come
-    back each assignment's are; beyond the last of them where it was dropped. `counts` [sources, experts]: what this
-    rank's experts get from each rank.
+    back each assignment's are; beyond the last of them where it was dropped. `splits`: how many rows go from this rank
+    to each, and come. `counts` [sources, experts]: what this rank's experts get from each rank.
     """
 
     exchange: Axis
     rows: Tensor
     back: Tensor
-    sent: list[int]
-    received: list[int]
+    splits: RowSplits
     counts: Tensor
     read: Callable[[], list[list[int]]]
     """`counts` on the host."""
@@ -54,7 +54,7 @@ class Plan:
     @cached_property
     def _orders(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
         # On one rank rows have that order.
-        return (None, None) if self.exchange.size == 1 else self.ops.by_expert(self.counts, sum(self.received))
+        return (None, None) if self.exchange.size == 1 else self.ops.by_expert(self.counts, sum(self.splits.received))
 
     @property
     def arrange(self) -> Tensor | None:
@@ -94,7 +94,7 @@ class Sorting:
         ends = torch.searchsorted(keys, torch.arange(number, dtype=keys.dtype, device=keys.device), right=True)
         self._counts = torch.diff(ends, prepend=ends.new_zeros(1))
         self._asked: Work = Done()
-        self._read: Callable[[], list[list[int]]] | None = None
+        self._read: Callable[[], list[Any]] | None = None
         beside.follows(Stream.current(experts.device))
 
     @property
@@ -111,9 +111,14 @@ class Sorting:
         with self.beside.used():
             of_ep_ranks = self._counts.view(-1, self.number // axes.ep.size)
             to_each = torch.stack([of_ep_ranks[ep] for ep, _ in axes.places])  # [ranks, local experts]
-            ones = [1] * exchange.size
-            self._here = all_to_all_rows_async(to_each, ones, ones, exchange).wait()
-            self._read = to_host(torch.cat([to_each, self._here]))
+            if exchange.peer_buffer is None:
+                ones = RowSplits([1] * exchange.size, [1] * exchange.size)
+                self._here = all_to_all_rows_async(to_each, ones, exchange).wait()
+                self._read = to_host(torch.cat([to_each, self._here]))
+            else:  # who reads of another must know what lies before
+                every = all_gather_async(to_each, exchange).wait().view(exchange.size, *to_each.shape)
+                self._here = every[:, exchange.rank].contiguous()
+                self._read = to_host(every)
             self._asked = self.beside.launched()
 
     def plan(self) -> Plan:
@@ -124,16 +129,20 @@ class Sorting:
         exchange, order, read = self.axes.exchange, self._order, self._read
         if exchange.size == 1:  # those that were dropped are the last in `order`
             total = sum(read()[0]) if self.dropped else len(order)
-            return Plan(exchange, order[:total], self.places, [total], [total], self._here, read, self.ops)
+            return Plan(exchange, order[:total], self.places, RowSplits([total], [total]), self._here, read, self.ops)
         sizes = read()  # the one wait of the host
         self._asked.wait()
         here = self.beside.hand_over(self._here)
-        theirs = sizes[exchange.size :]
-        sent, received = [sum(each) for each in sizes[: exchange.size]], [sum(each) for each in theirs]
-        rows, back = (order, self.places) if self.rows is not None else self._of_ranks(sent)
-        return Plan(exchange, rows, back, sent, received, here, lambda: theirs, self.ops)
+        if exchange.peer_buffer is None:
+            theirs = sizes[exchange.size :]
+            splits = RowSplits([sum(each) for each in sizes[: exchange.size]], [sum(each) for each in theirs])
+        else:
+            theirs = [of[exchange.rank] for of in sizes]
+            splits = RowSplits.of_pairs([[sum(each) for each in of] for of in sizes], exchange.rank)
+        rows, back = (order, self.places) if self.rows is not None else self._of_ranks(splits.sent)
+        return Plan(exchange, rows, back, splits, here, lambda: theirs, self.ops)
 
-    def _of_ranks(self, sent: list[int]) -> tuple[Tensor, Tensor]:
+    def _of_ranks(self, sent: Sequence[int]) -> tuple[Tensor, Tensor]:
         """`rows` and `back` where a row goes to several ranks, or to none."""
         axes = self.axes
         # Where the rows of each ep coordinate begin in the sorted order, and those of each rank among what is sent.

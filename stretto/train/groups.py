@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import comm_of
-from stretto.estimate.sizes import local_tokens
+from stretto.estimate.sizes import exchanged_bytes, local_tokens
+from stretto.estimate.workspace import exchanges_by_copy_engines
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, ParallelState, default_axes
 from stretto.parallel_state.plan import Axes
@@ -51,7 +52,13 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
     )
     over_gloo = {_wide(layout, axis) for axis in args.groups.gloo}
     urgent = {_wide(layout, axis) for axis in args.nccl.high_priority}
-    peer_buffer, buffers = _peer_buffer_size(args), {"cp": _keys_and_values(args)}
+    peer_buffer, buffers = (
+        _peer_buffer_size(args),
+        {
+            "cp": _keys_and_values(args),
+            "etp-ep": _rows_of_experts(args),
+        },
+    )
     options = {}
     reached = args.parallel.dp_copy_engines and args.parallel.sharding != "none" and args.run.device != "cpu"
     for names in axes_of(args, layout):
@@ -87,6 +94,13 @@ def _keys_and_values(args: Arguments) -> int | None:
         return None
     heads = 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head
     return local_tokens(args) * heads * DTYPES[args.run.dtype].itemsize
+
+
+def _rows_of_experts(args: Arguments) -> int | None:
+    """Bytes of the rows that a rank sends to experts, for each of the others; of theirs it may read more or less."""
+    if not exchanges_by_copy_engines(args):
+        return None
+    return -(-exchanged_bytes(args) // (args.parallel.ep * args.parallel.etp - 1))
 
 
 def _wide(layout: Layout, axis: str) -> frozenset[str]:

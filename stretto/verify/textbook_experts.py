@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments, ModelConfig
 from stretto.estimate.sizes import local_tokens
+from stretto.estimate.workspace import exchanges_by_copy_engines
 from stretto.layout import Layout
 from stretto.models import StageSpec
 from stretto.train.dtypes import DTYPES
@@ -54,11 +55,18 @@ class Exchanged:
         each = (self.ranks - 1) * (self.args.model.experts // self.layout.size("ep")) * 8
         return float(times * forwards * halves * each)
 
+    def told(self, part: StageSpec) -> dict[tuple[str, str], float]:
+        """By an all-to-all; or, where a rank reads of others by copy engines, all to all."""
+        if not exchanges_by_copy_engines(self.args):
+            return {EXCHANGE: self.counts(part)}
+        return {EXCHANGE: 0.0, (EXCHANGE[0], "all_gather"): self.counts(part) * self.ranks}
+
     def sent(self, part: StageSpec) -> dict[tuple[str, str], float]:
         """All of it with equal loads; and where tensor-parallel ranks hold the same tokens, the gathers of what they
         shared among them: outputs forward, gradients of inputs back."""
         t = self.layout.size("tp")
-        found = {EXCHANGE: self.rows(part) * (self.ranks - 1) / self.ranks + self.counts(part)}
+        found = self.told(part)
+        found[EXCHANGE] += self.rows(part) * (self.ranks - 1) / self.ranks
         if t > 1 and not self.args.parallel.sequence_parallel:
             times, _ = self._times(part)  # nothing needs the outputs of a forward that is only made once more
             item = DTYPES[self.args.run.dtype].itemsize

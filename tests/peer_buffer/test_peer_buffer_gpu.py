@@ -13,12 +13,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stretto.collectives import all_gather, reduce_scatter, reduce_scatter_rows_async
+from stretto.collectives import all_gather, all_to_all_rows_async, reduce_scatter, reduce_scatter_rows_async
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, ParallelState
 from stretto.peer_buffer import LEAST, SLOTS
 from stretto.testing import Pool
-from stretto.world import Axis, World
+from stretto.world import Axis, RowSplits, World
 
 GPUS = torch.cuda.device_count()
 
@@ -65,6 +65,27 @@ def as_nccl_has_it(world: World) -> None:
 
 def test_gathers_and_sums_are_those_of_nccl(gpus: Pool) -> None:
     gpus.run(GPUS, as_nccl_has_it)
+
+
+def uneven(world: World) -> None:
+    """Rows by the sizes of a step of routing, there and back, among them of ranks that send or get nothing."""
+    with build(world) as state:
+        axis = state.axis("tp")
+        plain = replace(axis, peer_buffer=None)
+        for n in range(8 * SLOTS):
+            generator = torch.Generator().manual_seed(n)
+            pairs = torch.randint(0, ROWS // 2, (axis.size, axis.size), generator=generator)
+            pairs[n % axis.size, (n // 2) % axis.size :] = 0
+            there = RowSplits.of_pairs(pairs.tolist(), axis.rank)
+            for splits in (there, there.back):
+                x = numbers(axis, n, sum(splits.sent), torch.bfloat16)
+                late(world, n)
+                got = all_to_all_rows_async(x, splits, axis).wait()
+                assert torch.equal(got, all_to_all_rows_async(x, splits, plain).wait())
+
+
+def test_uneven_rows_are_those_of_nccl(gpus: Pool) -> None:
+    gpus.run(GPUS, uneven)
 
 
 def many_at_once(world: World) -> None:

@@ -9,7 +9,18 @@ from verify_fault import Fault, Said
 from verify_said_bash import BASH, SCRIPTS
 from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, LAUNCHES, OFFLOAD, PACKED, TILE, WINDOWED
 from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, RUNS, STREAMS, TEXT_FILES
-from verify_said_experts import EXACT, FP8_EXPERTS, HALVES, KEPT, KERNELS_EXPERTS, LAYOUTS, ROUTER, SENT
+from verify_said_experts import (
+    EXACT,
+    FP8_EXPERTS,
+    HALVES,
+    KEPT,
+    KERNELS_EXPERTS,
+    LAYOUTS,
+    PEERS,
+    PEERS_EXPERTS,
+    ROUTER,
+    SENT,
+)
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
@@ -721,6 +732,8 @@ SAID = (
     HALVES,
     FP8_EXPERTS,
     KERNELS_EXPERTS,
+    PEERS,
+    PEERS_EXPERTS,
     TEXT_FILES,
     LOST,
     PARTS,

@@ -280,3 +280,41 @@ KERNELS_EXPERTS = Said(
         "for at in range(0, min(number, block), block):",
     ),
 )
+
+PEERS = Said(
+    "tests/peer_buffer/test_peer_buffer_order.py",
+    Fault(
+        "rows that are looked for where a rank's own would be",
+        "peer_buffer.py",
+        " - (pairs[peer][peer] if peer < me else 0)",
+        "",
+    ),
+    Fault(
+        "a slot that is written while another reads it",
+        "peer_buffer.py",
+        "        for reader in self._others:\n            self._driver.wait(self._flag(self.rank, _READ,",
+        "        for reader in ():\n            self._driver.wait(self._flag(self.rank, _READ,",
+    ),
+    Fault(
+        "what comes in the order of those that it is fetched from",
+        "peer_buffer.py",
+        "to = out.data_ptr() + row * sum(of[me] for of in pairs[:peer])",
+        "to = out.data_ptr() + row * sum(pairs[p][me] for p in self._others[: self._others.index(peer)])",
+    ),
+    Fault(
+        "the way back with the sizes of the way there",
+        "world.py",
+        "list(zip(*self.pairs, strict=True))",
+        "self.pairs",
+    ),
+)
+
+PEERS_EXPERTS = Said(
+    "tests/peer_buffer/test_peer_buffer_experts.py",
+    Fault(
+        "the counts of what other ranks get taken for one's own",
+        "experts/plan.py",
+        "self._here = every[:, exchange.rank].contiguous()",
+        "self._here = every[exchange.rank]",
+    ),
+)

@@ -1,0 +1,77 @@
+"""Messages of a peer buffer are those of the group, whoever is late: without GPUs, see `peer_stand_in`.
+
+Faults to catch: rows that are looked for where a rank's own would be; a slot that is written while another reads it;
+what comes in the order of those that it is fetched from; the way back with the sizes of the way there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peer_stand_in import buffer_over
+
+from stretto.collectives import all_gather, all_to_all_rows_async, reduce_scatter
+from stretto.layout import Layout
+from stretto.parallel_state import ParallelState
+from stretto.peer_buffer import LEAST, SLOTS
+from stretto.testing import Pool
+from stretto.world import Axis, RowSplits, World
+
+pytestmark = pytest.mark.gloo
+
+WIDTH = 2**14
+"""So wide that few rows are worth it."""
+MOST = 24
+
+
+def numbers(axis: Axis, n: int, rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """Small whole ones: sums are exact."""
+    generator = torch.Generator().manual_seed(n * axis.size + axis.rank)
+    return torch.randint(-8, 8, (rows, WIDTH), generator=generator).to(dtype)
+
+
+def as_the_group_has_it(world: World, folder: Path, pairs: list[list[list[int]]]) -> int:
+    """How many of the messages went through the buffer."""
+    went = 0
+    with ParallelState.build(Layout.of(tp=world.size), world, timeout=60) as state:
+        plain = state.axis("tp")
+        with buffer_over(plain, folder, MOST * WIDTH * 4) as buffer:
+            axis = replace(plain, peer_buffer=buffer)
+            for n, sizes in enumerate(pairs):
+                there = RowSplits.of_pairs(sizes, axis.rank)
+                ways = [there, there.back] * SLOTS  # more under way than there are slots
+                rows = [numbers(axis, n * 8 + k, sum(way.sent), torch.float32) for k, way in enumerate(ways)]
+                before = buffer._number
+                coming = [all_to_all_rows_async(x, way, axis) for x, way in zip(rows, ways, strict=True)]
+                went += buffer._number - before
+                for x, way, message in zip(rows, ways, coming, strict=True):
+                    assert torch.equal(message.wait(), all_to_all_rows_async(x, way, plain).wait())
+                x = numbers(axis, n, axis.size * 8, torch.float32)
+                assert torch.equal(all_gather(x, axis), all_gather(x, plain))
+                assert torch.equal(reduce_scatter(x, axis), reduce_scatter(x, plain))
+    return went
+
+
+def sizes_of(ranks: int) -> st.SearchStrategy[list[list[int]]]:
+    row = st.lists(st.integers(0, 9), min_size=ranks, max_size=ranks)
+    return st.lists(row, min_size=ranks, max_size=ranks)
+
+
+@given(st.integers(2, 4).flatmap(lambda ranks: st.lists(sizes_of(ranks), min_size=1, max_size=3)))
+def test_rows_that_come_are_those_of_the_group(
+    pool: Pool, tmp_path_factory: pytest.TempPathFactory, pairs: list[list[list[int]]]
+) -> None:
+    """Ranks that send nothing, get nothing, or keep all."""
+    pool.run(len(pairs[0]), as_the_group_has_it, tmp_path_factory.mktemp("peers"), pairs)
+
+
+def test_what_is_too_small_or_too_large_goes_through_the_group(pool: Pool, tmp_path: Path) -> None:
+    """All ranks say so alike, also those that send nothing; what stays on its rank counts for nothing."""
+    few = LEAST // (WIDTH * 4)
+    little, enough, much = ([[99, n], [0, 99]] for n in (few - 1, few, MOST + 1))
+    assert pool.run(2, as_the_group_has_it, tmp_path, [little, enough, much]) == [2 * SLOTS] * 2
