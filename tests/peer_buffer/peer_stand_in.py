@@ -1,4 +1,4 @@
-"""A `CopyEngineBuffer` without GPUs: processes share memory, and a stream is a thread of each that works in order.
+"""Copy engines without GPUs: processes share memory, and a stream is a thread of each that works in order.
 
 Pauses that differ from rank to rank change who is ahead of whom: what is read before it is there, or written while it
 is read, shows as wrong numbers. What a GPU computes is done at once, by the thread that asks for it.
@@ -8,44 +8,63 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import queue
 import random
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric
 from torch import Tensor
+from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import _resolve_process_group
 
-from stretto import peer_buffer
+from stretto import peer_buffer, peer_memory
+from stretto.parallel_state.plan import PlannedGroup
+from stretto.parallel_state.reach import Reach
 from stretto.peer_buffer import CopyEngineBuffer
-from stretto.world import Axis
+from stretto.peer_memory import CopyEngineMemory
+from stretto.world import World
 
 PATIENCE = 20.0
 """Seconds."""
+ROOM = 2**20
+"""Bytes that a rank may read of another in one message."""
 
 
 class Host:
-    """The stream that computes: it is through with all that it was given."""
+    """A stream that computes: it is through with all that it was given."""
+
+    def give(self, work: Callable[[], object]) -> None:
+        work()
+
+    def record_event(self) -> threading.Event:
+        done = threading.Event()
+        done.set()
+        return done
 
     def wait_event(self, event: threading.Event) -> None:
         assert event.wait(PATIENCE), "the stream of the messages is not so far"
+
+    def wait_stream(self, other: Host) -> None:
+        """All is done there."""
 
 
 class Stream:
     """That of the messages."""
 
     def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, daemon=True).start()
+        self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self.given_up = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def give(self, work: Callable[[], object]) -> None:
         self._work.put(work)
@@ -55,18 +74,28 @@ class Stream:
         self.give(event.set)
         return event
 
+    def wait_event(self, event: threading.Event) -> None:
+        self.give(event.wait)
+
     def wait_stream(self, other: Host) -> None:
         """All is done there."""
 
+    def end(self, *, give_up: bool) -> None:
+        """When all is done; or now, since who should do their part are gone."""
+        self.given_up = give_up
+        self._work.put(None)
+        self._thread.join(PATIENCE)
+
     def _run(self) -> None:
-        while True:
-            self._work.get()()
+        while (work := self._work.get()) is not None:
+            if not self.given_up:
+                work()
 
 
 class Driver:
     """`stretto.copy_engine.Driver` of such a stream, with a pause here and there."""
 
-    def __init__(self, stream: Stream, rank: int) -> None:
+    def __init__(self, stream: Stream | Host, rank: int) -> None:
         self._stream, self._random = stream, random.Random(rank)
 
     def write(self, address: int, number: int) -> None:
@@ -76,7 +105,7 @@ class Driver:
         flag = ctypes.c_int32.from_address(address)
 
         def until() -> None:
-            while flag.value - number < 0:
+            while flag.value - number < 0 and not getattr(self._stream, "given_up", False):
                 time.sleep(0)
 
         self._give(until)
@@ -90,44 +119,91 @@ class Driver:
 
 
 class Shared:
-    """Stands for a handle of symmetric memory."""
+    """Stands for torch's symmetric memory: each tensor of it is a file."""
 
-    def __init__(self, files: list[Path], own: Tensor, axis: Axis) -> None:
-        self._maps = [own if r == axis.rank else mapped(file) for r, file in enumerate(files)]
-        self._group = axis.group
-        self.buffer_ptrs = [each.data_ptr() for each in self._maps]
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._files = folder, dict[int, Path]()
+        self._handles: list[Handle] = []  # what is mapped stays so
+
+    def empty(self, numel: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        del device
+        file = self._folder / f"{os.getpid()}-{len(self._files)}"
+        with file.open("wb") as opened:
+            opened.truncate(numel * dtype.itemsize)
+        memory = _mapped(file).view(dtype)
+        self._files[memory.data_ptr()] = file
+        return memory
+
+    def rendezvous(self, own: Tensor, name: str) -> Handle:
+        group = _resolve_process_group(name)
+        files: list[Path] = [Path()] * group.size()
+        dist.all_gather_object(files, self._files[own.data_ptr()], group)
+        memories = [own if r == group.rank() else _mapped(file) for r, file in enumerate(files)]
+        self._handles.append(Handle(memories, group))
+        return self._handles[-1]
+
+
+class Handle:
+    """What a rendezvous gives."""
+
+    def __init__(self, memories: list[Tensor], group: ProcessGroup) -> None:
+        self._memories, self._group = memories, group
+        self.buffer_ptrs = [each.data_ptr() for each in memories]
 
     def barrier(self) -> None:
         dist.barrier(self._group)
 
 
-def mapped(file: Path) -> Tensor:
+def _mapped(file: Path) -> Tensor:
     with file.open("r+b") as opened:
         return torch.frombuffer(mmap.mmap(opened.fileno(), 0), dtype=torch.uint8)
 
 
 @contextmanager
-def buffer_over(axis: Axis, folder: Path, largest: int) -> Iterator[CopyEngineBuffer]:
-    """One over the ranks of an axis, whose memory lies in files of a folder."""
-    files = [folder / str(rank) for rank in range(axis.size)]
+def copy_engines(folder: Path, rank: int) -> Iterator[None]:
+    """Within, a `CopyEngineBuffer` or `CopyEngineMemory` can be made over processes of this machine, whose files lie in
+    a folder; messages go through buffers however small they are."""
+    shared, streams = Shared(folder), list[Stream]()
 
-    def empty(size: int, **_: Any) -> Tensor:
-        with files[axis.rank].open("wb") as opened:
-            opened.truncate(size)
-        return mapped(files[axis.rank])
-
-    def rendezvous(own: Tensor, _: str) -> Shared:
-        dist.barrier(axis.group)
-        return Shared(files, own, axis)
+    def new(_: torch.device) -> Stream:
+        streams.append(Stream())
+        return streams[-1]
 
     with (
-        mock.patch.object(symmetric, "empty", empty),
-        mock.patch.object(symmetric, "rendezvous", rendezvous),
-        mock.patch.object(peer_buffer, "new_stream", side_effect=lambda _: Stream()),
-        mock.patch.object(peer_buffer, "Driver", partial(Driver, rank=axis.rank)),
+        mock.patch.object(symmetric, "empty", shared.empty),
+        mock.patch.object(symmetric, "rendezvous", shared.rendezvous),
+        mock.patch.object(peer_buffer, "new_stream", new),
+        mock.patch.object(peer_memory, "new_stream", new),
+        mock.patch.object(peer_buffer, "Driver", partial(Driver, rank=rank)),
+        mock.patch.object(peer_memory, "Driver", partial(Driver, rank=rank)),
         mock.patch.object(torch.cuda, "current_stream", return_value=Host()),
+        mock.patch.object(torch.cuda, "stream", return_value=nullcontext()),
+        mock.patch.object(torch, "compile", lambda function, **_: function),
     ):
-        assert axis.group is not None
-        made = CopyEngineBuffer(axis.group, torch.device("cpu"), largest)
-        yield made
-        made._stream.give(sys.exit)  # ends the thread
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            for stream in streams:
+                stream.end(give_up=not done)
+
+
+def everywhere(world: World, groups: Mapping[PlannedGroup, ProcessGroup], store: Store) -> dict[PlannedGroup, Reach]:
+    """In place of `open_reach`: all groups have what those of one host have on GPUs."""
+    del store
+    found = {}
+    for planned, group in groups.items():
+        names = [set(axes) for axes in planned.axes]
+        reads = [{"tp"}, {"cp"}, {"etp", "ep"}]
+        buffer = CopyEngineBuffer(group, world.device, ROOM) if any(each in reads for each in names) else None
+        sharded = any({name.partition(":")[0] for name in each} <= {"dp", "dp.0", "cp"} for each in names)
+        found[planned] = Reach(buffer, memory_over(group) if sharded else None)
+    return found
+
+
+def memory_over(group: ProcessGroup) -> CopyEngineMemory:
+    """One in which the caller adds."""
+    made = CopyEngineMemory(group, torch.device("cpu"))
+    made._adding = Host()  # type: ignore[assignment]
+    return made

@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peer_stand_in import buffer_over
+from peer_stand_in import copy_engines
 
 from stretto.collectives import all_gather, all_to_all_rows_async, reduce_scatter
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
-from stretto.peer_buffer import LEAST, SLOTS
+from stretto.peer_buffer import LEAST, SLOTS, CopyEngineBuffer
 from stretto.testing import Pool
 from stretto.world import Axis, RowSplits, World
 
@@ -40,7 +40,8 @@ def as_the_group_has_it(world: World, folder: Path, pairs: list[list[list[int]]]
     went = 0
     with ParallelState.build(Layout.of(tp=world.size), world, timeout=60) as state:
         plain = state.axis("tp")
-        with buffer_over(plain, folder, MOST * WIDTH * 4) as buffer:
+        with copy_engines(folder, world.rank):
+            buffer = CopyEngineBuffer(plain.group, world.device, MOST * WIDTH * 4)  # type: ignore[arg-type]
             axis = replace(plain, peer_buffer=buffer)
             for n, sizes in enumerate(pairs):
                 there = RowSplits.of_pairs(sizes, axis.rank)

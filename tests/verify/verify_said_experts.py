@@ -309,12 +309,28 @@ PEERS = Said(
     ),
 )
 
-PEERS_EXPERTS = Said(
-    "tests/peer_buffer/test_peer_buffer_experts.py",
+PEERS_LAYOUTS = Said(
+    "tests/peer_buffer/test_peer_buffer_layouts.py",
     Fault(
         "the counts of what other ranks get taken for one's own",
         "experts/plan.py",
         "self._here = every[:, exchange.rank].contiguous()",
         "self._here = every[exchange.rank]",
+    ),
+)
+
+PEERS_MEMORY = Said(
+    "tests/peer_buffer/test_peer_memory_order.py",
+    Fault(
+        "gradients written over that others still read",
+        "peer_memory.py",
+        "if region is not None and region.last:",
+        "if False:",
+    ),
+    Fault(
+        "a sum in which a rank's own part is another's",
+        "peer_memory.py",
+        "own = x[self.rank * out.numel() : (self.rank + 1) * out.numel()]",
+        "own = x[: out.numel()]",
     ),
 )
