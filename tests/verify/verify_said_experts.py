@@ -135,9 +135,9 @@ SENT = Said(
     Fault(
         "rows that are sent to each rank of a cut expert twice",
         "experts/dispatch.py",
-        "        self._under_way[message] = all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)",
-        "        all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange).wait()\n"
-        "        self._under_way[message] = all_to_all_rows_async(rows, plan.sent, plan.received, plan.exchange)",
+        "        self._under_way[message] = all_to_all_rows_async(rows, plan.splits, plan.exchange)",
+        "        all_to_all_rows_async(rows, plan.splits, plan.exchange).wait()\n"
+        "        self._under_way[message] = all_to_all_rows_async(rows, plan.splits, plan.exchange)",
     ),
     Fault(
         "latents that cross a border by themselves each",
