@@ -6,19 +6,15 @@ becomes the source of the value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from stretto.arguments.graph_rules import READS, without_graphs
 from stretto.arguments.model_rules import UNUSED, Unused
+from stretto.arguments.override import Equation, Override, unused
 from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Value
-from stretto.arguments.tree import get, settings
-
-Equation = Callable[[Arguments], tuple[Value, str] | None]
-"""The value and how it came about, or None where it does not apply."""
 
 
 @dataclass(frozen=True)
@@ -29,38 +25,6 @@ class Derivation:
     inputs: tuple[str, ...]
     meaning: str
     equation: Equation
-
-
-@dataclass(frozen=True)
-class Override:
-    """A setting that gives way where a stronger source sets one of `to` to something it does not go with.
-
-    `--tp 1` over a preset with sequence parallelism means: without. Where the setting is said by a source
-    at least as strong as those, it is wrong instead: `ineffective` says that it then has no effect; for the
-    others a rule of `rules.py` has the words.
-    """
-
-    path: str
-    to: tuple[str, ...]
-    equation: Equation
-    ineffective: bool = False
-
-
-def _unused(
-    section: str, names: str, on: str, when: Callable[[Arguments], bool], reason: str | Callable[[Arguments], str]
-) -> Iterator[Override]:
-    """Settings of a section, by name, that have no effect where `when` holds, which depends on the settings `on`."""
-    for path in (f"{section}.{name}" for name in names.split()):
-
-        def equation(a: Arguments, path: str = path) -> tuple[Value, str] | None:
-            default = settings()[path].default
-            return (
-                (default, reason if isinstance(reason, str) else reason(a))
-                if when(a) and get(a, path) != default
-                else None
-            )
-
-        yield Override(path, tuple(on.split()), equation, ineffective=True)
 
 
 def _no_overlap(a: Arguments) -> tuple[Value, str] | None:
@@ -115,23 +79,23 @@ def _min_lr(a: Arguments) -> tuple[Value, str] | None:
 _RULE, _DECAY, _SHARDS = "optimizer.optimizer", "optimizer.lr_schedule", "parallel.sharding"
 
 OVERRIDES: tuple[Override, ...] = (
-    *_unused("parallel", "sequence_parallel", "parallel.tp", lambda a: a.parallel.tp == 1, "tp = 1, nothing to cut"),
+    *unused("parallel", "sequence_parallel", "parallel.tp", lambda a: a.parallel.tp == 1, "tp = 1, nothing to cut"),
     Override(
         "parallel.tp_comm_overlap",
         ("parallel.tp", "parallel.sequence_parallel", "run.device"),
         _no_overlap,
         ineffective=True,
     ),
-    *_unused(
+    *unused(
         *("parallel", "ep_comm_overlap ep_copy_engines", "parallel.ep parallel.etp model.experts"),
         lambda a: not a.model.experts or a.parallel.ep * a.parallel.etp == 1,
         "ranks exchange no tokens",
     ),
-    *_unused("parallel", "ep_copy_engines", "run.device", lambda a: a.run.device == "cpu", "device = cpu has none"),
+    *unused("parallel", "ep_copy_engines", "run.device", lambda a: a.run.device == "cpu", "device = cpu has none"),
     *(
         each
         for why in UNUSED
-        for each in _unused(
+        for each in unused(
             "model",
             " ".join(why.names),
             " ".join(f"model.{n}" for n in why.on),
@@ -139,42 +103,59 @@ OVERRIDES: tuple[Override, ...] = (
             why.reason,
         )
     ),
-    *_unused(
+    *unused(
         *("optimizer", "min_lr decay_steps", _DECAY),
         lambda a: a.optimizer.lr_schedule == "constant",
         "lr_schedule = constant never decays",
     ),
-    *_unused(
+    *unused(
         *("optimizer", "cooldown_steps", _DECAY),
         lambda a: a.optimizer.lr_schedule != "wsd",
         lambda a: f"lr_schedule = {a.optimizer.lr_schedule} has no cooldown",
     ),
-    *_unused("groups", "gloo", "run.device", lambda a: a.run.device == "cpu", "device = cpu has no NCCL"),
-    *_unused(
+    *unused("groups", "gloo", "run.device", lambda a: a.run.device == "cpu", "device = cpu has no NCCL"),
+    *unused(
         *("nccl", "high_priority min_ctas max_ctas", "run.device"),
         lambda a: a.run.device == "cpu",
         "device = cpu has no NCCL",
     ),
-    *_unused(*("optimizer", "beta1 beta2", _RULE), lambda a: a.optimizer.optimizer == "sgd", _has_none),
-    *_unused(*("optimizer", "eps", _RULE), lambda a: a.optimizer.optimizer not in ("adamw", "muon"), _has_none),
-    *_unused(*("optimizer", "momentum", _RULE), lambda a: a.optimizer.optimizer not in ("sgd", "muon"), _has_none),
-    *_unused(
+    *unused(*("optimizer", "beta1 beta2", _RULE), lambda a: a.optimizer.optimizer == "sgd", _has_none),
+    *unused(*("optimizer", "eps", _RULE), lambda a: a.optimizer.optimizer not in ("adamw", "muon"), _has_none),
+    *unused(*("optimizer", "momentum", _RULE), lambda a: a.optimizer.optimizer not in ("sgd", "muon"), _has_none),
+    *unused(
         "parallel",
         "schedule_memory",
         "parallel.schedule",
         lambda a: a.parallel.schedule != "auto",
         lambda a: f"schedule = {a.parallel.schedule} searches no order",
     ),
-    *_unused(
+    *unused(
         "parallel",
         "partition",
         "parallel.stage_layers",
         lambda a: a.parallel.stage_layers is not None,
         "stage_layers says the layers of each stage",
     ),
-    *_unused("parallel", "dp_shard", _SHARDS, lambda a: a.parallel.sharding == "none", _no_use),
-    *_unused("parallel", "keep_units", _SHARDS, lambda a: a.parallel.sharding != "fsdp", _no_use),
-    *_unused(
+    *unused(
+        *("parallel", "schedule_costs", "parallel.schedule parallel.partition"),
+        lambda a: a.parallel.schedule != "auto" and a.parallel.partition != "searched",
+        lambda a: f"schedule = {a.parallel.schedule} and partition = {a.parallel.partition} ask for no times",
+    ),
+    *unused("data", "text_key", "data.format", lambda a: a.data.format == "chat", "format = chat reads whole records"),
+    *unused("run", "sample_prompt", "run.sample_tokens", lambda a: not a.run.sample_tokens, "no token is sampled"),
+    *unused(
+        *("checkpoint", "keep keep_every async_save", "checkpoint.save"),
+        lambda a: not a.checkpoint.save,
+        "no checkpoint is saved",
+    ),
+    *unused(
+        *("checkpoint", "checkpoint_dir", "checkpoint.save checkpoint.resume checkpoint.auto_resume"),
+        lambda a: not (a.checkpoint.save or a.checkpoint.resume or a.checkpoint.auto_resume),
+        "no checkpoint is saved, and none is gone on from",
+    ),
+    *unused("parallel", "dp_shard", _SHARDS, lambda a: a.parallel.sharding == "none", _no_use),
+    *unused("parallel", "keep_units", _SHARDS, lambda a: a.parallel.sharding != "fsdp", _no_use),
+    *unused(
         "parallel", "cp_comm cp_a2a", "parallel.cp", lambda a: a.parallel.cp == 1, "cp = 1, each rank has whole rows"
     ),
     Override("run.nproc", ("parallel.dp",), _nproc_of_dp),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,4 +68,4 @@ def as_flag(path: str, value: Value) -> str:
     name = path.rpartition(".")[2].replace("_", "-")
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
-    return f"--{name} {as_text(value)}"
+    return f"--{name} {shlex.quote(value) if isinstance(value, str) else as_text(value)}"

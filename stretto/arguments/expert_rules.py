@@ -30,6 +30,8 @@ def experts_fill_a_stage(a: Arguments) -> RuleViolation | None:
     nearby: Nearby = {"parallel.ep": divisors(stage // p.etp, p.ep) if stage % p.etp == 0 else (1,)}
     if stage % (p.ep * p.etp) == 0:
         edp = stage // (p.ep * p.etp)
+        nearby["parallel.dp_shard"] = [shard for shard in divisors(dp, p.dp_shard or dp) if edp % (dp // shard) == 0]
+        nearby["parallel.etp"] = divisors(p.etp, p.etp)
         return RuleViolation(f"edp % (dp/dp_shard) = {edp} % {copies} = {edp % copies}, must be 0", nearby)
     nearby["parallel.etp"] = divisors(stage, p.etp)
     nearby["parallel.dp"] = multiples(dp, p.ep * p.etp)

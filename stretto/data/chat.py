@@ -94,8 +94,7 @@ class ChatTokenizer:
 
     def rendered(self, text: str) -> Rendered:
         """What the model sees of a record. Raises DataError."""
-        record = json.loads(text)
-        shown = text[:80]
+        shown, record = text[:80], _record(text)
         if all(isinstance(record.get(name), str) for name in _PAIR):
             prompt, answer = (record[name] for name in _PAIR)
             return Rendered(prompt + answer, ((len(prompt), len(prompt) + len(answer)),), bare=True)
@@ -137,6 +136,15 @@ class ChatTokenizer:
 def tokenizer_of(name: str, *, chat: bool) -> Tokenizer:
     """The tokenizer of that name, or it with its template. Raises DataError."""
     return ChatTokenizer.of(load_tokenizer(name)) if chat else load_tokenizer(name)
+
+
+def _record(text: str) -> dict[str, Any]:
+    """The fields of a record; none where the text is no JSON object, such as a file of plain text in a directory."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _is_message(message: object) -> bool:

@@ -38,7 +38,7 @@ def within_capacity(
     if config.expert_drop == "last":
         order = torch.arange(s * k, device=flat.device).expand(b, -1)
     else:
-        order = torch.sort(importance.reshape(b, s * k), dim=-1, descending=True, stable=True).indices
+        order = torch.sort(_leading(importance.reshape(b, s * k)), dim=-1, descending=True, stable=True).indices
     ranked = flat.gather(1, order)
     before = torch.nn.functional.one_hot(ranked, config.experts).cumsum(1).gather(2, ranked[..., None]).squeeze(-1)
     kept = torch.empty_like(flat, dtype=torch.bool).scatter_(1, order, before <= limit)
@@ -48,3 +48,14 @@ def within_capacity(
     if build.sequence_parallel:
         return rows[tp.rank * len(experts) : (tp.rank + 1) * len(experts)]
     return rows[mine(s * b, tp)]
+
+
+def _leading(weights: Tensor) -> Tensor:
+    """The leading bits of weights: 24 of fp64, 16 of fp32, so that those which rounding alone tells apart are equal.
+
+    The first tokens of a sequence, if they are the same word, attend to equal values and get equal weights; which of
+    them is larger would be for the order of a sum to say, and so for the layout. Equal ones go by their position.
+    """
+    if weights.dtype == torch.float64:
+        return weights.float()
+    return (weights.contiguous().view(torch.int32) & -(2**8)).view(torch.float32)

@@ -35,7 +35,9 @@ class LatentAttention(SelfAttention):
         h, init, kv = config.hidden, Init(std=config.init_std), config.kv_lora_rank
         if kv is None:
             raise ValueError("kv_lora_rank is unset: there is no latent")
-        self.rotated, self.value, self.interleaved = config.dim_rotary, config.dim_value, config.rope_interleaved
+        self.rotated, self.value = config.dim_rotary, config.dim_value
+        # The halves of a single pair are neighbours: to reorder it would only make a view, and rotation is in place.
+        self.interleaved = config.rope_interleaved and self.rotated > 2
         self.plain = self.dim - self.rotated
         latents = [Projection("kv_a_proj_with_mqa", kv + self.rotated)]
         if config.q_lora_rank is not None:

@@ -1,7 +1,7 @@
 """Instructions: what of a conversation counts, through the store and into every layout's rows.
 
 Faults to catch: a prompt that counts; an end mark that does not; a mask that is off by one; a separator of documents
-that counts; a special token of a template that is spelled out.
+that counts; a special token of a template that is spelled out; plain text among the records that ends in a traceback.
 """
 
 from __future__ import annotations
@@ -107,6 +107,13 @@ def test_a_pair_begins_as_a_document_of_its_model_does(directory: Path, tmp_path
 def test_what_is_no_conversation_is_said(record: object, said: str, directory: Path) -> None:
     with pytest.raises(DataError, match=said):
         ChatTokenizer.of(load_tokenizer(str(directory))).encode(json.dumps(record))
+
+
+@pytest.mark.parametrize("text", ["over the hills and far away", "[1, 2]", "3", "[" * 100_000], ids=lambda t: t[:6])
+def test_what_is_no_record_is_said(text: str) -> None:
+    """A directory may hold plain text beside its lines of JSON."""
+    with pytest.raises(DataError, match="takes lines with messages"):
+        ChatTokenizer.of(load_tokenizer("byte")).encode(text)
 
 
 def test_a_template_is_held_to_what_it_may(directory: Path) -> None:

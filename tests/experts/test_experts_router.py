@@ -1,7 +1,8 @@
 """The router and the combination of its choices against a few lines of plain torch.
 
 Faults to catch: a router whose gradient is detached; groups that are ranked by their best score alone; counts in bf16;
-outputs added in the order in which they arrived; a bias that weighs; tokens beyond the capacity that are kept.
+outputs added in the order in which they arrived; a bias that weighs; tokens beyond the capacity that are kept; a drop
+that rounding decides.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from experts_models import DEEPSEEK, LAST, MIXTRAL, OSS, QWEN2, arguments
+from experts_models import DEEPSEEK, LAST, MIXTRAL, OSS, QWEN2, SMALL, arguments
 from torch import Tensor
 
 from stretto.experts import Balance, Router, Routing, SparseFeedForward
@@ -100,6 +101,17 @@ def test_a_capacity_drops_the_last_of_a_sequence() -> None:
     chosen = torch.zeros(8 * 2, 1, dtype=torch.int64)
     kept = within_capacity(chosen, torch.rand(16, 1), (8, 2), config, Build(Axis.single("tp"), False, torch.float32))
     assert kept.view(8, 2).t().tolist() == [[True, True] + [False] * 6] * 2  # 2 * 8 * 1 / 8 = 2 of each
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_equal_tokens_the_last_is_dropped_however_their_weights_were_rounded(dtype: torch.dtype) -> None:
+    """Two tokens of the same word at the start of a sequence: another layout may round either of them up."""
+    config = arguments({**SMALL, "top_k": 1, "experts": 4, "expert_capacity": 2.0}).model
+    build, chosen = Build(Axis.single("tp"), False, dtype), torch.zeros(4, 1, dtype=torch.int64)
+    least = torch.finfo(dtype).eps
+    for first, second in ((1, 1), (1 + least, 1), (1, 1 + least)):
+        weights = 0.3 * torch.tensor([first, second, 0.9, 1.1], dtype=dtype)[:, None]
+        assert within_capacity(chosen, weights, (4, 1), config, build).flatten().tolist() == [True, False, False, True]
 
 
 def test_biases_move_by_integer_counts() -> None:

@@ -4,7 +4,7 @@ Loss and every gradient in fp64, for every switch of the config, and all of them
 
 Faults to catch: rotation of the wrong halves; a norm left out; heads grouped in another order; a scale of
 1/sqrt(hidden/heads) where head_dim says otherwise; the causal mask left out; the bias of one matrix ignored; the mask
-of the loss ignored; the gradient of a tied embedding counted once.
+of the loss ignored; the gradient of a tied embedding counted once; a single pair of a latent rotated where it lies.
 """
 
 from __future__ import annotations
@@ -80,6 +80,19 @@ def test_stages_one_behind_the_other_are_the_whole(cuts: tuple[int, ...], tied: 
         for name, grad in gradients(stage).items():
             found[name] = found[name] + grad if name in found else grad
     check(x, found, *reference(config))
+
+
+def test_a_single_rotated_pair_of_a_latent_is_its_own_halves() -> None:
+    """Its features are neighbours and halves at once: the same loss and gradients, whichever of the two is said."""
+    found = []
+    for interleaved in (False, True):
+        latent = {"kv_lora_rank": 5, "rope_head_dim": 2, "rope_interleaved": interleaved}
+        model = Transformer(replace(PLAIN, kv_heads=None, **latent), StageSpec.whole(PLAIN), BUILD, seq_len=SEQ)
+        set_weights(model)
+        loss = model(None, microbatch())
+        loss.backward()
+        found.append((loss, gradients(model)))
+    check(*found[0], *found[1])
 
 
 @pytest.mark.parametrize("name", list(SWITCHES))

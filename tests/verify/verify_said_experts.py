@@ -128,6 +128,12 @@ ROUTER = Said(
         "before <= limit",
         "before <= limit + 1",
     ),
+    Fault(
+        "a drop that rounding decides",
+        "experts/capacity.py",
+        "torch.sort(_leading(importance.reshape(b, s * k))",
+        "torch.sort(importance.reshape(b, s * k)",
+    ),
 )
 
 SENT = Said(

@@ -56,6 +56,12 @@ MODEL = Said(
         "if weight is None else weight\n        terms",
         "if weight is None else weight.detach()\n        terms",
     ),
+    Fault(
+        "a single pair of a latent rotated where it lies",
+        "models/latent.py",
+        "config.rope_interleaved and self.rotated > 2",
+        "config.rope_interleaved",
+    ),
 )
 
 POINTWISE = Said(

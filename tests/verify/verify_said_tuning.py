@@ -146,6 +146,12 @@ CHAT = Said(
         "self._marked.encode_special_tokens = False",
         "self._marked.encode_special_tokens = True",
     ),
+    Fault(
+        "plain text among the records that ends in a traceback",
+        "data/chat.py",
+        "    except (ValueError, RecursionError):\n        return {}\n    return record",
+        "    except KeyError:\n        return {}\n    return record",
+    ),
 )
 
 ADAPTER_IN = Said(
