@@ -74,15 +74,20 @@ def ledger(args: Arguments, stage: int, *, embedding: bool = True) -> Ledger:
     """The ledger of each rank that holds a pipeline stage; without `embedding`, one whose tied embedding is that of
     another stage on the rank."""
     halves, memo = _Halves.of(args), Memo()
-    held = _Held((stage,), (steady(halves.stored, stage, embedding=embedding, memo=memo),))
+    held = Held((stage,), (steady(halves.stored, stage, embedding=embedding, memo=memo),))
     found = stage_activations(halves.passing, stage, memo)
     return _peak(halves.whole, held, (found,), in_flight(halves.passing, stage) * found.kept)
 
 
-def rank_ledger(args: Arguments, rank: int) -> Ledger:
+def rank_ledger(args: Arguments, rank: int, memo: Memo | None = None) -> Ledger:
     """The ledger of each rank at a place along the pipeline, of all of its stages."""
-    halves, memo = _Halves.of(args), Memo()
-    return _rank_ledger(halves, rank, _held(halves.stored, rank, memo), memo)
+    halves, memo = _Halves.of(args), memo or Memo()
+    return _rank_ledger(halves, rank, memo(_held, halves.stored, rank, memo), memo)
+
+
+def held_by(args: Arguments, rank: int, memo: Memo) -> Held:
+    """What the same rank holds through the step, stage by stage."""
+    return memo(_held, _Halves.of(args).stored, rank, memo)
 
 
 def fullest(args: Arguments, *, enough: float = inf, memo: Memo | None = None) -> int:
@@ -135,7 +140,7 @@ class _Halves(NamedTuple):
         return cls(args, stored, replace(both, parallel=unsharded, batch=b, data=args.data, run=r))
 
 
-class _Held(NamedTuple):
+class Held(NamedTuple):
     """The stages of a rank, and what it holds of each through the step."""
 
     stages: tuple[int, ...]
@@ -146,20 +151,20 @@ class _Held(NamedTuple):
         return sum(getattr(each, name) for each in self.steady)
 
 
-def _held(args: Arguments, rank: int, memo: Memo) -> _Held:
+def _held(args: Arguments, rank: int, memo: Memo) -> Held:
     """What follows from neither microbatches nor recomputation: a planner asks for it again and again."""
     like, homes = memo(_like, args), _homes(args)
     mine = tuple(s for s, home in enumerate(homes) if home == rank)
     last = len(homes) - 1  # its tied embedding is that of the first stage, where both are here
     own = [not (0 < s == last and 0 in mine) for s in mine]
-    return _Held(mine, tuple(memo(_steady, args, like[s], e, memo) for s, e in zip(mine, own, strict=True)))
+    return Held(mine, tuple(memo(_steady, args, like[s], e, memo) for s, e in zip(mine, own, strict=True)))
 
 
 def _steady(args: Arguments, stage: int, embedding: bool, memo: Memo) -> Steady:
     return steady(args, stage, embedding=embedding, memo=memo)
 
 
-def _rank_ledger(halves: _Halves, rank: int, held: _Held, memo: Memo) -> Ledger:
+def _rank_ledger(halves: _Halves, rank: int, held: Held, memo: Memo) -> Ledger:
     args = halves.passing
     like = memo(_like, args)
     each = tuple(memo(stage_activations, args, like[stage], memo) for stage in held.stages)
@@ -170,7 +175,7 @@ def _rank_ledger(halves: _Halves, rank: int, held: _Held, memo: Memo) -> Ledger:
     return _peak(halves.whole, held, each, kept)
 
 
-def _peak(args: Arguments, held: _Held, activations: Sequence[StageActivations], kept: int) -> Ledger:
+def _peak(args: Arguments, held: Held, activations: Sequence[StageActivations], kept: int) -> Ledger:
     """The largest of the moments of a rank that keeps so much of all microbatches under way: one of these is at it."""
 
     def at(sections: Sections, moment: StageMoment, others: int) -> tuple[int, int, int]:
@@ -195,7 +200,7 @@ def _peak(args: Arguments, held: _Held, activations: Sequence[StageActivations],
     )
 
 
-def _at_rest(args: Arguments, held: _Held) -> Ledger:
+def _at_rest(args: Arguments, held: Held) -> Ledger:
     """The ledger without what comes and goes with the moments of a step."""
     return Ledger(
         weights=held.total("weights"),

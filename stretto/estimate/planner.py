@@ -15,6 +15,7 @@ from stretto.arguments.elsewhere import graphed
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.estimate.chips import Chip
+from stretto.estimate.host import HostMemory, fullest_node
 from stretto.estimate.memo import Memo
 from stretto.estimate.memory import fullest
 from stretto.estimate.passes import StepTime
@@ -73,6 +74,15 @@ class Fitting:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Bytes that there are."""
+
+    device: float
+    host: float = inf
+    """For all ranks of a node."""
+
+
+@dataclass(frozen=True)
 class Found:
     """What was tried."""
 
@@ -83,28 +93,35 @@ class Found:
     leanest: Plan | None
     """Of what does not, the one that lacks least; told where nothing fits."""
     tried: int
+    host: tuple[Mapping[str, Value], HostMemory] | None = None
+    """Of what fits a device and no host, what needs least of that, if there is any."""
 
 
-def plan(run: Arguments, attempt: Try, fixed: frozenset[str], chip: Chip, limit: float, *, most: int) -> Found:
-    """Try layouts of `run` on as many ranks as it has, all but what is `fixed`, against `limit` bytes of a device.
+def plan(run: Arguments, attempt: Try, fixed: frozenset[str], chip: Chip, limits: Limits, *, most: int) -> Found:
+    """Try layouts of `run` on as many ranks as it has, all but what is `fixed`, against `limits`.
 
     Of the `most` quickest at most two cut the model alike: the others differ by recomputation or microbatch. Steps are
     those of `step_time`, memory that of `ledger`, which knows nothing of an allocator's fragments: leave some.
     """
-    tried, fit, leanest, memo = 0, list[Fitting](), None, Memo()
+    tried, fit, leanest, memo, limit = 0, list[Fitting](), None, Memo(), limits.device
+    host: tuple[Mapping[str, Value], HostMemory] | None = None
     for variants in _candidates(run, attempt, fixed):
         tried += len(variants)
         for settings, args in reversed(variants):  # the leanest first: where it does not fit, none does
             best = inf if leanest is None else leanest.memory
             memory = fullest(args, enough=limit if fit else max(limit, best), memo=memo)
             if memory <= limit:
-                fit.append(Fitting(settings, args, memory))
+                need = HostMemory() if limits.host == inf else fullest_node(args, memo)
+                if need.total <= limits.host:
+                    fit.append(Fitting(settings, args, memory))
+                elif host is None or need.total < host[1].total:
+                    host = settings, need
                 continue
             if memory < best:
                 leanest = Plan(settings, args, memory, StepTime())
             if args is variants[-1][1]:
                 break
-    return Found(_quickest(fit, attempt, chip, limit, most, memo), len(fit), None if fit else leanest, tried)
+    return Found(_quickest(fit, attempt, chip, limit, most, memo), len(fit), None if fit else leanest, tried, host)
 
 
 def _quickest(fit: list[Fitting], attempt: Try, chip: Chip, limit: float, most: int, memo: Memo) -> tuple[Plan, ...]:

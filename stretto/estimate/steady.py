@@ -17,7 +17,7 @@ from stretto.estimate.memo import Memo
 from stretto.estimate.shards import sharding_of, shards_of
 from stretto.estimate.sizes import BYTES
 from stretto.estimate.stages import stage_layers
-from stretto.estimate.stored import EMBEDDING, quantized_bytes, stored_tensors
+from stretto.estimate.stored import EMBEDDING, EXPERT, quantized_bytes, stored_tensors
 from stretto.estimate.workspace import adds_by_copy_engines, rounded
 from stretto.layout.chunks import CHUNK, SLOTS, slot_bytes
 from stretto.layout.flat import Flat
@@ -76,6 +76,11 @@ class Steady:
     spare: int
     """What the allocator rounds these up by."""
     host: int
+    saved: int
+    """What of a checkpoint is this stage's alone, and its experts' part of it."""
+    saved_experts: int
+    joined: int
+    """Masters on the host, where a save puts them together."""
     sections: Sections
 
 
@@ -137,6 +142,7 @@ def steady(args: Arguments, stage: int, *, embedding: bool, memo: Memo | None = 
     vectors = (master, *(moment,) * STATE[args.optimizer.optimizer])
     parts = sum(each.part for each in moved)
     optimizer = sum(vectors[1:]) * parts - moment * _without_second(args, stage, moved)
+    saved = {of: _saved(args, stage, buckets, wide, vectors[1:], experts=of) for of in (True, False)}
     come_and_go = sharding.params and not adds_by_copy_engines(args)
     return Steady(
         weights=item * sum(each.part if sharding.params else each.whole for each in buckets),
@@ -148,6 +154,9 @@ def steady(args: Arguments, stage: int, *, embedding: bool, memo: Memo | None = 
         filling=filling * (sharding.grads and not come_and_go) + _travelling(args, buckets),
         spare=_spare(args, buckets, item, () if offload else vectors),
         host=(master * parts + optimizer) * offload,
+        saved=saved[False],
+        saved_experts=saved[True],
+        joined=wide * parts * (args.optimizer.masters == "remainder"),
         sections=Sections(
             weights=tuple(item * n for n in used) if sharding.params else (),
             gradients=tuple(wide * n for n in filled) if come_and_go else (),
@@ -203,6 +212,17 @@ def _streamed(args: Arguments, buckets: Sequence[_Bucket], itemsizes: Sequence[i
     most = max((each.part for each in buckets), default=0)
     chunk = most if args.optimizer.optimizer == "muon" else min(most, CHUNK)
     return SLOTS * slot_bytes(chunk, itemsizes)
+
+
+def _saved(
+    args: Arguments, stage: int, buckets: Sequence[_Bucket], wide: int, moments: Sequence[int], *, experts: bool
+) -> int:
+    """Bytes of masters and moments; an embedding of both ends is saved by the first."""
+    mine = [b for b in buckets if (b.tensors[0].kind[0] == EXPERT) is experts and not (b.shared and stage)]
+    trained = [each for each in mine if each.trained]
+    found = sum((wide + sum(moments)) * each.part for each in trained)
+    found -= moments[-1] * _without_second(args, stage, trained)
+    return found + BYTES[args.run.dtype] * sum(each.part for each in mine if not each.trained)
 
 
 def _travelling(args: Arguments, buckets: Sequence[_Bucket]) -> int:

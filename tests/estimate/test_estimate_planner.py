@@ -87,11 +87,11 @@ def test_the_answer_is_that_of_every_layout_by_itself(words: str, monkeypatch: p
     asked = list[tuple[Any, ...]]()
     monkeypatch.setattr(command, "plan", lambda *args, most: asked.append((*args, most)) or Found((), 0, None, 1))
     main(words.split())
-    ((run, attempt, fixed, chip, limit, most),) = asked
-    found = planner.plan(run, attempt, fixed, chip, limit, most=most)
+    ((run, attempt, fixed, chip, limits, most),) = asked
+    found = planner.plan(run, attempt, fixed, chip, limits, most=most)
     variants = list(planner._candidates(run, attempt, fixed))
     alone = [(fullest(args), settings, args) for each in variants for settings, args in reversed(each)]
-    fit = [each for each in alone if each[0] <= limit]
+    fit = [each for each in alone if each[0] <= limits.device]
     assert (found.tried, found.fitting) == (len(alone), len(fit))
     if not fit:
         assert found.leanest is not None

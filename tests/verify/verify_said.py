@@ -19,6 +19,7 @@ from verify_said_schedules import SCHEDULES
 from verify_said_sharding import (
     CHECKPOINTS,
     FLAT,
+    HOST,
     LEDGER,
     LEDGER_HALVES,
     LOOP,
@@ -686,6 +687,7 @@ SAID = (
     MUON,
     WIRE,
     RESIDENCE,
+    HOST,
     LEDGER,
     LEDGER_HALVES,
     PEAK,

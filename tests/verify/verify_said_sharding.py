@@ -271,6 +271,28 @@ LEDGER = Said(
     ),
 )
 
+HOST = Said(
+    "tests/report/test_report_host_full.py",
+    Fault(
+        "the copy that checkpoints are written from left out",
+        "estimate/host.py",
+        "staging=saves * (",
+        "staging=0 * (",
+    ),
+    Fault(
+        "ranks of a node counted as one",
+        "estimate/host.py",
+        "_rank(args, role, memo).times(n)",
+        "_rank(args, role, memo)",
+    ),
+    Fault(
+        "copies that data-parallel ranks do not write counted",
+        "estimate/host.py",
+        'at["dp"] < dense and',
+        "True or",
+    ),
+)
+
 PLANNER = Said(
     "tests/estimate/test_estimate_planner.py",
     Fault(
