@@ -63,14 +63,27 @@ def passing(args: Arguments) -> int:
     return min(AHEAD, each) * sides * entering_bytes(args)
 
 
+def message_over_tp(args: Arguments) -> int | None:
+    """Bytes that a tensor-parallel rank reads of another at a time, where copy engines bring them: its part of
+    [s, b, h]."""
+    b, p, m = args.batch, args.parallel, args.model
+    return b.seq_len * b.micro_batch * m.hidden * BYTES[args.run.dtype] // p.tp if p.tp_comm_overlap else None
+
+
+def message_over_cp(args: Arguments) -> int | None:
+    """Bytes that a context-parallel rank reads of another at a time, where some layer gathers all keys and values and
+    copy engines bring them."""
+    m, p = args.model, args.parallel
+    gathers = p.cp > 1 and any(comm_of(args, layer) == "all-gather" for layer in range(m.further_layers.stop))
+    if args.run.device == "cpu" or not gathers:
+        return None
+    return local_tokens(args) * 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head * BYTES[args.run.dtype]
+
+
 def _peer_buffers(args: Arguments) -> int:
-    p, m, item = args.parallel, args.model, BYTES[args.run.dtype]
-    found = 0
-    if p.tp > 1 and p.tp_comm_overlap and _one_host(args, 1):
-        found += (p.tp - 1) * (args.batch.seq_len * args.batch.micro_batch * m.hidden * item // p.tp)
-    if p.cp > 1 and any(comm_of(args, n) == "all-gather" for n in range(m.layers)) and _one_host(args, p.cp):
-        found += (p.cp - 1) * local_tokens(args) * 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head * item
-    return SLOTS * found
+    p = args.parallel
+    over_tp = (p.tp - 1) * (message_over_tp(args) or 0) * _one_host(args, 1)
+    return SLOTS * (over_tp + (p.cp - 1) * (message_over_cp(args) or 0) * _one_host(args, p.cp))
 
 
 def _one_host(args: Arguments, ranks: int) -> bool:
