@@ -17,8 +17,9 @@ from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.setting import setting
 from stretto.cli.command import USAGE_ERROR
 from stretto.cli.equations import equations
+from stretto.cli.hosts import limit_of_host
 from stretto.cli.megatron import layer
-from stretto.cli.memory import memory_table, verdict
+from stretto.cli.memory import host_verdict, memory_table, verdict
 from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
@@ -43,6 +44,9 @@ class Options:
     """Show what a run would be, without starting it; --world-size is --nproc."""
 
     hbm: float | None = setting(None, "memory of a device: does the run fit, and how would it?", unit="GiB", above=0)
+    host_memory: float | None = setting(
+        None, "memory of a host; unset: of this one, where the run could be here", unit="GiB", above=0
+    )
 
 
 FORMS: Final = (of_run("explain", Options),)
@@ -82,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         for name, change in each.all_changes(resolved):
             if change is not None:
                 screen.print(Text.assemble((f"{name} ", "bold"), change))
-    show(resolved, screen, resolved.own.hbm)
+    show(resolved, screen, resolved.own.hbm, limit_of_host(resolved.args, resolved.own.host_memory))
     return 0
 
 
@@ -94,10 +98,10 @@ def _require_vocabulary(resolved: Resolved) -> None:
         resolved.with_vocabulary(load_tokenizer(resolved.args.data.tokenizer).vocab_size)
 
 
-def show(resolved: Resolved, screen: Console, limit: float | None = None) -> None:
+def show(resolved: Resolved, screen: Console, limit: float | None = None, host: float | None = None) -> None:
     """Print layout, batch, stages, memory, schedule, and every setting that is not a default with its source.
 
-    `limit` is what a device has, in GiB.
+    `limit` is what a device has, in GiB, `host` what a host has, in bytes.
     """
     args = resolved.args
     for title, lines in (("layout", _layout(resolved)), ("batch", _batch(args)), ("data", _data(args))):
@@ -110,8 +114,8 @@ def show(resolved: Resolved, screen: Console, limit: float | None = None) -> Non
         screen.print(f"  {line}")
     screen.print(Text("memory of a rank, in MiB", style="bold"))
     screen.print(memory_table(args))
-    for line in (*_recomputed(args), *verdict(args, limit)):
-        screen.print(f"  {line}")
+    for line in (*_recomputed(args), *verdict(args, limit), *host_verdict(args, host)):
+        screen.print(Text(f"  {line}", style="bold yellow" if line.startswith("WARNING: ") else ""))
     if args.run.device == "cuda" and args.run.dtype == "bf16":
         screen.print(Text("time of a step, estimated", style="bold"))
         screen.print(f"  {_time(args)}")

@@ -10,6 +10,8 @@ from rich.table import Table
 from stretto.arguments import Arguments
 from stretto.arguments.pipeline import vpp_of
 from stretto.estimate import fitting, fullest, rank_ledger
+from stretto.estimate.host import LEAST, fullest_node
+from stretto.report.host_full import host_full
 from stretto.report.leaner import leaner_and_leaner
 
 MIB, GIB = 2**20, 2**30
@@ -33,6 +35,19 @@ def memory_table(args: Arguments) -> Table:
             table.add_row("in the host's memory" if name == "host" else name, *(f"{size / MIB:,.1f}" for size in row))
     table.add_row("at most in", *(one.moment for one in ledgers.values()))
     return table
+
+
+def host_verdict(args: Arguments, limit: float | None) -> Iterator[str]:
+    """What the ranks of a node take of its host, and whether that fits into `limit` bytes."""
+    need = fullest_node(args)
+    ranks = min(args.parallel.gpus_per_node or args.run.nproc or 1, args.run.nproc or 1)
+    if limit is not None and (problem := host_full(args, fullest_node, ranks, limit)) is not None:
+        yield from (f"{'WARNING: ' * (not n)}{line.strip()}" for n, line in enumerate(problem.splitlines()))
+        return
+    if need.total >= LEAST:
+        there = "" if limit is None else f" of {limit / GIB:.1f}"
+        who = f"{ranks} ranks of a host take" if ranks > 1 else "the rank of a host takes"
+        yield f"{who} {need.total / GIB:.1f} GiB{there} of its memory: {need.said}"
 
 
 def verdict(args: Arguments, limit: float | None) -> Iterator[str]:

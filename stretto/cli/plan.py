@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -17,11 +18,12 @@ from stretto.arguments.setting import Value, setting
 from stretto.arguments.sources import SourceKind
 from stretto.arguments.tree import settings
 from stretto.cli.command import USAGE_ERROR
+from stretto.cli.hosts import limit_of_host
 from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
 from stretto.estimate.chips import CHIPS
-from stretto.estimate.planner import Found, Plan, plan
+from stretto.estimate.planner import Found, Limits, Plan, plan
 from stretto.terminal import say
 
 GIB: Final = 2**30
@@ -35,6 +37,9 @@ class Options:
     """Rank the layouts of a run that fit a device by the time of a step. What the words set stays as it is."""
 
     hbm: float = setting(131.0, "memory of a device that a run may fill", unit="GiB", above=0)
+    host_memory: float | None = setting(
+        None, "memory of a host; unset: of this one, where it has GPUs, else any", unit="GiB", above=0
+    )
     chip: Literal["h100", "h200"] = setting("h200", "whose rates count: as measured in training steps, at 700 W")
     top: int = setting(10, "layouts to show, at most two that cut the model alike", at_least=1)
 
@@ -68,15 +73,18 @@ def main(argv: Sequence[str]) -> int:
     chosen = (path for path, source in resolved.sources.items() if source.kind in said)
     fixed = frozenset(path for path in chosen if path.removeprefix("parallel.") not in free)
 
-    found = plan(args, resolved.also, fixed, CHIPS[own.chip], own.hbm * GIB, most=own.top)
+    host = limit_of_host(args, own.host_memory)
+    limits = Limits(own.hbm * GIB, inf if host is None else host)
+    found = plan(args, resolved.also, fixed, CHIPS[own.chip], limits, most=own.top)
     screen = console()
     if (preset := origin(resolved)) is not None:
         screen.print(Text.assemble(("preset ", "bold"), preset))
     ranks = args.run.nproc or 1
     fit = f"{found.fitting:,} of which fit into {own.hbm:g} GiB"
+    fit += f", hosts of {host / GIB:,.0f} GiB" if found.host is not None and host is not None else ""
     screen.print(f"{found.tried:,} layouts of {ranks} {own.chip.upper()}s, {fit}; tokens/s of one")
     if not found.fit:
-        screen.print(_nothing(found, own.hbm))
+        screen.print(_nothing(found, own.hbm, host))
         return 1
     screen.print(_table(found.fit))
     screen.print(f"The first in ms: {found.fit[0].time.said}. It adds to the words of a run:")
@@ -116,7 +124,13 @@ def _table(plans: Sequence[Plan]) -> Table:
     return table
 
 
-def _nothing(found: Found, limit: float) -> str:
+def _nothing(found: Found, limit: float, host: float | None) -> str:
+    if found.host is not None and host is not None:
+        return (
+            f"nothing fits: devices would do, but hosts have {host / GIB:.1f} GiB: {shlex.join(_words(found.host[0]))} "
+            f"needs least, {found.host[1].total / GIB:.1f}: {found.host[1].said}; try fewer ranks on each host "
+            "(--gpus-per-node), --no-async-save, or --no-optimizer-cpu-offload"
+        )
     if found.leanest is None:
         return "no layout passes the rules: fewer settings on the command line leave more to choose"
     lacks = found.leanest.memory / GIB - limit

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from importlib import import_module
 
 import torch
 
-from stretto.arguments import ConfigError, Resolved, Violation
+from stretto.arguments import Arguments, ConfigError, Resolved, Violation
+from stretto.checkpoint.peers import Peers
+from stretto.estimate.host import node_memory
+from stretto.initialize.host_memory import host_memory
+from stretto.report.host_full import host_full
+from stretto.train.consensus import require_no_problem
+from stretto.world import World
 
 
 def import_for_workers(resolved: Resolved) -> None:
@@ -42,3 +49,14 @@ def require_few(resolved: Resolved, *, alone: bool) -> None:
     if alone and nproc > most:
         problem = f"{nproc:,} processes on this machine, which has {os.cpu_count()} cores; at most {most:,} are started"
         raise ConfigError([Violation("processes_fit", ("run.nproc",), problem, hint="say how many with --nproc")])
+
+
+def require_host_memory(args: Arguments, world: World) -> None:
+    """Raise RunRejectedError on all ranks where those of some host need more memory than it has: the kernel would end
+    them without a word, some of them steps later."""
+    first, limit = world.rank - world.local_rank, host_memory()
+    ranks, problem = range(first, first + world.local_size), None
+    if limit is not None:
+        problem = host_full(args, partial(node_memory, ranks=ranks), len(ranks), limit)
+    said = Peers.of(world, None).gather(problem)
+    require_no_problem(((rank, each or "") for rank, each in enumerate(said)), world.size)

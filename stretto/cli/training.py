@@ -19,7 +19,7 @@ from stretto.arguments import Resolved
 from stretto.checkpoint import latest_complete
 from stretto.cli.resume import Look
 from stretto.cli.stopping import Told, asks_again
-from stretto.cli.this_machine import import_for_workers, require_devices, require_few
+from stretto.cli.this_machine import import_for_workers, require_devices, require_few, require_host_memory
 from stretto.cli.usage_error import reject
 from stretto.cli.words import origin
 from stretto.collective_trace import CollectiveError
@@ -153,6 +153,7 @@ class Task:
                 return self._rejected(error, world)
         try:
             task = replace(task, resolved=placed(task.resolved, world))
+            require_host_memory(task.resolved.args, world)
         except USAGE_ERRORS as error:
             return self._rejected(error, world)
         ended = task._train(world)

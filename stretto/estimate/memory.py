@@ -7,19 +7,20 @@ allocator's rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from math import inf
 from typing import Final, NamedTuple
 
 from stretto.arguments.elsewhere import graphed
 from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import kind_of
+from stretto.estimate.memo import Memo
 from stretto.estimate.moments import StageActivations, StageMoment, stage_activations
 from stretto.estimate.sizes import held_at_once, in_flight
 from stretto.estimate.stages import stage_layers
-from stretto.estimate.steady import Steady, steady
+from stretto.estimate.steady import Sections, Steady, steady
 from stretto.estimate.workspace import passing, tables, workspaces
 from stretto.layout.stages import placement
 from stretto.schedule.sharding import MODES
@@ -72,20 +73,38 @@ class Ledger:
 def ledger(args: Arguments, stage: int, *, embedding: bool = True) -> Ledger:
     """The ledger of each rank that holds a pipeline stage; without `embedding`, one whose tied embedding is that of
     another stage on the rank."""
-    halves = _Halves.of(args)
-    found = _Stage.of(halves, stage, embedding=embedding)
-    return _peak(halves, [found], in_flight(halves.passing, stage) * found.activations.kept)
+    halves, memo = _Halves.of(args), Memo()
+    held = Held((stage,), (steady(halves.stored, stage, embedding=embedding, memo=memo),))
+    found = stage_activations(halves.passing, stage, memo)
+    return _peak(halves.whole, held, (found,), in_flight(halves.passing, stage) * found.kept)
 
 
-def rank_ledger(args: Arguments, rank: int) -> Ledger:
+def rank_ledger(args: Arguments, rank: int, memo: Memo | None = None) -> Ledger:
     """The ledger of each rank at a place along the pipeline, of all of its stages."""
-    return _rank_ledger(_Halves.of(args), rank)
+    halves, memo = _Halves.of(args), memo or Memo()
+    return _rank_ledger(halves, rank, memo(_held, halves.stored, rank, memo), memo)
 
 
-def fullest(args: Arguments) -> int:
-    """Bytes of the rank that holds most."""
-    halves = _Halves.of(args)
-    return max(_rank_ledger(halves, rank).total for rank in _unlike(halves.passing))
+def held_by(args: Arguments, rank: int, memo: Memo) -> Held:
+    """What the same rank holds through the step, stage by stage."""
+    return memo(_held, _Halves.of(args).stored, rank, memo)
+
+
+def fullest(args: Arguments, *, enough: float = inf, memo: Memo | None = None) -> int:
+    """Bytes of the rank that holds most; where these are more than `enough`, perhaps fewer, but still more than that.
+
+    A planner has a `memo` for what many of its runs share.
+    """
+    memo, halves = memo or Memo(), _Halves.of(args)
+    ranks = {rank: memo(_held, halves.stored, rank, memo) for rank in memo(_unlike, halves.passing, memo)}
+    # What stays is quick to tell, and often too much.
+    if (least := max(_at_rest(args, held).total for held in ranks.values())) > enough:
+        return least
+    most = 0
+    for rank, held in ranks.items():
+        if most <= enough:
+            most = max(most, _rank_ledger(halves, rank, held, memo).total)
+    return most
 
 
 def fitting(args: Arguments, limit: float) -> dict[str, tuple[int, bool]]:
@@ -121,89 +140,105 @@ class _Halves(NamedTuple):
         return cls(args, stored, replace(both, parallel=unsharded, batch=b, data=args.data, run=r))
 
 
-class _Stage(NamedTuple):
-    """A stage on a rank."""
+class Held(NamedTuple):
+    """The stages of a rank, and what it holds of each through the step."""
 
-    steady: Steady
-    activations: StageActivations
+    stages: tuple[int, ...]
+    steady: tuple[Steady, ...]
 
-    @classmethod
-    def of(cls, halves: _Halves, stage: int, *, embedding: bool) -> _Stage:
-        return cls(_stored(halves.stored, stage, embedding), _passing(halves.passing, stage))
-
-
-@lru_cache(maxsize=4096)
-def _passing(args: Arguments, stage: int) -> StageActivations:
-    """What does not follow from what is sharded."""
-    return stage_activations(args, stage)
+    def total(self, name: str) -> int:
+        """Of all of them."""
+        return sum(getattr(each, name) for each in self.steady)
 
 
-@lru_cache(maxsize=4096)
-def _stored(args: Arguments, stage: int, embedding: bool) -> Steady:
+def _held(args: Arguments, rank: int, memo: Memo) -> Held:
     """What follows from neither microbatches nor recomputation: a planner asks for it again and again."""
-    return steady(args, stage, embedding=embedding)
-
-
-def _rank_ledger(halves: _Halves, rank: int) -> Ledger:
-    args = halves.passing
-    p = args.parallel
-    homes = placement(p.pp, vpp_of(p), shape_of(p))
-    mine = [s for s, home in enumerate(homes) if home == rank]
+    like, homes = memo(_like, args), _homes(args)
+    mine = tuple(s for s, home in enumerate(homes) if home == rank)
     last = len(homes) - 1  # its tied embedding is that of the first stage, where both are here
-    each = [_Stage.of(halves, s, embedding=not (0 < s == last and 0 in mine)) for s in mine]
-    under_way = [in_flight(args, s) for s in mine]
-    kept = sum(n * one.activations.kept for n, one in zip(under_way, each, strict=True))
+    own = [not (0 < s == last and 0 in mine) for s in mine]
+    return Held(mine, tuple(memo(_steady, args, like[s], e, memo) for s, e in zip(mine, own, strict=True)))
+
+
+def _steady(args: Arguments, stage: int, embedding: bool, memo: Memo) -> Steady:
+    return steady(args, stage, embedding=embedding, memo=memo)
+
+
+def _rank_ledger(halves: _Halves, rank: int, held: Held, memo: Memo) -> Ledger:
+    args = halves.passing
+    like = memo(_like, args)
+    each = tuple(memo(stage_activations, args, like[stage], memo) for stage in held.stages)
+    under_way = [in_flight(args, stage) for stage in held.stages]
+    kept = sum(n * one.kept for n, one in zip(under_way, each, strict=True))
     if len(each) > 1:  # its stages do not all hold most at the same time
         kept = kept * held_at_once(args, rank) // sum(under_way)
-    return _peak(halves, each, kept)
+    return _peak(halves.whole, held, each, kept)
 
 
-def _peak(halves: _Halves, stages: list[_Stage], kept: int) -> Ledger:
+def _peak(args: Arguments, held: Held, activations: Sequence[StageActivations], kept: int) -> Ledger:
     """The largest of the moments of a rank that keeps so much of all microbatches under way: one of these is at it."""
-    args = halves.whole
 
-    def at(one: _Stage, moment: StageMoment) -> tuple[int, int, int]:
+    def at(sections: Sections, moment: StageMoment, others: int) -> tuple[int, int, int]:
         """Gathered, reducing, and kept by all then."""
-        sections = one.steady.sections
         gathered = sections.gathered(moment.section, back=moment.back)
-        filling = sections.filling(moment.section, back=moment.fills)
-        return gathered, filling, max(0, kept - one.activations.kept) + moment.kept
+        return gathered, sections.filling(moment.section, back=moment.fills), others + moment.kept
 
-    every = [(sum(at(one, m)) + m.working, one, m) for one in stages for m in one.activations.moments]
-    _, one, moment = max(every, key=lambda each: each[0])
-    gathered, filling, held = at(one, moment)
-
-    def total(name: str) -> int:
-        return sum(getattr(each.steady, name) for each in stages)
-
-    return Ledger(
-        weights=total("weights"),
-        gradients=total("gradients"),
-        masters=total("masters"),
-        optimizer=total("optimizer"),
-        streamed=max(each.steady.streamed for each in stages),
+    every = [
+        (sum(found := at(stays.sections, moment, max(0, kept - one.kept))) + moment.working, found, moment)
+        for stays, one in zip(held.steady, activations, strict=True)
+        for moment in one.moments
+    ]
+    _, (gathered, filling, keeping), moment = max(every, key=lambda each: each[0])
+    rest = _at_rest(args, held)
+    return replace(
+        rest,
         gathered=gathered,
-        reducing=filling + max(each.steady.filling for each in stages),
-        activations=held,
+        reducing=rest.reducing + filling,
+        activations=keeping,
         working=moment.working,
-        quantized=total("quantized"),
-        passing=passing(args),
-        workspaces=workspaces(args) + tables(args) + total("spare"),
-        host=total("host"),
         moment=moment.name,
     )
 
 
-@lru_cache(maxsize=64)
-def _unlike(args: Arguments) -> Iterable[int]:
+def _at_rest(args: Arguments, held: Held) -> Ledger:
+    """The ledger without what comes and goes with the moments of a step."""
+    return Ledger(
+        weights=held.total("weights"),
+        gradients=held.total("gradients"),
+        masters=held.total("masters"),
+        optimizer=held.total("optimizer"),
+        streamed=max(each.streamed for each in held.steady),
+        gathered=0,
+        reducing=max(each.filling for each in held.steady),
+        activations=0,
+        working=0,
+        quantized=held.total("quantized"),
+        passing=passing(args),
+        workspaces=workspaces(args) + tables(args) + held.total("spare"),
+        host=held.total("host"),
+    )
+
+
+def _unlike(args: Arguments, memo: Memo) -> Iterable[int]:
     """Ranks of the pipeline of which one holds most: of those whose stages are alike, the one with most under way."""
-    p = args.parallel
-    if args.run.activation_budget is not None or args.tuning.freeze:
-        return range(p.pp)  # what a stage computes once more, or trains, follows from more than its layers
-    layers, homes = stage_layers(args), placement(p.pp, vpp_of(p), shape_of(p))
+    like, homes = memo(_like, args), _homes(args)
     alike: dict[object, list[int]] = {}
-    for rank in range(p.pp):
-        mine = [s for s, home in enumerate(homes) if home == rank]
-        held = tuple(tuple(kind_of(args, n) for n in layers[s]) for s in mine)
-        alike.setdefault((0 in mine, len(homes) - 1 in mine, held), []).append(rank)
+    for rank in range(args.parallel.pp):
+        alike.setdefault(tuple(like[s] for s, home in enumerate(homes) if home == rank), []).append(rank)
     return [max(each, key=lambda rank: held_at_once(args, rank)) for each in alike.values()]
+
+
+def _like(args: Arguments) -> Sequence[int]:
+    """For each stage the first that is like it: where all follows from the kinds of its layers and from the ends."""
+    layers = stage_layers(args)
+    if args.run.activation_budget is not None or args.tuning.freeze:
+        return range(len(layers))  # what a stage computes once more, or trains, follows from more than that
+    kinds, last = [kind_of(args, n) for n in range(args.model.layers)], len(layers) - 1
+    first: dict[object, int] = {}
+    return [first.setdefault((s == 0, s == last, *(kinds[n] for n in held)), s) for s, held in enumerate(layers)]
+
+
+def _homes(args: Arguments) -> tuple[int, ...]:
+    """The rank of each stage."""
+    p = args.parallel
+    return placement(p.pp, vpp_of(p), shape_of(p))

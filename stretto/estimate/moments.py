@@ -7,8 +7,7 @@ layer, in the head, back in a layer, in the embedding. What is kept of that one 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from stretto.arguments.schema import Arguments
@@ -17,6 +16,7 @@ from stretto.estimate.block_tape import BlockMoments, block_moments, halves_mome
 from stretto.estimate.context import Kind, kind_of
 from stretto.estimate.kept import BLOCK, Parts
 from stretto.estimate.logits import logits, of_tokens
+from stretto.estimate.memo import Memo
 from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.estimate.sizes import BYTES, entering_bytes, in_halves, joined_bytes, local_tokens
 from stretto.estimate.stages import stage_layers
@@ -48,11 +48,14 @@ class StageActivations:
     """While one of them goes on."""
 
 
-def stage_activations(args: Arguments, stage: int) -> StageActivations:
-    """Of a stage. Where a block's input waits in the host's memory, that of the last and of one before it are here."""
-    layers = stage_layers(args)
+def stage_activations(args: Arguments, stage: int, memo: Memo | None = None) -> StageActivations:
+    """Of a stage. Where a block's input waits in the host's memory, that of the last and of one before it are here.
+
+    Blocks of runs that are cut into other stages are alike: they are looked up in a planner's `memo`.
+    """
+    layers, memo = stage_layers(args), memo or Memo()
     first, last, away = stage == 0, stage == len(layers) - 1, args.run.recompute == "offload"
-    blocks = list(_blocks(args, stage))
+    blocks = list(_blocks(args, stage, memo))
     x = entering_bytes(args)
     whole = x * (args.parallel.tp if args.parallel.sequence_parallel else 1)
     further = sum(_further(args)) if last else 0
@@ -84,17 +87,34 @@ def stage_activations(args: Arguments, stage: int) -> StageActivations:
     return StageActivations(kept, tuple(found))
 
 
-def _blocks(args: Arguments, stage: int) -> Iterator[BlockMoments]:
-    known: dict[tuple[Kind, Parts, bool], BlockMoments] = {}
+def _blocks(args: Arguments, stage: int, memo: Memo) -> Iterator[BlockMoments]:
     held = stage_layers(args)[stage]
-    halves = in_halves(args, held)
+    halves, alone = in_halves(args, held), memo(_uncut, args)
+    kinds = memo(_first_of_kinds, alone)
     for layer, parts in zip(held, policy_of(args, stage), strict=True):
         first = halves and layer == held[0]
-        kind = kind_of(args, layer), parts, first
-        if kind not in known:
-            of = partial(halves_moments, first=first) if halves else block_moments
-            known[kind] = of(args, layer, parts)
-        yield known[kind]
+        yield memo(_block, alone, kinds[layer], parts, halves, first)
+
+
+def _block(args: Arguments, layer: int, parts: Parts, halves: bool, first: bool) -> BlockMoments:
+    return halves_moments(args, layer, parts, first=first) if halves else block_moments(args, layer, parts)
+
+
+def _uncut(args: Arguments) -> Arguments:
+    """The settings that a block follows from: without those that cut the model into stages, order or repeat them."""
+    parallel = replace(args.parallel, pp=1, dp=1, schedule="1f1b", vpp=None, vpp_shape=None, stage_layers=None)
+    return replace(
+        args,
+        parallel=parallel,
+        batch=replace(args.batch, global_batch=args.batch.micro_batch),
+        run=replace(args.run, recompute="none", nproc=None, cuda_graphs=None),
+    )
+
+
+def _first_of_kinds(args: Arguments) -> list[int]:
+    """For each layer the first that is like it."""
+    first: dict[Kind, int] = {}
+    return [first.setdefault(kind_of(args, layer), layer) for layer in range(args.model.layers)]
 
 
 def _angles(args: Arguments, stage: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from itertools import product
+from math import inf
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -14,6 +15,8 @@ from stretto.arguments.elsewhere import graphed
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.estimate.chips import Chip
+from stretto.estimate.host import HostMemory, fullest_node
+from stretto.estimate.memo import Memo
 from stretto.estimate.memory import fullest
 from stretto.estimate.passes import StepTime
 from stretto.estimate.step_time import least_step_time, step_time
@@ -71,6 +74,15 @@ class Fitting:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Bytes that there are."""
+
+    device: float
+    host: float = inf
+    """For all ranks of a node."""
+
+
+@dataclass(frozen=True)
 class Found:
     """What was tried."""
 
@@ -79,50 +91,60 @@ class Found:
     fitting: int
     """How many fit."""
     leanest: Plan | None
-    """Of what does not, the one that lacks least."""
+    """Of what does not, the one that lacks least; told where nothing fits."""
     tried: int
+    host: tuple[Mapping[str, Value], HostMemory] | None = None
+    """Of what fits a device and no host, what needs least of that, if there is any."""
 
 
-def plan(run: Arguments, attempt: Try, fixed: frozenset[str], chip: Chip, limit: float, *, most: int) -> Found:
-    """Try layouts of `run` on as many ranks as it has, all but what is `fixed`, against `limit` bytes of a device.
+def plan(run: Arguments, attempt: Try, fixed: frozenset[str], chip: Chip, limits: Limits, *, most: int) -> Found:
+    """Try layouts of `run` on as many ranks as it has, all but what is `fixed`, against `limits`.
 
     Of the `most` quickest at most two cut the model alike: the others differ by recomputation or microbatch. Steps are
     those of `step_time`, memory that of `ledger`, which knows nothing of an allocator's fragments: leave some.
     """
-    tried, fit, leanest = 0, list[Fitting](), None
+    tried, fit, leanest, memo, limit = 0, list[Fitting](), None, Memo(), limits.device
+    host: tuple[Mapping[str, Value], HostMemory] | None = None
     for variants in _candidates(run, attempt, fixed):
         tried += len(variants)
         for settings, args in reversed(variants):  # the leanest first: where it does not fit, none does
-            memory = fullest(args)
+            best = inf if leanest is None else leanest.memory
+            memory = fullest(args, enough=limit if fit else max(limit, best), memo=memo)
             if memory <= limit:
-                fit.append(Fitting(settings, args, memory))
+                need = HostMemory() if limits.host == inf else fullest_node(args, memo)
+                if need.total <= limits.host:
+                    fit.append(Fitting(settings, args, memory))
+                elif host is None or need.total < host[1].total:
+                    host = settings, need
                 continue
-            if leanest is None or memory < leanest.memory:
+            if memory < best:
                 leanest = Plan(settings, args, memory, StepTime())
             if args is variants[-1][1]:
                 break
-    return Found(_quickest(fit, attempt, chip, limit, most), len(fit), leanest, tried)
+    return Found(_quickest(fit, attempt, chip, limit, most, memo), len(fit), None if fit else leanest, tried, host)
 
 
-def _quickest(fit: list[Fitting], attempt: Try, chip: Chip, limit: float, most: int) -> tuple[Plan, ...]:
+def _quickest(fit: list[Fitting], attempt: Try, chip: Chip, limit: float, most: int, memo: Memo) -> tuple[Plan, ...]:
     """Resolved with all that they set, so that what follows from sharding and recomputation counts, too."""
     shown, alike = list[Plan](), Counter[tuple[int, ...]]()
-    for each in _quickest_first(fit, chip, lambda each: alike[each.cut] == 2):
+    for each in _quickest_first(fit, chip, lambda each: alike[each.cut] == 2, memo):
         if len(shown) == most:
             break
         if (args := attempt(each.settings)) is None:
             continue
-        memory = fullest(args)
+        memory = fullest(args, memo=memo)
         if memory <= limit:
             alike[each.cut] += 1
-            shown.append(Plan(each.settings, args, memory, step_time(args, chip)))
+            shown.append(Plan(each.settings, args, memory, step_time(args, chip, memo)))
     return tuple(sorted(shown, key=lambda p: (p.time.total, p.memory)))
 
 
-def _quickest_first(fit: list[Fitting], chip: Chip, passed_over: Callable[[Fitting], bool]) -> Iterator[Fitting]:
+def _quickest_first(
+    fit: list[Fitting], chip: Chip, passed_over: Callable[[Fitting], bool], memo: Memo
+) -> Iterator[Fitting]:
     """By the time of their steps, then by memory. A step is simulated only when it may be the next: none is quicker
     than without its bubble."""
-    waiting = [(least_step_time(each.args, chip), 0, each.memory, n) for n, each in enumerate(fit)]
+    waiting = [(least_step_time(each.args, chip, memo), 0, each.memory, n) for n, each in enumerate(fit)]
     heapify(waiting)
     while waiting:
         _, simulated, memory, n = heappop(waiting)
@@ -131,7 +153,7 @@ def _quickest_first(fit: list[Fitting], chip: Chip, passed_over: Callable[[Fitti
         if simulated:
             yield fit[n]
         else:
-            heappush(waiting, (step_time(fit[n].args, chip).total, 1, memory, n))
+            heappush(waiting, (step_time(fit[n].args, chip, memo).total, 1, memory, n))
 
 
 Variant = tuple[Mapping[str, Value], Arguments]

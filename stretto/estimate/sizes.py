@@ -35,14 +35,6 @@ def in_halves(args: Arguments, layers: Iterable[int]) -> bool:
     return p.ep_comm_overlap and p.ep * p.etp > 1 and any(map(args.model.is_sparse, layers))
 
 
-def exchanged_bytes(args: Arguments) -> int:
-    """Of the rows that a rank sends to experts in one message, its own among them; the same on their way back where
-    all ranks get as many."""
-    m, p = args.model, args.parallel
-    tokens = -(-local_tokens(args) // p.tp) // (1 + p.ep_comm_overlap)
-    return tokens * m.top_k * p.etp * m.hidden * BYTES[args.run.dtype]
-
-
 def in_flight(args: Arguments, stage: int) -> int:
     """Microbatches that went forward through a stage and not yet back, weight gradients included, at most.
 

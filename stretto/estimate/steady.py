@@ -6,16 +6,18 @@ lives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
+from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments
+from stretto.estimate.memo import Memo
 from stretto.estimate.shards import sharding_of, shards_of
 from stretto.estimate.sizes import BYTES
 from stretto.estimate.stages import stage_layers
-from stretto.estimate.stored import EMBEDDING, quantized_bytes, stored_tensors
+from stretto.estimate.stored import EMBEDDING, EXPERT, quantized_bytes, stored_tensors
 from stretto.estimate.workspace import adds_by_copy_engines, rounded
 from stretto.layout.chunks import CHUNK, SLOTS, slot_bytes
 from stretto.layout.flat import Flat
@@ -41,17 +43,22 @@ class Sections:
 
     def gathered(self, at: int, *, back: bool) -> int:
         """Bytes that are whole while a section is at work, and the next one on its way."""
-        here = {at, at - 1 if back else at + 1} | {n for n in range(len(self.weights) - self.keep, at) if n >= 0}
-        return min(self.all_weights, sum(w for n, w in enumerate(self.weights) if n in here))
+        here = {at, at - 1 if back else at + 1, *range(max(0, len(self.weights) - self.keep), at)}
+        return min(self.all_weights, _sum_of(self.weights, here))
 
     def filling(self, at: int, *, back: bool) -> int:
         """Bytes of gradients that fill or are reduced: of a section and the one behind it; forward those that are left
         of the backward before, of the first sections."""
         if back:
-            here = frozenset({at, at + 1 if at + 1 < len(self.gradients) or not self.left else 0})
+            here = {at, at + 1 if at + 1 < len(self.gradients) or not self.left else 0}
         else:
-            here = frozenset({0, 1} if self.left else ())
-        return sum(g for n, g in enumerate(self.gradients) if n in here) + self.tied * back
+            here = {0, 1} if self.left else set()
+        return _sum_of(self.gradients, here) + self.tied * back
+
+
+def _sum_of(sizes: Sequence[int], sections: Iterable[int]) -> int:
+    """Of those sections that there are."""
+    return sum(sizes[n] for n in sections if 0 <= n < len(sizes))
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,11 @@ class Steady:
     spare: int
     """What the allocator rounds these up by."""
     host: int
+    saved: int
+    """What of a checkpoint is this stage's alone, and its experts' part of it."""
+    saved_experts: int
+    joined: int
+    """Masters on the host, where a save puts them together."""
     sections: Sections
 
 
@@ -101,25 +113,26 @@ class _Bucket:
         """Whether it is what both ends of the model share."""
         return self.tensors[0].kind[0] == EMBEDDING
 
-    def is_in(self, section: int) -> bool:
-        """Whether a section is the first to use some of it."""
-        return any(tensor.section == section for tensor in self.tensors)
+    @property
+    def sections(self) -> set[int]:
+        """Those that are the first to use some of it."""
+        return {tensor.section for tensor in self.tensors if tensor.section is not None}
 
 
-def steady(args: Arguments, stage: int, *, embedding: bool) -> Steady:
+def steady(args: Arguments, stage: int, *, embedding: bool, memo: Memo | None = None) -> Steady:
     """Of a stage; without `embedding` that of another stage on the rank is its own."""
     sharding, offload = sharding_of(args), args.optimizer.optimizer_cpu_offload
     item = BYTES[args.run.dtype]
     wide = max(4, item)
-    buckets = _buckets(args, stage, embedding=embedding)
+    buckets = _buckets(args, stage, memo or Memo(), embedding=embedding)
     moved = [each for each in buckets if each.trained]
     # A shared embedding on a stage with both ends: used by the last section too; its gradient fills all the way back.
     both = args.parallel.pp == 1
     ends = [each for each in buckets if both and each.shared]
     turns = [each for each in moved if not (both and each.shared)]
-    used = [sum(each.whole for each in buckets if each.is_in(n)) for n in range(_sections(args, stage))]
+    used = _by_section(buckets, _sections(args, stage))
     used[-1:] = [n + sum(each.whole for each in ends) for n in used[-1:]]
-    filled = [sum(each.whole for each in turns if each.is_in(n)) for n in range(len(used))]
+    filled = _by_section(turns, len(used))
     tied = wide * sum(each.whole for each in ends if each.trained)
     # Buckets of decayed and of other tensors fill side by side, two of each at a time.
     kinds = [turns] if sharding.params else [[b for b in turns if b.tensors[0].decayed is of] for of in (True, False)]
@@ -129,6 +142,7 @@ def steady(args: Arguments, stage: int, *, embedding: bool) -> Steady:
     vectors = (master, *(moment,) * STATE[args.optimizer.optimizer])
     parts = sum(each.part for each in moved)
     optimizer = sum(vectors[1:]) * parts - moment * _without_second(args, stage, moved)
+    saved = {of: _saved(args, stage, buckets, wide, vectors[1:], experts=of) for of in (True, False)}
     come_and_go = sharding.params and not adds_by_copy_engines(args)
     return Steady(
         weights=item * sum(each.part if sharding.params else each.whole for each in buckets),
@@ -140,6 +154,9 @@ def steady(args: Arguments, stage: int, *, embedding: bool) -> Steady:
         filling=filling * (sharding.grads and not come_and_go) + _travelling(args, buckets),
         spare=_spare(args, buckets, item, () if offload else vectors),
         host=(master * parts + optimizer) * offload,
+        saved=saved[False],
+        saved_experts=saved[True],
+        joined=wide * parts * (args.optimizer.masters == "remainder"),
         sections=Sections(
             weights=tuple(item * n for n in used) if sharding.params else (),
             gradients=tuple(wide * n for n in filled) if come_and_go else (),
@@ -151,12 +168,27 @@ def steady(args: Arguments, stage: int, *, embedding: bool) -> Steady:
     )
 
 
-def _buckets(args: Arguments, stage: int, *, embedding: bool) -> list[_Bucket]:
+def _buckets(args: Arguments, stage: int, memo: Memo, *, embedding: bool) -> list[_Bucket]:
     """In the order in which a backward fills them."""
-    tensors = [t for t in stored_tensors(args, stage) if embedding or t.kind[0] != EMBEDDING]
+    tensors = [t for t in memo(stored_tensors, _unsharded(args), stage) if embedding or t.kind[0] != EMBEDDING]
     limit = int(args.parallel.bucket_mb * 2**20) // max(4, BYTES[args.run.dtype])
     groups = by_section(tensors) if sharding_of(args).params else by_size(tensors, limit)
     return [_Bucket.of(args, [tensors[n] for n in group]) for group in groups]
+
+
+def _unsharded(args: Arguments) -> Arguments:
+    """The settings that the tensors of a stage follow from, without those that cut them over data-parallel ranks."""
+    parallel = replace(args.parallel, sharding="none", dp=1, dp_shard=None, schedule="1f1b", vpp=vpp_of(args.parallel))
+    return replace(args, parallel=parallel, batch=replace(args.batch, global_batch=1))
+
+
+def _by_section(buckets: Sequence[_Bucket], sections: int) -> list[int]:
+    """Elements of all buckets of which each section uses some first."""
+    found = [0] * sections
+    for each in buckets:
+        for section in each.sections:
+            found[section] += each.whole
+    return found
 
 
 def _spare(args: Arguments, buckets: Sequence[_Bucket], item: int, vectors: Sequence[int]) -> int:
@@ -180,6 +212,17 @@ def _streamed(args: Arguments, buckets: Sequence[_Bucket], itemsizes: Sequence[i
     most = max((each.part for each in buckets), default=0)
     chunk = most if args.optimizer.optimizer == "muon" else min(most, CHUNK)
     return SLOTS * slot_bytes(chunk, itemsizes)
+
+
+def _saved(
+    args: Arguments, stage: int, buckets: Sequence[_Bucket], wide: int, moments: Sequence[int], *, experts: bool
+) -> int:
+    """Bytes of masters and moments; an embedding of both ends is saved by the first."""
+    mine = [b for b in buckets if (b.tensors[0].kind[0] == EXPERT) is experts and not (b.shared and stage)]
+    trained = [each for each in mine if each.trained]
+    found = sum((wide + sum(moments)) * each.part for each in trained)
+    found -= moments[-1] * _without_second(args, stage, trained)
+    return found + BYTES[args.run.dtype] * sum(each.part for each in mine if not each.trained)
 
 
 def _travelling(args: Arguments, buckets: Sequence[_Bucket]) -> int:

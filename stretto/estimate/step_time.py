@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache
 
 from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments
@@ -16,13 +15,14 @@ from stretto.estimate.chips import Chip
 from stretto.estimate.context import Kind, comm_of, exchanged, kind_of
 from stretto.estimate.kept import GEMM, Parts
 from stretto.estimate.kept import seconds as again
+from stretto.estimate.memo import Memo
 from stretto.estimate.parameters import count_parameters
 from stretto.estimate.passes import Passes, StepTime, summed
 from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
 from stretto.estimate.stages import stage_layers
 from stretto.layout.stages import placement
-from stretto.schedule import Cost, Schedule, schedule_for, simulate
+from stretto.schedule import Cost, schedule_for, simulate
 from stretto.schedule.simulate import makespan
 
 _STATE = 4 + 4 * 4 + 3 * 4 + 2
@@ -33,27 +33,30 @@ _PLAYED = 3
 """Microbatches of each rank that are simulated, at most."""
 
 
-def step_time(args: Arguments, chip: Chip) -> StepTime:
-    """Estimate a step on GPUs in bf16 or FP8. Muon's products are not counted, nor are evaluations and saves."""
-    return _whole(args, chip, simulated=True)
+def step_time(args: Arguments, chip: Chip, memo: Memo | None = None) -> StepTime:
+    """Estimate a step on GPUs in bf16 or FP8. Muon's products are not counted, nor are evaluations and saves.
+
+    A planner has a `memo` for what many of its runs share.
+    """
+    return _whole(args, chip, memo or Memo(), simulated=True)
 
 
-def least_step_time(args: Arguments, chip: Chip) -> float:
+def least_step_time(args: Arguments, chip: Chip, memo: Memo | None = None) -> float:
     """Seconds that the same step takes at least: without its bubble, which takes a simulation to know."""
-    return _whole(args, chip, simulated=False).total * (1 - 1e-12)  # the same sum in another order is no bound
+    # The same sum in another order is no bound.
+    return _whole(args, chip, memo or Memo(), simulated=False).total * (1 - 1e-12)
 
 
-def _whole(args: Arguments, chip: Chip, *, simulated: bool) -> StepTime:
+def _whole(args: Arguments, chip: Chip, memo: Memo, *, simulated: bool) -> StepTime:
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
-    spent, held = _computed(replace(args, parallel=replace(p, sharding="none")), chip, simulated)
+    spent, held = memo(_computed, replace(args, parallel=replace(p, sharding="none")), chip, simulated, memo)
     spent += _sharding(args, chip, held, spent.total / m)
     layers = sum(len(stage_layers(args)[s]) for s in held)
     host = 0.0 if args.run.cuda_graphs else chip.host * layers * m
     return spent + StepTime(launches=max(chip.gaps, host - spent.total))
 
 
-@lru_cache(maxsize=64)
-def _computed(args: Arguments, chip: Chip, simulated: bool) -> tuple[StepTime, list[int]]:
+def _computed(args: Arguments, chip: Chip, simulated: bool, memo: Memo) -> tuple[StepTime, list[int]]:
     """A step without what follows from sharding, and the stages of the rank that computes longest. A planner asks for
     the same one with each way to shard."""
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
@@ -67,12 +70,12 @@ def _computed(args: Arguments, chip: Chip, simulated: bool) -> tuple[StepTime, l
     played = min(m, _PLAYED * p.pp)
     spent = sum((stages[s].total.times(played) for s in held), StepTime())
     if simulated and p.pp > 1:
-        spent += StepTime(bubble=_makespan(args, chip, stages, played) - spent.total)
+        spent += StepTime(bubble=_makespan(args, chip, stages, played, memo) - spent.total)
     spent += sum((stages[s].total.times(m - played) for s in held), StepTime())
     return spent, held
 
 
-def _makespan(args: Arguments, chip: Chip, stages: Sequence[Passes], microbatches: int) -> float:
+def _makespan(args: Arguments, chip: Chip, stages: Sequence[Passes], microbatches: int, memo: Memo) -> float:
     p = args.parallel
     cost = Cost.split(
         tuple(s.forward.total for s in stages),
@@ -81,13 +84,7 @@ def _makespan(args: Arguments, chip: Chip, stages: Sequence[Passes], microbatche
         hop=chip.latency,
         transfer=entering_bytes(args) / _rate(args, chip, p.tp * p.cp * (p.dp or 1) * p.pp),
     )
-    return makespan(simulate(_schedule(p.schedule, p.pp, microbatches, vpp_of(p)), cost))
-
-
-@cache
-def _schedule(name: str, ranks: int, microbatches: int, vpp: int | None) -> Schedule:
-    """A planner asks for the same ones again and again."""
-    return schedule_for(name, ranks, microbatches, vpp)
+    return makespan(simulate(memo(schedule_for, p.schedule, p.pp, microbatches, vpp_of(p)), cost))
 
 
 def _stages(args: Arguments, chip: Chip) -> list[Passes]:

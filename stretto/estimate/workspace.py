@@ -7,7 +7,7 @@ from typing import Final
 from stretto.arguments.pipeline import num_stages
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import comm_of
-from stretto.estimate.sizes import BYTES, entering_bytes, exchanged_bytes, local_tokens
+from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
 
 CUBLAS: Final = 2**25
 """Bytes that torch gives cuBLAS on Hopper for each thread and stream that multiplies: forwards are launched by one
@@ -63,22 +63,40 @@ def passing(args: Arguments) -> int:
     return min(AHEAD, each) * sides * entering_bytes(args)
 
 
+def message_over_tp(args: Arguments) -> int | None:
+    """Bytes that a tensor-parallel rank reads of another at a time, where copy engines bring them: its part of
+    [s, b, h]."""
+    b, p, m = args.batch, args.parallel, args.model
+    return b.seq_len * b.micro_batch * m.hidden * BYTES[args.run.dtype] // p.tp if p.tp_comm_overlap else None
+
+
+def message_over_cp(args: Arguments) -> int | None:
+    """Bytes that a context-parallel rank reads of another at a time, where some layer gathers all keys and values and
+    copy engines bring them."""
+    m, p = args.model, args.parallel
+    gathers = p.cp > 1 and any(comm_of(args, layer) == "all-gather" for layer in range(m.further_layers.stop))
+    if args.run.device == "cpu" or not gathers:
+        return None
+    return local_tokens(args) * 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head * BYTES[args.run.dtype]
+
+
+def message_over_ep(args: Arguments) -> int | None:
+    """Bytes of the rows that a rank sends to experts at a time, where copy engines bring them, over the other ranks; of
+    each it may read more or less."""
+    m, p = args.model, args.parallel
+    ranks = p.ep * p.etp
+    if not p.ep_copy_engines or not m.experts or ranks == 1 or args.run.device == "cpu":
+        return None
+    tokens = -(-local_tokens(args) // p.tp) // (1 + p.ep_comm_overlap)
+    return -(-tokens * m.top_k * p.etp * m.hidden * BYTES[args.run.dtype] // (ranks - 1))
+
+
 def _peer_buffers(args: Arguments) -> int:
-    p, m, item = args.parallel, args.model, BYTES[args.run.dtype]
-    found = 0
-    if p.tp > 1 and p.tp_comm_overlap and _one_host(args, 1):
-        found += (p.tp - 1) * (args.batch.seq_len * args.batch.micro_batch * m.hidden * item // p.tp)
-    if p.cp > 1 and any(comm_of(args, n) == "all-gather" for n in range(m.layers)) and _one_host(args, p.cp):
-        found += (p.cp - 1) * local_tokens(args) * 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head * item
-    if exchanges_by_copy_engines(args) and p.ep * p.etp <= (p.gpus_per_node or p.ep * p.etp):
-        found += exchanged_bytes(args)
-    return SLOTS * found
-
-
-def exchanges_by_copy_engines(args: Arguments) -> bool:
-    """Whether tokens go to experts by copy engines, where GPUs reach each other."""
     p = args.parallel
-    return p.ep_copy_engines and args.model.experts > 0 and p.ep * p.etp > 1 and args.run.device != "cpu"
+    over_tp = (p.tp - 1) * (message_over_tp(args) or 0) * _one_host(args, 1)
+    over_cp = (p.cp - 1) * (message_over_cp(args) or 0) * _one_host(args, p.cp)
+    near = p.ep * p.etp <= (p.gpus_per_node or p.ep * p.etp)
+    return SLOTS * (over_tp + over_cp + (p.ep * p.etp - 1) * (message_over_ep(args) or 0) * near)
 
 
 def _one_host(args: Arguments, ranks: int) -> bool:

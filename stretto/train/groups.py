@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from stretto.arguments.schema import Arguments
-from stretto.estimate.context import comm_of
-from stretto.estimate.sizes import exchanged_bytes, local_tokens
-from stretto.estimate.workspace import exchanges_by_copy_engines
+from stretto.estimate.workspace import message_over_cp, message_over_ep, message_over_tp
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, ParallelState, default_axes
 from stretto.parallel_state.plan import Axes
 from stretto.parallel_state.state import Tracer
-from stretto.train.dtypes import DTYPES
 from stretto.world import Timer, World
 
 
@@ -52,13 +49,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
     )
     over_gloo = {_wide(layout, axis) for axis in args.groups.gloo}
     urgent = {_wide(layout, axis) for axis in args.nccl.high_priority}
-    peer_buffer, buffers = (
-        _peer_buffer_size(args),
-        {
-            "cp": _keys_and_values(args),
-            "etp-ep": _rows_of_experts(args),
-        },
-    )
+    peer_buffer, buffers = message_over_tp(args), {"cp": message_over_cp(args), "etp-ep": message_over_ep(args)}
     options = {}
     reached = args.parallel.dp_copy_engines and args.parallel.sharding != "none" and args.run.device != "cpu"
     for names in axes_of(args, layout):
@@ -76,31 +67,6 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
         if wide and found != GroupOptions():
             options[axis] = found
     return options
-
-
-def _peer_buffer_size(args: Arguments) -> int | None:
-    """Bytes of what a tensor-parallel rank reads of another in one message: its part of [s, b, h]."""
-    if not args.parallel.tp_comm_overlap:
-        return None
-    size = args.batch.seq_len * args.batch.micro_batch * args.model.hidden
-    return size * DTYPES[args.run.dtype].itemsize // args.parallel.tp
-
-
-def _keys_and_values(args: Arguments) -> int | None:
-    """Bytes of what a context-parallel rank reads of another in one message, where copy engines bring all keys."""
-    m, p = args.model, args.parallel
-    gathers = p.cp > 1 and any(comm_of(args, layer) == "all-gather" for layer in range(m.layers))
-    if args.run.device == "cpu" or not gathers:
-        return None
-    heads = 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head
-    return local_tokens(args) * heads * DTYPES[args.run.dtype].itemsize
-
-
-def _rows_of_experts(args: Arguments) -> int | None:
-    """Bytes of the rows that a rank sends to experts, for each of the others; of theirs it may read more or less."""
-    if not exchanges_by_copy_engines(args):
-        return None
-    return -(-exchanged_bytes(args) // (args.parallel.ep * args.parallel.etp - 1))
 
 
 def _wide(layout: Layout, axis: str) -> frozenset[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments, ModelConfig
 from stretto.estimate.sizes import local_tokens
-from stretto.estimate.workspace import exchanges_by_copy_engines
+from stretto.estimate.workspace import message_over_ep
 from stretto.layout import Layout
 from stretto.models import StageSpec
 from stretto.train.dtypes import DTYPES
@@ -57,7 +57,7 @@ class Exchanged:
 
     def told(self, part: StageSpec) -> dict[tuple[str, str], float]:
         """By an all-to-all; or, where a rank reads of others by copy engines, all to all."""
-        if not exchanges_by_copy_engines(self.args):
+        if message_over_ep(self.args) is None:
             return {EXCHANGE: self.counts(part)}
         return {EXCHANGE: 0.0, (EXCHANGE[0], "all_gather"): self.counts(part) * self.ranks}
 

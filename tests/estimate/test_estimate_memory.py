@@ -28,6 +28,7 @@ from stretto.arguments.schema import (
 )
 from stretto.distributed.memory import here
 from stretto.estimate import fitting, ledger, rank_ledger, workspace
+from stretto.estimate.host import node_memory
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import link
 from stretto.train.build import build
@@ -138,11 +139,19 @@ def compare(args: Arguments, rank: int) -> None:
         gradients = sum(t.untyped_storage().nbytes() for t in held.values())
         masters = sum(m.nbytes for m, b in zip(optimizer.masters, buckets, strict=True) if m is not b.shard)
         moments = sum(t.nbytes for each in optimizer.state.values() for t in each)
+        owned = [piece for piece in optimizer.slices() if piece.owner]
+        written = sum(piece.tensor.nbytes for piece in owned)
         built.weights.close()
         found = rank_ledger(args, state.coords["pp"])
     kept = (0, 0, masters + moments) if args.optimizer.optimizer_cpu_offload else (masters, moments, 0)
     assert (found.weights, found.gradients) == (weights, gradients)
     assert (found.masters, found.optimizer, found.host) == kept
+    host = node_memory(args, [rank])
+    # Storage is padded, and what ranks of tp have alike one of them writes.
+    assert written <= host.staging
+    if args.parallel.tp == args.parallel.etp == 1:
+        assert host.staging <= written + 64 * (len(owned) + 2 * len(buckets) + 1) * 24
+    assert host.optimizer == found.host
 
 
 def test_what_messages_wait_in_is_as_large_as_the_code_that_makes_it_says() -> None:

@@ -236,8 +236,8 @@ LEDGER = Said(
     Fault(
         "one whose both ends are on a rank counted twice",
         "estimate/memory.py",
-        "embedding=not (0 < s == last and 0 in mine)",
-        "embedding=True",
+        "own = [not (0 < s == last and 0 in mine) for s in mine]",
+        "own = [True for s in mine]",
     ),
     Fault(
         "masters of wide weights counted",
@@ -268,6 +268,50 @@ LEDGER = Said(
         "estimate/steady.py",
         "moved = [each for each in buckets if each.trained]",
         "moved = list(buckets)",
+    ),
+)
+
+HOST = Said(
+    "tests/report/test_report_host_full.py",
+    Fault(
+        "the copy that checkpoints are written from left out",
+        "estimate/host.py",
+        "staging=saves * (",
+        "staging=0 * (",
+    ),
+    Fault(
+        "ranks of a node counted as one",
+        "estimate/host.py",
+        "_rank(args, role, memo).times(n)",
+        "_rank(args, role, memo)",
+    ),
+    Fault(
+        "copies that data-parallel ranks do not write counted",
+        "estimate/host.py",
+        'at["dp"] < dense and',
+        "True or",
+    ),
+)
+
+PLANNER = Said(
+    "tests/estimate/test_estimate_planner.py",
+    Fault(
+        "a setting that blocks follow from left out of the key of a memo",
+        "estimate/moments.py",
+        "batch=replace(args.batch, global_batch=args.batch.micro_batch)",
+        "batch=replace(args.batch, global_batch=1, micro_batch=1)",
+    ),
+    Fault(
+        "the last stage taken for one like those before",
+        "estimate/memory.py",
+        "s == last, ",
+        "",
+    ),
+    Fault(
+        "a search for the leanest layout that stops at the first that does not fit",
+        "estimate/planner.py",
+        "limit if fit else max(limit, best)",
+        "limit",
     ),
 )
 
