@@ -36,6 +36,8 @@ class World:
     """Where the store is, in words."""
     absent: Callable[[], str] = str
     """Who of the ranks does not answer, in a sentence; empty where nobody is missed."""
+    timeout: float = 600.0
+    """Seconds that a collective may take, of groups that are not told otherwise."""
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu") -> World:

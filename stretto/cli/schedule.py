@@ -224,14 +224,16 @@ def _any(name: str) -> bool:
 def _simulate(said: Command, screen: Console) -> None:
     names = said.schedule or list(GENERATORS)
     several = len(names) > 1
-    columns = ("schedule" if several else "rank", *(("stages a rank", "") if several else ("stages",)))
-    table = Table(*columns, "busy", "idle", "bubble", "activations", box=None, pad_edge=False, header_style="dim")
+    figures = ("busy", "idle", "bubble")
+    columns = ("schedule", "vpp", *figures, "live", "") if several else ("rank", "stages", *figures, "activations")
+    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    table.columns[0].no_wrap = True
     for name in names:
         s = _made(said, name)
         cost = _cost(said, s)
         timeline = simulate(s, cost)
         if several:
-            table.add_row(name, str(s.num_stages // s.num_ranks), ABOUT.get(name, ""), *_figures(timeline, s))
+            table.add_row(name, str(s.num_stages // s.num_ranks), *_figures(timeline, s), ABOUT.get(name, ""))
             continue
         for rank in range(s.num_ranks):
             stages = ", ".join(str(n) for n, home in enumerate(s.placement) if home == rank)
@@ -239,9 +241,9 @@ def _simulate(said: Command, screen: Console) -> None:
     screen.print(table)
     if several:
         screen.print(
-            f"{_many(said.pp, 'rank')}, {_many(said.microbatches, 'microbatch')}; idle: of the rank that idles most, "
-            "until the last action of any; activations: of all layers of a rank for one microbatch, at the rank with "
-            "most"
+            f"{_many(said.pp, 'rank')}, {_many(said.microbatches, 'microbatch')}; vpp: stages on a rank; idle: of the "
+            "rank that idles most, until the last action of any; live: activations, in those of all layers of a rank "
+            "for one microbatch, at the rank with most"
         )
     else:
         end, free = step_time(timeline, cost), step_time(timeline, cost, barrier=False)

@@ -102,7 +102,7 @@ def initialize(
 
         with timeline.phase("groups"), last_resort(limit, hanging):
             world = stack.enter_context(_default_group(launch, store, place, timeout))
-        yield replace(world, server=str(server), absent=absent)
+        yield replace(world, server=str(server), absent=absent, timeout=timeout)
 
 
 def _absent(store: Store, server: Server, launch: Launch) -> str:

@@ -20,9 +20,6 @@ from stretto.parallel_state.same_plan import build_store, check_same_plan
 from stretto.store import TimedStore, in_time, last_resort
 from stretto.world import Axis, Observer, Timer, World
 
-DEFAULT_TIMEOUT = 600.0
-"""Seconds that a collective may take."""
-
 MEET_TIMEOUT = 60.0
 """Seconds, at most, that ranks wait for each other before they create groups."""
 
@@ -109,7 +106,7 @@ class ParallelState:
         Args:
             layout: must have as many ranks as the world.
             world: where this process is; a world of one rank needs no process group and no store.
-            timeout: seconds that a collective of these groups may take; None: 600.
+            timeout: seconds that a collective of these groups may take; None: as long as `initialize` said.
             axes: the axes and combinations that `axis` will be asked for; None: `default_axes(layout)`. After a
                 colon an axis may name a channel, as in `("pp:late",)`: it shares no group with other channels; or the
                 messages between two places, as in `("pp:0>1",)`: a group of these two.
@@ -129,7 +126,7 @@ class ParallelState:
                 f"{layout.world} processes, or choose sizes whose product is {world.size}"
             )
         declared, chosen = _declare(layout, axes, options)
-        limit = DEFAULT_TIMEOUT if timeout is None else timeout
+        limit = world.timeout if timeout is None else timeout
         planned = plan(layout, world.rank, declared, chosen)
         if world.size == 1:
             return cls(layout, world, declared, {}, ordered=ordered)

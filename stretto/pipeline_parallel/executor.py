@@ -207,7 +207,9 @@ def require_scalar(loss: Passed) -> Tensor:
     if not isinstance(loss, Tensor):
         raise ValueError(f"the last stage must return a scalar loss, not {len(loss)} tensors")
     if loss.dim():
-        raise ValueError(f"the last stage must return a scalar loss, not a tensor of shape {list(loss.shape)}")
+        raise ValueError(
+            f"the last stage must return a scalar loss, a mean over its rows, not a tensor of shape {list(loss.shape)}"
+        )
     return loss
 
 

@@ -32,7 +32,7 @@ _PARAMETERS = 4
 """Parameters named where all are right: the worst ones."""
 _WRONG = 6
 """Parameters named where some are wrong."""
-_NAME = 34
+_NAME = 33
 """Letters of a name that fit beside three columns in a line of 80: enough for thousands of layers, or for its end."""
 
 

@@ -30,13 +30,16 @@ class LiveProgress(Listener):
 
     def started(self, run: RunRecord) -> None:
         self._run, self._begin = run, time.monotonic()
-        if self.manner == "live":
-            self._live = Live(self._drawn(run.after, "", ["starting"]), console=self.console, refresh_per_second=4)
+        self._now = run.after, "", ["starting"]
+        if run.after >= run.steps:
+            self.say(f"step {run.after}/{run.steps}: all steps are made, there is nothing left to train")
+        elif self.manner == "live":
+            self._live = Live(self._drawn(*self._now), console=self.console, refresh_per_second=4)
             self._live.start()
 
     def stepped(self, record: StepRecord) -> None:
         left = f"{self._left(record.step)} left"
-        figures = [_learned(record), _further(record), _speed(record), _use(record)]
+        figures = [_learned(record), _further(record), _speed(record, self._run.unit), _use(record)]
         self._now = record.step, left, ["   ".join(some) for some in figures if some]
         if self._live is not None:
             self._live.update(self._drawn(*self._now))
@@ -58,6 +61,8 @@ class LiveProgress(Listener):
 
     def saved(self, record: SaveRecord) -> None:
         self.say(f"step {record.step}: saved {record.path}{_in(record.seconds)}")
+        if self._live is not None:  # no longer "saving ..."
+            self._live.update(self._drawn(*self._now))
 
     def close(self) -> None:
         if self._live is not None:
@@ -102,14 +107,14 @@ def _further(r: StepRecord) -> list[str]:
     return [f"mtp {' '.join(f'{loss:.4f}' for loss in r.mtp_losses)}"] if r.mtp_losses else []
 
 
-def _speed(r: StepRecord) -> list[str]:
+def _speed(r: StepRecord, unit: str) -> list[str]:
     found = [] if r.ms_per_step is None else [f"{r.ms_per_step:,.0f} ms"]
-    found += [f"{r.tokens_per_second:,.0f} tokens/s"]
+    found += [f"{r.tokens_per_second:,.0f} {unit}/s"]
     found += [] if r.tokens_per_second_per_gpu is None else [f"{r.tokens_per_second_per_gpu:,.0f} each"]
     full, causal = r.tflops_per_gpu_full, r.tflops_per_gpu_causal
     if full is not None and causal is not None:
-        digits = 0 if full >= 100 else 1 if full >= 1 else 4
-        found += [f"TFLOP/s {full:.{digits}f} full {causal:.{digits}f} causal"]
+        digits = ".0f" if full >= 100 else ".1f" if full >= 1 else ".2g"
+        found += [f"TFLOP/s {full:{digits}} full {causal:{digits}} causal"]
     return found
 
 

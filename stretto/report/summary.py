@@ -31,8 +31,8 @@ def summary(
 ) -> Table:
     """What was trained, how well, how fast, and where the results lie: read from the run's metrics.
 
-    `baselines` are those of validation sets by name; `outcome` is of the last part of the run, which alone has been
-    timed.
+    `baselines` are those of validation sets by name; `outcome` is of the last part of the run, of which alone speed and
+    times are told.
     """
     paths = Paths.of(args)
     rows = read_rows(paths.metrics)
@@ -49,7 +49,9 @@ def summary(
         table.add_row("tokens seen", f"{last.tokens:,} in {last.step:,} steps{epochs}")
         rates = (f"{first.loss:.4f} → ", (f"{last.loss:.4f}", "bold cyan"), "  ", (curve(steps), "cyan"))
         table.add_row("loss", RichText.assemble(*rates))
-        for name, value in _measured(steps):
+        # An earlier part of the run may have had another layout, on another machine.
+        here = [step for step in steps if outcome is not None and step.step > outcome.after]
+        for name, value in _measured(here or steps):
             table.add_row(name, value)
     for name, row in evaluated.items():
         table.add_row(*_evaluation(name, row, baselines.get(name)))

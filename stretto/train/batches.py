@@ -98,9 +98,11 @@ class Cut:
         """This rank's microbatches. Raises ValueError for a batch of another size."""
         for tensor in _leaves(batch):
             if tensor.dim() == 0 or tensor.shape[0] != self.global_batch:
+                short = tensor.dim() and 0 < tensor.shape[0] < self.global_batch
+                last = "; a DataLoader leaves a last one that is smaller out with drop_last=True" if short else ""
                 raise ValueError(
                     f"a tensor {list(tensor.shape)} in a batch, but global_batch={self.global_batch}: every tensor of "
-                    "a global batch has as many rows"
+                    f"a global batch has as many rows{last}"
                 )
         return [_each(itemgetter(rows), batch) for rows in self.rows]
 
@@ -139,7 +141,7 @@ class RowBatches:
     """Times that the source ended."""
     _iterator: Iterator[Any] | None = field(default=None, init=False, repr=False)
     _first: bytes | None = field(default=None, init=False, repr=False)
-    """What the first global batch of this process is known by, until all ranks have compared theirs."""
+    """What the first global batch of this process, and their number, is known by: all ranks compare theirs."""
     _compared: bool = field(default=False, init=False, repr=False)
 
     @property
@@ -157,7 +159,8 @@ class RowBatches:
         self.count += 1
         rows = self.cut.of(batch)
         if self._first is None and self.cut.state.world.size > 1:
-            self._first = _digest(batch)
+            length = len(self.source) if isinstance(self.source, Iterable) and isinstance(self.source, Sized) else None
+            self._first = _digest(batch, length)
         return rows
 
     def ready(self, microbatches: Sequence[Any]) -> Sequence[Share]:
@@ -196,6 +199,8 @@ class RowBatches:
         try:
             return next(self._iterator)
         except StopIteration:
+            if not self.count:
+                raise ValueError("the data has no batch at all") from None
             raise ValueError(
                 f"the data ended after {self.count} global batches and cannot be read again: give an iterable that "
                 "can, such as a DataLoader or a list, an endless iterator, or fewer steps"
@@ -229,14 +234,14 @@ def require_one_batch(digest: bytes, state: ParallelState) -> None:
     everyone = state.axis("tp", "cp", "dp", "pp")
     if not all_same(digest, everyone.size, everyone.group):
         raise ValueError(
-            "the ranks read different global batches, and each takes its rows of one that all have read: shuffle with "
-            "the same seed on all of them, and leave out samplers that split the data by rank"
+            "the ranks read different global batches, or not as many, and each takes its rows of one that all have "
+            "read: shuffle with the same seed on all of them, and leave out samplers that split the data by rank"
         )
 
 
-def _digest(batch: Any) -> bytes:
-    """What a batch is known by: the bytes of all its tensors, in order."""
-    found = hashlib.sha256()
+def _digest(batch: Any, batches: int | None) -> bytes:
+    """What a batch is known by, the bytes of all its tensors, in order; and how many there are."""
+    found = hashlib.sha256(repr(batches).encode())
     for tensor in _leaves(batch):
         found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return found.digest()

@@ -61,10 +61,13 @@ def changed_rate(old: OptimizerConfig, new: OptimizerConfig, update: int) -> str
     differ = {name: values for name, values in differ.items() if values[0] != values[1]}
     if not differ:
         return None
-    before, now = (f"{learning_rate(config)(update):.3g}" for config in (old, new))
+    rates = [learning_rate(config)(update) for config in (old, new)]
+    digits = next((n for n in range(3, 17) if f"{rates[0]:.{n}g}" != f"{rates[1]:.{n}g}"), 3)  # that tell them apart
+    before, now = (f"{rate:.{digits}g}" for rate in rates)
+    was = "as it was to be" if before == now else f"was to be {before}"
     said = ", ".join(f"{name} {then} is now {value}" for name, (then, value) in differ.items())
     keep = " ".join(as_flag(name, then) for name, (then, _) in differ.items())
-    return f"{now} at step {update}, was to be {before}: {said}; to keep the former schedule, add {keep}"
+    return f"{now} at step {update}, {was}: {said}; to keep the former schedule, add {keep}"
 
 
 def learning_rate(config: OptimizerConfig) -> LearningRate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ class StageCall:
 
     def __init__(self, stages: int, loss: Loss | None, index: int, module: nn.Module) -> None:
         self.module, self.loss, self.last = module, loss, index == stages - 1
+        if loss is None:
+            require_share(module)
         self.draws = any(isinstance(part, Dropout) for part in module.modules())
 
     def __call__(self, x: Tensor | None, share: Share) -> Tensor:
@@ -56,8 +59,26 @@ class StageCall:
             return y
         loss: object = self.loss(y, targets)
         if not isinstance(loss, Tensor):
-            raise TypeError(f"the loss is a {type(loss).__name__}: it must be the tensor [] itself, not its .item()")
+            raise TypeError(
+                f"the loss is a {type(loss).__name__}: it must be one tensor [], the sum of its parts where it has "
+                "some, and no number such as its .item()"
+            )
         return loss * share.share
+
+
+def require_share(module: nn.Module) -> None:
+    """Raise TypeError for a module that is to be called with a `Share`, as nobody gave a loss, and takes none."""
+    try:
+        signature = inspect.signature(module.forward)
+    except ValueError:  # not known
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"without Trainer(loss=...) each stage is called as module(x, share) and the last returns the loss, but "
+            f"{type(module).__name__}.forward{signature} cannot be: give Trainer a loss(output, targets)"
+        ) from error
 
 
 @contextmanager
@@ -86,6 +107,8 @@ def require_meant(lr: object, optimizer: object, sharding: Sharding | str, on_no
     """Raise TypeError or ValueError for what a `Trainer` cannot have been given on purpose."""
     if not callable(lr) and (isinstance(lr, bool) or not isinstance(lr, int | float)):
         raise TypeError(f"lr={lr!r}: give a number, or a function from the number of an update to one")
+    if not callable(lr) and not lr >= 0:
+        raise ValueError(f"lr={lr!r}: a learning rate is 0 or more")
     kind = optimizer if isinstance(optimizer, type) else type(optimizer)
     if issubclass(kind, torch.optim.Optimizer):
         raise TypeError(

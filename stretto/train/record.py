@@ -117,6 +117,8 @@ class RunRecord:
     """A line is told after so many steps."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """What the run remembers of its configuration."""
+    unit: str = "tokens"
+    """What `tokens` counts: rows, where nobody said how many tokens a step has."""
 
 
 class Listener:

@@ -10,7 +10,9 @@ from typing import Any
 
 from stretto.checkpoint import Saved, Saver, prune, save
 from stretto.checkpoint.directory import Retention
+from stretto.checkpoint.peers import Peers
 from stretto.checkpoint.places import place
+from stretto.checkpoint.probe import require_shared
 from stretto.parallel_state import ParallelState
 from stretto.params import Slice
 from stretto.train.checkpointing import TrainState
@@ -40,7 +42,11 @@ class Saves:
         self._copied: list[Slice] = []
 
     def reserve(self) -> None:
-        """Get ready, so that the first save takes no longer than others."""
+        """Get ready, so that the first save takes no longer than others, and does not fail for where it goes.
+
+        Raises CheckpointError on all ranks where nothing can be written there, or not all see what is.
+        """
+        require_shared(self.policy.directory, Peers.of(self.state.world, self._group))
         if self.policy.asynchronous:
             self._asynchronous().reserve(self.train_state.slices())
 

@@ -50,6 +50,8 @@ class Outcome:
     """Of the loop, evaluation and saving included."""
     checkpoint_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    after: int = 0
+    """The step that it went on from."""
 
 
 class Trainer:
@@ -76,6 +78,7 @@ class Trainer:
         global_batch: rows of an optimizer step, over all ranks.
         micro_batch: rows that a rank computes at a time; None: all of its rows at once.
         boundary: the shape of what stages pass on, for one microbatch; with a pipeline only.
+        dtype: what the parameters are cast to, and what stages pass on; inputs are not cast.
         optimizer: from weights to their optimizer; None: `AdamW()`.
         lr: the learning rate, or a function from the number of an update, counted from 1, such as `LearningRate`.
         out: the directory of the run: `checkpoints/` and `metrics.jsonl`. None: nothing is written.
@@ -183,6 +186,7 @@ class Trainer:
             self.assembly.stepper.before_update = self._saves.before_update
         self._rate: Callable[[int], float] = lr if callable(lr) else lambda _: lr
         self._every = {"save_every": save_every, "eval_every": eval_every, "log_every": log_every}
+        self._unit = "rows" if work is None else "tokens"
         self.timeline = timeline or StartTimeline()
         self._check_replicas = check_replicas
         self._slow_ranks = None if waited is None else SlowRanks(state, waited)
@@ -221,9 +225,9 @@ class Trainer:
         heard = [each for each in listeners if first or each.everywhere]
         if first and metrics and self.out is not None:
             heard.insert(0, JsonLines(self.out / "metrics.jsonl", after=self.step))
-        told = Everyone(heard)
+        told, after = Everyone(heard), self.step
         try:
-            told.started(RunRecord(steps, self.step, self._every["log_every"], self.about))
+            told.started(RunRecord(steps, after, self._every["log_every"], self.about, self._unit))
             loop = self.loop(steps, told, stop=stop, before_step=before_step)
             began = time.perf_counter()
             if self._saves is not None:
@@ -231,7 +235,7 @@ class Trainer:
             finished = loop.run()
             self.assembly.weights.settle()
             seconds, totals = time.perf_counter() - began, self.meter.totals
-            return Outcome(finished, self.step, seconds, totals["checkpoint"], totals["evaluation"])
+            return Outcome(finished, self.step, seconds, totals["checkpoint"], totals["evaluation"], after)
         except (DivergedError, UnsoundError):
             if self._saves is not None:
                 self._saves.drain()

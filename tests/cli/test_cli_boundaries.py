@@ -388,6 +388,10 @@ def test_a_changed_schedule_is_told_with_both_rates() -> None:
     assert "decay_steps 8 is now 16" in said
     assert said.endswith("add --decay-steps 8")
     assert changed_rate(old, kept, 9) is None
+    long, longer = (parse([*base, "--steps", steps], env={}).args.optimizer for steps in ("4000", "14000"))
+    told = changed_rate(long, longer, 43)  # to three digits both are 0.001
+    assert told is not None
+    assert "0.001 at step 43, was to be 0.0009997" in told
 
 
 # --- a file in the way ---

@@ -86,6 +86,14 @@ def test_all_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in text for name in GENERATORS)
 
 
+def test_a_row_of_the_list_is_at_most_two_lines_of_eighty(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: what a schedule is in a column of sixteen letters, so that the list is longer than a screen."""
+    assert main(["list", "--pp", "4", "--microbatches", "8", "--width", "80"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 2 * len(GENERATORS) + 4
+    assert max(map(len, lines)) <= 80
+
+
 def test_colours_show_every_microbatch() -> None:
     text = coloured(simulate(schedule_for("1f1b", 2, 4)), 100).plain
     assert [text.splitlines()[0].count(str(mb)) for mb in range(1, 4)] == [2, 2, 2]

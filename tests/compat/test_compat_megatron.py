@@ -13,7 +13,8 @@ from stretto.arguments import parse
 from stretto.arguments.tree import settings
 from stretto.cli.convert import main
 from stretto.compat.megatron import Translation, translate, words_of
-from stretto.compat.megatron.flags import BY_HAND, DEFAULTS, MISSING, MOOT, SAME, SWITCHES
+from stretto.compat.megatron.flags import BY_HAND, DEFAULTS, MISSING, ONLY, SAME, SWITCHES
+from stretto.compat.megatron.moot import MOOT
 from stretto.compat.megatron.reference import PAGE, page
 
 pytestmark = pytest.mark.pure
@@ -126,6 +127,26 @@ def test_what_has_no_like_among_the_flags_of_experts_is_rejected() -> None:
         ("--mtp-num-layers 2 --mtp-loss-scaling-factor 0.3", {"model.mtp_layers": 2, "model.mtp_loss": 0.3}),
         ("--use-distributed-optimizer --overlap-param-gather", {"parallel.sharding": "zero1"}),
         ("--use-torch-fsdp2", {"parallel.sharding": "fsdp"}),
+        ("--save-interval 10", {"checkpoint.keep_every": 1}),  # no checkpoint of a run is removed
+        ("--save-interval 10 --save-retain-interval 100", {"checkpoint.keep_every": 100}),
+        (
+            "--position-embedding-type rope --use-rope-scaling --rope-scaling-factor 32",
+            {"model.rope_scaling": "llama3", "model.rope_factor": 32.0, "model.rope_original_positions": 8192},
+        ),
+        (
+            "--position-embedding-type rope --rotary-seq-len-interpolation-factor 2",
+            {"model.rope_scaling": "linear", "model.rope_factor": 2.0},
+        ),
+        (
+            "--num-layers 9 --pipeline-model-parallel-size 4 --decoder-first-pipeline-num-layers 2 "
+            "--decoder-last-pipeline-num-layers 1",
+            {"parallel.stage_layers": (2, 3, 3, 1)},
+        ),
+        (
+            "--num-layers 5 --pipeline-model-parallel-size 2 --decoder-last-pipeline-num-layers 1",
+            {"parallel.stage_layers": (4, 1)},
+        ),
+        ("--rerun-mode disabled --lr-warmup-init 0.0 --weight-decay-incr-style constant", {}),
         ("--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads", {"parallel.sharding": "zero2"}),
         ("--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params", {"parallel.sharding": "fsdp"}),
         ("--use-megatron-fsdp --use-distributed-optimizer", {"parallel.sharding": "none"}),  # Megatron-LM's default
@@ -183,6 +204,15 @@ def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -
     ("flags", "problem"),
     [
         ("--num-layer 3", "--num-layer: is not known; did you mean --num-layers?"),
+        ("--rerun-mode validate_results", "--rerun-mode: 'validate_results' is not available: steps are not run again"),
+        ("--lr-warmup-init 1e-6", "--lr-warmup-init: '1e-6' is not available: a warm-up begins at 0"),
+        ("--fp8-format e4m3 --fp8-recipe blockwise", "--fp8-recipe: 'blockwise' is not available: say --fp8-recipe"),
+        ("--kv-lora-rank 512", "--kv-lora-rank: latent attention is not translated: say --kv-lora-rank"),
+        ("--reset-attention-mask", "--reset-attention-mask: say --packing"),
+        (
+            "--num-layers 9 --pipeline-model-parallel-size 4 --decoder-first-pipeline-num-layers 2",
+            "--decoder-first-pipeline-num-layers: 7 other layers are not shared equally by 3 other stages",
+        ),
         ("--deepspeed_config ds.json", "--deepspeed_config: DeepSpeed's file is not read: say --sharding zero1"),
         ("--num-layers many", "--num-layers: 'many' is text, must be a whole number"),
         ("--high-priority-stream-groups tp ep", "ep: not available; there is tp, cp, pp, dp, dp_cp"),
@@ -196,7 +226,7 @@ def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -
         ),
         ("--fp8-format hybrid", "--fp8-format: delayed scaling, Megatron-LM's default, is not"),
         ("--fp8-format hybrid --fp8-recipe delayed", "--fp8-format: delayed scaling, Megatron-LM's default, is not"),
-        ("--fp8-format hybrid --fp8-recipe mxfp8", "--fp8-recipe: 'mxfp8' is not available; there is tensorwise"),
+        ("--fp8-format hybrid --fp8-recipe mxfp8", "--fp8-recipe: 'mxfp8' is not available: say --fp8-recipe"),
         ("--fp8-format e4m3 --fp8-recipe tensorwise", "--fp8-format: 'e4m3' is not available; there is hybrid"),
         ("--lr $LR", "--lr: the value of $LR is not known here"),
         ("--lr 1 2", "--lr: takes one value, got 2"),
@@ -236,7 +266,7 @@ def test_what_megatron_demands_is_demanded() -> None:
 
 
 def test_every_flag_has_one_meaning() -> None:
-    tables = (SAME, SWITCHES, MOOT, BY_HAND, MISSING)
+    tables = (SAME, SWITCHES, MOOT, BY_HAND, MISSING, ONLY)
     flags = [flag for table in tables for flag in table]
     assert len(flags) == len(set(flags))
     paths = [*SAME.values(), *DEFAULTS, *(path for path, _ in SWITCHES.values())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,6 +35,22 @@ def test_peers_of_a_failed_rank_hear_of_it_before_the_time_out(pool: Pool) -> No
     for rank in (0, 2, 3):
         assert said[rank][0] == "RuntimeError"
     assert all(seconds < 10 for _, seconds in said)
+
+
+def wait_in_vain(world: World) -> float:
+    start = time.monotonic()
+    with ParallelState.build(Layout.of(dp=2), replace(world, timeout=2.0)) as state:
+        if world.rank == 1:
+            time.sleep(4)
+            return 0.0
+        with pytest.raises(RuntimeError):
+            dist.all_reduce(torch.ones(1000), group=state.axis("dp").group)
+        return time.monotonic() - start
+
+
+def test_groups_wait_as_long_as_initialize_said(pool: Pool) -> None:
+    """Catches: `initialize(timeout=20)`, and a rank that does not come is waited for for ten minutes."""
+    assert pool.run(2, wait_in_vain, timeout=60)[0] < 4
 
 
 def fail_while_building(world: World) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from stretto.arguments import parse
 from stretto.console import console
 from stretto.data.lock import Progress
 from stretto.initialize.timeline import StartTimeline
 from stretto.report.progress import LiveProgress
 from stretto.report.start_up import StartUp
-from stretto.report.summary import curve, sample_panel
+from stretto.report.summary import curve, sample_panel, summary
 from stretto.report.tokenizing import Tokenizing
 from stretto.terminal import printable
+from stretto.train.metrics_file import JsonLines
 from stretto.train.record import EvalRecord, RunRecord, SaveRecord, StepRecord
+from stretto.train.trainer import Outcome
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -75,6 +79,50 @@ def test_a_terminal_has_all_figures_under_a_bar(width: int) -> None:
     assert all(any(figure in line for line in figures) for figure in SHOWN[1:])
     assert max(map(len, (bar, *figures))) <= width
     assert any("saving ..." in line for line in lines)
+
+
+def test_a_save_that_is_over_is_no_longer_shown() -> None:
+    """Catches: a run whose last picture says that it is saving."""
+    out = io.StringIO()
+    live = LiveProgress(console(file=out, width=80, force_terminal=True, color_system=None))
+    live.started(RunRecord(100_000, 99_900))
+    live.stepped(STEP)
+    live.saving(99_990)
+    live.saved(SaveRecord(99_990, Path("step-00099990"), 4.56))
+    before = out.tell()
+    live.close()
+    assert "12,346 ms" in out.getvalue()[before:]
+    assert "saving ..." not in out.getvalue()[before:]
+
+
+def test_a_run_that_has_made_all_its_steps_says_so() -> None:
+    """Catches: a program that is started again, ends at once, and says nothing."""
+    out = io.StringIO()
+    LiveProgress(console(file=out, width=80)).started(RunRecord(100, 100))
+    assert out.getvalue() == "step 100/100: all steps are made, there is nothing left to train\n"
+
+
+def test_the_table_tells_the_speed_of_the_part_that_ran_last(tmp_path: Path) -> None:
+    """Catches: tokens/s of each rank that are no share of the tokens/s beside them, as the ranks were fewer before."""
+    args = parse(["--preset", "tiny", "--out", str(tmp_path)], env={}).args
+    lines = JsonLines(tmp_path / "metrics.jsonl", after=0)
+    for n in range(1, 8):  # five steps of two ranks, then two of four
+        ranks = 2 if n <= 5 else 4
+        lines.stepped(replace(STEP, step=n, tokens_per_second=4000.0, tokens_per_second_per_gpu=4000.0 / ranks))
+    lines.close()
+    out = io.StringIO()
+    console(file=out, width=80).print(summary(args, None, {}, Outcome(True, 7, 1.0, after=5)))
+    assert "4,000, 1,000 each in the median step" in out.getvalue()
+
+
+def test_rows_are_not_called_tokens() -> None:
+    """Catches: tokens a second of a model that knows of none; a rate that is shown as 0.0000."""
+    out = io.StringIO()
+    live = LiveProgress(console(file=out, width=80))
+    live.started(RunRecord(100, unit="rows"))
+    live.stepped(replace(STEP, step=7, tflops_per_gpu_full=3.21e-5, tflops_per_gpu_causal=3.04e-5))
+    assert "1,234,567 rows/s" in out.getvalue()
+    assert "TFLOP/s 3.2e-05 full 3e-05 causal" in out.getvalue()
 
 
 def test_a_file_has_a_line_for_each_report() -> None:

@@ -176,6 +176,10 @@ def test_the_table_fits_eighty_columns_and_the_file_has_everything(pool: Pool) -
     assert data["layout"]["tp"] == 2
     assert data["first_forward"] is None
     assert len(data["differences"]) == len(found.differences)
+    long = "model.layers.1.post_attention_layernorm.weight"
+    named = [replace(d, quantity=d.quantity._replace(of=long)) for d in found.differences]
+    console.print(comparison(replace(found, differences=named), args, Layout.of()))
+    assert all("post_attention_layernorm" in line for line in console.export_text().splitlines() if "…" in line)
 
 
 def test_the_table_has_what_is_frozen(pool: Pool) -> None:

@@ -19,6 +19,7 @@ DEFAULTS: Final[Mapping[str, Value]] = MappingProxyType(
         "optimizer.weight_decay": 0.01,
         "optimizer.beta2": 0.999,
         "data.held_out": 0.031,
+        "checkpoint.keep_every": 1,
         "run.device": "cuda",
         "run.log_every": 100,
         "run.eval_every": 1000,
@@ -82,6 +83,7 @@ SAME: Final[Mapping[str, str]] = MappingProxyType(
         "--eval-interval": "run.eval_every",
         "--save": "checkpoint.out",
         "--save-interval": "checkpoint.save_every",
+        "--save-retain-interval": "checkpoint.keep_every",
     }
 )
 """Flags whose value goes over as it stands."""
@@ -101,60 +103,8 @@ SWITCHES: Final[Mapping[str, tuple[str, Value]]] = MappingProxyType(
 )
 """Flags without a value, and what each sets."""
 
-_LAUNCHER = "belongs to the launcher: torchrun, srun and mpirun are understood"
-_KERNELS = "chooses among implementations of the same arithmetic; there is one here"
-_ALWAYS = "is always so here"
-_BLOCKS = "each block is computed again by itself, with the same numbers"
-_SCALED_NOW = "a scale is that of the tensor as it is, without a history"
-_LOGS = "metrics always go to metrics.jsonl and TensorBoard files in the directory of the run"
-
-MOOT: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        **dict.fromkeys(("--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port"), _LAUNCHER),
-        **dict.fromkeys(("--distributed-backend", "--local-rank", "--rdzv-backend", "--rdzv-endpoint"), _LAUNCHER),
-        **dict.fromkeys(("--transformer-impl", "--use-mcore-models", "--attention-backend"), _KERNELS),
-        **dict.fromkeys(("--use-flash-attn", "--no-masked-softmax-fusion"), _KERNELS),
-        **dict.fromkeys(("--no-bias-swiglu-fusion", "--no-bias-dropout-fusion", "--no-rope-fusion"), _KERNELS),
-        **dict.fromkeys(("--no-gradient-accumulation-fusion", "--cross-entropy-loss-fusion"), _KERNELS),
-        **dict.fromkeys(("--no-persist-layer-norm", "--bias-swiglu-fusion", "--use-legacy-models"), _KERNELS),
-        **dict.fromkeys(("--attention-softmax-in-fp32", "--no-create-attention-mask-in-dataloader"), _KERNELS),
-        **dict.fromkeys(("--num-workers", "--no-mmap-bin-files", "--data-cache-path", "--dataloader-type"), _KERNELS),
-        **dict.fromkeys(("--tensorboard-dir", "--log-throughput", "--tensorboard-queue-size"), _LOGS),
-        **dict.fromkeys(("--log-timers-to-tensorboard", "--log-params-norm", "--log-num-zeros-in-grad"), _LOGS),
-        **dict.fromkeys(("--wandb-project", "--wandb-exp-name", "--wandb-save-dir", "--log-progress"), _LOGS),
-        **dict.fromkeys(("--overlap-grad-reduce", "--tp-comm-overlap", "--calculate-per-token-loss"), _ALWAYS),
-        **dict.fromkeys(("--overlap-param-gather", "--overlap-cpu-optimizer-d2h-h2d"), _ALWAYS),
-        **dict.fromkeys(("--use-torch-optimizer-for-cpu-offload",), "the device computes the update, here as there"),
-        **dict.fromkeys(("--no-pin-cpu-grads", "--no-pin-cpu-params"), "what lies in the host's memory is pinned"),
-        **dict.fromkeys(("--accumulate-allreduce-grads-in-fp32", "--use-checkpoint-opt_param-scheduler"), _ALWAYS),
-        **dict.fromkeys(("--recompute-method", "--recompute-num-layers"), _BLOCKS),
-        "--recompute-modules": "--recompute chooses what is computed again: norms and activation functions, or blocks",
-        **dict.fromkeys(("--fp8-amax-history-len", "--fp8-amax-compute-algo", "--fp8-interval"), _SCALED_NOW),
-        "--fp8-margin": _SCALED_NOW,
-        **dict.fromkeys(("--moe-grouped-gemm", "--moe-permute-fusion", "--moe-token-dispatcher-type"), _KERNELS),
-        **dict.fromkeys(("--moe-router-fusion", "--moe-router-padding-for-fp8", "--moe-enable-deepep"), _KERNELS),
-        **dict.fromkeys(("--moe-flex-dispatcher-backend", "--moe-hybridep-num-sms"), _KERNELS),
-        "--moe-router-dtype": "scores are in fp32 or wider, always",
-        "--moe-layer-recompute": "--recompute says what is computed again",
-        "--moe-shared-expert-overlap": "shared experts are computed while tokens travel, always",
-        "--overlap-moe-expert-parallel-comm": "say --ep-comm-overlap: half a microbatch computes meanwhile",
-        "--delay-wgrad-compute": "a weight gradient of experts is computed while gradients of rows travel, always",
-        "--moe-per-layer-logging": _LOGS,
-        "--max-position-embeddings": "positions reach as far as seq_len",
-        "--make-vocab-size-divisible-by": "the vocabulary need not divide, and checkpoints hold it unpadded",
-        "--no-position-embedding": "goes with rotary positions, which have no table",
-        "--apply-layernorm-1p": "a gain that is stored less one gets the same updates: neither is decayed",
-        "--ckpt-format": "checkpoints are torch.distributed.checkpoint's",
-        "--exit-signal-handler": "SIGTERM always leads to a save and an end that all ranks agree on",
-        "--manual-gc": "is about Python's garbage collector, not about the run",
-        "--manual-gc-interval": "is about Python's garbage collector, not about the run",
-        "--empty-unused-memory-level": "the allocator keeps its memory",
-        "--override-opt_param-scheduler": "the command line is always stronger than a checkpoint",
-    }
-)
-"""Flags that change nothing here, and why."""
-
 _DATA = "name text with --data: a directory of files, a .jsonl, or the .bin that preprocess_data.py made"
+_RESUME = "say --resume once the directory of the run has a checkpoint"
 _TOKENIZER = "name a tokenizer.json with --tokenizer"
 
 BY_HAND: Final[Mapping[str, str]] = MappingProxyType(
@@ -163,7 +113,12 @@ BY_HAND: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("--tokenizer-type", "--tokenizer-model", "--vocab-file", "--merge-file"), _TOKENIZER),
         "--tiktoken-pattern": _TOKENIZER,
         "--nccl-communicator-config-path": "say --min-ctas and --max-ctas, by axis",
-        "--load": "say --resume once the directory of the run has a checkpoint",
+        **dict.fromkeys(("--test-data-path", "--data-args-path", "--per-split-data-args-path"), _DATA),
+        "--vocab-extra-ids": _TOKENIZER,
+        "--overlap-moe-expert-parallel-comm": "say --ep-comm-overlap: half a microbatch computes meanwhile",
+        **dict.fromkeys(("--use-checkpoint-args", "--use-mp-args-from-checkpoint-args"), _RESUME),
+        "--pretrained-checkpoint": "say --init-from with the directory of a Hugging Face model",
+        "--load": _RESUME,
     }
 )
 """Flags that name files, and what to say instead."""
@@ -172,6 +127,10 @@ _BALANCING = "say --moe-router-load-balancing-type aux_loss, or none with --moe-
 _DECOUPLED = "say --param-groups '*embed_tokens*|lm_head*: lr=FACTOR', which multiplies the rate of both, its end too"
 _PROFILED = "say --profile steps=10:13"
 _DEEPSPEED = "DeepSpeed's file is not read: say --sharding zero1, zero2 or fsdp for its ZeRO stage 1, 2 or 3"
+_LATENT = "latent attention is not translated: say --kv-lora-rank, --q-lora-rank, --head-dim and --rope-head-dim"
+_DOCUMENTS = "say --packing: whole documents in a row, which do not see each other"
+_CLAMPED = "say --activation clamped-swiglu for that of gpt-oss"
+_SPLIT = "layers are dealt to stages by what they take, embedding and head included; or say --stage-layers"
 _ALL_LAYERS = "with fp8 the matrices of all layers are in it"
 
 MISSING: Final[Mapping[str, str]] = MappingProxyType(
@@ -179,7 +138,26 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         "--moe-input-jitter-eps": "what enters a router is not disturbed",
         "--moe-pad-expert-input-to-capacity": "no row is padded",
         "--moe-latent-size": "experts work at the hidden size",
-        "--multi-latent-attention": "its flags are not translated: say --kv-lora-rank, --rope-head-dim and --head-dim",
+        "--multi-latent-attention": _LATENT,
+        **dict.fromkeys(("--q-lora-rank", "--kv-lora-rank", "--qk-head-dim", "--qk-pos-emb-head-dim"), _LATENT),
+        **dict.fromkeys(("--v-head-dim", "--rotary-scaling-factor", "--mscale", "--mscale-all-dim"), _LATENT),
+        **dict.fromkeys(("--reset-position-ids", "--reset-attention-mask"), _DOCUMENTS),
+        "--eod-mask-loss": "the token that ends a document is learned, too",
+        "--moe-router-force-load-balancing": "routers choose; made-up loads are for benchmarks",
+        "--moe-router-topk-limited-devices": "say --moe-router-num-groups and --moe-router-group-topk",
+        "--moe-extended-tp": "say --expert-tensor-parallel-size",
+        "--moe-apply-probs-on-input": "outputs of experts are weighted, not what enters them",
+        "--rotary-interleaved": "a feature turns with the one half of the rotated features away",
+        **dict.fromkeys(("--window-size", "--window-attn-skip-freq"), "say --window and --global-layers"),
+        "--softmax-type": "say --attention-sinks for learnable",
+        **dict.fromkeys(("--quick-geglu", "--glu-linear-offset", "--activation-func-clamp-value"), _CLAMPED),
+        "--fp32-residual-connection": "the residual is in the dtype of the run",
+        "--fp4-format": "there is fp8: --fp8 tensorwise or rowwise",
+        **dict.fromkeys(("--account-for-embedding-in-pipeline-split", "--account-for-loss-in-pipeline-split"), _SPLIT),
+        "--sft": "say --format chat",
+        "--ckpt-step": "a run goes on from its newest whole checkpoint",
+        "--skip-train": "--steps says how many updates are made",
+        **dict.fromkeys(("--use-pytorch-profiler", "--profile-ranks", "--record-memory-history"), _PROFILED),
         **dict.fromkeys(("--first-last-layers-bf16", "--num-layers-at-start-in-bf16"), _ALL_LAYERS),
         "--num-layers-at-end-in-bf16": _ALL_LAYERS,
         "--no-fp8-wgrad": "with one scale for a tensor all three products are in fp8; say --fp8 rowwise in its place",
@@ -204,3 +182,12 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """Flags for what Stretto does not do: rejected, since a run without them would be another one."""
+
+ONLY: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
+    {
+        "--rerun-mode": (("disabled",), "steps are not run again to find faulty hardware; see --check-replicas"),
+        "--weight-decay-incr-style": (("constant",), "weight decay is constant"),
+        "--lr-warmup-init": (("0", "0.0", "0.", "0e0"), "a warm-up begins at 0"),
+    }
+)
+"""Flags that say what is so anyway, and are rejected with any other value."""

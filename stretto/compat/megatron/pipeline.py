@@ -29,10 +29,32 @@ def interleaved(g: Given) -> Iterator[Setting]:
         raise RejectedError(group, f"groups are of as many microbatches as there are ranks, {pp}, or a few more")
 
 
+ENDS = ("--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers")
+
+
+def _ends(g: Given) -> Iterator[Setting]:
+    """How many layers the first and the last stage have; the others share the rest equally."""
+    said = [flag for flag in ENDS if flag in g]
+    if not said or "--num-layers" not in g:
+        return
+    flag, pp = said[0], positive(g, "--pipeline-model-parallel-size") if "--pipeline-model-parallel-size" in g else 1
+    if any(name in g for name in _SEVERAL):
+        raise RejectedError(flag, "with several stages on a rank is not translated: say --stage-layers")
+    first, last = ([positive(g, end)] if end in g else [] for end in ENDS)
+    rest, others = positive(g, "--num-layers") - sum(first + last), pp - len(said)
+    if others < 0 or rest < 0 or (rest % others if others else rest):
+        raise RejectedError(flag, f"{rest} other layers are not shared equally by {others} other stages")
+    yield "parallel.stage_layers", (*first, *[rest // max(others, 1)] * others, *last), ", ".join(said)
+
+
+_SEVERAL = ("--num-virtual-stages-per-pipeline-rank", "--num-layers-per-virtual-pipeline-stage")
+
+
 def stages(g: Given) -> Iterator[Setting]:
     """An explicit layout; how many stages of it a rank has follows."""
     flag = "--pipeline-model-parallel-layout"
     if flag not in g:
+        yield from _ends(g)
         return
     pp = positive(g, "--pipeline-model-parallel-size") if "--pipeline-model-parallel-size" in g else 1
     text = one(g, flag)

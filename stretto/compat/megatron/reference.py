@@ -15,12 +15,13 @@ from stretto.compat.megatron.flags import (
     DEFAULTS,
     LEARNING_RATE,
     MISSING,
-    MOOT,
+    ONLY,
     RECOMPUTE,
     REQUIRED,
     SAME,
     SWITCHES,
 )
+from stretto.compat.megatron.moot import MOOT
 from stretto.compat.megatron.rules import COMPUTED
 
 PAGE = "megatron.md"
@@ -54,6 +55,8 @@ def _page() -> Iterator[str]:
     yield from (f"| `{path}` | {as_text(value)} |" for path, value in DEFAULTS.items())
     yield from ("", "## What Megatron-LM demands", "", ", ".join(f"`{flag}`" for flag in REQUIRED))
     yield from ("", "## What comes near and is not the same", "", f"- {LEARNING_RATE}.", f"- {RECOMPUTE}.")
+    yield from ("", "## Rejected with another value", "", "| flag | value | reason |", "| --- | --- | --- |")
+    yield from (f"| `{flag}` | {values[0]} | {reason} |" for flag, (values, reason) in ONLY.items())
     for title, flags in (("Changes nothing here", MOOT), ("To be said by hand", BY_HAND), ("Rejected", MISSING)):
         yield from ("", f"## {title}", "", "| flag | reason |", "| --- | --- |")
         yield from (f"| `{flag}` | {reason} |" for flag, reason in flags.items())

@@ -12,7 +12,7 @@ from stretto.compat.megatron.experts import SWITCHED, experts
 from stretto.compat.megatron.flags import DEFAULTS, SWITCHES
 from stretto.compat.megatron.given import Given, RejectedError, Setting, choice, number, one, positive, value
 from stretto.compat.megatron.optimizer import AWARE, OFFLOAD, OPTIMIZER_FLAGS, optimizer
-from stretto.compat.megatron.pipeline import interleaved, stages
+from stretto.compat.megatron.pipeline import ENDS, interleaved, stages
 
 Rule = Callable[[Given], Iterator[Setting]]
 
@@ -59,6 +59,21 @@ def _positions(g: Given) -> Iterator[Setting]:
         yield "model.rope_share", value(g, "--rotary-percent", "model.rope_share"), "--rotary-percent"
 
 
+def _stretched(g: Given) -> Iterator[Setting]:
+    """Longer contexts: Llama 3's stretch of slow wavelengths, from 8,192 positions in Megatron-LM, or one of all."""
+    llama, factor, linear = "--use-rope-scaling", "--rope-scaling-factor", "--rotary-seq-len-interpolation-factor"
+    rotary = "--use-rotary-position-embeddings" in g or g.get("--position-embedding-type") == ("rope",)
+    if llama in g and linear in g:
+        raise RejectedError(llama, f"and {linear} stretch twice: say one of them")
+    if rotary and llama in g:
+        yield "model.rope_scaling", "llama3", llama
+        yield "model.rope_factor", number(g, factor) if factor in g else 8.0, factor if factor in g else f"no {factor}"
+        yield "model.rope_original_positions", 8192, llama
+    elif rotary and linear in g and number(g, linear) != 1:
+        yield "model.rope_scaling", "linear", linear
+        yield "model.rope_factor", number(g, linear), linear
+
+
 def _sequence_parallel(g: Given) -> Iterator[Setting]:
     tp = number(g, "--tensor-model-parallel-size") if "--tensor-model-parallel-size" in g else 1
     if "--sequence-parallel" in g and tp > 1:  # Megatron-LM drops it in silence at tp = 1
@@ -85,6 +100,8 @@ def _fp8(g: Given) -> Iterator[Setting]:
         return
     if recipe not in g or one(g, recipe) == "delayed":
         raise RejectedError(form, f"delayed scaling, Megatron-LM's default, is not available: say {recipe} tensorwise")
+    if one(g, recipe) in ("blockwise", "mxfp8", "nvfp4"):
+        raise RejectedError(recipe, f"{one(g, recipe)!r} is not available: say {recipe} tensorwise, or --fp8 rowwise")
     kind = choice(g, recipe, {"tensorwise": "tensorwise"})
     choice(g, form, {"hybrid": "hybrid"})  # e4m3, and e5m2 for gradients of activations
     yield "run.fp8", kind, f"{form} and {recipe}"
@@ -216,6 +233,7 @@ COMPUTED: Mapping[Rule, tuple[str, ...]] = {
         "--rotary-base",
         "--rotary-percent",
     ),
+    _stretched: ("--use-rope-scaling", "--rope-scaling-factor", "--rotary-seq-len-interpolation-factor"),
     _sequence_parallel: ("--sequence-parallel",),
     _attention_dropout: ("--attention-dropout",),
     _recompute: ("--recompute-granularity", "--recompute-activations"),
@@ -235,7 +253,7 @@ COMPUTED: Mapping[Rule, tuple[str, ...]] = {
         "--num-layers-per-virtual-pipeline-stage",
         "--microbatch-group-size-per-virtual-pipeline-stage",
     ),
-    stages: ("--pipeline-model-parallel-layout",),
+    stages: ("--pipeline-model-parallel-layout", *ENDS),
     _streams: ("--high-priority-stream-groups",),
     _clock: ("--distributed-timeout-minutes", "--exit-duration-in-mins"),
     optimizer: OPTIMIZER_FLAGS,
@@ -262,6 +280,7 @@ BARE = frozenset(
         *SWITCHED,
         *(*SWITCHES, "--swiglu", "--openai-gelu", "--no-bias-gelu-fusion", "--group-query-attention"),
         *(OFFLOAD, AWARE, "--sequence-parallel", "--use-rotary-position-embeddings", "--recompute-activations"),
+        "--use-rope-scaling",
         *("--use-distributed-optimizer", "--use-megatron-fsdp", "--use-torch-fsdp2", "--overlap-param-gather"),
     ]
 )

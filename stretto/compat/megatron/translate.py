@@ -18,14 +18,15 @@ from stretto.compat.megatron.flags import (
     DEFAULTS,
     LEARNING_RATE,
     MISSING,
-    MOOT,
+    ONLY,
     RECOMPUTE,
     REQUIRED,
     SAME,
     SWITCHES,
     UNSAID,
 )
-from stretto.compat.megatron.given import Given, RejectedError, Setting, UnfilledError, value
+from stretto.compat.megatron.given import Given, RejectedError, Setting, UnfilledError, one, value
+from stretto.compat.megatron.moot import MOOT
 from stretto.compat.megatron.rules import BARE, COMPUTED, NEVER, Rule, global_batch
 
 
@@ -59,6 +60,7 @@ def translate(words: Sequence[Sequence[str]], *, processes: int | None = None) -
     ]
     rejected += [_rejection(f, f"takes no value, got {' '.join(v)}") for f, v in given.items() if _overfull(f, v)]
     rules: list[Rule] = [partial(_copied, flag=flag) for flag in (*SAME, *SWITCHES) if flag in given]
+    rules += [partial(_only, flag=flag) for flag in ONLY if flag in given]
     rules += [*COMPUTED, partial(global_batch, processes=processes)]
     for rule in rules:
         try:
@@ -72,7 +74,7 @@ def translate(words: Sequence[Sequence[str]], *, processes: int | None = None) -
         values.pop("run.eval_batches", None)
     return Translation(
         values,
-        {flag: MOOT[flag] for flag in given if flag in MOOT},
+        {flag: MOOT[flag] for flag in given if flag in MOOT} | {flag: ONLY[flag][1] for flag in given if flag in ONLY},
         {flag: BY_HAND[flag] for flag in given if flag in BY_HAND},
         tuple(rejected),
         tuple(_notes(given, values["data.held_out"][0])),
@@ -126,4 +128,11 @@ def _copied(g: Given, flag: str) -> Iterator[Setting]:
         yield SAME[flag], value(g, flag, SAME[flag]), flag
 
 
-_KNOWN = frozenset((*SAME, *SWITCHES, *MOOT, *BY_HAND, *MISSING, *chain(*COMPUTED.values())))
+def _only(g: Given, flag: str) -> Iterator[Setting]:
+    known, reason = ONLY[flag]
+    if (said := one(g, flag)) not in known:
+        raise RejectedError(flag, f"{said!r} is not available: {reason}")
+    yield from ()
+
+
+_KNOWN = frozenset((*SAME, *SWITCHES, *ONLY, *MOOT, *BY_HAND, *MISSING, *chain(*COMPUTED.values())))
