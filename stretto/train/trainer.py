@@ -252,11 +252,10 @@ class Trainer:
         before_step: Callable[[int], object] = bool,
     ) -> Loop:
         """What `fit` runs, for who advances it a step at a time."""
-        pace = Pace(steps, self._rate, **self._every)
         return Loop(
             self.assembly,
             self.train_state,
-            pace,
+            Pace(steps, self._rate, **self._every),
             self.meter,
             listener,
             self._saves,
