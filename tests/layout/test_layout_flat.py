@@ -1,7 +1,7 @@
 """Flat storage: shards are equal, aligned and cover all; a range of a tensor is a few rectangles that tile it.
 
 Faults to catch: a tensor that begins unaligned; shards of unequal length; a row cut in two counted whole; the last row
-left out; padding that is none.
+left out; a gap of one element overlooked; a gap of none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import pairwise, product
 from math import prod
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stretto.layout.flat import ALIGNMENT, Flat, overlap, rectangles
@@ -37,10 +37,12 @@ def test_shards_are_equal_and_cover_every_tensor(sizes: tuple[int, ...], shards:
 
 
 @given(SIZES, st.integers(1, 4))
+@example((ALIGNMENT - 1, ALIGNMENT), 1)
 def test_gaps_are_what_no_tensor_has(sizes: tuple[int, ...], shards: int) -> None:
     flat = Flat(sizes, shards)
     held = sorted(n for each in (*flat.spans, *flat.gaps) for n in each)
     assert held == list(range(flat.numel))
+    assert all(flat.gaps)
 
 
 @given(st.lists(st.integers(1, 6), max_size=4), st.data())

@@ -25,7 +25,8 @@ FLAT = Said(
         "    if end and not (begin and first == last):\n",
         "    if False:\n",
     ),
-    Fault("padding that is none", "layout/flat.py", "if a.stop < b.start]", "if a.stop < b.start - 1]"),
+    Fault("a gap of one element overlooked", "layout/flat.py", "if a.stop < b.start]", "if a.stop < b.start - 1]"),
+    Fault("a gap of none", "layout/flat.py", "if a.stop < b.start]", "]"),
 )
 
 SHARDING = Said(
