@@ -74,6 +74,11 @@ def inspect(path: Path) -> Marker:
     if is_local(path) and not path.is_dir():  # an object store has files alone
         raise CheckpointError(f"{path} is not a directory: name a checkpoint such as <directory>/step-00000150")
     if not (path / MARKER).exists():
+        if (path / "config.json").exists():
+            raise CheckpointError(
+                f"{path} is the directory of a Hugging Face model, not a checkpoint: stretto train --init-from {path} "
+                "goes on with it"
+            )
         raise CheckpointError(f"{path} has no {MARKER}: its save did not finish; load an earlier checkpoint")
     marker = read_marker(path)
     for name, size in marker.sizes.items():

@@ -26,6 +26,9 @@ COMMANDS: Final = {
     "completion": "write what bash, zsh or fish complete these words by",
 }
 
+STORE_CLIENTS: Final = {"botocore", "aiobotocore", "s3fs", "gcsfs", "google", "adlfs", "azure", "aiohttp", "fsspec"}
+"""Packages whose errors are of a store, not of this program."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for a wrong command line or configuration, 1 for a failure."""
@@ -53,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None or name == "train":
             raise
         say(f"stretto {name}: {error.filename}: {error.strerror}")
+        return 2
+    except Exception as error:
+        if name == "train" or type(error).__module__.partition(".")[0] not in STORE_CLIENTS:
+            raise
+        say(f"stretto {name}: {type(error).__name__}: {error}")  # a wrong endpoint, name or key of a store
         return 2
     assert isinstance(code, int)
     return code

@@ -25,6 +25,7 @@ from stretto.arguments.tree import sections, settings
 from stretto.cli.command import USAGE_ERROR, options
 from stretto.cli.megatron import as_layer, print_notes
 from stretto.compat.megatron import Script, Translation, script_of, translate
+from stretto.compat.others import of_another
 from stretto.terminal import hand_on, say
 
 _LARGEST = 2**20
@@ -65,12 +66,16 @@ def main(argv: Sequence[str]) -> int:
     said: Command = options(FORMS[0], own)
     path = None if said.script is None else Path(said.script)
     try:
+        text = _text(path)
         script = script_of(
-            _text(path),
+            text,
             name=said.script,
             arguments=[*said.arguments, *rest],
             given=_given(said.set),
         )
+        if not script.flags and (words := of_another(text)):
+            say(f"stretto convert: {words}")
+            return USAGE_ERROR
         return convert(script, None if said.out is None else Path(said.out), partial=said.partial)
     except _WordError as error:
         say(f"stretto convert: {error}")

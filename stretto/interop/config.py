@@ -16,7 +16,7 @@ from typing import Any
 
 from stretto import reading
 from stretto.arguments.model import ModelConfig
-from stretto.interop.errors import InteropError
+from stretto.interop.errors import InteropError, of_a_run
 from stretto.interop.families import FAMILIES, GATED, PLAIN, Family
 from stretto.interop.fields import NEUTRAL, ONLY, TRAINING
 from stretto.interop.names import PREDICTS_FURTHER
@@ -140,7 +140,7 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
     try:
         raw = reading.read_json(path, limit)
     except UnreadableError as error:
-        raise InteropError(f"cannot read {path}: {error}", []) from error
+        raise InteropError(f"cannot read {path}: {error}{of_a_run(path.parent)}", []) from error
     if not isinstance(raw, dict):
         raise InteropError(f"{path} holds no JSON object", [])
     return raw

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+
+def of_a_run(directory: Path) -> str:
+    """What to do with a directory that is no model, where it is that of a run or of a checkpoint."""
+    if not any((directory / name).exists() for name in ("resolved.toml", "COMPLETE")):
+        return ""
+    return "; it is of a run: go on with it by --resume, or make a model of it with `stretto export`"
 
 
 class InteropError(ValueError):

@@ -42,7 +42,7 @@ from stretto.train.step import OnNonfinite, Optimizer
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """How a run ended that went on from step `after`."""
 
     finished: bool
     step: int
@@ -51,7 +51,6 @@ class Outcome:
     checkpoint_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     after: int = 0
-    """The step that it went on from."""
 
 
 class Trainer:

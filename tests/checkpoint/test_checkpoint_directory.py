@@ -122,3 +122,10 @@ def test_in_memory_by_a_url() -> None:
 def test_a_protocol_that_is_not_there_is_a_sentence() -> None:
     with pytest.raises(CheckpointError, match="nosuch://x"):
         write("nosuch://x", 1)  # type: ignore[arg-type]
+
+
+def test_a_model_is_no_checkpoint_that_was_not_finished(tmp_path: Path) -> None:
+    """Catches: advice to load an earlier one, where there never was any."""
+    (tmp_path / "config.json").touch()
+    with pytest.raises(CheckpointError, match="the directory of a Hugging Face model, not a checkpoint"):
+        load(tmp_path, [], HERE)

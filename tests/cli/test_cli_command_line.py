@@ -123,3 +123,20 @@ def test_completion_knows_every_command_of_every_shell() -> None:
         assert [name for name in COMMANDS if name not in script] == []
         assert "prune" in script
         assert "sharding" in script
+
+
+def test_an_error_of_a_store_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a page of a client's frames for a wrong endpoint."""
+
+    class NoEndpointError(Exception):
+        pass
+
+    def listed(_: object) -> int:
+        raise NoEndpointError("Could not connect")
+
+    monkeypatch.setattr("stretto.cli.checkpoint.main", listed)
+    with pytest.raises(NoEndpointError):  # of nobody knows whom: it is shown
+        main(["checkpoint", "list", "s3://bucket/run"])
+    monkeypatch.setattr(NoEndpointError, "__module__", "botocore.exceptions")
+    assert main(["checkpoint", "list", "s3://bucket/run"]) == 2
+    assert capsys.readouterr().err == "stretto checkpoint: NoEndpointError: Could not connect\n"

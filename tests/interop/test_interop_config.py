@@ -195,3 +195,13 @@ def test_a_shape_of_no_family_says_what_stands_against_each() -> None:
     with pytest.raises(InteropError) as raised:
         write_config(ModelConfig(vocab=61, norm="layer"), seq_len=64, dtype="float32")
     assert "llama: norm = layer, not rms" in raised.value.reasons
+
+
+def test_a_directory_of_a_run_is_no_model(tmp_path: Path) -> None:
+    """Catches: 'no such file', to somebody who starts from what another run has trained."""
+    with pytest.raises(InteropError, match="cannot read") as raised:
+        read_config(tmp_path)
+    assert "stretto export" not in str(raised.value)
+    (tmp_path / "resolved.toml").touch()
+    with pytest.raises(InteropError, match=r"it is of a run: go on with it by --resume, or .* `stretto export`"):
+        read_config(tmp_path)

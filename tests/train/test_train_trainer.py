@@ -6,7 +6,6 @@ Each test names the fault that it catches.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import stretto
-from stretto.checkpoint import CheckpointError
 from stretto.distributed import AdamWRule
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
@@ -233,46 +231,6 @@ def _shuffled(world: World) -> str:
 def test_ranks_that_shuffle_each_for_themselves_are_told(pool: Pool) -> None:
     """Catches: rows that are of no one's global batch, and gradients that no one asked for."""
     assert all("the same seed on all of them" in said for said in pool.run(2, _shuffled))
-
-
-def _shorter(world: World) -> None:
-    with ParallelState.build(Layout.of(dp=world.size), world) as state:
-        data = [batch(n) for n in range(3 - world.rank)]
-        with pytest.raises(ValueError, match="or not as many"):
-            stretto.Trainer(plain(), state, data=data, loss=F.mse_loss, **SAID).fit(1, stop=bool)
-
-
-def test_ranks_with_lists_of_other_lengths_are_told(pool: Pool) -> None:
-    """Catches: from the second epoch on, rows of two global batches in one."""
-    pool.run(2, _shorter)
-
-
-def _apart(world: World, path: Path) -> None:
-    here = Path.cwd()
-    (own := path / f"node{world.rank}").mkdir()
-    os.chdir(own)  # a directory of one name that is another on each node
-    try:
-        with ParallelState.build(Layout.of(dp=world.size), world) as state:
-            said: dict[str, Any] = {"data": batch, "loss": F.mse_loss, **SAID}
-            with stretto.Trainer(plain(), state, out="run", **said) as trainer:
-                with pytest.raises(CheckpointError, match=r"rank 1: .*cannot be seen here: .* all ranks share"):
-                    trainer.fit(1, stop=bool)
-                assert trainer.step == 0
-            (path / "file").touch()
-            with stretto.Trainer(plain(), state, out=path, checkpoint_dir=path / "file", **said) as trainer:
-                with pytest.raises(CheckpointError, match=r"cannot be written to, .*: File exists"):
-                    trainer.fit(1, stop=bool)
-                assert trainer.step == 0
-            with stretto.Trainer(plain(), state, out=path / "shared", **said) as trainer:
-                trainer.fit(1, stop=bool)
-                assert [each.name for each in (path / "shared/checkpoints").iterdir()] == ["step-00000001"]
-    finally:
-        os.chdir(here)
-
-
-def test_where_checkpoints_cannot_lie_is_told_before_the_first_step(pool: Pool, tmp_path: Path) -> None:
-    """Catches: a run that finds out at its first save, or waits for ever for parts that lie on another node's disk."""
-    pool.run(2, _apart, tmp_path)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

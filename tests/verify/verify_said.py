@@ -25,7 +25,7 @@ from verify_said_experts import (
 from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
-from verify_said_loop import ATTACK, BUFFERS, EXCHANGE, READBACK
+from verify_said_loop import ATTACK, BUFFERS, EARLY, EXCHANGE, READBACK
 from verify_said_residence import RESIDENCE
 from verify_said_schedules import SCHEDULES
 from verify_said_sharding import (
@@ -682,6 +682,7 @@ SAID = (
     KERNELS,
     KERNELS_FP8,
     READBACK,
+    EARLY,
     BUFFERS,
     ATTACK,
     EXCHANGE,

@@ -26,6 +26,28 @@ READBACK = Said(
     ),
 )
 
+EARLY = Said(
+    "tests/train/test_train_found_early.py",
+    Fault(
+        "ranks that have lists of other lengths",
+        "train/batches.py",
+        "hashlib.sha256(repr(batches).encode())",
+        "hashlib.sha256()",
+    ),
+    Fault(
+        "a directory that lies on each node's own disk taken for one that all share",
+        "checkpoint/probe.py",
+        "if not _seen(probe):",
+        "if not _seen(probe.parent):",
+    ),
+    Fault(
+        "a directory that cannot be written to found out at the first save",
+        "train/saves.py",
+        "        require_shared(self.policy.directory, Peers.of(self.state.world, self._group))\n",
+        "",
+    ),
+)
+
 ATTACK = Said(
     "tests/initialize/test_initialize_attack.py",
     Fault(
