@@ -146,6 +146,10 @@ def test_what_has_no_like_among_the_flags_of_experts_is_rejected() -> None:
             "--num-layers 5 --pipeline-model-parallel-size 2 --decoder-last-pipeline-num-layers 1",
             {"parallel.stage_layers": (4, 1)},
         ),
+        (
+            "--num-layers 8 --pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 2",
+            {"parallel.vpp": 2, "parallel.schedule": "interleaved", "parallel.stage_layers": (2, 2, 2, 2)},
+        ),
         ("--rerun-mode disabled --lr-warmup-init 0.0 --weight-decay-incr-style constant", {}),
         ("--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads", {"parallel.sharding": "zero2"}),
         ("--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params", {"parallel.sharding": "fsdp"}),
@@ -291,7 +295,7 @@ def test_rejected_flags_and_broken_rules_are_told_together(tmp_path: Path, capsy
     [
         ("--num-virtual-stages-per-pipeline-rank 2", 2, None),
         ("--num-virtual-stages-per-pipeline-rank 1", None, None),
-        ("--num-layers-per-virtual-pipeline-stage 2", 4, None),
+        ("--num-layers-per-virtual-pipeline-stage 2", 4, (2,) * 8),
         ("--pipeline-model-parallel-layout 'Et*4|(t*4|)*2t*4L'", 2, (4, 4, 4, 4)),
         ("--pipeline-model-parallel-layout 'Et*8|t*8L'", None, (8, 8)),
     ],

@@ -38,7 +38,7 @@ EARLY = Said(
         "a directory that lies on each node's own disk taken for one that all share",
         "checkpoint/probe.py",
         "if not _seen(probe):",
-        "if not _seen(probe.parent):",
+        "if not probe:",
     ),
     Fault(
         "a directory that cannot be written to found out at the first save",

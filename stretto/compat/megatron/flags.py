@@ -127,7 +127,8 @@ _BALANCING = "say --moe-router-load-balancing-type aux_loss, or none with --moe-
 _DECOUPLED = "say --param-groups '*embed_tokens*|lm_head*: lr=FACTOR', which multiplies the rate of both, its end too"
 _PROFILED = "say --profile steps=10:13"
 _DEEPSPEED = "DeepSpeed's file is not read: say --sharding zero1, zero2 or fsdp for its ZeRO stage 1, 2 or 3"
-_LATENT = "latent attention is not translated: say --kv-lora-rank, --q-lora-rank, --head-dim and --rope-head-dim"
+_LATENT = "it is not translated: say --kv-lora-rank, --q-lora-rank, --head-dim and --rope-head-dim"
+_OF_LATENT = "latent attention is not translated: say"
 _DOCUMENTS = "say --packing: whole documents in a row, which do not see each other"
 _CLAMPED = "say --activation clamped-swiglu for that of gpt-oss"
 _SPLIT = "layers are dealt to stages by what they take, embedding and head included; or say --stage-layers"
@@ -139,8 +140,12 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         "--moe-pad-expert-input-to-capacity": "no row is padded",
         "--moe-latent-size": "experts work at the hidden size",
         "--multi-latent-attention": _LATENT,
-        **dict.fromkeys(("--q-lora-rank", "--kv-lora-rank", "--qk-head-dim", "--qk-pos-emb-head-dim"), _LATENT),
-        **dict.fromkeys(("--v-head-dim", "--rotary-scaling-factor", "--mscale", "--mscale-all-dim"), _LATENT),
+        **{flag: f"{_OF_LATENT} {flag}" for flag in ("--q-lora-rank", "--kv-lora-rank", "--v-head-dim")},
+        "--qk-head-dim": f"{_OF_LATENT} --head-dim, the sum of it and --qk-pos-emb-head-dim",
+        "--qk-pos-emb-head-dim": f"{_OF_LATENT} --rope-head-dim",
+        "--rotary-scaling-factor": f"{_OF_LATENT} --rope-scaling yarn --rope-factor",
+        "--mscale": f"{_OF_LATENT} --rope-mscale",
+        "--mscale-all-dim": f"{_OF_LATENT} --rope-mscale-all",
         **dict.fromkeys(("--reset-position-ids", "--reset-attention-mask"), _DOCUMENTS),
         "--eod-mask-loss": "the token that ends a document is learned, too",
         "--moe-router-force-load-balancing": "routers choose; made-up loads are for benchmarks",

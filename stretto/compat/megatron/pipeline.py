@@ -24,6 +24,8 @@ def interleaved(g: Given) -> Iterator[Setting]:
     if vpp > 1 and "--pipeline-model-parallel-layout" not in g:
         yield "parallel.vpp", vpp, flag
         yield "parallel.schedule", "interleaved", flag
+        if flag == layers:
+            yield "parallel.stage_layers", (positive(g, layers),) * (vpp * pp), flag
     group = "--microbatch-group-size-per-virtual-pipeline-stage"
     if group in g and positive(g, group) != pp:
         raise RejectedError(group, f"groups are of as many microbatches as there are ranks, {pp}, or a few more")
