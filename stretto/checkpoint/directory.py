@@ -28,6 +28,10 @@ class Skipped:
     path: Path
     reason: str
 
+    def __str__(self) -> str:
+        """What it is, and why; named once."""
+        return self.reason if self.reason.startswith(str(self.path)) else f"{self.path}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Found:

@@ -175,7 +175,7 @@ def _newest_of_rank_0(met: Meeting, launch: Launch, directory: str, required: bo
 def _newest(directory: Path, required: bool) -> list[Resumed]:
     found = latest_complete(directory)
     for skipped in found.skipped:
-        say(f"stretto train: passing over {skipped.path}: {skipped.reason}")
+        say(f"stretto train: passing over {skipped}")
     if found.path is None and not required:
         return []
     if found.path is None:

@@ -200,7 +200,7 @@ def newest(said: str) -> Path:
     for directory in (path, path / "checkpoints"):
         found = latest_complete(directory)
         for skipped in found.skipped:
-            say(f"stretto sample: passing over {skipped.path}: {skipped.reason}")
+            say(f"stretto sample: passing over {skipped}")
         if found.path:
             return found.path
     if not path.exists():

@@ -52,6 +52,7 @@ def test_it_says_which_newer_ones_were_skipped_and_why(tmp_path: Path) -> None:
     assert [s.path for s in found.skipped] == [cut, half]
     assert "__0_0.distcp has 1 bytes, " in found.skipped[0].reason
     assert "did not finish" in found.skipped[1].reason
+    assert [str(skipped).count(str(tmp_path)) for skipped in found.skipped] == [1, 1]
 
 
 def test_prune_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
