@@ -41,7 +41,16 @@ def replicate(module: M, state: ParallelState | None = None) -> M:
 
 
 def declare_rest(module: nn.Module) -> int:
-    """Declare what is not declared yet as whole on every rank, with the values that it has; how many there were."""
+    """Declare what is not declared yet as whole on every rank, with the values that it has; how many there were.
+
+    Raises ValueError for a module that sums gradients over ranks by itself.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"{name or 'the module'} is a DistributedDataParallel, which sums gradients by itself: hand over its "
+                ".module"
+            )
     known = {getattr(part, name) for part in module.modules() for name in declared_in(part)}
     before = len(known)
     for part in module.modules():

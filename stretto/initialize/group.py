@@ -41,11 +41,7 @@ def default_group(
 
     Raises `RuntimeError` when this process is in a default group already.
     """
-    if dist.is_initialized():
-        raise RuntimeError(
-            "this process is already in a default process group: leave it first, with "
-            "torch.distributed.destroy_process_group()"
-        )
+    require_no_group()
     backend = backend_for(device)
     dist.init_process_group(
         backend,
@@ -61,6 +57,15 @@ def default_group(
         _leave_at_once()
         raise
     dist.destroy_process_group()
+
+
+def require_no_group() -> None:
+    """Raise `RuntimeError` when this process is in a default group already."""
+    if dist.is_initialized():
+        raise RuntimeError(
+            "this process is already in a default process group: leave it first, with "
+            "torch.distributed.destroy_process_group(), or go on with the world of the stretto.initialize() before"
+        )
 
 
 def _leave_at_once() -> None:

@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Store
 from stretto.initialize import settings
 from stretto.initialize.environment import Launch, detect
 from stretto.initialize.failure_watch import LEARN_SECONDS, REQUEST_SECONDS, failing_with_peers
-from stretto.initialize.group import default_group
+from stretto.initialize.group import default_group, require_no_group
 from stretto.initialize.rendezvous import Meeting, rendezvous
 from stretto.initialize.roll_call import Server, call_roll
 from stretto.initialize.timeline import StartTimeline
@@ -85,6 +85,7 @@ def initialize(
         if launch.size == 1:
             yield replace(World.single(place), source=launch.source)
             return
+        require_no_group()  # the other ranks would wait for one that cannot come
         timeline = timeline or StartTimeline()
         with timeline.phase("rendezvous"):
             store, server = met or stack.enter_context(rendezvous(launch, timeout=start_timeout))

@@ -112,8 +112,8 @@ def require_meant(lr: object, optimizer: object, sharding: Sharding | str, on_no
     kind = optimizer if isinstance(optimizer, type) else type(optimizer)
     if issubclass(kind, torch.optim.Optimizer):
         raise TypeError(
-            f"optimizer is torch.optim's {kind.__name__}: give one of Stretto's, such as stretto.AdamW(), or take "
-            "stretto.shard(module, ...) and a loop of your own, in which torch.optim works"
+            f"optimizer is torch.optim's {kind.__name__}: give one of Stretto's, such as stretto.AdamW(), which "
+            "updates weights that lie in flat buckets, and parts of them on each rank"
         )
     if isinstance(sharding, str) and sharding not in MODES:
         raise ValueError(f"sharding={sharding!r}: take one of {', '.join(MODES)}")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from stretto.initialize import initialize
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
@@ -78,3 +79,18 @@ def fail_while_building(world: World) -> None:
 
 def test_a_build_that_fails_half_way_leaves_nothing(pool: Pool) -> None:
     pool.run(4, fail_while_building)
+
+
+def join_once_more(world: World) -> None:
+    here = {"RANK": f"{world.rank}", "WORLD_SIZE": "2", "LOCAL_RANK": f"{world.rank}", "LOCAL_WORLD_SIZE": "2"}
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "OMP_NUM_THREADS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (here | there).items():
+            patch.setenv(name, value)
+        with pytest.raises(RuntimeError, match=r"go on with the world of the stretto\.initialize\(\) before"):
+            initialize(device="cpu", start_timeout=1).__enter__()
+
+
+def test_a_process_that_joins_twice_is_told_at_once(pool: Pool) -> None:
+    """Catches: a meeting of ranks that have met already, at which all wait, or one comes too late."""
+    pool.run(2, join_once_more)

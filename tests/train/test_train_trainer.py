@@ -220,6 +220,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 }
 
 
+def _summed_twice(world: World) -> None:
+    with ParallelState.build(Layout.of(dp=world.size), world) as state:
+        wrapped = nn.parallel.DistributedDataParallel(plain())
+        with pytest.raises(ValueError, match=r"is a DistributedDataParallel, .* hand over its \.module"):
+            stretto.shard(wrapped, state)
+        with pytest.raises(ValueError, match="is a DistributedDataParallel"):
+            stretto.Trainer(wrapped, state, data=batch, loss=F.mse_loss, **SAID)
+
+
+def test_a_module_that_sums_gradients_by_itself_is_rejected(pool: Pool) -> None:
+    """Catches: gradients that cross the ranks twice, by two engines."""
+    pool.run(2, _summed_twice)
+
+
 def _shuffled(world: World) -> str:
     with ParallelState.build(Layout.of(dp=world.size), world) as state:
         trainer = stretto.Trainer(plain(), state, data=lambda n: batch(n + world.rank), loss=F.mse_loss, **SAID)
