@@ -268,7 +268,10 @@ DERIVATIONS: tuple[Derivation, ...] = (
         lambda a: (a.model.dim_ffn, "ffn") if a.model.experts else None,
     ),
     Derivation("model.vocab", ("data.tokenizer",), "the tokenizer's", _vocab),
-    Derivation("optimizer.decay_steps", ("run.steps",), "steps", lambda a: (a.run.steps, "steps")),
+    Derivation(
+        *("optimizer.decay_steps", ("run.steps", _DECAY), "steps, unless the rate is constant"),
+        lambda a: None if a.optimizer.lr_schedule == "constant" else (a.run.steps, "steps"),
+    ),
     Derivation(
         *("optimizer.cooldown_steps", ("optimizer.decay_steps", "optimizer.warmup_steps", _DECAY)),
         "(decay_steps - warmup_steps) // 5 for wsd",
