@@ -15,6 +15,7 @@ from stretto.arguments.override import Equation, Override, unused
 from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Value
+from stretto.arguments.tree import get, settings
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ def _no_overlap(a: Arguments) -> tuple[Value, str] | None:
 
 def _of_model(a: Arguments, why: Unused) -> bool:
     return why.when(a.model)
+
+
+def _of_checkpoints(a: Arguments, path: str) -> tuple[Value, str] | None:
+    none = settings()[path].default
+    return None if a.checkpoint.save or get(a, path) == none else (none, "no checkpoint is saved")
 
 
 def _has_none(a: Arguments) -> str:
@@ -142,6 +148,10 @@ OVERRIDES: tuple[Override, ...] = (
         lambda a: f"schedule = {a.parallel.schedule} and partition = {a.parallel.partition} ask for no times",
     ),
     *unused("data", "text_key", "data.format", lambda a: a.data.format == "chat", "format = chat reads whole records"),
+    *(
+        Override(path, ("checkpoint.save",), partial(_of_checkpoints, path=path))
+        for path in ("checkpoint.save_every", "run.sample_tokens")
+    ),
     *unused("run", "sample_prompt", "run.sample_tokens", lambda a: not a.run.sample_tokens, "no token is sampled"),
     *unused(
         *("checkpoint", "keep keep_every async_save", "checkpoint.save"),
@@ -268,7 +278,10 @@ DERIVATIONS: tuple[Derivation, ...] = (
         lambda a: (a.model.dim_ffn, "ffn") if a.model.experts else None,
     ),
     Derivation("model.vocab", ("data.tokenizer",), "the tokenizer's", _vocab),
-    Derivation("optimizer.decay_steps", ("run.steps",), "steps", lambda a: (a.run.steps, "steps")),
+    Derivation(
+        *("optimizer.decay_steps", ("run.steps", _DECAY), "steps, unless the rate is constant"),
+        lambda a: None if a.optimizer.lr_schedule == "constant" else (a.run.steps, "steps"),
+    ),
     Derivation(
         *("optimizer.cooldown_steps", ("optimizer.decay_steps", "optimizer.warmup_steps", _DECAY)),
         "(decay_steps - warmup_steps) // 5 for wsd",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stretto.arguments.graph_rules import without_graphs
+from stretto.arguments.group_rules import with_peers
 from stretto.arguments.layers import Layer
 from stretto.arguments.pipeline import with_stages_of
 from stretto.arguments.resolve import Resolved, resolve
@@ -46,7 +47,7 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
         tp_comm_overlap=args.parallel.tp_comm_overlap if cut else None,
         stage_layers=given if given is not None and len(given) == size["pp"] * layout.vpp else None,
     )
-    return graphed(replace(args, parallel=parallel, run=replace(args.run, nproc=layout.world)))
+    return graphed(with_peers(replace(args, parallel=parallel, run=replace(args.run, nproc=layout.world))))
 
 
 def graphed(args: Arguments) -> Arguments:

@@ -9,7 +9,7 @@ from typing import cast
 from stretto.arguments.rule import RuleViolation, rule
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
-from stretto.arguments.tree import get
+from stretto.arguments.tree import get, put
 from stretto.layout import DEFAULT_ORDER, Layout
 
 
@@ -33,16 +33,38 @@ def groups_have_peers(a: Arguments) -> RuleViolation | None:
     alone: set[str] = set()
     nearby: dict[str, Sequence[Value]] = {}
     for path in _PER_AXIS:
-        said = cast("tuple[str | tuple[str, int], ...]", get(a, path))
-        kept = [entry for entry in said if _size(a, entry if isinstance(entry, str) else entry[0]) > 1]
+        said, kept = _said(a, path), _kept(a, path)
         if len(kept) < len(said):
-            alone |= {entry if isinstance(entry, str) else entry[0] for entry in said if entry not in kept}
-            nearby[path] = (cast(Value, tuple(kept)),)
+            alone |= {_axis(entry) for entry in said if entry not in kept}
+            nearby[path] = (cast(Value, kept),)
     if not alone:
         return None
     return RuleViolation(
         f"{', '.join(f'{axis} = {_size(a, axis)}' for axis in sorted(alone))}: there are no groups", nearby
     )
+
+
+def with_peers(a: Arguments) -> Arguments:
+    """The same run, where nothing is said of the groups of an axis of one rank."""
+    for path in _PER_AXIS:
+        a = put(a, path, cast(Value, _kept(a, path)))
+    return a
+
+
+_Entry = str | tuple[str, int]
+
+
+def _said(a: Arguments, path: str) -> tuple[_Entry, ...]:
+    return cast("tuple[_Entry, ...]", get(a, path))
+
+
+def _kept(a: Arguments, path: str) -> tuple[_Entry, ...]:
+    """What a setting says of axes of several ranks."""
+    return tuple(entry for entry in _said(a, path) if _size(a, _axis(entry)) > 1)
+
+
+def _axis(entry: _Entry) -> str:
+    return entry if isinstance(entry, str) else entry[0]
 
 
 def _size(a: Arguments, axis: str) -> int:

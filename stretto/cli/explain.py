@@ -27,7 +27,7 @@ from stretto.estimate import count_parameters, stage_layers
 from stretto.estimate.chips import CHIPS
 from stretto.estimate.context import comm_of, exchanged
 from stretto.estimate.kept import seconds
-from stretto.estimate.recompute import policy_of, said
+from stretto.estimate.recompute import policies_of, policy_of, said
 from stretto.estimate.step_time import step_time
 from stretto.layout import Layout, Topology, warnings
 from stretto.layout.ranks import named, ranges
@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
             each.require_fits(resolved)
         resolved = with_vocabulary(resolved)
         _require_vocabulary(resolved)
+        policies_of(resolved.args)  # what else the run would be rejected for
     except (ConfigError, DataError, ValueError) as error:
         say(f"stretto explain: {error}")
         return USAGE_ERROR

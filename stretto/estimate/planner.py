@@ -11,6 +11,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
+from stretto.arguments import ConfigError
 from stretto.arguments.elsewhere import graphed
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
@@ -109,7 +110,10 @@ def plan(run: Arguments, attempt: Try, fixed: frozenset[str], chip: Chip, limits
         tried += len(variants)
         for settings, args in reversed(variants):  # the leanest first: where it does not fit, none does
             best = inf if leanest is None else leanest.memory
-            memory = fullest(args, enough=limit if fit else max(limit, best), memo=memo)
+            try:
+                memory = fullest(args, enough=limit if fit else max(limit, best), memo=memo)
+            except ConfigError:  # of a budget of activations that none of its recomputation keeps
+                continue
             if memory <= limit:
                 need = HostMemory() if limits.host == inf else fullest_node(args, memo)
                 if need.total <= limits.host:
@@ -186,9 +190,10 @@ def _candidates(run: Arguments, attempt: Try, fixed: frozenset[str]) -> Iterator
 def _variants(args: Arguments, said: Mapping[str, Value], fixed: frozenset[str]) -> Iterator[Variant]:
     """From most to least memory."""
     mode, way, p = args.parallel.sharding, args.run.recompute, args.parallel
+    chosen = "run.recompute" in fixed or args.run.activation_budget is not None
     modes = SHARDING if (p.dp or 1) * p.cp > 1 else SHARDING[:1]
     for sharding, recompute in product(
-        (mode,) if "parallel.sharding" in fixed else modes, (way,) if "run.recompute" in fixed else RECOMPUTE
+        (mode,) if "parallel.sharding" in fixed else modes, (way,) if chosen else RECOMPUTE
     ):
         parallel: Any = replace(p, sharding=sharding)
         run: Any = replace(args.run, recompute=recompute)

@@ -31,6 +31,11 @@ def policy_of(args: Arguments, stage: int) -> tuple[Parts, ...]:
     return (chosen,) * n + (NOTHING,) * (len(layers) - n)
 
 
+def policies_of(args: Arguments) -> list[tuple[Parts, ...]]:
+    """The same of every stage. Raises ConfigError where one of them has no room."""
+    return [policy_of(args, stage) for stage in range(len(stage_layers(args)))]
+
+
 def policy_of_further(args: Arguments) -> dict[int, Parts]:
     """What each layer that predicts further tokens computes once more: of a budget, which is for the others, all."""
     run = args.run

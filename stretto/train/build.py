@@ -21,7 +21,7 @@ from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients
 from stretto.estimate import stage_costs, stage_layers
 from stretto.estimate.context import comm_of
 from stretto.estimate.kept import Parts
-from stretto.estimate.recompute import policy_of, policy_of_further
+from stretto.estimate.recompute import policies_of, policy_of_further
 from stretto.experts import Balance, expert_axes, routers_of
 from stretto.experts.fp8 import GroupedFp8
 from stretto.interop.shapes import logical_shapes
@@ -216,7 +216,7 @@ def require_buildable(args: Arguments) -> list[tuple[Parts, ...]]:
     parameters fit none, or a budget of activations is too small for some stage."""
     require_groups_hold(args)
     require_trained(args)
-    return [policy_of(args, stage) for stage in range(len(stage_layers(args)))]
+    return policies_of(args)
 
 
 def require_groups_hold(args: Arguments) -> None:

@@ -6,6 +6,7 @@ Each chosen rank writes `rank-N.trace.json.gz`, for https://ui.perfetto.dev or c
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ class Profile:
         if self.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history(max_entries=EVENTS)
-        self._profiler = profile(activities=activities, record_shapes=True, profile_memory=True, acc_events=True)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # as it starts and stops, it writes so to standard error
+        memory = self.device.type == "cuda"  # of a CPU's, torch warns of all that was there before
+        self._profiler = profile(activities=activities, record_shapes=True, profile_memory=memory, acc_events=True)
         self._profiler.start()
 
     def _synchronize(self) -> None:

@@ -163,3 +163,11 @@ def test_a_real_model_without_its_text_is_told_loudly(preset: str, capsys: pytes
 def test_text_that_is_not_here_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--preset", "tiny", "--data", "/cluster/text"]) == 0
     assert "/cluster/text: not known here" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_budget_that_no_recomputation_keeps_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `stretto train` says it; it was a traceback behind half of the tables."""
+    assert main(["--preset", "tiny", "--activation-budget", "20KB"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "activation_budget = 20KB, but stage 0 needs 32,000 bytes for 1 microbatch" in told.err

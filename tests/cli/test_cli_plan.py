@@ -51,6 +51,18 @@ def test_where_nothing_fits_it_says_what_lacks_least(capsys: pytest.CaptureFixtu
     assert re.search(r"nothing fits: --tp 8 --pp 1 .* lacks least, [\d.]+ GiB; try more GPUs", out)
 
 
+def test_a_budget_of_activations_leaves_what_keeps_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Layouts whose activations do not fit the budget are passed over, and it alone chooses what is recomputed."""
+    words = ["--preset", "llama3-8b", "--nproc", "16", "--pp", "1", "--micro-batch", "1", "--global-batch", "16"]
+    assert main([*words, "--activation-budget", "1GB"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if re.match(r" *[\d,]+ +[\d,]+ +[\d.]+ ", line)]
+    assert {row[3] for row in rows} <= {"tp=4", "tp=8"}
+    assert "--recompute" not in out
+    assert main([*words, "--activation-budget", "1MB"]) == 1
+    assert "no layout passes the rules" in capsys.readouterr().out
+
+
 def test_experts_are_spread(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--preset", "qwen3-30b-a3b", "--nproc", "8", "--micro-batch", "1", "--pp", "1", "--hbm", "100"]) == 0
     assert "ep=8" in capsys.readouterr().out

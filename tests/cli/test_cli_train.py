@@ -39,8 +39,9 @@ def cube(fresh: Fresh, options: list[str], tmp_path_factory: pytest.TempPathFact
     words = [*options, "--nproc", "8", *CUBE, "--tensorboard", "--out", str(out)]
     stopped = fresh.run(happens, "terminate_this_rank", 3, 6, words, env=ENV)
     assert (stopped.code, stopped.err) == (0, "")
-    ended = fresh.run(main, [*words, "--resume", "--sample-tokens", "8"], env=ENV)
-    assert (ended.code, ended.err) == (0, "")
+    ended = fresh.run(main, [*words, "--resume", "--sample-tokens", "8", "--profile", "steps=7:8"], env=ENV)
+    assert (ended.code, ended.err) == (0, "")  # not a word of torch's profiler
+    assert (out / "profile" / "rank-0.trace.json.gz").exists()
     return out, ended.out
 
 

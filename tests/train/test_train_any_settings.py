@@ -174,7 +174,16 @@ LAYOUT: Final = ("tensor", "context", "pipeline", "shards", "memory")
 
 def reference(said: Settings) -> Settings:
     """The same model and data on one process, with nothing that only saves time or memory."""
-    dropped = ("parallel.", "run.recompute", "run.activation", "run.ffn", "run.check", "run.on_", "optimizer.masters")
+    dropped = (
+        "parallel.",
+        "groups.",
+        "run.recompute",
+        "run.activation",
+        "run.ffn",
+        "run.check",
+        "run.on_",
+        "optimizer.masters",
+    )
     dropped = (*dropped, "optimizer.post_validate", "optimizer.optimizer_cpu_offload")
     kept = {path: value for path, value in said.items() if not path.startswith(dropped)}
     return {**kept, "batch.micro_batch": 1, "run.nproc": 1}

@@ -28,6 +28,7 @@ from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, BUFFERS, EARLY, EXCHANGE, READBACK
 from verify_said_residence import RESIDENCE
 from verify_said_schedules import SCHEDULES
+from verify_said_settings import ELSEWHERE
 from verify_said_sharding import (
     CHECKPOINTS,
     FLAT,
@@ -742,6 +743,7 @@ SAID = (
     PEERS_LAYOUTS,
     PEERS_MEMORY,
     TEXT_FILES,
+    ELSEWHERE,
     LOST,
     PARTS,
     MIXTURE,

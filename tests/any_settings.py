@@ -159,6 +159,13 @@ TOGETHER: dict[str, dict[str, Sequence[Any]]] = {
         "run.check_replicas": [1],
         "checkpoint.async_save": [True],
     },
+    "rates": {
+        "optimizer.lr_schedule": ["linear", "constant", "wsd"],
+        "optimizer.warmup_steps": [0, 2],
+        "optimizer.decay_steps": [3, 8],
+        "optimizer.cooldown_steps": [1],
+    },
+    "waits": {"groups.timeouts": [(("dp", 60),), (("tp", 60), ("pp", 60))], "run.check_collectives": [True]},
     "rows": {
         "batch.seq_len": [8, 12, 17],
         "batch.micro_batch": [2, 3],
