@@ -92,10 +92,8 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
 
 
 def working(args: Arguments, layer: int, parts: Parts) -> int:
-    """Bytes that are there while a region of the layer is computed once more: a block, or its larger sublayer."""
+    """Bytes that are there while a region of the layer is computed once more: its larger sublayer."""
     whole = kept(args, layer)
-    if parts == BLOCK:
-        return whole.total
     if "projections" not in parts:
         return 0
     return max(whole.heads + whole.attended, whole.inner + whole.activated) + whole.normed // 2
