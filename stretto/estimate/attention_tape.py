@@ -37,6 +37,8 @@ class AttentionTape:
         """From n1, that is made for the GEMM if `lazy`, to added."""
         t, s = self.tape, self.sizes
         self.gemms.column("n1", made_for_it=lazy, keep=keep, recompute=self._heads_again, heads=s.heads)
+        if keep and s.read_twice:
+            t.make(read=s.read_twice)
         self._normed()
         self._attend(keep=keep and not (self._heads_again or self._scores_again))
         if self._heads_again or not keep:
@@ -69,7 +71,7 @@ class AttentionTape:
             t.free("dq", "dkv")
         t.free("heads")
         self.gemms.column_back("dheads", s.q + s.kv, "n1", made_for_it=lazy, dx="dx", past="dmid")
-        t.free("dq", "dkv")
+        t.free("dq", "dkv", "read")
 
     def _normed(self) -> None:
         t, s = self.tape, self.sizes

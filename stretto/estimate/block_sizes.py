@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
-from stretto.estimate.kept import latent_heads
+from stretto.estimate.kept import Parts, latent_elements, reads_twice
 from stretto.estimate.sizes import BYTES, local_tokens
 
 
@@ -17,6 +17,8 @@ class BlockSizes:
     whole: int
     heads: int
     """Queries, keys and values as they leave their GEMMs, and what else of them attention keeps."""
+    read_twice: int
+    """The normed stream, where one of two matrices that read it keeps it."""
     normed_q: int
     """Queries once more, where they have norms."""
     normed_k: int
@@ -33,19 +35,22 @@ class BlockSizes:
     """Of fp32 or wider, to the dtype of activations."""
 
     @classmethod
-    def of(cls, args: Arguments, inner: int) -> BlockSizes:
-        """Of a block whose dense feed-forward has so many features."""
+    def of(cls, args: Arguments, inner: int, parts: Parts) -> BlockSizes:
+        """Of a block whose dense feed-forward has so many features, and which computes `parts` once more."""
         m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
         tokens = local_tokens(args)
         every, wide = item * tokens, max(4, item)
         q = m.heads * m.dim_per_head // p.tp
         k = (m.heads // p.tp if m.latent else max(1, m.num_kv_heads // p.tp)) * m.dim_per_head
         v = m.heads // p.tp * m.dim_value if m.latent else k
+        heads = every * (latent_elements(args, selective="norms" in parts) if m.latent else q + k + v)
+        x = every * m.hidden // (p.tp if p.sequence_parallel else 1)
         each = tokens // args.run.ffn_chunks * item * inner // p.tp
         return cls(
-            x=every * m.hidden // (p.tp if p.sequence_parallel else 1),
+            x=x,
             whole=every * m.hidden,
-            heads=every * (latent_heads(args) if m.latent else q + k + v),
+            heads=heads,
+            read_twice=x * reads_twice(args, parts),
             normed_q=every * q * m.qk_norm,
             normed_k=every * k * m.qk_norm,
             q=every * q,

@@ -78,7 +78,7 @@ class _Block:
     def of(cls, args: Arguments, layer: int, parts: Parts, tape: Tape) -> _Block:
         m, p = args.model, args.parallel
         sparse = m.is_sparse(layer)
-        sizes = BlockSizes.of(args, m.shared_ffn if sparse else m.dim_ffn)
+        sizes = BlockSizes.of(args, m.shared_ffn if sparse else m.dim_ffn, parts)
         gemms = GemmTape(tape, sizes, p.tp, p.sequence_parallel, args.run.fp8)
         context = ContextTape.of(args, layer, tape, sizes) if p.cp > 1 or args.data.packing else None
         experts = ExpertTape.of(args, tape, selective="activation" in parts) if sparse else None

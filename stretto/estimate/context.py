@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
-from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 from stretto.arguments.schema import Arguments
+from stretto.estimate.sizes import BYTES
 
 Comm = Literal["all-gather", "ring", "ulysses", "hybrid"]
 
@@ -20,8 +20,6 @@ LATENCY: Final = 20e-6
 """Seconds of a collective, and of each step of a ring."""
 ATTENTION: Final = 450e12
 """Operations a second of attention in bf16 on Hopper: what a ring has to hide its transfers behind."""
-
-_BYTES: Final = MappingProxyType({"fp64": 8, "fp32": 4, "bf16": 2})
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def exchanged(args: Arguments, comm: Comm, layer: int = 0) -> Exchanged:
     hidden behind attention as far as that goes; the others are not.
     """
     p, m, b = args.parallel, args.model, args.batch
-    item, tokens = _BYTES[args.run.dtype], -(-b.seq_len // p.cp) * b.micro_batch
+    item, tokens = BYTES[args.run.dtype], -(-b.seq_len // p.cp) * b.micro_batch
     heads, kv = m.heads // p.tp, max(1, m.num_kv_heads // p.tp)
     across = p.cp * p.tp > (p.gpus_per_node or p.cp * p.tp)
     inner = p.cp if comm == "ulysses" else (p.cp_a2a or 1) if comm == "hybrid" else 1

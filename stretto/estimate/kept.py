@@ -68,9 +68,9 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
     # After a norm that comes last its input is kept, too: what attention or feed-forward gave.
     after = 0 if m.norm_placement == "pre" else outside * m.hidden
     heads = 0 if again else tokens * (q + 2 * kv + (q + kv) * m.qk_norm)
-    if m.latent and not again:
-        heads = tokens * _latent(args, selective="norms" in parts)
-        heads += outside * m.hidden * ("norms" in parts and m.q_lora_rank is None)  # two read the normed input
+    if m.latent:
+        heads = 0 if again else tokens * latent_elements(args, selective="norms" in parts)
+        heads += outside * m.hidden * reads_twice(args, parts)
     if (p.cp > 1 or args.data.packing) and not again and "attention" not in parts:
         heads += tokens * kv * (2 - m.qk_norm)  # keys beside values, as they go to other ranks; not as they were normed
     lse = 0 if again or "attention" in parts else tokens * m.heads // p.tp * max(4, item)
@@ -92,10 +92,8 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
 
 
 def working(args: Arguments, layer: int, parts: Parts) -> int:
-    """Bytes that are there while a region of the layer is computed once more: a block, or its larger sublayer."""
+    """Bytes that are there while a region of the layer is computed once more: its larger sublayer."""
     whole = kept(args, layer)
-    if parts == BLOCK:
-        return whole.total
     if "projections" not in parts:
         return 0
     return max(whole.heads + whole.attended, whole.inner + whole.activated) + whole.normed // 2
@@ -147,12 +145,12 @@ def plan_bytes(args: Arguments) -> int:
     return -(-local_tokens(args) // p.tp) * m.top_k * 8 * (1 + p.etp + 2 * p.etp * (p.ep * p.etp > 1))
 
 
-def latent_heads(args: Arguments) -> int:
-    """`_latent` of a block that recomputes no norm."""
-    return _latent(args, selective=False)
+def reads_twice(args: Arguments, parts: Parts) -> bool:
+    """Whether two matrices of attention read what a norm is computed once more for: then one keeps it."""
+    return args.model.latent and "norms" in parts and args.model.q_lora_rank is None
 
 
-def _latent(args: Arguments, *, selective: bool) -> int:
+def latent_elements(args: Arguments, *, selective: bool) -> int:
     """Elements that attention with latents keeps of a token: these, normed ones, queries and keys with their rotated
     parts behind them, and what values lie in."""
     m, heads = args.model, args.model.heads // args.parallel.tp

@@ -73,21 +73,21 @@ class Ledger:
 def ledger(args: Arguments, stage: int, *, embedding: bool = True) -> Ledger:
     """The ledger of each rank that holds a pipeline stage; without `embedding`, one whose tied embedding is that of
     another stage on the rank."""
-    halves, memo = _Halves.of(args), Memo()
-    held = Held((stage,), (steady(halves.stored, stage, embedding=embedding, memo=memo),))
-    found = stage_activations(halves.passing, stage, memo)
-    return _peak(halves.whole, held, (found,), in_flight(halves.passing, stage) * found.kept)
+    settings, memo = _Settings.of(args), Memo()
+    held = Held((stage,), (steady(settings.stored, stage, embedding=embedding, memo=memo),))
+    found = stage_activations(settings.passing, stage, memo)
+    return _peak(settings.whole, held, (found,), in_flight(settings.passing, stage) * found.kept)
 
 
 def rank_ledger(args: Arguments, rank: int, memo: Memo | None = None) -> Ledger:
     """The ledger of each rank at a place along the pipeline, of all of its stages."""
-    halves, memo = _Halves.of(args), memo or Memo()
-    return _rank_ledger(halves, rank, memo(_held, halves.stored, rank, memo), memo)
+    settings, memo = _Settings.of(args), memo or Memo()
+    return _rank_ledger(settings, rank, memo(_held, settings.stored, rank, memo), memo)
 
 
 def held_by(args: Arguments, rank: int, memo: Memo) -> Held:
     """What the same rank holds through the step, stage by stage."""
-    return memo(_held, _Halves.of(args).stored, rank, memo)
+    return memo(_held, _Settings.of(args).stored, rank, memo)
 
 
 def fullest(args: Arguments, *, enough: float = inf, memo: Memo | None = None) -> int:
@@ -95,15 +95,15 @@ def fullest(args: Arguments, *, enough: float = inf, memo: Memo | None = None) -
 
     A planner has a `memo` for what many of its runs share.
     """
-    memo, halves = memo or Memo(), _Halves.of(args)
-    ranks = {rank: memo(_held, halves.stored, rank, memo) for rank in memo(_unlike, halves.passing, memo)}
+    memo, settings = memo or Memo(), _Settings.of(args)
+    ranks = {rank: memo(_held, settings.stored, rank, memo) for rank in memo(_unlike, settings.passing, memo)}
     # What stays is quick to tell, and often too much.
     if (least := max(_at_rest(args, held).total for held in ranks.values())) > enough:
         return least
     most = 0
     for rank, held in ranks.items():
         if most <= enough:
-            most = max(most, _rank_ledger(halves, rank, held, memo).total)
+            most = max(most, _rank_ledger(settings, rank, held, memo).total)
     return most
 
 
@@ -119,7 +119,7 @@ def fitting(args: Arguments, limit: float) -> dict[str, tuple[int, bool]]:
 _PLAIN: Final = Arguments()
 
 
-class _Halves(NamedTuple):
+class _Settings(NamedTuple):
     """The settings that what is stored follows from, and those of what passes: a planner changes one or the other."""
 
     whole: Arguments
@@ -127,7 +127,7 @@ class _Halves(NamedTuple):
     passing: Arguments
 
     @classmethod
-    def of(cls, args: Arguments) -> _Halves:
+    def of(cls, args: Arguments) -> _Settings:
         """Of a run."""
         b, r = args.batch, args.run
         several = b.microbatches(args.parallel.dp) > 1
@@ -164,15 +164,15 @@ def _steady(args: Arguments, stage: int, embedding: bool, memo: Memo) -> Steady:
     return steady(args, stage, embedding=embedding, memo=memo)
 
 
-def _rank_ledger(halves: _Halves, rank: int, held: Held, memo: Memo) -> Ledger:
-    args = halves.passing
+def _rank_ledger(settings: _Settings, rank: int, held: Held, memo: Memo) -> Ledger:
+    args = settings.passing
     like = memo(_like, args)
     each = tuple(memo(stage_activations, args, like[stage], memo) for stage in held.stages)
     under_way = [in_flight(args, stage) for stage in held.stages]
     kept = sum(n * one.kept for n, one in zip(under_way, each, strict=True))
     if len(each) > 1:  # its stages do not all hold most at the same time
         kept = kept * held_at_once(args, rank) // sum(under_way)
-    return _peak(halves.whole, held, each, kept)
+    return _peak(settings.whole, held, each, kept)
 
 
 def _peak(args: Arguments, held: Held, activations: Sequence[StageActivations], kept: int) -> Ledger:

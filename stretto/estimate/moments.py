@@ -7,14 +7,14 @@ layer, in the head, back in a layer, in the embedding. What is kept of that one 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from stretto.arguments.schema import Arguments
 from stretto.arguments.trained import is_trained
-from stretto.estimate.block_tape import BlockMoments, block_moments, halves_moments
-from stretto.estimate.context import Kind, kind_of
-from stretto.estimate.kept import BLOCK, Parts
+from stretto.estimate.block_tape import BlockMoments, block_moments
+from stretto.estimate.blocks import first_of_kinds, moments_of, uncut
+from stretto.estimate.kept import BLOCK
 from stretto.estimate.logits import logits, of_tokens
 from stretto.estimate.memo import Memo
 from stretto.estimate.recompute import policy_of, policy_of_further
@@ -61,7 +61,7 @@ def stage_activations(args: Arguments, stage: int, memo: Memo | None = None) -> 
     further = sum(_further(args)) if last else 0
     # Which rows the embedding has looked up, as int64 beside a mask.
     looked_up = 9 * local_tokens(args) * first
-    used, both = _angles(args, stage)
+    used, both = _angles(args, stage, memo)
     # Halves are copies of the whole, which lives on while they go forward.
     entered = x * in_halves(args, layers[stage])
     always = used + looked_up
@@ -89,41 +89,20 @@ def stage_activations(args: Arguments, stage: int, memo: Memo | None = None) -> 
 
 def _blocks(args: Arguments, stage: int, memo: Memo) -> Iterator[BlockMoments]:
     held = stage_layers(args)[stage]
-    halves, alone = in_halves(args, held), memo(_uncut, args)
-    kinds = memo(_first_of_kinds, alone)
-    for layer, parts in zip(held, policy_of(args, stage), strict=True):
+    halves, alone = in_halves(args, held), memo(uncut, args)
+    kinds = memo(first_of_kinds, alone)
+    for layer, parts in zip(held, policy_of(args, stage, memo), strict=True):
         first = halves and layer == held[0]
-        yield memo(_block, alone, kinds[layer], parts, halves, first)
+        yield memo(moments_of, alone, kinds[layer], parts, halves, first)
 
 
-def _block(args: Arguments, layer: int, parts: Parts, halves: bool, first: bool) -> BlockMoments:
-    return halves_moments(args, layer, parts, first=first) if halves else block_moments(args, layer, parts)
-
-
-def _uncut(args: Arguments) -> Arguments:
-    """The settings that a block follows from: without those that cut the model into stages, order or repeat them."""
-    parallel = replace(args.parallel, pp=1, dp=1, schedule="1f1b", vpp=None, vpp_shape=None, stage_layers=None)
-    return replace(
-        args,
-        parallel=parallel,
-        batch=replace(args.batch, global_batch=args.batch.micro_batch),
-        run=replace(args.run, recompute="none", nproc=None, cuda_graphs=None),
-    )
-
-
-def _first_of_kinds(args: Arguments) -> list[int]:
-    """For each layer the first that is like it."""
-    first: dict[Kind, int] = {}
-    return [first.setdefault(kind_of(args, layer), layer) for layer in range(args.model.layers)]
-
-
-def _angles(args: Arguments, stage: int) -> tuple[int, int]:
+def _angles(args: Arguments, stage: int, memo: Memo) -> tuple[int, int]:
     """Cosines and sines of a microbatch's tokens, where they are not a piece of the table: those that rotations keep,
     and with a window and without."""
     b, m, cut = args.batch, args.model, args.parallel.cp > 1 or args.data.packing
     tokens = local_tokens(args) if args.data.packing else local_tokens(args) // b.micro_batch
     one = 2 * tokens * m.dim_rotary * BYTES[args.run.dtype] * (cut and m.position == "rope")
-    again = any(parts == BLOCK for parts in policy_of(args, stage))  # blocks are given both
+    again = any(parts == BLOCK for parts in policy_of(args, stage, memo))  # blocks are given both
     kinds = 2 if again else len({m.window_of(layer) is None for layer in stage_layers(args)[stage]})
     return kinds * one, 2 * one
 

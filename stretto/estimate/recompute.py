@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Final
@@ -10,22 +10,24 @@ from typing import Final
 from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.recomputation import bytes_of
 from stretto.arguments.schema import Arguments, RunConfig
-from stretto.estimate.context import kind_of
-from stretto.estimate.kept import BLOCK, NOTHING, Parts, kept, seconds, working
-from stretto.estimate.sizes import entering_bytes, in_flight, joined_bytes
+from stretto.estimate.blocks import first_of_kinds, moments_of, uncut
+from stretto.estimate.kept import BLOCK, NOTHING, Parts, seconds, working
+from stretto.estimate.memo import Memo
+from stretto.estimate.sizes import entering_bytes, in_flight, in_halves, joined_bytes
 from stretto.estimate.stages import stage_layers
 
 PARTS: Final = ("norms", "activation", "attention", "projections")
 
 
-def policy_of(args: Arguments, stage: int) -> tuple[Parts, ...]:
-    """What each layer of a stage computes once more.
+def policy_of(args: Arguments, stage: int, memo: Memo | None = None) -> tuple[Parts, ...]:
+    """What each layer of a stage computes once more; a planner has a `memo` for what a budget asks again and again.
 
     Raises ConfigError for a budget below what a stage keeps that computes all of its blocks once more.
     """
     run, layers = args.run, stage_layers(args)[stage]
     if run.activation_budget is not None:
-        return _cheapest(args, stage, bytes_of(run.activation_budget))
+        memo = memo or Memo()
+        return memo(_cheapest, args, stage, bytes_of(run.activation_budget), memo)
     chosen = _chosen(run)
     n = len(layers) if run.recompute_layers is None else min(run.recompute_layers, len(layers))
     return (chosen,) * n + (NOTHING,) * (len(layers) - n)
@@ -50,20 +52,31 @@ def _chosen(run: RunConfig) -> Parts:
 def activations(args: Arguments, stage: int, policy: Sequence[Parts]) -> int:
     """Bytes kept from forward to backward, of all microbatches under way, where each layer of the stage computes its
     `policy` once more; and what is there while the largest of these regions is computed."""
-    held, away = stage_layers(args), args.run.recompute == "offload"
-    layers = held[stage]
-    kinds = [(kind_of(args, layer), parts) for layer, parts in zip(layers, policy, strict=True)]
-    one = dict(zip(kinds, layers, strict=True))
-    of_kind = {(kind, parts): kept(args, layer, parts).total for (kind, parts), layer in one.items()}
-    each = [of_kind[kind] for kind in kinds]
-    again = max((working(args, layer, parts) for (_, parts), layer in one.items()), default=0)
+    held, away, memo = stage_layers(args), args.run.recompute == "offload", Memo()
+    layers, halves = held[stage], in_halves(args, held[stage])
+    each = [_saved(args, layer, parts, halves, memo) for layer, parts in zip(layers, policy, strict=True)]
+    again = max(
+        (_working(args, layer, parts, halves, memo) for layer, parts in zip(layers, policy, strict=True)), default=0
+    )
     entering = entering_bytes(args)
     if stage == len(held) - 1:
-        each += [kept(args, n, parts).total + joined_bytes(args) for n, parts in policy_of_further(args).items()]
+        further = policy_of_further(args).items()
+        each += [_saved(args, n, parts, False, memo) + joined_bytes(args) for n, parts in further]
     if away:  # what enters the last block, and what comes back for the one before; what is behind it stays
         stays = sum(each[max(0, len(layers) - 1) :])
         return in_flight(args, stage) * (stays + entering) + entering + again
     return in_flight(args, stage) * (sum(each) + entering) + again
+
+
+def _saved(args: Arguments, layer: int, parts: Parts, halves: bool, memo: Memo) -> int:
+    """Bytes of a layer from its forward to its backward, as the tape of its tensors has them."""
+    alone = memo(uncut, args)
+    return memo(moments_of, alone, memo(first_of_kinds, alone)[layer], parts, halves, False).kept
+
+
+def _working(args: Arguments, layer: int, parts: Parts, halves: bool, memo: Memo) -> int:
+    """Bytes that are there while a region of the layer is computed once more."""
+    return _saved(args, layer, NOTHING, halves, memo) if parts == BLOCK else working(args, layer, parts)
 
 
 def said(policy: Sequence[Parts]) -> str:
@@ -82,12 +95,13 @@ class _Option:
     seconds: float
 
 
-def _cheapest(args: Arguments, stage: int, budget: int) -> tuple[Parts, ...]:
+def _cheapest(args: Arguments, stage: int, budget: int, memo: Memo) -> tuple[Parts, ...]:
     """Layers step along the lower hull of seconds over bytes, the cheapest byte first, until all that is kept fits;
     then each goes back to the cheapest way that still does."""
     layers, flying, entering = stage_layers(args)[stage], in_flight(args, stage), entering_bytes(args)
-    kinds = [kind_of(args, layer) for layer in layers]
-    menus = {kind: list(_options(args, layer)) for kind, layer in zip(kinds, layers, strict=True)}
+    alone = memo(uncut, args)
+    kinds = [memo(first_of_kinds, alone)[layer] for layer in layers]
+    menus = {kind: memo(_menu, alone, kind, in_halves(args, layers), memo) for kind in kinds}
     hulls = {kind: list(pairwise(_hull(menu))) for kind, menu in menus.items()}
     chosen = [min(menus[kind], key=lambda each: each.seconds) for kind in kinds]
 
@@ -118,7 +132,7 @@ def _cheapest(args: Arguments, stage: int, budget: int) -> tuple[Parts, ...]:
     return tuple(each.parts for each in chosen)
 
 
-def _options(args: Arguments, layer: int) -> Iterator[_Option]:
+def _menu(args: Arguments, layer: int, halves: bool, memo: Memo) -> list[_Option]:
     """All ways for a layer."""
     m = args.model
     usable = [
@@ -127,8 +141,15 @@ def _options(args: Arguments, layer: int) -> Iterator[_Option]:
         if not (part == "norms" and m.norm_placement == "post") and not (part == "projections" and m.experts)
     ]
     ways = [frozenset(some) for n in range(len(usable) + 1) for some in combinations(usable, n)]
-    for parts in (*ways, BLOCK):
-        yield _Option(parts, kept(args, layer, parts).total, working(args, layer, parts), seconds(args, layer, parts))
+    return [
+        _Option(
+            parts,
+            _saved(args, layer, parts, halves, memo),
+            _working(args, layer, parts, halves, memo),
+            seconds(args, layer, parts),
+        )
+        for parts in (*ways, BLOCK)
+    ]
 
 
 def _hull(menu: Sequence[_Option]) -> list[_Option]:

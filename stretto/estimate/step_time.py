@@ -60,7 +60,7 @@ def _computed(args: Arguments, chip: Chip, simulated: bool, memo: Memo) -> tuple
     """A step without what follows from sharding, and the stages of the rank that computes longest. A planner asks for
     the same one with each way to shard."""
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
-    stages, homes = _stages(args, chip), placement(p.pp, vpp_of(p), shape_of(p))
+    stages, homes = _stages(args, chip, memo), placement(p.pp, vpp_of(p), shape_of(p))
     loads = [0.0] * p.pp
     for s, rank in enumerate(homes):
         loads[rank] += stages[s].total.total
@@ -87,14 +87,14 @@ def _makespan(args: Arguments, chip: Chip, stages: Sequence[Passes], microbatche
     return makespan(simulate(memo(schedule_for, p.schedule, p.pp, microbatches, vpp_of(p)), cost))
 
 
-def _stages(args: Arguments, chip: Chip) -> list[Passes]:
+def _stages(args: Arguments, chip: Chip, memo: Memo) -> list[Passes]:
     """Each stage; of those that are alike one is computed, and of all their layers one of each kind."""
     layers: dict[tuple[Kind, Parts], Passes] = {}
     found: dict[tuple[object, ...], Passes] = {}
     stages = []
     for stage, held in enumerate(all_held := stage_layers(args)):
         last = stage == len(all_held) - 1
-        kinds = _kinds(args, held, policy_of(args, stage))
+        kinds = _kinds(args, held, policy_of(args, stage, memo))
         for kind, layer in kinds.items():
             if kind not in layers:
                 layers[kind] = _layer(args, chip, layer[0], kind[1])

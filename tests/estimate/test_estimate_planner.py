@@ -19,10 +19,11 @@ from stretto.cli import plan as command
 from stretto.cli.plan import main
 from stretto.estimate import fullest, planner
 from stretto.estimate.block_tape import block_moments
+from stretto.estimate.blocks import uncut
 from stretto.estimate.chips import CHIPS, Chip
 from stretto.estimate.memo import Memo
 from stretto.estimate.memory import _like
-from stretto.estimate.moments import _uncut, stage_activations
+from stretto.estimate.moments import stage_activations
 from stretto.estimate.passes import StepTime
 from stretto.estimate.planner import Fitting, Found
 from stretto.estimate.recompute import policy_of
@@ -161,4 +162,4 @@ def test_what_is_left_out_of_a_key_changes_nothing(args: Arguments) -> None:
     for stage, held in enumerate(stage_layers(args)):
         assert stored_tensors(args, stage) == stored_tensors(_unsharded(args), stage)
         for layer, parts in zip(held, policy_of(args, stage), strict=True):
-            assert block_moments(args, layer, parts) == block_moments(_uncut(args), layer, parts)
+            assert block_moments(args, layer, parts) == block_moments(uncut(args), layer, parts)

@@ -22,7 +22,8 @@ from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, Parall
 from stretto.batch import Batch
 from stretto.distributed import MainGradients
 from stretto.estimate.kept import BLOCK, NOTHING, Parts, kept, seconds
-from stretto.estimate.recompute import PARTS, activations, policy_of
+from stretto.estimate.memo import Memo
+from stretto.estimate.recompute import PARTS, _working, activations, policy_of
 from stretto.estimate.stages import stage_layers
 from stretto.models import Microbatch, StageSpec, Transformer
 from stretto.tensor_parallel import Build
@@ -39,6 +40,8 @@ OTHERS: list[dict[str, Any]] = [
     {"norm_placement": "both"},
     {"norm_placement": "post", "position": "learned"},
 ]
+LATENT: dict[str, Any] = {"kv_lora_rank": 16, "rope_head_dim": 4, "q_lora_rank": 8, "kv_heads": 4}
+LOW: dict[str, Any] = {**LATENT, "q_lora_rank": None}
 SINKS: dict[str, Any] = {"attention_sinks": True, "window": 8}
 EVERY: list[Parts] = [*(frozenset(c) for c in chain(*(combinations(PARTS, n) for n in range(5)))), BLOCK]
 
@@ -141,6 +144,23 @@ def test_a_budget_is_kept_by_the_cheapest_choice(
             for quicker in EVERY:
                 if seconds(args, layer, quicker) < seconds(args, layer, parts):
                     assert activations(args, stage, (*policy[:place], quicker, *policy[place + 1 :])) > budget
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize("other", [*OTHERS[:2], LATENT, LOW], ids=["llama", "gpt", "latents", "low"])
+def test_what_lives_is_within_a_budget(other: dict[str, Any], share: float) -> None:
+    """Storages of a real forward of four layers, to the byte. Attention over latents keeps more on a CPU than on a GPU,
+    where it is not computed once more."""
+    config = replace(MODEL, layers=4, dropout=0.0, **other)
+    batch = BatchConfig(seq_len=SEQ, micro_batch=ROWS, global_batch=ROWS)
+    args = Arguments(model=config, batch=batch, parallel=ParallelConfig(dp=1))
+    most, least = (activations(args, 0, (parts,) * 4) for parts in (NOTHING, BLOCK))
+    budget = int(least + share * (most - least))
+    policy = policy_of(replace(args, run=RunConfig(activation_budget=f"{budget}")), 0)
+    made, entering = run(config, dict(enumerate(policy)))[1], SEQ * ROWS * config.hidden * 4
+    again = max(_working(args, layer, parts, False, Memo()) for layer, parts in enumerate(policy))
+    beside = sum(parts.isdisjoint({"attention", "block"}) for parts in policy) * 31 * 4 * SEQ * ROWS * 4
+    assert made + entering + again - beside * config.latent == activations(args, 0, policy) <= budget
 
 
 def test_a_budget_that_cannot_be_kept_says_the_numbers() -> None:

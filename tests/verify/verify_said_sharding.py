@@ -298,9 +298,9 @@ PLANNER = Said(
     "tests/estimate/test_estimate_planner.py",
     Fault(
         "a setting that blocks follow from left out of the key of a memo",
-        "estimate/moments.py",
-        "batch=replace(args.batch, global_batch=args.batch.micro_batch)",
-        "batch=replace(args.batch, global_batch=1, micro_batch=1)",
+        "estimate/blocks.py",
+        "batch = replace(args.batch, global_batch=args.batch.micro_batch)",
+        "batch = replace(args.batch, global_batch=1, micro_batch=1)",
     ),
     Fault(
         "the last stage taken for one like those before",
