@@ -1,94 +1,96 @@
-"""Rules over context parallelism and packed documents."""
+"""Rules over context parallelism and packed documents, and bounds of what is in memory before the first step."""
 
 from __future__ import annotations
 
 from stretto.arguments.nearby import divisors, multiples
-from stretto.arguments.rule import Nearby, RuleViolation, rule
+from stretto.arguments.rule import RuleViolation, clash, ordered, require, rule, told, violation
 from stretto.arguments.schema import Arguments
 
+MOST_PLANNED = 2**20
+"""Microbatches times stages of one step: some seconds of planning."""
 
-@rule("parallel.cp", "batch.seq_len")
-def each_rank_has_a_token(a: Arguments) -> RuleViolation | None:
-    """A row has a token for each context-parallel rank."""
-    s, cp = a.batch.seq_len, a.parallel.cp
-    if s >= cp:
-        return None
-    return RuleViolation(f"seq_len = {s}, must be >= cp = {cp}", {"batch.seq_len": (cp,), "parallel.cp": (s,)})
+MOST_TOKENS = 2**22
+"""Of a microbatch on one rank: 16 GB for each activation of a model of 1,024 channels in fp32."""
+
+each_rank_has_a_token = require(
+    "A row has a token for each context-parallel rank.",
+    ordered("seq_len >= cp", seq_len=lambda a: a.parallel.cp, cp=lambda a: a.batch.seq_len),
+)
 
 
-@rule("parallel.cp_comm", "model.layers")
+@rule("cp_comm layers")
 def each_layer_has_its_way(a: Arguments) -> RuleViolation | None:
     """One way of communication is said for all layers, or one for each."""
-    said, layers = len(a.parallel.cp_comm), a.model.layers
-    if said in (1, layers):
-        return None
-    return RuleViolation(
-        f"cp_comm has {said} entries, must be 1 or layers = {layers}", {"parallel.cp_comm": (a.parallel.cp_comm[:1],)}
-    )
+    said, layers = a.parallel.cp_comm, a.model.layers
+    problem = f"cp_comm has {len(said)} entries, must be 1 or layers = {layers}"
+    return violation(problem, cp_comm=(said[:1],)) if len(said) not in (1, layers) else None
 
 
-@rule("parallel.cp_comm", "parallel.cp_a2a", "parallel.cp")
+@rule("cp_comm cp_a2a cp")
 def hybrid_has_two_levels(a: Arguments) -> RuleViolation | None:
     """Only hybrid communication has neighbours that exchange heads, several of them and several groups of them."""
-    p = a.parallel
-    inner, hybrid = p.cp_a2a, "hybrid" in p.cp_comm
-    if hybrid == (inner is not None) and (inner is None or (p.cp % inner == 0 and 1 < inner < p.cp)):
-        return None
-    fits = tuple(n for n in range(2, p.cp) if p.cp % n == 0)
-    nearby: Nearby = {"parallel.cp_comm": (("auto",),), "parallel.cp_a2a": fits if hybrid else (None,)}
-    if not hybrid:
-        return RuleViolation(f"cp_a2a = {inner}, but no layer has cp_comm = hybrid", nearby)
-    return RuleViolation(
-        f"cp_comm = hybrid with cp_a2a = {inner}, must be a divisor of cp = {p.cp} between 1 and cp",
-        nearby if fits else {"parallel.cp_comm": (("auto",),)},
-    )
+    inner, fits = a.parallel.cp_a2a, tuple(n for n in range(2, a.parallel.cp) if a.parallel.cp % n == 0)
+    if "hybrid" not in a.parallel.cp_comm:
+        problem = f"cp_a2a = {inner}, but no layer has cp_comm = hybrid"
+        return violation(problem, cp_comm=(("auto",),), cp_a2a=(None,)) if inner is not None else None
+    problem = told("cp_comm = hybrid with {cp_a2a}, must be a divisor of {cp} between 1 and cp", a)
+    return violation(problem, cp_comm=(("auto",),), cp_a2a=fits) if inner not in fits else None
 
 
-@rule("parallel.cp_comm", "parallel.cp_a2a", "parallel.cp", "parallel.tp", "model.heads")
+@rule("cp_comm cp_a2a cp tp heads")
 def heads_divide_by_cp(a: Arguments) -> RuleViolation | None:
     """Whoever exchanges heads has as many of them as ranks, or a multiple."""
-    p = a.parallel
+    p, heads = a.parallel, a.model.heads // a.parallel.tp
     ranks = p.cp if "ulysses" in p.cp_comm else (p.cp_a2a or 1) if "hybrid" in p.cp_comm else 1
-    heads = a.model.heads // p.tp
     if heads % ranks == 0:
         return None
-    return RuleViolation(
-        f"heads/tp = {a.model.heads}/{p.tp} = {heads}, must be a multiple of the {ranks} ranks that exchange heads",
-        {
-            "parallel.cp_comm": (("auto",), ("ring",)),
-            "parallel.cp": divisors(heads, p.cp),
-            "model.heads": multiples(a.model.heads, ranks * p.tp),
-        },
+    return violation(
+        f"{told('{heads/tp}', a)} = {heads}, must be a multiple of the {ranks} ranks that exchange heads",
+        cp_comm=(("auto",), ("ring",)),
+        cp=divisors(heads, p.cp),
+        heads=multiples(a.model.heads, ranks * p.tp),
     )
 
 
-@rule("run.attention", "parallel.cp", "data.packing")
-def kernel_knows_of_documents(a: Arguments) -> RuleViolation | None:
-    """Documents in one row, and rows on several ranks, need kernels that take their boundaries."""
-    if a.run.attention == "torch" or (a.parallel.cp == 1 and not a.data.packing):
-        return None
-    said = f"cp = {a.parallel.cp}" if a.parallel.cp > 1 else "packing"
-    return RuleViolation(
-        f"{said} with attention = {a.run.attention}, whose kernels see one document on one rank",
-        {"run.attention": ("torch",)},
-    )
+kernel_knows_of_documents = require(
+    "Documents in one row, and rows on several ranks, need kernels that take their boundaries.",
+    clash("{cp} with {attention}, whose kernels see one document on one rank", attention=["torch"], cp=[1]),
+    clash("packing with {attention}, whose kernels see one document on one rank", attention=["torch"], packing=[False]),
+)
 
 
-@rule("run.ffn_chunks", "run.recompute", "batch.seq_len", "parallel.cp", "parallel.tp", "parallel.sequence_parallel")
+@rule("ffn_chunks recompute seq_len cp tp sequence_parallel")
 def chunks_have_tokens(a: Arguments) -> RuleViolation | None:
     """Each chunk of the sequence has a token, and a sequence in chunks is not also computed again by its norms."""
     chunks, p = a.run.ffn_chunks, a.parallel
-    if chunks == 1:
+    slots = -(-a.batch.seq_len // (p.cp * (p.tp if p.sequence_parallel else 1)))
+    if chunks > 1 and a.run.recompute == "selective":
+        problem = f"ffn_chunks = {chunks} with recompute = selective, must be none, block or offload"
+        return violation(problem, recompute=("block",), ffn_chunks=(1,))
+    problem = f"ffn_chunks = {chunks}, must be <= tokens of a sequence on a rank = {slots}"
+    return violation(problem, ffn_chunks=(slots,)) if chunks > slots else None
+
+
+@rule("global_batch micro_batch dp pp")
+def schedule_is_bounded(a: Arguments) -> RuleViolation | None:
+    """All microbatches of a step are planned at once, on every stage."""
+    b, pp, share = a.batch, a.parallel.pp, a.batch.micro_batch * (a.parallel.dp or 1)
+    planned = b.global_batch // share * pp
+    if planned <= MOST_PLANNED:
         return None
-    if a.run.recompute == "selective":
-        return RuleViolation(
-            f"ffn_chunks = {chunks} with recompute = selective, must be none, block or offload",
-            {"run.recompute": ("block",), "run.ffn_chunks": (1,)},
-        )
-    tp = p.tp if p.sequence_parallel else 1
-    slots = -(-a.batch.seq_len // (p.cp * tp))
-    if chunks <= slots:
-        return None
-    return RuleViolation(
-        f"ffn_chunks = {chunks}, must be <= tokens of a sequence on a rank = {slots}", {"run.ffn_chunks": (slots,)}
+    return violation(
+        f"global_batch / (micro_batch*dp) * pp = {b.global_batch} / ({share}) * {pp} = {planned:,} microbatches on "
+        f"stages, must be <= {MOST_PLANNED:,}",
+        global_batch=multiples(MOST_PLANNED // pp * share, share),
+        micro_batch=(b.micro_batch * -(-planned // MOST_PLANNED),),
     )
+
+
+@rule("micro_batch seq_len cp")
+def microbatch_is_bounded(a: Arguments) -> RuleViolation | None:
+    """A microbatch is in memory as a whole."""
+    b, most = a.batch, MOST_TOKENS * a.parallel.cp
+    tokens = b.micro_batch * b.seq_len
+    problem = f"{told('{micro_batch * seq_len}', a)} = {tokens:,} tokens, must be <= {most:,}"
+    near = {"micro_batch": (max(MOST_TOKENS // b.seq_len, 1),), "seq_len": (MOST_TOKENS // b.micro_batch,)}
+    return violation(problem, **near) if tokens > most else None

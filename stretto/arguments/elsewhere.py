@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stretto.arguments.graph_rules import without_graphs
-from stretto.arguments.group_rules import with_peers
+from stretto.arguments.compute_rules import without_graphs
 from stretto.arguments.layers import Layer
+from stretto.arguments.layout_rules import with_peers
 from stretto.arguments.pipeline import with_stages_of
 from stretto.arguments.resolve import Resolved, resolve
 from stretto.arguments.schema import Arguments

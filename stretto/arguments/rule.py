@@ -1,23 +1,35 @@
-"""`rule` makes a rule of a function; `RuleViolation` is what it finds.
+"""What a rule is made of. It says settings by their names, `tp` for `parallel.tp`, as the command line does.
 
-A rule looks at complete arguments (types and ranges already right, derived values filled in) and returns
-None, or `RuleViolation`: the equation with its numbers, and candidates for each field that could fix it. Its name
-is the function's name, its meaning the docstring.
+A rule looks at complete arguments (types and ranges already right, derived values filled in) and returns None, or
+`RuleViolation`: the equation with its numbers, and candidates for each setting that could fix it. It is a function
+(`rule`), or a sentence and what must hold for it (`require`): settings that do not go together (`clash`, `clashes`),
+one that is no more than another (`ordered`), or its multiple (`divisible`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
+from types import MappingProxyType, ModuleType
+from typing import Any
 
+from stretto.arguments.errors import as_text
 from stretto.arguments.nearby import divisors, multiples, sizes
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
-from stretto.arguments.tree import get
+from stretto.arguments.tree import get, paths
 
-Nearby = dict[str, Sequence[Value]]
-"""Candidate values for single fields, nearest first."""
+Nearby = Mapping[str, Sequence[Value]]
+"""Candidate values for the settings at these paths, nearest first."""
+
+Test = Callable[[Arguments], object]
+
+
+def always(_: Arguments) -> bool:
+    """Whatever the settings are."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -28,51 +40,129 @@ class RuleViolation:
     nearby: Nearby
 
 
-def rules_in(*modules: ModuleType) -> tuple[Rule, ...]:
-    """Every rule of these modules, in the order of the text: a new one is a function, and nothing else."""
-    found = (each for module in modules for each in vars(module).items())
-    return tuple(replace(each, name=name) for name, each in found if isinstance(each, Rule))
-
-
-def divisible(path: str, by: str, meaning: str) -> Rule:
-    """The rule that one setting is a multiple of another, where both have a value."""
-
-    def check(a: Arguments) -> RuleViolation | None:
-        value, n = get(a, path), get(a, by)
-        return divides(path, value, by, n) if isinstance(value, int) and isinstance(n, int) else None
-
-    return Rule("", (path, by), meaning, check)
-
-
-def divides(path: str, value: int, by_path: str, by: int) -> RuleViolation | None:
-    """`value` must be a multiple of `by`."""
-    if value % by == 0:
-        return None
-    name, by_name = path.rpartition(".")[2], by_path.rpartition(".")[2]
-    around = multiples if name in ("heads", "kv_heads", "experts") else sizes
-    return RuleViolation(
-        f"{name} % {by_name} = {value} % {by} = {value % by}, must be 0",
-        {path: around(value, by), by_path: divisors(value, by)},
-    )
-
-
 Check = Callable[[Arguments], RuleViolation | None]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: its name, the fields that it reads, its meaning and its check."""
+    """One rule: its name, the fields that it reads, its meaning and its check; a part of one has the two in between."""
 
-    name: str
     fields: tuple[str, ...]
-    meaning: str
     check: Check
+    meaning: str = ""
+    name: str = ""
 
 
-def rule(*fields: str) -> Callable[[Check], Rule]:
-    """Make a rule over `fields` of the function below."""
+def rules_in(*modules: ModuleType) -> tuple[Rule, ...]:
+    """Every rule of these modules, in the order of the text: a new one is a function or a value, and nothing else."""
+    found = (each for module in modules for each in vars(module).items())
+    return tuple(replace(each, name=name) for name, each in found if isinstance(each, Rule) and each.meaning)
 
-    def declare(check: Check) -> Rule:
-        return Rule(check.__name__, fields, (check.__doc__ or "").strip(), check)
 
-    return declare
+def violation(problem: str, **nearby: Sequence[Value]) -> RuleViolation:
+    """A violation with candidates for settings by name."""
+    return RuleViolation(problem, {paths()[name]: values for name, values in nearby.items()})
+
+
+def rule(reads: str) -> Callable[[Check], Rule]:
+    """Make a rule of the function below, which reads these settings; its docstring is the meaning."""
+    return lambda check: Rule(fields_of(*reads.split()), check, (check.__doc__ or "").strip())
+
+
+def require(meaning: str, *parts: Rule) -> Rule:
+    """The rule that all parts hold; the first that does not is told."""
+
+    def check(a: Arguments) -> RuleViolation | None:
+        return next((found for part in parts if (found := part.check(a)) is not None), None)
+
+    return Rule(_together(*(part.fields for part in parts)), check, meaning)
+
+
+def clash(problem: str, when: Test = always, *, reads: str = "", **to: Sequence[Value]) -> Rule:
+    """Broken where `when` holds and no setting of `to` has one of its values there, which are what to set.
+
+    It reads the settings that `problem`, as of `told`, `to` and `reads` name.
+    """
+    fixes = violation("", **to).nearby
+
+    def check(a: Arguments) -> RuleViolation | None:
+        wrong = when(a) and not any(get(a, path) in values for path, values in fixes.items())
+        return RuleViolation(told(problem, a), fixes) if wrong else None
+
+    return Rule(fields_of(*_names(problem), *to, *reads.split()), check)
+
+
+def clashes(problem: str, *parts: Rule, when: Test = always, **to: Sequence[Value]) -> Rule:
+    """The same of a setting that goes with none of several, all of which are told, in the place of `...`."""
+    whole = clash(problem, when, reads="", **to)
+
+    def check(a: Arguments) -> RuleViolation | None:
+        found = whole.check(a)
+        wrong = [violation for part in parts if found and (violation := part.check(a))]
+        if found is None or not wrong:
+            return None
+        nearby = {path: values for each in (*wrong, found) for path, values in each.nearby.items()}
+        return RuleViolation(found.problem.replace("...", "; ".join(each.problem for each in wrong)), nearby)
+
+    return Rule(_together(whole.fields, *(part.fields for part in parts)), check)
+
+
+_ORDERS = MappingProxyType({"<": operator.lt, "<=": operator.le, ">=": operator.ge})
+
+
+def ordered(equation: str, when: Test = always, *, reads: str = "", **to: Callable[[Arguments], Value]) -> Rule:
+    """`min_lr <= lr` where `when` holds and both have a value; what could fix it are the values that `to` computes."""
+    left, sign, right = equation.split()
+
+    def check(a: Arguments) -> RuleViolation | None:
+        least: Any = get(a, paths()[left])
+        most: Any = get(a, paths()[right])
+        if least is None or most is None or not when(a) or _ORDERS[sign](least, most):
+            return None
+        return violation(
+            told(f"{{{left}}}, must be {sign} {{{right}}}", a), **{name: (f(a),) for name, f in to.items()}
+        )
+
+    return Rule(fields_of(left, right, *reads.split()), check)
+
+
+def divisible(value: str, by: str, when: Test = always, *, reads: str = "", **to: Sequence[Value]) -> Rule:
+    """One setting is a multiple of another where `when` holds and both have a value; `to` are further ways out."""
+
+    def check(a: Arguments) -> RuleViolation | None:
+        n, of = get(a, paths()[value]), get(a, paths()[by])
+        if not isinstance(n, int) or not isinstance(of, int) or n % of == 0 or not when(a):
+            return None
+        around = multiples if value in ("heads", "kv_heads", "experts") else sizes
+        near: dict[str, Sequence[Value]] = {value: around(n, of), by: divisors(n, of)}
+        return violation(f"{told(f'{{{value} % {by}}}', a)} = {n % of}, must be 0", **near, **to)
+
+    return Rule(fields_of(value, by, *to, *reads.split()), check)
+
+
+def told(text: str, a: Arguments) -> str:
+    """A text with numbers: `{tp}` becomes `tp = 2`, `{hidden / heads}` becomes `hidden / heads = 256 / 8`."""
+    return _BRACES.sub(lambda said: f"{said[1]} = {_NAME.sub(lambda name: _number(a, name[0]), said[1])}", text)
+
+
+def _number(a: Arguments, name: str) -> str:
+    value = get(a, paths()[name])
+    if value is None or value == ():
+        return "unset" if value is None else "none"
+    return f"{value:g}" if isinstance(value, float) else as_text(value)
+
+
+_BRACES, _NAME = re.compile(r"\{([^{}]+)\}"), re.compile(r"[a-z]\w*")
+
+
+def _names(text: str) -> list[str]:
+    return [name for said in _BRACES.findall(text) for name in _NAME.findall(said)]
+
+
+def fields_of(*names: str) -> tuple[str, ...]:
+    """The paths of these settings, each once."""
+    return tuple(dict.fromkeys(paths()[name] for name in names))
+
+
+def _together(*fields: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(path for each in fields for path in each))

@@ -19,6 +19,13 @@ def settings() -> Mapping[str, Setting]:
 
 
 @cache
+def paths() -> Mapping[str, str]:
+    """The path of every setting by its name, which no other has."""
+    tree = Arguments()
+    return {f.name: f"{section.name}.{f.name}" for section in fields(tree) for f in fields(getattr(tree, section.name))}
+
+
+@cache
 def sections() -> Mapping[str, type]:
     """The dataclass of each section."""
     return MappingProxyType(get_type_hints(Arguments))

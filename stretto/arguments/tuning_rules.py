@@ -1,67 +1,69 @@
-"""Rules over what of a model is trained."""
+"""Rules over what of a model is trained, and what of it is saved."""
 
 from __future__ import annotations
 
-from stretto.arguments.rule import RuleViolation, rule
+from stretto.arguments.rule import RuleViolation, clash, require, rule, told, violation
 from stretto.arguments.schema import Arguments, TuningConfig
 
 
+@rule("save save_every sample_tokens exit_duration")
+def checkpoints_are_there(a: Arguments) -> RuleViolation | None:
+    """What needs checkpoints is not asked of a run that writes none."""
+    said = {"save_every": a.checkpoint.save_every, "sample_tokens": a.run.sample_tokens}
+    asked = [name for name, value in {**said, "exit_duration": a.run.exit_duration}.items() if value]
+    if a.checkpoint.save or not asked:
+        return None
+    fixes = {name: (None if name == "exit_duration" else 0,) for name in asked} if len(asked) == 1 else {}
+    what = ", ".join(told(f"{{{name}}}", a) for name in asked)
+    return violation(f"no checkpoint is saved, but {what}", save=(True,), **fixes)
+
+
 @rule(
-    *("tuning.lora_targets", "tuning.lora_rank", "model.activation", "model.kv_lora_rank", "model.q_lora_rank"),
-    *("model.experts", "model.shared_ffn", "model.first_dense", "model.sparse_every", "model.layers"),
+    "lora_targets lora_rank activation kv_lora_rank q_lora_rank experts shared_ffn first_dense sparse_every layers",
 )
 def adapters_have_matrices(a: Arguments) -> RuleViolation | None:
     """Adapters are of matrices that the model has, each named once; those of routed experts have none."""
     t, targets, m = a.tuning, a.tuning.lora_targets, a.model
-    if not t.lora_rank:
-        return None
     none = ("k", "v", *(("q",) if m.q_lora_rank else ())) if m.latent else ()
     routed = ("gate", "up", "down") if not m.shared_ffn and all(map(m.is_sparse, range(m.layers))) else ()
     lacking = {*none, *routed, *(() if m.gated else ("gate",))}
     usable = tuple(name for name in dict.fromkeys(targets) if name not in lacking)
-    if usable == targets and targets:
+    if not t.lora_rank or (usable == targets and targets):
         return None
-    problem = f"lora_targets = {','.join(targets) or 'none'}: must name matrices of the model, each once"
+    problem = "{lora_targets}: must name matrices of the model, each once"
     if "gate" in targets and not m.gated:
-        problem += f"; activation = {m.activation} has no gate"
+        problem += "; {activation} has no gate"
     if {*none} & {*targets}:
-        problem += f"; kv_lora_rank = {m.kv_lora_rank} makes {', '.join(none)} from latents"
+        problem += f"; {{kv_lora_rank}} makes {', '.join(none)} from latents"
     if {*routed} & {*targets}:
-        problem += f"; experts = {m.experts}: every feed-forward is made of routed experts, which have no adapters"
-    return RuleViolation(problem, {"tuning.lora_targets": (usable or (("o",) if m.latent else ("q", "v")),)})
+        problem += "; {experts}: every feed-forward is made of routed experts, which have no adapters"
+    return violation(told(problem, a), lora_targets=(usable or (("o",) if m.latent else ("q", "v")),))
 
 
-@rule("tuning.freeze", "tuning.lora_rank")
-def adapters_freeze_the_rest(a: Arguments) -> RuleViolation | None:
-    """Beside adapters nothing is trained, so nothing else is to be frozen."""
-    if not (a.tuning.freeze and a.tuning.lora_rank):
-        return None
-    return RuleViolation(
-        f"freeze = {','.join(a.tuning.freeze)} has no effect beside lora_rank = {a.tuning.lora_rank}",
-        {"tuning.freeze": ((),), "tuning.lora_rank": (0,)},
-    )
+adapters_freeze_the_rest = require(
+    "Beside adapters nothing is trained, so nothing else is to be frozen.",
+    clash("{freeze} has no effect beside {lora_rank}", freeze=[()], lora_rank=[0]),
+)
 
 
-@rule("tuning.lora_alpha", "tuning.lora_dropout", "tuning.lora_targets", "tuning.lora_rank")
+@rule("lora_alpha lora_dropout lora_targets lora_rank")
 def adapters_have_a_rank(a: Arguments) -> RuleViolation | None:
     """What is said of adapters needs a rank."""
     t, usual = a.tuning, TuningConfig()
     said = (t.lora_alpha, t.lora_dropout, t.lora_targets)
     if t.lora_rank or said == (usual.lora_alpha, usual.lora_dropout, usual.lora_targets):
         return None
-    return RuleViolation(
-        "lora_rank = 0, must be above 0 for lora_alpha, lora_dropout and lora_targets to have an effect",
-        {"tuning.lora_rank": (8,)},
-    )
+    problem = "lora_rank = 0, must be above 0 for lora_alpha, lora_dropout and lora_targets to have an effect"
+    return violation(problem, lora_rank=(8,))
 
 
-@rule("tuning.lora_dropout", "tuning.lora_targets", "run.ffn_chunks")
-def adapters_drop_of_whole_sequences(a: Arguments) -> RuleViolation | None:
-    """What falls away depends on the place in the sequence, which a chunk of it does not know."""
-    t, chunks = a.tuning, a.run.ffn_chunks
-    if not t.lora_dropout or chunks == 1 or not {"gate", "up", "down"} & {*t.lora_targets}:
-        return None
-    return RuleViolation(
-        f"lora_dropout = {t.lora_dropout:g} with adapters of the feed-forward, ffn_chunks = {chunks}, must be 1",
-        {"run.ffn_chunks": (1,), "tuning.lora_dropout": (0.0,)},
-    )
+adapters_drop_of_whole_sequences = require(
+    "What falls away depends on the place in the sequence, which a chunk of it does not know.",
+    clash(
+        "{lora_dropout} with adapters of the feed-forward, {ffn_chunks}, must be 1",
+        lambda a: {"gate", "up", "down"} & {*a.tuning.lora_targets},
+        reads="lora_targets",
+        ffn_chunks=[1],
+        lora_dropout=[0.0],
+    ),
+)

@@ -12,7 +12,7 @@ from typing import Final, Literal
 from rich.console import Console
 from rich.table import Table
 
-from stretto.arguments.bound_rules import MOST_PLANNED
+from stretto.arguments.context_rules import MOST_PLANNED
 from stretto.arguments.form import Form
 from stretto.arguments.setting import REQUIRED, setting
 from stretto.cli.command import USAGE_ERROR, options

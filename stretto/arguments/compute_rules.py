@@ -1,0 +1,158 @@
+"""Rules over how a run computes: number formats, kernels, CUDA graphs, and what is computed once more."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from stretto.arguments.nearby import divisors, multiples, sizes
+from stretto.arguments.recomputation import USUAL, bytes_of
+from stretto.arguments.rule import RuleViolation, clash, clashes, ordered, require, rule, told, violation
+from stretto.arguments.schema import Arguments
+
+ROW: Final = 16
+"""Matrix units take FP8 in rows of a multiple of so many."""
+
+fp8_is_within_bf16 = require(
+    "Gemms in fp8 take and give bf16.", clash("{fp8} with {dtype}, must be bf16", dtype=["bf16"], fp8=["none"])
+)
+fp8_has_no_latent = require(
+    "Attention with a latent computes in the dtype of the run.",
+    clash("{fp8} with {kv_lora_rank}: not available yet", lambda a: a.model.latent, fp8=["none"]),
+)
+flash_takes_what_it_is_given = require(
+    "FlashAttention 4 runs on GPUs, in bf16, plain causal attention, heads of 8 to 256 features.",
+    clashes(
+        "{attention} with ...",
+        clash("{device}, must be cuda", lambda a: a.run.device != "cuda"),
+        clash("{dtype}, must be bf16", lambda a: a.run.dtype != "bf16"),
+        clash("{head_dim}, must be a multiple of 8 up to 256", lambda a: a.model.dim_per_head not in range(8, 257, 8)),
+        clash("{kv_lora_rank}, must be unset", lambda a: a.model.latent),
+        clash("{window}, must be unset", lambda a: a.model.window is not None),
+        clash("{attention_softcap}, must be unset", lambda a: a.model.attention_softcap is not None),
+        clash("{attention_scalar}, must be unset", lambda a: a.model.attention_scalar is not None),
+        clash("attention_sinks, must be false", lambda a: a.model.attention_sinks, reads="attention_sinks"),
+        attention=["torch"],
+    ),
+)
+
+
+@rule("fp8 hidden heads kv_heads head_dim ffn tp seq_len micro_batch cp ffn_chunks")
+def fp8_sizes_divide(a: Arguments) -> RuleViolation | None:
+    """Gemms in fp8 have sizes that are multiples of 16 on each tensor-parallel rank, tokens among them."""
+    m, b, tp, d = a.model, a.batch, a.parallel.tp, a.model.dim_per_head
+    parts = a.parallel.cp * a.run.ffn_chunks
+    tokens, rest = divmod(b.seq_len, parts)  # where that is no whole number, parts have sizes of their own
+    heads, kv_heads = m.heads // tp, max(1, m.num_kv_heads // tp)
+    by_head = {"head_dim": sizes(d, ROW), "tp": divisors(m.heads, tp)}
+    of_seq = {"seq_len": sizes(b.seq_len, ROW * parts), "micro_batch": multiples(b.micro_batch, ROW)}
+    equation = "{seq_len*micro_batch}" if parts == 1 else "{seq_len/(cp*ffn_chunks)*micro_batch}"
+    gemms = [
+        (m.hidden, f"hidden = {m.hidden}", {"hidden": sizes(m.hidden, ROW)}),
+        (heads * d, f"heads/tp * head_dim = {heads}*{d}", by_head),
+        ((heads + 2 * kv_heads) * d, f"(heads + 2*kv_heads)/tp * head_dim = ({heads}+2*{kv_heads})*{d}", by_head),
+        (m.dim_ffn // tp, told("{ffn/tp}", a), {"ffn": sizes(m.dim_ffn, ROW * tp), "tp": divisors(m.dim_ffn, tp)}),
+        (1 if rest else tokens * b.micro_batch, told(equation, a), of_seq),
+    ]
+    wrong = [(said, near) for size, said, near in gemms if size % ROW]
+    if a.run.fp8 == "none" or not wrong:
+        return None
+    nearby = {name: values for _, near in wrong for name, values in near.items()}
+    problem = f"{', '.join(said for said, _ in wrong)}: must be a multiple of {ROW} for fp8"
+    return violation(problem, **nearby, fp8=("none",))
+
+
+GRAPHS = (
+    "device recompute on_nonfinite check_finite check_collectives exact tp cp pp dp schedule sharding global_batch "
+    "micro_batch packing experts"
+)
+"""What decides whether microbatches can be CUDA graphs: the same launches each time, and none waits for the host."""
+
+
+def without_graphs(a: Arguments) -> str:
+    """Why they cannot be CUDA graphs, with the number; empty where they can."""
+    p, r, n = a.parallel, a.run, a.batch.microbatches(a.parallel.dp)
+    reasons = {
+        "{device} has none": r.device != "cuda",
+        "{exact}: kernels must be chosen alike for every tp": p.exact is not None,
+        "{pp}: stages wait for each other": p.pp > 1,
+        "{tp}: its collectives are not recorded": p.tp > 1,
+        "{cp}: its collectives are not recorded": p.cp > 1,
+        "{schedule}: backwards do not follow their forwards": p.schedule != "1f1b",
+        "{sharding}: gradients have no address of their own": p.sharding in ("zero2", "fsdp"),
+        "{dp} with one microbatch, whose backward sends gradients": (p.dp or 1) > 1 and n == 1,
+        "packing: documents differ from one microbatch to the next": a.data.packing,
+        "{experts}: tokens go where the router says": a.model.experts > 0,
+        "recompute = offload: the host's memory takes part": r.recompute == "offload",
+        "{on_nonfinite} looks at each microbatch": r.on_nonfinite != "stop",
+        "check_finite looks at each microbatch": r.check_finite,
+        "check_collectives waits for the host": r.check_collectives,
+    }
+    return next((told(reason, a) for reason, holds in reasons.items() if holds), "")
+
+
+@rule(f"cuda_graphs {GRAPHS}")
+def graphs_can_be_recorded(a: Arguments) -> RuleViolation | None:
+    """CUDA graphs are of microbatches whose launches are the same each time, and that meet no other rank."""
+    reason = without_graphs(a) if a.run.cuda_graphs else ""
+    return violation(f"cuda_graphs = true, but {reason}", cuda_graphs=(False,)) if reason else None
+
+
+@rule("recompute_parts recompute")
+def parts_are_chosen_once(a: Arguments) -> RuleViolation | None:
+    """Parts of a block are named for selective recomputation, each once."""
+    parts = a.run.recompute_parts
+    if a.run.recompute != "selective" and parts != USUAL:
+        problem = told("{recompute_parts} has no effect with {recompute}", a)
+        return violation(problem, recompute=("selective",), recompute_parts=(USUAL,))
+    once = tuple(dict.fromkeys(parts))
+    if parts and once == parts:
+        return None
+    return violation(told("{recompute_parts}: must name parts, each once", a), recompute_parts=(once or USUAL,))
+
+
+@rule("recompute_parts experts ffn_chunks")
+def projections_are_of_dense_layers(a: Arguments) -> RuleViolation | None:
+    """Inner features of experts, and of a sequence in chunks, are not made once more by the projections."""
+    parts = a.run.recompute_parts
+    if a.run.recompute != "selective" or "projections" not in parts or not a.model.experts:
+        return None
+    rest = tuple(part for part in parts if part != "projections") or USUAL
+    problem = told("{recompute_parts} with {experts}: projections are those of dense layers", a)
+    return violation(problem, recompute_parts=(rest,))
+
+
+so_many_layers_are_recomputed = require(
+    "A number of layers needs a way to recompute them, and that many.",
+    clash(
+        "{recompute_layers} with {recompute}, must be selective or block",
+        lambda a: a.run.recompute != "selective",
+        recompute=["block"],
+        recompute_layers=[None],
+    ),
+    ordered("recompute_layers <= layers", recompute_layers=lambda a: a.model.layers),
+)
+
+
+@rule("activation_budget")
+def _is_a_size(a: Arguments) -> RuleViolation | None:
+    try:
+        bytes_of(a.run.activation_budget or "0")
+    except ValueError as error:
+        return violation(f"activation_budget: {error}", activation_budget=("20GB",))
+    return None
+
+
+a_budget_chooses = require(
+    "A budget is a size, and chooses what is recomputed by itself.",
+    _is_a_size,
+    clash(
+        "{activation_budget} with {recompute}: a budget chooses what is recomputed",
+        recompute=["none"],
+        activation_budget=[None],
+    ),
+    clash(
+        "{activation_budget} with {ffn_chunks}: a budget takes the sequence as a whole",
+        ffn_chunks=[1],
+        activation_budget=[None],
+    ),
+)
