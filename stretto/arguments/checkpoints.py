@@ -19,9 +19,7 @@ class CheckpointConfig:
         True, "write checkpoints; without, the run leaves its metrics alone, and nothing goes on from it", carried=False
     )
     async_save: bool = setting(
-        True,
-        "a process of its own writes checkpoints while training goes on; else training waits",
-        carried=False,
+        True, "a process of its own writes checkpoints while training goes on; else training waits", carried=False
     )
     keep: int = setting(2, "so many newest checkpoints stay", at_least=1)
     keep_every: int = setting(

@@ -125,8 +125,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
     _derived("nproc", "tp cp pp dp", "tp*cp*pp*dp, with dp = 1 unless set", _nproc),
     _derived("dp", "tp cp pp nproc", "nproc / (tp*cp*pp)", _dp),
     _derived(
-        *("vpp", "schedule", "what the schedule has: 1 or 2"),
-        lambda a: (vpp_of(a.parallel), told("{schedule}", a)),
+        *("vpp", "schedule", "what the schedule has: 1 or 2"), lambda a: (vpp_of(a.parallel), told("{schedule}", a))
     ),
     _derived(
         *("vpp_shape", "schedule vpp", "what the schedule has: loop or v"),
@@ -135,8 +134,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
     _derived("gpus_per_node", "device nproc", "8 (cuda), nproc (cpu)", _gpus_per_node),
     _derived("compile", "device exact", "true (cuda, without exact), else false", _compile),
     _derived(
-        *("tp_comm_overlap", "device sequence_parallel", "true (cuda, sequence parallel), else false"),
-        _tp_comm_overlap,
+        *("tp_comm_overlap", "device sequence_parallel", "true (cuda, sequence parallel), else false"), _tp_comm_overlap
     ),
     _derived("cuda_graphs", GRAPHS, "true where they can be recorded (cuda), else false", _cuda_graphs),
     _derived("kv_heads", "heads", "heads", lambda a: (a.model.num_kv_heads, "heads")),

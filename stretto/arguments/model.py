@@ -75,9 +75,7 @@ class ModelConfig:
         above=0,
     )
     rope_short_factors: tuple[float, ...] = setting(
-        (),
-        "with longrope, what each wavelength is stretched by in sequences up to the original positions",
-        above=0,
+        (), "with longrope, what each wavelength is stretched by in sequences up to the original positions", above=0
     )
     rope_long_factors: tuple[float, ...] = setting(
         (), "with longrope, what each wavelength is stretched by in longer sequences", above=0

@@ -54,10 +54,7 @@ FLAGS: tuple[Peer, ...] = (
     Peer("(moe-layer-freq|decoder-sparse-step)", "--sparse-every"),
     Peer("moe(-.*)?|router-.*", "--experts"),
     Peer("vpp(-.*)?|(num-)?virtual-.*|num-layers-per-virtual-.*|interleav.*", "--vpp", "virtual pipeline stages"),
-    Peer(
-        "(use-)?((torch|megatron|custom)-)?fsdp2?(-.*)?|hsdp|fully-shard.*|data-parallel-shard.*",
-        "--sharding fsdp",
-    ),
+    Peer("(use-)?((torch|megatron|custom)-)?fsdp2?(-.*)?|hsdp|fully-shard.*|data-parallel-shard.*", "--sharding fsdp"),
     Peer(
         "zero[123]?(-.*)?|deepspeed(-.*)?|(use-)?distributed-optimizer|overlap-param-gather.*|shard-optimizer.*",
         "--sharding zero1",

@@ -164,9 +164,7 @@ class RunConfig(Recomputation):
         "flash-attn-4, which must be installed",
     )
     compile: bool | None = setting(
-        None,
-        "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs",
-        carried=False,
+        None, "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs", carried=False
     )
     cuda_graphs: bool | None = setting(
         None,
@@ -194,11 +192,7 @@ class RunConfig(Recomputation):
     )
     eval_batches: int = setting(8, "global batches of one evaluation, of each validation set; 0: all of it", at_least=0)
     sample_tokens: int = setting(
-        0,
-        "continue a prompt by so many tokens when the run ends; 0: do not",
-        unit="tokens",
-        at_least=0,
-        at_most=2**20,
+        0, "continue a prompt by so many tokens when the run ends; 0: do not", unit="tokens", at_least=0, at_most=2**20
     )
     sample_prompt: str = setting("def ", "the prompt that is continued")
     timeout: float = setting(600.0, "a collective that takes longer ends the run", unit="seconds", above=0)

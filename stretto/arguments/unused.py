@@ -112,10 +112,7 @@ UNUSED: tuple[Override, ...] = (
         "router_top_groups router_group_score",
         clash("{router_groups} has none to choose", lambda a: a.model.router_groups == 1),
     ),
-    *_unused(
-        "router_renormalize",
-        clash("a softmax over the chosen sums to 1", router=["softmax", "sigmoid"]),
-    ),
+    *_unused("router_renormalize", clash("a softmax over the chosen sums to 1", router=["softmax", "sigmoid"])),
     *_unused("mtp_loss", clash("{mtp_layers} has no such loss", lambda a: a.model.mtp_layers == 0)),
     *_unused("router_bias_rate", clash("{router_bias} has no biases", router_bias=[True])),
     *_unused("expert_drop", clash("{expert_capacity} drops none", lambda a: a.model.expert_capacity == 0)),
