@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from stretto.arguments.errors import ConfigError, Violation
@@ -56,6 +56,11 @@ def read_layer(tree: Mapping[str, object], source: Source) -> Layer:
     return Layer(source, values, tuple(violations), wrong)
 
 
+def said_by(layers: Iterable[Layer]) -> dict[str, Value]:
+    """What layers say together, the weakest first."""
+    return {path: value for layer in layers for path, value in layer.values.items()}
+
+
 def from_dict(tree: Mapping[str, object], *, name: str = "data") -> Arguments:
     """The arguments that `to_dict` gave. Settings that are missing take their defaults; rules are not applied.
 
@@ -71,9 +76,8 @@ def from_dict(tree: Mapping[str, object], *, name: str = "data") -> Arguments:
 def unknown(path: str, source: Source) -> Violation:
     """A key that is no setting, with the one that was perhaps meant."""
     section, _, name = path.partition(".")
-    return Violation(
-        "unknown_setting", (path,), f"{_short(path)} ({source}) is no setting{_guess(_short(section), _short(name))}"
-    )
+    guess = _guess(_short(section), _short(name))
+    return Violation("unknown_setting", (path,), f"{_short(path)} ({source}) is no setting{guess}")
 
 
 def _short(word: str) -> str:

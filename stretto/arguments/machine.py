@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 
 from stretto.arguments.errors import Violation
-from stretto.arguments.layers import Layer
+from stretto.arguments.layers import Layer, said_by
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import Source, SourceKind
 
@@ -16,7 +15,7 @@ ROWS = 32
 
 def uses_gpus(layers: Sequence[Layer], gpus: Callable[[], int]) -> bool:
     """Whether a run goes to GPUs: it is asked to, or there are enough and nothing is said."""
-    said = _said(layers)
+    said = said_by(layers)
     device, nproc = said.get("run.device"), said.get("run.nproc")
     if device is not None:
         return device == "cuda"
@@ -31,15 +30,14 @@ def of_machine(layers: Sequence[Layer], gpus: Callable[[], int], *, whole: bool)
     source = Source(SourceKind.DEFAULT, "GPUs of this machine")
     if not uses_gpus(layers, gpus):
         return Layer(source, {})
-    said, count = _said(layers), gpus()
+    said, count = said_by(layers), gpus()
     found: dict[str, Value] = {"run.device": "cuda"}
-    p = {
-        axis: size if isinstance(size := said.get(f"parallel.{axis}"), int) else None
-        for axis in ("tp", "cp", "pp", "dp")
-    }
-    model = prod(size or 1 for axis, size in p.items() if axis != "dp")
-    nproc = said.get("run.nproc")
-    asked = nproc if isinstance(nproc, int) else model * p["dp"] if p["dp"] else None
+    tp, cp, pp, dp, nproc = (
+        size if isinstance(size := said.get(path), int) else 0
+        for path in ("parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp", "run.nproc")
+    )
+    model = (tp or 1) * (cp or 1) * (pp or 1)
+    asked = nproc or model * dp or None
     if asked is None and count and count % model == 0:
         found["run.nproc"] = asked = count
     if whole:
@@ -53,7 +51,3 @@ def _too_many(nproc: int, count: int) -> tuple[Violation, ...]:
     problem = f"nproc = {nproc}, but this machine has {count} GPU{'s' * (count > 1)}, and each process needs one"
     hint = f"take a layout of at most {count}, several nodes with torchrun or srun, or --device cpu"
     return (Violation("gpus_hold_processes", ("run.nproc",), problem, hint=hint),)
-
-
-def _said(layers: Sequence[Layer]) -> dict[str, Value]:
-    return {path: value for layer in layers for path, value in layer.values.items()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from stretto.arguments.command_line import MEGATRON, CommandLine, read_command_line
@@ -12,7 +13,7 @@ from stretto.arguments.errors import ConfigError, Violation, as_text
 from stretto.arguments.files import read_config, read_preset
 from stretto.arguments.form import RUN, Form
 from stretto.arguments.help import say_help
-from stretto.arguments.layers import Layer, not_a_value, read_layer
+from stretto.arguments.layers import Layer, not_a_value, read_layer, said_by
 from stretto.arguments.machine import of_machine, uses_gpus
 from stretto.arguments.paths import check_paths
 from stretto.arguments.pipeline import shape_of, vpp_of
@@ -75,9 +76,8 @@ class Resolved:
     def placed(self, vpp: int, shape: Shape, layers: tuple[int, ...] | None, why: str) -> Resolved:
         """The run with so many stages on a rank, of these layers where they are not None; derived, so that a run that
         goes on from this one finds its own."""
-        found = {"parallel.vpp": vpp, "parallel.vpp_shape": shape} | (
-            {"parallel.stage_layers": layers} if layers else {}
-        )
+        found: dict[str, Value] = {"parallel.vpp": vpp, "parallel.vpp_shape": shape}
+        found |= {"parallel.stage_layers": layers} if layers else {}
         args, sources = self.args, dict(self.sources)
         for path, value in found.items():
             if get(args, path) != value or path == "parallel.stage_layers":
@@ -157,10 +157,8 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
     wrong: dict[str, Value] = {}
     violations = [*_contradictions(layers)]
     for layer in layers:
-        for path, value in layer.values.items():
-            said[path] = Said(value, layer.source)
-            wrong.pop(path, None)
-        wrong.update(layer.wrong)
+        said |= {path: Said(value, layer.source) for path, value in layer.values.items()}
+        wrong = {path: near for path, near in wrong.items() if path not in layer.values} | {**layer.wrong}
 
     found = validate(said, wrong)
     for layer in layers:
@@ -176,17 +174,8 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
 
 def layout_for(p: ParallelConfig) -> Layout:
     """The settings as geometry."""
-    return Layout.of(
-        tp=p.tp,
-        cp=cp_levels(p),
-        dp=dp_levels(p),
-        pp=p.pp,
-        ep=p.ep,
-        etp=p.etp,
-        order=p.order,
-        vpp=vpp_of(p),
-        shape=shape_of(p),
-    )
+    cp, dp, vpp, shape = cp_levels(p), dp_levels(p), vpp_of(p), shape_of(p)
+    return Layout.of(tp=p.tp, cp=cp, dp=dp, pp=p.pp, ep=p.ep, etp=p.etp, order=p.order, vpp=vpp, shape=shape)
 
 
 def dp_levels(p: ParallelConfig) -> Size:
@@ -205,16 +194,14 @@ def _foreign(line: CommandLine, translate: Callable[[Sequence[str]], Layer] | No
     if line.foreign is None:
         return []
     if translate is None:
-        rejection = Violation(
-            "command_line", (), f"{MEGATRON} is not taken here: `stretto convert args` makes a file of it"
-        )
-        return [Layer(COMMAND_LINE, {}, (rejection,))]
+        problem = f"{MEGATRON} is not taken here: `stretto convert args` makes a file of it"
+        return [Layer(COMMAND_LINE, {}, (Violation("command_line", (), problem),))]
     return [translate(line.foreign)]
 
 
 def _found(find: Callable[[str, bool], Record | None], layers: Sequence[Layer]) -> Record | None:
     """The record of the run that these layers, weakest first, say to go on from, if there is one or must be."""
-    said = {path: value for layer in layers for path, value in layer.values.items()}
+    said = said_by(layers)
     out = said.get("checkpoint.out", settings()["checkpoint.out"].default)
     where = said.get("checkpoint.checkpoint_dir") or f"{out}/checkpoints"
     required = bool(said.get("checkpoint.resume"))
@@ -223,8 +210,7 @@ def _found(find: Callable[[str, bool], Record | None], layers: Sequence[Layer]) 
 
 def _model(adopt: Callable[[str], Layer] | None, layers: Sequence[Layer]) -> list[Layer]:
     """What the model says that these layers, weakest first, want to begin with."""
-    said = {path: value for layer in layers for path, value in layer.values.items()}
-    directory = said.get("checkpoint.init_from")
+    directory = said_by(layers).get("checkpoint.init_from")
     return [adopt(str(directory))] if adopt is not None and directory is not None else []
 
 
@@ -243,41 +229,24 @@ def _surroundings(world_size: int | None, env: Mapping[str, str]) -> Layer:
         return Layer(source, {}, (problem,), {s.path: None})
 
 
-def _contradictions(layers: Sequence[Layer]) -> list[Violation]:
-    """What the user says against what is a fact: the processes that a launcher has started, the shape of a model."""
-    return [*_other_shape(layers), *_other_world(layers)]
-
-
-def _other_shape(layers: Sequence[Layer]) -> list[Violation]:
-    """Settings of the model that are not those of the model that the run begins with."""
-    found = []
-    for model in (layer for layer in layers if layer.source.kind is SourceKind.MODEL):
-        for layer in layers:
-            if layer.source.kind <= SourceKind.MODEL:
-                continue
-            for path, value in layer.values.items():
-                if _is_shape(path) and path in model.values and value != model.values[path]:
-                    said, there = as_text(value), as_text(model.values[path])
-                    problem = f"{path} = {said} ({layer.source}), but {model.source.name} has {there}"
-                    found.append(Violation("model_has_shape", (path,), problem, hint=f"leave {path} out"))
-    return found
+def _contradictions(layers: Sequence[Layer]) -> Iterator[Violation]:
+    """What the user says against what is a fact: the shape of a model, the processes that a launcher has started."""
+    for fact, layer in product(layers, layers):
+        if fact.source.kind >= layer.source.kind:
+            continue
+        for path, said in layer.values.items():
+            there = fact.values.get(path, said)
+            if fact.source.kind is SourceKind.MODEL and _is_shape(path) and said != there:
+                problem = f"{path} = {as_text(said)} ({layer.source}), but {fact.source.name} has {as_text(there)}"
+                yield Violation("model_has_shape", (path,), problem, hint=f"leave {path} out")
+            if fact.source.pinned and path == "run.nproc" and said != there:
+                problem = f"--nproc {said}, but {fact.source} says that {there} processes run"
+                yield Violation("nproc_is_world", (path,), problem, fixes=({path: there},), hint="or leave --nproc out")
 
 
 def _is_shape(path: str) -> bool:
     """Whether a model that a run begins with says it: what is not that would make other tensors of it."""
     return path.startswith("model.") or path in ("tuning.lora_rank", "tuning.lora_alpha", "tuning.lora_targets")
-
-
-def _other_world(layers: Sequence[Layer]) -> list[Violation]:
-    """A number of processes on the command line that is not the one that a launcher has started."""
-    path = "run.nproc"
-    started = [layer for layer in layers if layer.source.kind is SourceKind.ENVIRONMENT and path in layer.values]
-    asked = [layer for layer in layers if layer.source.kind is SourceKind.COMMAND_LINE and path in layer.values]
-    if not started or not asked or started[0].values[path] == asked[0].values[path]:
-        return []
-    world, nproc = started[0].values[path], asked[0].values[path]
-    problem = f"--nproc {nproc}, but {started[0].source} says that {world} processes run"
-    return [Violation("nproc_is_world", (path,), problem, fixes=({path: world},), hint="or leave --nproc out")]
 
 
 def _with_fixes(v: Violation, said: Mapping[str, Said], wrong: Mapping[str, Value], found: Validation) -> Violation:
@@ -287,7 +256,6 @@ def _with_fixes(v: Violation, said: Mapping[str, Said], wrong: Mapping[str, Valu
         return v
     s = settings()[path]
     near = [wrong[path], s.default, *((2**n for n in range(16)) if s.kind is int else ())]
-    fixes = suggested_fixes(
-        said, wrong, found, (v.rule, v.fields), {path: [value for value in near if value is not None]}
-    )
+    nearby = {path: [value for value in near if value is not None]}
+    fixes = suggested_fixes(said, wrong, found, (v.rule, v.fields), nearby)
     return replace(v, fixes=fixes, hint=f"{'or ' if fixes else ''}leave {path} out" if s.optional else "")

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
-from stretto.arguments.batch import BatchConfig as BatchConfig
-from stretto.arguments.checkpoints import CheckpointConfig as CheckpointConfig
-from stretto.arguments.data import DataConfig as DataConfig
-from stretto.arguments.groups import AxisName as AxisName
-from stretto.arguments.groups import GroupsConfig, NcclConfig
-from stretto.arguments.loss import LossConfig as LossConfig
 from stretto.arguments.model import ModelConfig as ModelConfig
-from stretto.arguments.optimizer import OptimizerConfig as OptimizerConfig
 from stretto.arguments.recomputation import Recomputation
+from stretto.arguments.sections import AxisName as AxisName
+from stretto.arguments.sections import BatchConfig as BatchConfig
+from stretto.arguments.sections import CheckpointConfig as CheckpointConfig
+from stretto.arguments.sections import DataConfig as DataConfig
+from stretto.arguments.sections import GroupsConfig, NcclConfig
+from stretto.arguments.sections import LossConfig as LossConfig
+from stretto.arguments.sections import OptimizerConfig as OptimizerConfig
+from stretto.arguments.sections import TuningConfig as TuningConfig
 from stretto.arguments.setting import setting
-from stretto.arguments.tuning import TuningConfig as TuningConfig
 from stretto.layout import DEFAULT_ORDER
 
 ScheduleName = Literal["1f1b", "auto", "depth-first", "dualpipev", "gpipe", "interleaved", "interleaved-zb", "looped-bfs", "v-half", "v-min", "zb-h1", "zb-h2", "zbv"]  # fmt: skip  # noqa: E501

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 from stretto.arguments.errors import Violation, as_text
+from stretto.arguments.nearby import granule
 from stretto.arguments.rule import Nearby
-from stretto.arguments.sensible import is_sensible
+from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import COMMAND_LINE
 from stretto.arguments.tree import get, settings
 from stretto.arguments.validate import Finding, Key, Said, Validation, validate
 from stretto.arguments.values import from_data
+
+_SIZES = frozenset({"model.hidden", "model.ffn", "model.vocab", "model.head_dim", "batch.seq_len"})
+_GPUS_PER_NODE = 8
 
 Change = Mapping[str, Value]
 Accept = Callable[[Change], bool]
@@ -44,14 +49,25 @@ def suggested_fixes(
     Among sensible values first, among all where those fix nothing.
     """
     node = said.get("parallel.gpus_per_node")
-
-    def sensible(change: Change) -> bool:
-        return is_sensible(change, found.args, node.value if node else None)
-
-    def search(accept: Accept) -> tuple[Change, ...]:
-        return _search(said, wrong, found, key, nearby, accept)
-
+    sensible = partial(_is_sensible, args=found.args, node=_number(node.value if node else None) or _GPUS_PER_NODE)
+    search = partial(_search, said, wrong, found, key, nearby)
     return search(sensible) or search(lambda _: True)
+
+
+def _is_sensible(change: Change, args: Arguments, node: int) -> bool:
+    """Whether a person would choose it: sizes that hardware is fast with, a layer on each stage, tp within a node.
+
+    Only what changes is looked at: odd sizes that the user has chosen are the user's business.
+    """
+    sizes = [value for path, value in change.items() if path in _SIZES and isinstance(value, int)]
+    if any(value % granule(value) for value in sizes) or _number(change.get("parallel.tp")) > node:
+        return False
+    pp, layers = (_number(change.get(path, get(args, path))) for path in ("parallel.pp", "model.layers"))
+    return pp <= layers or not {"parallel.pp", "model.layers"} & change.keys()
+
+
+def _number(value: Value) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _search(

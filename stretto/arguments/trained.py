@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Final
 
-from stretto.arguments.tuning import TuningConfig
+from stretto.arguments.sections import TuningConfig
 
 A, B = "lora_A", "lora_B"
 _ADAPTER: Final = (f".{A}", f".{B}")

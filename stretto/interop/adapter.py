@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stretto.arguments.tuning import TuningConfig
+from stretto.arguments.sections import TuningConfig
 from stretto.interop.config import HfConfig
 from stretto.interop.errors import InteropError
 from stretto.interop.export import Source, require_empty, write_tensors

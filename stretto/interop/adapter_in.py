@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from stretto.arguments.sections import TargetName
 from stretto.arguments.trained import is_adapter
-from stretto.arguments.tuning import TargetName
 from stretto.interop.config import LIMIT, read_json
 from stretto.interop.errors import InteropError
 from stretto.interop.files import DTYPES, TensorFiles

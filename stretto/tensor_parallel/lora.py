@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stretto.arguments.tuning import TuningConfig
+from stretto.arguments.sections import TuningConfig
 from stretto.params import Init, ParamSpec, Shard
 from stretto.random import chance, dropped, stream_key
 from stretto.structure import Structure

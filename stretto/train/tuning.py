@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from stretto.arguments import Arguments, ConfigError, Violation
+from stretto.arguments.sections import TuningConfig
 from stretto.arguments.trained import is_trained
-from stretto.arguments.tuning import TuningConfig
 from stretto.models import StageSpec, Transformer
 from stretto.params import collect
 from stretto.tensor_parallel import Build
