@@ -139,12 +139,8 @@ def setting(
     if unit == "ranks" and at_most is None:
         at_most = MOST_RANKS
     bounds = Bounds(above, at_least, below, at_most)
-    declared = Setting(help, unit, bounds, carried, path, repeats, positional, named)
-    made: T = (
-        field(metadata={_METADATA: declared})
-        if default is REQUIRED
-        else field(default=default, metadata={_METADATA: declared})
-    )
+    declared = {_METADATA: Setting(help, unit, bounds, carried, path, repeats, positional, named)}
+    made: T = field(metadata=declared) if default is REQUIRED else field(default=default, metadata=declared)
     return made
 
 
@@ -166,29 +162,21 @@ def settings_in(cls: type, section: str = "") -> Iterator[Setting]:
 def _read(section: str, f: Field[Any], hint: Any) -> Setting:
     if _METADATA not in f.metadata or (section and f.default is MISSING):
         raise TypeError(f"{section}.{f.name} must be declared with setting(default, help)")
-    optional = False
-    if get_origin(hint) in (Union, types.UnionType):
-        arms = [arm for arm in get_args(hint) if arm is not type(None)]
-        optional, (hint,) = len(arms) < len(get_args(hint)), arms
-    kind = hint
-    entry: type = int
-    if get_origin(hint) is tuple:
-        kind, hint = tuple, get_args(hint)[0]
-        if get_origin(hint) is tuple:
-            kind, (hint, _) = dict, get_args(hint)
-    choices = get_args(hint) if get_origin(hint) is Literal else ()
-    if kind is tuple:
-        entry = str if choices else hint
-    elif choices and kind is not dict:
-        kind = str
-    if kind not in (int, float, bool, str, tuple, dict) or entry not in (int, float, str):
+    optional = get_origin(hint) in (Union, types.UnionType)
+    of = next(arm for arm in get_args(hint) if arm is not type(None)) if optional else hint
+    each = get_args(of)[0] if get_origin(of) is tuple else of
+    word = get_args(each)[0] if get_origin(each) is tuple else each
+    choices = get_args(word) if get_origin(word) is Literal else ()
+    plain = str if choices else word
+    kind = dict if word is not each else tuple if each is not of else plain
+    if plain not in (int, float, bool, str) or (kind is tuple and plain is bool):
         raise TypeError(f"{section}.{f.name}: no way to read a {hint} from a command line")
     made: Setting = replace(
         f.metadata[_METADATA],
         section=section,
         name=f.name,
         kind=kind,
-        entry=entry,
+        entry=plain if kind is tuple else int,
         optional=optional,
         choices=choices,
         required=f.default is MISSING,

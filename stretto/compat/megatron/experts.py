@@ -8,13 +8,8 @@ from collections.abc import Iterator
 from stretto.compat.megatron.given import Given, RejectedError, Setting, choice, number, one, positive
 
 FLAGS = (
-    "--moe-router-load-balancing-type",
-    "--moe-aux-loss-coeff",
-    "--moe-router-score-function",
-    "--moe-router-pre-softmax",
-    "--moe-expert-capacity-factor",
-    "--moe-token-drop-policy",
-    "--moe-layer-freq",
+    *("--moe-router-load-balancing-type", "--moe-aux-loss-coeff", "--moe-router-score-function"),
+    *("--moe-router-pre-softmax", "--moe-expert-capacity-factor", "--moe-token-drop-policy", "--moe-layer-freq"),
 )
 SWITCHED = ("--moe-router-pre-softmax", "--moe-grouped-gemm", "--moe-permute-fusion", "--moe-shared-expert-overlap")
 """Flags without a value that no setting copies."""

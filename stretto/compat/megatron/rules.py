@@ -168,29 +168,26 @@ def global_batch(g: Given, processes: int | None) -> Iterator[Setting]:
     """Megatron-LM's default: one microbatch for each data-parallel rank."""
     if "--global-batch-size" in g or "--micro-batch-size" not in g:
         return
-    sizes = {name: positive(g, flag) if flag in g else 1 for name, flag in _CUTS.items()}
-    cut, product = math.prod(sizes.values()), "*".join(map(str, sizes.values()))
+    sizes = [positive(g, flag) if flag in g else 1 for flag in _CUTS]
+    cut, product = math.prod(sizes), "*".join(map(str, sizes))
     flag, micro = "--global-batch-size", positive(g, "--micro-batch-size")
     if processes is None:
-        raise RejectedError(
-            flag, f"is missing; Megatron-LM's default, micro batch * dp, needs dp: say {flag} {micro} times dp"
-        )
+        needs = f"Megatron-LM's default, micro batch * dp, needs dp: say {flag} {micro} times dp"
+        raise RejectedError(flag, f"is missing; {needs}")
     if processes % cut:
-        raise RejectedError(
-            flag,
-            f"is missing, and micro batch * dp has no dp: {processes} processes / (tp*pp*cp = {product}) is not whole",
-        )
+        rest = f"{processes} processes / (tp*pp*cp = {product}) is not whole"
+        raise RejectedError(flag, f"is missing, and micro batch * dp has no dp: {rest}")
     dp = processes // cut
     yield "batch.global_batch", micro * dp, f"no {flag}: --micro-batch-size * dp = {micro} * {dp}"
 
 
 def _clock(g: Given) -> Iterator[Setting]:
-    if "--distributed-timeout-minutes" in g:
-        flag = "--distributed-timeout-minutes"
-        yield "run.timeout", 60 * number(g, flag), flag
-    if "--exit-duration-in-mins" in g:
-        flag = "--exit-duration-in-mins"
-        yield "run.exit_duration", 60 * number(g, flag), flag
+    for flag, path in (
+        ("--distributed-timeout-minutes", "run.timeout"),
+        ("--exit-duration-in-mins", "run.exit_duration"),
+    ):
+        if flag in g:
+            yield path, 60 * number(g, flag), flag
 
 
 def _streams(g: Given) -> Iterator[Setting]:
@@ -222,58 +219,35 @@ def _further(g: Given) -> Iterator[Setting]:
 
 
 _STRATEGIES = {"no_shard": "none", "optim": "zero1", "optim_grads": "zero2", "optim_grads_params": "fsdp"}
-_LENGTHS = tuple(f"{name}-{unit}" for name in ("--train", "--lr-decay", "--lr-warmup") for unit in ("iters", "samples"))
-
-COMPUTED: Mapping[Rule, tuple[str, ...]] = {
-    _architecture: ("--normalization", "--swiglu", "--openai-gelu", "--no-bias-gelu-fusion", "--ffn-hidden-size"),
-    _attention: ("--group-query-attention", "--num-query-groups"),
-    _positions: (
-        "--position-embedding-type",
-        "--use-rotary-position-embeddings",
-        "--rotary-base",
-        "--rotary-percent",
-    ),
-    _stretched: ("--use-rope-scaling", "--rope-scaling-factor", "--rotary-seq-len-interpolation-factor"),
-    _sequence_parallel: ("--sequence-parallel",),
-    _attention_dropout: ("--attention-dropout",),
-    _recompute: ("--recompute-granularity", "--recompute-activations"),
-    _fp8: ("--fp8-format", "--fp8-recipe"),
-    _length: _LENGTHS,
-    _learning_rate: (
-        "--lr-decay-style",
-        "--lr-warmup-fraction",
-        "--lr-wsd-decay-iters",
-        "--lr-wsd-decay-samples",
-        "--lr-wsd-decay-style",
-    ),
-    _split: ("--split", "--eval-iters"),
-    context: (COMM, LEVELS),
-    interleaved: (
-        "--num-virtual-stages-per-pipeline-rank",
-        "--num-layers-per-virtual-pipeline-stage",
-        "--microbatch-group-size-per-virtual-pipeline-stage",
-    ),
-    stages: ("--pipeline-model-parallel-layout", *ENDS),
-    _streams: ("--high-priority-stream-groups",),
-    _clock: ("--distributed-timeout-minutes", "--exit-duration-in-mins"),
-    optimizer: OPTIMIZER_FLAGS,
-    experts: EXPERT_FLAGS,
-    _further: ("--mtp-num-layers", "--mtp-loss-scaling-factor"),
-    _sharding: (
-        "--use-distributed-optimizer",
-        "--use-megatron-fsdp",
-        "--use-torch-fsdp2",
-        "--data-parallel-sharding-strategy",
-    ),
+_READS: Mapping[Rule, str] = {
+    _architecture: "--normalization --swiglu --openai-gelu --no-bias-gelu-fusion --ffn-hidden-size",
+    _attention: "--group-query-attention --num-query-groups",
+    _positions: "--position-embedding-type --use-rotary-position-embeddings --rotary-base --rotary-percent",
+    _stretched: "--use-rope-scaling --rope-scaling-factor --rotary-seq-len-interpolation-factor",
+    _sequence_parallel: "--sequence-parallel",
+    _attention_dropout: "--attention-dropout",
+    _recompute: "--recompute-granularity --recompute-activations",
+    _fp8: "--fp8-format --fp8-recipe",
+    _length: "--train-iters --train-samples --lr-decay-iters --lr-decay-samples --lr-warmup-iters --lr-warmup-samples",
+    _learning_rate: "--lr-decay-style --lr-warmup-fraction --lr-wsd-decay-iters --lr-wsd-decay-samples "
+    "--lr-wsd-decay-style",
+    _split: "--split --eval-iters",
+    context: f"{COMM} {LEVELS}",
+    interleaved: "--num-virtual-stages-per-pipeline-rank --num-layers-per-virtual-pipeline-stage "
+    "--microbatch-group-size-per-virtual-pipeline-stage",
+    stages: " ".join(("--pipeline-model-parallel-layout", *ENDS)),
+    _streams: "--high-priority-stream-groups",
+    _clock: "--distributed-timeout-minutes --exit-duration-in-mins",
+    optimizer: " ".join(OPTIMIZER_FLAGS),
+    experts: " ".join(EXPERT_FLAGS),
+    _further: "--mtp-num-layers --mtp-loss-scaling-factor",
+    _sharding: "--use-distributed-optimizer --use-megatron-fsdp --use-torch-fsdp2 --data-parallel-sharding-strategy",
 }
+COMPUTED: Mapping[Rule, tuple[str, ...]] = {read: tuple(flags.split()) for read, flags in _READS.items()}
 """Settings that take more than copying, and the flags that they read."""
 
 NEVER = "--eval-iters 0"
-_CUTS = {
-    "tp": "--tensor-model-parallel-size",
-    "pp": "--pipeline-model-parallel-size",
-    "cp": "--context-parallel-size",
-}
+_CUTS = ("--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size")
 
 BARE = frozenset(
     [
