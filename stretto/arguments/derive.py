@@ -6,15 +6,13 @@ becomes the source of the value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stretto.arguments.compute_rules import GRAPHS, without_graphs
 from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.rule import fields_of, told
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import paths
-from stretto.arguments.unused import UNUSED, Equation, Override
+from stretto.arguments.unused import UNUSED, Derivation, Equation
 
 
 def _nproc_of_dp(a: Arguments) -> tuple[Value, str] | None:
@@ -43,27 +41,17 @@ def _min_lr(a: Arguments) -> tuple[Value, str] | None:
     return float(f"{o.lr / 10:g}"), told("{lr / 10}", a)
 
 
-OVERRIDES: tuple[Override, ...] = (
+OVERRIDES: tuple[Derivation, ...] = (
     *UNUSED,
-    Override("run.nproc", fields_of("dp"), _nproc_of_dp),
-    Override("batch.micro_batch", fields_of("nproc", "tp", "cp", "pp", "dp"), _micro_batch),
-    Override("optimizer.warmup_steps", fields_of("steps", "decay_steps"), _warmup),
-    Override("optimizer.min_lr", fields_of("lr"), _min_lr),
+    Derivation("run.nproc", fields_of("dp"), _nproc_of_dp),
+    Derivation("batch.micro_batch", fields_of("nproc", "tp", "cp", "pp", "dp"), _micro_batch),
+    Derivation("optimizer.warmup_steps", fields_of("steps", "decay_steps"), _warmup),
+    Derivation("optimizer.min_lr", fields_of("lr"), _min_lr),
 )
 
 
-@dataclass(frozen=True)
-class Derivation:
-    """The value of a setting that nobody set, from `inputs`; `meaning` is the equation in names."""
-
-    path: str
-    inputs: tuple[str, ...]
-    meaning: str
-    equation: Equation
-
-
 def _derived(name: str, inputs: str, meaning: str, equation: Equation) -> Derivation:
-    return Derivation(paths()[name], fields_of(*inputs.split()), meaning, equation)
+    return Derivation(paths()[name], fields_of(*inputs.split()), equation, meaning)
 
 
 def _nproc(a: Arguments) -> tuple[Value, str]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from stretto.arguments.command_line import NoOptions, Sources, read_words
 from stretto.arguments.setting import Setting, settings_in
-from stretto.arguments.tree import sections, settings
+from stretto.arguments.tree import by_section
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ class Form:
         found = {"options": ("", [*settings_in(self.own)])}
         if self.settings:
             found["sources"] = ((Sources.__doc__ or "").strip(), [*settings_in(Sources)])
-            for name, section in sections().items():
-                if not self.only or name in self.only:
-                    of_it = [s for s in settings().values() if s.section == name]
-                    found[name] = ((section.__doc__ or "").strip(), of_it)
+            found |= {name: (about, of_it) for name, about, of_it in by_section() if not self.only or name in self.only}
         return {title: group for title, group in found.items() if group[1]}
 
 

@@ -17,7 +17,7 @@ from stretto.arguments.files import preset_text, presets
 from stretto.arguments.help import FOREIGN, default
 from stretto.arguments.rules import RULES
 from stretto.arguments.setting import Bounds, Setting, settings_in
-from stretto.arguments.tree import sections, settings
+from stretto.arguments.tree import by_section
 
 _PAGE = "arguments.md"
 _SCHEMA = "arguments.schema.json"
@@ -53,22 +53,17 @@ def page() -> str:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a settings file, for editors."""
+    draft = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Stretto settings"}
     tables = {
-        name: {
-            "type": "object",
-            "description": section.__doc__,
-            "additionalProperties": False,
-            "properties": {s.name: _schema(s) for s in settings().values() if s.section == name},
-        }
-        for name, section in sections().items()
+        name: {"type": "object", "description": about, **_closed({s.name: _schema(s) for s in of_it})}
+        for name, about, of_it in by_section()
     }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Stretto settings",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": tables,
-    }
+    return {**draft, "type": "object", **_closed(tables)}
+
+
+def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """These keys and no others."""
+    return {"additionalProperties": False, "properties": properties}
 
 
 def documents() -> Mapping[str, str]:
@@ -87,10 +82,8 @@ def _schema(s: Setting) -> dict[str, Any]:
 def _typed(s: Setting) -> dict[str, Any]:
     number = {"type": _JSON_TYPES[float if s.entry is float else int], **_limits(s.bounds)}
     if s.kind is tuple:
-        return {
-            "type": "array",
-            "items": {"enum": list(s.choices)} if s.choices else number if s.entry is not str else {"type": "string"},
-        }
+        word = {"enum": list(s.choices)} if s.choices else {"type": "string"}
+        return {"type": "array", "items": word if s.entry is str else number}
     if s.kind is dict:
         return {"type": "object", "properties": dict.fromkeys(s.choices, number), "additionalProperties": False}
     return {"type": _JSON_TYPES[s.kind], **_limits(s.bounds)}
@@ -110,18 +103,14 @@ def _page() -> Iterator[str]:
     yield _INTRODUCTION
     sources = [*((f"`{s.flag} {s.takes}`", s.help) for s in settings_in(Sources)), (f"`{MEGATRON} FLAGS...`", FOREIGN)]
     yield from _table(("flag", "meaning"), iter(sources))
-    for name, section in sections().items():
-        yield from ("", f"## {name}", "", (section.__doc__ or "").strip(), "")
-        rows = (
-            (_code(s.flag), s.takes or "switch", default(s), s.unit, str(s.bounds), s.help)
-            for s in settings().values()
-            if s.section == name
-        )
+    for name, about, of_it in by_section():
+        yield from ("", f"## {name}", "", about, "")
+        rows = ((_code(s.flag), s.takes or "switch", default(s), s.unit, str(s.bounds), s.help) for s in of_it)
         yield from _table(("flag", "takes", "default", "unit", "range", "meaning"), rows)
     yield from ("", "## Derived values", "", "What nobody sets follows from the rest.", "")
     yield from _table(("setting", "equation"), ((_code(d.path), d.meaning) for d in DERIVATIONS))
     yield _CONCESSIONS
-    yield from _table(("setting", "gives way to"), ((_code(c.path), _code(*c.to)) for c in OVERRIDES))
+    yield from _table(("setting", "gives way to"), ((_code(c.path), _code(*c.inputs)) for c in OVERRIDES))
     yield _RULES
     yield from _table(("rule", "settings", "meaning"), ((_code(r.name), _code(*r.fields), r.meaning) for r in RULES))
     yield from ("", "## Presets", "")

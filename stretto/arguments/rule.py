@@ -32,12 +32,23 @@ def always(_: Arguments) -> bool:
     return True
 
 
+Key = tuple[str, tuple[str, ...]]
+"""A rule and the fields that break it."""
+
+
 @dataclass(frozen=True)
 class RuleViolation:
-    """How a rule is broken, and what could fix it."""
+    """How a rule is broken, and candidates that may fix it, not yet known which do; `validate` adds whose it is."""
 
     problem: str
     nearby: Nearby
+    rule: str = ""
+    fields: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        """Equal for two of the same mistake."""
+        return self.rule, self.fields
 
 
 Check = Callable[[Arguments], RuleViolation | None]

@@ -10,7 +10,7 @@ from stretto.arguments.errors import as_text
 from stretto.arguments.record import follows, from_the_root
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import SourceKind
-from stretto.arguments.tree import get, sections, settings
+from stretto.arguments.tree import by_section, get, settings
 from stretto.terminal import printable
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def as_toml(resolved: Resolved) -> str:
     another number of processes derives them again.
     """
     lines = ["# The configuration of a run, and where each value came from."]
-    for section in sections():
-        lines += ["", f"[{section}]", *(_line(resolved, s) for s in settings().values() if s.section == section)]
+    for name, _, of_it in by_section():
+        lines += ["", f"[{name}]", *(_line(resolved, s) for s in of_it)]
     return "\n".join(lines) + "\n"
 
 

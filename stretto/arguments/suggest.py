@@ -9,12 +9,12 @@ from itertools import islice
 
 from stretto.arguments.errors import Violation, as_text
 from stretto.arguments.nearby import granule
-from stretto.arguments.rule import Nearby
+from stretto.arguments.rule import Key, Nearby, RuleViolation
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import COMMAND_LINE
 from stretto.arguments.tree import get, settings
-from stretto.arguments.validate import Finding, Key, Said, Validation, validate
+from stretto.arguments.validate import Said, Validation, validate
 from stretto.arguments.values import from_data
 
 _SIZES = frozenset({"model.hidden", "model.ffn", "model.vocab", "model.head_dim", "batch.seq_len"})
@@ -93,7 +93,7 @@ def _search(
     return tuple(good.values())
 
 
-def _hardest(findings: list[Finding]) -> Finding:
+def _hardest(findings: list[RuleViolation]) -> RuleViolation:
     """The finding with the fewest candidates: it leaves the least choice."""
     return min(findings, key=lambda f: sum(map(len, f.nearby.values())))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from types import MappingProxyType
@@ -31,6 +31,12 @@ def sections() -> Mapping[str, type]:
     return MappingProxyType(get_type_hints(Arguments))
 
 
+def by_section() -> Iterator[tuple[str, str, list[Setting]]]:
+    """Each section: its name, what it is about, and its settings."""
+    for name, section in sections().items():
+        yield name, (section.__doc__ or "").strip(), [s for s in settings().values() if s.section == name]
+
+
 def get(args: Arguments, path: str) -> Value:
     """The value at a dotted path."""
     section, _, name = path.partition(".")
@@ -54,11 +60,7 @@ def build(values: Mapping[str, Value]) -> Arguments:
 
 def to_dict(args: Arguments) -> dict[str, dict[str, Any]]:
     """The arguments as plain nested data, for checkpoints: lists and tables for tuples, every setting named."""
-    tree: dict[str, dict[str, Any]] = {f.name: {} for f in fields(Arguments)}
-    for path, s in settings().items():
-        value = get(args, path)
-        tree[s.section][s.name] = _plain(s, value)
-    return tree
+    return {name: {s.name: _plain(s, get(args, s.path)) for s in of_it} for name, _, of_it in by_section()}
 
 
 def _plain(s: Setting, value: Value) -> object:

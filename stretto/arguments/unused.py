@@ -15,21 +15,23 @@ Equation = Callable[[Arguments], tuple[Value, str] | None]
 
 
 @dataclass(frozen=True)
-class Override:
-    """A setting that gives way where a stronger source sets one of `to` to something it does not go with.
+class Derivation:
+    """The value of a setting from `inputs`, of which `meaning` is the equation in names.
 
-    `--tp 1` over a preset with sequence parallelism means: without. Where the setting is said by a source
-    at least as strong as those, it is wrong instead: `ineffective` says that it then has no effect; for the
+    Either of one that nobody set; or of one that gives way where a stronger source sets one of the inputs to something
+    that it does not go with: `--tp 1` over a preset with sequence parallelism means: without. Where it is said by a
+    source at least as strong as those, it is wrong instead: `ineffective` says that it then has no effect; for the
     others a rule of `rules.py` has the words.
     """
 
     path: str
-    to: tuple[str, ...]
+    inputs: tuple[str, ...]
     equation: Equation
+    meaning: str = ""
     ineffective: bool = False
 
 
-def _unused(names: str, *reasons: Rule, ineffective: bool = True) -> Iterator[Override]:
+def _unused(names: str, *reasons: Rule, ineffective: bool = True) -> Iterator[Derivation]:
     """Settings by name that have no effect where one of the reasons, each a clash of others, holds."""
     for path in fields_of(*names.split()):
         for reason in reasons:
@@ -38,7 +40,7 @@ def _unused(names: str, *reasons: Rule, ineffective: bool = True) -> Iterator[Ov
                 default, found = settings()[path].default, reason.check(a)
                 return (default, found.problem) if found is not None and get(a, path) != default else None
 
-            yield Override(path, reason.fields, equation, ineffective=ineffective)
+            yield Derivation(path, reason.fields, equation, ineffective=ineffective)
 
 
 _EXPERTS = (
@@ -47,9 +49,9 @@ _EXPERTS = (
     "expert_capacity expert_drop"
 )
 
-UNUSED: tuple[Override, ...] = (
+UNUSED: tuple[Derivation, ...] = (
     *_unused("sequence_parallel", clash("{tp}, nothing to cut", lambda a: a.parallel.tp == 1)),
-    Override(
+    Derivation(
         *("parallel.tp_comm_overlap", fields_of("tp", "sequence_parallel", "device")),
         lambda a: _no_overlap(a) if a.parallel.tp_comm_overlap else None,
         ineffective=True,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stretto.arguments.derive import DERIVATIONS, OVERRIDES
 from stretto.arguments.errors import as_text
-from stretto.arguments.rule import Nearby
+from stretto.arguments.rule import Nearby, RuleViolation
 from stretto.arguments.rules import RULES
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
@@ -23,32 +23,13 @@ class Said:
     source: Source
 
 
-Key = tuple[str, tuple[str, ...]]
-"""A rule and the fields that break it."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A broken rule, with candidates that may fix it; not yet known which of them do."""
-
-    rule: str
-    fields: tuple[str, ...]
-    problem: str
-    nearby: Nearby
-
-    @property
-    def key(self) -> Key:
-        """Equal for two findings of the same mistake."""
-        return self.rule, self.fields
-
-
 @dataclass(frozen=True)
 class Validation:
     """Arguments with every derivable value filled in, the source of each value, and what is wrong."""
 
     args: Arguments
     sources: Mapping[str, Source]
-    findings: tuple[Finding, ...]
+    findings: tuple[RuleViolation, ...]
 
 
 def validate(said: Mapping[str, Said], wrong: Iterable[str] = ()) -> Validation:
@@ -60,18 +41,18 @@ def validate(said: Mapping[str, Said], wrong: Iterable[str] = ()) -> Validation:
     args = build({path: s.value for path, s in said.items()})
     sources = {path: said[path].source if path in said else DEFAULT for path in settings()}
     unknown = set(wrong)
-    findings: list[Finding] = []
+    findings: list[RuleViolation] = []
 
     for c in OVERRIDES:
-        if unknown & {c.path, *c.to} or (conceded := c.equation(args)) is None:
+        if unknown & {c.path, *c.inputs} or (conceded := c.equation(args)) is None:
             continue
         value, reason = conceded
-        if sources[c.path].kind < max(sources[path].kind for path in c.to) and not sources[c.path].pinned:
+        if sources[c.path].kind < max(sources[path].kind for path in c.inputs) and not sources[c.path].pinned:
             args, sources[c.path] = put(args, c.path, value), Source(SourceKind.DERIVED, reason)
         elif c.ineffective:
             problem = f"{c.path} = {as_text(get(args, c.path))} has no effect: {reason}"
             nearby: Nearby = {c.path: (settings()[c.path].default,)}
-            findings.append(Finding("has_effect", (c.path, *c.to), problem, nearby))
+            findings.append(RuleViolation(problem, nearby, "has_effect", (c.path, *c.inputs)))
 
     for d in DERIVATIONS:
         if get(args, d.path) is not None:
@@ -82,5 +63,5 @@ def validate(said: Mapping[str, Said], wrong: Iterable[str] = ()) -> Validation:
             args, sources[d.path] = put(args, d.path, derived[0]), Source(SourceKind.DERIVED, derived[1])
 
     validated = ((rule, rule.check(args)) for rule in RULES if not unknown & set(rule.fields))
-    findings.extend(Finding(r.name, r.fields, b.problem, b.nearby) for r, b in validated if b is not None)
+    findings += (replace(found, rule=r.name, fields=r.fields) for r, found in validated if found is not None)
     return Validation(args, sources, tuple(findings))

@@ -121,8 +121,8 @@ def _one(setting: Setting, kind: type, raw: object, whole: object) -> object:
         if raw not in setting.bounds:
             raise ValueError(f"{shown(raw)} is out of range, must be {setting.bounds}")
     elif isinstance(raw, str):
-        if setting.choices:
-            _check_choice(setting, raw)
+        if setting.choices and raw not in setting.choices:
+            raise ValueError(f"{shown(raw)} is none of {', '.join(setting.choices)}{_meant(setting, raw)}")
         _check_text(setting, raw)
     return raw
 
@@ -132,11 +132,6 @@ def _require_once(setting: Setting, names: Sequence[object]) -> None:
         for name in names:
             if names.count(name) > 1 and not setting.repeats:
                 raise ValueError(f"{shown(name)} stands there more than once")
-
-
-def _check_choice(setting: Setting, name: str) -> None:
-    if name not in setting.choices:
-        raise ValueError(f"{shown(name)} is none of {', '.join(setting.choices)}{_meant(setting, name)}")
 
 
 def _meant(setting: Setting, word: str) -> str:
@@ -149,9 +144,7 @@ def _meant(setting: Setting, word: str) -> str:
 
 def _check_text(setting: Setting, text: str) -> None:
     """Bytes that are no UTF-8 come as half characters: a file's name may have them."""
-    if (
-        setting.is_path and not setting.repeats and not text
-    ):  # such as "$TEXTS" where nobody has set it; Path("") would be this directory
+    if setting.is_path and not setting.repeats and not text:  # as "$TEXTS" that nobody has set: Path("") is here
         raise ValueError("'' is empty, must be a path")
     if "\0" in text:
         raise ValueError(f"{shown(text)} has a NUL character, which no text here may have")
