@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
-from stretto.arguments.setting import setting
+from stretto.arguments.setting import local_setting, setting
 
 PartName = Literal["norms", "activation", "attention", "projections"]
 USUAL: Final[tuple[PartName, ...]] = ("norms", "activation")
@@ -26,24 +26,18 @@ class Recomputation:
         "by default outputs of norms and activation functions; block: all but what enters each block; offload: the "
         "same, and that waits in the host's memory",
     )
-    recompute_parts: tuple[PartName, ...] = setting(
+    recompute_parts: tuple[PartName, ...] = local_setting(
         USUAL,
         "with selective: norms, activation: their outputs; attention: its output, from queries, keys and values; "
         "projections: queries, keys and values and the inner features, from what their matrices take",
-        carried=False,
     )
-    recompute_layers: int | None = setting(
-        None,
-        "with selective or block: so many layers of each stage, the first; unset: all",
-        unit="layers",
-        at_least=1,
-        carried=False,
+    recompute_layers: int | None = local_setting(
+        None, "with selective or block: so many layers of each stage, the first; unset: all", unit="layers", at_least=1
     )
-    activation_budget: str | None = setting(
+    activation_budget: str | None = local_setting(
         None,
         "a rank keeps activations of at most this size, as in 20GB or 512MiB: layer by layer what is recomputed costs "
         "least by a cost model of GPUs; `stretto explain` shows the choice",
-        carried=False,
     )
 
 

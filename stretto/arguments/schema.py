@@ -20,7 +20,7 @@ from stretto.arguments.sections import GroupsConfig, NcclConfig
 from stretto.arguments.sections import LossConfig as LossConfig
 from stretto.arguments.sections import OptimizerConfig as OptimizerConfig
 from stretto.arguments.sections import TuningConfig as TuningConfig
-from stretto.arguments.setting import setting
+from stretto.arguments.setting import local_setting, setting
 from stretto.layout import DEFAULT_ORDER
 
 ScheduleName = Literal["1f1b", "auto", "depth-first", "dualpipev", "gpipe", "interleaved", "interleaved-zb", "looped-bfs", "v-half", "v-min", "zb-h1", "zb-h2", "zbv"]  # fmt: skip  # noqa: E501
@@ -36,25 +36,23 @@ class ParallelConfig:
 
     tp: int = setting(1, "tensor parallel: each matrix is cut over so many ranks", unit="ranks", at_least=1)
     cp: int = setting(1, "context parallel: each sequence is cut over so many ranks", unit="ranks", at_least=1)
-    cp_comm: tuple[CommName, ...] = setting(
+    cp_comm: tuple[CommName, ...] = local_setting(
         ("auto",),
         "how ranks of cp get at keys and values, of all layers or of each: all-gather; ring: from rank to rank behind "
         "attention; ulysses: an all-to-all over heads; hybrid: ulysses among cp_a2a neighbours, a ring between these; "
         "auto: what a cost model finds quickest",
-        carried=False,
         repeats=True,
     )
-    cp_a2a: int | None = setting(
-        None, "with hybrid, so many neighbours along cp exchange heads", unit="ranks", at_least=2, carried=False
+    cp_a2a: int | None = local_setting(
+        None, "with hybrid, so many neighbours along cp exchange heads", unit="ranks", at_least=2
     )
     pp: int = setting(1, "pipeline parallel: the layers are cut into so many stages", unit="ranks", at_least=1)
     ep: int = setting(1, "expert parallel: experts are spread over so many ranks", unit="ranks", at_least=1)
     etp: int = setting(1, "tensor parallel inside an expert", unit="ranks", at_least=1)
-    ep_comm_overlap: bool = setting(
+    ep_comm_overlap: bool = local_setting(
         False,
         "a microbatch goes through the blocks in two halves of its samples: while tokens of one are on their way to "
         "experts and back the other computes",
-        carried=False,
     )
     ep_copy_engines: bool = setting(
         False,
@@ -65,15 +63,14 @@ class ParallelConfig:
         None, "data parallel: replicas that each take a share of the batch", unit="ranks", at_least=1
     )
     order: str = setting(DEFAULT_ORDER, "axes along which ranks are counted, neighbours first")
-    gpus_per_node: int | None = setting(
-        None, "ranks of one node; what reaches across nodes is slow, and is warned of", at_least=1, carried=False
+    gpus_per_node: int | None = local_setting(
+        None, "ranks of one node; what reaches across nodes is slow, and is warned of", at_least=1
     )
     sequence_parallel: bool = setting(False, "between blocks, cut activations along the sequence over the tp ranks")
-    tp_comm_overlap: bool | None = setting(
+    tp_comm_overlap: bool | None = local_setting(
         None,
         "gathers and scatters of sequence parallelism pass behind GEMMs, carried by the copy engines of GPUs "
         "that reach each other; unset: on GPUs",
-        carried=False,
     )
     exact: int | None = setting(
         None,
@@ -82,18 +79,16 @@ class ParallelConfig:
         at_least=1,
     )
     schedule: ScheduleName = setting("1f1b", "order of forwards and backwards: `stretto schedule list` has all")  # noqa: RUF009
-    schedule_costs: str | None = setting(
+    schedule_costs: str | None = local_setting(
         None,
         "a file of the times of each stage, from which schedule = auto and partition = searched take theirs; where it "
         "is not there, they begin with an estimate, and with auto a few steps are measured for the file",
-        carried=False,
         path=True,
     )
-    schedule_memory: float | None = setting(
+    schedule_memory: float | None = local_setting(
         None,
         "schedule = auto: microbatches whose activations a rank may hold; unset: pp, as many as with 1f1b",
         at_least=1,
-        carried=False,
     )
     vpp: int | None = setting(
         None,
@@ -112,27 +107,22 @@ class ParallelConfig:
         "layers over stages, where stage_layers does not say: balanced: by multiplications; searched: as the step is "
         "shortest by the times of schedule_costs, or by an estimate; stages may be empty",
     )
-    dp_copy_engines: bool = setting(
-        True,
-        "what is sharded is gathered and summed by the copy engines of GPUs that reach each other, behind GEMMs",
-        carried=False,
+    dp_copy_engines: bool = local_setting(
+        True, "what is sharded is gathered and summed by the copy engines of GPUs that reach each other, behind GEMMs"
     )
-    sharding: Literal["none", "zero1", "zero2", "fsdp"] = setting(
+    sharding: Literal["none", "zero1", "zero2", "fsdp"] = local_setting(
         "none",
         "what each data-parallel rank holds a part of: none: nothing; zero1: optimizer state; zero2: gradients too; "
         "fsdp: weights too, which are gathered block by block",
-        carried=False,
     )
-    dp_shard: int | None = setting(
-        None, "data-parallel ranks that share one copy of what is sharded; unset: all", at_least=1, carried=False
+    dp_shard: int | None = local_setting(
+        None, "data-parallel ranks that share one copy of what is sharded; unset: all", at_least=1
     )
-    keep_units: int = setting(
-        0, "fsdp: so many last blocks of a stage stay whole from forward to backward", at_least=0, carried=False
+    keep_units: int = local_setting(
+        0, "fsdp: so many last blocks of a stage stay whole from forward to backward", at_least=0
     )
-    reduce_dtype: Literal["fp32", "bf16"] = setting(
-        "fp32",
-        "dtype in which gradients travel between data-parallel ranks; they are added in fp32, or wider",
-        carried=False,
+    reduce_dtype: Literal["fp32", "bf16"] = local_setting(
+        "fp32", "dtype in which gradients travel between data-parallel ranks; they are added in fp32, or wider"
     )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
 
@@ -163,28 +153,25 @@ class RunConfig(Recomputation):
         "whose kernels compute attention: torch's, the quickest first that takes the shapes, or those of the package "
         "flash-attn-4, which must be installed",
     )
-    compile: bool | None = setting(
-        None, "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs", carried=False
+    compile: bool | None = local_setting(
+        None, "one kernel for each chain of elementwise operations, by torch.compile; unset: on GPUs"
     )
-    cuda_graphs: bool | None = setting(
+    cuda_graphs: bool | None = local_setting(
         None,
         "forward and backward of a microbatch are one CUDA graph, which the host launches at once, with the same "
         "kernels; unset: wherever they can be recorded",
-        carried=False,
     )
-    ffn_chunks: int = setting(
+    ffn_chunks: int = local_setting(
         1,
         "feed-forward takes the sequence in so many chunks and computes each once more in the backward, so that its "
         "inner activations exist of one at a time; 1: as a whole",
         at_least=1,
         at_most=2**16,
-        carried=False,
     )
-    progress: Literal["auto", "live", "lines", "none"] = setting(
+    progress: Literal["auto", "live", "lines", "none"] = local_setting(
         "auto",
         "live: two lines of a terminal, kept up to date; lines: one for each report; auto: live at a terminal that the "
         "command was started from, by no MPI launcher",
-        carried=False,
     )
     log_every: int = setting(1, "report a line every so many steps", unit="steps", at_least=1)
     eval_every: int = setting(
@@ -196,71 +183,61 @@ class RunConfig(Recomputation):
     )
     sample_prompt: str = setting("def ", "the prompt that is continued")
     timeout: float = setting(600.0, "a collective that takes longer ends the run", unit="seconds", above=0)
-    exit_duration: float | None = setting(
+    exit_duration: float | None = local_setting(
         None,
         "after so long the run saves and ends with exit code 75, to be started again with --resume",
         unit="seconds",
         above=0,
-        carried=False,
     )
-    check_collectives: bool = setting(
+    check_collectives: bool = local_setting(
         False,
         "compare each communication on all its ranks before it begins: slow, and says which rank hangs the others",
-        carried=False,
     )
     on_nonfinite: Literal["stop", "trace", "skip"] = setting(
         "stop",
         "a loss or gradient that is no number ends the run; trace: and its microbatch is named, which reads each "
         "gradient once more; skip: and the update is left out, on all ranks, which wait for the figures of each step",
     )
-    check_finite: bool = setting(
+    check_finite: bool = local_setting(
         False,
         "look at what every forward and backward puts out: a NaN ends the run and names stage, microbatch and action; "
         "slow, to find a fault",
-        carried=False,
     )
-    check_replicas: int = setting(
-        0,
-        "compare replicas of weights and moments by checksum every so many steps; 0: never",
-        unit="steps",
-        at_least=0,
-        carried=False,
+    check_replicas: int = local_setting(
+        0, "compare replicas of weights and moments by checksum every so many steps; 0: never", unit="steps", at_least=0
     )
     start_timeout: float = setting(120.0, "all ranks must have arrived within this time", unit="seconds", above=0)
-    threads: int | None = setting(
+    threads: int | None = local_setting(
         None,
         "threads of one CPU operation; unset: OMP_NUM_THREADS, or the node's cores shared by its ranks",
         at_least=1,
-        carried=False,
     )
     tf32: bool = setting(
         False, "multiply fp32 matrices with factors rounded to TF32, 10 bits of mantissa: faster on GPUs from Ampere on"
     )
     deterministic: bool = setting(False, "allow only kernels that give the same bits each time")
-    log_level: Literal["debug", "info", "warning"] = setting(
-        "warning", "least severity that rank 0 writes to standard error; other ranks write warnings", carried=False
+    log_level: Literal["debug", "info", "warning"] = local_setting(
+        "warning", "least severity that rank 0 writes to standard error; other ranks write warnings"
     )
-    log_style: Literal["text", "json"] = setting(
-        "text", "standard error for people, or as one JSON object per message", carried=False
+    log_style: Literal["text", "json"] = local_setting(
+        "text", "standard error for people, or as one JSON object per message"
     )
-    log_dir: str | None = setting(
-        None, "directory where every rank writes all its messages, to rank-<number>.jsonl", carried=False, path=True
+    log_dir: str | None = local_setting(
+        None, "directory where every rank writes all its messages, to rank-<number>.jsonl", path=True
     )
     tensorboard: bool | None = setting(None, "write TensorBoard files, too; unset: where that package is installed")
-    wandb: str | None = setting(None, "a project of Weights & Biases that gets the same numbers", carried=False)
-    mlflow: str | None = setting(None, "an experiment of MLflow that gets the same numbers", carried=False)
-    profile: str | None = setting(
+    wandb: str | None = local_setting(None, "a project of Weights & Biases that gets the same numbers")
+    mlflow: str | None = local_setting(None, "an experiment of MLflow that gets the same numbers")
+    profile: str | None = local_setting(
         None,
         "record some steps with PyTorch's profiler and write trace and memory history, as in steps=10:13 (steps 10, 11 "
         "and 12) or steps=10:13,ranks=0:8 (default rank 0)",
-        carried=False,
     )
-    peak_tflops: float | None = setting(
+    peak_tflops: float | None = local_setting(
         None,
         "what one device computes at most, of which MFU is a share; unset: the dense bf16 rate of known GPUs, in bf16",
         unit="TFLOP/s",
         above=0,
-        carried=False,
     )
 
 

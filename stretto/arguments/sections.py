@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stretto.arguments.setting import setting
+from stretto.arguments.setting import local_setting, setting
 
 AxisName = Literal["tp", "dp", "pp", "cp", "dp-cp", "tp-pp", "pp-dp-cp", "embed", "tp-cp-dp-pp"]
 """Axes that have process groups, and combinations of axes that have groups of their own."""
@@ -92,18 +92,16 @@ class OptimizerConfig:
         "master weights of a run in bf16: a copy in fp32; or remainder: 16 bits that, with the weights themselves, are "
         "the same fp32 numbers (weights are rounded with ties away from zero)",
     )
-    optimizer_cpu_offload: bool = setting(
+    optimizer_cpu_offload: bool = local_setting(
         False,
         "masters and moments lie in the host's memory, and pass through the device a chunk at a time, beside the next "
         "forward: the same update to the last bit",
-        carried=False,
     )
     clip_grad: float = setting(1.0, "gradients are scaled down to this global norm; 0: never", at_least=0)
-    post_validate: bool = setting(
+    post_validate: bool = local_setting(
         False,
         "update before the norm of all gradients is known, and take the update back, bit for bit, where it was above "
         "clip_grad: no rank of a pipeline waits for it; costs a copy of gradients and optimizer state",
-        carried=False,
     )
 
 
@@ -173,31 +171,28 @@ class DataConfig:
     eval_data: str | None = setting(None, "more validation sets, each with its curve: name=path,other=path", path=True)
     held_out: float = setting(0.05, "share of the files kept for evaluation", at_least=0, below=1)
     max_lost: float = setting(0.01, "share of the text that the tokenizer may lose", at_least=0, at_most=1)
-    cache: str = setting("~/.cache/stretto", "directory for tokenized text", carried=False, path=True)
+    cache: str = local_setting("~/.cache/stretto", "directory for tokenized text", path=True)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """Where checkpoints go, how often, and whether to go on from one."""
 
-    out: str = setting(
-        "runs/latest", "directory of the run: checkpoints, metrics, resolved.toml", carried=False, path=True
-    )
+    out: str = local_setting("runs/latest", "directory of the run: checkpoints, metrics, resolved.toml", path=True)
     save_every: int = setting(0, "save a checkpoint every so many steps; 0: at the end only", unit="steps", at_least=0)
-    save: bool = setting(
-        True, "write checkpoints; without, the run leaves its metrics alone, and nothing goes on from it", carried=False
+    save: bool = local_setting(
+        True, "write checkpoints; without, the run leaves its metrics alone, and nothing goes on from it"
     )
-    async_save: bool = setting(
-        True, "a process of its own writes checkpoints while training goes on; else training waits", carried=False
+    async_save: bool = local_setting(
+        True, "a process of its own writes checkpoints while training goes on; else training waits"
     )
     keep: int = setting(2, "so many newest checkpoints stay", at_least=1)
     keep_every: int = setting(
         0, "besides them, each checkpoint whose step is a multiple of this stays; 0: none", unit="steps", at_least=0
     )
-    checkpoint_dir: str | None = setting(
+    checkpoint_dir: str | None = local_setting(
         None,
         "where checkpoints go, also a URL such as s3://bucket/run; unset: the directory checkpoints in that of the run",
-        carried=False,
         path=True,
     )
     init_from: str | None = setting(
@@ -205,13 +200,8 @@ class CheckpointConfig:
         "directory of a Hugging Face model, or its name in the cache of downloads: the run begins with its shape, "
         "weights and tokenizer",
     )
-    export_hf: str | None = setting(
-        None,
-        "directory that gets the model as a Hugging Face one when the run has made its last step",
-        carried=False,
-        path=True,
+    export_hf: str | None = local_setting(
+        None, "directory that gets the model as a Hugging Face one when the run has made its last step", path=True
     )
-    resume: bool = setting(
-        False, "go on from the newest complete checkpoint in the directory of the run", carried=False
-    )
-    auto_resume: bool = setting(False, "like resume, but begin anew where there is no checkpoint yet", carried=False)
+    resume: bool = local_setting(False, "go on from the newest complete checkpoint in the directory of the run")
+    auto_resume: bool = local_setting(False, "like resume, but begin anew where there is no checkpoint yet")

@@ -144,6 +144,11 @@ def setting(
     return made
 
 
+def local_setting(default: T, help: str, **declared: Any) -> T:
+    """The same of one that a run that goes on from a checkpoint does not take from there."""
+    return setting(default, help, carried=False, **declared)
+
+
 def settings_of(tree: type) -> Iterator[Setting]:
     """The settings of a dataclass whose fields are sections, in the order of their declaration."""
     sections = get_type_hints(tree)
