@@ -110,9 +110,9 @@ def parts_are_chosen_once(a: Arguments) -> RuleViolation | None:
     return violation(told("{recompute_parts}: must name parts, each once", a), recompute_parts=(once or USUAL,))
 
 
-@rule("recompute_parts experts ffn_chunks")
+@rule("recompute_parts recompute experts")
 def projections_are_of_dense_layers(a: Arguments) -> RuleViolation | None:
-    """Inner features of experts, and of a sequence in chunks, are not made once more by the projections."""
+    """Inner features of experts are not made once more by the projections."""
     parts = a.run.recompute_parts
     if a.run.recompute != "selective" or "projections" not in parts or not a.model.experts:
         return None

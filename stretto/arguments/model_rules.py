@@ -43,7 +43,7 @@ def rotated_share_has_pairs(a: Arguments) -> RuleViolation | None:
     return violation(problem, rope_share=(1.0, 0.5), head_dim=sizes(d, 8))
 
 
-@rule("rope_scaling rope_original_positions")
+@rule("rope_scaling rope_original_positions seq_len")
 def stretch_has_an_origin(a: Arguments) -> RuleViolation | None:
     """All but a linear stretch go by what a model was first trained with."""
     if a.model.rope_scaling in ("none", "linear") or a.model.rope_original_positions is not None:

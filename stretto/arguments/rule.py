@@ -109,7 +109,7 @@ def clashes(problem: str, *parts: Rule, when: Test = always, **to: Sequence[Valu
 
     def check(a: Arguments) -> RuleViolation | None:
         found = whole.check(a)
-        wrong = [violation for part in parts if found and (violation := part.check(a))]
+        wrong = [one for part in parts if found is not None and (one := part.check(a)) is not None]
         if found is None or not wrong:
             return None
         nearby = {path: values for each in (*wrong, found) for path, values in each.nearby.items()}

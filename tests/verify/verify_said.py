@@ -6,6 +6,7 @@ A docstring lists them after `Faults to catch:`, with semicolons between them; a
 from __future__ import annotations
 
 from verify_fault import Fault, Said
+from verify_said_arguments import CLAUSES
 from verify_said_bash import BASH, SCRIPTS
 from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, LAUNCHES, OFFLOAD, PACKED, TILE, WINDOWED
 from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, RUNS, STREAMS, TEXT_FILES
@@ -753,4 +754,5 @@ SAID = (
     FOREIGN,
     RECOMPUTE,
     SHAPES,
+    CLAUSES,
 )

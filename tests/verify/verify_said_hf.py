@@ -159,7 +159,7 @@ IN_AND_OUT = Said(
     Fault(
         "a setting that contradicts the model taken",
         "arguments/resolve.py",
-        "_is_shape(path) and path in model.values and value != model.values[path]",
+        "_is_shape(path) and said != there",
         "False",
     ),
 )
