@@ -54,10 +54,8 @@ class ParallelConfig:
         "a microbatch goes through the blocks in two halves of its samples: while tokens of one are on their way to "
         "experts and back the other computes",
     )
-    ep_copy_engines: bool = setting(
-        False,
-        "tokens go to experts and back by the copy engines of GPUs that reach each other, not by NCCL",
-        carried=False,
+    ep_copy_engines: bool = local_setting(
+        False, "tokens go to experts and back by the copy engines of GPUs that reach each other, not by NCCL"
     )
     dp: int | None = setting(
         None, "data parallel: replicas that each take a share of the batch", unit="ranks", at_least=1
