@@ -75,8 +75,10 @@ def warmup_ends_before_decay(a: Arguments) -> RuleViolation | None:
 @rule("cooldown_steps warmup_steps decay_steps lr_schedule")
 def cooldown_fits(a: Arguments) -> RuleViolation | None:
     """Warm-up and cooldown of the wsd schedule do not overlap."""
-    o, end = a.optimizer, a.optimizer.decay_steps or a.run.steps
-    if o.lr_schedule != "wsd" or o.cooldown_steps is None or (both := o.warmup_steps + o.cooldown_steps) <= end:
+    o, end = a.optimizer, a.optimizer.decay_steps
+    if o.lr_schedule != "wsd" or end is None or o.cooldown_steps is None:
+        return None
+    if (both := o.warmup_steps + o.cooldown_steps) <= end:
         return None
     return violation(
         f"{told('{warmup_steps + cooldown_steps}', a)} = {both}, must be <= decay_steps = {end}",
