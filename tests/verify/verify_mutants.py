@@ -123,9 +123,12 @@ def _in_a_fork(directory: Path, test: str) -> Outcome:
             theirs.send(Outcome("" if test else "import", repr(error)))
         os._exit(0)
     theirs.close()
-    outcome: Outcome = ours.recv()
-    os.waitpid(pid, 0)
-    return outcome
+    try:
+        outcome: Outcome | None = ours.recv()
+    except EOFError:
+        outcome = None
+    _, status = os.waitpid(pid, 0)
+    return outcome or Outcome(test or "the process", f"ended without a word: {os.waitstatus_to_exitcode(status)}")
 
 
 def _judged(directory: Path) -> Outcome:
