@@ -118,7 +118,7 @@ def write_corpus(prefix: Path, vocab: int, rows: int, length: int, case: Case, s
 def words_of(case: Case, directory: Path, options: argparse.Namespace) -> list[str]:
     """The command line of a case."""
     said = shlex.split("--tp 1 --pp 1 --dp 1 --cp 1 --ep 1 --no-sequence-parallel --sharding none")
-    small = f"{SMALL} --expert-ffn 32" if "experts" in case.group else SMALL
+    small = f"{SMALL} --expert-ffn 32 --no-ep-copy-engines" if "experts" in case.group else SMALL
     said += shlex.split(f"{case.words} {small if options.small else ''} {options.words}")
     said += [
         "--nproc",

@@ -36,6 +36,8 @@ class World:
     """Where the store is, in words."""
     absent: Callable[[], str] = str
     """Who of the ranks does not answer, in a sentence; empty where nobody is missed."""
+    lost: Callable[[BaseException], bool] | None = None
+    """Whether an exception says that a peer is gone or does not answer; None where nobody is told of failures."""
     timeout: float = 600.0
     """Seconds that a collective may take, of groups that are not told otherwise."""
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from stretto.arguments import Resolved, resolve
 from stretto.arguments.layers import Layer
+from stretto.arguments.rule import RuleViolation
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import COMMAND_LINE
 from stretto.arguments.tree import settings
-from stretto.arguments.validate import Finding, Said, validate
+from stretto.arguments.validate import Said, validate
 
 Settings = dict[str, Value]
 
@@ -204,7 +205,7 @@ def mended(said: Settings, rng: Random, tries: int = 60) -> Settings | None:
     return None
 
 
-def _mend(said: Settings, wrong: Finding, rng: Random) -> None:
+def _mend(said: Settings, wrong: RuleViolation, rng: Random) -> None:
     """Change one setting of a finding: back to that of the base, or to one of the values that its rule offers."""
     drawn = [path for path in wrong.fields if path in said and said[path] != BASE.get(path)]
     offered = [path for path, values in wrong.nearby.items() if values]

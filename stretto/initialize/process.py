@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import Store
 from stretto.initialize import settings
 from stretto.initialize.environment import Launch, detect
 from stretto.initialize.failure_watch import LEARN_SECONDS, REQUEST_SECONDS, failing_with_peers
+from stretto.initialize.failures import is_consequence
 from stretto.initialize.group import default_group, require_no_group
 from stretto.initialize.rendezvous import Meeting, rendezvous
 from stretto.initialize.roll_call import Server, call_roll
@@ -103,7 +104,7 @@ def initialize(
 
         with timeline.phase("groups"), last_resort(limit, hanging):
             world = stack.enter_context(_default_group(launch, store, place, timeout))
-        yield replace(world, server=str(server), absent=absent, timeout=timeout)
+        yield replace(world, server=str(server), absent=absent, lost=is_consequence, timeout=timeout)
 
 
 def _absent(store: Store, server: Server, launch: Launch) -> str:

@@ -12,6 +12,7 @@ from typing import Protocol, Self
 import torch
 from torch.distributed import DistError, PrefixStore, ProcessGroup, Store  # type: ignore[attr-defined]
 
+from stretto.collective_trace import LastCalls
 from stretto.layout import Layout
 from stretto.parallel_state.create import GroupCost, abort_groups, back_end, create_group, destroy_groups, fake_group
 from stretto.parallel_state.plan import Axes, GroupOptions, PlannedGroup, default_axes, geometric, plan
@@ -111,7 +112,8 @@ class ParallelState:
                 colon an axis may name a channel, as in `("pp:late",)`: it shares no group with other channels; or the
                 messages between two places, as in `("pp:0>1",)`: a group of these two.
             options: for the groups of some axes, as `{"tp": ..., "dp-cp": ...}`.
-            tracer: is told of each communication over the groups right before it is issued.
+            tracer: is told of each communication over the groups right before it is issued. None: where `initialize`
+                made the world, one that names who did not come when a peer is lost.
             timer: waits for each of them.
             ordered: sums have the same bits for any number of ranks (`Axis.ordered`).
 
@@ -138,6 +140,8 @@ class ParallelState:
         )
         groups: dict[PlannedGroup, ProcessGroup] = {}
         costs = []
+        if tracer is None and world.lost is not None:
+            tracer = LastCalls(world.lost)
         if tracer is not None:
             tracer.attach(world, PrefixStore("watch", shared.store))
         try:

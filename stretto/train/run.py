@@ -13,12 +13,11 @@ from stretto.arguments.elsewhere import in_layout
 from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.trained import is_adapter
 from stretto.checkpoint import load
-from stretto.collective_trace import CHECK_SECONDS, Checker, LastCalls, Waits
+from stretto.collective_trace import CHECK_SECONDS, Checker, Waits
 from stretto.data.feed import Feed
 from stretto.data.mixture import Mix
 from stretto.data.text import EvalSet, Text
 from stretto.estimate import flops_per_token
-from stretto.initialize.failures import is_consequence
 from stretto.initialize.timeline import StartTimeline
 from stretto.interop.adapter_in import begun_with, load_adapter, require_adapter
 from stretto.interop.config import read_config
@@ -72,8 +71,7 @@ def train(
     args = resolved.args
     layout = resolved.layout
     with timeline.phase("groups"):
-        check = args.run.check_collectives
-        tracer = Checker(min(args.run.timeout, CHECK_SECONDS)) if check else LastCalls(is_consequence)
+        tracer = Checker(min(args.run.timeout, CHECK_SECONDS)) if args.run.check_collectives else None
         waits = Waits()
         state = state_of(args, layout, world, tracer=tracer, timer=waits)
     with state:

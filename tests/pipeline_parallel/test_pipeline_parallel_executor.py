@@ -101,7 +101,7 @@ def test_the_loss_must_be_a_scalar() -> None:
     e = executor(lower(gpipe(1, 1)), model)
     e.stages[0].module = nn.Linear(3, 3)
     e.stages[0].module.forward = lambda *_: torch.zeros(2)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=r"scalar loss, not a tensor of shape \[2\]"):
+    with pytest.raises(ValueError, match=r"scalar loss, a mean over its rows, not a tensor of shape \[2\]"):
         e.step(model.microbatches(1))
 
 
