@@ -14,6 +14,7 @@ from stretto.collective_trace.check import CollectiveError
 from stretto.collective_trace.compare import divergences, odd
 from stretto.collective_trace.record import Recorder
 from stretto.collective_trace.table import table
+from stretto.layout.ranks import named
 from stretto.store import LostError, TimedStore, absent, combine, read_json
 from stretto.world import World
 
@@ -69,7 +70,10 @@ class LastCalls(Recorder):
         except (DistError, LostError):
             return  # the store went first: there is nobody to tell
         silent = tuple(rank for rank in range(self._world.size) if rank not in records)
-        raise CollectiveError(f"{error}\n{_account(records, self._world.size)}", silent) from error
+        told = f"{error}\n{_account(records, self._world.size)}"
+        if silent:
+            told += f"\n{named(silent)} did not come, and said nothing: stuck outside of communication, or gone"
+        raise CollectiveError(told, silent) from error
 
     def _publish(self, kept: int) -> None:
         with suppress(DistError, LostError):

@@ -40,7 +40,7 @@ def _bounded(
 
 def _row(rank: int, call: CollectiveCall | None, note: str) -> tuple[str, ...]:
     if call is None:
-        return (str(rank), "", "", "no communication yet", "", "", "", note)
+        return (str(rank), "", "", "" if note else "no communication yet", "", "", "", note)
     shape = f"[{', '.join(map(str, call.shape))}]"
     return (str(rank), call.channel, str(call.number), call.op, shape, call.dtype, short(call.site), note)
 

@@ -1,8 +1,7 @@
 """What would go wrong after hours is told before the first step, on all ranks.
 
-Faults to catch: ranks that have lists of other lengths; a
-directory that lies on each node's own disk taken for one that all share; a directory that cannot be written to found
-out at the first save.
+Faults to catch: ranks that have lists of other lengths; a directory that lies on each node's own disk taken for one
+that all share; a directory that cannot be written to found out at the first save.
 """
 
 from __future__ import annotations

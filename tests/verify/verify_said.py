@@ -23,7 +23,7 @@ from verify_said_experts import (
     ROUTER,
     SENT,
 )
-from verify_said_failures import COUNTS, FAILURES, PACE, SOUND, STORE
+from verify_said_failures import COUNTS, FAILURES, OWN_PROGRAM, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, BUFFERS, EARLY, EXCHANGE, READBACK
@@ -691,6 +691,7 @@ SAID = (
     FAILURES,
     STORE,
     COUNTS,
+    OWN_PROGRAM,
     PACE,
     SOUND,
     BASH,

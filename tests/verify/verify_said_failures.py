@@ -127,3 +127,13 @@ SOUND = Said(
         "sharded = False",
     ),
 )
+
+OWN_PROGRAM = Said(
+    "tests/collective_trace/test_collective_trace_own_program.py",
+    Fault(
+        "a program of one's own that is not told who did not come",
+        "parallel_state/state.py",
+        "if tracer is None and world.lost is not None:",
+        "if False:",
+    ),
+)
