@@ -117,6 +117,7 @@ def _in_a_fork(directory: Path, test: str) -> Outcome:
     if pid == 0:
         try:
             sys.path.insert(0, str(directory))
+            os.environ["PYTHONPATH"] = str(directory)  # programs that a test starts have the fault, too
             theirs.send(_tested(directory, test) if test else _judged(directory))
         except BaseException as error:  # noqa: BLE001  # sent to the parent, and then the process ends
             traceback.print_exc()
