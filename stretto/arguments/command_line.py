@@ -170,11 +170,12 @@ class _Reader:
         self.violations.append(Violation("command_line", (s.path,) if s is not None and s.section else (), problem))
 
     def _no_flag(self, flag: str) -> Violation:
-        if (elsewhere := flag_of(flag.lstrip("-"), self.flags)) is not None:
+        last = flag.lstrip("-").rpartition(".")[2]  # others have sections in the names of their flags
+        if (elsewhere := flag_of(last, self.flags)) is not None:
             return Violation("unknown_flag", (), f"{flag} is no flag{elsewhere}")
         also = {f"--{s.also.replace('_', '-')}": s.flag for s in self.flags.values() if s.also}
         known = {flag: flag for flag in (*self.flags, "--help", *[MEGATRON] * self.of_run)} | also
-        near = nearest(flag, tuple(known))
+        near = nearest(f"--{last}", tuple(known))
         guess = f"; did you mean {known[near]}?" if near else "; --help lists all flags"
         return Violation("unknown_flag", (), f"{flag} is no flag{guess}")
 
