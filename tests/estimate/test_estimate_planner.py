@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig, RunConfig, TuningConfig
@@ -148,7 +148,15 @@ def test_a_memo_changes_nothing(several: Sequence[Arguments]) -> None:
         assert step_time(args, CHIP, memo) == step_time(args, CHIP)
 
 
+EVEN = Arguments(
+    model=ModelConfig(layers=4, hidden=32, heads=4, vocab=64),
+    parallel=ParallelConfig(pp=4, dp=1, stage_layers=(1, 1, 1, 1)),
+    batch=BatchConfig(global_batch=4, micro_batch=1, seq_len=8),
+)
+
+
 @given(runs())
+@example(EVEN)
 def test_stages_that_are_alike_hold_the_same(args: Arguments) -> None:
     """Catches: kinds of layers in another order, an end of the pipeline or what is frozen left out."""
     for stage, like in zip(range(len(stage_layers(args))), _like(args), strict=True):
