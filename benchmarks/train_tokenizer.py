@@ -1,6 +1,6 @@
 """Make the tokenizer that ships with the library: byte-level BPE over the train split of Python's standard library.
 
-python -m benchmarks.train_tokenizer stretto/data/tokenizers/python.json
+python -m benchmarks.train_tokenizer stretto/data/tokenizers/python/tokenizer.json
 """
 
 from __future__ import annotations

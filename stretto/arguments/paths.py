@@ -15,6 +15,8 @@ from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.tree import get, settings
 from stretto.reading import shown
 
+SHIPPED: Final = Path(__file__).parents[1] / "data" / "tokenizers"
+"""Each tokenizer of `TOKENIZERS`, a directory as Hugging Face has them."""
 _PACKAGES: Final = MappingProxyType({"run.tensorboard": "tensorboard", "run.wandb": "wandb", "run.mlflow": "mlflow"})
 """Extras of the same name that a setting asks for."""
 

@@ -75,9 +75,9 @@ def _export(wanted: Export) -> str:
         return f"{path} -> {to}: adapters of {base or 'a model of its own'}, {files[0].stat().st_size:,} bytes"
     merged, limit = outgoing.merged(source), int(wanted.shard_gb * 1e9)
     files = export(to, outgoing.raw, outgoing.named, merged, limit=limit)
-    copied = [name for directory in outgoing.beside for name in copy_beside(directory, to)]
+    copied = copy_beside(outgoing.beside, to)
     size = sum(file.stat().st_size for file in files)
-    also = f" and {', '.join(dict.fromkeys(copied))}" if copied else "; the tokenizer has no files to go with it"
+    also = f" and {', '.join(copied)}" if copied else "; the tokenizer has no files to go with it"
     said = f"{outgoing.config.family.architecture}, {len(files)} files, {size:,} bytes"
     return f"{path} -> {to}: {said}{also}"
 

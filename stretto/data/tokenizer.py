@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from stretto.arguments.paths import SHIPPED
 from stretto.arguments.schema import TOKENIZERS
 from stretto.data.errors import DataError
 from stretto.data.sentence_piece import SentencePieceTokenizer
@@ -193,7 +194,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name == "byte":
         return ByteTokenizer()
     if name in TOKENIZERS:
-        return FileTokenizer(Path(__file__).parent / "tokenizers" / f"{name}.json", name)
+        return FileTokenizer(SHIPPED / name / "tokenizer.json", name)
     path = Path(name).expanduser()
     if path.is_dir():
         others = [path / "tokenizer.model", *sorted(path.glob("*.tiktoken"))]

@@ -25,15 +25,11 @@ from stretto.interop.names import FileTensor, Piece, Shapes, file_tensors, furth
 from stretto.tensor_parallel.lora import lora_of
 
 BESIDE: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
+    (
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt"),
+    ),
+    ("generation_config.json",),
 )
 """What else lies in a directory and goes with the model: the tokenizer's files, and how to generate."""
 
@@ -150,12 +146,15 @@ def export(to: Path, raw: Mapping[str, Any], named: Sequence[Named], source: Sou
     return [to / file for file in files]
 
 
-def copy_beside(directory: Path, to: Path) -> list[str]:
-    """Copy the tokenizer's files, and how to generate; their names."""
-    found = [name for name in BESIDE if (directory / name).is_file()]
-    for name in found:
-        shutil.copyfile(directory / name, to / name)
-    return found
+def copy_beside(directories: Sequence[Path], to: Path) -> list[str]:
+    """Copy the tokenizer's files, and how to generate, each of the first directory that has any; their names."""
+    found = []
+    for names in BESIDE:
+        there = ([each / name for name in names if (each / name).is_file()] for each in directories)
+        found += next(filter(None, there), [])
+    for file in found:
+        shutil.copyfile(file, to / file.name)
+    return [file.name for file in found]
 
 
 def write_tensors(

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from stretto.arguments import Arguments
+from stretto.arguments.paths import SHIPPED
 from stretto.arguments.schema import TOKENIZERS
 from stretto.interop.adapter_in import begun_with
 from stretto.interop.config import HfConfig, read_config
@@ -57,9 +58,10 @@ class Outgoing:
     @property
     def beside(self) -> list[Path]:
         """Directories with files that go along: of the tokenizer, then of the model that it is like."""
-        tokenizer = Path(self.args.data.tokenizer).expanduser()
-        ships = self.args.data.tokenizer in TOKENIZERS  # not a directory here that happens to be called so
-        found = [tokenizer if tokenizer.is_dir() else tokenizer.parent] if tokenizer.exists() and not ships else []
+        name = self.args.data.tokenizer
+        # One that ships is not a directory here that happens to be called so.
+        tokenizer = SHIPPED / name if name in TOKENIZERS else Path(name).expanduser()
+        found = [tokenizer if tokenizer.is_dir() else tokenizer.parent] if tokenizer.exists() else []
         return found + ([self.like] if self.like else [])
 
 

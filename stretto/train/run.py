@@ -231,8 +231,7 @@ def export_live(to: Path, outgoing: Outgoing, built: Built) -> None:
     source = outgoing.merged(Live(built.optimizer.slices(), axis))
     if axis.rank == 0:
         export(to, outgoing.raw, outgoing.named, source, limit=SHARD)
-        for directory in outgoing.beside:
-            copy_beside(directory, to)
+        copy_beside(outgoing.beside, to)
     else:
         for _ in tensors(ordered(outgoing.named, SHARD), source):
             pass

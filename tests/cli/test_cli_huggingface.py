@@ -25,7 +25,7 @@ from stretto.testing import Fresh
 
 pytestmark = pytest.mark.gloo
 
-TOKENIZER = Path(training.__file__).parents[1] / "data" / "tokenizers" / "python.json"
+TOKENIZER = Path(training.__file__).parents[1] / "data" / "tokenizers" / "python" / "tokenizer.json"
 LAYOUT = [
     "--nproc",
     "4",

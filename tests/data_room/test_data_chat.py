@@ -45,7 +45,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import stretto.data.tokenizer as module
 
     found = tmp_path_factory.mktemp("chat")
-    tokenizer = Tokenizer.from_file(str(Path(module.__file__).parent / "tokenizers" / "python.json"))
+    tokenizer = Tokenizer.from_file(str(Path(module.__file__).parent / "tokenizers" / "python" / "tokenizer.json"))
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     tokenizer.save(str(found / "tokenizer.json"))
     (found / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
