@@ -52,7 +52,8 @@ class Case:
 
 _OLMOE = "--preset olmoe-7b --layers 4 --seq-len 4096 --micro-batch 4 --recompute selective"
 _WIDE = "--preset llama3-8b --vocab 32768 --layers 4 --micro-batch 1 --recompute selective --seq-len"
-_FULL = "--preset llama3-8b --seq-len 8192 --micro-batch 1 --recompute selective --optimizer-cpu-offload"
+# A copy for asynchronous saves would take as much of the host's memory as masters and moments do.
+_FULL = "--preset llama3-8b --seq-len 8192 --micro-batch 1 --recompute selective --optimizer-cpu-offload --no-async-save"
 CASES = {
     "olmoe": Case("experts", 1, f"{_OLMOE} --global-batch 8"),
     "olmoe-natural": Case("experts", 1, f"{_OLMOE} --global-batch 8", "zipf"),
