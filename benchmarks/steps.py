@@ -53,7 +53,8 @@ class Case:
 _OLMOE = "--preset olmoe-7b --layers 4 --seq-len 4096 --micro-batch 4 --recompute selective"
 _WIDE = "--preset llama3-8b --vocab 32768 --layers 4 --micro-batch 1 --recompute selective --seq-len"
 # A copy for asynchronous saves would take as much of the host's memory as masters and moments do.
-_FULL = "--preset llama3-8b --seq-len 8192 --micro-batch 1 --recompute selective --optimizer-cpu-offload --no-async-save"
+_OFFLOAD = "--optimizer-cpu-offload --no-async-save"
+_FULL = f"--preset llama3-8b --seq-len 8192 --micro-batch 1 --recompute selective {_OFFLOAD}"
 CASES = {
     "olmoe": Case("experts", 1, f"{_OLMOE} --global-batch 8"),
     "olmoe-natural": Case("experts", 1, f"{_OLMOE} --global-batch 8", "zipf"),
