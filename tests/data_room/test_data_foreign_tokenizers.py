@@ -55,7 +55,8 @@ def test_a_model_of_sentencepiece(piece: Path) -> None:
     assert ids[0] == 1
     assert 2 not in ids[1:]
     assert found.decode(ids) == "the quick fox \u65e5 </s>"
-    config = {"add_bos_token": False, "eos_token": "<end>", "added_tokens_decoder": {"321": {"content": "<end>"}}}
+    added = {"320": {"content": "<pad>"}, "321": {"content": "<end>"}}
+    config = {"add_bos_token": False, "eos_token": "<end>", "added_tokens_decoder": added}
     (piece.parent / "tokenizer_config.json").write_text(json.dumps(config))
     try:
         other = load_tokenizer(str(piece))
@@ -64,7 +65,7 @@ def test_a_model_of_sentencepiece(piece: Path) -> None:
     assert (other.vocab_size, other.eod) == (322, 321)
     assert np.array_equal(other.encode("the quick"), found.encode("the quick")[1:])
     assert other.fingerprint != found.fingerprint
-    assert other.decode(np.array([*other.encode("the"), 321])) == "the"
+    assert other.decode(np.array([*other.encode("the"), 320, 321])) == "the"
 
 
 def test_a_file_of_tiktoken(tmp_path: Path) -> None:
