@@ -21,7 +21,13 @@ pytestmark = pytest.mark.gloo
 THEIRS = {name: AutoTokenizer.from_pretrained(SHIPPED / name) for name in TOKENIZERS}
 
 
-@given(st.sampled_from(sorted(TOKENIZERS)), st.text(st.characters(codec="utf-8")))
+END = "<|endoftext|>"
+"""Where a text quotes it, `transformers` takes it for the end of a document; to us a text does not end there."""
+
+TEXTS = st.text(st.characters(codec="utf-8")).filter(lambda text: END not in text)
+
+
+@given(st.sampled_from(sorted(TOKENIZERS)), TEXTS)
 def test_transformers_gives_the_same_tokens(name: str, text: str) -> None:
     """Catches another table of bytes, spaces that are put in or taken out, and another end of documents."""
     ours, theirs = load_tokenizer(name), THEIRS[name]
@@ -43,4 +49,4 @@ def test_it_goes_out_with_the_model(tmp_path: Path, name: str) -> None:
     to.mkdir()
     copied = copy_beside([*Outgoing.of(args).beside, like], to)
     assert copied == ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
-    assert AutoTokenizer.from_pretrained(to).eos_token == "<|endoftext|>"
+    assert AutoTokenizer.from_pretrained(to).eos_token == END
