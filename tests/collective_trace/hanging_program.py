@@ -21,7 +21,7 @@ def batches(rank: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 if __name__ == "__main__":
     with (
-        stretto.initialize(seed=0, timeout=3) as world,
+        stretto.initialize(seed=0, timeout=6) as world,
         stretto.ParallelState.build(stretto.Layout.of(dp=world.size), world) as state,
     ):
         data = batches(world.rank)
