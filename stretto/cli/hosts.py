@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from stretto.arguments import Arguments
+from stretto.cli.memory import GIB
 from stretto.initialize.gpus import visible_gpus
 from stretto.initialize.host_memory import host_memory
-
-GIB = 2**30
 
 
 def limit_of_host(args: Arguments, said: float | None) -> float | None:

@@ -19,14 +19,13 @@ from stretto.arguments.sources import SourceKind
 from stretto.arguments.tree import settings
 from stretto.cli.command import USAGE_ERROR
 from stretto.cli.hosts import limit_of_host
+from stretto.cli.memory import GIB
 from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
 from stretto.estimate.chips import CHIPS
 from stretto.estimate.planner import Found, Limits, Plan, plan
 from stretto.terminal import say
-
-GIB: Final = 2**30
 
 _SMALLEST: Final = MappingProxyType({"tp": "1", "cp": "1", "pp": "1", "ep": "1", "etp": "1", "dp": "auto"})
 """Where to begin when the layout of a preset does not go with the other words: what presets say of it is not fixed."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from stretto.arguments.resolve import layout_for
 from stretto.arguments.schema import Arguments
+from stretto.estimate.amounts import Amounts
 from stretto.estimate.memo import Memo
 from stretto.estimate.memory import held_by, rank_ledger
 from stretto.estimate.shards import sharding_of, shards_of
@@ -24,7 +25,7 @@ LEAST: Final = 2**30 / 20
 
 
 @dataclass(frozen=True)
-class HostMemory:
+class HostMemory(Amounts):
     """Bytes, by what they are for. Names are what is printed."""
 
     device: int = 0
@@ -39,22 +40,9 @@ class HostMemory:
     """Masters of weights and remainders, put together for a save."""
 
     @property
-    def total(self) -> int:
-        """All of it at once."""
-        return sum(astuple(self))
-
-    @property
     def said(self) -> str:
         """What there is of it, in GiB, but for what rounds to nothing."""
-        parts = {each.name: getattr(self, each.name) for each in fields(self)}
-        return ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items() if size >= LEAST)
-
-    def __add__(self, other: HostMemory) -> HostMemory:
-        return HostMemory(*map(sum, zip(astuple(self), astuple(other), strict=True)))
-
-    def times(self, n: int) -> HostMemory:
-        """Of as many such ranks."""
-        return HostMemory(*(n * size for size in astuple(self)))
+        return ", ".join(f"{name} {size / 2**30:.1f}" for name, size in vars(self).items() if size >= LEAST)
 
 
 class _Role(NamedTuple):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from operator import add, attrgetter
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stretto.estimate.amounts import Amounts
 
 
 @dataclass(frozen=True)
-class StepTime:
+class StepTime(Amounts):
     """Seconds of a step on the rank that computes longest, by what takes them; they add up to it."""
 
     products: float = 0.0
@@ -27,25 +27,9 @@ class StepTime:
     """Waiting for other stages."""
 
     @property
-    def total(self) -> float:
-        """All of it."""
-        return float(sum(_parts(self)))
-
-    @property
     def said(self) -> str:
         """Each part in milliseconds, in words."""
-        parts = {f.name: 1e3 * getattr(self, f.name) for f in fields(self)}
-        return ", ".join(f"{name} {ms:,.0f}" for name, ms in parts.items() if ms)
-
-    def __add__(self, other: StepTime) -> StepTime:
-        return StepTime(*map(add, _parts(self), _parts(other)))
-
-    def times(self, n: float) -> StepTime:
-        """As often."""
-        return StepTime(*(part * n for part in _parts(self)))
-
-
-_parts: Final[Callable[[StepTime], tuple[float, ...]]] = attrgetter(*(f.name for f in fields(StepTime)))
+        return ", ".join(f"{name} {1e3 * seconds:,.0f}" for name, seconds in vars(self).items() if seconds)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def _ways_out(args: Arguments, node: Node, limit: float) -> str:
     return f"no change was found that fits{f': {_said(args, *nearest)} comes nearest' if nearest else ''}"
 
 
-def _said(args: Arguments, words: str, found: Arguments, host: int) -> str:
+def _said(args: Arguments, words: str, found: Arguments, host: float) -> str:
     device = fullest(found)
     more = f", {device / GIB:.1f} of a device" if args.run.device == "cuda" and device > fullest(args) else ""
     return f"{words} ({host / GIB:.1f} GiB{more})"
