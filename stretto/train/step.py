@@ -146,7 +146,7 @@ def sum_over_world_async(
         [mine[None], torch.full_like(mine, votes)[None], *([] if further is None else [further.flatten()])]
     )
     packed = told * (state.axis("tp").rank == 0)
-    packed[1] = votes
+    packed[1].fill_(votes)  # `packed[1] = votes` would copy a tensor of the host, for which it waits
     return packed, all_reduce_(packed, state.axis("tp", "cp", "dp", "pp"))
 
 

@@ -1,7 +1,7 @@
 """The training loop never makes the device wait for the host (P30).
 
 Faults to catch: figures of a step that are read before the next one is launched; a host read anywhere else in a step;
-an evaluation that reads each batch.
+an evaluation that reads each batch; a number of the host that is put into one element.
 """
 
 from __future__ import annotations
@@ -43,9 +43,15 @@ class HostReads(TorchFunctionMode):
         self.found: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in self.READS:
-            self.found.append(func.__name__)
+        name = getattr(func, "__name__", "")
+        if name in self.READS or (name == "__setitem__" and _of_the_host(*args)):
+            self.found.append(name)
         return func(*args, **(kwargs or {}))
+
+
+def _of_the_host(into: torch.Tensor, index: Any, value: Any) -> bool:
+    """Whether one element gets a number of the host: torch makes a tensor of it there, and waits for its copy."""
+    return not isinstance(value, torch.Tensor) and not into[index].dim()
 
 
 @contextmanager
