@@ -100,6 +100,19 @@ class Ours:
         self.saver.close()
 
 
+class KeptStager(DefaultStager):
+    """Torch's, which can be used again: that of 2.11 closes itself after the first use (pytorch#183413)."""
+
+    def __init__(self, config: StagingOptions) -> None:
+        super().__init__(config)
+        self._state_dict_stager.close = lambda: None  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        """Give back its memory."""
+        del self._state_dict_stager.close
+        super().close()
+
+
 class Torchs:
     """`torch.distributed.checkpoint.async_save` with a stager that keeps its memory, pinned on a GPU.
 
@@ -111,7 +124,7 @@ class Torchs:
     def __init__(self, held: dict[str, Tensor], where: Path, device: torch.device, kind: AsyncCheckpointerType) -> None:
         self.held, self.where, self.kind = held, where, kind
         gpu, process = device.type == "cuda", kind is AsyncCheckpointerType.PROCESS
-        self.stager = DefaultStager(StagingOptions(gpu, process, gpu, gpu))
+        self.stager = KeptStager(StagingOptions(gpu, process, gpu, gpu))
         staged: Any = self.stager.stage(held)  # it takes its memory
         if gpu:
             staged.result()

@@ -7,14 +7,33 @@ from typing import Final
 from stretto.arguments.schema import Arguments
 from stretto.estimate.sizes import BYTES, local_tokens
 
-HEAD: Final = 2**28
-"""Bytes of logits that exist at once, at most (one row of tokens at least)."""
+AT_ONCE: Final = 2**28
+"""Bytes of logits that exist at once, at most, where they are those of `TOKENS` tokens."""
+
+TOKENS: Final = 2048
+"""That are taken at once at least, in `MOST` bytes. Each piece reads and writes the gradient of the head's weight, in
+fp32: on an H200 that takes as long as the product of 750 tokens."""
+
+MOST: Final = 2**30
+
+
+def rows_at_once(rows: int, batch: int, words: int, itemsize: int, limit: int | None = None) -> int:
+    """Rows of a sequence [rows, batch] whose logits over so many words exist at once: at least one, in `limit` bytes.
+
+    As many each time, where fewer than twice the pieces do: a shorter last piece makes the compiler take kernels of
+    any size for all of them.
+    """
+    row = max(1, batch * words * itemsize)
+    most = max(1, (limit or min(max(AT_ONCE, TOKENS * words * itemsize), MOST)) // row)
+    pieces = -(-rows // most)
+    even = next((n for n in range(pieces, 2 * pieces) if rows % n == 0), pieces)
+    return -(-rows // even)
 
 
 def logits(args: Arguments) -> int:
     """Bytes of a piece of logits, or of all where they are fewer: pieces are even where that makes fewer than twice as
     many of them."""
-    return _row(args) * _rows(args)
+    return _words(args) * args.batch.micro_batch * BYTES[args.run.dtype] * _rows(args)
 
 
 def of_tokens(args: Arguments) -> int:
@@ -26,15 +45,11 @@ def of_tokens(args: Arguments) -> int:
     return 8 * local_tokens(args) + piece * (9 + wide * (3 + 2 + 2 + 5 * several))
 
 
-def _row(args: Arguments) -> int:
-    return -(-args.model.vocab_size // args.parallel.tp) * args.batch.micro_batch * BYTES[args.run.dtype]
+def _words(args: Arguments) -> int:
+    return -(-args.model.vocab_size // args.parallel.tp)
 
 
 def _rows(args: Arguments) -> int:
     """Of the sequence, that are taken at a time."""
-    b = args.batch
-    row = _row(args)
-    rows = local_tokens(args) // b.micro_batch
-    pieces = -(-rows // max(1, HEAD // row))
-    even = next((n for n in range(pieces, 2 * pieces) if rows % n == 0), pieces)
-    return -(-rows // even)
+    batch = args.batch.micro_batch
+    return rows_at_once(local_tokens(args) // batch, batch, _words(args), BYTES[args.run.dtype])

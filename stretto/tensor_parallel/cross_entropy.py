@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from stretto.collectives import all_reduce, all_reduce_max
+from stretto.estimate.logits import rows_at_once
 from stretto.ordered import tree_sum
 from stretto.tensor_parallel.build import Accumulators, Build, unfused
 from stretto.tensor_parallel.loss_terms import PLAIN as PLAIN
@@ -43,9 +44,10 @@ def vocab_parallel_cross_entropy(
 class HeadLoss:
     """sum over tokens of weight * loss, for words `start`..`start + rows` on this rank.
 
-    At most `limit` bytes of logits exist at once (one row of tokens at least). Accumulators get the weight's gradient
-    in the forward, so that none waits for the backward: that must begin at the loss itself. Where it begins at a
-    multiple of it, the gradient of x is NaN. A weight that wants no gradient gets none.
+    At most `limit` bytes of logits exist at once (one row of tokens at least; None: what `rows_at_once` says).
+    Accumulators get the weight's gradient in the forward, so that none waits for the backward: that must begin at the
+    loss itself. Where it begins at a multiple of it, the gradient of x is NaN. A weight that wants no gradient gets
+    none.
     With `softcap` c the logits are c tanh(x W^T / c). Where no gradient is recorded the loss is that of an evaluation,
     cross-entropy without smoothing and z. Of an exact build the words are taken slice by slice.
     """
@@ -55,7 +57,7 @@ class HeadLoss:
         build: Build,
         start: int,
         rows: int,
-        limit: int = 2**28,
+        limit: int | None = None,
         *,
         softcap: float | None = None,
         terms: LossTerms = PLAIN,
@@ -91,17 +93,9 @@ class HeadLoss:
         return found
 
     def chunk(self, x: Tensor, weight: Tensor) -> int:
-        """Rows of the sequence that are taken at a time.
-
-        As many each time, where fewer than twice the pieces do: a shorter last piece makes the compiler take kernels of
-        any size for all of them.
-        """
-        rows = x.shape[0]
+        """Rows of the sequence that are taken at a time."""
         words = weight.shape[0] * (self.tp.size if self.gemms.exact else 1)  # for every tp alike
-        most = max(1, self.limit // (x.shape[1] * words * x.element_size()))
-        pieces = -(-rows // most)
-        even = next((n for n in range(pieces, 2 * pieces) if rows % n == 0), pieces)
-        return -(-rows // even)
+        return rows_at_once(*x.shape[:2], words, x.element_size(), self.limit)
 
     def pieces(self, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, list[Tensor], list[Tensor]]]:
         """A piece of the sequence at a time: which, its rows [n, h], and their logits [n, V/t] in the same memory.
