@@ -95,7 +95,7 @@ class HeadLoss:
     def chunk(self, x: Tensor, weight: Tensor) -> int:
         """Rows of the sequence that are taken at a time."""
         words = weight.shape[0] * (self.tp.size if self.gemms.exact else 1)  # for every tp alike
-        return rows_at_once(*x.shape[:2], words, x.element_size(), self.limit)
+        return rows_at_once(x.shape[0], x.shape[1], words, x.element_size(), self.limit)
 
     def pieces(self, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, list[Tensor], list[Tensor]]]:
         """A piece of the sequence at a time: which, its rows [n, h], and their logits [n, V/t] in the same memory.
