@@ -2,9 +2,11 @@
 
     python -m benchmarks.schedules make              # 64 ranks x 4 stages, 1,024 microbatches, beside torch's own
     python -m benchmarks.schedules run --pp 4        # steps of `stretto train` over Gloo, padded by sleeps
+    python -m benchmarks.schedules real --pp 2 --device cuda --shape D4       # of a model that is large enough
 
 `make` times what each library needs before the first step: the order, its check, and the messages and gathers between
-the computations. `run` (benchmarks/schedule_steps.py) compares each schedule's step with `simulate`.
+the computations. `run` (benchmarks/schedule_steps.py) compares each schedule's step with `simulate`;
+so does `real` (benchmarks/schedule_real.py), where nothing is padded and costs are measured.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import schedule_real
 from benchmarks.schedule_steps import measure
+from benchmarks.train.shapes import SHAPES, Job
 from stretto.launch.local import run_local
 from stretto.schedule import FSDP, GENERATORS, check, lower, schedule_for
 
@@ -69,9 +73,19 @@ def torch_order(p: int, v: int, m: int) -> None:
     print(f"torch: messages {time.process_time() - unsharded:.2f} s; {time.process_time() - begin:.2f} s in all")
 
 
+def real(said: argparse.Namespace) -> int:
+    """Steps of a model on the ranks' devices; messages over NCCL where these are GPUs."""
+    p, shape, gpu = said.pp or 2, SHAPES[said.shape], said.device == "cuda"
+    names = tuple(said.schedules or sorted(GENERATORS))
+    with schedule_real.tokens_of(shape) as tokens:
+        job = Job(shape, "pp", p, said.device, "bf16" if gpu else "fp32", gpu, tokens)
+        plan = schedule_real.Plan(job, names, said.warmup, said.steps, said.words)
+        return run_local(p, partial(schedule_real.measure, plan, said.out, said.timelines))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", "run"])
+    parser.add_argument("what", choices=["make", "run", "real"])
     parser.add_argument("--pp", type=int)
     parser.add_argument("--vpp", type=int, default=4)
     parser.add_argument("--microbatches", type=int)
@@ -82,11 +96,21 @@ def main() -> int:
     parser.add_argument(
         "--realtime", action="store_true", help="run: at once after each sleep, whoever uses the machine"
     )
-    parser.add_argument("--schedules", nargs="*", help="run: these names (all)")
-    parser.add_argument("--out", type=Path, help="run: the figures go there as JSON")
+    parser.add_argument("--schedules", nargs="*", help="run, real: these names (all)")
+    parser.add_argument("--out", type=Path, help="run, real: the figures go there as JSON")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="real: of the ranks")
+    parser.add_argument(
+        "--shape", choices=SHAPES, default="D0", help="real: the model, by its name in benchmarks.train"
+    )
+    parser.add_argument("--steps", type=int, default=6, help="real: that are timed, of each schedule")
+    parser.add_argument("--warmup", type=int, default=3, help="real: steps before costs are measured")
+    parser.add_argument("--words", default="", help="real: further words of stretto train")
+    parser.add_argument("--timelines", type=Path, help="real: a directory for what `stretto schedule draw` takes")
     said = parser.parse_args()
     if said.what == "make":
         return make(said.pp or 64, said.vpp, said.microbatches or 1024, not said.alone)
+    if said.what == "real":
+        return real(said)
     p, names = said.pp or 4, said.schedules or sorted(GENERATORS)
     sizes = p, said.microbatches or 8, said.layers, said.layer, said.head
     work = partial(measure, names, *sizes, said.out, said.realtime)

@@ -61,7 +61,7 @@ class Tuner:
         executor, state = self.stepper.executor, self.stepper.state
         world = state.axis("tp", "cp", "dp", "pp")
         own = stage_times(span for step in executor.clock.stop() for span in step)
-        told = all_gather_json([own, _hop(self.stepper)], world)
+        told = all_gather_json([own, _hop(executor)], world)
         stages = executor.program.num_stages
         self.cost = cost = cost_of((times for times, _ in told), stages, hop=max(hop for _, hop in told))
         found = self._found(cost) if world.rank == 0 else None
@@ -106,29 +106,36 @@ class StepTimeline:
         executor, self._executor = self._executor, None
         if executor is None:
             return
-        axis, first = executor.link.axis, self.stepper.state.world.rank == 0
-        own = [[[str(x.action), x.start, x.end] for x in step] for step in executor.clock.stop()]
-        told, hop = all_gather_json(own, axis), _hop(self.stepper)
-        if not first:
+        measured = recorded(executor)
+        if self.stepper.state.world.rank:
             return
         if executor is not self.stepper.executor:
             say("no timeline was written: --schedule auto took its schedule within the steps of --profile")
             return
-        steps = [
-            [Span(rank, Action.parse(a), start, end) for rank, ranks in enumerate(told) for a, start, end in ranks[n]]
-            for n in range(len(own))
-        ]
         self.directory.mkdir(parents=True, exist_ok=True)
-        measured = Measured.of(executor.program, steps, hop)
         (self.directory / "timeline.json").write_text(measured.text(), encoding="utf-8")
 
 
-def _hop(stepper: Stepper) -> float:
-    """Of a message between stages; all ranks of a pipeline together."""
-    executor = stepper.executor
+def recorded(executor: Executor) -> Measured:
+    """The steps since the executor's clock was started, of all ranks, and what a message takes; the clock stops.
+
+    All ranks of a pipeline together, between steps.
+    """
+    own = [[[str(x.action), x.start, x.end] for x in step] for step in executor.clock.stop()]
+    told, hop = all_gather_json(own, executor.link.axis), _hop(executor)
+    steps = [
+        [Span(rank, Action.parse(a), start, end) for rank, ranks in enumerate(told) for a, start, end in ranks[n]]
+        for n in range(len(own))
+    ]
+    return Measured.of(executor.program, steps, hop)
+
+
+def _hop(executor: Executor) -> float:
+    """Of a message between the stages that take longest for one; all ranks of a pipeline together."""
     axis = executor.link.axis
     sizes = all_gather_json([stage.received for stage in executor.stages.values()], axis)
-    return hop_seconds(executor.link, max(size for each in sizes for size in each))
+    own = hop_seconds(executor.link, max(size for each in sizes for size in each))
+    return float(max(all_gather_json(own, axis)))
 
 
 def visits(program: Schedule, rank: int) -> dict[int, list[bool]]:
