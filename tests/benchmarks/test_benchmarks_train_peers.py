@@ -56,6 +56,21 @@ def test_peers_lose_alike(pool, tmp_path, parallel, dtype):
         assert other == pytest.approx(ours, abs=5e-6 if dtype == "fp32" else 2e-3)
 
 
+def clipped(world: World) -> list[float]:
+    peer = create("megatron-fsdp")
+    peer.model = model = torch.nn.Linear(1, 1)  # type: ignore[attr-defined]
+    own, gradient = (model.weight, 3.0) if world.rank == 0 else (model.bias, 4.0)
+    own.grad = torch.full_like(own, gradient)
+    peer._clip()  # type: ignore[attr-defined]
+    return [0.0 if p.grad is None else p.grad.item() for p in (model.weight, model.bias)]
+
+
+def test_a_rank_without_a_parameter_clips_with_the_others(pool):
+    """megatron-fsdp cuts a block in the middle, so most parameters lie on one rank. Catches a norm of a rank's own
+    gradients, and one that asks all ranks for each of its parameters, in which a rank without one does not join."""
+    assert pool.run(2, clipped) == [pytest.approx([0.6, 0]), pytest.approx([0, 0.8])]
+
+
 @pytest.mark.nightly
 def test_the_command_measures_and_saves(tmp_path, capsys):
     """One run of the whole, and what cannot run is said and left out."""

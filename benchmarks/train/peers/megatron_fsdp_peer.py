@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks.train.peers import RunRejectedError, torch_peer
+from benchmarks.train.peers.torch_masters import local_of
 from benchmarks.train.peers.torch_model import Block, Model
 from benchmarks.train.shapes import Job
 from stretto.world import World
@@ -39,10 +41,11 @@ class Peer(torch_peer.Peer):
         policy = MixedPrecisionPolicy(main_params_dtype=torch.float32, main_grads_dtype=torch.float32)
         whole: nn.Module = fully_shard_model(
             model.to(self.dtype),
-            device_mesh=init_device_mesh("cuda", (self.job.nproc, 1), mesh_dim_names=("dp", "tp")),
+            device_mesh=init_device_mesh(self.job.device, (self.job.nproc, 1), mesh_dim_names=("dp", "tp")),
             dp_shard_dim="dp",
             tp_dim="tp",
             fsdp_unit_modules=[Block],
+            device=self.world.device,
             mixed_precision_policy=policy,
             calculate_per_token_loss=True,  # losses are by the tokens of the global batch: sum, do not average
             sync_model_each_microbatch=False,
@@ -51,10 +54,18 @@ class Peer(torch_peer.Peer):
         return whole
 
     def _adam_on(self, model: nn.Module) -> None:
+        """It makes the optimizer's state by a step, which is to leave no trace: without a rate, and not counted."""
         from megatron_fsdp import fully_shard_optimizer
 
         super()._adam_on(model)
-        self.adam = fully_shard_optimizer(self.adam, preproc_state_dict_for_dcp_ckpt=False)
+        assert self.adam is not None
+        for group in self.adam.param_groups:
+            group["lr"] = 0.0
+        fully_shard_optimizer(self.adam, preproc_state_dict_for_dcp_ckpt=False)
+        for group in self.adam.param_groups:
+            group["lr"] = self.job.lr
+        for state in self.adam.state.values():
+            state["step"].zero_()
 
     def _accumulated(self) -> Tensor:
         batches = self.rows.next()
@@ -72,9 +83,17 @@ class Peer(torch_peer.Peer):
         assert self.adam is not None
         whole: Any = self.model
         whole.finish_grad_sync()
-        torch.nn.utils.clip_grad_norm_(list(self.model.parameters()), 1.0, foreach=True)
+        self._clip()
         self.adam.step(sync_grad_before_optimizer_step=False)  # type: ignore[call-arg]
         self.adam.zero_grad()
+
+    def _clip(self) -> None:
+        """To a norm of 1. Of a parameter whose shard here is empty there is no gradient, so that torch's own function
+        would wait on one rank for a collective of which the other knows nothing."""
+        shards = [local_of(p.grad) for p in self.model.parameters() if p.grad is not None]
+        square = torch.nn.utils.get_total_norm(shards, foreach=True).square()
+        dist.all_reduce(square)
+        torch._foreach_mul_(shards, (1.0 / (square.sqrt() + 1e-6)).clamp(max=1.0))
 
     def about(self) -> dict[str, Any]:
         import megatron_fsdp
