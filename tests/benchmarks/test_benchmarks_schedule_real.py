@@ -1,4 +1,7 @@
-"""Steps of a real model beside those predicted from what its stages take: here with sleeps, to know what they take."""
+"""Steps of a real model beside those predicted from what its stages take: here with sleeps, to know what they take.
+
+Faults to catch: a cost that holds the wait for a message; a program that runs on under the name of the next one.
+"""
 
 from __future__ import annotations
 

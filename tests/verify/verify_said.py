@@ -28,7 +28,7 @@ from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, BUFFERS, EARLY, EXCHANGE, READBACK
 from verify_said_residence import RESIDENCE
-from verify_said_schedules import SCHEDULES
+from verify_said_schedules import COSTS, SCHEDULES
 from verify_said_settings import ELSEWHERE
 from verify_said_sharding import (
     CHECKPOINTS,
@@ -718,6 +718,7 @@ SAID = (
     IN_AND_OUT,
     CACHE,
     SCHEDULES,
+    COSTS,
     TUNING,
     SHARE,
     ADAPTERS,

@@ -31,3 +31,25 @@ SCHEDULES = Said(
         "forward_only(axis.size, schedule.num_microbatches)",
     ),
 )
+
+COSTS = Said(
+    "tests/benchmarks/test_benchmarks_schedule_real.py",
+    Fault(
+        "a cost that holds the wait for a message",
+        "pipeline_parallel/executor.py",
+        """        dy = self._take_gradient(a)
+        with self.clock.measured(a):
+            dx = self.stages[a.stage].backward(a.mb, dy)
+""",
+        """        with self.clock.measured(a):
+            dy = self._take_gradient(a)
+            dx = self.stages[a.stage].backward(a.mb, dy)
+""",
+    ),
+    Fault(
+        "a program that runs on under the name of the next one",
+        "pipeline_parallel/executor.py",
+        "made = Executor(program, self.rank, self.stages, self.link, self.weights)",
+        "made = Executor(self.program, self.rank, self.stages, self.link, self.weights)",
+    ),
+)
