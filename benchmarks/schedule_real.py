@@ -15,7 +15,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,11 +25,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.train.data import write_tokens
 from benchmarks.train.measure import step_times, synchronize
 from benchmarks.train.peers import peak_of
 from benchmarks.train.peers.stretto_peer import Peer, words_of
-from benchmarks.train.shapes import Job, Shape
+from benchmarks.train.shapes import Job
 from benchmarks.train.worker import device_name, versions
 from stretto.arguments import parse
 from stretto.arguments.schema import Arguments
@@ -301,12 +299,3 @@ def write(out: Path, plan: Plan, rows: list[Row], world: World) -> None:
     about: dict[str, Any] = {"device": device_name(world.device), "versions": versions(), "cores": os.cpu_count()}
     told = {"plan": asdict(plan), **about, "rows": [asdict(row) for row in rows]}
     out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def tokens_of(shape: Shape) -> Iterator[str]:
-    """Random ones, where all ranks find them."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "tokens"
-        write_tokens(path, shape)
-        yield str(path)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 
 from benchmarks import schedule_real
 from benchmarks.schedule_steps import measure
+from benchmarks.train.data import write_tokens
 from benchmarks.train.shapes import SHAPES, Job
 from stretto.launch.local import run_local
 from stretto.schedule import FSDP, GENERATORS, check, lower, schedule_for
@@ -77,8 +79,10 @@ def real(said: argparse.Namespace) -> int:
     """Steps of a model on the ranks' devices; messages over NCCL where these are GPUs."""
     p, shape, gpu = said.pp or 2, SHAPES[said.shape], said.device == "cuda"
     names = tuple(said.schedules or sorted(GENERATORS))
-    with schedule_real.tokens_of(shape) as tokens:
-        job = Job(shape, "pp", p, said.device, "bf16" if gpu else "fp32", gpu, tokens)
+    with tempfile.TemporaryDirectory() as directory:
+        tokens = Path(directory) / "tokens"
+        write_tokens(tokens, shape)
+        job = Job(shape, "pp", p, said.device, "bf16" if gpu else "fp32", gpu, str(tokens))
         plan = schedule_real.Plan(job, names, said.warmup, said.steps, said.words)
         return run_local(p, partial(schedule_real.measure, plan, said.out, said.timelines))
 
