@@ -17,7 +17,7 @@ from stretto.schedule import Cost, makespan, schedule_for, simulate
 from stretto.testing import Pool
 from stretto.world import World
 
-SECONDS = {0: 0.002, 1: 0.04}
+SECONDS = {0: 0.002, 1: 0.08}
 """Of each computation of a stage."""
 
 
@@ -41,7 +41,7 @@ def uneven(world: World, plan: Plan) -> Row:
 
 @pytest.mark.gloo
 def test_costs_hold_no_waits_and_the_step_is_theirs(pool: Pool, tmp_path: Path) -> None:
-    """Rank 0 waits twenty times as long as it computes: catches a cost that holds the wait for a message, an order
+    """Rank 0 waits most of the time: catches a cost that holds the wait for a message, an order
     other than that which ran, and a step that the costs have nothing to do with. A machine at work adds to all."""
     row = pool.run(2, uneven, plan_of(tmp_path, "1f1b"))[0]
     for taken in (row.cost.forward, row.cost.backward):
@@ -49,7 +49,7 @@ def test_costs_hold_no_waits_and_the_step_is_theirs(pool: Pool, tmp_path: Path) 
         assert taken[0] < SECONDS[1] / 2
         assert taken[1] >= SECONDS[1]
     assert row.span_simulated >= 8 * SECONDS[1]  # four microbatches, there and back
-    assert row.simulated / 2 < row.measured < 2 * row.simulated
+    assert row.simulated / 2 < row.measured < 3 * row.simulated
 
 
 @pytest.mark.gloo
