@@ -24,6 +24,12 @@ READBACK = Said(
         "yield microbatches, count\n",
         "yield microbatches, count.item()\n",
     ),
+    Fault(
+        "a number of the host that is put into one element",
+        "train/step.py",
+        "packed[1].fill_(votes)",
+        "packed[1] = votes",
+    ),
 )
 
 EARLY = Said(
