@@ -17,6 +17,9 @@ from stretto.models import rope as formula
 _HEADS = 16
 """Heads of a program: of 128 features, each thread of four warps has 16 bytes of either half."""
 
+_ELEMENTS = 4096
+"""Of a program that puts gradients side by side: four loads of 16 bytes of bf16 for each thread of four warps."""
+
 
 @Launches
 @triton.jit  # which reads annotations, and knows no types but its own
@@ -36,12 +39,25 @@ def _turn(x, cos, sin, heads, blocks, batch, stride_s, stride_b, stride_h, half:
 
 
 @triton.jit
-def _part(x, head, first, heads, s, b, pair, stride_s, stride_b, stride_h, half: tl.constexpr):
-    """Both halves of those heads that lie in one part, and zeros for the others."""
-    inside = ((head >= first) & (head < first + heads))[:, None]
-    at = x + s * stride_s + b * stride_b + (head - first)[:, None] * stride_h + pair[None, :]
+def _part(
+    out, x, cos, sin, first_row, total, heads, all_heads, first, turned, batch, s_s, s_b, s_h,
+    half: tl.constexpr, count: tl.constexpr,
+):  # fmt: skip
+    """Some heads of one part, of `total` of all tokens, turned back where the part was turned."""
+    row = first_row + tl.arange(0, count)
+    inside = (row < total)[:, None]
+    token, head = row // heads, row % heads
+    s, b = (token // batch).to(tl.int64), (token % batch).to(tl.int64)
+    pair = tl.arange(0, half)[None, :]
+    at = x + (s * s_s + b * s_b + head.to(tl.int64) * s_h)[:, None] + pair
     low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    return low, tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
+    angle = (s * 2 * half)[:, None] + pair
+    c = tl.load(cos + angle, mask=inside & (turned > 0), other=1.0).to(tl.float32)
+    z = tl.load(sin + angle, mask=inside & (turned > 0), other=0.0).to(tl.float32)
+    to = out + ((token.to(tl.int64) * all_heads + first + head) * 2 * half)[:, None] + pair
+    tl.store(to, (low * c + high * z).to(out.dtype.element_ty), mask=inside)
+    tl.store(to + half, (high * c - low * z).to(out.dtype.element_ty), mask=inside)
 
 
 @Launches
@@ -53,11 +69,11 @@ def _back(
     one,
     two,
     three,
+    tokens,
     heads_one,
     heads_two,
     heads_three,
     rotated,
-    blocks,
     batch,
     one_s,
     one_b,
@@ -71,22 +87,24 @@ def _back(
     half: tl.constexpr,
     count: tl.constexpr,
 ):
-    token = tl.program_id(0) // blocks
-    s, b = (token // batch).to(tl.int64), (token % batch).to(tl.int64)
-    head = tl.program_id(0) % blocks * count + tl.arange(0, count)
-    pair = tl.arange(0, half)
-    heads = heads_one + heads_two + heads_three
-    low, high = _part(one, head, 0, heads_one, s, b, pair, one_s, one_b, one_h, half)
-    more = _part(two, head, heads_one, heads_two, s, b, pair, two_s, two_b, two_h, half)
-    rest = _part(three, head, heads_one + heads_two, heads_three, s, b, pair, three_s, three_b, three_h, half)
-    low, high = low + more[0] + rest[0], high + more[1] + rest[1]
-    still = (head >= rotated)[:, None]
-    c = tl.where(still, 1.0, tl.load(cos + s * 2 * half + pair).to(tl.float32)[None, :])
-    z = tl.where(still, 0.0, tl.load(sin + s * 2 * half + pair).to(tl.float32)[None, :])
-    at = out + (token.to(tl.int64) * heads + head[:, None]) * 2 * half + pair[None, :]
-    inside = (head < heads)[:, None]
-    tl.store(at, (low * c + high * z).to(out.dtype.element_ty), mask=inside)
-    tl.store(at + half, (high * c - low * z).to(out.dtype.element_ty), mask=inside)
+    """A program has some heads of one part: whose, follows from its number."""
+    blocks_one, blocks_two = tl.cdiv(tokens * heads_one, count), tl.cdiv(tokens * heads_two, count)
+    block, heads = tl.program_id(0), heads_one + heads_two + heads_three
+    if block < blocks_one:
+        _part(
+            out, one, cos, sin, block * count, tokens * heads_one, heads_one, heads, 0, rotated, batch,
+            one_s, one_b, one_h, half, count,
+        )  # fmt: skip
+    elif block < blocks_one + blocks_two:
+        _part(
+            out, two, cos, sin, (block - blocks_one) * count, tokens * heads_two, heads_two, heads, heads_one,
+            rotated - 1, batch, two_s, two_b, two_h, half, count,
+        )  # fmt: skip
+    else:
+        _part(
+            out, three, cos, sin, (block - blocks_one - blocks_two) * count, tokens * heads_three, heads_three, heads,
+            heads_one + heads_two, rotated - 2, batch, three_s, three_b, three_h, half, count,
+        )  # fmt: skip
 
 
 def apply_rotary_(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
@@ -108,14 +126,14 @@ def apply_rotary_backward(cos: Tensor, sin: Tensor, rotated: int, *gradients: Te
     # Rows with positions of their own; or a head that is rotated in part, of which no model is large enough.
     if cos.shape[1] != 1 or cos.shape[-1] != dim:
         return formula.apply_rotary_backward(cos, sin, rotated, *gradients)
-    heads = [part.shape[2] for part in gradients]
+    heads, tokens = [part.shape[2] for part in gradients], length * batch
     out = torch.empty((length, batch, sum(heads), dim), dtype=first.dtype, device=first.device)
-    blocks = triton.cdiv(sum(heads), _HEADS)
     # Parts that are not there have no heads.
     parts = [*gradients, first, first][:3]
     strides = [stride for part in parts for stride in part.stride()[:3]]
-    sizes = [*heads, 0, 0][:3]
-    _back[(length * batch * blocks,)](
-        out, cos, sin, *parts, *sizes, sum(heads[:rotated]), blocks, batch, *strides, dim // 2, _HEADS, num_warps=4
-    )
+    count = max(_ELEMENTS // dim, 1)
+    programs = sum(triton.cdiv(tokens * each, count) for each in heads)
+    if programs:
+        sizes = (tokens, *[*heads, 0, 0][:3], rotated, batch, *strides, dim // 2, count)
+        _back[(programs,)](out, cos, sin, *parts, *sizes, num_warps=4)
     return out

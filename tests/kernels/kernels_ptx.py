@@ -29,7 +29,7 @@ KERNELS = {
     "experts order": (experts._by_expert, {"most": 64, "block": 1024}),
     "experts products": (grouped._products, {"add": True, "tall": 128, "wide": 256, "deep": 32}),
     "rope": (rope._turn, {"half": 64, "count": 16}),
-    "rope back": (rope._back, {"half": 64, "count": 16}),
+    "rope back": (rope._back, {"half": 64, "count": 32}),
 }
 POINTERS = {
     "left",
