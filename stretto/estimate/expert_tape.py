@@ -1,6 +1,6 @@
 """The tensors of a layer of experts, forward and back, where experts have equal loads.
 
-As `stretto.experts` has it: the rows of all assignments exist as often as they are put in order or sent.
+As `stretto.experts` has it: the rows of all assignments exist as often as they are put in order or sent back.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.kept import plan_bytes, router_bytes
-from stretto.estimate.sizes import BYTES, local_tokens
+from stretto.estimate.sizes import BYTES, crossing, local_tokens, most_crossing
 from stretto.estimate.tape import Tape
 
 
 @dataclass(frozen=True)
 class ExpertTape:
-    """Rows of `rows` bytes leave their tokens, `here` arrive; of each row `inner` bytes enter the activation."""
+    """Of tokens `leaving` bytes go, `came` arrive, of which `here` are the rows of this rank's experts, and `rows` come
+    back; of each row `inner` bytes enter the activation."""
 
     tape: Tape
     x: int
@@ -24,6 +25,8 @@ class ExpertTape:
     """What the router keeps."""
     plan: int
     """Where rows go and come from: kept also by a block that is computed once more."""
+    leaving: int
+    came: int
     rows: int
     numbers: int
     """A weight of each row, and its gradient; where they travel, also in the other order, and where that is."""
@@ -51,6 +54,8 @@ class ExpertTape:
             x=item * share * m.hidden,
             router=router_bytes(args),
             plan=plan_bytes(args),
+            leaving=item * m.hidden * (share * most_crossing(args) if exchanges else rows),
+            came=int(item * m.hidden * share * crossing(args)),
             rows=item * rows * m.hidden,
             numbers=rows * ((4 * max(4, item) + 8) if exchanges else 3 * max(4, item)),
             here=item * rows * p.etp * m.hidden,
@@ -67,11 +72,11 @@ class ExpertTape:
         """From n2 to what is added; it may be left at each `Stop` of `stretto.experts.run`."""
         t = self.tape
         t.make(router=self.router, plan=self.plan)
-        t.make(rows=self.rows)
+        t.make(rows=self.leaving)
         if self.exchanges:
             t.leave()
             t.leave()  # what ranks ask each other is small
-            t.make(came=self.here)
+            t.make(came=self.came)
             t.leave()
             t.free("rows")  # as they left: a message holds them until it is waited for
             t.make(rows=self.here)
@@ -100,10 +105,10 @@ class ExpertTape:
 
         It may be left where gradients of outputs are on their way, and where those of rows are."""
         t = self.tape
-        t.make(dout_rows=self.rows)
+        t.make(dout_rows=self.leaving)
         t.free(after)
         if self.exchanges:
-            t.make(dcame=self.here)
+            t.make(dcame=self.came)
             t.leave()
             t.free("dout_rows")
             t.make(dy=self.here)

@@ -8,7 +8,7 @@ from typing import Final
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import ATTENTION, NODE
-from stretto.estimate.sizes import BYTES, local_tokens
+from stretto.estimate.sizes import BYTES, local_tokens, most_crossing
 
 Parts = frozenset[str]
 """Of one layer what is computed once more: names of `recompute_parts`, or "block" for all but what enters it."""
@@ -140,9 +140,12 @@ def router_bytes(args: Arguments) -> int:
 
 
 def plan_bytes(args: Arguments) -> int:
-    """Bytes that say where each row goes and where it comes back, and in which order those that came are."""
+    """Bytes that say where each row goes and where it comes back; where ranks exchange them, in which order those that
+    came are, which tokens go where, and which of those that came each row is of."""
     m, p = args.model, args.parallel
-    return -(-local_tokens(args) // p.tp) * m.top_k * 8 * (1 + p.etp + 2 * p.etp * (p.ep * p.etp > 1))
+    share, ranks = -(-local_tokens(args) // p.tp), p.ep * p.etp
+    exchanged = 16 * p.etp * m.top_k + 8 * (most_crossing(args) + ranks) + 4 * m.top_k * (1 + p.etp)
+    return share * (8 * m.top_k * (1 + p.etp) + exchanged * (ranks > 1))
 
 
 def reads_twice(args: Arguments, parts: Parts) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from math import ceil
+from math import ceil, comb
 from types import MappingProxyType
 from typing import Final
 
@@ -27,6 +27,18 @@ def local_tokens(args: Arguments) -> int:
     if p.cp == 1:
         return b.seq_len * b.micro_batch
     return local_length(b.seq_len, p.cp, p.tp if p.sequence_parallel else 1) * b.micro_batch
+
+
+def most_crossing(args: Arguments) -> int:
+    """Ranks that a token of a sparse layer may go to, at most."""
+    return min(args.model.top_k, args.parallel.ep) * args.parallel.etp
+
+
+def crossing(args: Arguments) -> float:
+    """Ranks that a token of a sparse layer goes to, its own among them, where all choices of experts are as likely."""
+    m, p = args.model, args.parallel
+    none = comb(m.experts - m.experts // p.ep, m.top_k) / comb(m.experts, m.top_k) if m.experts else 1.0
+    return p.ep * p.etp * (1 - none)
 
 
 def in_halves(args: Arguments, layers: Iterable[int]) -> bool:

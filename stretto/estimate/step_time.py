@@ -19,7 +19,7 @@ from stretto.estimate.memo import Memo
 from stretto.estimate.parameters import count_parameters
 from stretto.estimate.passes import Passes, StepTime, summed
 from stretto.estimate.recompute import policy_of, policy_of_further
-from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
+from stretto.estimate.sizes import BYTES, crossing, entering_bytes, local_tokens
 from stretto.estimate.stages import stage_layers
 from stretto.layout.stages import placement
 from stretto.schedule import Cost, schedule_for, simulate
@@ -200,11 +200,11 @@ def _exchanged(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> It
         yield exchanged(args, comm_of(args, layer), layer).seconds * (2 / 3 if backward else 1 / 3)
     group = p.ep * p.etp
     if m.is_sparse(layer) and group > 1:
-        rows = tokens / p.tp * m.top_k * p.etp
+        rows = tokens / p.tp * (m.top_k * p.etp + crossing(args))  # each assignment one way, each token the other
         rate = min(chip.exchange, _rate(args, chip, group))
         # A half computes while the other's are under way; what is exposed at the ends of a stage is not counted.
         share = chip.contention if p.ep_comm_overlap else 1.0
-        yield 2 * share * (rows * m.hidden * item * (group - 1) / group / rate + chip.latency)
+        yield share * (rows * m.hidden * item * (group - 1) / group / rate + 2 * chip.latency)
 
 
 def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float) -> StepTime:

@@ -1,9 +1,10 @@
 """Tokens to the ranks that hold their experts, and back: uneven all-to-alls in token order.
 
-Six messages of a layer: rows and outputs in the forward; in the backward the gradients of outputs, beside them the
-weights of their assignments, then the gradients of rows, and a number for each weight. Each is begun as soon as what it
-carries is there and waited for by the node that takes it, so between the two another node may compute: the shared
-expert, a weight gradient, or another part of the tokens.
+Seven messages of a layer: in the forward tokens, beside them which of these each row is of, and outputs; in the
+backward the gradients of sums, once to a rank as tokens, beside them the weights of their assignments, then the
+gradients of rows, and a number for each weight. Each is begun as soon as what it carries is there and waited for by the
+node that takes it, so between the two another node may compute: the shared expert, a weight gradient, or another part
+of the tokens.
 
 The sum over slots, and over the parts of a cut expert, is in fp32 or wider and in the order of the slots: the same for
 every ep.
@@ -25,7 +26,7 @@ from stretto.streams import Stream
 from stretto.tensor_parallel import Lazy, Pointwise
 from stretto.world import AsyncTensor
 
-Message = Literal["rows", "outputs", "doutputs", "shares", "numbers", "drows"]
+Message = Literal["tokens", "where", "outputs", "dout", "shares", "numbers", "drows"]
 """In the order in which they are begun; `shares` are the weights of assignments, `numbers` their gradients."""
 
 
@@ -40,8 +41,9 @@ class Dispatch:
     def __init__(self, sorting: Sorting, ops: RowOps) -> None:
         self.sorting: Sorting | None = sorting
         self.beside, self.ops = sorting.beside, ops
-        self.rows: Tensor | None = None
-        """Those that are sent, as soon as it is known which."""
+        self.leaving: Tensor | None = None
+        """Tokens that are sent, or rows where nothing is exchanged, as soon as it is known which."""
+        self._sources: Tensor | None = None
         self.given: Tensor | None = None
         """The outputs of this rank's experts by source, until they go."""
         self._under_way: dict[Message, AsyncTensor] = {}
@@ -53,24 +55,34 @@ class Dispatch:
         return self.plan
 
     def send(self, x: Tensor) -> None:
-        """The rows of tokens x [n, h] begin their way: behind what made them, not behind what came since."""
+        """Tokens x [n, h] begin their way: behind what made them, not behind what came since."""
         plan = self.know()
-        if self.rows is None:
-            self.scatter(x, plan.rows, plan.back)
-        assert self.rows is not None
+        if self.leaving is None:
+            self.scatter(x, *plan.leaving)
+        assert self.leaving is not None
         with self.beside.used():
-            self.there("rows", self.rows)
-        self.rows = None
+            self.there("tokens", self.leaving)
+            if plan.crossing is not None:
+                self.there("where", plan.where())
+        self.leaving = None
 
-    def scatter(self, x: Tensor, rows: Tensor, back: Tensor) -> None:
-        """Make the rows of tokens x."""
-        self.rows = self.ops.scatter(x.detach(), rows, back)
+    def scatter(self, x: Tensor, order: Tensor, back: Tensor) -> None:
+        """Make what is sent of tokens x."""
+        self.leaving = self.ops.scatter(x.detach(), order, back)
         self.beside.follows(Stream.current(x.device))
 
     def arrived(self) -> Tensor:
-        """The rows of this rank's experts [m, h], by source."""
-        got = self.taken("rows")
-        return self.beside.hand_over(got.view_as(got))
+        """The rows of this rank's experts [m, h], by expert."""
+        got = self.taken("tokens")
+        got = self.beside.hand_over(got.view_as(got))
+        if self.plan.crossing is not None:
+            where = self.taken("where")
+            self._sources = self.plan.sources(self.beside.hand_over(where.view_as(where)))
+        return moved(got, self._sources)
+
+    def back_at_experts(self) -> Tensor:
+        """The gradients of sums for the rows of this rank's experts [m, h], by expert."""
+        return moved(self.taken("dout"), self._sources)
 
     def give(self) -> None:
         """The outputs begin their way back."""
@@ -79,9 +91,10 @@ class Dispatch:
         self.given = None
 
     def there(self, message: Message, rows: Tensor) -> None:
-        """Rows begin their way to the holders of their experts."""
+        """Rows, or tokens of which more may lie behind, begin their way to the holders of their experts."""
         plan = self.plan
-        self._under_way[message] = all_to_all_rows_async(rows, plan.splits, plan.exchange)
+        splits = plan.tokens if message in ("tokens", "dout") else plan.splits
+        self._under_way[message] = all_to_all_rows_async(rows[: sum(splits.sent)], splits, plan.exchange)
 
     def back(self, message: Message, rows: Tensor) -> None:
         """What lies by source begins its way to the ranks of their tokens."""
@@ -129,8 +142,8 @@ class _Offer(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dispatch: Dispatch) -> Tensor:
         ctx.dispatch, sorting = dispatch, dispatch.sorting
-        if sorting is not None and sorting.rows is not None:
-            dispatch.scatter(x, sorting.rows, sorting.places)
+        if sorting is not None and sorting.leaving is not None:
+            dispatch.scatter(x, *sorting.leaving)
         return x.new_empty(())
 
     @staticmethod
@@ -145,7 +158,7 @@ class _Receive(Function):
     def forward(ctx: Any, offered: Tensor, dispatch: Dispatch, flush: Callable[[], object]) -> Tensor:
         del offered
         ctx.dispatch, ctx.flush = dispatch, flush
-        return moved(dispatch.arrived(), dispatch.plan.arrange)
+        return dispatch.arrived()
 
     @staticmethod
     @once_differentiable

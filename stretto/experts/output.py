@@ -5,7 +5,7 @@ With y = W_e a + b_e a row's output, a = activation(gate_up), and out = sum over
     d a      = weight W_e^T d out        d weight = <d out, y> = <W_e^T d out, a> + <d out, b_e>
 
 so no output of an expert is kept for the weights' gradient: it is made where the experts are, and each row's number
-travels back. The gradients of outputs travel without their weights for that, and these beside them. Weight gradients
+travels back. The gradients of sums travel without the weights for that, and these beside them. Weight gradients
 take the weights with a, d W_e = d out^T (weight a), which is the smaller factor. What is kept is gate_up alone: one
 pass over it gives weight a, its gradient and d weight.
 (Guo et al., "SonicMoE", 2025, keep as little.)
@@ -70,7 +70,7 @@ class _GiveBack(Function):
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
         dispatch, down, (gate_up, _weight) = ctx.dispatch, ctx.down, ctx.saved_tensors
         plan = dispatch.plan
-        shares, dy = (moved(dispatch.taken(each), plan.arrange) for each in ("shares", "doutputs"))
+        shares, dy = moved(dispatch.taken("shares"), plan.arrange), dispatch.back_at_experts()
         da = down.back(dy, plan.segments)
         a, dgate_up, each = ctx.activation.weighted(da, gate_up, shares)
         if down.bias is not None and down.adds:
@@ -96,6 +96,6 @@ class _Combine(Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
         dispatch, plan, (weights,) = ctx.dispatch, ctx.dispatch.plan, ctx.saved_tensors
-        dispatch.there("doutputs", dispatch.ops.scatter(dout, plan.rows, plan.back))
+        dispatch.there("dout", dispatch.ops.scatter(dout, *plan.leaving))
         dispatch.there("shares", weights.reshape(-1).index_select(0, plan.rows)[:, None])
         return dout.new_empty(()), None, None

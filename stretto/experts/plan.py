@@ -1,8 +1,9 @@
 """Which rows go where: what the device knows by itself, and what ranks tell each other.
 
-Each assignment (token t, slot k) is a row. A rank sends its rows sorted by expert, within one by assignment, so by
-token; what arrives is arranged by expert, within one by source. No row lies beyond the last one: nothing is padded. An
-expert that is cut over etp has its rows on all of its ranks, and what these give back are parts of a sum.
+Each assignment (token t, slot k) is a row. A rank has the rows that go to others sorted by expert, within one by
+assignment, so by token; at their experts they are arranged by expert, within one by source. A token crosses once to
+each rank that holds any of its experts, and its rows are made there. No row lies beyond the last one: nothing is
+padded. An expert that is cut over etp has its rows on all of its ranks, and what these give back are parts of a sum.
 
 The sizes of an uneven all-to-all are needed on the host, so it waits for the device once a layer, in the forward. A
 rank that exchanges nothing waits for none unless tokens are dropped.
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from stretto.collectives import all_gather_async, all_to_all_rows_async
+from stretto.experts.crossing import Crossing
 from stretto.experts.host import to_host
 from stretto.experts.rows import RowOps
 from stretto.experts.segments import Segments
@@ -33,7 +35,9 @@ class Plan:
 
     `rows` [sent]: the assignment t * K + k of each row that is sent. `back` [etp, n, K]: where in the rows that come
     back each assignment's are; beyond the last of them where it was dropped. `splits`: how many rows go from this rank
-    to each, and come. `counts` [sources, experts]: what this rank's experts get from each rank.
+    to each, and come. `counts` [sources, experts]: what this rank's experts get from each rank. `crossing`: which
+    tokens go; `tokens`: how many, and `coming` [sources] what comes. Where no rank exchanges with another rows are
+    made of the tokens at once.
     """
 
     exchange: Axis
@@ -41,6 +45,9 @@ class Plan:
     back: Tensor
     splits: RowSplits
     counts: Tensor
+    crossing: Crossing | None
+    tokens: RowSplits
+    coming: Tensor
     read: Callable[[], list[list[int]]]
     """`counts` on the host."""
 
@@ -65,6 +72,24 @@ class Plan:
     def restore(self) -> Tensor | None:
         """The inverse of `arrange`."""
         return self._orders[1]
+
+    @property
+    def leaving(self) -> tuple[Tensor, Tensor]:
+        """What leaves the tokens, and where it is, for `RowOps.scatter`: rows where nothing is exchanged, else tokens,
+        of which `tokens` says how many go."""
+        return (self.rows, self.back) if self.crossing is None else (self.crossing.order, self.crossing.back)
+
+    def where(self) -> Tensor:
+        """[sent, 1]: of each row, where its token is among those that go to the same rank."""
+        assert self.crossing is not None
+        return self.crossing.place.index_select(0, self.rows)[:, None]
+
+    def sources(self, where: Tensor) -> Tensor:
+        """[received]: of each row of the experts, in their order, which token of those that came; `where` [received, 1]
+        is what their ranks say of them."""
+        before = (self.coming.cumsum(0) - self.coming).to(where.dtype)
+        of = where[:, 0] + before.repeat_interleave(self.counts.sum(1), output_size=len(where))
+        return moved(of, self.arrange)
 
 
 class Sorting:
@@ -91,6 +116,8 @@ class Sorting:
         place = torch.empty_like(self._order).scatter_(0, self._order, torch.arange(n * k, device=experts.device))
         self.places = place.view(1, n, k)
         """`back` of the plan where it is known with `rows`."""
+        alone = axes.exchange.size == 1
+        self.crossing = None if alone else Crossing.of((self._of // (number // axes.ep.size)).long().view(n, k), axes)
         ends = torch.searchsorted(keys, torch.arange(number, dtype=keys.dtype, device=keys.device), right=True)
         self._counts = torch.diff(ends, prepend=ends.new_zeros(1))
         self._asked: Work = Done()
@@ -102,6 +129,13 @@ class Sorting:
         """Those of the plan, where they are known before the host has read anything."""
         return self._order if self.axes.etp.size == 1 and not self.dropped else None
 
+    @property
+    def leaving(self) -> tuple[Tensor, Tensor] | None:
+        """`leaving` of the plan, where it is known before the host has read anything."""
+        if self.crossing is not None:
+            return self.crossing.order, self.crossing.back
+        return None if self.rows is None else (self.rows, self.places)
+
     def ask(self) -> None:
         """All ranks of the exchange tell each other how many rows come, which are on their way to the host then."""
         axes, exchange = self.axes, self.axes.exchange
@@ -110,7 +144,9 @@ class Sorting:
             return
         with self.beside.used():
             of_ep_ranks = self._counts.view(-1, self.number // axes.ep.size)
-            to_each = torch.stack([of_ep_ranks[ep] for ep, _ in axes.places])  # [ranks, local experts]
+            of_each = torch.stack([of_ep_ranks[ep] for ep, _ in axes.places])  # [ranks, local experts]
+            assert self.crossing is not None
+            to_each = torch.cat([of_each, self.crossing.number[:, None]], 1)  # rows of each expert, and tokens
             if exchange.peer_buffer is None:
                 ones = RowSplits([1] * exchange.size, [1] * exchange.size)
                 self._here = all_to_all_rows_async(to_each, ones, exchange).wait()
@@ -129,18 +165,24 @@ class Sorting:
         exchange, order, read = self.axes.exchange, self._order, self._read
         if exchange.size == 1:  # those that were dropped are the last in `order`
             total = sum(read()[0]) if self.dropped else len(order)
-            return Plan(exchange, order[:total], self.places, RowSplits([total], [total]), self._here, read, self.ops)
+            alone = RowSplits([total], [total])
+            return Plan(
+                exchange, order[:total], self.places, alone, self._here, None, alone, self._here.sum(1), read, self.ops
+            )
         sizes = read()  # the one wait of the host
         self._asked.wait()
         here = self.beside.hand_over(self._here)
         if exchange.peer_buffer is None:
-            theirs = sizes[exchange.size :]
-            splits = RowSplits([sum(each) for each in sizes[: exchange.size]], [sum(each) for each in theirs])
+            sent, theirs = sizes[: exchange.size], sizes[exchange.size :]
+            splits = [RowSplits([of(each) for each in sent], [of(each) for each in theirs]) for of in (_rows, _tokens)]
         else:
-            theirs = [of[exchange.rank] for of in sizes]
-            splits = RowSplits.of_pairs([[sum(each) for each in of] for of in sizes], exchange.rank)
-        rows, back = (order, self.places) if self.rows is not None else self._of_ranks(splits.sent)
-        return Plan(exchange, rows, back, splits, here, lambda: theirs, self.ops)
+            theirs, me = [of[exchange.rank] for of in sizes], exchange.rank
+            splits = [RowSplits.of_pairs([[of(to) for to in each] for each in sizes], me) for of in (_rows, _tokens)]
+        of_rows, of_tokens = splits
+        rows, back = (order, self.places) if self.rows is not None else self._of_ranks(of_rows.sent)
+        counts = [each[:-1] for each in theirs]
+        here, coming = here[:, :-1], here[:, -1]
+        return Plan(exchange, rows, back, of_rows, here, self.crossing, of_tokens, coming, lambda: counts, self.ops)
 
     def _of_ranks(self, sent: Sequence[int]) -> tuple[Tensor, Tensor]:
         """`rows` and `back` where a row goes to several ranks, or to none."""
@@ -158,6 +200,15 @@ class Sorting:
         if self.dropped:
             back = torch.where(self._of < self.number, back, begins[-1])
         return torch.cat(parts), back.view(axes.etp.size, *self.places.shape[1:])
+
+
+def _rows(told: Sequence[int]) -> int:
+    """Of what one rank tells another."""
+    return sum(told[:-1])
+
+
+def _tokens(told: Sequence[int]) -> int:
+    return told[-1]
 
 
 def moved(rows: Tensor, order: Tensor | None) -> Tensor:

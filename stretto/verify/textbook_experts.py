@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments, ModelConfig
-from stretto.estimate.sizes import local_tokens
+from stretto.estimate.sizes import crossing, local_tokens, most_crossing
 from stretto.estimate.workspace import message_over_ep
 from stretto.layout import Layout
 from stretto.models import StageSpec
@@ -39,14 +39,18 @@ class Exchanged:
         return sparse * self.args.batch.microbatches(self.layout.size("dp")), 1 + again
 
     def rows(self, part: StageSpec) -> float:
-        """All that go to experts and come back, forward and back, those that stay on their rank among them."""
+        """All that goes to experts and comes back, forward and back, what stays on its rank included."""
+        return self._crossing(part, crossing(self.args))
+
+    def _crossing(self, part: StageSpec, ranks: float) -> float:
+        """Each token to so many ranks; the row of each assignment back."""
         m, (times, forwards) = self.args.model, self._times(part)
         if self.ranks == 1:
             return 0.0
         tokens = -(-local_tokens(self.args) // self.layout.size("tp"))
-        item, rows = DTYPES[self.args.run.dtype].itemsize, tokens * m.top_k * self.layout.size("etp")
-        numbers = 2 * max(4, item)  # a row's weight there, and its gradient back
-        return float(times * rows * ((2 * forwards + 2) * m.hidden * item + numbers))
+        item, rows = DTYPES[self.args.run.dtype].itemsize, m.top_k * self.layout.size("etp")
+        numbers = 2 * max(4, item) + 4 * forwards  # a row's weight there, and its gradient back; and its token
+        return float(times * tokens * ((forwards + 1) * (ranks + rows) * m.hidden * item + rows * numbers))
 
     def counts(self, part: StageSpec) -> float:
         """How many rows each expert gets, which ranks tell each other in a forward."""
@@ -76,8 +80,8 @@ class Exchanged:
 
     def slack(self, part: StageSpec) -> tuple[float, float]:
         """How much less, and how much more, a rank may send than with equal loads."""
-        rows = self.rows(part)
-        return rows * (self.ranks - 1) / self.ranks, rows / self.ranks
+        sent = self.rows(part) * (self.ranks - 1) / self.ranks
+        return sent, self._crossing(part, most_crossing(self.args)) - sent
 
 
 def layers_of(model: ModelConfig, part: StageSpec) -> tuple[int, ...]:

@@ -96,13 +96,13 @@ def events(monkeypatch: pytest.MonkeyPatch, *, halves: bool) -> list[Event]:
 
     def ready(self: Dispatch, name: str, value: object) -> None:
         """As a device sees it rows travel from when they lie ready, beside what came since."""
-        if value is not None and name == "rows":
-            seen.append(("begin", name, number(self)))
+        if value is not None and name == "leaving":
+            seen.append(("begin", "tokens", number(self)))
         object.__setattr__(self, name, value)
 
     def begins(way: Callable[[Dispatch, Message, Tensor], None]) -> Callable[[Dispatch, Message, Tensor], None]:
         def call(self: Dispatch, message: Message, rows: Tensor) -> None:
-            if message != "rows":
+            if message != "tokens":
                 seen.append(("begin", message, number(self)))
             way(self, message, rows)
 

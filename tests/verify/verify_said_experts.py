@@ -136,14 +136,30 @@ ROUTER = Said(
     ),
 )
 
+CROSSING = Said(
+    "tests/experts/test_experts_crossing.py",
+    Fault(
+        "tokens that go to ranks without any of their experts",
+        "experts/crossing.py",
+        "holders.new_zeros((n, ep + 1), dtype=torch.bool)",
+        "holders.new_ones((n, ep + 1), dtype=torch.bool)",
+    ),
+    Fault(
+        "a place that counts other ranks' tokens",
+        "experts/crossing.py",
+        "sooner = goes.cumsum(0) - 1",
+        "sooner = goes.any(1, keepdim=True).expand_as(goes).cumsum(0) - 1",
+    ),
+)
+
 SENT = Said(
     "tests/experts/test_experts_sent.py",
     Fault(
         "rows that are sent to each rank of a cut expert twice",
         "experts/dispatch.py",
-        "        self._under_way[message] = all_to_all_rows_async(rows, plan.splits, plan.exchange)",
-        "        all_to_all_rows_async(rows, plan.splits, plan.exchange).wait()\n"
-        "        self._under_way[message] = all_to_all_rows_async(rows, plan.splits, plan.exchange)",
+        "        self._under_way[message] = all_to_all_rows_async(rows[: sum(splits.sent)], splits, plan.exchange)",
+        "        all_to_all_rows_async(rows[: sum(splits.sent)], splits, plan.exchange).wait()\n"
+        "        self._under_way[message] = all_to_all_rows_async(rows[: sum(splits.sent)], splits, plan.exchange)",
     ),
     Fault(
         "latents that cross a border by themselves each",

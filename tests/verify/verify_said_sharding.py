@@ -333,7 +333,7 @@ PEAK = Said(
     Fault(
         "gradients of experts' outputs left out",
         "estimate/expert_tape.py",
-        "        t.make(dout_rows=self.rows)\n",
+        "        t.make(dout_rows=self.leaving)\n",
         "",
     ),
     Fault(

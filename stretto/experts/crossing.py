@@ -1,0 +1,44 @@
+"""Which tokens go to which ranks: each once, however many of a rank's experts it chose.
+
+A rank makes the rows of its experts of the tokens that came: with two ranks and eight experts of each token that is a
+quarter of what rows would be. Outputs come back one by one, since their sum is in the order of the slots for every ep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stretto.world import ExpertAxes
+
+
+@dataclass(frozen=True, eq=False)
+class Crossing:
+    """Tokens by the rank that they go to, within one in their order.
+
+    `order` [n * min(K, ep) * etp, which is as many as may go]: t * ranks + rank of each that goes, and zeros behind.
+    `back` [1, n, ranks]: where in that order each is; beyond the last where it does not go. `number` [ranks]: how many
+    go to each. `place` [n * K]: of each assignment, where its token is among those of its holder; int32.
+    """
+
+    order: Tensor
+    back: Tensor
+    number: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, holders: Tensor, axes: ExpertAxes) -> Crossing:
+        """`holders` [n, K]: the coordinate on ep of each assignment's expert; the size of that axis where it was
+        dropped."""
+        (n, k), ep, ranks = holders.shape, axes.ep.size, len(axes.places)
+        goes = holders.new_zeros((n, ep + 1), dtype=torch.bool).scatter_(1, holders, True)[:, :ep]
+        sooner = goes.cumsum(0) - 1
+        place = sooner.gather(1, holders.clamp(max=ep - 1)).to(torch.int32).flatten()
+        every = goes if axes.etp.size == 1 else torch.stack([goes[:, at] for at, _ in axes.places], 1)
+        flat, most = every.t().flatten(), n * min(k, ep) * axes.etp.size
+        back = torch.where(flat, flat.cumsum(0) - 1, most).view(ranks, n).t().contiguous()
+        numbers = torch.arange(n * ranks, device=back.device)
+        order = numbers.new_zeros(most + 1).scatter_(0, back.flatten(), numbers)[:most]
+        return cls(order, back[None], every.sum(0), place)
