@@ -126,7 +126,7 @@ class Attention(SelfAttention):
             place=f"model.layers.{layer}.self_attn",
         )
         self.leave(config, build, out_init)
-        self.over_heads = parts.full_norm
+        self.over_heads, self.norm_and_rotate = parts.full_norm, parts.norm_and_rotate
         self.q_norm: HeadNorm | FullNorm | None = None
         self.k_norm: HeadNorm | FullNorm | None = None
         if config.qk_norm and config.qk_norm_width == "full":
@@ -147,7 +147,9 @@ class Attention(SelfAttention):
         q, k, v = qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=2)
         if isinstance(self.q_norm, FullNorm) and isinstance(self.k_norm, FullNorm):
             q, k = full_norms(self.q_norm, self.k_norm, q, k, self.build, self.over_heads)
-        elif self.q_norm is not None and self.k_norm is not None:
+        elif isinstance(self.q_norm, HeadNorm) and isinstance(self.k_norm, HeadNorm):
+            if rotation is not None and self.norm_and_rotate is not None:
+                return self.norm_and_rotate(qkv, self.q_norm.weight, self.k_norm.weight, rotation, self.heads)
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             (q,), (k,) = self.rotate(q, rotation, self.heads), self.rotate(k, rotation, self.kv_heads)

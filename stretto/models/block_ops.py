@@ -11,6 +11,7 @@ from stretto.arguments.schema import ModelConfig
 from stretto.attention import Attend
 from stretto.estimate.kept import NOTHING, Parts
 from stretto.models.full_norm import FullNormOps
+from stretto.models.head_norm import NormAndRotate
 from stretto.models.rope import Rotate
 from stretto.tensor_parallel import Build, Pointwise, formulas
 
@@ -34,7 +35,8 @@ class BlockOps:
     """The operations that the config names.
 
     `norm`(x, weight[, bias]), `head_norm` and `latent_norm`(x, weight), `activation`(gate_up),
-    `attend`(layer)(q, k, v). `parts` of the block are computed once more in the backward.
+    `attend`(layer)(q, k, v). `norm_and_rotate` stands for `head_norm` and `rotate`, but where slices are to be exact.
+    `parts` of the block are computed once more in the backward.
     """
 
     norm: Pointwise
@@ -43,6 +45,7 @@ class BlockOps:
     latent_norm: Pointwise
     activation: Pointwise
     rotate: Rotate
+    norm_and_rotate: NormAndRotate | None
     attend: Callable[[int], Attend]
     parts: Parts = NOTHING
 
@@ -54,9 +57,12 @@ class BlockOps:
         clamps = {"alpha": config.swiglu_alpha, "limit": config.swiglu_limit} if clamped else {}
         normed = rms if config.norm == "rms" else formulas.LAYER_NORM
         activation, of_head = _ACTIVATIONS[config.activation], rms
+        norm_and_rotate = None
         if build.exact is not None:
             normed, of_head = build.exact.by_tokens(normed), build.exact.by_heads(rms)
             activation = build.exact.by_features(activation, 2 if config.gated else 1)
+        else:
+            norm_and_rotate = NormAndRotate.of(build, eps=config.norm_eps, zero_centered=config.norm_zero_centered)
         return cls(
             Pointwise.of(normed, build, eps=config.norm_eps),
             Pointwise.of(of_head, build, eps=config.norm_eps),
@@ -64,6 +70,7 @@ class BlockOps:
             Pointwise.of(rms, build, eps=LATENT_EPS),
             Pointwise.of(activation, build, **clamps),
             Rotate.of(build),
+            norm_and_rotate,
             attend,
         )
 

@@ -68,22 +68,23 @@ class _Rotate(Function):
 def apply_rotary_(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
     """The first `rotated` heads of x [s, b, heads, d] turned in place by the angle of their position."""
     heads = x[:, :, :rotated, : cos.shape[-1]]
-    heads.copy_(_rotated(heads, cos, sin))
+    heads.copy_(_whole(heads, cos, sin))
 
 
 def apply_rotary_backward(cos: Tensor, sin: Tensor, rotated: int, *gradients: Tensor) -> Tensor:
     """The adjoint of a cut into parts of which the first `rotated` are turned: [s, b, all heads, d]."""
-    back = [_turned_back(dy, cos, sin) for dy in gradients[:rotated]]
+    back = [with_rotary(dy, cos, -sin) for dy in gradients[:rotated]]
     return torch.cat([*back, *gradients[rotated:]], dim=2)
 
 
-def _turned_back(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def with_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads x [s, b, heads, d] turned by the angle of their position; with -sin it is the adjoint of that."""
     r = cos.shape[-1]
-    if r == dy.shape[-1]:
-        return _rotated(dy, cos, -sin)
-    return torch.cat([_rotated(dy[..., :r], cos, -sin), dy[..., r:]], -1)
+    if r == x.shape[-1]:
+        return _whole(x, cos, sin)
+    return torch.cat([_whole(x[..., :r], cos, sin), x[..., r:]], -1)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _whole(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     low, high = x.chunk(2, -1)
     return x * cos + torch.cat([-high, low], -1) * sin
