@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stretto.experts import grouped as multiplying
 from stretto.experts import rows as moving
+from stretto.models import head_norm as norming
 from stretto.models import rope as turning
 from stretto.tensor_parallel import formulas
 from stretto.tensor_parallel import fp8 as quantizing
@@ -42,22 +43,25 @@ def _power_of_two(width: int) -> bool:
 
 
 class Kernel(NamedTuple):
-    """`run` takes the arguments of the formula; tensors must have a last dimension that it `fits`, and the first of
-    them one of the `dtypes`. Tensors of indices may have any size."""
+    """`run` takes the arguments of the formula; tensors must have a last dimension that it `fits`, where it is `equal`
+    the same, and the first of them one of the `dtypes`. Tensors of indices may have any size."""
 
     run: Function
     fits: Callable[[int], bool] = _any_width
     dtypes: tuple[torch.dtype, ...] = _DTYPES
+    equal: bool = False
 
     def takes(self, given: list[Any]) -> bool:
         """Whether all tensors of a call are where and what the kernel can read; it computes in fp32."""
-        allowed = self.dtypes
+        allowed, first = self.dtypes, given[0]
         for x in given:  # at every launch: a loop costs the host less than generators
             if not isinstance(x, Tensor):
                 continue
             if not x.is_cuda or x.dtype not in allowed:
                 return False
             if x.dtype != torch.int64 and not (x.stride(-1) == 1 and self.fits(x.shape[-1])):
+                return False
+            if self.equal and x.shape[-1] != first.shape[-1]:
                 return False
             allowed = _AFTER_THE_FIRST
         return True
@@ -84,7 +88,7 @@ def hand_written(function: Function, otherwise: Function) -> Function:
 def kernels() -> Mapping[Function, Kernel]:
     """Each kernel by its formula. Raises ImportError where there is no Triton."""
     # Triton comes with torch for GPUs, not with torch for CPUs
-    from stretto.kernels import experts, fp8, grouped, rms_norm, rope, swiglu
+    from stretto.kernels import experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
 
     return {
         formulas.swiglu_backward: Kernel(swiglu.backward),
@@ -96,6 +100,8 @@ def kernels() -> Mapping[Function, Kernel]:
         formulas.zero_centered_rms_norm_both: Kernel(partial(rms_norm.both, centre=1.0)),
         turning.apply_rotary_: Kernel(rope.apply_rotary_, _power_of_two),
         turning.apply_rotary_backward: Kernel(rope.apply_rotary_backward, _power_of_two),
+        norming.norm_and_rotate: Kernel(head_norm.forward, _power_of_two, equal=True),
+        norming.norm_and_rotate_backward: Kernel(head_norm.backward, _power_of_two, equal=True),
         multiplying.add_products: Kernel(grouped.add_products, _tiles, _QUANTIZED),
         moving.scatter_rows: Kernel(experts.scatter_rows),
         moving.sum_rows: Kernel(experts.sum_rows),

@@ -132,6 +132,12 @@ def _launch(
     warps = min(max(tall * block // 512, 1), 16)
     _kernel[(programs,)](dy, x, weight, given, dx, y, shares, *sizes, num_warps=warps)
     dw = torch.empty_like(weight)
-    turns = triton.cdiv(programs, _TALL)
-    _add_up[(triton.cdiv(width, _WIDE),)](shares, dw, programs, width, turns, _TALL, _WIDE, num_warps=4)
+    add_up(shares, dw)
     return y, dx, dw
+
+
+def add_up(shares: Tensor, out: Tensor) -> None:
+    """out [width] = the sum of shares [programs, width], always in the same order."""
+    programs, width = shares.shape
+    turns = triton.cdiv(programs, _TALL)
+    _add_up[(triton.cdiv(width, _WIDE),)](shares, out, programs, width, turns, _TALL, _WIDE, num_warps=4)

@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stretto.kernels import experts, fp8, grouped, rms_norm, rope, swiglu
+from stretto.kernels import experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
 from stretto.kernels.launches import Launches
 
 KERNELS = {
@@ -30,6 +30,11 @@ KERNELS = {
     "experts products": (grouped._products, {"add": True, "tall": 128, "wide": 256, "deep": 32}),
     "rope": (rope._turn, {"half": 64, "count": 16}),
     "rope back": (rope._back, {"half": 64, "count": 32}),
+    "head norm": (head_norm._forward, {"heads": 16, "kv_heads": 8, "half": 64, "tall": 32}),
+    "head norm back": (
+        head_norm._backward,
+        {"heads": 16, "kv_heads": 8, "q_turns": 31, "kv_turns": 16, "half": 64, "tall": 16, "stages": 3},
+    ),
 }
 POINTERS = {
     "left",
@@ -47,6 +52,13 @@ POINTERS = {
     "one",
     "two",
     "three",
+    "q_weight",
+    "k_weight",
+    "q",
+    "k",
+    "dq",
+    "dk",
+    "dv",
 }
 ODD = (
     "blocks",
@@ -63,6 +75,7 @@ ODD = (
     "batch",
     "tokens",
     "sent",
+    "q_tiles",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ WIDE = [
     "rms_norm",
     "rope",
     "rope back",
+    "head norm",
     "fp8 add",
     "fp8 both",
     "fp8 rows",
@@ -56,6 +58,17 @@ def test_narrow_rows_come_several_at_a_time(ptx: Path) -> None:
     code = (ptx / "rms_norm head").read_text()
     assert code.count("ld.global.v4") >= 8
     assert "st.global.v4" in code
+
+
+def test_tiles_to_come_are_under_way_to_shared_memory(ptx: Path) -> None:
+    """Sixteen bytes at a time; waiting for a tile leaves the next one under way."""
+    code = (ptx / "head norm back").read_text()
+    copies = [line for line in code.splitlines() if "cp.async.c" in line and "commit" not in line]
+    assert copies
+    assert all("cp.async.cg.shared.global" in line and "0x10" in line for line in copies)
+    assert [int(n) > 0 for n in re.findall(r"cp\.async\.wait_group\s+(\d+)", code)].count(True) == 2
+    assert "st.global.v4" in code
+    assert "ld.global.b16" not in code
 
 
 def test_products_are_those_of_a_warpgroup_on_tiles_that_come_and_go_beside_them(ptx: Path) -> None:

@@ -1,0 +1,215 @@
+"""Norms of heads with rotary embedding, forward and back, each in one pass over queries, keys and values.
+
+A row is a head of a token, and lies in two halves, whose elements are rotated in pairs. A tile has rows that follow
+each other, of one token or of several, so that models with few heads fill it as those with many do. Heads have weights
+of queries or of keys, so a tile has heads of one kind.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stretto.kernels.launches import Launches
+from stretto.kernels.rms_norm import add_up
+
+_TILE = 4096
+"""Numbers of a tile of the forward: of bf16, 8 KiB are read at once by four warps. Their 70 registers a thread leave
+room for seven such programs on a multiprocessor."""
+
+_TILE_BACK, _STAGES, _PROGRAMS = 2048, 3, 4
+"""Of the backward: numbers of a tile, of each of two or three tensors; tiles under way or at work; and programs for
+each multiprocessor. By registers (128 a thread) and shared memory (32 KiB) four fit, and read 32 to 64 KiB ahead."""
+
+
+@triton.jit  # which reads annotations, and knows no types but its own
+def _place(tile, tokens, batch, heads: tl.constexpr, tall: tl.constexpr):
+    """Of each row of a tile: whether there is such a row, the number of its token, and position, sample and head."""
+    row = tile * tall + tl.arange(0, tall)[:, None]
+    token = row // heads
+    at = (token // batch).to(tl.int64), (token % batch).to(tl.int64), row % heads
+    return row < tokens * heads, token.to(tl.int64), at
+
+
+@triton.jit
+def _halves(x, at, steps, inside, half: tl.constexpr):
+    """Of each row."""
+    x += at[0] * steps[0] + at[1] * steps[1] + at[2] * steps[2] + tl.arange(0, half)[None, :]
+    return tl.load(x, mask=inside, other=0.0), tl.load(x + half, mask=inside, other=0.0)
+
+
+@triton.jit
+def _angles(cos, sin, at, steps, inside, half: tl.constexpr):
+    """Of the first half of each row: the other has the same."""
+    place = at[0] * steps[0] + at[1] * steps[1] + tl.arange(0, half)[None, :]
+    return tl.load(cos + place, mask=inside, other=0.0), tl.load(sin + place, mask=inside, other=0.0)
+
+
+@triton.jit
+def _wide(pair):
+    return pair[0].to(tl.float32), pair[1].to(tl.float32)
+
+
+@triton.jit
+def _weights(weight, centre, half: tl.constexpr, tall: tl.constexpr):
+    """What the halves of a row are multiplied by, for each row: a thread has what it needs from one load."""
+    weight += tl.zeros([tall, 1], tl.int32) + tl.arange(0, half)[None, :]
+    return centre + tl.load(weight).to(tl.float32), centre + tl.load(weight + half).to(tl.float32)
+
+
+@triton.jit
+def _forward_of(
+    tile, x, x_steps, weight, cos, sin, cos_steps, out, tokens, batch, eps, centre,
+    heads: tl.constexpr, half: tl.constexpr, tall: tl.constexpr,
+):  # fmt: skip
+    inside, token, at = _place(tile, tokens, batch, heads, tall)
+    low, high = _wide(_halves(x, at, x_steps, inside, half))
+    c, z = _wide(_angles(cos, sin, at, cos_steps, inside, half))
+    w_low, w_high = _weights(weight, centre, half, tall)
+    squares = tl.sum(low * low + high * high, 1, keep_dims=True)
+    scale = tl.rsqrt(squares / (2 * half) + eps)
+    low, high = low * scale * w_low, high * scale * w_high
+    y = out + (token * heads + at[2]) * 2 * half + tl.arange(0, half)[None, :]
+    tl.store(y, (low * c - high * z).to(out.dtype.element_ty), mask=inside)
+    tl.store(y + half, (high * c + low * z).to(out.dtype.element_ty), mask=inside)
+
+
+@Launches
+@triton.jit
+def _forward(
+    x, q_weight, k_weight, cos, sin, q, k, tokens, batch, q_tiles, eps, centre, x_s, x_b, x_h, cos_s, cos_b,
+    heads: tl.constexpr, kv_heads: tl.constexpr, half: tl.constexpr, tall: tl.constexpr,
+):  # fmt: skip
+    steps, cos_steps, tile = (x_s, x_b, x_h), (cos_s, cos_b), tl.program_id(0)
+    if tile < q_tiles:
+        _forward_of(
+            tile, x, steps, q_weight, cos, sin, cos_steps, q, tokens, batch, eps, centre, heads, half, tall
+        )  # fmt: skip
+    else:
+        tile, x = tile - q_tiles, x + heads * x_h
+        _forward_of(
+            tile, x, steps, k_weight, cos, sin, cos_steps, k, tokens, batch, eps, centre, kv_heads, half, tall
+        )  # fmt: skip
+
+
+@triton.jit
+def _backward_of(
+    x, x_steps, weight, dy, dy_steps, dv, dv_steps, cos, sin, cos_steps, dx, shares, tokens, batch, eps, centre,
+    first: tl.constexpr, heads: tl.constexpr, every: tl.constexpr, with_dv: tl.constexpr,
+    turns: tl.constexpr, half: tl.constexpr, tall: tl.constexpr, stages: tl.constexpr,
+):  # fmt: skip
+    """A program's tiles of one kind of heads, of which the `first` of `every` are passed over. Gradients of values go
+    along with those of keys, of which there are as many."""
+    w_low, w_high = _weights(weight, centre, half, tall)
+    share_low, share_high = tl.zeros([tall, half], tl.float32), tl.zeros([tall, half], tl.float32)
+    x += first * x_steps[2]
+    dx += first * 2 * half + tl.arange(0, half)[None, :]
+    # Tiles to come are on their way to shared memory while this one is computed.
+    for turn in tl.range(turns, num_stages=stages):
+        tile = tl.program_id(0) + turn * tl.num_programs(0)
+        inside, token, at = _place(tile, tokens, batch, heads, tall)
+        low, high = _wide(_halves(x, at, x_steps, inside, half))
+        d_low, d_high = _wide(_halves(dy, at, dy_steps, inside, half))
+        c, z = _wide(_angles(cos, sin, at, cos_steps, inside, half))
+        here = dx + (token * every + at[2]) * 2 * half
+        if with_dv:
+            v_low, v_high = _halves(dv, at, dv_steps, inside, half)
+            tl.store(here + heads * 2 * half, v_low, mask=inside)
+            tl.store(here + heads * 2 * half + half, v_high, mask=inside)
+        d_low, d_high = d_low * c + d_high * z, d_high * c - d_low * z
+        dn_low, dn_high = d_low * w_low, d_high * w_high
+        squares = tl.sum(low * low + high * high, 1, keep_dims=True)
+        products = tl.sum(dn_low * low + dn_high * high, 1, keep_dims=True)
+        scale = tl.rsqrt(squares / (2 * half) + eps)
+        low, high, mean = low * scale, high * scale, products * scale / (2 * half)
+        tl.store(here, ((dn_low - low * mean) * scale).to(dx.dtype.element_ty), mask=inside)
+        tl.store(here + half, ((dn_high - high * mean) * scale).to(dx.dtype.element_ty), mask=inside)
+        share_low += d_low * low
+        share_high += d_high * high
+    share = shares + tl.program_id(0) * 4 * half + tl.arange(0, half)
+    tl.store(share, tl.sum(share_low, 0))
+    tl.store(share + half, tl.sum(share_high, 0))
+
+
+@Launches
+@triton.jit
+def _backward(
+    x, q_weight, k_weight, cos, sin, dq, dk, dv, dx, shares, tokens, batch, eps, centre,
+    x_s, x_b, x_h, dq_s, dq_b, dq_h, dk_s, dk_b, dk_h, dv_s, dv_b, dv_h, cos_s, cos_b,
+    heads: tl.constexpr, kv_heads: tl.constexpr, q_turns: tl.constexpr, kv_turns: tl.constexpr,
+    half: tl.constexpr, tall: tl.constexpr, stages: tl.constexpr,
+):  # fmt: skip
+    """Each program has its part of queries, then of keys and values: none has more to do than another."""
+    x_steps, cos_steps, dv_steps = (x_s, x_b, x_h), (cos_s, cos_b), (dv_s, dv_b, dv_h)
+    every: tl.constexpr = heads + 2 * kv_heads
+    _backward_of(
+        x, x_steps, q_weight, dq, (dq_s, dq_b, dq_h), dv, dv_steps, cos, sin, cos_steps, dx, shares,
+        tokens, batch, eps, centre, 0, heads, every, False, q_turns, half, tall, stages,
+    )  # fmt: skip
+    _backward_of(
+        x, x_steps, k_weight, dk, (dk_s, dk_b, dk_h), dv, dv_steps, cos, sin, cos_steps, dx, shares + 2 * half,
+        tokens, batch, eps, centre, heads, kv_heads, every, True, kv_turns, half, tall, stages,
+    )  # fmt: skip
+
+
+def forward(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    *,
+    eps: float,
+    centre: float,
+) -> tuple[Tensor, Tensor]:
+    """`stretto.models.head_norm.norm_and_rotate` of heads that are rotated whole."""
+    s, b, every, d = qkv.shape
+    kv_heads = (every - heads) // 2
+    q, k = (torch.empty((s, b, n, d), dtype=qkv.dtype, device=qkv.device) for n in (heads, kv_heads))
+    tall = max(_TILE // d, 1)
+    q_tiles, k_tiles = (triton.cdiv(s * b * n, tall) for n in (heads, kv_heads))
+    steps = *qkv.stride()[:3], *_steps(cos)
+    sizes = heads, kv_heads, d // 2, tall
+    _forward[(q_tiles + k_tiles,)](
+        qkv, q_weight, k_weight, cos, sin, q, k, s * b, b, q_tiles, eps, centre, *steps, *sizes, num_warps=4
+    )
+    return q, k
+
+
+def backward(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    *,
+    eps: float,
+    centre: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`stretto.models.head_norm.norm_and_rotate_backward` of heads that are rotated whole."""
+    s, b, every, d = qkv.shape
+    heads, kv_heads = dq.shape[2], dk.shape[2]
+    processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 1
+    tall = max(_TILE_BACK // d, 1)
+    programs = min(triton.cdiv(s * b * heads, tall), _PROGRAMS * processors)
+    turns = [triton.cdiv(s * b * n, tall * programs) for n in (heads, kv_heads)]
+    dx = torch.empty((s, b, every, d), dtype=qkv.dtype, device=qkv.device)
+    shares = torch.empty((programs, 2 * d), dtype=torch.float32, device=qkv.device)
+    steps = [step for x in (qkv, dq, dk, dv) for step in x.stride()[:3]]
+    sizes = heads, kv_heads, *turns, d // 2, tall, _STAGES
+    given = qkv, q_weight, k_weight, cos, sin, dq, dk, dv, dx, shares
+    _backward[(programs,)](*given, s * b, b, eps, centre, *steps, *_steps(cos), *sizes, num_warps=4)
+    dw = torch.empty(2 * d, dtype=q_weight.dtype, device=qkv.device)
+    add_up(shares, dw)
+    return dx, dw[:d], dw[d:]
+
+
+def _steps(cos: Tensor) -> tuple[int, int]:
+    """From one position to the next, and from one sample to the next where each has positions of its own."""
+    return cos.stride(0), cos.stride(1) if cos.shape[1] > 1 else 0
