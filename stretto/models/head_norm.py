@@ -69,8 +69,11 @@ class NormAndRotate:
     @classmethod
     def of(cls, build: Build, *, eps: float, zero_centered: bool) -> NormAndRotate:
         """As `build` wants it; `zero_centered` weights are those of which each head is multiplied by 1 + weight."""
-        bound = {"eps": eps, "centre": float(zero_centered)}
-        return cls(*(build.fuse(partial(each, **bound)) for each in (norm_and_rotate, norm_and_rotate_backward)))
+        there, back = (
+            build.fuse(partial(each, eps=eps, centre=float(zero_centered)))
+            for each in (norm_and_rotate, norm_and_rotate_backward)
+        )
+        return cls(there, back)
 
     def __call__(
         self, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, rotation: Rotation, heads: int

@@ -19,6 +19,7 @@ from torch._subclasses import FakeTensorMode
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
 from stretto.kernels.hand_written import hand_written, kernels
+from stretto.kernels.unguarded import compiled
 from stretto.models.frequencies import plain
 from stretto.models.head_norm import norm_and_rotate, norm_and_rotate_backward
 from stretto.models.rope import rotation
@@ -72,7 +73,7 @@ def test_the_formula_is_the_definition_with_its_gradients(d: int, rotated: int, 
     torch.testing.assert_close(found, [*made[:2], *exact])
 
 
-SIZES = [(3, 2, 4, 2, 8), (21, 2, 8, 2, 64), (5, 1, 5, 1, 32), (19, 2, 3, 3, 256), (67, 1, 16, 8, 16)]
+SIZES = [(3, 2, 4, 2, 8), (21, 2, 8, 2, 64), (5, 1, 5, 1, 32), (9, 1, 5, 2, 256), (67, 1, 16, 8, 16)]
 """One tile and several, of which none are full; more of them than programs; heads of one token and of many."""
 
 
@@ -117,3 +118,13 @@ def test_heads_that_are_rotated_in_part_are_left_to_the_compiler() -> None:
     wide, _ = given(3, 2, 6, 3, 8, 8, False, torch.float64)
     bound = partial(norm_and_rotate, eps=EPS, centre=0.0)
     assert hand_written(bound, lambda *_: "compiler")(*wide, 6) == "compiler"
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_the_compiler_computes_the_formula() -> None:
+    """Of heads that are rotated in part, as in GLM 4.5."""
+    tensors, gradients = given(3, 2, 6, 3, 16, 8, False, torch.float64)
+    for formula, more in ((norm_and_rotate, (6,)), (norm_and_rotate_backward, gradients)):
+        bound = partial(formula, eps=EPS, centre=0.0)
+        torch.testing.assert_close(compiled(bound)(*tensors, *more), bound(*tensors, *more))

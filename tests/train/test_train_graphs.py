@@ -151,7 +151,7 @@ def test_another_signature_is_eager(what: str) -> None:
     "words",
     [
         "--dtype fp32 --no-compile --dropout 0.2 --recompute block",
-        "--dtype bf16 --compile --recompute selective",
+        "--dtype bf16 --compile --recompute selective --qk-norm",
         "--dtype bf16 --no-compile --tied --activation gelu --norm layer --bias --qk-norm",
         "--dtype bf16 --compile --fp8 tensorwise",
     ],

@@ -25,7 +25,7 @@ from verify_said_experts import (
     SENT,
 )
 from verify_said_failures import COUNTS, FAILURES, OWN_PROGRAM, PACE, SOUND, STORE
-from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, MODEL, POINTWISE
+from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, KERNELS_HEAD_NORM, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_loop import ATTACK, BUFFERS, EARLY, EXCHANGE, READBACK
 from verify_said_residence import RESIDENCE
@@ -684,6 +684,7 @@ SAID = (
     HEAD,
     KERNELS,
     KERNELS_FP8,
+    KERNELS_HEAD_NORM,
     READBACK,
     EARLY,
     BUFFERS,

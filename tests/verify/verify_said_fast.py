@@ -237,6 +237,52 @@ KERNELS = Said(
     ),
 )
 
+KERNELS_HEAD_NORM = Said(
+    "tests/kernels/test_kernels_head_norm.py",
+    Fault(
+        "keys multiplied by the weights of queries",
+        "kernels/head_norm.py",
+        "tile, x, steps, k_weight",
+        "tile, x, steps, q_weight",
+    ),
+    Fault(
+        "the mean over half of a head",
+        "kernels/head_norm.py",
+        "squares = tl.sum(low * low + high * high, 1, keep_dims=True)\n    scale",
+        "squares = 2 * tl.sum(low * low, 1, keep_dims=True)\n    scale",
+    ),
+    Fault(
+        "angles of another sample",
+        "kernels/head_norm.py",
+        "cos.stride(1) if cos.shape[1] > 1 else 0",
+        "0",
+    ),
+    Fault(
+        "the last tiles left out of a backward",
+        "kernels/head_norm.py",
+        "tl.range(turns, ",
+        "tl.range(turns - 1, ",
+    ),
+    Fault(
+        "gradients of values where those of keys are",
+        "kernels/head_norm.py",
+        "tl.store(here + heads * 2 * half, v_low",
+        "tl.store(here, v_low",
+    ),
+    Fault(
+        "one weight's gradient as both",
+        "kernels/head_norm.py",
+        "return dx, dw[:d], dw[d:]",
+        "return dx, dw[:d], dw[:d]",
+    ),
+    Fault(
+        "gradients turned on",
+        "models/head_norm.py",
+        "_wide(dy), cos, -sin",
+        "_wide(dy), cos, sin",
+    ),
+)
+
 KERNELS_FP8 = Said(
     "tests/kernels/test_kernels_fp8.py",
     Fault(
