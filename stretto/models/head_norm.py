@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from stretto.models.rope import Rotation, with_rotary
+from stretto.models.rope import Rotation, apply_rotary
 from stretto.tensor_parallel import Build, formulas
 
 
@@ -30,7 +30,7 @@ def norm_and_rotate(
     """
 
     def made(x: Tensor, weight: Tensor) -> Tensor:
-        return with_rotary(formulas.rms_norm(_wide(x), centre + _wide(weight), eps), cos, sin).to(x.dtype)
+        return apply_rotary(formulas.rms_norm(_wide(x), centre + _wide(weight), eps), cos, sin).to(x.dtype)
 
     q, k, _ = _parts(qkv, heads)
     return made(q, q_weight), made(k, k_weight)
@@ -51,7 +51,7 @@ def norm_and_rotate_backward(
     """Its adjoint, and that of the cut: the gradients of qkv and of both weights."""
 
     def back(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        dx, dw = formulas.rms_norm_backward(with_rotary(_wide(dy), cos, -sin), _wide(x), centre + _wide(weight), eps)
+        dx, dw = formulas.rms_norm_backward(apply_rotary(_wide(dy), cos, -sin), _wide(x), centre + _wide(weight), eps)
         return dx.to(x.dtype), dw.to(weight.dtype)
 
     q, k, _ = _parts(qkv, dq.shape[2])

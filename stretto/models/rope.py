@@ -73,11 +73,11 @@ def apply_rotary_(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
 
 def apply_rotary_backward(cos: Tensor, sin: Tensor, rotated: int, *gradients: Tensor) -> Tensor:
     """The adjoint of a cut into parts of which the first `rotated` are turned: [s, b, all heads, d]."""
-    back = [with_rotary(dy, cos, -sin) for dy in gradients[:rotated]]
+    back = [apply_rotary(dy, cos, -sin) for dy in gradients[:rotated]]
     return torch.cat([*back, *gradients[rotated:]], dim=2)
 
 
-def with_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads x [s, b, heads, d] turned by the angle of their position; with -sin it is the adjoint of that."""
     r = cos.shape[-1]
     if r == x.shape[-1]:

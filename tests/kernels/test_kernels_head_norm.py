@@ -2,7 +2,7 @@
 
 Faults to catch: keys multiplied by the weights of queries; the mean over half of a head; angles of another sample;
 the last tiles left out of a backward; gradients of values where those of keys are; one weight's gradient as both;
-gradients turned on.
+gradients rotated forward.
 """
 
 from __future__ import annotations

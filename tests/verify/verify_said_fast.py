@@ -276,7 +276,7 @@ KERNELS_HEAD_NORM = Said(
         "return dx, dw[:d], dw[:d]",
     ),
     Fault(
-        "gradients turned on",
+        "gradients rotated forward",
         "models/head_norm.py",
         "_wide(dy), cos, -sin",
         "_wide(dy), cos, sin",
