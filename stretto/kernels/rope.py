@@ -40,7 +40,7 @@ def _turn(x, cos, sin, heads, blocks, batch, stride_s, stride_b, stride_h, half:
 
 @triton.jit
 def _part(
-    out, x, cos, sin, first_row, total, heads, all_heads, first, turned, batch, s_s, s_b, s_h,
+    out, x, cos, sin, first_row, total, heads, all_heads, first, rotate, batch, s_s, s_b, s_h,
     half: tl.constexpr, count: tl.constexpr,
 ):  # fmt: skip
     """Some heads of one part, of `total` of all tokens, turned back where the part was turned."""
@@ -53,8 +53,8 @@ def _part(
     low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     high = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
     angle = (s * 2 * half)[:, None] + pair
-    c = tl.load(cos + angle, mask=inside & (turned > 0), other=1.0).to(tl.float32)
-    z = tl.load(sin + angle, mask=inside & (turned > 0), other=0.0).to(tl.float32)
+    c = tl.load(cos + angle, mask=inside & (rotate > 0), other=1.0).to(tl.float32)
+    z = tl.load(sin + angle, mask=inside & (rotate > 0), other=0.0).to(tl.float32)
     to = out + ((token.to(tl.int64) * all_heads + first + head) * 2 * half)[:, None] + pair
     tl.store(to, (low * c + high * z).to(out.dtype.element_ty), mask=inside)
     tl.store(to + half, (high * c - low * z).to(out.dtype.element_ty), mask=inside)

@@ -141,14 +141,14 @@ CROSSING = Said(
     Fault(
         "tokens that go to ranks without any of their experts",
         "experts/crossing.py",
-        "holders.new_zeros((n, ep + 1), dtype=torch.bool)",
-        "holders.new_ones((n, ep + 1), dtype=torch.bool)",
+        "holders.new_zeros((n, ep + 1)",
+        "holders.new_ones((n, ep + 1)",
     ),
     Fault(
         "a place that counts other ranks' tokens",
         "experts/crossing.py",
-        "sooner = goes.cumsum(0) - 1",
-        "sooner = goes.any(1, keepdim=True).expand_as(goes).cumsum(0) - 1",
+        "view(ep, n) - (number.cumsum(0) - number + 1)[:, None]",
+        "view(ep, n) - 1",
     ),
 )
 

@@ -232,8 +232,8 @@ KERNELS = Said(
     Fault(
         "heads that are not turned turned back",
         "kernels/rope.py",
-        "still = (head >= rotated)[:, None]",
-        "still = (head >= heads)[:, None]",
+        "mask=inside & (rotate > 0), other=1.0",
+        "mask=inside, other=1.0",
     ),
 )
 
