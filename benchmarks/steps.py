@@ -71,6 +71,9 @@ CASES = {
     "olmoe-ep2-copy-engines-overlap": Case(
         "experts", 2, f"{_OLMOE} --global-batch 16 --dp 2 --ep 2 --ep-copy-engines --ep-comm-overlap"
     ),
+    "olmoe-ep2-zero1": Case(
+        "experts", 2, f"{_OLMOE} --global-batch 16 --dp 2 --ep 2 --ep-copy-engines --sharding zero1"
+    ),
     "olmoe-ep2-overlap": Case("experts", 2, f"{_OLMOE} --global-batch 16 --dp 2 --ep 2 --ep-comm-overlap"),
     "olmoe-ep2-natural": Case("experts", 2, f"{_OLMOE} --global-batch 16 --dp 2 --ep 2", "zipf"),
     "qwen3-moe": Case("qwen3", 1, "--preset qwen3-30b-a3b --layers 3 --seq-len 4096 --micro-batch 2 --global-batch 8"),
