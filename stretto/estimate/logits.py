@@ -37,12 +37,12 @@ def logits(args: Arguments) -> int:
 
 
 def of_tokens(args: Arguments) -> int:
-    """Bytes of numbers of each token beside them: what it counts for, in fp64; of a piece the place of its label, and
-    in fp32 or wider three statistics, their sums over tp as they are put together, the loss."""
+    """Bytes of numbers of each token beside them: what it counts for, in fp64 and in fp32 or wider, the place of its
+    label, its loss; of a piece three statistics, what they add to sums over tp, and these."""
     wide = max(4, BYTES[args.run.dtype])
     several = args.parallel.tp > 1
     piece = _rows(args) * args.batch.micro_batch
-    return 8 * local_tokens(args) + piece * (9 + wide * (3 + 2 + 2 + 5 * several))
+    return (8 + 9 + 2 * wide) * local_tokens(args) + piece * wide * (3 + 2 + 3 * several)
 
 
 def _words(args: Arguments) -> int:

@@ -13,7 +13,7 @@ from stretto.experts import grouped as multiplying
 from stretto.experts import rows as moving
 from stretto.models import head_norm as norming
 from stretto.models import rope as turning
-from stretto.tensor_parallel import formulas
+from stretto.tensor_parallel import formulas, loss_formulas
 from stretto.tensor_parallel import fp8 as quantizing
 
 Function = Callable[..., Any]
@@ -21,6 +21,8 @@ Function = Callable[..., Any]
 
 _DTYPES = (torch.bfloat16, torch.float32)
 _AFTER_THE_FIRST = (*_DTYPES, torch.int64)
+_OF_ROWS = (torch.float32, torch.int64, torch.bool)
+"""A number, a place or a mark for each row of the first tensor."""
 _QUANTIZED = (torch.bfloat16,)
 """What is quantized to fp8. From fp32 Triton 3.6 writes a wrong transposed copy beside the plain one on an H200;
 nobody asks for it."""
@@ -28,6 +30,10 @@ nobody asks for it."""
 
 def _any_width(width: int) -> bool:
     return width <= 2**16  # a row is held in registers
+
+
+def _some(width: int) -> bool:
+    return width > 0
 
 
 def _row(width: int) -> bool:
@@ -44,26 +50,30 @@ def _power_of_two(width: int) -> bool:
 
 class Kernel(NamedTuple):
     """`run` takes the arguments of the formula; tensors must have a last dimension that it `fits`, where it is `equal`
-    the same, and the first of them one of the `dtypes`. Tensors of indices may have any size."""
+    the same, and the first of them one of the `dtypes`. Tensors of indices may have any size, and with `one_fits` all
+    but the first."""
 
     run: Function
     fits: Callable[[int], bool] = _any_width
     dtypes: tuple[torch.dtype, ...] = _DTYPES
+    others: tuple[torch.dtype, ...] = _AFTER_THE_FIRST
+    """Dtypes of all but the first."""
     equal: bool = False
+    one_fits: bool = False
 
     def takes(self, given: list[Any]) -> bool:
         """Whether all tensors of a call are where and what the kernel can read; it computes in fp32."""
-        allowed, first = self.dtypes, given[0]
+        allowed, looks, first = self.dtypes, True, given[0]
         for x in given:  # at every launch: a loop costs the host less than generators
             if not isinstance(x, Tensor):
                 continue
             if not x.is_cuda or x.dtype not in allowed:
                 return False
-            if x.dtype != torch.int64 and not (x.stride(-1) == 1 and self.fits(x.shape[-1])):
+            if looks and x.dtype != torch.int64 and not (x.stride(-1) == 1 and self.fits(x.shape[-1])):
                 return False
             if self.equal and x.shape[-1] != first.shape[-1]:
                 return False
-            allowed = _AFTER_THE_FIRST
+            allowed, looks = self.others, not self.one_fits
         return True
 
 
@@ -88,7 +98,7 @@ def hand_written(function: Function, otherwise: Function) -> Function:
 def kernels() -> Mapping[Function, Kernel]:
     """Each kernel by its formula. Raises ImportError where there is no Triton."""
     # Triton comes with torch for GPUs, not with torch for CPUs
-    from stretto.kernels import experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
+    from stretto.kernels import cross_entropy, experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
 
     return {
         formulas.swiglu_backward: Kernel(swiglu.backward),
@@ -98,6 +108,8 @@ def kernels() -> Mapping[Function, Kernel]:
         formulas.rms_norm_both: Kernel(rms_norm.both),
         formulas.zero_centered_rms_norm_backward: Kernel(partial(rms_norm.backward, centre=1.0)),
         formulas.zero_centered_rms_norm_both: Kernel(partial(rms_norm.both, centre=1.0)),
+        loss_formulas.statistics: Kernel(cross_entropy.statistics, _some, others=_OF_ROWS, one_fits=True),
+        loss_formulas.gradient_: Kernel(cross_entropy.gradient_, _some, others=_OF_ROWS, one_fits=True),
         turning.apply_rotary_: Kernel(rope.apply_rotary_, _power_of_two),
         turning.apply_rotary_backward: Kernel(rope.apply_rotary_backward, _power_of_two),
         norming.norm_and_rotate: Kernel(head_norm.forward, _power_of_two, equal=True),

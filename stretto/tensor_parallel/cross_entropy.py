@@ -6,9 +6,10 @@ The head's own loss never holds all logits: it takes some rows of tokens at a ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,21 @@ from torch.nn import functional as F
 from stretto.collectives import all_reduce, all_reduce_max
 from stretto.estimate.logits import rows_at_once
 from stretto.ordered import tree_sum
-from stretto.tensor_parallel.build import Accumulators, Build, unfused
+from stretto.tensor_parallel import loss_formulas as formulas
+from stretto.tensor_parallel.build import Accumulators, Build
+from stretto.tensor_parallel.loss_formulas import Place
 from stretto.tensor_parallel.loss_terms import PLAIN as PLAIN
 from stretto.tensor_parallel.loss_terms import LossTerms as LossTerms
 from stretto.tensor_parallel.sliced_gemms import HeadGemms
 from stretto.world import Axis
 
-Place = tuple[Tensor, Tensor]
-"""Of each label: its row among some words, and whether it is one of them."""
+
+class Steps(NamedTuple):
+    """From logits to losses, between what crosses the axis."""
+
+    statistics: Callable[..., tuple[Tensor, ...]]
+    shares: Callable[..., Tensor]
+    losses_: Callable[..., None]
 
 
 def vocab_parallel_cross_entropy(
@@ -65,10 +73,14 @@ class HeadLoss:
         self.tp, self.start, self.rows, self.limit = build.tp, start, rows, limit
         self.gemms = HeadGemms(None if build.exact is None else build.exact.here)
         self.accumulators = build.accumulators
-        self.terms, self.plain = terms, LossTerms(ignore=terms.ignore)
-        self._statistics = {e: build.fuse(_with(_statistics, cap=softcap, smoothing=e)) for e in (0.0, terms.smoothing)}
+        self.terms, self.plain = terms, replace(terms, smoothing=0.0, z=0.0)
+        self._steps = {
+            t: Steps(*map(build.fuse, (_with(formulas.statistics, cap=softcap, smoothing=t.smoothing), *_after(t))))
+            for t in (self.terms, self.plain)
+        }
+        self.prepare, self.weighted = build.fuse(partial(formulas.prepare, terms=terms)), build.fuse(formulas.weighted)
         self.gradient = build.fuse(
-            _with(_gradient_, cap=softcap, smoothing=terms.smoothing, z=terms.z, vocab=terms.vocab)
+            _with(formulas.gradient_, cap=softcap, smoothing=terms.smoothing, z=terms.z, vocab=terms.vocab)
         )
 
     def __call__(self, x: Tensor, weight: nn.Parameter, labels: Tensor, weights: Tensor) -> Tensor:
@@ -78,19 +90,31 @@ class HeadLoss:
         return loss
 
     def of(
-        self, logits: Sequence[Tensor], labels: Tensor, *, trained: bool
-    ) -> tuple[Tensor, list[Place], Tensor, Tensor]:
-        """The loss [..] of logits [.., V/t] in slices, and what `gradient` needs besides these."""
+        self,
+        logits: Sequence[Tensor],
+        places: Sequence[Place],
+        labels: Tensor,
+        losses: Tensor,
+        *,
+        trained: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Of logits [.., V/t] in slices what `gradient` needs besides them; their `losses` [..] are filled in."""
         terms = self.terms if trained else self.plain
-        return _losses(logits, self.places(logits, labels), self.tp, labels, self._statistics[terms.smoothing], terms)
+        return _loss(logits, places, self.tp, labels, losses, self._steps[terms])
 
-    def places(self, logits: Sequence[Tensor], labels: Tensor) -> list[Place]:
-        """Of the labels, for each slice of the logits."""
-        found, start = [], self.start
-        for part in logits:
-            found.append(localise(labels, start, part.shape[-1]))
-            start += part.shape[-1]
-        return found
+    def places(self, weight: Tensor, labels: Tensor) -> list[Place]:
+        """Of labels [s, b], for each slice of the logits: contiguous."""
+        return formulas.places(labels.contiguous(), self.slices(weight))
+
+    def slices(self, weight: Tensor) -> tuple[tuple[int, int], ...]:
+        """The first word of each slice, and how many it has."""
+        words = self.words(weight)
+        return tuple((self.start + sum(words[:n]), here) for n, here in enumerate(words))
+
+    def words(self, weight: Tensor) -> list[int]:
+        """Of each slice, without padding."""
+        words = weight.shape[0] // self.gemms.slices
+        return [min(max(0, self.rows - n * words), words) for n in range(self.gemms.slices)]
 
     def chunk(self, x: Tensor, weight: Tensor) -> int:
         """Rows of the sequence that are taken at a time."""
@@ -112,8 +136,7 @@ class HeadLoss:
             rows = x[part].flatten(0, 1)
             flat = [torch.mm(rows, w.t(), out=m[: rows.shape[0]]) for w, m in zip(weights, memory, strict=True)]
             valid = []
-            for n, logits in enumerate(flat):
-                here = min(max(0, self.rows - n * words), words)
+            for logits, here in zip(flat, self.words(weight), strict=True):
                 logits[:, here:].zero_()  # padding takes no part
                 valid.append(logits.view(*x[part].shape[:2], -1)[..., :here])
             yield part, rows, flat, valid
@@ -124,18 +147,20 @@ class _HeadLoss(Function):
     def forward(
         ctx: Any, x: Tensor, weight: nn.Parameter, labels: Tensor, weights: Tensor, of: HeadLoss, keep: bool
     ) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64, device=x.device)
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if keep else x
+        # What labels and weights say, for all pieces at once.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        dy, *places = of.prepare(labels, weights, slices=of.slices(weight), dtype=wide)
+        losses = torch.empty(labels.shape, dtype=wide, device=x.device)
 
         def through(dw: Tensor, first_microbatch: bool) -> None:
-            """All rows, a piece at a time: their loss, and where gradients are kept those, dW added to `dw`."""
+            """All rows, a piece at a time: their losses, and where gradients are kept those, dW added to `dw`."""
             for part, rows, grads, valid in of.pieces(x, weight):
-                loss, places, *known = of.of(valid, labels[part], trained=keep)
-                total.add_((loss.double() * weights[part]).sum())
+                here = [(local[part], mine[part]) for local, mine in zip(places[::2], places[1::2], strict=True)]
+                known = of.of(valid, here, labels[part], losses[part], trained=keep)
                 if keep:
-                    dy = counted(weights[part].to(loss.dtype), labels[part], of.terms)
-                    for logits, place in zip(valid, places, strict=True):
-                        of.gradient(logits, *place, *known, dy)
+                    for logits, place in zip(valid, here, strict=True):
+                        of.gradient(logits, *place, *known, dy[part])
                     of.gemms.input_gradient(grads, weight, dx[part].flatten(0, 1))
                     if trained:
                         of.gemms.add(dw, first_microbatch and part.start == 0, grads, rows)
@@ -145,12 +170,12 @@ class _HeadLoss(Function):
         if trained and of.accumulators is not None:  # no other copy of it waits for the backward
             of.accumulators.add_in_forward(weight, through)
             ctx.save_for_backward(dx)
-            return total
+            return of.weighted(losses, weights)  # type: ignore[no-any-return]
         dw = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if trained else weight
         through(dw, True)
         if keep:
             ctx.save_for_backward(dx, *([dw] if trained else []))
-        return total
+        return of.weighted(losses, weights)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
@@ -170,9 +195,10 @@ class _CrossEntropy(Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, tp: Axis, start: int, rows: int, terms: LossTerms) -> Tensor:
         if terms.smoothing and terms.vocab <= 0:
             raise ValueError(f"smoothing={terms.smoothing} with vocab={terms.vocab}: LossTerms(vocab=) is the whole's")
-        statistics = _with(_statistics, smoothing=terms.smoothing)
-        place = localise(labels, start, rows)
-        loss, _, highest, exps = _losses([logits[..., :rows]], [place], tp, labels, statistics, terms)
+        place = formulas.localise(labels, start, rows)
+        loss = torch.empty(labels.shape, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+        steps = Steps(_with(formulas.statistics, smoothing=terms.smoothing), *_after(terms))
+        highest, exps = _loss([logits[..., :rows]], [place], tp, labels, loss, steps)
         ctx.rows, ctx.terms = rows, terms
         ctx.save_for_backward(logits, labels, *place, highest, exps)
         return loss
@@ -181,8 +207,8 @@ class _CrossEntropy(Function):
     @once_differentiable  # it takes logits and loss for constants
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         logits, labels, local, mine, highest, exps = ctx.saved_tensors
-        valid, t, dy = logits[..., : ctx.rows], ctx.terms, counted(dy, labels, ctx.terms)
-        dx = _gradient(valid, local, mine, highest, exps, dy, smoothing=t.smoothing, z=t.z, vocab=t.vocab)
+        valid, t, dy = logits[..., : ctx.rows], ctx.terms, formulas.counted(dy, labels, ctx.terms)
+        dx = formulas.gradient(valid, local, mine, highest, exps, dy, smoothing=t.smoothing, z=t.z, vocab=t.vocab)
         return F.pad(dx, (0, logits.shape[-1] - ctx.rows)), None, None, None, None, None
 
 
@@ -192,102 +218,21 @@ def _with(function: Any, **bound: Any) -> Any:
     return partial(function, **used) if used else function
 
 
-def counted(dy: Tensor, labels: Tensor, terms: LossTerms) -> Tensor:
-    """It, and zero where the label is to be ignored."""
-    return dy if terms.ignore is None else dy.masked_fill(labels == terms.ignore, 0.0)
+def _after(terms: LossTerms) -> tuple[Callable[..., Tensor], Callable[..., None]]:
+    """What follows the statistics."""
+    return formulas.shares, partial(formulas.losses_, terms=terms)
 
 
-def _losses(
-    logits: Sequence[Tensor],
-    places: list[Place],
-    tp: Axis,
-    labels: Tensor,
-    statistics: Any = unfused,
-    terms: LossTerms = PLAIN,
-) -> tuple[Tensor, list[Place], Tensor, Tensor]:
-    found = [statistics(x, *place) for x, place in zip(logits, places, strict=True)]
+def _loss(
+    logits: Sequence[Tensor], places: Sequence[Place], tp: Axis, labels: Tensor, losses: Tensor, steps: Steps
+) -> tuple[Tensor, Tensor]:
+    """The highest logit and the sum of exponentials over all ranks, of logits [.., V/t] in slices; fills the losses."""
+    found = [steps.statistics(x, *place) for x, place in zip(logits, places, strict=True)]
     highest = all_reduce_max(reduce(torch.maximum, (top for top, *_ in found)), tp)
-    summed = []
-    for x, (_, mine), (top, exps, label, *logit_sum) in zip(logits, places, found, strict=True):
-        # A rank without words has minus infinity for its highest logit and adds nothing.
-        terms_of = [exps * (top - highest).exp(), label - highest * mine]
-        if terms.smoothing:
-            rows = x.shape[-1]
-            terms_of.append(logit_sum[0] + rows * (top - highest) if rows else logit_sum[0])
-        summed.append(torch.stack(terms_of))
-    exps, label, *logit_sum = all_reduce(tree_sum(summed), tp)
-    log = exps.log()
-    if terms.smoothing:
-        loss = log - (1 - terms.smoothing) * label - terms.smoothing / terms.vocab * logit_sum[0]
-    else:
-        loss = log - label
-    if terms.z:
-        loss = loss + terms.z * (log + highest).square()
-    return counted(loss, labels, terms), places, highest, exps
-
-
-def _statistics(
-    logits: Tensor, local: Tensor, mine: Tensor, cap: float | None = None, smoothing: float = 0.0
-) -> tuple[Tensor, ...]:
-    """Of this rank's words, in fp32 or wider: the highest logit, the sum of exponentials below it, the label's.
-
-    With smoothing the sum of what the logits lie below the highest, too.
-    """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if cap is not None:
-        wide = cap * torch.tanh(wide / cap)
-    if logits.shape[-1] == 0:
-        nothing = torch.zeros(logits.shape[:-1], dtype=wide.dtype, device=wide.device)
-        return nothing - torch.inf, *[nothing] * (3 if smoothing else 2)
-    top = wide.amax(-1)
-    below = wide - top.clamp(min=torch.finfo(wide.dtype).min).unsqueeze(-1)
-    exps = below.exp().sum(-1)
-    # Where another rank holds the label this rank's logit may be minus infinity: choose, do not multiply.
-    label = torch.where(mine, wide.gather(-1, local.unsqueeze(-1)).squeeze(-1), 0.0)
-    return (top, exps, label, below.sum(-1)) if smoothing else (top, exps, label)
-
-
-def _gradient(
-    logits: Tensor,
-    local: Tensor,
-    mine: Tensor,
-    highest: Tensor,
-    exps: Tensor,
-    dy: Tensor,
-    cap: float | None = None,
-    smoothing: float = 0.0,
-    z: float = 0.0,
-    vocab: int = 0,
-) -> Tensor:
-    """(softmax - target) * dy, in the dtype of the logits: the target is 1 at the label, or smoothed.
-
-    Shifted by the highest and divided by the sum, not shifted by both at once: 10,000 + log 3 has no room in fp32.
-    """
-    wide = logits.to(exps.dtype)
-    if cap is not None:
-        bent = torch.tanh(wide / cap)
-        wide, dy = cap * bent, dy.unsqueeze(-1) * (1 - bent.square())  # d tanh(x) = 1 - tanh(x)^2
-    else:
-        dy = dy.unsqueeze(-1)
-    words = torch.arange(logits.shape[-1], device=logits.device)
-    one = (words == local.unsqueeze(-1)) & mine.unsqueeze(-1)
-    softmax = (wide - highest.unsqueeze(-1)).exp() / exps.unsqueeze(-1)
-    if z:  # d (lse^2) = 2 lse softmax
-        softmax = softmax * (1 + 2 * z * (exps.log() + highest)).unsqueeze(-1)
-    target = one.to(wide.dtype)
-    if smoothing:
-        target = (1 - smoothing) * target + smoothing / vocab
-    return ((softmax - target) * dy).to(logits.dtype)
-
-
-def _gradient_(
-    logits: Tensor, local: Tensor, mine: Tensor, highest: Tensor, exps: Tensor, dy: Tensor, **bound: Any
-) -> None:
-    """`_gradient` in the place of the logits: two tensors of that size are much."""
-    logits.copy_(_gradient(logits, local, mine, highest, exps, dy, **bound))
-
-
-def localise(ids: Tensor, start: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Row of each id on this rank (0 where it is another's) and whether it is this rank's."""
-    mine = (ids >= start) & (ids < start + rows)
-    return (ids - start) * mine, mine
+    summed = [
+        steps.shares(*of_slice, mine, highest, words=x.shape[-1])
+        for x, (_, mine), of_slice in zip(logits, places, found, strict=True)
+    ]
+    sums = all_reduce(tree_sum(summed), tp)
+    steps.losses_(losses, sums, highest, labels)
+    return highest, sums[0]

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from stretto.collectives import all_gather, reduce_scatter
-from stretto.tensor_parallel.cross_entropy import localise
+from stretto.tensor_parallel.loss_formulas import localise
 from stretto.tensor_parallel.mappings import copy_to, reduce_from
 from stretto.world import Axis
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from stretto.tensor_parallel.cross_entropy import HeadLoss, counted
+from stretto.tensor_parallel.cross_entropy import HeadLoss
+from stretto.tensor_parallel.loss_formulas import counted
 
 
 def token_losses(x: Tensor, weight: nn.Parameter, labels: Tensor, of: HeadLoss) -> Tensor:
@@ -25,15 +26,15 @@ def token_losses(x: Tensor, weight: nn.Parameter, labels: Tensor, of: HeadLoss) 
 class _TokenLosses(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, labels: Tensor, of: HeadLoss, trained: bool) -> Tensor:
-        found = []
+        wide = torch.promote_types(x.dtype, torch.float32)
+        losses, highest, exps = torch.empty((3, *labels.shape), dtype=wide, device=x.device).unbind()
+        places = of.places(weight, labels)
         for part, _, _, logits in of.pieces(x, weight):
-            loss, _, highest, exps = of.of(logits, labels[part], trained=trained)
-            found.append(torch.stack([loss, highest, exps]))
-        known = torch.cat(found, 1)
-        loss, highest, exps = known[0], known[1], known[2]
+            here = [(local[part], mine[part]) for local, mine in places]
+            highest[part], exps[part] = of.of(logits, here, labels[part], losses[part], trained=trained)
         ctx.param, ctx.of = weight, of
         ctx.save_for_backward(x, weight, labels, highest, exps)  # the weight for autograd's check of changes
-        return loss
+        return losses
 
     @staticmethod
     @once_differentiable
@@ -41,13 +42,13 @@ class _TokenLosses(Function):
         x, _, labels, highest, exps = ctx.saved_tensors
         weight, of = ctx.param, ctx.of
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        dy = counted(dy, labels, of.terms)
+        dy, places = counted(dy, labels, of.terms), of.places(weight, labels)
 
         wide = torch.promote_types(weight.dtype, torch.float32)
         dw = torch.empty_like(weight, dtype=wide) if weight.requires_grad else None
         for part, rows, grads, valid in of.pieces(x, weight.detach()):
-            for logits, place in zip(valid, of.places(valid, labels[part]), strict=True):
-                of.gradient(logits, *place, highest[part], exps[part], dy[part])
+            for logits, (local, mine) in zip(valid, places, strict=True):
+                of.gradient(logits, local[part], mine[part], highest[part], exps[part], dy[part])
             of.gemms.input_gradient(grads, weight.detach(), dx[part].flatten(0, 1))
             if dw is not None:
                 of.gemms.add(dw, part.start == 0, grads, rows)

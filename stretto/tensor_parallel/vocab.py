@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from stretto.params import Init, ParamSpec, Shard
 from stretto.tensor_parallel.build import Accumulators, Build
-from stretto.tensor_parallel.cross_entropy import PLAIN, HeadLoss, LossTerms, localise
+from stretto.tensor_parallel.cross_entropy import PLAIN, HeadLoss, LossTerms
 from stretto.tensor_parallel.layers import declare_on, expect
+from stretto.tensor_parallel.loss_formulas import localise
 from stretto.tensor_parallel.mappings import enter, leave
 from stretto.tensor_parallel.token_losses import token_losses
 from stretto.world import Axis

@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stretto.kernels import experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
+from stretto.kernels import cross_entropy, experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
 from stretto.kernels.launches import Launches
 
 KERNELS = {
@@ -28,6 +28,15 @@ KERNELS = {
     "experts scatter": (experts._scatter, {"slots": 8, "parts": 2, "block": 2048}),
     "experts order": (experts._by_expert, {"most": 64, "block": 1024}),
     "experts products": (grouped._products, {"add": True, "tall": 128, "wide": 256, "deep": 32}),
+    "loss": (
+        cross_entropy._statistics,
+        {"turns": 19, "capped": False, "smoothed": False, "unit": 8, "groups": 1024, "wide": 8},
+    ),
+    "loss capped": (
+        cross_entropy._statistics,
+        {"turns": 19, "capped": True, "smoothed": True, "unit": 8, "groups": 1024, "wide": 8},
+    ),
+    "loss back": (cross_entropy._gradient, {"capped": False, "unit": 8, "groups": 512, "wide": 8}),
     "rope": (rope._turn, {"half": 64, "count": 16}),
     "rope back": (rope._back, {"half": 64, "count": 32}),
     "head norm": (head_norm._forward, {"heads": 16, "kv_heads": 8, "half": 64, "tall": 32}),
@@ -36,9 +45,11 @@ KERNELS = {
         {"heads": 16, "kv_heads": 8, "q_turns": 31, "kv_turns": 16, "half": 64, "tall": 16, "stages": 3},
     ),
 }
+WARPS = {"experts products": 8, "loss": 16, "loss capped": 16, "loss back": 8}
 POINTERS = {
     "left",
     "right",
+    "logits",
     "dy",
     "gate_up",
     "out",
@@ -76,6 +87,12 @@ ODD = (
     "tokens",
     "sent",
     "q_tiles",
+    "words",
+    "pitch",
+    "cap",
+    "target",
+    "share",
+    "z",
 )
 
 
@@ -89,7 +106,7 @@ def compiled(name: str) -> str:
     source = ASTSource(kernel, signature, constants, {(n,): [["tt.divisibility", 16]] for n in known})
     try:
         ptx: str = triton.compile(
-            source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8 if name == "experts products" else 4}
+            source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS.get(name, 4)}
         ).asm["ptx"]
     except Exception as error:  # noqa: BLE001  # whatever its compiler raises
         return f"{type(error).__name__}: {error}"
@@ -114,6 +131,8 @@ def _type(arg: str) -> str:
         "plain": "*fp8e4nv",
         "flipped": "*fp8e4nv",
     }
+    others |= dict.fromkeys(("top", "exps", "label", "below", "highest"), "*fp32") | {"local": "*i64", "mine": "*i1"}
+    others |= dict.fromkeys(("cap", "target", "share", "z"), "fp32")
     others |= {"total": "*fp32", "part": "*bf16", "weights": "*fp32", "dweights": "*fp32", "back": "*i64"}
     return "*bf16" if arg in POINTERS else others.get(arg, "i32")
 

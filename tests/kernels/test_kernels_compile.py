@@ -76,3 +76,11 @@ def test_products_are_those_of_a_warpgroup_on_tiles_that_come_and_go_beside_them
     assert "wgmma.mma_async" in code
     assert "cp.async.bulk.tensor.2d" in code
     assert "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add" in code
+
+
+@pytest.mark.parametrize(("name", "loads", "stores"), [("loss", 2, 0), ("loss capped", 2, 0), ("loss back", 2, 2)])
+def test_logits_come_and_go_sixteen_bytes_at_a_time(ptx: Path, name: str, loads: int, stores: int) -> None:
+    """Two for a thread. Only the end of a row, or the label, comes by itself."""
+    code = (ptx / name).read_text()
+    assert (code.count("ld.global.v4"), code.count("st.global.v4")) == (loads, stores)
+    assert code.count("ld.global.b16") <= 2

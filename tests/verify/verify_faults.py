@@ -84,21 +84,21 @@ TENSOR_PARALLEL = [
 VOCABULARY = [
     Fault(
         "a rank misses the first row of its part of the vocabulary",
-        "tensor_parallel/cross_entropy.py",
+        "tensor_parallel/loss_formulas.py",
         "mine = (ids >= start)",
         "mine = (ids > start)",
     ),
     Fault(
         "the vocabulary's offset is wrong by one",
-        "tensor_parallel/cross_entropy.py",
+        "tensor_parallel/loss_formulas.py",
         "return (ids - start) * mine, mine",
         "return (ids - start).sub(1).clamp(min=0) * mine, mine",
     ),
     Fault(
         "padding of the vocabulary takes part in the softmax",
         "tensor_parallel/cross_entropy.py",
-        "here = min(max(0, self.rows - n * words), words)",
-        "here = words",
+        "[min(max(0, self.rows - n * words), words) for n",
+        "[words for n",
     ),
     Fault(
         "each rank shifts its logits by its own maximum",
@@ -108,7 +108,7 @@ VOCABULARY = [
     ),
     Fault(
         "ranks that do not hold the label subtract it too",
-        "tensor_parallel/cross_entropy.py",
+        "tensor_parallel/loss_formulas.py",
         "one = (words == local.unsqueeze(-1)) & mine.unsqueeze(-1)",
         "one = words == local.unsqueeze(-1)",
     ),

@@ -27,6 +27,7 @@ from verify_said_experts import (
 from verify_said_failures import COUNTS, FAILURES, OWN_PROGRAM, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, KERNELS_HEAD_NORM, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
+from verify_said_kernels import KERNELS_LOSS
 from verify_said_loop import ATTACK, BUFFERS, EARLY, EXCHANGE, READBACK
 from verify_said_residence import RESIDENCE
 from verify_said_schedules import COSTS, SCHEDULES
@@ -450,14 +451,14 @@ VOCABULARY = Said(
     Fault(
         "the exponentials not summed over the ranks",
         "tensor_parallel/cross_entropy.py",
-        "exps, label, *logit_sum = all_reduce(tree_sum(summed), tp)",
-        "exps, label, *logit_sum = tree_sum(summed)[0], *all_reduce(tree_sum(summed)[1:], tp)",
+        "sums = all_reduce(tree_sum(summed), tp)",
+        "sums = torch.stack([tree_sum(summed)[0], *all_reduce(tree_sum(summed)[1:], tp)])",
     ),
     Fault(
         "the label's logit not summed over the ranks",
         "tensor_parallel/cross_entropy.py",
-        "exps, label, *logit_sum = all_reduce(tree_sum(summed), tp)",
-        "exps, label, *logit_sum = all_reduce(tree_sum(summed)[:1], tp)[0], *tree_sum(summed)[1:]",
+        "sums = all_reduce(tree_sum(summed), tp)",
+        "sums = torch.stack([all_reduce(tree_sum(summed)[:1], tp)[0], *tree_sum(summed)[1:]])",
     ),
     Fault(
         "padding that takes part",
@@ -467,7 +468,7 @@ VOCABULARY = Said(
     ),
     Fault(
         "a gradient without the label's one subtracted",
-        "tensor_parallel/cross_entropy.py",
+        "tensor_parallel/loss_formulas.py",
         "((softmax - target) * dy",
         "(softmax * dy",
     ),
@@ -496,30 +497,30 @@ LOSS = Said(
     Fault(
         "smoothing over the words of one rank",
         "tensor_parallel/cross_entropy.py",
-        "exps, label, *logit_sum = all_reduce(tree_sum(summed), tp)",
-        "exps, label, *logit_sum = *all_reduce(tree_sum(summed)[:2], tp), *tree_sum(summed)[2:]",
+        "sums = all_reduce(tree_sum(summed), tp)",
+        "sums = torch.stack([*all_reduce(tree_sum(summed)[:2], tp), *tree_sum(summed)[2:]])",
     ),
     Fault(
         "the smoothed target left out of the gradient",
-        "tensor_parallel/cross_entropy.py",
+        "tensor_parallel/loss_formulas.py",
         "    if smoothing:\n        target =",
         "    if False:\n        target =",
     ),
     Fault(
         "a z-loss that forgets the shift by the highest logit",
-        "tensor_parallel/cross_entropy.py",
+        "tensor_parallel/loss_formulas.py",
         "terms.z * (log + highest).square()",
         "terms.z * log.square()",
     ),
     Fault(
         "a z-loss without its gradient",
-        "tensor_parallel/cross_entropy.py",
+        "tensor_parallel/loss_formulas.py",
         "    if z:  # d (lse^2)",
         "    if False:  # d (lse^2)",
     ),
     Fault(
         "a label to be ignored that counts",
-        "tensor_parallel/cross_entropy.py",
+        "tensor_parallel/loss_formulas.py",
         "return dy if terms.ignore is None else dy.masked_fill(labels == terms.ignore, 0.0)",
         "return dy",
     ),
@@ -685,6 +686,7 @@ SAID = (
     KERNELS,
     KERNELS_FP8,
     KERNELS_HEAD_NORM,
+    KERNELS_LOSS,
     READBACK,
     EARLY,
     BUFFERS,

@@ -1,0 +1,39 @@
+"""Faults of hand-written kernels of the loss."""
+
+from __future__ import annotations
+
+from verify_fault import Fault, Said
+
+KERNELS_LOSS = Said(
+    "tests/kernels/test_kernels_cross_entropy.py",
+    Fault(
+        "a sum that is not rescaled when a higher logit comes",
+        "kernels/cross_entropy.py",
+        "total = total * _exp(gap) + ",
+        "total = total + ",
+    ),
+    Fault(
+        "words after the last whole group left out",
+        "kernels/cross_entropy.py",
+        " + tl.sum(_exp(x - highest), 0))",
+        ")",
+    ),
+    Fault(
+        "padding between rows that is written",
+        "kernels/cross_entropy.py",
+        "share, capped), mask=end < words)",
+        "share, capped), mask=end <= words)",
+    ),
+    Fault(
+        "the label of another rank that counts as word 0",
+        "kernels/cross_entropy.py",
+        "tl.where(tl.load(mine + row), tl.load(local + row).to(tl.int32), -1)",
+        "tl.load(local + row).to(tl.int32)",
+    ),
+    Fault(
+        "the gradient of the cap lost",
+        "kernels/cross_entropy.py",
+        "dy * (1 - bent * bent)",
+        "dy",
+    ),
+)
