@@ -50,7 +50,7 @@ class AdamWRule:
 
     @property
     def update(self) -> Callable[..., None]:
-        return _adamw
+        return adamw
 
     @property
     def constants(self) -> tuple[Any, ...]:
@@ -127,7 +127,7 @@ def direction(momentum: Tensor, grad: Tensor, scale: Tensor, beta: float) -> Ten
     return grad.lerp(momentum, beta)
 
 
-def _adamw(
+def adamw(
     master: Tensor,
     rounded: Tensor | None,
     grad: Tensor,

@@ -1,5 +1,5 @@
 """Kernels of formulas: by torch's compiler (`compiled`), or written by hand, in Triton, where that does not make one
-pass over memory. A call costs the host little more than the launch.
+pass over memory or has guards for tensors of many sizes. A call costs the host little more than the launch.
 
 Those by hand stand beside the formulas that they compute, in `hand_written`, and are held against them by one test.
 """

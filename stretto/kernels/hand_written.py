@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stretto.distributed import rules
 from stretto.experts import grouped as multiplying
 from stretto.experts import rows as moving
 from stretto.models import head_norm as norming
@@ -23,6 +24,8 @@ _DTYPES = (torch.bfloat16, torch.float32)
 _AFTER_THE_FIRST = (*_DTYPES, torch.int64)
 _OF_ROWS = (torch.float32, torch.int64, torch.bool)
 """A number, a place or a mark for each row of the first tensor."""
+_OF_MASTERS = (torch.float32, torch.bfloat16)
+"""Gradients, moments and numbers, and weights."""
 _QUANTIZED = (torch.bfloat16,)
 """What is quantized to fp8. From fp32 Triton 3.6 writes a wrong transposed copy beside the plain one on an H200;
 nobody asks for it."""
@@ -98,7 +101,7 @@ def hand_written(function: Function, otherwise: Function) -> Function:
 def kernels() -> Mapping[Function, Kernel]:
     """Each kernel by its formula. Raises ImportError where there is no Triton."""
     # Triton comes with torch for GPUs, not with torch for CPUs
-    from stretto.kernels import cross_entropy, experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
+    from stretto.kernels import adamw, cross_entropy, experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
 
     return {
         formulas.swiglu_backward: Kernel(swiglu.backward),
@@ -110,6 +113,7 @@ def kernels() -> Mapping[Function, Kernel]:
         formulas.zero_centered_rms_norm_both: Kernel(partial(rms_norm.both, centre=1.0)),
         loss_formulas.statistics: Kernel(cross_entropy.statistics, _some, others=_OF_ROWS, one_fits=True),
         loss_formulas.gradient_: Kernel(cross_entropy.gradient_, _some, others=_OF_ROWS, one_fits=True),
+        rules.adamw: Kernel(adamw.adamw, _some, (torch.float32,), _OF_MASTERS, one_fits=True),
         turning.apply_rotary_: Kernel(rope.apply_rotary_, _power_of_two),
         turning.apply_rotary_backward: Kernel(rope.apply_rotary_backward, _power_of_two),
         norming.norm_and_rotate: Kernel(head_norm.forward, _power_of_two, equal=True),

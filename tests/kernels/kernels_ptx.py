@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stretto.kernels import cross_entropy, experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
+from stretto.kernels import adamw, cross_entropy, experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
 from stretto.kernels.launches import Launches
 
 KERNELS = {
@@ -37,6 +37,7 @@ KERNELS = {
         {"turns": 19, "capped": True, "smoothed": True, "unit": 8, "groups": 1024, "wide": 8},
     ),
     "loss back": (cross_entropy._gradient, {"capped": False, "unit": 8, "groups": 512, "wide": 8}),
+    "adamw": (adamw._kernel, {"with_rounded": True, "block": 1024}),
     "rope": (rope._turn, {"half": 64, "count": 16}),
     "rope back": (rope._back, {"half": 64, "count": 32}),
     "head norm": (head_norm._forward, {"heads": 16, "kv_heads": 8, "half": 64, "tall": 32}),
@@ -93,6 +94,8 @@ ODD = (
     "target",
     "share",
     "z",
+    "change_first",
+    "change_second",
 )
 
 
@@ -132,7 +135,9 @@ def _type(arg: str) -> str:
         "flipped": "*fp8e4nv",
     }
     others |= dict.fromkeys(("top", "exps", "label", "below", "highest"), "*fp32") | {"local": "*i64", "mine": "*i1"}
-    others |= dict.fromkeys(("cap", "target", "share", "z"), "fp32")
+    others |= dict.fromkeys(("cap", "target", "share", "z", "change_first", "change_second"), "fp32")
+    others |= dict.fromkeys(("master", "grad", "first", "second", "keep", "rate", "correction"), "*fp32")
+    others |= {"rounded": "*bf16"}
     others |= {"total": "*fp32", "part": "*bf16", "weights": "*fp32", "dweights": "*fp32", "back": "*i64"}
     return "*bf16" if arg in POINTERS else others.get(arg, "i32")
 

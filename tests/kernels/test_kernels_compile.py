@@ -37,6 +37,7 @@ WIDE = [
     "fp8 rows",
     "experts add",
     "experts scatter",
+    "adamw",
 ]
 
 

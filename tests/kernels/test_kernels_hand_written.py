@@ -14,6 +14,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
+from stretto.distributed import rules
 from stretto.experts import rows as moving
 from stretto.experts.grouped import add_products
 from stretto.kernels import hand_written
@@ -164,7 +165,7 @@ def test_every_kernel_is_compared() -> None:
     elsewhere = {fp8.add_, fp8.scale, fp8.quantize, fp8.quantize_transposed, fp8.quantize_both, fp8.quantize_rows}
     compared |= {formulas.swiglu_weighted}
     elsewhere |= {norm_and_rotate, norm_and_rotate_backward}
-    elsewhere |= {loss_formulas.statistics, loss_formulas.gradient_}
+    elsewhere |= {loss_formulas.statistics, loss_formulas.gradient_, rules.adamw}
     elsewhere |= {moving.scatter_rows, moving.sum_rows, moving.combine_rows, moving.by_expert, add_products}
     assert set(kernels()) == compared | {rope.apply_rotary_, rope.apply_rotary_backward} | elsewhere
 

@@ -1,4 +1,4 @@
-"""Faults of hand-written kernels of the loss."""
+"""Faults of hand-written kernels of the loss and of the update."""
 
 from __future__ import annotations
 
@@ -35,5 +35,33 @@ KERNELS_LOSS = Said(
         "kernels/cross_entropy.py",
         "dy * (1 - bent * bent)",
         "dy",
+    ),
+)
+
+KERNELS_ADAMW = Said(
+    "tests/kernels/test_kernels_adamw.py",
+    Fault(
+        "the end of a vector that is not a whole block left out",
+        "kernels/adamw.py",
+        "inside = at < size\n",
+        "inside = at < size - size % block\n",
+    ),
+    Fault(
+        "what lies behind a vector written",
+        "kernels/adamw.py",
+        "inside = at < size\n",
+        "inside = at < size + 1\n",
+    ),
+    Fault(
+        "a moment that changes by the other's rate",
+        "kernels/adamw.py",
+        "v += change_second *",
+        "v += change_first *",
+    ),
+    Fault(
+        "weights that do not follow their masters",
+        "kernels/adamw.py",
+        "    if with_rounded:\n",
+        "    if not with_rounded:\n",
     ),
 )
