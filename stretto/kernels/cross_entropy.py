@@ -191,5 +191,5 @@ def _rows(logits: Tensor) -> tuple[int, int, int, int]:
     Triton sees that all rows are aligned from a stride in units of 8 words.
     """
     flat = logits.view(-1, logits.shape[-1])
-    unit = 8 if flat.stride(0) % 8 == 0 else 1
+    unit = 8 if flat.stride(0) % 8 == 0 or len(flat) == 1 else 1  # of one row the stride says nothing
     return flat.shape[0], flat.stride(0) // unit, unit, 16 // logits.element_size()

@@ -10,7 +10,7 @@ import pytest
 
 from stretto.arguments import parse
 from stretto.cli.plan import main
-from stretto.estimate import ledger
+from stretto.estimate import fullest
 from stretto.estimate.chips import CHIPS
 from stretto.estimate.step_time import step_time
 
@@ -31,8 +31,7 @@ def test_what_it_says_first_fits_and_takes_so_long(capsys: pytest.CaptureFixture
     (words,) = (line.split() for line in out.splitlines() if line.startswith("  --"))
     args = parse([*RUN, "--device", "cuda", *words], files=False).args
     assert round(step_time(args, CHIPS["h200"]).total * 1e3) == times[0]
-    most = max(ledger(args, stage).total for stage in range(args.parallel.pp))
-    assert f"{most / 2**30:.1f}" == rows[0][2]
+    assert f"{fullest(args) / 2**30:.1f}" == rows[0][2]
 
 
 def test_what_the_words_set_stays(capsys: pytest.CaptureFixture[str]) -> None:

@@ -225,6 +225,8 @@ _GPT2 = ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id", "pad
 @contextmanager
 def in_fp64() -> Iterator[None]:
     """Within, whatever transformers computes in fp32 for safety's sake it computes in fp64."""
+    import torch._inductor.compile_fx  # modules that are imported within would never know fp32
+
     before = torch.get_default_dtype(), torch.float32, torch.float, torch.Tensor.float
     try:
         torch.set_default_dtype(torch.float64)
