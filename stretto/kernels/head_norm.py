@@ -19,7 +19,7 @@ _TILE = 4096
 """Numbers of a tile of the forward: of bf16, 8 KiB are read at once by four warps. Their 70 registers a thread leave
 room for seven such programs on a multiprocessor."""
 
-_TILE_BACK, _STAGES, _PROGRAMS = 2048, 3, 4
+_TILE_BACK, _STAGES, _PROGRAMS = 2048, 4, 3
 """Of the backward: numbers of a tile, of each of two or three tensors; tiles under way or at work; and programs for
 each multiprocessor. By registers (128 a thread) and shared memory (32 KiB) four fit, and read 32 to 64 KiB ahead."""
 
