@@ -51,19 +51,12 @@ class Case:
 
 
 _OLMOE = "--preset olmoe-7b --layers 4 --seq-len 4096 --micro-batch 4 --recompute selective"
-# Of a new model; a bias that moves by a tenth of a probability balances it within some twenty steps.
-_BALANCED = "--router-bias --router-bias-rate 0.0015"
 _WIDE = "--preset llama3-8b --vocab 32768 --layers 4 --micro-batch 1 --recompute selective --seq-len"
 # A copy for asynchronous saves would take as much of the host's memory as masters and moments do.
 _OFFLOAD = "--optimizer-cpu-offload --no-async-save"
 _FULL = f"--preset llama3-8b --seq-len 8192 --micro-batch 1 --recompute selective {_OFFLOAD}"
 CASES = {
     "olmoe": Case("experts", 1, f"{_OLMOE} --global-batch 8"),
-    "olmoe-balanced": Case("balanced experts", 1, f"{_OLMOE} {_BALANCED} --global-batch 8"),
-    "olmoe-balanced-ep2": Case("balanced experts", 2, f"{_OLMOE} {_BALANCED} --global-batch 16 --dp 2 --ep 2"),
-    "olmoe-balanced-ep2-copy-engines": Case(
-        "balanced experts", 2, f"{_OLMOE} {_BALANCED} --global-batch 16 --dp 2 --ep 2 --ep-copy-engines"
-    ),
     "olmoe-natural": Case("experts", 1, f"{_OLMOE} --global-batch 8", "zipf"),
     "olmoe-dp2": Case("experts", 2, f"{_OLMOE} --global-batch 16 --dp 2"),
     "olmoe-ep2": Case("experts", 2, f"{_OLMOE} --global-batch 16 --dp 2 --ep 2"),
