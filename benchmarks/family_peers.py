@@ -2,8 +2,9 @@
 
     python -m benchmarks.family_peers PEER < requests > answers
 
-Both begin with the weights of one Hugging Face directory and read the same rows. `transformers` has bf16 weights with
-flat fp32 masters, fp32 gradients and fused AdamW, which is quicker than autocast over fp32 weights.
+All begin with the weights of one Hugging Face directory and read the same rows. `transformers` has bf16 weights with
+flat fp32 masters, fp32 gradients and fused AdamW, which is quicker than autocast over fp32 weights; torchtitan has the
+latter on one GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.family_torchtitan import FamilyTorchtitan
 from benchmarks.train.data import Rows
 from benchmarks.train.measure import step_times, synchronize
 from benchmarks.train.peers import RunRejectedError
@@ -37,8 +39,8 @@ from stretto.train.record import RunRecord
 from stretto.train.run import init_from, trainer_of
 
 CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-PEERS = ("stretto", "stretto-selective", "hf", "hf-compiled", "hf-whole")
-"""`hf` is eager; `hf-compiled` compiles each layer and the loss, `hf-whole` the whole model as one."""
+PEERS = ("stretto", "stretto-selective", "hf", "hf-compiled", "hf-whole", "torchtitan")
+"""`hf` is eager; `hf-compiled` and `torchtitan` compile each layer and the loss, `hf-whole` the whole model as one."""
 
 
 def words_of(family: str, job: Job, small: bool) -> list[str]:
@@ -155,6 +157,8 @@ def create(name: str, family: str, directory: Path, small: bool) -> Any:
     kind, _, way = name.partition("-")
     if kind == "stretto":
         return Stretto(family, directory, small, f"--recompute {way}" if way else "")
+    if kind == "torchtitan":
+        return FamilyTorchtitan(directory)
     return Transformers(directory, way)
 
 
