@@ -48,6 +48,8 @@ class Chip:
     """What products of experts take beside dense ones of as many rows."""
     exchange: float = 288e9
     """Bytes a second of an uneven all-to-all of NCCL within a node, each way."""
+    to_host: float = 40.5e9
+    """Bytes a second to the host's memory, and from it at the same time, of state that an update streams."""
     host: float = 4.5e-3
     """Seconds of the host for a layer and microbatch that is no CUDA graph: a step takes no less."""
     gaps: float = 3e-3

@@ -16,6 +16,7 @@ from stretto.estimate.context import Kind, comm_of, exchanged, kind_of
 from stretto.estimate.kept import GEMM, Parts
 from stretto.estimate.kept import seconds as again
 from stretto.estimate.memo import Memo
+from stretto.estimate.memory import held_by
 from stretto.estimate.parameters import count_parameters
 from stretto.estimate.passes import Passes, StepTime, summed
 from stretto.estimate.recompute import policy_of, policy_of_further
@@ -50,7 +51,7 @@ def least_step_time(args: Arguments, chip: Chip, memo: Memo | None = None) -> fl
 def _whole(args: Arguments, chip: Chip, memo: Memo, *, simulated: bool) -> StepTime:
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
     spent, held = memo(_computed, replace(args, parallel=replace(p, sharding="none")), chip, simulated, memo)
-    spent += _sharding(args, chip, held, spent.total / m)
+    spent += _sharding(args, chip, held, spent.total / m, memo)
     layers = sum(len(stage_layers(args)[s]) for s in held)
     host = 0.0 if args.run.cuda_graphs else chip.host * layers * m
     return spent + StepTime(launches=max(chip.gaps, host - spent.total))
@@ -207,7 +208,7 @@ def _exchanged(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> It
         yield share * (rows * m.hidden * item * (group - 1) / group / rate + 2 * chip.latency)
 
 
-def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float) -> StepTime:
+def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float, memo: Memo) -> StepTime:
     """The update, and the communication of weights and gradients over dp; `microbatch`: seconds to hide behind."""
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
     dp = p.dp or 1
@@ -227,6 +228,9 @@ def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float)
         }[p.sharding]
         sent += across * times
     behind = microbatch * (0.6 if p.sharding in ("none", "zero1") else 0.9 * m)
+    if args.optimizer.optimizer_cpu_offload:  # beside the next forward alone, which needs what is updated
+        rank = placement(p.pp, vpp_of(p), shape_of(p))[stages[0]]
+        update = max(update, held_by(args, rank, memo).total("host") / chip.to_host - microbatch / 3)
     return StepTime(optimizer=update, communication=max(chip.contention * sent, sent - behind))
 
 
