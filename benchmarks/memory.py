@@ -1,4 +1,4 @@
-"""The ledger's peaks beside those measured on H200s: `python -m benchmarks.memory` prints the table of the docs.
+"""The ledger beside what was measured on H200s: `python -m benchmarks.memory` prints the tables of the docs.
 
 Measured is what torch's allocator had in use at most, as each file says. Runs of code that is gone are not among them.
 """
@@ -13,6 +13,8 @@ from typing import Any
 
 from stretto.arguments import parse
 from stretto.estimate import Ledger, rank_ledger
+from stretto.estimate.moments import stage_activations
+from stretto.estimate.sizes import in_flight
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = (
@@ -25,6 +27,7 @@ RUNS = (
     ("h200x2/D2-fp8.json", "stretto-fp8-rowwise"),
     ("h200x2/D4-dp.json", "stretto"),
     ("h200x2/D4-zero1.json", "stretto-zero1"),
+    ("h200x2/D4-dp-sharded.json", "stretto-fsdp"),
     ("h200x2/D4-fsdp-copy-engines.json", "stretto-fsdp"),
     ("h200x2/D4-fsdp-copy-engines.json", "stretto-fsdp-nccl"),
     ("h200x2/D4-fsdp-copy-engines.json", "stretto-fsdp-selective"),
@@ -75,8 +78,48 @@ def _ranks(file: str, run: str, words: list[str], peaks: list[float]) -> Iterato
         yield Row(file, f"{run}, rank {rank}", peak, rank_ledger(args, rank))
 
 
+@dataclass(frozen=True)
+class Category:
+    """What a rank holds of one kind, in bytes: at the end of a forward, before anything is let go of."""
+
+    file: str
+    run: str
+    name: str
+    measured: float
+    said: float
+
+    @property
+    def error(self) -> float:
+        """Relative to what was measured."""
+        return self.said / self.measured - 1
+
+
+def categories() -> Iterator[Category]:
+    """Of each run without a pipeline whose file tells them."""
+    for file, peer in RUNS:
+        entry: dict[str, Any] = json.loads((RESULTS / file).read_text())["peers"][peer]
+        args = parse([str(word) for word in entry["about"]["words"]], files=False).args
+        if "memory_bytes" not in entry or args.parallel.pp > 1:
+            continue
+        found = rank_ledger(args, 0)
+        said = {
+            "weights": found.weights,
+            "gradients": found.gradients,
+            "optimizer": found.masters + found.optimizer,
+            "weights in 8 bits": found.quantized,
+            "saved activations": stage_activations(args, 0).kept * in_flight(args, 0),
+        }
+        for name, size in said.items():
+            if measured := entry["memory_bytes"][0].get(name):
+                yield Category(file, peer, name, measured, size)
+
+
 if __name__ == "__main__":
     print("| run | peer | measured, GiB | ledger, GiB | | at most in the |\n|---|---|---|---|---|---|")
     for row in rows():
         cells = (row.file, f"`{row.run}`", f"{row.measured / 2**30:.2f}", f"{row.said.total / 2**30:.2f}")
         print(f"| {' | '.join(cells)} | {row.error:+.1%} | {row.said.moment} |")
+    print("\n| run | peer | | measured, GiB | ledger, GiB | |\n|---|---|---|---|---|---|")
+    for each in categories():
+        cells = (each.file, f"`{each.run}`", each.name, f"{each.measured / 2**30:.3f}", f"{each.said / 2**30:.3f}")
+        print(f"| {' | '.join(cells)} | {each.error:+.2%} |")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.memory import Row, rows
+from benchmarks.memory import Category, Row, categories, rows
 
 pytestmark = pytest.mark.pure
 
@@ -20,3 +20,8 @@ WIDER = {
 @pytest.mark.parametrize("row", list(rows()), ids=lambda row: f"{row.file} {row.run}")
 def test_a_peak_is_the_measured_one(row: Row) -> None:
     assert abs(row.error) < WIDER.get((row.file, row.run), BOUND)
+
+
+@pytest.mark.parametrize("category", list(categories()), ids=lambda each: f"{each.file} {each.run} {each.name}")
+def test_what_is_held_of_each_kind_is_what_was_measured(category: Category) -> None:
+    assert abs(category.error) < 0.002
