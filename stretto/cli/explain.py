@@ -76,6 +76,10 @@ def main(argv: Sequence[str]) -> int:
         resolved = with_vocabulary(resolved)
         _require_vocabulary(resolved)
         policies_of(resolved.args)  # what else the run would be rejected for
+        if resolved.args.tuning.freeze:
+            from stretto.train.tuning import require_trained  # loads torch
+
+            require_trained(resolved.args)
     except (ConfigError, DataError, ValueError) as error:
         say(f"stretto explain: {error}")
         return USAGE_ERROR

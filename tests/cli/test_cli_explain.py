@@ -102,6 +102,8 @@ def test_what_cannot_run_is_not_explained(capsys: pytest.CaptureFixture[str]) ->
     assert heard.out == ""
     assert "2 problems in the configuration" in heard.err
     assert main(["--preset", "tiny", "--tokenizer", "missing.json"]) == 2
+    assert main(["--preset", "tiny", "--freeze", "model.nothing.*"]) == 2
+    assert "is the name of no parameter" in capsys.readouterr().err
 
 
 def test_needs_no_torch() -> None:
