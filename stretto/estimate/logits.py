@@ -31,8 +31,7 @@ def rows_at_once(rows: int, batch: int, words: int, itemsize: int, limit: int | 
 
 
 def logits(args: Arguments) -> int:
-    """Bytes of a piece of logits, or of all where they are fewer: pieces are even where that makes fewer than twice as
-    many of them."""
+    """Bytes of a piece of logits, or of all where they are fewer."""
     return _words(args) * args.batch.micro_batch * BYTES[args.run.dtype] * _rows(args)
 
 

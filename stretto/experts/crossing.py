@@ -34,14 +34,18 @@ class Crossing:
         dropped."""
         (n, k), ep, ranks = holders.shape, axes.ep.size, len(axes.places)
         goes = holders.new_zeros((n, ep + 1), dtype=torch.bool).scatter_(1, holders, True).t()[:ep].contiguous()
-        # Flat: along any other dimension torch's scan of so few columns takes a hundred times as long.
-        number = goes.sum(1)
-        places = goes.flatten().cumsum(0).view(ep, n) - (number.cumsum(0) - number + 1)[:, None]
-        place = places.gather(0, holders.t().clamp(max=ep - 1)).t().to(torch.int32).flatten()
+        of_ranks = [at for at, _ in axes.places]
         if axes.etp.size > 1:  # the same ones to each part of a cut expert
-            goes, places, number = (torch.stack([x[at] for at, _ in axes.places]) for x in (goes, places, number))
+            goes = torch.stack([goes[at] for at in of_ranks])
+        # Flat: along any other dimension torch's scan of so few columns takes a hundred times as long.
+        found = goes.flatten().cumsum(0).view(ranks, n) - 1
+        number = goes.sum(1)
+        places = found - (number.cumsum(0) - number)[:, None]
+        if axes.etp.size > 1:
+            places = torch.stack([places[of_ranks.index(at)] for at in range(ep)])
+        place = places.gather(0, holders.t().clamp(max=ep - 1)).t().to(torch.int32).flatten()
         most = n * min(k, ep) * axes.etp.size
-        back = torch.where(goes, places + (number.cumsum(0) - number)[:, None], most).t().contiguous()
+        back = torch.where(goes, found, most).t().contiguous()
         numbers = torch.arange(n * ranks, device=back.device)
         order = numbers.new_zeros(most + 1).scatter_(0, back.flatten(), numbers)[:most]
         return cls(order, back[None], number, place)

@@ -62,7 +62,7 @@ class Dispatch:
         assert self.leaving is not None
         with self.beside.used():
             self.there("tokens", self.leaving)
-            if plan.crossing is not None:
+            if plan.tokens is not None:
                 self.there("where", plan.where())
         self.leaving = None
 
@@ -73,11 +73,9 @@ class Dispatch:
 
     def arrived(self) -> Tensor:
         """The rows of this rank's experts [m, h], by expert."""
-        got = self.taken("tokens")
-        got = self.beside.hand_over(got.view_as(got))
-        if self.plan.crossing is not None:
-            where = self.taken("where")
-            self._sources = self.plan.sources(self.beside.hand_over(where.view_as(where)))
+        got = self._handed("tokens")
+        if self.plan.tokens is not None:
+            self._sources = self.plan.sources(self._handed("where"))
         return moved(got, self._sources)
 
     def back_at_experts(self) -> Tensor:
@@ -93,7 +91,8 @@ class Dispatch:
     def there(self, message: Message, rows: Tensor) -> None:
         """Rows, or tokens of which more may lie behind, begin their way to the holders of their experts."""
         plan = self.plan
-        splits = plan.tokens if message in ("tokens", "dout") else plan.splits
+        tokens = plan.tokens if message in ("tokens", "dout") else None
+        splits = plan.splits if tokens is None else tokens.splits
         self._under_way[message] = all_to_all_rows_async(rows[: sum(splits.sent)], splits, plan.exchange)
 
     def back(self, message: Message, rows: Tensor) -> None:
@@ -104,6 +103,11 @@ class Dispatch:
     def taken(self, message: Message) -> Tensor:
         """What a message brings, which is nobody else's any more."""
         return self._under_way.pop(message).wait()
+
+    def _handed(self, message: Message) -> Tensor:
+        """The same, of one that passed `beside`."""
+        got = self.taken(message)
+        return self.beside.hand_over(got.view_as(got))
 
 
 def offer(x: Tensor, dispatch: Dispatch) -> Tensor:

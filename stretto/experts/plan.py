@@ -30,24 +30,33 @@ from stretto.world import Axis, Done, ExpertAxes, RowSplits, Work
 
 
 @dataclass(frozen=True, eq=False)
+class Tokens:
+    """Tokens that cross: `splits` says how many go to each rank, and come; `coming` [sources] the latter on the device.
+    `place` is that of `Crossing`."""
+
+    splits: RowSplits
+    coming: Tensor
+    place: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Which rows go where. Tensors are on the device, sizes on the host.
 
     `rows` [sent]: the assignment t * K + k of each row that is sent. `back` [etp, n, K]: where in the rows that come
     back each assignment's are; beyond the last of them where it was dropped. `splits`: how many rows go from this rank
-    to each, and come. `counts` [sources, experts]: what this rank's experts get from each rank. `crossing`: which
-    tokens go; `tokens`: how many, and `coming` [sources] what comes. Where no rank exchanges with another rows are
-    made of the tokens at once.
+    to each, and come. `counts` [sources, experts]: what this rank's experts get from each rank. `leaving`: what is made
+    of the tokens, and where in that each is, for `RowOps.scatter`: `tokens` that cross, or the rows themselves where no
+    rank exchanges with another.
     """
 
     exchange: Axis
+    leaving: tuple[Tensor, Tensor]
     rows: Tensor
     back: Tensor
     splits: RowSplits
     counts: Tensor
-    crossing: Crossing | None
-    tokens: RowSplits
-    coming: Tensor
+    tokens: Tokens | None
     read: Callable[[], list[list[int]]]
     """`counts` on the host."""
 
@@ -73,21 +82,17 @@ class Plan:
         """The inverse of `arrange`."""
         return self._orders[1]
 
-    @property
-    def leaving(self) -> tuple[Tensor, Tensor]:
-        """What leaves the tokens, and where it is, for `RowOps.scatter`: rows where nothing is exchanged, else tokens,
-        of which `tokens` says how many go."""
-        return (self.rows, self.back) if self.crossing is None else (self.crossing.order, self.crossing.back)
-
     def where(self) -> Tensor:
         """[sent, 1]: of each row, where its token is among those that go to the same rank."""
-        assert self.crossing is not None
-        return self.crossing.place.index_select(0, self.rows)[:, None]
+        assert self.tokens is not None
+        return self.tokens.place.index_select(0, self.rows)[:, None]
 
     def sources(self, where: Tensor) -> Tensor:
         """[received]: of each row of the experts, in their order, which token of those that came; `where` [received, 1]
         is what their ranks say of them."""
-        before = (self.coming.cumsum(0) - self.coming).to(where.dtype)
+        assert self.tokens is not None
+        coming = self.tokens.coming
+        before = (coming.cumsum(0) - coming).to(where.dtype)
         of = where[:, 0] + before.repeat_interleave(self.counts.sum(1), output_size=len(where))
         return moved(of, self.arrange)
 
@@ -131,7 +136,7 @@ class Sorting:
 
     @property
     def leaving(self) -> tuple[Tensor, Tensor] | None:
-        """`leaving` of the plan, where it is known before the host has read anything."""
+        """That of the plan, where it is known before the host has read anything."""
         if self.crossing is not None:
             return self.crossing.order, self.crossing.back
         return None if self.rows is None else (self.rows, self.places)
@@ -165,10 +170,10 @@ class Sorting:
         exchange, order, read = self.axes.exchange, self._order, self._read
         if exchange.size == 1:  # those that were dropped are the last in `order`
             total = sum(read()[0]) if self.dropped else len(order)
-            alone = RowSplits([total], [total])
-            return Plan(
-                exchange, order[:total], self.places, alone, self._here, None, alone, self._here.sum(1), read, self.ops
-            )
+            rows, alone = order[:total], RowSplits([total], [total])
+            leaving = rows, self.places
+            return Plan(exchange, leaving, rows, self.places, alone, self._here, None, read, self.ops)
+        assert self.crossing is not None
         sizes = read()  # the one wait of the host
         self._asked.wait()
         here = self.beside.hand_over(self._here)
@@ -180,9 +185,9 @@ class Sorting:
             splits = [RowSplits.of_pairs([[of(to) for to in each] for each in sizes], me) for of in (_rows, _tokens)]
         of_rows, of_tokens = splits
         rows, back = (order, self.places) if self.rows is not None else self._of_ranks(of_rows.sent)
-        counts = [each[:-1] for each in theirs]
-        here, coming = here[:, :-1], here[:, -1]
-        return Plan(exchange, rows, back, of_rows, here, self.crossing, of_tokens, coming, lambda: counts, self.ops)
+        counts, leaving = [each[:-1] for each in theirs], (self.crossing.order, self.crossing.back)
+        tokens = Tokens(of_tokens, here[:, -1], self.crossing.place)
+        return Plan(exchange, leaving, rows, back, of_rows, here[:, :-1], tokens, lambda: counts, self.ops)
 
     def _of_ranks(self, sent: Sequence[int]) -> tuple[Tensor, Tensor]:
         """`rows` and `back` where a row goes to several ranks, or to none."""

@@ -28,7 +28,7 @@ from stretto.tensor_parallel.exact import Slices, cut, join, spread
 
 def mean_square(x: Tensor, features: int) -> Tensor:
     """This rank's share [.., 1] of the mean square over so many features, in fp32 or wider."""
-    return _wide(x).square().sum(-1, keepdim=True) / features
+    return formulas.widened(x).square().sum(-1, keepdim=True) / features
 
 
 def scaled(x: Tensor, mean: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -38,14 +38,14 @@ def scaled(x: Tensor, mean: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def products(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """This rank's share [.., 1] of p."""
-    return (_wide(dy) * weight * _wide(x)).sum(-1, keepdim=True)
+    return (formulas.widened(dy) * weight * formulas.widened(x)).sum(-1, keepdim=True)
 
 
 def scaled_backward(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, p: Tensor, features: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     """dx and dw."""
-    scale, d = torch.rsqrt(mean + eps), _wide(dy)
+    scale, d = torch.rsqrt(mean + eps), formulas.widened(dy)
     n = x * scale
     dx = (d * weight - n * (p * scale / features)) * scale
     return dx.to(x.dtype), (d * n).flatten(0, -2).sum(0).to(weight.dtype)
@@ -136,7 +136,3 @@ def _exact_norms(q_norm: FullNorm, k_norm: FullNorm, q: Tensor, k: Tensor, exact
         of = zip(each, spread(mean, n), cut(norm.weight, n, 0), strict=True)
         made.append(join([scaled(*one, norm.eps) for one in of], 2).view(whole.shape))
     return made[0], made[1]
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

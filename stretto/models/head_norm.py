@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from stretto.models.rope import Rotation, apply_rotary
 from stretto.tensor_parallel import Build, formulas
+from stretto.tensor_parallel.formulas import widened
 
 
 def norm_and_rotate(
@@ -30,7 +31,7 @@ def norm_and_rotate(
     """
 
     def made(x: Tensor, weight: Tensor) -> Tensor:
-        return apply_rotary(formulas.rms_norm(_wide(x), centre + _wide(weight), eps), cos, sin).to(x.dtype)
+        return apply_rotary(formulas.rms_norm(widened(x), centre + widened(weight), eps), cos, sin).to(x.dtype)
 
     q, k, _ = _parts(qkv, heads)
     return made(q, q_weight), made(k, k_weight)
@@ -51,7 +52,9 @@ def norm_and_rotate_backward(
     """Its adjoint, and that of the cut: the gradients of qkv and of both weights."""
 
     def back(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        dx, dw = formulas.rms_norm_backward(apply_rotary(_wide(dy), cos, -sin), _wide(x), centre + _wide(weight), eps)
+        dx, dw = formulas.rms_norm_backward(
+            apply_rotary(widened(dy), cos, -sin), widened(x), centre + widened(weight), eps
+        )
         return dx.to(x.dtype), dw.to(weight.dtype)
 
     q, k, _ = _parts(qkv, dq.shape[2])
@@ -101,7 +104,3 @@ class _NormAndRotate(Function):
 def _parts(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
     kv_heads = (qkv.shape[2] - heads) // 2
     return qkv.split_with_sizes([heads, kv_heads, kv_heads], dim=2)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -34,14 +34,14 @@ class Formula:
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer, "GLU variants improve Transformer", 2020): [.., 2f] -> [.., f]."""
-    gate, up = _wide(gate_up).chunk(2, -1)
+    gate, up = widened(gate_up).chunk(2, -1)
     return (F.silu(gate) * up).to(gate_up.dtype)
 
 
 def swiglu_backward(dy: Tensor, gate_up: Tensor) -> tuple[Tensor]:
     """Its adjoint: with g = sigmoid(gate), d silu = g (1 + gate (1 - g)). A kernel may use gate_up up."""
-    d = _wide(dy)
-    gate, up = _wide(gate_up).chunk(2, -1)
+    d = widened(dy)
+    gate, up = widened(gate_up).chunk(2, -1)
     g = gate.sigmoid()
     d_gate = d * up * g * (1 + gate * (1 - g))
     return (torch.cat([d_gate, d * gate * g], -1).to(gate_up.dtype),)
@@ -54,15 +54,15 @@ def swiglu_both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
 
 def clamped_swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
     """(up + 1) gate sigmoid(alpha gate), both clamped first, as gpt-oss has it: [.., 2f] -> [.., f]."""
-    gate, up = _wide(gate_up).chunk(2, -1)
+    gate, up = widened(gate_up).chunk(2, -1)
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return ((up + 1) * gate * (alpha * gate).sigmoid()).to(gate_up.dtype)
 
 
 def clamped_swiglu_backward(dy: Tensor, gate_up: Tensor, alpha: float, limit: float) -> tuple[Tensor]:
     """Its adjoint: with g = sigmoid(alpha gate), d (gate g) = g (1 + alpha gate (1 - g)); none beyond a clamp."""
-    d = _wide(dy)
-    gate, up = _wide(gate_up).chunk(2, -1)
+    d = widened(dy)
+    gate, up = widened(gate_up).chunk(2, -1)
     within = (gate <= limit, up.abs() <= limit)
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     g = (alpha * gate).sigmoid()
@@ -121,13 +121,13 @@ def gelu_tanh_both(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _geglu(gate_up: Tensor, approximate: str) -> Tensor:
-    gate, up = _wide(gate_up).chunk(2, -1)
+    gate, up = widened(gate_up).chunk(2, -1)
     return (F.gelu(gate, approximate=approximate) * up).to(gate_up.dtype)
 
 
 def _geglu_backward(dy: Tensor, gate_up: Tensor, approximate: str) -> tuple[Tensor]:
-    d = _wide(dy)
-    gate, up = _wide(gate_up).chunk(2, -1)
+    d = widened(dy)
+    gate, up = widened(gate_up).chunk(2, -1)
     d_gate = torch.ops.aten.gelu_backward(d * up, gate, approximate=approximate)
     return (torch.cat([d_gate, d * F.gelu(gate, approximate=approximate)], -1).to(gate_up.dtype),)
 
@@ -164,7 +164,7 @@ def geglu_tanh_both(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich, 2019), in fp32 or wider."""
-    wide = _wide(x)
+    wide = widened(x)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide * scale * weight).to(x.dtype)
 
@@ -173,7 +173,7 @@ def rms_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, eps: float, dresidual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Its adjoint: with n = x / rms, dx = (dn - n mean(dn n)) / rms."""
-    d, wide = _wide(dy), _wide(x)
+    d, wide = widened(dy), widened(x)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     n, dn = wide * scale, d * weight
     dx = (dn - n * (dn * n).mean(-1, keepdim=True)) * scale
@@ -189,14 +189,14 @@ def rms_norm_both(
 
 def zero_centered_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm that multiplies by 1 + weight, as in Gemma; the sum is in fp32 or wider."""
-    return rms_norm(x, 1 + _wide(weight), eps)
+    return rms_norm(x, 1 + widened(weight), eps)
 
 
 def zero_centered_rms_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, eps: float, dresidual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Its adjoint."""
-    dx, dw = rms_norm_backward(dy, x, 1 + _wide(weight), eps, dresidual)
+    dx, dw = rms_norm_backward(dy, x, 1 + widened(weight), eps, dresidual)
     return dx, dw.to(weight.dtype)
 
 
@@ -217,7 +217,7 @@ def layer_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dresidual: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Its adjoint: dx = (dn - mean(dn) - n mean(dn n)) / std."""
-    d = _wide(dy)
+    d = widened(dy)
     n, scale = _normalised(x, eps)
     dn = d * weight
     dx = (dn - dn.mean(-1, keepdim=True) - n * (dn * n).mean(-1, keepdim=True)) * scale
@@ -239,7 +239,7 @@ def shift(x: Tensor, bias: Tensor) -> Tensor:
 def shift_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Its adjoint."""
     del x
-    return dy, _over_rows(_wide(dy)).to(bias.dtype)
+    return dy, _over_rows(widened(dy)).to(bias.dtype)
 
 
 def shift_both(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,13 +252,14 @@ def _joined(dx: Tensor, dresidual: Tensor | None) -> Tensor:
 
 
 def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    wide = _wide(x)
+    wide = widened(x)
     centred = wide - wide.mean(-1, keepdim=True)
     scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     return centred * scale, scale
 
 
-def _wide(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """In fp32, or as wide as it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -43,7 +43,7 @@ KERNELS = {
     "head norm": (head_norm._forward, {"heads": 16, "kv_heads": 8, "half": 64, "tall": 32}),
     "head norm back": (
         head_norm._backward,
-        {"heads": 16, "kv_heads": 8, "q_turns": 31, "kv_turns": 16, "half": 64, "tall": 16, "stages": 3},
+        {"heads": 16, "kv_heads": 8, "q_turns": 31, "kv_turns": 16, "half": 64, "tall": 16, "stages": 4},
     ),
 }
 WARPS = {"experts products": 8, "loss": 16, "loss capped": 16, "loss back": 8}

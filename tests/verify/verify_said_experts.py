@@ -147,8 +147,8 @@ CROSSING = Said(
     Fault(
         "a place that counts other ranks' tokens",
         "experts/crossing.py",
-        "view(ep, n) - (number.cumsum(0) - number + 1)[:, None]",
-        "view(ep, n) - 1",
+        "places = found - (number.cumsum(0) - number)[:, None]",
+        "places = found",
     ),
 )
 

@@ -278,8 +278,8 @@ KERNELS_HEAD_NORM = Said(
     Fault(
         "gradients rotated forward",
         "models/head_norm.py",
-        "_wide(dy), cos, -sin",
-        "_wide(dy), cos, sin",
+        "widened(dy), cos, -sin",
+        "widened(dy), cos, sin",
     ),
 )
 

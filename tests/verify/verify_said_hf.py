@@ -27,8 +27,8 @@ FAMILIES = Said(
     Fault(
         "a norm that multiplies by its weight where it is 1 + weight",
         "tensor_parallel/formulas.py",
-        "return rms_norm(x, 1 + _wide(weight), eps)",
-        "return rms_norm(x, _wide(weight), eps)",
+        "return rms_norm(x, 1 + widened(weight), eps)",
+        "return rms_norm(x, widened(weight), eps)",
     ),
     Fault(
         "a norm after a sublayer left out",
