@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -69,7 +69,8 @@ class Pending:
     result: StepResult
     figures: Readback
     """Loss, gradient norm, votes to stop; what the ranks measured."""
-    done_at: float
+    launched: float
+    """When, by the clock of the meter: on a device that works at once, or that is never behind, the step was done."""
     routing: RoutingReadback | None = None
 
 
@@ -140,7 +141,7 @@ class Loop:
         if self._first or saving or self._stopped or self._due(self.pace.eval_every):
             self._first, self._pending = False, None
             self.assembly.stepper.settle()
-            self._stopped = self._report(pending) or self._stopped
+            self._stopped = self._report(replace(pending, launched=self.meter.now())) or self._stopped
             if saving or self._stopped:
                 self._save(pending.step)
             if not self._stopped and self._due(self.pace.eval_every):
@@ -237,7 +238,7 @@ class Loop:
                 logging.getLogger(__name__).warning("%s: the update is skipped, %d so far", diverged, self._skipped)
             return bool(votes > 0)
         self._in_a_row = 0
-        self.meter.stepped(pending.done_at)
+        self.meter.stepped(self.meter.now() if pending.figures.waited else pending.launched)
         self.meter.heard(measured)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         told: dict[str, Any] = {"epoch": pending.epoch, "time": now, **self.meter.figures()}

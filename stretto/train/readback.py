@@ -17,6 +17,8 @@ class Readback:
     def __init__(self, *scalars: Tensor) -> None:
         values = torch.cat([scalar.detach().double().flatten() for scalar in scalars])
         self._event: torch.cuda.Event | None = None
+        self.waited = False
+        """Whether the device was not done when they were read: it has just finished, then."""
         if values.is_cuda:
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
@@ -27,7 +29,8 @@ class Readback:
 
     def read(self) -> list[float]:
         """The figures; the host waits until the device has made them, and no longer."""
-        if self._event is not None:
+        if self._event is not None and not self._event.query():
+            self.waited = True
             self._event.synchronize()
         values: list[float] = self._values.tolist()
         return values
@@ -37,8 +40,10 @@ class LateReadback(Readback):
     """Of scalars that are not made yet: copied when they are read."""
 
     def __init__(self, *scalars: Tensor) -> None:
-        self._scalars = scalars
+        self._scalars, self.waited = scalars, False
 
     def read(self) -> list[float]:
         """The figures; the host waits for all that was launched."""
-        return Readback(*self._scalars).read()
+        now = Readback(*self._scalars)
+        values, self.waited = now.read(), now.waited
+        return values

@@ -1,7 +1,8 @@
 """The training loop never makes the device wait for the host (P30).
 
 Faults to catch: figures of a step that are read before the next one is launched; a host read anywhere else in a step;
-an evaluation that reads each batch; a number of the host that is put into one element.
+an evaluation that reads each batch; a number of the host that is put into one element; a step that counts as done when
+it was launched.
 """
 
 from __future__ import annotations
@@ -102,6 +103,47 @@ def test_nothing_else_is_read_by_the_host(tmp_path: Path) -> None:
             reads.found.clear()
             made.evaluate()
             assert reads.found == ["tolist"]
+
+
+class Distant:
+    """A device that takes a second for each step, whose host launches it at once: time is what the device has done."""
+
+    def __init__(self) -> None:
+        self.host = self.free = 0.0
+
+    def wait(self, until: float) -> bool:
+        """Whether the host had to."""
+        waited = self.host < until
+        self.host = max(self.host, until)
+        return waited
+
+
+@pytest.mark.gloo
+def test_steps_take_what_the_device_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also around evaluations, where all is waited for, and nothing is launched ahead."""
+    device, told = Distant(), list[float]()
+
+    class Read(Readback):
+        def __init__(self, *scalars: Any) -> None:
+            super().__init__(*scalars)
+            device.free = self.done = max(device.free, device.host) + 1
+            device.host += 0.01
+
+        def read(self) -> list[float]:
+            self.waited = device.wait(self.done)
+            return super().read()
+
+    with loop(World.single(), tmp_path, "--log-every 3 --eval-every 6") as made:
+        monkeypatch.setattr("stretto.train.loop.Readback", Read)
+        monkeypatch.setattr(made, "evaluate", lambda: None)
+        monkeypatch.setattr(made.meter, "_clock", lambda: device.host)
+        monkeypatch.setattr(made.listener, "stepped", lambda record: told.append(record.ms_per_step))
+        made.meter.resume()
+        made.meter.new_line()
+        for _ in range(18):
+            made.advance()
+    assert told == pytest.approx([1000.0] * len(told), rel=0.02), told
+    assert len(told) >= 17
 
 
 def _without_synchronising(world: World, directory: Path) -> None:
