@@ -116,7 +116,9 @@ class KeptStager(DefaultStager):
 class Torchs:
     """`torch.distributed.checkpoint.async_save` with a stager that keeps its memory, pinned on a GPU.
 
-    Its copy does not wait for what the device has still to do: whoever begins a save waits for the device.
+    Its copy does not wait for what the device has still to do: whoever begins a save waits for the device. Its writer
+    copies nothing ahead, since all is in host memory: as torch sets it up, it waits for the stream of training after
+    every 10 MB, and 8 GiB beside steps of 0.28 s were not written after 140 s.
     """
 
     copied = 0.0
@@ -130,8 +132,9 @@ class Torchs:
             staged.result()
 
     def begin(self, n: int) -> None:
+        writer = dcp.FileSystemWriter(self.path(n), per_thread_copy_ahead=0)
         response: Any = dcp.async_save(
-            self.held, checkpoint_id=self.path(n), async_checkpointer_type=self.kind, async_stager=self.stager
+            self.held, storage_writer=writer, async_checkpointer_type=self.kind, async_stager=self.stager
         )
         self.copied = time.perf_counter()
         self.written = getattr(response, "upload_completion", response)
