@@ -51,6 +51,8 @@ class Case:
 
 
 _OLMOE = "--preset olmoe-7b --layers 4 --seq-len 4096 --micro-batch 4 --recompute selective"
+# A bias of each expert in the choice, that moves until the loads are equal: after some dozens of steps they are.
+_BALANCED = f"{_OLMOE} --router-bias --router-bias-rate 0.001"
 _WIDE = "--preset llama3-8b --vocab 32768 --layers 4 --micro-batch 1 --recompute selective --seq-len"
 # A copy for asynchronous saves would take as much of the host's memory as masters and moments do.
 _OFFLOAD = "--optimizer-cpu-offload --no-async-save"
@@ -58,6 +60,10 @@ _FULL = f"--preset llama3-8b --seq-len 8192 --micro-batch 1 --recompute selectiv
 CASES = {
     "olmoe": Case("experts", 1, f"{_OLMOE} --global-batch 8"),
     "olmoe-natural": Case("experts", 1, f"{_OLMOE} --global-batch 8", "zipf"),
+    "olmoe-balanced": Case("experts, balanced", 1, f"{_BALANCED} --global-batch 8"),
+    "olmoe-balanced-ep2": Case(
+        "experts, balanced", 2, f"{_BALANCED} --global-batch 16 --dp 2 --ep 2 --ep-copy-engines --sharding zero1"
+    ),
     "olmoe-dp2": Case("experts", 2, f"{_OLMOE} --global-batch 16 --dp 2"),
     "olmoe-ep2": Case("experts", 2, f"{_OLMOE} --global-batch 16 --dp 2 --ep 2"),
     "olmoe-ep2-copy-engines": Case("experts", 2, f"{_OLMOE} --global-batch 16 --dp 2 --ep 2 --ep-copy-engines"),
@@ -75,13 +81,21 @@ CASES = {
     ),
     "32k": Case("32k", 1, f"{_WIDE} 32768 --global-batch 2"),
     "32k-cp2": Case("32k", 2, f"{_WIDE} 32768 --global-batch 2 --cp 2"),
+    "32k-cp2-zero1": Case("32k", 2, f"{_WIDE} 32768 --global-batch 2 --cp 2 --sharding zero1"),
     "32k-cp2-ring": Case("32k", 2, f"{_WIDE} 32768 --global-batch 2 --cp 2 --cp-comm ring"),
     "32k-packed": Case("32k packed", 1, f"{_WIDE} 32768 --global-batch 2 --packing", documents=4000),
     "32k-packed-cp2": Case("32k packed", 2, f"{_WIDE} 32768 --global-batch 2 --packing --cp 2", documents=4000),
+    "32k-packed-cp2-zero1": Case(
+        "32k packed", 2, f"{_WIDE} 32768 --global-batch 2 --packing --cp 2 --sharding zero1", documents=4000
+    ),
     "128k": Case("128k", 1, f"{_WIDE} 131072 --global-batch 1"),
     "128k-cp2": Case("128k", 2, f"{_WIDE} 131072 --global-batch 1 --cp 2"),
+    "128k-cp2-zero1": Case("128k", 2, f"{_WIDE} 131072 --global-batch 1 --cp 2 --sharding zero1"),
     "128k-packed": Case("128k packed", 1, f"{_WIDE} 131072 --global-batch 1 --packing", documents=16000),
     "128k-packed-cp2": Case("128k packed", 2, f"{_WIDE} 131072 --global-batch 1 --packing --cp 2", documents=16000),
+    "128k-packed-cp2-zero1": Case(
+        "128k packed", 2, f"{_WIDE} 131072 --global-batch 1 --packing --cp 2 --sharding zero1", documents=16000
+    ),
     "512k": Case(
         "512k",
         1,
