@@ -52,7 +52,7 @@ class Case:
 
 _OLMOE = "--preset olmoe-7b --layers 4 --seq-len 4096 --micro-batch 4 --recompute selective"
 # A bias of each expert in the choice, that moves until the loads are equal: after some dozens of steps they are.
-_BALANCED = f"{_OLMOE} --router-bias --router-bias-rate 0.001"
+_BALANCED = f"{_OLMOE} --router-bias --router-bias-rate 0.003"
 _WIDE = "--preset llama3-8b --vocab 32768 --layers 4 --micro-batch 1 --recompute selective --seq-len"
 # A copy for asynchronous saves would take as much of the host's memory as masters and moments do.
 _OFFLOAD = "--optimizer-cpu-offload --no-async-save"
@@ -180,14 +180,16 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
                 [sys.executable, "-m", "stretto", "train", *words], stdout=out, stderr=out, start_new_session=True
             )
             lines: list[dict[str, Any]] = []
-            while run.poll() is None and time.monotonic() - began < options.limit:
-                lines = read(file)
-                if lines and lines[-1].get("step", 0) >= options.steps:
-                    break
-                time.sleep(0.1)
-            with suppress(ProcessLookupError):
-                os.killpg(run.pid, signal.SIGKILL)
-            code = run.wait()
+            try:
+                while run.poll() is None and time.monotonic() - began < options.limit:
+                    lines = read(file)
+                    if lines and lines[-1].get("step", 0) >= options.steps:
+                        break
+                    time.sleep(0.1)
+            finally:  # also where this process is ended: a run that is left behind would keep its GPUs
+                with suppress(ProcessLookupError):
+                    os.killpg(run.pid, signal.SIGKILL)
+                code = run.wait()
         if options.keep and file.exists():
             shutil.copytree(file.parent, options.keep / name, dirs_exist_ok=True)
         said = log.read_text()
@@ -253,6 +255,7 @@ def main(argv: Sequence[str]) -> int:
     add("--keep", type=Path, metavar="DIR", help="keep there what runs write: metrics, and traces of --profile")
     add("--out", type=Path, metavar="FILE.json")
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     import torch  # its versions, and the device
 
     found: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.steps", *argv])}

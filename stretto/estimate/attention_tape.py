@@ -63,6 +63,7 @@ class AttentionTape:
             self.context.backward()
         else:
             t.make(dq=s.q, dkv=s.kv)
+            t.pass_through(scratch=s.scratch)
         t.free("dattended", "lse", *(() if self.rotated and s.normed_q else ["heads"]))
         self.gemms.weight_gradient("attended", "attended_quantized")
         t.free("normed_q", "normed_k")

@@ -25,20 +25,34 @@ class Offload:
     def __call__(self, block: nn.Module, x: Tensor, *rest: Any, stays: bool = False) -> Tensor:
         """`block(x, *rest)` under a checkpoint, after which x has no memory on the device until its backward."""
         if stays or not _alone(x) or not torch.is_grad_enabled():
-            kept = None
+            kept: _Away | _Stays = _Stays(self._last)
         else:
             kept = self._last = _Away(x, self._last)
 
         def compute(x: Tensor, *rest: Any) -> Tensor:
-            if kept is not None:
-                kept.here()
+            kept.here()
             y: Tensor = block(x, *rest)
             return y
 
         out: Tensor = checkpoint(compute, x, *rest, use_reentrant=False, preserve_rng_state=False)
-        if kept is not None:
-            kept.free()
+        kept.free()
         return out
+
+
+class _Stays:
+    """A tensor that stays; `before` as below."""
+
+    def __init__(self, before: _Away | None) -> None:
+        self.before, self._forward = before, True
+
+    def free(self) -> None:
+        """The forward is over."""
+        self._forward = False
+
+    def here(self) -> None:
+        """In the backward, begin to bring back the one before."""
+        if not self._forward and self.before is not None:
+            self.before.fetch()
 
 
 class _Away:

@@ -1,6 +1,7 @@
 """Inputs of blocks that wait in the host's memory: the same bits as a recomputation, and no memory in between.
 
-Faults to catch: an input that keeps its memory; one that comes back as zeros.
+Faults to catch: an input that keeps its memory; one that comes back as zeros; the last block, whose input stays, not
+asking for the one before.
 """
 
 from __future__ import annotations
@@ -56,3 +57,31 @@ def test_bits_are_those_of_a_recomputation_and_memory_is_gone_in_between() -> No
     whole = 8 * 2 * 16 * 4
     assert kept == [whole] * 8
     assert left == [0, 0, 0, whole] * 2, "the last block's backward comes next: its input stays"
+
+
+def test_while_a_block_goes_back_the_input_of_the_one_before_comes() -> None:
+    model = Transformer(
+        CONFIG,
+        StageSpec.whole(CONFIG),
+        Build(Axis("tp", 0, (0,)), False, torch.float32),
+        seq_len=8,
+        recompute=dict.fromkeys(range(4), BLOCK),
+        offload=True,
+    )
+    inputs: list[torch.Tensor] = []
+    here: list[list[bool]] = []
+
+    def seen(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if len(inputs) < 4:
+            inputs.append(args[0])
+        else:
+            here.append([x.untyped_storage().nbytes() > 0 for x in inputs])
+
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.register_forward_pre_hook(seen)
+    tokens = torch.zeros((2, 9), dtype=torch.int64)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(2, 8, dtype=torch.bool), torch.arange(2))
+    model(None, Microbatch(batch, torch.tensor(16.0))).backward()
+    assert [sum(each[:n]) for each, n in zip(here, (3, 2, 1, 0), strict=True)] == [1, 1, 1, 0]
+    assert [each[n] for each, n in zip(here, (2, 1, 0), strict=False)] == [True] * 3
