@@ -29,7 +29,7 @@ class Readback:
 
     def read(self) -> list[float]:
         """The figures; the host waits until the device has made them, and no longer."""
-        if self._event is not None and not self._event.query():
+        if self._event is not None and not self._event.query():  # type: ignore[no-untyped-call]
             self.waited = True
             self._event.synchronize()
         values: list[float] = self._values.tolist()
