@@ -63,7 +63,7 @@ class Dispatch:
         with self.beside.used():
             self.there("tokens", self.leaving)
             if plan.tokens is not None:
-                self.there("where", plan.where())
+                self.there("where", plan.tokens.where)
         self.leaving = None
 
     def scatter(self, x: Tensor, order: Tensor, back: Tensor) -> None:
@@ -75,7 +75,7 @@ class Dispatch:
         """The rows of this rank's experts [m, h], by expert."""
         got = self._handed("tokens")
         if self.plan.tokens is not None:
-            self._sources = self.plan.sources(self._handed("where"))
+            self._sources = moved(self._handed("where")[:, 0], self.plan.arrange)
         return moved(got, self._sources)
 
     def back_at_experts(self) -> Tensor:

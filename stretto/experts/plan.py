@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.collectives import all_gather_async, all_to_all_rows_async
+from stretto.collectives import all_gather_async
 from stretto.experts.crossing import Crossing
 from stretto.experts.host import to_host
 from stretto.experts.rows import RowOps
@@ -31,12 +31,11 @@ from stretto.world import Axis, Done, ExpertAxes, RowSplits, Work
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Tokens that cross: `splits` says how many go to each rank, and come; `coming` [sources] the latter on the device.
-    `place` is that of `Crossing`."""
+    """Tokens that cross: `splits` says how many go to each rank, and come. `where` [sent, 1]: of each row, where its
+    token is among all that come to the same rank."""
 
     splits: RowSplits
-    coming: Tensor
-    place: Tensor
+    where: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +46,7 @@ class Plan:
     back each assignment's are; beyond the last of them where it was dropped. `splits`: how many rows go from this rank
     to each, and come. `counts` [sources, experts]: what this rank's experts get from each rank. `leaving`: what is made
     of the tokens, and where in that each is, for `RowOps.scatter`: `tokens` that cross, or the rows themselves where no
-    rank exchanges with another.
+    rank exchanges with another. `segments`: the rows of each expert here.
     """
 
     exchange: Axis
@@ -57,15 +56,8 @@ class Plan:
     splits: RowSplits
     counts: Tensor
     tokens: Tokens | None
-    read: Callable[[], list[list[int]]]
-    """`counts` on the host."""
-
+    segments: Segments
     ops: RowOps
-
-    @cached_property
-    def segments(self) -> Segments:
-        """The rows of each expert."""
-        return Segments(self.read, self.counts.sum(0).cumsum(0).to(torch.int32))
 
     @cached_property
     def _orders(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -81,20 +73,6 @@ class Plan:
     def restore(self) -> Tensor | None:
         """The inverse of `arrange`."""
         return self._orders[1]
-
-    def where(self) -> Tensor:
-        """[sent, 1]: of each row, where its token is among those that go to the same rank."""
-        assert self.tokens is not None
-        return self.tokens.place.index_select(0, self.rows)[:, None]
-
-    def sources(self, where: Tensor) -> Tensor:
-        """[received]: of each row of the experts, in their order, which token of those that came; `where` [received, 1]
-        is what their ranks say of them."""
-        assert self.tokens is not None
-        coming = self.tokens.coming
-        before = (coming.cumsum(0) - coming).to(where.dtype)
-        of = where[:, 0] + before.repeat_interleave(self.counts.sum(1), output_size=len(where))
-        return moved(of, self.arrange)
 
 
 class Sorting:
@@ -121,8 +99,8 @@ class Sorting:
         place = torch.empty_like(self._order).scatter_(0, self._order, torch.arange(n * k, device=experts.device))
         self.places = place.view(1, n, k)
         """`back` of the plan where it is known with `rows`."""
-        alone = axes.exchange.size == 1
-        self.crossing = None if alone else Crossing.of((self._of // (number // axes.ep.size)).long().view(n, k), axes)
+        self._holders = (self._of // (number // axes.ep.size)).long()
+        self.crossing = None if axes.exchange.size == 1 else Crossing.of(self._holders.view(n, k), axes)
         ends = torch.searchsorted(keys, torch.arange(number, dtype=keys.dtype, device=keys.device), right=True)
         self._counts = torch.diff(ends, prepend=ends.new_zeros(1))
         self._asked: Work = Done()
@@ -142,24 +120,30 @@ class Sorting:
         return None if self.rows is None else (self.rows, self.places)
 
     def ask(self) -> None:
-        """All ranks of the exchange tell each other how many rows come, which are on their way to the host then."""
+        """All ranks of the exchange tell each other how many rows come, which are on their way to the host then. What
+        follows from that on the device alone is computed now: it must not wait for the host as well."""
         axes, exchange = self.axes, self.axes.exchange
         if exchange.size == 1:
             self._here, self._read = self._counts[None], to_host(self._counts[None])
+            self._ends = _ends(self._here)
             return
         with self.beside.used():
             of_ep_ranks = self._counts.view(-1, self.number // axes.ep.size)
             of_each = torch.stack([of_ep_ranks[ep] for ep, _ in axes.places])  # [ranks, local experts]
             assert self.crossing is not None
             to_each = torch.cat([of_each, self.crossing.number[:, None]], 1)  # rows of each expert, and tokens
-            if exchange.peer_buffer is None:
-                ones = RowSplits([1] * exchange.size, [1] * exchange.size)
-                self._here = all_to_all_rows_async(to_each, ones, exchange).wait()
-                self._read = to_host(torch.cat([to_each, self._here]))
-            else:  # who reads of another must know what lies before
-                every = all_gather_async(to_each, exchange).wait().view(exchange.size, *to_each.shape)
-                self._here = every[:, exchange.rank].contiguous()
-                self._read = to_host(every)
+            every = all_gather_async(to_each, exchange).wait().view(exchange.size, *to_each.shape)
+            own = every[:, exchange.rank]
+            # Who reads of another must know what lies before.
+            self._read = to_host(torch.cat([to_each, own]) if exchange.peer_buffer is None else every)
+            self._here = own[:, :-1].contiguous()
+            self._ends = _ends(self._here)
+            coming = every[: exchange.rank, :, -1].sum(0)  # to each, from ranks before this one
+            of_ep = coming[[axes.places.index((ep, 0)) for ep in range(axes.ep.size)]]
+            holders = self._holders.clamp(max=axes.ep.size - 1)
+            self._where = self.crossing.place + of_ep.to(torch.int32).index_select(0, holders)
+            if self.rows is not None:
+                self._where = self._where.index_select(0, self.rows)
             self._asked = self.beside.launched()
 
     def plan(self) -> Plan:
@@ -171,12 +155,12 @@ class Sorting:
         if exchange.size == 1:  # those that were dropped are the last in `order`
             total = sum(read()[0]) if self.dropped else len(order)
             rows, alone = order[:total], RowSplits([total], [total])
-            leaving = rows, self.places
-            return Plan(exchange, leaving, rows, self.places, alone, self._here, None, read, self.ops)
+            of, leaving = Segments(read, self._ends), (rows, self.places)
+            return Plan(exchange, leaving, rows, self.places, alone, self._here, None, of, self.ops)
         assert self.crossing is not None
         sizes = read()  # the one wait of the host
         self._asked.wait()
-        here = self.beside.hand_over(self._here)
+        here, ends, where = (self.beside.hand_over(x) for x in (self._here, self._ends, self._where))
         if exchange.peer_buffer is None:
             sent, theirs = sizes[: exchange.size], sizes[exchange.size :]
             splits = [RowSplits([of(each) for each in sent], [of(each) for each in theirs]) for of in (_rows, _tokens)]
@@ -184,10 +168,14 @@ class Sorting:
             theirs, me = [of[exchange.rank] for of in sizes], exchange.rank
             splits = [RowSplits.of_pairs([[of(to) for to in each] for each in sizes], me) for of in (_rows, _tokens)]
         of_rows, of_tokens = splits
-        rows, back = (order, self.places) if self.rows is not None else self._of_ranks(of_rows.sent)
+        if self.rows is None:
+            rows, back = self._of_ranks(of_rows.sent)
+            where = where.index_select(0, rows)
+        else:
+            rows, back = order, self.places
         counts, leaving = [each[:-1] for each in theirs], (self.crossing.order, self.crossing.back)
-        tokens = Tokens(of_tokens, here[:, -1], self.crossing.place)
-        return Plan(exchange, leaving, rows, back, of_rows, here[:, :-1], tokens, lambda: counts, self.ops)
+        tokens, segments = Tokens(of_tokens, where[:, None]), Segments(lambda: counts, ends)
+        return Plan(exchange, leaving, rows, back, of_rows, here, tokens, segments, self.ops)
 
     def _of_ranks(self, sent: Sequence[int]) -> tuple[Tensor, Tensor]:
         """`rows` and `back` where a row goes to several ranks, or to none."""
@@ -200,11 +188,15 @@ class Sorting:
         shift = torch.zeros((axes.etp.size, axes.ep.size + 1), dtype=torch.int64)
         for begin, (ep, etp) in zip(begins, axes.places, strict=False):
             shift[etp, ep] = begin - first[ep]
-        holder = (self._of // (self.number // axes.ep.size)).long()
-        back = self.places.flatten() + shift.to(holder.device)[:, holder]
+        back = self.places.flatten() + shift.to(self._holders.device)[:, self._holders]
         if self.dropped:
             back = torch.where(self._of < self.number, back, begins[-1])
         return torch.cat(parts), back.view(axes.etp.size, *self.places.shape[1:])
+
+
+def _ends(counts: Tensor) -> Tensor:
+    """[experts] int32: where the rows of each end, of `counts` [sources, experts]."""
+    return counts.sum(0).cumsum(0).to(torch.int32)
 
 
 def _rows(told: Sequence[int]) -> int:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments, ModelConfig
 from stretto.estimate.sizes import crossing, local_tokens, most_crossing
-from stretto.estimate.workspace import message_over_ep
 from stretto.layout import Layout
 from stretto.models import StageSpec
 from stretto.train.dtypes import DTYPES
@@ -53,24 +52,18 @@ class Exchanged:
         return float(times * tokens * ((forwards + 1) * (ranks + rows) * m.hidden * item + rows * numbers))
 
     def counts(self, part: StageSpec) -> float:
-        """How many rows each expert gets, which ranks tell each other in a forward."""
+        """How many rows each expert gets, and how many tokens each rank, which all ranks tell all in a forward."""
         times, forwards = self._times(part)
         halves = 1 + self.args.parallel.ep_comm_overlap
-        each = (self.ranks - 1) * (self.args.model.experts // self.layout.size("ep")) * 8
-        return float(times * forwards * halves * each)
-
-    def told(self, part: StageSpec) -> dict[tuple[str, str], float]:
-        """By an all-to-all; or, where a rank reads of others by copy engines, all to all."""
-        if message_over_ep(self.args) is None:
-            return {EXCHANGE: self.counts(part)}
-        return {EXCHANGE: 0.0, (EXCHANGE[0], "all_gather"): self.counts(part) * self.ranks}
+        each = self.ranks * (self.args.model.experts // self.layout.size("ep") + 1) * 8
+        return float(times * forwards * halves * (self.ranks - 1) * each)
 
     def sent(self, part: StageSpec) -> dict[tuple[str, str], float]:
         """All of it with equal loads; and where tensor-parallel ranks hold the same tokens, the gathers of what they
         shared among them: outputs forward, gradients of inputs back."""
         t = self.layout.size("tp")
-        found = self.told(part)
-        found[EXCHANGE] += self.rows(part) * (self.ranks - 1) / self.ranks
+        found = {(EXCHANGE[0], "all_gather"): self.counts(part)}
+        found[EXCHANGE] = self.rows(part) * (self.ranks - 1) / self.ranks
         if t > 1 and not self.args.parallel.sequence_parallel:
             times, _ = self._times(part)  # nothing needs the outputs of a forward that is only made once more
             item = DTYPES[self.args.run.dtype].itemsize
