@@ -96,12 +96,14 @@ class CopyEngineBuffer:
 
         return AsyncTensor(out, self._end(slot, got, add))
 
-    def exchange(self, x: Tensor, pairs: Sequence[Sequence[int]]) -> AsyncTensor:
-        """See `stretto.world.PeerBuffer`. What goes to others lies in the slot as in x, without this rank's own."""
+    def exchange(self, x: Tensor, pairs: Sequence[Sequence[int]], order: Tensor | None = None) -> AsyncTensor:
+        """See `stretto.world.PeerBuffer`. What goes to others lies in the slot, without this rank's own, which moves
+        while they read."""
         slot, row, me = self._begin(), x.element_size() * prod(x.shape[1:]), self.rank
         before, own = sum(pairs[me][:me]), pairs[me][me]
-        self._rows(slot, 0, x[:before])
-        self._rows(slot, before, x[before + own :])
+        end = sum(pairs[me])
+        self._rows(slot, 0, x, order, 0, before)
+        self._rows(slot, before, x, order, before + own, end)
         out = x.new_empty((sum(of[me] for of in pairs), *x.shape[1:]))
         self._follow()
         for peer in self._others:
@@ -110,9 +112,12 @@ class CopyEngineBuffer:
             theirs = sum(pairs[peer][:me]) - (pairs[peer][peer] if peer < me else 0)
             to = out.data_ptr() + row * sum(of[me] for of in pairs[:peer])
             self._fetch(slot, peer, self._start(slot, 0) + row * theirs, to, row * pairs[peer][me])
-        to = out.data_ptr() + row * sum(of[me] for of in pairs[:me])
-        self._copy(to, x.data_ptr() + row * before, row * own)
-        return AsyncTensor(out, self._end(slot, (out, x)))
+        to = sum(of[me] for of in pairs[:me])
+        if order is None:
+            self._copy(out.data_ptr() + row * to, x.data_ptr() + row * before, row * own)
+        else:
+            torch.index_select(x, 0, order[before : before + own], out=out[to : to + own])
+        return AsyncTensor(out, self._end(slot, (out, x) if order is None else out))
 
     def release(self) -> None:
         """Let nothing of this rank wait for the others any more: they may be gone.
@@ -138,11 +143,17 @@ class CopyEngineBuffer:
             self._views[key] = self._memory[start : start + like.nbytes].view(like.dtype).view(like.shape)
         return self._views[key]
 
-    def _rows(self, slot: int, place: int, rows: Tensor) -> None:
-        """Rows into this rank's slot, behind so many that lie there."""
-        if len(rows):
-            start = self._start(slot, 0) + place * rows[0].nbytes
-            self._memory[start : start + rows.nbytes].view(rows.dtype).view(rows.shape).copy_(rows)
+    def _rows(self, slot: int, place: int, x: Tensor, order: Tensor | None, begin: int, end: int) -> None:
+        """Rows of x, or of x in that order, into this rank's slot, behind so many that lie there."""
+        if begin == end:
+            return
+        start, row = self._start(slot, 0), x.element_size() * prod(x.shape[1:])
+        place, shape = start + place * row, (end - begin, *x.shape[1:])
+        into = self._memory[place : place + (end - begin) * row].view(x.dtype).view(shape)
+        if order is None:
+            into.copy_(x[begin:end])
+        else:
+            torch.index_select(x, 0, order[begin:end], out=into)
 
     def _begin(self) -> int:
         """The slot of the next message, when the current stream may write into it."""

@@ -45,7 +45,7 @@ class Dispatch:
         """Tokens that are sent, or rows where nothing is exchanged, as soon as it is known which."""
         self._sources: Tensor | None = None
         self.given: Tensor | None = None
-        """The outputs of this rank's experts by source, until they go."""
+        """The outputs of this rank's experts, until they go."""
         self._under_way: dict[Message, AsyncTensor] = {}
 
     def know(self) -> Plan:
@@ -96,9 +96,9 @@ class Dispatch:
         self._under_way[message] = all_to_all_rows_async(rows[: sum(splits.sent)], splits, plan.exchange)
 
     def back(self, message: Message, rows: Tensor) -> None:
-        """What lies by source begins its way to the ranks of their tokens."""
+        """What lies by expert begins its way to the ranks of their tokens."""
         plan = self.plan
-        self._under_way[message] = all_to_all_rows_async(rows, plan.splits.back, plan.exchange)
+        self._under_way[message] = all_to_all_rows_async(rows, plan.splits.back, plan.exchange, plan.restore)
 
     def taken(self, message: Message) -> Tensor:
         """What a message brings, which is nobody else's any more."""
@@ -168,7 +168,7 @@ class _Receive(Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         plan = ctx.dispatch.plan
-        ctx.dispatch.back("drows", moved(dy, plan.restore))
+        ctx.dispatch.back("drows", dy)
         if plan.exchange.size > 1:
             ctx.flush()
         return dy.new_empty(()), None, None

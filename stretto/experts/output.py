@@ -61,7 +61,7 @@ class _GiveBack(Function):
         y = down.times(a, weight, segments)
         if bias is not None and down.adds:
             add_bias(y, bias, segments)
-        dispatch.given = moved(y, dispatch.plan.restore)
+        dispatch.given = y
         ctx.save_for_backward(gate_up, weight)
         return weighed.new_empty((), dtype=gate_up.dtype)
 
@@ -76,7 +76,7 @@ class _GiveBack(Function):
         if down.bias is not None and down.adds:
             each = each + of_bias(dy.to(shares.dtype), down.bias, plan.segments)
         if ctx.needs_input_grad[4]:  # not of a frozen router
-            dispatch.back("numbers", moved(each, plan.restore))
+            dispatch.back("numbers", each)
         dweight, dbias = down.add_gradient(dy, a, plan.segments), None
         if down.bias is not None:
             dbias = down.bias_gradient((dy.to(shares.dtype) * shares).to(dy.dtype), plan.segments)

@@ -5,7 +5,8 @@ Two steps: biases and balance losses of the second follow from the counts of the
 Faults to catch: gradients of experts summed over all data-parallel ranks; a router whose gradient is not summed over
 tensor-parallel ranks; a balance loss of the counts of one microbatch; tokens that every tensor-parallel rank sends;
 parts of a cut expert that are not added up; slots without a token that are counted; weights let go while a half of the
-microbatch still reads them; two halves that are announced as one use.
+microbatch still reads them; two halves that are announced as one use; places of tokens that leave out what comes from
+ranks before.
 """
 
 from __future__ import annotations

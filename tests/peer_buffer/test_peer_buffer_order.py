@@ -1,7 +1,8 @@
 """Messages of a peer buffer are those of the group, whoever is late: without GPUs, see `peer_stand_in`.
 
 Faults to catch: rows that are looked for where a rank's own would be; a slot that is written while another reads it;
-what comes in the order of those that it is fetched from; the way back with the sizes of the way there.
+what comes in the order of those that it is fetched from; the way back with the sizes of the way there; a rank's own
+rows from the beginning of their order.
 """
 
 from __future__ import annotations
@@ -47,11 +48,15 @@ def as_the_group_has_it(world: World, folder: Path, pairs: list[list[list[int]]]
                 there = RowSplits.of_pairs(sizes, axis.rank)
                 ways = [there, there.back] * SLOTS  # more under way than there are slots
                 rows = [numbers(axis, n * 8 + k, sum(way.sent), torch.float32) for k, way in enumerate(ways)]
+                orders = [None if k % 4 < 2 else torch.randperm(len(x)) for k, x in enumerate(rows)]
                 before = buffer._number
-                coming = [all_to_all_rows_async(x, way, axis) for x, way in zip(rows, ways, strict=True)]
+                sent = list(zip(rows, ways, orders, strict=True))
+                coming = [all_to_all_rows_async(x, way, axis, order) for x, way, order in sent]
                 went += buffer._number - before
-                for x, way, message in zip(rows, ways, coming, strict=True):
-                    assert torch.equal(message.wait(), all_to_all_rows_async(x, way, plain).wait())
+                for (x, way, order), message in zip(sent, coming, strict=True):
+                    ordered = x if order is None else x[order]
+                    assert torch.equal(message.wait(), all_to_all_rows_async(ordered, way, plain).wait())
+                    assert torch.equal(message.wait(), all_to_all_rows_async(x, way, plain, order).wait())
                 x = numbers(axis, n, axis.size * 8, torch.float32)
                 assert torch.equal(all_gather(x, axis), all_gather(x, plain))
                 assert torch.equal(reduce_scatter(x, axis), reduce_scatter(x, plain))

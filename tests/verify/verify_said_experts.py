@@ -54,6 +54,12 @@ LAYOUTS = Said(
         "replace(build, uses=2) if halves else build",
         "build",
     ),
+    Fault(
+        "places of tokens that leave out what comes from ranks before",
+        "experts/plan.py",
+        "every[: exchange.rank, :, -1].sum(0)",
+        "every[:0, :, -1].sum(0)",
+    ),
 )
 
 EXACT = Said(
@@ -329,6 +335,12 @@ PEERS = Said(
         "list(zip(*self.pairs, strict=True))",
         "self.pairs",
     ),
+    Fault(
+        "a rank's own rows from the beginning of their order",
+        "peer_buffer.py",
+        "order[before : before + own], out=out",
+        "order[:own], out=out",
+    ),
 )
 
 PEERS_LAYOUTS = Said(
@@ -336,8 +348,8 @@ PEERS_LAYOUTS = Said(
     Fault(
         "the counts of what other ranks get taken for one's own",
         "experts/plan.py",
-        "self._here = every[:, exchange.rank].contiguous()",
-        "self._here = every[exchange.rank]",
+        "own = every[:, exchange.rank]",
+        "own = every[exchange.rank]",
     ),
 )
 
