@@ -61,6 +61,10 @@ PEERS = MappingProxyType(
         "stretto-fsdp": ("benchmarks.train.peers.stretto_peer", "--sharding fsdp"),
         "stretto-fsdp-nccl": ("benchmarks.train.peers.stretto_peer", "--sharding fsdp --no-dp-copy-engines"),
         "stretto-fsdp-selective": ("benchmarks.train.peers.stretto_peer", "--sharding fsdp --recompute selective"),
+        "stretto-fsdp-lean": (
+            "benchmarks.train.peers.stretto_peer",
+            "--sharding fsdp --recompute selective --masters remainder",
+        ),
         "stretto-interleaved": ("benchmarks.train.peers.stretto_peer", "--schedule interleaved --vpp 2"),
         "stretto-zb-h1": ("benchmarks.train.peers.stretto_peer", "--schedule zb-h1"),
         "stretto-zbv": ("benchmarks.train.peers.stretto_peer", "--schedule zbv --vpp 2"),
