@@ -70,7 +70,7 @@ one)
 two)
     # The ceiling is that of one device alone, the same for all; the bubble is added to it for pp.
     run D4-dp --shape D4 --parallel dp --peers "$peers,torch-zero1" --ceiling-seconds 0.3
-    run D4-tp --shape D4 --parallel tp --peers "$peers" --ceiling-seconds 0.3
+    run D4-tp --shape D4 --parallel tp --peers "$peers,torch-async-tp" --ceiling-seconds 0.3
     run D4-pp --shape D4 --parallel pp --peers "$peers" --ceiling-seconds 0.3
     run D4-fsdp --shape D4 --parallel dp --peers stretto,torch-fsdp --ceiling-seconds 0.3
     ;;

@@ -205,6 +205,7 @@ class Run:
         self.say(f"{name}: setting up")
         self._entry(name)["about"] = self._setup(name)["about"]
         answers = self.teams[name].ask("steps", count=1, warm=self.plan.warmup - 1)
+        self._entry(name)["about"] = self.teams[name].ask("about")[0]
         self._entry(name)["loss_after_warmup"] = sum(answer["loss"] for answer in answers)
 
     def _turn(self, name: str) -> None:

@@ -24,6 +24,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     job = found["job"]
     title = f"{job['shape']['name']}, {job['parallel']}, {found['device']}, {job['dtype']}"
     console.print(_speed(found, title))
+    for name, peer in found["peers"].items():
+        if fused := peer.get("about", {}).get("found by the compiler"):
+            told = ", ".join(f"{count} {what}" for what, count in fused.items())
+            console.print(f"{name}: the compiler found {told}", highlight=False, markup=False)
     for peer in found["peers"].values():
         if "gone" in peer:
             console.print(peer["gone"], highlight=False, markup=False)

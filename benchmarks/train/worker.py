@@ -71,6 +71,10 @@ class Worker:
         peak = self._peer.peak_bytes
         return {"ms": times, "loss": loss, "peak": peak}
 
+    def about(self) -> dict[str, Any]:
+        """What the peer says of itself, when it has compiled what it compiles."""
+        return dict(self._peer.about())
+
     def memory(self) -> dict[str, float]:
         """The items of `benchmarks.train.memory`."""
         return itemised(self._peer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch
 from benchmarks.train.__main__ import main
 from benchmarks.train.data import write_tokens
 from benchmarks.train.memory import itemised
-from benchmarks.train.peers import create
+from benchmarks.train.peers import RunRejectedError, create
+from benchmarks.train.peers.torch_async_tp import Fusions, use_symmetric_memory
 from benchmarks.train.shapes import SHAPES, Job
 from benchmarks.train.trace import step_of
 from benchmarks.train.waterfall import Kernel
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.gloo
 TORCH = {
     "one": ["torch"],
     "dp": ["torch", "torch-zero1", "torch-fsdp"],
-    "tp": ["torch"],
+    "tp": ["torch", "torch-eager"],
     "pp": ["torch", "torch-interleaved"],
 }
 
@@ -54,6 +56,32 @@ def test_peers_lose_alike(pool, tmp_path, parallel, dtype):
     assert abs(ours[2] - ours[1]) > 0.01
     for other in theirs:
         assert other == pytest.approx(ours, abs=5e-6 if dtype == "fp32" else 2e-3)
+
+
+@pytest.mark.nightly  # it compiles
+@pytest.mark.filterwarnings("default")
+def test_blocks_of_tp_are_one_graph(pool, tmp_path):
+    """Catches a collective at which the graph breaks: no compiler could fuse it, and the run would fail on GPUs."""
+    write_tokens(tmp_path / "tokens", SHAPES["D0"])
+    job = Job(SHAPES["D0"], "tp", 2, "cpu", "fp32", True, str(tmp_path / "tokens"), lr=1e-2)
+    eager, compiled = (pool.run(2, losses, name, job, timeout=300)[0] for name in ("torch-eager", "torch"))
+    assert compiled == pytest.approx(eager, abs=5e-6)
+
+
+def test_asynchronous_tp_says_where_it_cannot_run_and_what_it_found():
+    """Catches a peer that goes on without what it is called after, and a fused collective counted as one alone."""
+    job = Job(SHAPES["D0"], "tp", 2, "cpu", "fp32", False, "")
+    for own, why in ((replace(job, parallel="dp"), "as tp"), (job, "compiler")):
+        with pytest.raises(RunRejectedError, match=why):
+            create("torch-async-tp").setup(own, World.single())  # type: ignore[call-arg]
+    with pytest.raises(RunRejectedError, match="of GPUs"):
+        use_symmetric_memory("0", torch.device("cpu"))
+    fusions, graph = Fusions(), torch.fx.Graph()
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        graph.call_function(getattr(torch.ops._c10d_functional, name).default)
+    graph.call_function(torch.ops.symm_mem.fused_all_gather_matmul.default)
+    fusions.options["post_grad_custom_post_pass"](graph)
+    assert list(fusions.about().values()) == [1, 0, 1, 1]
 
 
 def clipped(world: World) -> list[float]:

@@ -70,6 +70,8 @@ PEERS = MappingProxyType(
         "stretto-zbv": ("benchmarks.train.peers.stretto_peer", "--schedule zbv --vpp 2"),
         "stretto-zbv-post": ("benchmarks.train.peers.stretto_peer", "--schedule zbv --vpp 2 --post-validate"),
         "torch": ("benchmarks.train.peers.torch_peer", ""),
+        "torch-eager": ("benchmarks.train.peers.torch_peer", "eager"),
+        "torch-async-tp": ("benchmarks.train.peers.torch_peer", "async-tp"),
         "torch-zero1": ("benchmarks.train.peers.torch_peer", "zero1"),
         "torch-fsdp": ("benchmarks.train.peers.torch_peer", "fsdp"),
         "torch-interleaved": ("benchmarks.train.peers.torch_peer", "interleaved"),

@@ -1,6 +1,7 @@
 """The model of the plain PyTorch peer: the same function, and the same initial weights, as Stretto's.
 
-Activations are [b, s, h]. Where nothing cuts the matrices, q, k, v and the two of SwiGLU are one each.
+Activations are [b, s, h]; or [b s, h], so that what tensor parallelism gathers and scatters is rows, for which torch's
+compiler knows how to fuse them with GEMMs. Where nothing cuts the matrices, q, k, v and the two of SwiGLU are one each.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ STD = 0.02
 
 
 class Attention(nn.Module):
-    """Causal, grouped queries: [b, s, h] -> [b, s, h]; `expand` repeats keys where the kernel does not group."""
+    """Causal, grouped queries; `expand` repeats keys where the kernel does not group."""
 
     def __init__(self, shape: Shape, *, packed: bool, expand: bool) -> None:
         super().__init__()
@@ -34,18 +35,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         parts = self.qkv(x).split(self.split, -1) if self.packed else (self.q(x), self.k(x), self.v(x))
-        q, k, v = (t.view(*t.shape[:2], -1, self.dim) for t in parts)
+        q, k, v = (t.view(-1, len(cos), t.shape[-1] // self.dim, self.dim) for t in parts)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         if self.group > 1 and self.expand:
             k, v = (t.repeat_interleave(self.group, 1) for t in (k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.group > 1 and not self.expand)
-        out: Tensor = self.o(y.transpose(1, 2).flatten(2))
+        out: Tensor = self.o(y.transpose(1, 2).reshape(*x.shape[:-1], -1))
         return out
 
 
 class FeedForward(nn.Module):
-    """SwiGLU or GELU: [b, s, h] -> [b, s, h]."""
+    """SwiGLU or GELU."""
 
     def __init__(self, shape: Shape, *, packed: bool) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ class Block(nn.Module):
 class Model(nn.Module):
     """The layers of `layers`; with the embedding where they begin at 0, norm and head where they reach the end.
 
-    Tokens [b, s] or activations [b, s, h] in; logits [b, s, V] or activations out.
+    Tokens [b, s] or [b s], or activations, in; logits [b, s, V] or [b s, V], or activations, out.
     """
 
     cos: Tensor

@@ -2,12 +2,14 @@
 
 SDPA with cuDNN first, torch.compile on each block and on the loss, fused AdamW on fp32 masters, gradients added up in
 fp32. Over several devices: DDP or ZeRO-1 or `fully_shard` (dp), `parallelize_module` with sequence parallelism and
-parallel loss (tp), `torch.distributed.pipelining` with 1F1B or, with two stages a rank, interleaved (pp).
+parallel loss (tp; also with torch's asynchronous collectives), `torch.distributed.pipelining` with 1F1B or, with two
+stages a rank, interleaved (pp).
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -30,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.train.data import Rows
 from benchmarks.train.peers import RunRejectedError, peak_of
+from benchmarks.train.peers.torch_async_tp import Fusions, use_symmetric_memory
 from benchmarks.train.peers.torch_masters import Masters, local_of
 from benchmarks.train.peers.torch_model import Block, Model, fill, loss_of
 from benchmarks.train.shapes import Job
@@ -39,9 +42,12 @@ from stretto.world import World
 BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
+WAYS = {"zero1": "dp", "fsdp": "dp", "async-tp": "tp", "interleaved": "pp"}
+"""Under dp "" is DDP, under pp 1F1B."""
+
 
 class Peer:
-    """See `benchmarks.train.peers.Peer`. Variants under dp: "" is DDP, "zero1", "fsdp"; under pp "interleaved"."""
+    """See `benchmarks.train.peers.Peer`. Variants: "eager"; of one way to use several devices, those of `WAYS`."""
 
     def __init__(self, variant: str = "") -> None:
         self.variant = variant
@@ -49,13 +55,22 @@ class Peer:
 
     def setup(self, job: Job, world: World | None = None) -> None:
         """In `world`, or in that of the launch environment."""
-        if self.variant and job.parallel != (needs := "pp" if self.variant == "interleaved" else "dp"):
+        if job.parallel != (needs := WAYS.get(self.variant, job.parallel)):
             raise RunRejectedError(f"torch-{self.variant} is a way to use several devices as {needs}")
+        if self.variant == "async-tp" and not job.compile:
+            raise RunRejectedError("torch-async-tp is done by torch's compiler: without it, it is torch-eager")
+        if self.variant == "eager":
+            job = replace(job, compile=False)
         self.job, self.dtype = job, DTYPES[job.dtype]
         world = world or self._stack.enter_context(initialize(device=job.device))
         self.world, self.mesh = world, None
         if job.nproc > 1:
             self.mesh = init_device_mesh(job.device, (job.nproc,), mesh_dim_names=(job.parallel,))
+        self.fusions: Fusions | None = None
+        if self.variant == "async-tp":
+            assert self.mesh is not None
+            use_symmetric_memory(self.mesh.get_group().group_name, world.device)
+            self.fusions = Fusions()
         self.rows = Rows(job, world.rank if job.parallel == "dp" else 0)
         self.expand = job.device == "cuda" and not _cudnn_groups(world.device)
         # In eager mode, or over logits that are cut, there is nothing to compile.
@@ -98,7 +113,8 @@ class Peer:
     def _compile(self, model: Model) -> None:
         if self.job.compile:
             for block in model.blocks.values():
-                block.compile()
+                # A break of the graph at a collective of tp would hide it from the compiler.
+                block.compile(fullgraph=self.job.parallel == "tp", options=self.fusions and self.fusions.options)
 
     def _ddp(self, model: Model) -> nn.Module:
         """fp32 weights, autocast to bf16: so DDP adds up and reduces in fp32."""
@@ -174,7 +190,9 @@ class Peer:
                 self.masters.begin(first=n == 0, last=n == len(batches) - 1)
             with self._around(last=n == len(batches) - 1):
                 if self.job.parallel == "tp":
-                    loss = F.cross_entropy(self.model(tokens).flatten(0, 1).float(), labels.flatten(), reduction="sum")
+                    logits = self.model(tokens.flatten())
+                    loss = F.cross_entropy(logits.float(), labels.flatten(), reduction="sum")
+                    del logits
                     loss = loss / self.job.shape.tokens
                 else:
                     with self._autocast():
@@ -223,7 +241,8 @@ class Peer:
         }
 
     def about(self) -> dict[str, Any]:
-        return {"attention": "cuDNN" + (", keys repeated" if self.expand else ""), "compiled": self.job.compile}
+        about = {"attention": "cuDNN" + (", keys repeated" if self.expand else ""), "compiled": self.job.compile}
+        return about if self.fusions is None else about | {"found by the compiler": self.fusions.about()}
 
     @property
     def peak_bytes(self) -> int:
@@ -234,21 +253,21 @@ class Peer:
 
 
 def _cut(model: Model, mesh: DeviceMesh) -> None:
-    """Tensor and sequence parallel, as torch's tutorial has it."""
+    """Tensor and sequence parallel, as torch's tutorial has it, over rows of tokens."""
     assert model.embed is not None
-    rows = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
-    head = ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False)
-    parallelize_module(model, mesh, {"embed": rows, "norm": SequenceParallel(), "head": head})
+    rows = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(0))
+    head = ColwiseParallel(input_layouts=Shard(0), output_layouts=Shard(-1), use_local_output=False)
+    parallelize_module(model, mesh, {"embed": rows, "norm": SequenceParallel(sequence_dim=0), "head": head})
     for block in model.blocks.values():
         assert isinstance(block, Block)
-        gather = (Shard(1), None, None), (Replicate(), None, None)
+        gather = (Shard(0), None, None), (Replicate(), None, None)
         plan: dict[str, Any] = {
-            "norm1": SequenceParallel(),
-            "norm2": SequenceParallel(),
+            "norm1": SequenceParallel(sequence_dim=0),
+            "norm2": SequenceParallel(sequence_dim=0),
             "attention": PrepareModuleInput(input_layouts=gather[0], desired_input_layouts=gather[1]),
-            "mlp": PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)),
-            "attention.o": RowwiseParallel(output_layouts=Shard(1)),
-            "mlp.down": RowwiseParallel(output_layouts=Shard(1)),
+            "mlp": PrepareModuleInput(input_layouts=(Shard(0),), desired_input_layouts=(Replicate(),)),
+            "attention.o": RowwiseParallel(output_layouts=Shard(0)),
+            "mlp.down": RowwiseParallel(output_layouts=Shard(0)),
         }
         columns = [f"attention.{n}" for n in "qkv"] + ["mlp.up", *(["mlp.gate"] if block.mlp.gated else [])]
         parallelize_module(block, mesh, plan | {name: ColwiseParallel() for name in columns})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,7 @@ class Torchtitan:
             build_validator_fn=None,
             state_dict_adapter=None,
             build_dataloader_fn=lambda dp_rank, **_: Tokens(job, dp_rank),
+            parallelize_fn=_mixed(spec.parallelize_fn),
         )
         register_train_spec(NAME, own)
         self.trainer = Trainer(self._config())
@@ -158,6 +159,27 @@ class Torchtitan:
         """See `benchmarks.train.peers.Peer`."""
         self.trainer.close()
         dist.destroy_process_group()
+
+
+def _mixed(parallelize: Callable[..., Any]) -> Callable[..., Any]:
+    """Over tp or pp torchtitan computes in the dtype of its weights unless it shards them, too.
+
+    So they are sharded over one rank, in its own way: bf16 copies of fp32 weights, gradients added up in fp32.
+    """
+
+    def parallelized(model: Any, parallel_dims: Any, job_config: Any) -> Any:
+        model = parallelize(model, parallel_dims, job_config)
+        if not parallel_dims.fsdp_enabled and (parallel_dims.tp_enabled or parallel_dims.pp_enabled):
+            from torchtitan.config import TORCH_DTYPE_MAP
+            from torchtitan.models.llama3.infra.parallelize import apply_fsdp
+
+            dtype = TORCH_DTYPE_MAP[job_config.training.mixed_precision_param]
+            mesh = parallel_dims._meshes["fsdp"]  # `get_mesh` has none of one rank
+            reshard = {"reshard_after_forward_policy": "never"}
+            apply_fsdp(model, mesh, dtype, torch.float32, pp_enabled=parallel_dims.pp_enabled, **reshard)
+        return model
+
+    return parallelized
 
 
 def ffn_args(hidden: int, ffn: int) -> dict[str, Any]:
