@@ -37,10 +37,10 @@ from benchmarks.train.shapes import SHAPES, Shape
 from benchmarks.train.trace import trace_step
 from benchmarks.train.worker import device_name, versions
 from stretto import Layout, ParallelState, initialize
-from stretto.distributed import AdamWRule, shard
-from stretto.train.build import fused
+from stretto.distributed import shard
+from stretto.train.optimizers import AdamW
 
-RULE = AdamWRule(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+RULE = AdamW(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
 CLIP = 1.0
 BATCHES = 4
 PLAIN = "plain"
@@ -91,10 +91,9 @@ class Engine:
     """`stretto.shard`."""
 
     def __init__(self, module: nn.Module, lr: float, microbatches: int, state: ParallelState, mode: str) -> None:
-        self.lr, gpu = lr, state.world.device.type == "cuda"
+        self.lr = lr
         self.sharded = shard(module, state, sharding=mode, microbatches=microbatches)
-        fuse = partial(fused, dynamic=True) if gpu else None
-        self.optimizer = self.sharded.optimizer(RULE, clip_grad=CLIP, fuse=fuse)
+        self.optimizer = self.sharded.optimizer(RULE, clip_grad=CLIP)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

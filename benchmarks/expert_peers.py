@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from stretto.arguments.schema import ModelConfig
 from stretto.experts import SparseFeedForward
+from stretto.kernels import fused
 from stretto.params import Init
 from stretto.tensor_parallel import Build, Pointwise, formulas
-from stretto.train.build import fused
 from stretto.world import Axis
 
 

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 UPDATES: Final = (
     "an optimizer of torch.optim sees no gradients of these parameters, so it trains nothing; take "
-    "`optimizer = sharded.optimizer(AdamWRule(betas, eps, weight_decay))` and its step(lr) after stretto.shard, "
+    "`optimizer = sharded.optimizer(stretto.AdamW(...))` and its step(lr) after stretto.shard, "
     "`optimizer=stretto.AdamW(...)` in a Trainer"
 )
 

@@ -1,7 +1,7 @@
 """Any module in an ordinary loop, in the place of `DistributedDataParallel` or `fully_shard`.
 
     with shard(model, state, sharding="fsdp") as sharded:
-        optimizer = sharded.optimizer(AdamWRule((0.9, 0.95), 1e-8, 0.1), clip_grad=1.0)
+        optimizer = sharded.optimizer(AdamW(weight_decay=0.1), clip_grad=1.0)
         for x in batches:                      # each rank its own
             model(x).backward()
             norm = optimizer.step(lr=3e-4)
@@ -12,20 +12,18 @@ The gradient is the mean over the ranks of that of each rank's loss.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stretto.arguments.param_groups import ParamGroup
 from stretto.distributed.data_parallel import DataParallel
 from stretto.distributed.dropout import number_rows, warn_of_dropout
 from stretto.distributed.foreign_optimizer import UPDATES
 from stretto.distributed.norm import clip_factor, grad_norm
-from stretto.distributed.optimizer import Fuse, Optimizer
+from stretto.distributed.optimizer import Optimizer
 from stretto.distributed.replicate import FROZEN, declare_rest
-from stretto.distributed.rules import MuonRule, Rule
 from stretto.parallel_state import ParallelState
 from stretto.schedule.sharding import MODES
 
@@ -41,22 +39,9 @@ class Sharded(DataParallel):
         """Whether a backward added something since the last forward began."""
         self._forward = module.register_forward_pre_hook(self._begins)
 
-    def optimizer(
-        self,
-        rule: Rule | MuonRule,
-        *,
-        groups: Sequence[ParamGroup] = (),
-        moments: torch.dtype | None = None,
-        remainder: bool = False,
-        cpu_offload: bool = False,
-        clip_grad: float = 0.0,
-        fuse: Fuse | None = None,
-    ) -> SteppingOptimizer:
-        """What updates the module after its last backward of a step."""
-        inner = Optimizer(
-            self, rule, groups=groups, moments=moments, remainder=remainder, cpu_offload=cpu_offload, fuse=fuse
-        )
-        return SteppingOptimizer(self, inner, clip_grad)
+    def optimizer(self, make: Callable[[DataParallel], Optimizer], *, clip_grad: float = 0.0) -> SteppingOptimizer:
+        """What updates the module after its last backward of a step; `make` is `stretto.AdamW(...)`, say."""
+        return SteppingOptimizer(self, make(self), clip_grad)
 
     def number(self, rows: range | Tensor) -> None:
         """Which rows of the run the next forward has, int64 [b]: what `stretto.Dropout` draws by."""

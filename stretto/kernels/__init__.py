@@ -4,7 +4,8 @@ pass over memory or has guards for tensors of many sizes. A call costs the host 
 Those by hand stand beside the formulas that they compute, in `hand_written`, and are held against them by one test.
 """
 
+from stretto.kernels.fused import fused
 from stretto.kernels.hand_written import hand_written
 from stretto.kernels.unguarded import compiled
 
-__all__ = ["compiled", "hand_written"]
+__all__ = ["compiled", "fused", "hand_written"]

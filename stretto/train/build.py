@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -25,7 +25,7 @@ from stretto.estimate.recompute import policies_of, policy_of_further
 from stretto.experts import Balance, expert_axes, routers_of
 from stretto.experts.fp8 import GroupedFp8
 from stretto.interop.shapes import logical_shapes
-from stretto.kernels import compiled, hand_written
+from stretto.kernels import fused
 from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import CudaGraphs, TensorMeta
@@ -121,7 +121,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         moments=DTYPES[config.moments] if config.moments == "bf16" else None,
         remainder=config.masters == "remainder",
         cpu_offload=config.optimizer_cpu_offload,
-        fuse=partial(fused, dynamic=True) if args.run.compile else None,
+        fuse=partial(fused, dynamic=True) if args.run.compile else unfused,
     )
     balance: list[Balance] = []
 
@@ -199,16 +199,6 @@ def sequence_cut(args: Arguments, state: ParallelState) -> SequenceCut:
     cp, p = state.axis("cp"), args.parallel
     windows = tuple(args.model.window_of(layer) for layer in range(args.model.layers))
     return SequenceCut(cp.rank, cp.size, p.tp if p.sequence_parallel else 1, windows, args.model.mtp_layers)
-
-
-def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:
-    """One kernel for each chain of elementwise operations in `function`, made when shapes are first seen.
-
-    `dynamic` makes one for all sizes at once: buckets have many. Activations have one, until a sample is drawn. On a
-    GPU a kernel written by hand goes first.
-    """
-    kernels = torch.compile(function, dynamic=dynamic) if dynamic else compiled(function)
-    return hand_written(function, kernels) if torch.cuda.is_available() else kernels
 
 
 def require_buildable(args: Arguments) -> list[tuple[Parts, ...]]:

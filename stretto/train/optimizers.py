@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from stretto.distributed import AdamWRule, DataParallel, LionRule, MuonRule, Optimizer, ParamGroup, Rule, SGDRule
+from stretto.kernels import fused
 
 Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes one kernel of an update: `torch.compile`, say."""
@@ -29,10 +30,14 @@ class _Options:
     remainder: bool = False
     cpu_offload: bool = False
     fuse: Fuse | None = None
+    """None: by a kernel on a GPU, `stretto.kernels.fused`; elsewhere as torch computes it."""
 
     def __call__(self, weights: DataParallel) -> Optimizer:
         """The optimizer of these weights."""
-        return flat(self._rule(), **{each.name: getattr(self, each.name) for each in fields(_Options)})(weights)
+        options = {each.name: getattr(self, each.name) for each in fields(_Options)}
+        if self.fuse is None and weights.state.world.device.type == "cuda":
+            options["fuse"] = partial(fused, dynamic=True)
+        return flat(self._rule(), **options)(weights)
 
     def _rule(self) -> Rule | MuonRule:
         raise NotImplementedError

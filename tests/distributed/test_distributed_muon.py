@@ -8,6 +8,7 @@ embedding orthogonalized; second moments of matrices that are kept.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
 from stretto.distributed import AdamWRule, MuonRule, shard
+from stretto.distributed.optimizer import Optimizer
 from stretto.estimate import ledger
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
@@ -138,7 +140,7 @@ def _train(world: World) -> dict[str, tuple[dict[str, Tensor], set[str]]]:
         for mode in ("none", "zero1", "zero2", "fsdp"):
             net = Net()
             with shard(net, state, sharding=mode, bucket_mb=1e-3) as sharded:
-                optimizer = sharded.optimizer(MuonRule(ADAMW, BETA))
+                optimizer = sharded.optimizer(partial(Optimizer, rule=MuonRule(ADAMW, BETA)))
                 for step in range(STEPS):
                     net(tokens(step).chunk(world.size)[world.rank]).backward()
                     optimizer.step(LR)

@@ -7,6 +7,7 @@ group that holds all that is stored together; a group without parameters that pa
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from stacked_blocks import WIDTH, Block, drawn
 from torch import Tensor, nn
 
 from stretto.arguments.param_groups import ParamGroup, parse_groups
-from stretto.distributed import AdamWRule, LionRule, Rule, SGDRule, shard
+from stretto.distributed import AdamWRule, Rule, SGDRule, shard
+from stretto.distributed.optimizer import Optimizer
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
+from stretto.train.optimizers import Lion
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -96,7 +99,7 @@ def test_a_group_without_parameters_is_named() -> None:
     said = r"no parameter has a name like \*embed\*: names are such as scale"
     with ParallelState.build(Layout.of(), World.single()) as state, shard(Net(), state) as sharded:  # noqa: SIM117
         with pytest.raises(ValueError, match=said):
-            sharded.optimizer(LionRule((0.9, 0.99), 0.1), groups=parse_groups("*bias: lr=2; *embed*: lr=2"))
+            sharded.optimizer(Lion(groups=parse_groups("*bias: lr=2; *embed*: lr=2")))
 
 
 def _train(world: World, rule: str) -> dict[str, dict[str, Tensor]]:
@@ -105,7 +108,7 @@ def _train(world: World, rule: str) -> dict[str, dict[str, Tensor]]:
         for mode in ("none", "zero1", "zero2", "fsdp"):
             net = Net()
             with shard(net, state, sharding=mode, bucket_mb=1e-3) as sharded:
-                optimizer = sharded.optimizer(RULES[rule][0], groups=parse_groups(GROUPS))
+                optimizer = sharded.optimizer(partial(Optimizer, rule=RULES[rule][0], groups=parse_groups(GROUPS)))
                 for step in range(STEPS):
                     net(rows(step).chunk(world.size)[world.rank]).backward()
                     optimizer.step(LR)

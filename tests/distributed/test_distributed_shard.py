@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stretto.distributed import AdamWRule, SGDRule, shard
+from stretto.distributed import shard
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.params import Init, ParamSpec, collect, declare
 from stretto.testing import Pool
+from stretto.train.optimizers import SGD, AdamW
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -73,7 +74,7 @@ def test_what_would_part_replicas_or_end_the_process_is_an_error(pool: Pool) -> 
 def _misused(world: World) -> tuple[str, str]:
     net = model()
     with ParallelState.build(Layout.of(dp=world.size), world) as state, shard(net, state) as sharded:
-        optimizer = sharded.optimizer(SGDRule(0.0, 0.0))
+        optimizer = sharded.optimizer(SGD(momentum=0.0))
         net(rows(0)).mean().backward()
         with pytest.raises(RuntimeError) as early:
             optimizer.inner.step(0.1)
@@ -102,7 +103,7 @@ def test_an_optimizer_of_torch_is_an_error_at_its_first_step(mode: str) -> None:
                 net(rows(0))
             with pytest.raises(RuntimeError, match=r"the 1 backward.* were not followed by an update"):
                 net(rows(0))
-            sharded.optimizer(SGDRule(0.0, 0.0)).step(0.1)
+            sharded.optimizer(SGD(momentum=0.0)).step(0.1)
             net(rows(0))
         torch.optim.AdamW(net.parameters()).step()
         with pytest.raises(ValueError, match="nothing to train"):
@@ -177,7 +178,7 @@ def _moved(world: World, way: str) -> tuple[float, Tensor]:
     net = Unlike(way)
     before = torch.cat([p.detach().flatten() for p in net.parameters()])
     with ParallelState.build(Layout.of(dp=world.size), world) as state, shard(net, state) as sharded:
-        optimizer = sharded.optimizer(SGDRule(0.0, 0.0))
+        optimizer = sharded.optimizer(SGD(momentum=0.0))
         loss_of(net, rows(0).chunk(world.size)[world.rank], way).backward()
         norm = optimizer.step(1.0).item()
         with sharded.whole():
@@ -190,7 +191,7 @@ def _train(world: World) -> dict[str, tuple[dict[str, Tensor], list[float]]]:
         for mode in ("none", "zero1", "zero2", "fsdp"):
             net, norms = model(), []
             with shard(net, state, sharding=mode, microbatches=2, bucket_mb=1e-4) as sharded:
-                optimizer = sharded.optimizer(AdamWRule((0.9, 0.95), 1e-4, 0.1), clip_grad=0.2)
+                optimizer = sharded.optimizer(AdamW(eps=1e-4), clip_grad=0.2)
                 for step in range(STEPS):
                     for microbatch in rows(step).chunk(world.size)[world.rank].chunk(2):
                         (net(microbatch).square().mean() / 2).backward()

@@ -17,7 +17,6 @@ from interop_oracle import build, in_fp64, rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stretto.distributed.rules import AdamWRule
 from stretto.distributed.shard import shard
 from stretto.interop.plans import plan_of
 from stretto.layout import Layout
@@ -27,6 +26,7 @@ from stretto.tensor_parallel import vocab_parallel_cross_entropy
 from stretto.tensor_parallel.foreign import Plan, parallelize
 from stretto.tensor_parallel.foreign_layers import Around, Colwise, Replicated, Rowwise
 from stretto.testing import Pool
+from stretto.train.optimizers import AdamW
 from stretto.verify import gather_full
 from stretto.world import Axis, World
 
@@ -64,7 +64,7 @@ def _compare(family: str, state: ParallelState, *, sequence_parallel: bool) -> N
     if not sequence_parallel and not plain.config.tie_word_embeddings:
         _cut_logits(family, plain, state)
     with shard(model, state, sharding="none") as sharded:
-        optimizer = sharded.optimizer(AdamWRule((0.9, 0.95), 1e-3, 0.1))
+        optimizer = sharded.optimizer(AdamW(eps=1e-3))
         wanted, found = _trained(plain, None), _trained(model, sharded)
         with sharded.whole():
             full = gather_full(

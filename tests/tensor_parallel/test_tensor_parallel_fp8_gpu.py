@@ -12,6 +12,7 @@ from tensor_parallel_full import draw
 from test_tensor_parallel_fp8 import ALONE, Sums, rounded
 from torch import Tensor
 
+from stretto.kernels import fused
 from stretto.params import Init
 from stretto.tensor_parallel import Build, ColumnParallelLinear, unfused
 from stretto.tensor_parallel.fp8 import (
@@ -28,7 +29,6 @@ from stretto.tensor_parallel.fp8 import (
     row_scale,
     scale,
 )
-from stretto.train.build import fused
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

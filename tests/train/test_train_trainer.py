@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import stretto
-from stretto.distributed import AdamWRule
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
@@ -268,7 +267,7 @@ def test_a_parameter_that_comes_late_is_an_error(way: str) -> None:
         else:
             sharded = stretto.shard(model, state)
             model.append(nn.Linear(WIDTH, WIDTH).double())
-            optimizer = sharded.optimizer(AdamWRule((0.9, 0.95), 1e-8, 0.1))
+            optimizer = sharded.optimizer(stretto.AdamW())
             F.mse_loss(model(x), y).backward()
             with pytest.raises(RuntimeError, match=r"1\.weight, 1\.bias came into the module after"):
                 optimizer.step(1e-3)
