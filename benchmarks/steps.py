@@ -51,8 +51,8 @@ class Case:
 
 
 _OLMOE = "--preset olmoe-7b --layers 4 --seq-len 4096 --micro-batch 4 --recompute selective"
-# A bias of each expert in the choice, that moves until the loads are equal: after some dozens of steps they are.
-_BALANCED = f"{_OLMOE} --router-bias --router-bias-rate 0.005"
+# A bias of each expert in the choice, that moves until the loads are equal: after some hundred steps they are.
+_BALANCED = f"{_OLMOE} --router-bias --router-bias-rate 0.0003"
 _WIDE = "--preset llama3-8b --vocab 32768 --layers 4 --micro-batch 1 --recompute selective --seq-len"
 # A copy for asynchronous saves would take as much of the host's memory as masters and moments do.
 _OFFLOAD = "--optimizer-cpu-offload --no-async-save"
