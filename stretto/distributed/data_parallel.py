@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stretto.collectives import all_reduce_
+from stretto.distributed.axes import gather_axis
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.foreign_optimizer import reject_steps
 from stretto.distributed.grouping import fill_buckets, fill_units
@@ -30,7 +31,6 @@ from stretto.layout.flat import overlap
 from stretto.parallel_state import ParallelState
 from stretto.params import Declared, Part, collect
 from stretto.schedule import DDP, Sharding
-from stretto.world import Axis
 
 GRADIENTS: Final = 2
 """Buckets whose gradients may have memory at a time, where that comes and goes: one that fills, one that is reduced."""
@@ -289,10 +289,3 @@ class DataParallel(Progress):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def gather_axis(state: ParallelState, replicas: Sequence[str]) -> Axis:
-    """Where weights are gathered: over a communicator of their own where the state has one, so that a gather does not
-    wait behind a reduction."""
-    own = (f"{replicas[0]}:gather", *replicas[1:])
-    return state.axis(*own) if state.has(*own) else state.axis(*replicas)

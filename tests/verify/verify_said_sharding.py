@@ -82,8 +82,8 @@ SHARDING = Said(
     Fault(
         "weights that are copied on their way",
         "distributed/bucket.py",
-        "self._gathering = all_gather_into(self.weights, self.shard, self._gather)\n\n    def gathered",
-        "self._gathering = all_gather_into(self.weights, self.shard.clone(), self._gather)\n\n    def gathered",
+        "        return all_gather_into(self.weights, self.shard, self._gather)",
+        "        return all_gather_into(self.weights, self.shard.clone(), self._gather)",
     ),
     Fault("a model that is whole before it is sharded", "train/build.py", "allocate=False,", "allocate=True,"),
 )
