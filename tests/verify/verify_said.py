@@ -46,6 +46,7 @@ from verify_said_sharding import (
     PLANNER,
     QUANTIZED,
     RULES,
+    SECTIONS,
     SHARDING,
     WIRE,
 )
@@ -702,6 +703,7 @@ SAID = (
     BASH,
     SCRIPTS,
     FLAT,
+    SECTIONS,
     SHARDING,
     RULES,
     PARAM_GROUPS,

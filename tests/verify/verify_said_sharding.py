@@ -88,6 +88,16 @@ SHARDING = Said(
     Fault("a model that is whole before it is sharded", "train/build.py", "allocate=False,", "allocate=True,"),
 )
 
+SECTIONS = Said(
+    "tests/distributed/test_distributed_sections.py",
+    Fault(
+        "a backward that does not wait for what is in no section",
+        "distributed/sections.py",
+        "        self._wait((*self._always, *self.uses[n]))\n        kept",
+        "        self._wait(self.uses[n])\n        kept",
+    ),
+)
+
 RULES = Said(
     "tests/distributed/test_distributed_rules.py",
     Fault(
