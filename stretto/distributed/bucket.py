@@ -37,6 +37,9 @@ class Bucket(Arrivals):
     nothing is sharded. Parameters that want no gradient (`frozen`) have weights alone.
     """
 
+    shares = True
+    """Whether the others read the shard: GEMMs read weights in their own dtype."""
+
     def __init__(
         self,
         items: Sequence[Declared],
@@ -54,9 +57,8 @@ class Bucket(Arrivals):
         first = items[0].param
         self.frozen = not first.requires_grad
         self.grad_dtype = torch.promote_types(first.dtype, torch.float32)
-        shards, rank = (axis.size, axis.rank) if self.sharding.state else (1, 0)
-        self.flat = Flat(tuple(item.param.numel() for item in items), shards)
-        self.own = self.flat.shard(rank)
+        self.flat = Flat(tuple(item.param.numel() for item in items), axis.size if self.sharding.state else 1)
+        self.own = self.flat.shard(axis.rank if self.sharding.state else 0)
         self._spans = {item.param: span for item, span in zip(items, self.flat.spans, strict=True)}
         peers = self._gather.peer_memory if self.sharding.state else None
         kept_whole = self.sharding.state and not self.sharding.params
@@ -68,7 +70,8 @@ class Bucket(Arrivals):
             item.param.data = view
         self.shard = self._mine(self.weights)
         if self.sharding.params:
-            self.shard = zeros(self.shard.numel(), first, first.dtype, peers).copy_(self.shard)
+            read = peers if self.shares else None
+            self.shard = zeros(self.shard.numel(), first, first.dtype, read).copy_(self.shard)
             free(self.weights)
         size = 0 if self.frozen else self.flat.numel
         summed_whole = self.sharding.state and not self.sharding.grads and wire is None

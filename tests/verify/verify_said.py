@@ -629,8 +629,8 @@ FP8 = Said(
     Fault(
         "one scale for all rows",
         "tensor_parallel/fp8.py",
-        "return _meaning(x.abs().amax(-1, keepdim=True), E4M3)",
-        "return _meaning(x.abs().amax().expand(x.shape[0], 1), E4M3)",
+        "return meaning(x.abs().amax(-1, keepdim=True), E4M3)",
+        "return meaning(x.abs().amax().expand(x.shape[0], 1), E4M3)",
     ),
     Fault(
         "a weight that is not quantized anew after an update",

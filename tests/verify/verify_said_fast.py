@@ -303,4 +303,10 @@ KERNELS_FP8 = Said(
         "    inside = column < width\n",
         "    inside = column < width - 1\n",
     ),
+    Fault(
+        "bytes that lie across as if the matrix were square",
+        "kernels/fp8.py",
+        "tl.store(transposed + column[:, None] * rows + row[None, :],",
+        "tl.store(transposed + column[:, None] * width + row[None, :],",
+    ),
 )

@@ -34,8 +34,8 @@ SHARDING = Said(
     Fault(
         "a shard that is another rank's",
         "distributed/bucket.py",
-        "self.own = self.flat.shard(rank)",
-        "self.own = self.flat.shard((rank + 1) % shards)",
+        "self.own = self.flat.shard(axis.rank if self.sharding.state else 0)",
+        "self.own = self.flat.shard((axis.rank + 1) % axis.size if self.sharding.state else 0)",
     ),
     Fault(
         "gradients of earlier microbatches forgotten",

@@ -1,0 +1,173 @@
+"""Buckets of sharded weights that GEMMs read in FP8: gathered in a byte for each element.
+
+After an update each rank looks for the largest number in its part of each matrix, the ranks agree on the largest of
+these, for all buckets of a stage at once, and each quantizes its own range by the scales that follow. From then on
+visits gather bytes, to where the GEMMs read them. Their transposed copies are made for a backward, and live as long as
+what they are made of. Weights in their own dtype are gathered for those alone who ask for them (`make_whole`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stretto.collectives import all_gather_into
+from stretto.distributed.bucket import Bucket
+from stretto.distributed.memory import allocate, free, here, zeros
+from stretto.params import Declared
+from stretto.schedule import Sharding
+from stretto.world import Axis, Work
+
+
+class Quantizer(Protocol):
+    """How GEMMs want their weights: in `dtype`, of a byte, with one scale for each matrix."""
+
+    dtype: torch.dtype
+
+    def takes(self, weight: nn.Parameter) -> bool:
+        """Whether nothing but such GEMMs reads it."""
+
+    def scales(self, parts: Sequence[Tensor], over: Axis) -> Tensor:
+        """[n] in fp32: of each matrix, of which this rank has a part [k], and the ranks of an axis have the rest."""
+
+    def quantize_(self, out: Tensor, x: Tensor, scale: Tensor) -> object:
+        """x [k] in units of its scale [1] into `out`."""
+
+    def transpose_(self, out: Tensor, x: Tensor) -> object:
+        """x [n, d] into `out` [d, n]."""
+
+    def give(self, weights: Mapping[nn.Parameter, Any]) -> object:
+        """GEMMs are to read these `Matrix`."""
+
+
+class Matrix:
+    """A weight in FP8 [d_out, d_in] with its scale [1, 1], and the copy across: views of memory that comes and goes."""
+
+    def __init__(self, bucket: QuantizedBucket, param: nn.Parameter, scale: Tensor) -> None:
+        dtype = bucket.quantizer.dtype
+        self.bucket, self.bytes = bucket, bucket.view(bucket.bytes, param)
+        self.bytes_across = bucket.view(bucket.transposed, param).view(*reversed(param.shape))
+        self.plain, self._across = self.bytes.view(dtype), self.bytes_across.view(dtype)
+        self.plain_scale = self.across_scale = scale.view(1, 1)
+
+    @property
+    def across(self) -> Tensor:
+        """[d_in, d_out], which is made for a backward."""
+        self.bucket.transpose(self)
+        return self._across
+
+
+class QuantizedBucket(Bucket):
+    """A bucket of matrices that are sharded; over one rank there is none."""
+
+    shares = False
+
+    def __init__(
+        self, items: Sequence[Declared], axis: Axis, sharding: Sharding, quantizer: Quantizer, **options: Any
+    ) -> None:
+        super().__init__(items, axis, sharding, **options)
+        first = items[0].param
+        self.quantizer = quantizer
+        self.bytes = zeros(self.flat.numel, first, torch.uint8, None)
+        """[numel] of all matrices, between `gather` and `release`."""
+        self.transposed = zeros(self.flat.numel, first, torch.uint8, None)
+        """The same across."""
+        self.own_bytes = zeros(len(self.own), first, torch.uint8, self._gather.peer_memory)
+        """This rank's, after the first `gather`."""
+        self.scales = torch.ones(len(items), dtype=torch.float32, device=first.device)
+        self.matrices = {
+            item.param: Matrix(self, item.param, scale)
+            for item, scale in zip(items, torch.split(self.scales, 1), strict=True)
+        }
+        free(self.bytes)
+        free(self.transposed)
+        self.stale = True
+        """Whether the shard has changed since it was quantized."""
+        self.together: Sequence[QuantizedBucket] = (self,)
+        """Those whose scales are agreed on at once."""
+        self._made: set[Matrix] = set()  # across
+
+    @property
+    def asked(self) -> bool:
+        return here(self.bytes)
+
+    def _begin(self) -> Work:
+        if self.stale:
+            quantize([bucket for bucket in self.together if bucket.stale])
+        allocate(self.bytes)
+        return all_gather_into(self.bytes, self.own_bytes, self._gather)
+
+    def make_whole(self) -> None:
+        if not self.whole:
+            self._updating.wait()
+            super()._begin().wait()
+
+    def release(self) -> None:
+        if self.asked:
+            self.gathered()
+        for each in (self.bytes, self.transposed, self.weights):
+            free(each)
+        self._made.clear()
+
+    def updated(self, updating: Work | None = None) -> None:
+        super().updated(updating)
+        self.stale = True
+
+    def settle(self) -> None:
+        """What follows may quantize this rank's range anew: the others have read it."""
+        if (peers := self._gather.peer_memory) is not None:
+            peers.settle(self.own_bytes)
+
+    def transpose(self, matrix: Matrix) -> None:
+        """Make the copy across of what has come, unless there is one: each place uses it as often as a section comes
+        in parts."""
+        if not here(self.transposed):
+            allocate(self.transposed)
+        if matrix not in self._made:
+            self.quantizer.transpose_(matrix.bytes_across, matrix.bytes)
+            self._made.add(matrix)
+
+    def quantize(self, scales: Tensor) -> None:
+        """This rank's range by the scales [n] of the whole matrices."""
+        self.settle()
+        self.scales.copy_(scales)
+        for param, scale in self._scaled():
+            part = self.part(self.shard, param).flat
+            if part.numel():
+                into = self.part(self.own_bytes, param).flat
+                self.quantizer.quantize_(into.view(self.quantizer.dtype), part, scale)
+        self.stale = False
+
+    def parts(self) -> list[Tensor]:
+        """What this rank has of each matrix, [k]."""
+        return [self.part(self.shard, param).flat for param in self.params]
+
+    def _scaled(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Each weight, and its scale [1]."""
+        return zip(self.params, torch.split(self.scales, 1), strict=True)
+
+
+@torch.no_grad()
+def quantize(buckets: Sequence[QuantizedBucket]) -> None:
+    """Quantize the ranges of this rank, by scales that the ranks agree on: one small message of all buckets."""
+    for bucket in buckets:
+        bucket.arrive()
+    parts = [bucket.parts() for bucket in buckets]
+    scales = buckets[0].quantizer.scales([part for each in parts for part in each], buckets[0].axis)
+    for bucket, each in zip(buckets, torch.split(scales, [len(each) for each in parts]), strict=True):
+        bucket.quantize(each)
+
+
+def agree_at_once(buckets: Iterable[Bucket], *, apart: bool = False) -> None:
+    """Let those that are quantized agree on their scales together, or each by itself."""
+    found = [bucket for bucket in buckets if isinstance(bucket, QuantizedBucket)]
+    for bucket in found:
+        bucket.together = (bucket,) if apart else found
+
+
+def matrices_of(buckets: Iterable[Bucket]) -> dict[nn.Parameter, Matrix]:
+    """All that come in FP8."""
+    return {p: m for bucket in buckets if isinstance(bucket, QuantizedBucket) for p, m in bucket.matrices.items()}
