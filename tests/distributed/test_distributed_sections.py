@@ -1,6 +1,6 @@
 """What a stage is gathered by: nothing is read before it has come.
 
-Fault to catch: weights that are in no section asked for before a backward, and not waited for.
+Faults to catch: a backward that does not wait for what is in no section.
 """
 
 from __future__ import annotations

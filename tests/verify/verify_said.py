@@ -35,6 +35,8 @@ from verify_said_settings import ELSEWHERE
 from verify_said_sharding import (
     CHECKPOINTS,
     FLAT,
+    GATHERED_IN_FP8,
+    GROUPING,
     HOST,
     LEDGER,
     LEDGER_HALVES,
@@ -705,6 +707,8 @@ SAID = (
     FLAT,
     SECTIONS,
     SHARDING,
+    GROUPING,
+    GATHERED_IN_FP8,
     RULES,
     PARAM_GROUPS,
     MUON,
