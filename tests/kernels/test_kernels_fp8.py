@@ -3,7 +3,7 @@
 The interpreter does not round to 8 bits as a GPU does, so there numbers are such that nothing is to be rounded.
 
 Faults to catch: the scale of another row; rows that lie apart read as if they lay together; the last column left out;
-bytes that lie across as if the matrix were square.
+the last column of bytes left where it was.
 """
 
 from __future__ import annotations

@@ -304,9 +304,9 @@ KERNELS_FP8 = Said(
         "    inside = column < width - 1\n",
     ),
     Fault(
-        "bytes that lie across as if the matrix were square",
+        "the last column of bytes left where it was",
         "kernels/fp8.py",
-        "tl.store(transposed + column[:, None] * rows + row[None, :],",
-        "tl.store(transposed + column[:, None] * width + row[None, :],",
+        "    across = (column[:, None] < width) & (row[None, :] < rows)\n    tl.store(transposed",
+        "    across = (column[:, None] < width - 1) & (row[None, :] < rows)\n    tl.store(transposed",
     ),
 )
