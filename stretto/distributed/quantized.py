@@ -8,7 +8,7 @@ what they are made of. Weights in their own dtype are gathered for those alone w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -78,10 +78,12 @@ class QuantizedBucket(Bucket):
         self.own_bytes = zeros(len(self.own), first, torch.uint8, self._gather.peer_memory)
         """This rank's, after the first `gather`."""
         self.scales = torch.ones(len(items), dtype=torch.float32, device=first.device)
-        self.matrices = {
-            item.param: Matrix(self, item.param, scale)
-            for item, scale in zip(items, torch.split(self.scales, 1), strict=True)
-        }
+        scales = dict(zip(self.params, torch.split(self.scales, 1), strict=True))
+        self.matrices = {param: Matrix(self, param, scale) for param, scale in scales.items()}
+        self.parts = [self.part(self.shard, param).flat for param in self.params]
+        """What this rank has of each matrix, [k]."""
+        own = [self.part(self.own_bytes, param).flat.view(quantizer.dtype) for param in self.params]
+        self._quantized = [each for each in zip(own, self.parts, scales.values(), strict=True) if len(each[0])]
         free(self.bytes)
         free(self.transposed)
         self.stale = True
@@ -134,20 +136,9 @@ class QuantizedBucket(Bucket):
         """This rank's range by the scales [n] of the whole matrices."""
         self.settle()
         self.scales.copy_(scales)
-        for param, scale in self._scaled():
-            part = self.part(self.shard, param).flat
-            if part.numel():
-                into = self.part(self.own_bytes, param).flat
-                self.quantizer.quantize_(into.view(self.quantizer.dtype), part, scale)
+        for out, part, scale in self._quantized:
+            self.quantizer.quantize_(out, part, scale)
         self.stale = False
-
-    def parts(self) -> list[Tensor]:
-        """What this rank has of each matrix, [k]."""
-        return [self.part(self.shard, param).flat for param in self.params]
-
-    def _scaled(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Each weight, and its scale [1]."""
-        return zip(self.params, torch.split(self.scales, 1), strict=True)
 
 
 @torch.no_grad()
@@ -155,9 +146,9 @@ def quantize(buckets: Sequence[QuantizedBucket]) -> None:
     """Quantize the ranges of this rank, by scales that the ranks agree on: one small message of all buckets."""
     for bucket in buckets:
         bucket.arrive()
-    parts = [bucket.parts() for bucket in buckets]
-    scales = buckets[0].quantizer.scales([part for each in parts for part in each], buckets[0].axis)
-    for bucket, each in zip(buckets, torch.split(scales, [len(each) for each in parts]), strict=True):
+    parts = [part for bucket in buckets for part in bucket.parts]
+    scales = buckets[0].quantizer.scales(parts, buckets[0].axis)
+    for bucket, each in zip(buckets, torch.split(scales, [len(b.parts) for b in buckets]), strict=True):
         bucket.quantize(each)
 
 

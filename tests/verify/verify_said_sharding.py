@@ -126,8 +126,8 @@ GATHERED_IN_FP8 = Said(
     Fault(
         "the largest number of all that a rank has",
         "distributed/quantized.py",
-        "return [self.part(self.shard, param).flat for param in self.params]",
-        "return [self.shard for param in self.params]",
+        "    parts = [part for bucket in buckets for part in bucket.parts]\n",
+        "    parts = [bucket.shard for bucket in buckets for part in bucket.parts]\n",
     ),
     Fault(
         "scales that the ranks of tp do not agree on",
@@ -156,8 +156,8 @@ GATHERED_IN_FP8 = Said(
     Fault(
         "bytes at another place",
         "distributed/quantized.py",
-        "into = self.part(self.own_bytes, param).flat",
-        "into = self.own_bytes[: len(part)]",
+        "[self.part(self.own_bytes, param).flat.view(quantizer.dtype) for",
+        "[self.own_bytes[: len(self.part(self.shard, param).flat)].view(quantizer.dtype) for",
     ),
     Fault("a copy across of a visit before", "distributed/quantized.py", "        self._made.clear()\n", ""),
     Fault(
