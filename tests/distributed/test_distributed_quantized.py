@@ -156,6 +156,9 @@ RUNS = [
     pytest.param("1 1 2", "--lora-rank 4 --lora-targets q,down", marks=AT_NIGHT),
     pytest.param("1 1 2", "--mtp-layers 1 --reduce-dtype bf16", marks=AT_NIGHT),
     pytest.param("1 2 2", "--schedule zb-h1", marks=AT_NIGHT),
+    pytest.param(
+        "2 2 2", "--sequence-parallel --layers 5 --schedule interleaved --vpp 2 --global-batch 8", marks=AT_NIGHT
+    ),
     pytest.param("1 1 2", "--experts 4 --top-k 2 --expert-ffn 32 --shared-ffn 32 --ep 2", marks=AT_NIGHT),
 ]
 
@@ -204,7 +207,9 @@ def _run(world: World, args: Arguments, in_fp8: bool) -> tuple[list[Any], dict[s
             moving = [each for each in units if not each.frozen]
             if in_fp8:  # before the first use, and after each update
                 apart = args.optimizer.optimizer_cpu_offload
-                assert sent.pop("scales") == (len(units) + 2 * len(moving) if apart else 1 + 2 * bool(moving))
+                stages = len(session.built.stages)
+                times = len(units) + 2 * len(moving) if apart else stages * (1 + 2 * bool(moving))
+                assert sent.pop("scales") == times
             sent = Counter(sent)
             return told, tensors | session.full_state(), session.unequal_replicas(), sent
 
