@@ -56,7 +56,7 @@ OTHERS: Final = (
             "async_mode": "--async-save",
             "initial_load_path": "--init-from",
             "selective_ac_option": "--recompute selective",
-            "enable_fsdp_float8_all_gather": "--fp8 tensorwise or rowwise; weights are gathered in bf16",
+            "enable_fsdp_float8_all_gather": "--fp8 tensorwise: with --sharding fsdp weights are then gathered in FP8",
             "recipe_name": "--fp8 tensorwise or rowwise",
             "log_freq": "--log-every",
         },

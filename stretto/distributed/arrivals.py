@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from torch import nn
 
 from stretto.params import Declared
@@ -59,3 +61,26 @@ class Arrivals:
     @progress.setter
     def progress(self, progress: tuple[frozenset[nn.Parameter], frozenset[nn.Parameter]]) -> None:
         self._fresh, self._without = (set(each) for each in progress)
+
+    def arm(self, only: Container[nn.Parameter] | None = None) -> None:
+        """The next gradient of each parameter is the last before a sum over the ranks, or of those among `only`.
+
+        Raises RuntimeError the second time in a step, where gradients are not sharded.
+        """
+        if self._waiting is not None:
+            raise RuntimeError("reduce(stage) was called twice in one step: zero() must begin the next one")
+        self._waiting = {p for p in self._spans if only is None or p in only}
+
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        """Axes that data parallelism reduces over, the same for all that is in it."""
+        return self.items[0].replicas
+
+    @property
+    def full(self) -> bool:
+        """Whether every last gradient is here."""
+        return self._waiting is not None and not self._waiting
+
+    def name_of(self, param: nn.Parameter) -> str:
+        """Of a parameter in it."""
+        return next(item.name for item in self.items if item.param is param)

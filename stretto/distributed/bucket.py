@@ -9,7 +9,7 @@ reduce-scatter reads where it wrote.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import TypeVar
 
@@ -37,6 +37,9 @@ class Bucket(Arrivals):
     nothing is sharded. Parameters that want no gradient (`frozen`) have weights alone.
     """
 
+    shares = True
+    """Whether the others read the shard: GEMMs read weights in their own dtype."""
+
     def __init__(
         self,
         items: Sequence[Declared],
@@ -54,9 +57,8 @@ class Bucket(Arrivals):
         first = items[0].param
         self.frozen = not first.requires_grad
         self.grad_dtype = torch.promote_types(first.dtype, torch.float32)
-        shards, rank = (axis.size, axis.rank) if self.sharding.state else (1, 0)
-        self.flat = Flat(tuple(item.param.numel() for item in items), shards)
-        self.own = self.flat.shard(rank)
+        self.flat = Flat(tuple(item.param.numel() for item in items), axis.size if self.sharding.state else 1)
+        self.own = self.flat.shard(axis.rank if self.sharding.state else 0)
         self._spans = {item.param: span for item, span in zip(items, self.flat.spans, strict=True)}
         peers = self._gather.peer_memory if self.sharding.state else None
         kept_whole = self.sharding.state and not self.sharding.params
@@ -68,7 +70,8 @@ class Bucket(Arrivals):
             item.param.data = view
         self.shard = self._mine(self.weights)
         if self.sharding.params:
-            self.shard = zeros(self.shard.numel(), first, first.dtype, peers).copy_(self.shard)
+            read = peers if self.shares else None
+            self.shard = zeros(self.shard.numel(), first, first.dtype, read).copy_(self.shard)
             free(self.weights)
         size = 0 if self.frozen else self.flat.numel
         summed_whole = self.sharding.state and not self.sharding.grads and wire is None
@@ -128,15 +131,27 @@ class Bucket(Arrivals):
         """Whether the weights have memory: they are whole, or on their way."""
         return here(self.weights)
 
+    @property
+    def asked(self) -> bool:
+        """Whether what GEMMs read of the weights is whole, or on its way."""
+        return self.whole
+
     def gather(self) -> None:
-        """Begin to make the weights whole, unless they are, or are on their way."""
-        if not self.whole:
+        """Begin to make whole what GEMMs read, unless it is, or is on its way."""
+        if not self.asked:
             self._updating.wait()
-            allocate(self.weights)
-            self._gathering = all_gather_into(self.weights, self.shard, self._gather)
+            self._gathering = self._begin()
+
+    def _begin(self) -> Work:
+        allocate(self.weights)
+        return all_gather_into(self.weights, self.shard, self._gather)
+
+    def make_whole(self) -> None:
+        """What follows sees whole weights in their own dtype, until `release`."""
+        self.gathered()
 
     def gathered(self) -> None:
-        """What follows sees whole weights."""
+        """What follows sees what GEMMs read."""
         self.gather()
         if self._gathering is not None:
             self._gathering.wait()
@@ -145,7 +160,7 @@ class Bucket(Arrivals):
 
     def arrive(self) -> None:
         """What follows sees the last update; nothing of this bucket is on its way."""
-        if self.whole:
+        if self.asked:
             self.gathered()
         self._updating.wait()
 
@@ -200,25 +215,6 @@ class Bucket(Arrivals):
         """Every gradient of `param` in this backward was added."""
         if self._waiting is not None:
             self._waiting.discard(param)
-
-    def arm(self, only: Container[nn.Parameter] | None = None) -> None:
-        """The next gradient of each parameter is the last before a sum over the ranks, or of those among `only`.
-
-        Raises RuntimeError the second time in a step, where gradients are not sharded.
-        """
-        if self._waiting is not None:
-            raise RuntimeError("reduce(stage) was called twice in one step: zero() must begin the next one")
-        self._waiting = {p for p in self._spans if only is None or p in only}
-
-    @property
-    def replicas(self) -> tuple[str, ...]:
-        """Axes that data parallelism reduces over, the same for all that is in it."""
-        return self.items[0].replicas
-
-    @property
-    def full(self) -> bool:
-        """Whether every last gradient is here."""
-        return self._waiting is not None and not self._waiting
 
     def send(self) -> None:
         """Begin to sum the gradients over the axis."""
@@ -292,7 +288,3 @@ class Bucket(Arrivals):
 
     def _mine(self, flat: Tensor) -> Tensor:
         return flat[self.own.start : self.own.stop]
-
-    def name_of(self, param: nn.Parameter) -> str:
-        """Of a parameter in it."""
-        return next(item.name for item in self.items if item.param is param)

@@ -11,26 +11,27 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
 
 from stretto.collectives import all_reduce_
+from stretto.distributed.axes import gather_axis
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.foreign_optimizer import reject_steps
 from stretto.distributed.grouping import fill_buckets, fill_units
 from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.partial import Gradient, sum_partial_gradients
 from stretto.distributed.progress import Progress
+from stretto.distributed.quantized import QuantizedBucket, Quantizer, agree_at_once, matrices_of
 from stretto.distributed.region import take_turns
-from stretto.distributed.replicate import require_no_newcomers
+from stretto.distributed.replicate import require_no_newcomers, require_single
 from stretto.distributed.sections import Sections, sections_of
 from stretto.layout.flat import overlap
 from stretto.parallel_state import ParallelState
 from stretto.params import Declared, Part, collect
 from stretto.schedule import DDP, Sharding
-from stretto.world import Axis
 
 GRADIENTS: Final = 2
 """Buckets whose gradients may have memory at a time, where that comes and goes: one that fills, one that is reduced."""
@@ -39,12 +40,13 @@ GRADIENTS: Final = 2
 class DataParallel(Progress):
     """The weights of this rank's stages: buckets, what fills them, and what gathers them.
 
-    `stages` maps the number of each stage on this rank to its module; `direct` is what its layers were built with, if
-    they add weight gradients up themselves. Buckets have `bucket_mb` of gradients; where parameters are sharded, one
-    holds a section of a stage, of which the last `keep` stay whole between forward and backward. `visits` says of each
-    UNSHARD of a stage in a step whether a backward follows; otherwise a forward does. Gradients travel in the dtype
-    `wire`, where there is one. Raises ValueError for undeclared parameters, and for two copies of one logical tensor,
-    such as a tied embedding, in stages of this rank.
+    `stages` maps the number of each stage on this rank to its module; `direct` is what its layers were built with,
+    if they add weight gradients up themselves. Buckets have `bucket_mb` of gradients; where parameters are sharded,
+    one holds a section of a stage, of which the last `keep` stay whole between forward and backward; what
+    `quantizer` takes is gathered quantized. `visits` says of each UNSHARD of a stage in a step whether a backward
+    follows; otherwise a forward does. Gradients travel in the dtype `wire`, where there is one. Raises ValueError
+    for undeclared parameters, and for two copies of one logical tensor, such as a tied embedding, in stages of this
+    rank.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class DataParallel(Progress):
         keep: int = 0,
         visits: Mapping[int, Sequence[bool]] | None = None,
         wire: torch.dtype | None = None,
+        quantizer: Quantizer | None = None,
     ) -> None:
-        self.state, self.wire = state, wire
+        self.state, self.wire, self._quantizer = state, wire, quantizer
         self.norms: tuple[list[str], Tensor] = [], torch.zeros(0)
         """Names of the gradients that this rank counts, and their norms [n] when the gradient's was last computed."""
         self._visits, self._visited = visits or {}, Counter[int]()
@@ -76,21 +79,19 @@ class DataParallel(Progress):
             self.declared += declared
             held |= {each.param for each in declared}
             if self.sharding.params:
-                groups = fill_units(declared, sections_of(module))
+                groups = fill_units(declared, sections_of(module), None if quantizer is None else quantizer.takes)
             else:
                 groups = fill_buckets(declared, bucket_mb * 2**20)
             self.buckets[stage] = [self._bucket(group) for group in groups]
-        holders = Counter(part.name for d in self.declared for part in d.logical)
-        if twice := [name for name, count in holders.items() if count > 1]:
-            raise ValueError(
-                f"{', '.join(twice)} lies on this rank twice, in stages of their own: nothing adds the gradients of "
-                "its copies; place the stages that share it on different ranks, or name what is not shared otherwise"
-            )
+            agree_at_once(self.buckets[stage])
+        require_single(self.declared)
         self._home = {item.param: b for b in self.all_buckets for item in b.items}
+        if quantizer is not None:
+            quantizer.give(matrices_of(self.all_buckets))
         self._stages, self._keep = stages, keep
         self._sections: dict[int, Sections] = {}
         if self.sharding.state:
-            self.wait_by_section()
+            self._watch_sections()
         if self.sharding.params and self.wire is None:
             self._share_regions()
         self._unsent: deque[Bucket] = deque()
@@ -106,8 +107,12 @@ class DataParallel(Progress):
         self._accept_steps = reject_steps(self)
 
     def wait_by_section(self) -> None:
-        """From now on each section waits for its weights before it is used: they may be on their way, or be updated
-        beside the forward."""
+        """From now on each section waits for its own weights alone: they may be updated beside the forward."""
+        self._watch_sections()
+        agree_at_once(self.all_buckets, apart=True)
+
+    def _watch_sections(self) -> None:
+        """Weights may be on their way: a section waits for them before it is used."""
         for stage, module in self._stages.items():
             if stage not in self._sections:
                 self._sections[stage] = Sections(module, sections_of(module), self._home, keep=self._keep)
@@ -236,7 +241,10 @@ class DataParallel(Progress):
         names = self._over(group[0].replicas) if self.sharding.state else group[0].replicas
         axis = self.state.axis(*names)
         gather = gather_axis(self.state, names) if self.sharding.state else axis
-        return Bucket(group, axis, self.sharding, gather=gather, room=self._room, wire=self.wire)
+        options: dict[str, Any] = {"gather": gather, "room": self._room, "wire": self.wire}
+        if self.sharding.params and self._quantizer is not None and self._quantizer.takes(group[0].param):
+            return QuantizedBucket(group, axis, self.sharding, self._quantizer, **options)
+        return Bucket(group, axis, self.sharding, **options)
 
     def _share_regions(self) -> None:
         """Buckets of which each is used by one section fill one after the other."""
@@ -289,10 +297,3 @@ class DataParallel(Progress):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def gather_axis(state: ParallelState, replicas: Sequence[str]) -> Axis:
-    """Where weights are gathered: over a communicator of their own where the state has one, so that a gather does not
-    wait behind a reduction."""
-    own = (f"{replicas[0]}:gather", *replicas[1:])
-    return state.axis(*own) if state.has(*own) else state.axis(*replicas)

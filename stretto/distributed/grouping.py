@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -16,13 +16,18 @@ def fill_buckets(items: Sequence[Declared], limit: float) -> list[list[Declared]
     return [[items[n] for n in group] for group in by_size([_stored(item) for item in items], int(limit) // wide)]
 
 
-def fill_units(items: Sequence[Declared], sections: Sequence[Sequence[nn.Module]]) -> list[list[Declared]]:
-    """A bucket for each section of a stage, and one for what is in none."""
+def fill_units(
+    items: Sequence[Declared],
+    sections: Sequence[Sequence[nn.Module]],
+    quantized: Callable[[nn.Parameter], bool] | None = None,
+) -> list[list[Declared]]:
+    """A bucket for each section of a stage, and one for what is in none; what is gathered `quantized` is apart."""
     section: dict[nn.Parameter, int] = {}
     for n, modules in enumerate(sections):
         for param in (p for module in modules for p in module.parameters()):
             section.setdefault(param, n)
-    found = [_stored(item)._replace(section=section.get(item.param)) for item in items]
+    taken = {item.param for item in items if quantized is not None and quantized(item.param)}
+    found = [_stored(item)._replace(section=section.get(item.param), quantized=item.param in taken) for item in items]
     return [[items[n] for n in group] for group in by_section(found)]
 
 

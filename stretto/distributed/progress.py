@@ -33,7 +33,7 @@ class Progress:
     def whole(self) -> Iterator[None]:
         """All parameters can be read on every rank."""
         for bucket in self.all_buckets:
-            bucket.gathered()
+            bucket.make_whole()
         yield
         for bucket in self.all_buckets:
             bucket.release()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
 from typing import Final, TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stretto.collectives import broadcast
 from stretto.parallel_state import ParallelState
-from stretto.params import ParamSpec, collect, declare, declared_in
+from stretto.params import Declared, ParamSpec, collect, declare, declared_in
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -81,3 +82,13 @@ def align(module: nn.Module, state: ParallelState, elsewhere: Container[nn.Param
             cut = {shard.axis for part in item.logical for shard in part.spec.shard}
             for axis in (state.axis(*item.replicas), *(() if "tp" in cut else (state.axis("tp"),))):
                 item.param.data.copy_(broadcast(item.param.data, axis))
+
+
+def require_single(declared: Iterable[Declared]) -> None:
+    """Raise ValueError for two copies of one logical tensor on this rank."""
+    holders = Counter(part.name for d in declared for part in d.logical)
+    if twice := [name for name, count in holders.items() if count > 1]:
+        raise ValueError(
+            f"{', '.join(twice)} lies on this rank twice, in stages of their own: nothing adds the gradients of "
+            "its copies; place the stages that share it on different ranks, or name what is not shared otherwise"
+        )

@@ -145,7 +145,7 @@ class Sections:
 
     def _enter(self, n: int, then: int) -> None:
         """The computation has come to section `n`, and goes on with section `then`."""
-        self._wait(self.uses[n])
+        self._wait((*self._always, *self.uses[n]))
         kept = self._kept if torch.is_grad_enabled() and not self._backward else set()
         for bucket in [b for b in self._held if b not in self.uses[n] and b not in self._always and b not in kept]:
             bucket.release()

@@ -29,22 +29,30 @@ STATE: Final[Mapping[str, int]] = MappingProxyType({"adamw": 2, "sgd": 1, "lion"
 
 @dataclass(frozen=True)
 class Sections:
-    """Of weights and gradients that are sharded: bytes of each section of a stage, where they are whole."""
+    """Of weights and gradients that are sharded: bytes of each section of a stage, where they are whole, as they are
+    gathered."""
 
     weights: tuple[int, ...] = ()
     gradients: tuple[int, ...] = ()
     all_weights: int = 0
     keep: int = 0
     """So many of the last stay whole from forward to backward."""
-    tied: int = 0
-    """Gradients of a shared embedding, which fill all the way back."""
+    transposed: tuple[int, ...] = ()
+    """Bytes across of what came in FP8, while a section is at work in a backward."""
+    spread: int = 0
+    """Weights that several sections use, those of `spread_over`."""
+    spread_over: frozenset[int] = frozenset()
+    filled_throughout: int = 0
+    """Gradients that fill all the way back: of these, and of a shared embedding."""
     left: bool = False
     """Whether two buckets of a backward before wait until others want their memory."""
 
     def gathered(self, at: int, *, back: bool) -> int:
         """Bytes that are whole while a section is at work, and the next one on its way."""
         here = {at, at - 1 if back else at + 1, *range(max(0, len(self.weights) - self.keep), at)}
-        return min(self.all_weights, _sum_of(self.weights, here))
+        spread = 0 if here.isdisjoint(self.spread_over) else self.spread
+        across = _sum_of(self.transposed, {at}) if back else 0
+        return min(self.all_weights, _sum_of(self.weights, here) + spread) + across
 
     def filling(self, at: int, *, back: bool) -> int:
         """Bytes of gradients that fill or are reduced: of a section and the one behind it; forward those that are left
@@ -53,7 +61,7 @@ class Sections:
             here = {at, at + 1 if at + 1 < len(self.gradients) or not self.left else 0}
         else:
             here = {0, 1} if self.left else set()
-        return _sum_of(self.gradients, here) + self.tied * back
+        return _sum_of(self.gradients, here) + self.filled_throughout * back
 
 
 def _sum_of(sizes: Sequence[int], sections: Iterable[int]) -> int:
@@ -71,7 +79,7 @@ class Steady:
     optimizer: int
     streamed: int
     quantized: int
-    """Weights of GEMMs in FP8 and their scales, from the first use in a step to its end."""
+    """Weights of GEMMs in FP8 and their scales: of sharded ones a part, of others from the first use in a step on."""
     filling: int
     spare: int
     """What the allocator rounds these up by."""
@@ -118,6 +126,15 @@ class _Bucket:
         """Those that are the first to use some of it."""
         return {tensor.section for tensor in self.tensors if tensor.section is not None}
 
+    @property
+    def quantized(self) -> bool:
+        """Whether it is gathered in FP8, if it is sharded."""
+        return self.tensors[0].quantized
+
+    def gathered(self, item: int) -> int:
+        """Bytes of all of it as GEMMs read it."""
+        return self.whole * (1 if self.quantized else item)
+
 
 def steady(args: Arguments, stage: int, *, embedding: bool, memo: Memo | None = None) -> Steady:
     """Of a stage; without `embedding` that of another stage on the rank is its own."""
@@ -129,11 +146,16 @@ def steady(args: Arguments, stage: int, *, embedding: bool, memo: Memo | None = 
     # A shared embedding on a stage with both ends: used by the last section too; its gradient fills all the way back.
     both = args.parallel.pp == 1
     ends = [each for each in buckets if both and each.shared]
-    turns = [each for each in moved if not (both and each.shared)]
-    used = _by_section(buckets, _sections(args, stage))
-    used[-1:] = [n + sum(each.whole for each in ends) for n in used[-1:]]
-    filled = _by_section(turns, len(used))
+    cut = [each for each in buckets if each.storage.shards > 1]  # of experts over one rank nothing is
+    spread = [each for each in cut if sharding.params and len(each.sections) > 1]
+    turns = [each for each in cut if each.trained and not (both and each.shared) and each not in spread]
+    used = _by_section([(each, each.gathered(item)) for each in cut if each not in spread], _sections(args, stage))
+    used[-1:] = [n + sum(each.gathered(item) for each in ends) for n in used[-1:]]
+    filled = _by_section([(each, wide * each.whole) for each in turns], len(used))
+    across = _by_section([(each, each.whole) for each in buckets if each.quantized], len(used))
     tied = wide * sum(each.whole for each in ends if each.trained)
+    throughout = wide * sum(each.whole for each in spread if each.trained)
+    own = [each for each in buckets if sharding.params and each.quantized]
     # Buckets of decayed and of other tensors fill side by side, two of each at a time.
     kinds = [turns] if sharding.params else [[b for b in turns if b.tensors[0].decayed is of] for of in (True, False)]
     filling = tied + wide * sum(sum(sorted(each.whole for each in kind)[-2:]) for kind in kinds)
@@ -150,7 +172,8 @@ def steady(args: Arguments, stage: int, *, embedding: bool, memo: Memo | None = 
         masters=0 if offload else master * parts,
         optimizer=0 if offload else optimizer,
         streamed=_streamed(args, moved, vectors) * offload,
-        quantized=quantized_bytes(args, stage),
+        quantized=quantized_bytes(args, stage, gathered=sharding.params)
+        + sum(each.part + BYTES["fp32"] * len(each.tensors) for each in own),
         filling=filling * (sharding.grads and not come_and_go) + _travelling(args, buckets),
         spare=_spare(args, buckets, item, () if offload else vectors),
         host=(master * parts + optimizer) * offload,
@@ -158,11 +181,14 @@ def steady(args: Arguments, stage: int, *, embedding: bool, memo: Memo | None = 
         saved_experts=saved[True],
         joined=wide * parts * (args.optimizer.masters == "remainder"),
         sections=Sections(
-            weights=tuple(item * n for n in used) if sharding.params else (),
-            gradients=tuple(wide * n for n in filled) if come_and_go else (),
-            all_weights=item * sum(each.whole for each in buckets),
+            weights=tuple(used) if sharding.params else (),
+            gradients=tuple(filled) if come_and_go else (),
+            all_weights=sum(each.gathered(item) for each in cut),
             keep=args.parallel.keep_units,
-            tied=tied * come_and_go,
+            transposed=tuple(across) if sharding.params else (),
+            spread=sum(each.gathered(item) for each in spread),
+            spread_over=frozenset(section for each in spread for section in each.sections),
+            filled_throughout=tied * come_and_go + throughout,
             left=args.batch.microbatches(args.parallel.dp) > 1,
         ),
     )
@@ -182,12 +208,12 @@ def _unsharded(args: Arguments) -> Arguments:
     return replace(args, parallel=parallel, batch=replace(args.batch, global_batch=1))
 
 
-def _by_section(buckets: Sequence[_Bucket], sections: int) -> list[int]:
-    """Elements of all buckets of which each section uses some first."""
+def _by_section(sizes: Sequence[tuple[_Bucket, int]], sections: int) -> list[int]:
+    """The sizes of all buckets of which each section uses some first."""
     found = [0] * sections
-    for each in buckets:
+    for each, size in sizes:
         for section in each.sections:
-            found[section] += each.whole
+            found[section] += size
     return found
 
 
@@ -200,7 +226,9 @@ def _spare(args: Arguments, buckets: Sequence[_Bucket], item: int, vectors: Sequ
     shared = adds_by_copy_engines(args)
     for each in buckets:
         sizes = [size * each.part for size in vectors] * each.trained
-        sizes += [] if shared else [item * (each.part if sharding.params else each.whole)]
+        quantized = sharding.params and each.quantized  # of which the others read the part in FP8
+        sizes += [] if shared and not quantized else [item * (each.part if sharding.params else each.whole)]
+        sizes += [each.part] if quantized and not shared else []
         gradient = wide * (each.part if sharding.grads else each.whole)
         sizes += [] if shared and not sharding.grads else [gradient] * each.trained
         found += sum(rounded(size) - size for size in sizes)

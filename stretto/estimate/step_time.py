@@ -216,7 +216,8 @@ def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float,
     edp = max(1, p.tp * p.cp * dp // (p.ep * p.etp))
     update = sent = 0.0
     item, wire = BYTES[args.run.dtype], 2 if p.reduce_dtype == "bf16" else 4
-    for count, ranks in ((dense, dp * p.cp), (routed, edp)):
+    in_fp8 = (dense - _ends(args, stages)) * (args.run.fp8 == "tensorwise")
+    for count, ranks, quantized in ((dense, dp * p.cp, in_fp8), (routed, edp, 0.0)):
         shard = ranks if p.sharding != "none" else 1
         update += count / shard * _STATE * chip.update_over / chip.memory
         across = count * (ranks - 1) / ranks / _rate(args, chip, p.tp * ranks)
@@ -224,7 +225,7 @@ def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float,
             "none": 2 * wire,
             "zero1": wire + item,
             "zero2": wire * m + item,
-            "fsdp": (wire + 2 * item) * m,
+            "fsdp": (wire + 2 * (item - (item - 1) * quantized / count if count else 0)) * m,
         }[p.sharding]
         sent += across * times
     behind = microbatch * (0.6 if p.sharding in ("none", "zero1") else 0.9 * m)
@@ -241,8 +242,14 @@ def _parameters(args: Arguments, stages: list[int]) -> tuple[float, float]:
     sparse, last = sum(map(args.model.is_sparse, layers)), len(stage_layers(args)) - 1 in stages
     routed = (sparse + count.further_sparse * last) * args.model.experts * count.expert
     dense = (len(layers) - sparse) * count.layer + sparse * count.sparse_layer + count.further * last - routed
-    dense += count.embedding * (0 in stages or (last and args.model.shared_embedding)) + count.head * last
-    return dense / p.tp, routed / (p.ep * p.etp)
+    return dense / p.tp + _ends(args, stages), routed / (p.ep * p.etp)
+
+
+def _ends(args: Arguments, stages: list[int]) -> float:
+    """Parameters of embedding and head among them."""
+    count = count_parameters(args.model, args.batch.seq_len)
+    first, last = 0 in stages, len(stage_layers(args)) - 1 in stages
+    return (count.embedding * (first or (last and args.model.shared_embedding)) + count.head * last) / args.parallel.tp
 
 
 def _rate(args: Arguments, chip: Chip, ranks: int) -> float:

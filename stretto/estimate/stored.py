@@ -41,30 +41,32 @@ def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPL
     """What each tensor-parallel rank stores of a pipeline stage, padding included: all of them the same.
 
     Their kind says whether it is the embedding of both ends, which stands alone, or of experts; and whether it is
-    trained.
+    trained. Those of GEMMs in FP8 with one scale are quantized where they are sharded.
     """
     found: list[Stored] = []
     for (name, numel, decayed), section, shared in _placed(args, stage, multiple):
         kind = EXPERT if _of_experts(name) else EMBEDDING if shared else ""
-        found.append(Stored(numel, (kind, is_trained(name, args.tuning)), decayed, section))
+        quantized = args.run.fp8 == "tensorwise" and _of_gemms(name) and not _of_experts(name)
+        found.append(Stored(numel, (kind, is_trained(name, args.tuning)), decayed, section, quantized))
     return found
 
 
-def quantized_bytes(args: Arguments, stage: int) -> int:
-    """Bytes of a stage's weights in FP8, as they lie and transposed, with their scales in fp32.
+def quantized_bytes(args: Arguments, stage: int, *, gathered: bool) -> int:
+    """Bytes of a stage's weights in FP8, as they lie and transposed, with their scales in fp32; but for those with one
+    scale where they are `gathered` so.
 
-    These are the weights of its GEMMs, which are called projections: routers, gates, adapters and the head have none.
     Every matrix has the hidden size on one side. Experts have a scale for each row and column, in either recipe.
     """
     m, found = args.model, 0
     if args.run.fp8 == "none":
         return 0
     for (name, numel, _), *_ in _placed(args, stage, VOCAB_MULTIPLE):
-        if not name.endswith("_proj.weight"):
+        if not _of_gemms(name):
             continue
         stacked = m.experts // args.parallel.ep if _of_experts(name) else 1
         by_row = args.run.fp8 == "rowwise" or _of_experts(name)
-        found += 2 * numel + 4 * (numel // m.hidden + stacked * m.hidden if by_row else 1)
+        if by_row or not gathered:
+            found += 2 * numel + 4 * (numel // m.hidden + stacked * m.hidden if by_row else 1)
     return found
 
 
@@ -98,6 +100,11 @@ def _leading_out(args: Arguments, vocab: int) -> Iterator[_Named]:
     yield from _norm(args, "model.norm")
     if not m.tied:
         yield "lm_head.weight", vocab, True
+
+
+def _of_gemms(name: str) -> bool:
+    """Of the weights of GEMMs in FP8, which are called projections: routers, gates, adapters and the head are none."""
+    return name.endswith("_proj.weight")
 
 
 def _of_experts(name: str) -> bool:

@@ -89,6 +89,24 @@ def _quantize_row(x, scale, out, width, stride, power: tl.constexpr, block: tl.c
 
 @Launches
 @triton.jit
+def _quantize_flat(x, scale, into, size, block: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    number = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)
+    tl.store(into + at, (number * tl.div_rn(1.0, tl.load(scale))).to(into.dtype.element_ty), mask=at < size)
+
+
+@triton.jit
+def _transpose(small, transposed, rows, width, tall: tl.constexpr, wide: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * tall + tl.arange(0, tall)
+    column = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
+    inside = (row[:, None] < rows) & (column[None, :] < width)
+    byte = tl.load(small + row[:, None] * width + column[None, :], mask=inside, other=0)
+    across = (column[:, None] < width) & (row[None, :] < rows)
+    tl.store(transposed + column[:, None] * rows + row[None, :], tl.trans(byte), mask=across)
+
+
+@Launches
+@triton.jit
 def _add(total, part, size, block: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < size
@@ -127,6 +145,18 @@ def quantize_transposed(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tens
 def quantize_both(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`stretto.tensor_parallel.fp8.quantize_both`, by one scale: [n, d] -> [n, d] and [d, n]."""
     return copies(x, scale, dtype)
+
+
+def quantize_(out: Tensor, x: Tensor, scale: Tensor) -> None:
+    """`stretto.tensor_parallel.fp8_shards.quantize_`: [n], in the place of `out`."""
+    _quantize_flat[(triton.cdiv(x.numel(), _BLOCK),)](x, scale, out, x.numel(), _BLOCK, num_warps=8)
+
+
+def transpose_(out: Tensor, x: Tensor) -> None:
+    """`stretto.tensor_parallel.fp8_shards.transpose_`, of contiguous bytes: [n, d] to [d, n], in the place of `out`."""
+    rows, width = x.shape
+    grid = (triton.cdiv(rows, TILE[0]), triton.cdiv(width, TILE[1]))
+    _transpose[grid](x, out, rows, width, *TILE, num_warps=4)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from stretto.models import head_norm as norming
 from stretto.models import rope as turning
 from stretto.tensor_parallel import formulas, loss_formulas
 from stretto.tensor_parallel import fp8 as quantizing
+from stretto.tensor_parallel import fp8_shards as sharing
 
 Function = Callable[..., Any]
 
@@ -127,4 +128,6 @@ def kernels() -> Mapping[Function, Kernel]:
         quantizing.quantize_transposed: Kernel(fp8.quantize_transposed, dtypes=_QUANTIZED),
         quantizing.quantize_both: Kernel(fp8.quantize_both, dtypes=_QUANTIZED),
         quantizing.quantize_rows: Kernel(fp8.quantize_rows, _row),
+        sharing.quantize_: Kernel(fp8.quantize_, _some, (quantizing.E4M3,)),
+        sharing.transpose_: Kernel(fp8.transpose_, _some, (torch.uint8,), (torch.uint8,)),
     }

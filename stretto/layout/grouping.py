@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+LITTLE: Final = 8
+"""What is less than one of so many parts of a section is not gathered with it."""
 
 
 class Stored(NamedTuple):
     """A stored tensor of a stage, in the order of the forward.
 
     `kind` is what those that share storage must have in common; `section` the part of the stage that uses it first,
-    None where no part of its own does.
+    None where no part of its own does. What is `quantized` is gathered so where it is sharded.
     """
 
     numel: int
     kind: tuple[object, ...]
     decayed: bool
     section: int | None = None
+    quantized: bool = False
 
 
 def by_size(tensors: Sequence[Stored], limit: int) -> list[list[int]]:
@@ -40,12 +45,23 @@ def by_size(tensors: Sequence[Stored], limit: int) -> list[list[int]]:
 def by_section(tensors: Sequence[Stored]) -> list[list[int]]:
     """A group for each section, and one for what is in none, in the order in which a backward fills them.
 
-    Decayed tensors lie before the others, so that an optimizer has two ranges.
+    What is gathered quantized has groups of its own. What little else its section has is with what is in none: a gather
+    takes longer to begin than to bring that. Decayed tensors lie before the others, so that an optimizer has two
+    ranges.
     """
-    groups: dict[tuple[object, ...], list[int]] = {}
+    little, groups = _little(tensors), dict[tuple[object, ...], list[int]]()
     for n, tensor in enumerate(tensors):
-        groups.setdefault((*tensor.kind, tensor.section), []).append(n)
+        alone = tensor.quantized or (tensor.kind[0], tensor.section) not in little
+        groups.setdefault((*tensor.kind, tensor.quantized, tensor.section if alone else None), []).append(n)
     return [sorted(group, key=lambda n: not tensors[n].decayed) for group in _as_filled([*groups.values()])]
+
+
+def _little(tensors: Sequence[Stored]) -> set[tuple[object, int | None]]:
+    """Sections, by what their tensors share first, in which less than an eighth is not quantized beside what is."""
+    quantized, others = Counter[tuple[object, int | None]](), Counter[tuple[object, int | None]]()
+    for tensor in tensors:
+        (quantized if tensor.quantized else others)[tensor.kind[0], tensor.section] += tensor.numel
+    return {where for where, numel in quantized.items() if LITTLE * others[where] < numel}
 
 
 def _as_filled(groups: list[list[int]]) -> list[list[int]]:

@@ -23,7 +23,7 @@ from stretto.models.norm import LatentNorm, first_weight
 from stretto.params import Init
 from stretto.structure import Structure
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Projection, declare_on, enter, replicated
-from stretto.tensor_parallel.layers import expect
+from stretto.tensor_parallel.layers import expect_gemms
 from stretto.tensor_parallel.linear import linear
 
 
@@ -97,7 +97,7 @@ class Latents(nn.Module):
         ]
         self.alone = build.alone
         self.weight = declare_on(self, "weight", specs, build)
-        expect(self.weight, build)
+        expect_gemms(self.weight, build)
 
     def forward(self, x: Tensor | Lazy) -> Tensor:
         return linear(x, self.weight, None, self.alone, column=True)

@@ -47,12 +47,28 @@ Factor = tuple[Tensor, ...]
 """A factor of a GEMM, in whatever form its arithmetic wants it."""
 
 
+class WeightInFp8(Protocol):
+    """W in fp8 for the forward, [d_out, d_in], and W^T for the backward, [d_in, d_out], each with its scales."""
+
+    @property
+    def plain(self) -> Tensor: ...
+    @property
+    def plain_scale(self) -> Tensor: ...
+    @property
+    def across(self) -> Tensor: ...
+    @property
+    def across_scale(self) -> Tensor: ...
+
+
 class Gemms(Protocol):
     """The three products of a weight W [d_out, d_in] with x [.., d_in] and with dy [.., d_out].
 
     `column` says that tp cuts the rows of W, so that each of its ranks has all of x and a part of dy; else it is the
     other way round.
     """
+
+    def expect(self, weight: nn.Parameter) -> None:
+        """A place of the model multiplies by `weight`, and reads it in no other way."""
 
     def forward(
         self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from stretto.collectives import all_reduce_max
-from stretto.tensor_parallel.build import Factor, unfused
+from stretto.tensor_parallel.build import Factor, WeightInFp8, unfused
 from stretto.tensor_parallel.linear import accumulate_matmul, rows
 from stretto.world import Axis
 
@@ -51,17 +51,17 @@ EXPONENT, PAST_1_75 = 0x7F800000, 0x001FFFFF
 
 def scale(x: Tensor, *, dtype: torch.dtype) -> Tensor:
     """What numbers of `dtype` are multiplied by to mean those of x, [n, d] -> [1, 1] in fp32."""
-    return _meaning(x.abs().amax(), dtype).view(1, 1)
+    return meaning(x.abs().amax(), dtype).view(1, 1)
 
 
 def row_scale(x: Tensor) -> Tensor:
     """The same in e4m3 for each row, [n, d] -> [n, 1]."""
-    return _meaning(x.abs().amax(-1, keepdim=True), E4M3)
+    return meaning(x.abs().amax(-1, keepdim=True), E4M3)
 
 
 def column_scale(x: Tensor) -> Tensor:
     """And for each column, [n, d] -> [1, d]."""
-    return _meaning(x.abs().amax(0, keepdim=True), E4M3)
+    return meaning(x.abs().amax(0, keepdim=True), E4M3)
 
 
 def quantize(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -106,7 +106,7 @@ def power(dtype: torch.dtype) -> int:
     return math.frexp(torch.finfo(dtype).max)[1] - 1
 
 
-def _meaning(largest: Tensor, dtype: torch.dtype) -> Tensor:
+def meaning(largest: Tensor, dtype: torch.dtype) -> Tensor:
     """The least power of two that `largest` is at most 1.75 * 2^p times; what is not finite stays so."""
     largest = largest.float()
     exponent = (largest.clamp(min=LEAST).view(torch.int32) + PAST_1_75) & EXPONENT
@@ -115,7 +115,7 @@ def _meaning(largest: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class Weight:
-    """W in fp8 for the forward, [d_out, d_in], and W^T for the backward, [d_in, d_out], each with its scales."""
+    """A `WeightInFp8` that is made from W in a wider dtype."""
 
     plain: Tensor
     plain_scale: Tensor
@@ -137,6 +137,14 @@ class Fp8:
         self.quantize_rows, self.add_ = fuse(quantize_rows), fuse(add_)
         self.quantize_cut_rows, self.quantize_columns = fuse(quantize_cut_rows), fuse(quantize_columns)
         self._steady: dict[nn.Parameter, Weight] | None = None
+        self.matrices: set[nn.Parameter] = set()
+        """What it multiplies by."""
+        self.gathered: Mapping[nn.Parameter, WeightInFp8] = {}
+        """Those of them that come in FP8 from the ranks that share them."""
+
+    def expect(self, weight: nn.Parameter) -> None:
+        """As `Gemms`."""
+        self.matrices.add(weight)
 
     def bias(self, dy: Tensor) -> Tensor:
         """As `Gemms`: dy is not quantized for it."""
@@ -151,8 +159,10 @@ class Fp8:
         finally:
             self._steady = None
 
-    def weight(self, weight: nn.Parameter, *, column: bool) -> Weight:
+    def weight(self, weight: nn.Parameter, *, column: bool) -> WeightInFp8:
         """W in fp8; `column` says that its rows are cut over tp, else its columns are."""
+        if (gathered := self.gathered.get(weight)) is not None:
+            return gathered
         if self._steady is None:
             return self.make(weight.data, column=column)
         if weight not in self._steady:

@@ -79,7 +79,7 @@ class ColumnParallelLinear(nn.Module):
                 lora.Drop(build.lora, f"{place}.{p.name}", build.seed) for p in parts if p.name in build.lora.targets
             )
             self.adapters = lora.Columns(build.lora, build, tuple(zip(rows, adapted, strict=True)), tuple(drops))
-        expect(self.weight, build)
+        expect_gemms(self.weight, self.build)
 
     def forward(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:
         """`structure` says where the tokens stand, for what falls away of the input of adapters."""
@@ -121,7 +121,7 @@ class RowParallelLinear(nn.Module):
             begin = build.tp.rank * (d_in // build.tp.size)
             self.drop = lora.Drop(self.lora, f"{place}.{name}", build.seed, begin)
             self.lora_A, self.lora_B = declare_on(self, A, first, build), declare_on(self, B, second, build)
-        expect(self.weight, build)
+        expect_gemms(self.weight, self.build)
 
     def forward(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:
         """`structure` says where the tokens stand, for what falls away of the input of an adapter."""
@@ -147,6 +147,13 @@ def expect(weight: nn.Parameter, build: Build) -> None:
     if build.accumulators is not None:
         for _ in range(build.uses):
             build.accumulators.expect(weight)
+
+
+def expect_gemms(weight: nn.Parameter, build: Build) -> None:
+    """The same of a place that reads `weight` by the GEMMs of the build alone."""
+    expect(weight, build)
+    if build.gemms is not None:
+        build.gemms.expect(weight)
 
 
 def replicated(

@@ -138,6 +138,9 @@ def _left(x: Tensor, build: Build) -> Tensor:
 class _Plain:
     """The products in the dtype of their factors."""
 
+    def expect(self, weight: nn.Parameter) -> None:
+        """It takes any."""
+
     def forward(
         self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool
     ) -> tuple[Tensor, Factor]:

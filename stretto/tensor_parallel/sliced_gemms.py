@@ -26,6 +26,9 @@ class SlicedColumns:
         places = [i * (here // slices) for _, slices in stack for i in range(slices)]
         self.of_slice = [[n for n, place in enumerate(places) if place == j] for j in range(here)]
 
+    def expect(self, weight: nn.Parameter) -> None:
+        """It takes any."""
+
     def forward(
         self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool
     ) -> tuple[Tensor, Factor]:
@@ -71,6 +74,9 @@ class SlicedRows:
 
     def __init__(self, here: int) -> None:
         self.here = here
+
+    def expect(self, weight: nn.Parameter) -> None:
+        """It takes any."""
 
     def forward(
         self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, *, column: bool, keep: bool

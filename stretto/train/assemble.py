@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from stretto.distributed import DataParallel, MainGradients
+from stretto.distributed.quantized import Quantizer
 from stretto.distributed.replicate import align
 from stretto.experts import Balance
 from stretto.parallel_state import ParallelState
@@ -91,6 +92,7 @@ def assemble(
     steady: Callable[[], AbstractContextManager[object]] = nullcontext,
     on_nonfinite: OnNonfinite = "stop",
     wire: torch.dtype | None = None,
+    quantizer: Quantizer | None = None,
     search: Callable[[Cost], Schedule] | None = None,
     keep_cost: Callable[[Cost], object] = bool,
     post_validate: bool = False,
@@ -109,6 +111,7 @@ def assemble(
         call: what the executor calls in place of a stage's module.
         steady: a context in which the weights do not change, for each step.
         wire: the dtype in which gradients travel; None: that in which they are added.
+        quantizer: how sharded weights are gathered that it takes.
         on_nonfinite: what follows a loss or gradient that is no number.
         search: the schedule for costs, which a few steps measure; None: `schedule` stays.
         keep_cost: told of these costs, on rank 0.
@@ -141,6 +144,7 @@ def assemble(
         keep=keep_units,
         visits=visits(program, axis.rank),
         wire=wire,
+        quantizer=quantizer,
     )
     made = optimizer(weights)
     if draw:

@@ -36,7 +36,8 @@ from stretto.sequence import local_length
 from stretto.structure import SequenceCut
 from stretto.tensor_parallel import Build, LossTerms, unfused
 from stretto.tensor_parallel.exact import SlicedAttention, Slices
-from stretto.tensor_parallel.fp8 import RECIPES, Fp8
+from stretto.tensor_parallel.fp8 import RECIPES, Fp8, Tensorwise
+from stretto.tensor_parallel.fp8_shards import WeightQuantizer
 from stretto.tensor_parallel.lora import lora_of
 from stretto.train.assemble import Assembly, assemble
 from stretto.train.balanced import Balanced
@@ -150,6 +151,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         steady=partial(_steady, in_fp8),
         on_nonfinite=args.run.on_nonfinite,
         wire=DTYPES["bf16"] if args.parallel.reduce_dtype == "bf16" else None,
+        quantizer=WeightQuantizer(fp8, passes) if isinstance(fp8, Tensorwise) else None,
         recorder=CudaGraphs(state.world.device) if args.run.cuda_graphs else None,
     )
     made.stepper.further = torch.zeros((2, args.model.mtp_layers), dtype=torch.float64, device=state.world.device)

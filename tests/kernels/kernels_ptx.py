@@ -23,6 +23,8 @@ KERNELS = {
     "fp8 largest": (fp8._largest, {"block": 4096, "turns": 8}),
     "fp8 scale": (fp8._meaning, {"power": 15, "block": 1024}),
     "fp8 both": (fp8._quantize, {"with_plain": True, "with_flipped": True, "tall": 64, "wide": 128}),
+    "fp8 flat": (fp8._quantize_flat, {"block": 4096}),
+    "fp8 across": (fp8._transpose, {"tall": 64, "wide": 128}),
     "fp8 rows": (fp8._quantize_row, {"power": 8, "block": 4096}),
     "experts add": (experts._add_up, {"weighted": True, "slots": 8, "parts": 1, "block": 2048}),
     "experts scatter": (experts._scatter, {"slots": 8, "parts": 2, "block": 2048}),
@@ -133,6 +135,9 @@ def _type(arg: str) -> str:
         "ends": "*i32",
         "plain": "*fp8e4nv",
         "flipped": "*fp8e4nv",
+        "into": "*fp8e4nv",
+        "small": "*u8",
+        "transposed": "*u8",
     }
     others |= dict.fromkeys(("top", "exps", "label", "below", "highest"), "*fp32") | {"local": "*i64", "mine": "*i1"}
     others |= dict.fromkeys(("cap", "target", "share", "z", "change_first", "change_second"), "fp32")

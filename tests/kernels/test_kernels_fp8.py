@@ -2,7 +2,8 @@
 
 The interpreter does not round to 8 bits as a GPU does, so there numbers are such that nothing is to be rounded.
 
-Faults to catch: the scale of another row; rows that lie apart read as if they lay together; the last column left out.
+Faults to catch: the scale of another row; rows that lie apart read as if they lay together; the last column left out;
+the last column of bytes left where it was.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
 from stretto.kernels.hand_written import kernels
-from stretto.tensor_parallel import fp8
+from stretto.tensor_parallel import fp8, fp8_shards
 from stretto.tensor_parallel.fp8 import E4M3, E5M2
 
 pytestmark = [pytest.mark.gloo, pytest.mark.gpu] if torch.cuda.is_available() else pytest.mark.gloo
@@ -69,6 +70,27 @@ def test_a_scale_for_each_row(rows: int, width: int, dtype: torch.dtype) -> None
     x = drawn(rows, width, dtype, E4M3) * 2.0 ** torch.arange(rows, device=DEVICE).remainder(9)[:, None].to(dtype)
     for each in (x, torch.cat([x, x], 1)[:, :width]):
         equal(kernels()[fp8.quantize_rows].run(each), fp8.quantize_rows(each))
+
+
+@pytest.mark.parametrize("size", [64, 4096, 10_304])
+def test_a_part_of_a_matrix_goes_where_it_is_read(size: int) -> None:
+    x = drawn(1, size, torch.bfloat16, E4M3)[0]
+    scale = fp8.scale(x[None], dtype=E4M3).view(1)
+    found, wanted = (torch.zeros(size + 64, dtype=torch.uint8, device=DEVICE) for _ in range(2))
+    kernels()[fp8_shards.quantize_].run(found[64:].view(E4M3), x, scale)
+    fp8_shards.quantize_(wanted[64:].view(E4M3), x, scale)
+    assert torch.equal(found, wanted)
+    assert torch.equal(wanted[64:].view(E4M3).float(), fp8.quantize(x[None], scale, dtype=E4M3)[0].float())
+
+
+@pytest.mark.parametrize(("rows", "width"), SIZES)
+def test_bytes_lie_across(rows: int, width: int) -> None:
+    x = torch.arange(rows * width, device=DEVICE).remainder(251).view(rows, width).to(torch.uint8)
+    found, wanted = (torch.zeros(width, rows, dtype=torch.uint8, device=DEVICE) for _ in range(2))
+    kernels()[fp8_shards.transpose_].run(found, x)
+    fp8_shards.transpose_(wanted, x)
+    assert torch.equal(found, wanted)
+    assert torch.equal(found, x.t())
 
 
 def test_nothing_has_a_scale() -> None:

@@ -22,7 +22,7 @@ from stretto.kernels.hand_written import kernels
 from stretto.models import rope
 from stretto.models.frequencies import plain
 from stretto.models.head_norm import norm_and_rotate, norm_and_rotate_backward
-from stretto.tensor_parallel import Pointwise, formulas, fp8, loss_formulas
+from stretto.tensor_parallel import Pointwise, formulas, fp8, fp8_shards, loss_formulas
 
 pytestmark = [pytest.mark.gloo, pytest.mark.gpu] if torch.cuda.is_available() else pytest.mark.gloo
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -164,6 +164,7 @@ def test_every_kernel_is_compared() -> None:
     compared = {formulas.swiglu_backward, formulas.swiglu_both, *NORMS}
     elsewhere = {fp8.add_, fp8.scale, fp8.quantize, fp8.quantize_transposed, fp8.quantize_both, fp8.quantize_rows}
     compared |= {formulas.swiglu_weighted}
+    elsewhere |= {fp8_shards.quantize_, fp8_shards.transpose_}
     elsewhere |= {norm_and_rotate, norm_and_rotate_backward}
     elsewhere |= {loss_formulas.statistics, loss_formulas.gradient_, rules.adamw}
     elsewhere |= {moving.scatter_rows, moving.sum_rows, moving.combine_rows, moving.by_expert, add_products}

@@ -35,6 +35,8 @@ from verify_said_settings import ELSEWHERE
 from verify_said_sharding import (
     CHECKPOINTS,
     FLAT,
+    GATHERED_IN_FP8,
+    GROUPING,
     HOST,
     LEDGER,
     LEDGER_HALVES,
@@ -46,6 +48,7 @@ from verify_said_sharding import (
     PLANNER,
     QUANTIZED,
     RULES,
+    SECTIONS,
     SHARDING,
     WIRE,
 )
@@ -628,8 +631,8 @@ FP8 = Said(
     Fault(
         "one scale for all rows",
         "tensor_parallel/fp8.py",
-        "return _meaning(x.abs().amax(-1, keepdim=True), E4M3)",
-        "return _meaning(x.abs().amax().expand(x.shape[0], 1), E4M3)",
+        "return meaning(x.abs().amax(-1, keepdim=True), E4M3)",
+        "return meaning(x.abs().amax().expand(x.shape[0], 1), E4M3)",
     ),
     Fault(
         "a weight that is not quantized anew after an update",
@@ -702,7 +705,10 @@ SAID = (
     BASH,
     SCRIPTS,
     FLAT,
+    SECTIONS,
     SHARDING,
+    GROUPING,
+    GATHERED_IN_FP8,
     RULES,
     PARAM_GROUPS,
     MUON,

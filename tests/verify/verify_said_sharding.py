@@ -34,8 +34,8 @@ SHARDING = Said(
     Fault(
         "a shard that is another rank's",
         "distributed/bucket.py",
-        "self.own = self.flat.shard(rank)",
-        "self.own = self.flat.shard((rank + 1) % shards)",
+        "self.own = self.flat.shard(axis.rank if self.sharding.state else 0)",
+        "self.own = self.flat.shard((axis.rank + 1) % axis.size if self.sharding.state else 0)",
     ),
     Fault(
         "gradients of earlier microbatches forgotten",
@@ -82,10 +82,120 @@ SHARDING = Said(
     Fault(
         "weights that are copied on their way",
         "distributed/bucket.py",
-        "self._gathering = all_gather_into(self.weights, self.shard, self._gather)\n\n    def gathered",
-        "self._gathering = all_gather_into(self.weights, self.shard.clone(), self._gather)\n\n    def gathered",
+        "        return all_gather_into(self.weights, self.shard, self._gather)",
+        "        return all_gather_into(self.weights, self.shard.clone(), self._gather)",
     ),
     Fault("a model that is whole before it is sharded", "train/build.py", "allocate=False,", "allocate=True,"),
+)
+
+SECTIONS = Said(
+    "tests/distributed/test_distributed_sections.py",
+    Fault(
+        "a backward that does not wait for what is in no section",
+        "distributed/sections.py",
+        "        self._wait((*self._always, *self.uses[n]))\n        kept",
+        "        self._wait(self.uses[n])\n        kept",
+    ),
+)
+
+GROUPING = Said(
+    "tests/layout/test_layout_grouping.py",
+    Fault(
+        "what is quantized beside what is not",
+        "layout/grouping.py",
+        "(*tensor.kind, tensor.quantized, tensor.section",
+        "(*tensor.kind, tensor.section",
+    ),
+    Fault("a head gathered for as long as all blocks", "layout/grouping.py", "LITTLE: Final = 8", "LITTLE: Final = 0"),
+    Fault(
+        "frozen norms with those that are trained",
+        "layout/grouping.py",
+        "setdefault((*tensor.kind, tensor.quantized",
+        "setdefault((tensor.kind[0], tensor.quantized",
+    ),
+)
+
+GATHERED_IN_FP8 = Said(
+    "tests/distributed/test_distributed_quantized.py",
+    Fault(
+        "the largest number of a rank's own part for that of the matrix",
+        "tensor_parallel/fp8_shards.py",
+        "bits = all_reduce_max(largest.abs().view(torch.int32), over)",
+        "bits = largest.abs().view(torch.int32)",
+    ),
+    Fault(
+        "the largest number of all that a rank has",
+        "distributed/quantized.py",
+        "    parts = [part for bucket in buckets for part in bucket.parts]\n",
+        "    parts = [bucket.shard for bucket in buckets for part in bucket.parts]\n",
+    ),
+    Fault(
+        "scales that the ranks of tp do not agree on",
+        "tensor_parallel/fp8_shards.py",
+        "meaning(all_reduce_max(bits, self.gemms.tp).view(torch.float32)",
+        "meaning(bits.view(torch.float32)",
+    ),
+    Fault(
+        "NaN that the rank beside does not see",
+        "tensor_parallel/fp8_shards.py",
+        "all_reduce_max(largest.abs().view(torch.int32), over)",
+        "all_reduce_max(largest.abs().nan_to_num(0.0, torch.inf).view(torch.int32), over)",
+    ),
+    Fault(
+        "scales of the step before",
+        "distributed/quantized.py",
+        "        self.scales.copy_(scales)\n",
+        "        self.scales.copy_(scales) if bool((self.scales == 1).all()) else None\n",
+    ),
+    Fault(
+        "bytes of the step before",
+        "distributed/quantized.py",
+        "        super().updated(updating)\n        self.stale = True\n",
+        "        super().updated(updating)\n",
+    ),
+    Fault(
+        "bytes at another place",
+        "distributed/quantized.py",
+        "[self.part(self.own_bytes, param).flat.view(quantizer.dtype) for",
+        "[self.own_bytes[: len(self.part(self.shard, param).flat)].view(quantizer.dtype) for",
+    ),
+    Fault("a copy across of a visit before", "distributed/quantized.py", "        self._made.clear()\n", ""),
+    Fault(
+        "bytes that are quantized anew while others read them",
+        "distributed/quantized.py",
+        "            peers.settle(self.own_bytes)\n",
+        "            pass\n",
+    ),
+    Fault(
+        "a message for each unit",
+        "distributed/quantized.py",
+        "(bucket,) if apart else found",
+        "(bucket,)",
+    ),
+    Fault(
+        "one message where updates come one by one",
+        "distributed/data_parallel.py",
+        "        agree_at_once(self.all_buckets, apart=True)\n",
+        "",
+    ),
+    Fault(
+        "norms of each block gathered by themselves",
+        "layout/grouping.py",
+        "if LITTLE * others[where] < numel}",
+        "if numel < 0}",
+    ),
+    Fault(
+        "copies across that the ledger leaves out",
+        "estimate/steady.py",
+        "across = _sum_of(self.transposed, {at}) if back else 0",
+        "across = 0",
+    ),
+    Fault(
+        "experts of one rank counted as gathered",
+        "estimate/steady.py",
+        "[each for each in buckets if each.storage.shards > 1]",
+        "[*buckets]",
+    ),
 )
 
 RULES = Said(
@@ -391,8 +501,8 @@ QUANTIZED = Said(
     Fault(
         "experts left out",
         "estimate/stored.py",
-        'if not name.endswith("_proj.weight"):',
-        'if not name.endswith("_proj.weight") or _of_experts(name):',
+        "        if not _of_gemms(name):\n",
+        "        if not _of_gemms(name) or _of_experts(name):\n",
     ),
     Fault("the copy across left out", "estimate/stored.py", "found += 2 * numel + 4", "found += numel + 4"),
     Fault(
@@ -407,7 +517,7 @@ QUANTIZED = Said(
         "stacked = m.experts // args.parallel.ep if",
         "stacked = m.experts if",
     ),
-    Fault("adapters counted", "estimate/stored.py", 'not name.endswith("_proj.weight")', '"_proj." not in name'),
+    Fault("adapters counted", "estimate/stored.py", 'return name.endswith("_proj.weight")', 'return "_proj." in name'),
     Fault(
         "what predicts further tokens left out",
         "estimate/stored.py",

@@ -59,6 +59,7 @@ PEERS = MappingProxyType(
         "stretto-zero1": ("benchmarks.train.peers.stretto_peer", "--sharding zero1"),
         "stretto-zero2": ("benchmarks.train.peers.stretto_peer", "--sharding zero2"),
         "stretto-fsdp": ("benchmarks.train.peers.stretto_peer", "--sharding fsdp"),
+        "stretto-fsdp-fp8": ("benchmarks.train.peers.stretto_peer", "--sharding fsdp --fp8 tensorwise"),
         "stretto-fsdp-nccl": ("benchmarks.train.peers.stretto_peer", "--sharding fsdp --no-dp-copy-engines"),
         "stretto-fsdp-selective": ("benchmarks.train.peers.stretto_peer", "--sharding fsdp --recompute selective"),
         "stretto-fsdp-lean": (
