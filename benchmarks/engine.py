@@ -185,7 +185,7 @@ def kernels_of(step: Callable[[], object], device: torch.device) -> dict[str, tu
     kernels, _ = trace_step(step, device)
     took: dict[str, list[float]] = {}
     for kernel in kernels:
-        took.setdefault(kernel.name, []).append(kernel.end - kernel.begin)
+        took.setdefault(kernel.name, []).append(kernel.end - kernel.start)
     return {name: (sum(each), len(each)) for name, each in took.items()}
 
 

@@ -11,6 +11,7 @@ from stretto.arguments.schema import Arguments
 from stretto.estimate.kept import plan_bytes, router_bytes
 from stretto.estimate.sizes import BYTES, crossing, local_tokens, most_crossing
 from stretto.estimate.tape import Tape
+from stretto.estimate.workspace import message_over_ep
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class ExpertTape:
     inner: int
     activated: int
     exchanges: bool
+    engines: bool
+    """Whether rows that go back are put in order as they leave, not before."""
     recompute: bool
     in_place: bool
     item: int
@@ -62,6 +65,7 @@ class ExpertTape:
             inner=item * rows * m.dim_expert * (2 if m.gated else 1),
             activated=item * rows * m.dim_expert,
             exchanges=exchanges,
+            engines=message_over_ep(args) is not None,
             recompute=selective and not exchanges,
             in_place=m.activation == "swiglu",
             item=item,
@@ -86,7 +90,7 @@ class ExpertTape:
             t.free("rows")
         t.make(activated_rows=self.activated)
         self._gemm(self.activated, out_rows=self.here)
-        if self.exchanges:
+        if self.exchanges and not self.engines:
             t.make(back_in_order=self.here)
             t.free("out_rows")
         t.free("activated_rows")
@@ -94,7 +98,7 @@ class ExpertTape:
             t.leave()
             t.make(back=self.rows)
             t.leave()
-            t.free("back_in_order")
+            t.free("back_in_order", "out_rows")
         t.make(more=self.x)
         t.free("out_rows", "back")
         if not keep:
@@ -126,7 +130,8 @@ class ExpertTape:
         if self.exchanges:
             t.flush()
             t.hold_back("inner_rows", "dinner", "rows")
-            t.make(in_order=self.here)
+            if not self.engines:
+                t.make(in_order=self.here)
             t.make(drows_back=self.rows)
             t.flush()
             t.free("drows")

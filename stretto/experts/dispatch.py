@@ -85,7 +85,7 @@ class Dispatch:
     def give(self) -> None:
         """The outputs begin their way back."""
         assert self.given is not None
-        self.back("outputs", self.given)
+        self.back("outputs", self.given, by_source=self.plan.exchange.peer_buffer is None)
         self.given = None
 
     def there(self, message: Message, rows: Tensor) -> None:
@@ -95,10 +95,16 @@ class Dispatch:
         splits = plan.splits if tokens is None else tokens.splits
         self._under_way[message] = all_to_all_rows_async(rows[: sum(splits.sent)], splits, plan.exchange)
 
-    def back(self, message: Message, rows: Tensor) -> None:
-        """What lies by expert begins its way to the ranks of their tokens."""
+    def keep(self, outputs: Tensor) -> None:
+        """The outputs lie ready by expert; or by source, where nobody puts them in that order as they leave."""
+        engines = self.plan.exchange.peer_buffer is not None
+        self.given = outputs if engines else moved(outputs, self.plan.restore)
+
+    def back(self, message: Message, rows: Tensor, *, by_source: bool = False) -> None:
+        """What lies by expert, or by source, begins its way to the ranks of their tokens."""
         plan = self.plan
-        self._under_way[message] = all_to_all_rows_async(rows, plan.splits.back, plan.exchange, plan.restore)
+        order = None if by_source else plan.restore
+        self._under_way[message] = all_to_all_rows_async(rows, plan.splits.back, plan.exchange, order)
 
     def taken(self, message: Message) -> Tensor:
         """What a message brings, which is nobody else's any more."""

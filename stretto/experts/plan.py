@@ -99,8 +99,7 @@ class Sorting:
         place = torch.empty_like(self._order).scatter_(0, self._order, torch.arange(n * k, device=experts.device))
         self.places = place.view(1, n, k)
         """`back` of the plan where it is known with `rows`."""
-        self._holders = (self._of // (number // axes.ep.size)).long()
-        self.crossing = None if axes.exchange.size == 1 else Crossing.of(self._holders.view(n, k), axes)
+        self.crossing = None if axes.exchange.size == 1 else Crossing.of(self._holders().view(n, k), axes)
         ends = torch.searchsorted(keys, torch.arange(number, dtype=keys.dtype, device=keys.device), right=True)
         self._counts = torch.diff(ends, prepend=ends.new_zeros(1))
         self._asked: Work = Done()
@@ -140,8 +139,8 @@ class Sorting:
             self._ends = _ends(self._here)
             coming = every[: exchange.rank, :, -1].sum(0)  # to each, from ranks before this one
             of_ep = coming[[axes.places.index((ep, 0)) for ep in range(axes.ep.size)]]
-            holders = self._holders.clamp(max=axes.ep.size - 1)
-            self._where = self.crossing.place + of_ep.to(torch.int32).index_select(0, holders)
+            before = of_ep.to(torch.int32).index_select(0, self._holders().clamp(max=axes.ep.size - 1))
+            self._where = self.crossing.place + before
             if self.rows is not None:
                 self._where = self._where.index_select(0, self.rows)
             self._asked = self.beside.launched()
@@ -177,6 +176,10 @@ class Sorting:
         tokens, segments = Tokens(of_tokens, where[:, None]), Segments(lambda: counts, ends)
         return Plan(exchange, leaving, rows, back, of_rows, here, tokens, segments, self.ops)
 
+    def _holders(self) -> Tensor:
+        """[n * K]: as `Crossing.of` wants them."""
+        return (self._of // (self.number // self.axes.ep.size)).long()
+
     def _of_ranks(self, sent: Sequence[int]) -> tuple[Tensor, Tensor]:
         """`rows` and `back` where a row goes to several ranks, or to none."""
         axes = self.axes
@@ -188,7 +191,7 @@ class Sorting:
         shift = torch.zeros((axes.etp.size, axes.ep.size + 1), dtype=torch.int64)
         for begin, (ep, etp) in zip(begins, axes.places, strict=False):
             shift[etp, ep] = begin - first[ep]
-        back = self.places.flatten() + shift.to(self._holders.device)[:, self._holders]
+        back = self.places.flatten() + shift.to(self._of.device)[:, self._holders()]
         if self.dropped:
             back = torch.where(self._of < self.number, back, begins[-1])
         return torch.cat(parts), back.view(axes.etp.size, *self.places.shape[1:])

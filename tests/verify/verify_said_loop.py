@@ -30,6 +30,12 @@ READBACK = Said(
         "packed[1].fill_(votes)",
         "packed[1] = votes",
     ),
+    Fault(
+        "a step that counts as done when it was launched",
+        "train/loop.py",
+        "self.meter.now() if pending.figures.waited else pending.launched",
+        "pending.launched",
+    ),
 )
 
 EARLY = Said(
