@@ -17,20 +17,20 @@ fp8_is_within_bf16 = require(
 )
 fp8_has_no_latent = require(
     "Attention with a latent computes in the dtype of the run.",
-    clash("{fp8} with {kv_lora_rank}: not available yet", lambda a: a.model.latent, fp8=["none"]),
+    clash("{fp8} with {kv_lora_rank}: not available yet", "kv_lora_rank", fp8=["none"]),
 )
 flash_takes_what_it_is_given = require(
     "FlashAttention 4 runs on GPUs, in bf16, plain causal attention, heads of 8 to 256 features.",
     clashes(
         "{attention} with ...",
-        clash("{device}, must be cuda", lambda a: a.run.device != "cuda"),
-        clash("{dtype}, must be bf16", lambda a: a.run.dtype != "bf16"),
-        clash("{head_dim}, must be a multiple of 8 up to 256", lambda a: a.model.dim_per_head not in range(8, 257, 8)),
-        clash("{kv_lora_rank}, must be unset", lambda a: a.model.latent),
-        clash("{window}, must be unset", lambda a: a.model.window is not None),
-        clash("{attention_softcap}, must be unset", lambda a: a.model.attention_softcap is not None),
-        clash("{attention_scalar}, must be unset", lambda a: a.model.attention_scalar is not None),
-        clash("attention_sinks, must be false", lambda a: a.model.attention_sinks, reads="attention_sinks"),
+        clash("{device}, must be cuda", "device != 'cuda'"),
+        clash("{dtype}, must be bf16", "dtype != 'bf16'"),
+        clash("{head_dim}, must be a multiple of 8 up to 256", "head_dim and (head_dim % 8 or head_dim > 256)"),
+        clash("{kv_lora_rank}, must be unset", "kv_lora_rank"),
+        clash("{window}, must be unset", "window"),
+        clash("{attention_softcap}, must be unset", "attention_softcap"),
+        clash("{attention_scalar}, must be unset", "attention_scalar"),
+        clash("attention_sinks, must be false", "attention_sinks"),
         attention=["torch"],
     ),
 )
@@ -125,11 +125,11 @@ so_many_layers_are_recomputed = require(
     "A number of layers needs a way to recompute them, and that many.",
     clash(
         "{recompute_layers} with {recompute}, must be selective or block",
-        lambda a: a.run.recompute != "selective",
+        "recompute != 'selective'",
         recompute=["block"],
         recompute_layers=[None],
     ),
-    ordered("recompute_layers <= layers", recompute_layers=lambda a: a.model.layers),
+    ordered("recompute_layers <= layers", recompute_layers="layers"),
 )
 
 

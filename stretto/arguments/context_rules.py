@@ -14,7 +14,7 @@ MOST_TOKENS = 2**22
 
 each_rank_has_a_token = require(
     "A row has a token for each context-parallel rank.",
-    ordered("seq_len >= cp", seq_len=lambda a: a.parallel.cp, cp=lambda a: a.batch.seq_len),
+    ordered("seq_len >= cp", seq_len="cp", cp="seq_len"),
 )
 
 

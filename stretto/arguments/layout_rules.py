@@ -34,7 +34,7 @@ def layout_fits_world(a: Arguments) -> RuleViolation | None:
 
 hidden_divides_into_heads = require(
     "Unless head_dim is given, the heads share the hidden size equally.",
-    divisible("hidden", "heads", lambda a: a.model.head_dim is None, reads="head_dim"),
+    divisible("hidden", "heads", "head_dim is None"),
 )
 
 
@@ -77,7 +77,7 @@ def kv_heads_fit_tp(a: Arguments) -> RuleViolation | None:
 
 sequence_divides_by_tp = require(
     "Under sequence parallelism each tensor-parallel rank holds an equal piece of the sequence.",
-    divisible("seq_len", "tp", lambda a: a.parallel.sequence_parallel, sequence_parallel=[False]),
+    divisible("seq_len", "tp", "sequence_parallel", sequence_parallel=[False]),
 )
 
 
@@ -133,8 +133,7 @@ evaluation_has_data = require(
     "Evaluation needs held-out text, or validation sets.",
     clash(
         "{eval_every} with {held_out}: no text to evaluate on",
-        lambda a: a.data.held_out == 0 and not a.data.eval_data,
-        reads="eval_data",
+        "held_out == 0 and not eval_data",
         held_out=[0.05],
         eval_every=[0],
     ),

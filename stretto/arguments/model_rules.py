@@ -25,10 +25,9 @@ positions_hold_a_sequence = require(
     "A learned embedding has a position for each token of a sequence.",
     ordered(
         "learned_positions >= seq_len",
-        lambda a: a.model.position == "learned",
-        reads="position",
-        seq_len=lambda a: a.model.learned_positions,
-        learned_positions=lambda a: a.batch.seq_len,
+        "position == 'learned'",
+        seq_len="learned_positions",
+        learned_positions="seq_len",
     ),
 )
 
@@ -67,10 +66,9 @@ stretch_has_a_ramp = require(
     "Between the wavelengths that are stretched and those that are not lies a range.",
     ordered(
         "rope_low_freq < rope_high_freq",
-        lambda a: a.model.rope_scaling == "llama3",
-        reads="rope_scaling",
-        rope_low_freq=lambda a: a.model.rope_high_freq / 4,
-        rope_high_freq=lambda a: a.model.rope_low_freq * 4,
+        "rope_scaling == 'llama3'",
+        rope_low_freq="rope_high_freq / 4",
+        rope_high_freq="rope_low_freq * 4",
     ),
 )
 

@@ -3,7 +3,7 @@
 A rule looks at complete arguments (types and ranges already right, derived values filled in) and returns None, or
 `RuleViolation`: the equation with its numbers, and candidates for each setting that could fix it. It is a function
 (`rule`), or a sentence and what must hold for it (`require`): settings that do not go together (`clash`, `clashes`),
-one that is no more than another (`ordered`), or its multiple (`divisible`).
+one that is no more than another (`ordered`), or its multiple (`divisible`); each where a condition holds.
 """
 
 from __future__ import annotations
@@ -23,14 +23,6 @@ from stretto.arguments.tree import get, paths
 
 Nearby = Mapping[str, Sequence[Value]]
 """Candidate values for the settings at these paths, nearest first."""
-
-Test = Callable[[Arguments], object]
-
-
-def always(_: Arguments) -> bool:
-    """Whatever the settings are."""
-    return True
-
 
 Key = tuple[str, tuple[str, ...]]
 """A rule and the fields that break it."""
@@ -89,23 +81,41 @@ def require(meaning: str, *parts: Rule) -> Rule:
     return Rule(_together(*(part.fields for part in parts)), check, meaning)
 
 
-def clash(problem: str, when: Test = always, *, reads: str = "", **to: Sequence[Value]) -> Rule:
-    """Broken where `when` holds and no setting of `to` has one of its values there, which are what to set.
+class Expression:
+    """An expression over settings by name, as in `tp > 1 and sequence_parallel`; `fields` are those that it reads."""
 
-    It reads the settings that `problem`, as of `told`, `to` and `reads` name.
-    """
-    fixes = violation("", **to).nearby
+    def __init__(self, text: str) -> None:
+        self._code = compile(text, text, "eval")
+        self.fields = fields_of(*self._code.co_names)
+
+    def __call__(self, a: Arguments) -> Any:
+        return eval(self._code, {"__builtins__": {}}, _Values(a))
+
+
+class _Values(dict[str, Value]):
+    """The value of each setting by its name, looked up when it is asked for."""
+
+    def __init__(self, args: Arguments) -> None:
+        self._args = args
+
+    def __missing__(self, name: str) -> Value:
+        return get(self._args, paths()[name])
+
+
+def clash(problem: str, when: str = "True", **to: Sequence[Value]) -> Rule:
+    """Broken where `when` holds and no setting of `to` has one of its values there, which are what to set."""
+    fixes, holds = violation("", **to).nearby, Expression(when)
 
     def check(a: Arguments) -> RuleViolation | None:
-        wrong = when(a) and not any(get(a, path) in values for path, values in fixes.items())
+        wrong = holds(a) and not any(get(a, path) in values for path, values in fixes.items())
         return RuleViolation(told(problem, a), fixes) if wrong else None
 
-    return Rule(fields_of(*_names(problem), *to, *reads.split()), check)
+    return Rule(_together(named_in(problem), fields_of(*to), holds.fields), check)
 
 
-def clashes(problem: str, *parts: Rule, when: Test = always, **to: Sequence[Value]) -> Rule:
+def clashes(problem: str, *parts: Rule, **to: Sequence[Value]) -> Rule:
     """The same of a setting that goes with none of several, all of which are told, in the place of `...`."""
-    whole = clash(problem, when, reads="", **to)
+    whole = clash(problem, "True", **to)
 
     def check(a: Arguments) -> RuleViolation | None:
         found = whole.check(a)
@@ -121,34 +131,45 @@ def clashes(problem: str, *parts: Rule, when: Test = always, **to: Sequence[Valu
 _ORDERS = MappingProxyType({"<": operator.lt, "<=": operator.le, ">=": operator.ge})
 
 
-def ordered(equation: str, when: Test = always, *, reads: str = "", **to: Callable[[Arguments], Value]) -> Rule:
-    """`min_lr <= lr` where `when` holds and both have a value; what could fix it are the values that `to` computes."""
-    left, sign, right = equation.split()
+def ordered(equation: str, when: str = "True", **to: str) -> Rule:
+    """`min_lr <= lr` where `when` holds and all have a value; what could fix it are the values of the expressions `to`.
+
+    The left side may be a sum, whose value is told.
+    """
+    left, sign, right = re.split(" ([<>]=?) ", equation)
+    sides, holds = (Expression(left), Expression(right)), Expression(when)
+    near, fields = {name: Expression(text) for name, text in to.items()}, _together(*(side.fields for side in sides))
 
     def check(a: Arguments) -> RuleViolation | None:
-        least: Any = get(a, paths()[left])
-        most: Any = get(a, paths()[right])
-        if least is None or most is None or not when(a) or _ORDERS[sign](least, most):
+        if None in (get(a, path) for path in fields) or not holds(a):
             return None
-        return violation(
-            told(f"{{{left}}}, must be {sign} {{{right}}}", a), **{name: (f(a),) for name, f in to.items()}
-        )
+        least, most = (side(a) for side in sides)
+        if _ORDERS[sign](least, most):
+            return None
+        sum_ = f" = {least}" if len(sides[0].fields) > 1 else ""
+        problem = f"{told(f'{{{left}}}', a)}{sum_}, must be {sign} {told(f'{{{right}}}', a)}"
+        return violation(problem, **{name: (_short(f(a)),) for name, f in near.items()})
 
-    return Rule(fields_of(left, right, *reads.split()), check)
+    return Rule(_together(fields, holds.fields), check)
 
 
-def divisible(value: str, by: str, when: Test = always, *, reads: str = "", **to: Sequence[Value]) -> Rule:
+def _short(number: Any) -> Any:
+    return float(f"{number:g}") if isinstance(number, float) else number
+
+
+def divisible(value: str, by: str, when: str = "True", **to: Sequence[Value]) -> Rule:
     """One setting is a multiple of another where `when` holds and both have a value; `to` are further ways out."""
+    holds = Expression(when)
 
     def check(a: Arguments) -> RuleViolation | None:
         n, of = get(a, paths()[value]), get(a, paths()[by])
-        if not isinstance(n, int) or not isinstance(of, int) or n % of == 0 or not when(a):
+        if not isinstance(n, int) or not isinstance(of, int) or n % of == 0 or not holds(a):
             return None
         around = multiples if value in ("heads", "kv_heads", "experts") else sizes
         near: dict[str, Sequence[Value]] = {value: around(n, of), by: divisors(n, of)}
         return violation(f"{told(f'{{{value} % {by}}}', a)} = {n % of}, must be 0", **near, **to)
 
-    return Rule(fields_of(value, by, *to, *reads.split()), check)
+    return Rule(_together(fields_of(value, by, *to), holds.fields), check)
 
 
 def told(text: str, a: Arguments) -> str:
@@ -166,8 +187,9 @@ def _number(a: Arguments, name: str) -> str:
 _BRACES, _NAME = re.compile(r"\{([^{}]+)\}"), re.compile(r"[a-z]\w*")
 
 
-def _names(text: str) -> list[str]:
-    return [name for said in _BRACES.findall(text) for name in _NAME.findall(said)]
+def named_in(text: str) -> tuple[str, ...]:
+    """The paths of the settings whose numbers `told` puts into a text."""
+    return fields_of(*(name for said in _BRACES.findall(text) for name in _NAME.findall(said)))
 
 
 def fields_of(*names: str) -> tuple[str, ...]:

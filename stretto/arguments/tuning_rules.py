@@ -59,8 +59,7 @@ adapters_drop_of_whole_sequences = require(
     "What falls away depends on the place in the sequence, which a chunk of it does not know.",
     clash(
         "{lora_dropout} with adapters of the feed-forward, {ffn_chunks}, must be 1",
-        lambda a: {"gate", "up", "down"} & {*a.tuning.lora_targets},
-        reads="lora_targets",
+        "'gate' in lora_targets or 'up' in lora_targets or 'down' in lora_targets",
         ffn_chunks=[1],
         lora_dropout=[0.0],
     ),
