@@ -7,7 +7,6 @@ becomes the source of the value.
 from __future__ import annotations
 
 from stretto.arguments.compute_rules import GRAPHS, without_graphs
-from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.rule import fields_of, told
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Value
@@ -113,11 +112,12 @@ DERIVATIONS: tuple[Derivation, ...] = (
     _derived("nproc", "tp cp pp dp", "tp*cp*pp*dp, with dp = 1 unless set", _nproc),
     _derived("dp", "tp cp pp nproc", "nproc / (tp*cp*pp)", _dp),
     _derived(
-        *("vpp", "schedule", "what the schedule has: 1 or 2"), lambda a: (vpp_of(a.parallel), told("{schedule}", a))
+        *("vpp", "schedule", "what the schedule has: 1 or 2"),
+        lambda a: (a.parallel.stages_per_rank, told("{schedule}", a)),
     ),
     _derived(
         *("vpp_shape", "schedule vpp", "what the schedule has: loop or v"),
-        lambda a: (shape_of(a.parallel), told("{schedule}, {vpp}", a)),
+        lambda a: (a.parallel.shape, told("{schedule}, {vpp}", a)),
     ),
     _derived("gpus_per_node", "device nproc", "8 (cuda), nproc (cpu)", _gpus_per_node),
     _derived("compile", "device exact", "true (cuda, without exact), else false", _compile),

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from stretto.arguments import Arguments, ConfigError, Record, Resolved, table
-from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.setting import setting
 from stretto.cli.command import USAGE_ERROR
 from stretto.cli.equations import equations
@@ -252,7 +251,7 @@ def _stages(resolved: Resolved) -> Table:
 def _schedule(args: Arguments, width: int) -> Iterator[str]:
     p, m = args.parallel.pp, args.batch.microbatches(args.parallel.dp)
     layers = tuple(float(max(len(stage), 1)) for stage in stage_layers(args))
-    schedule = schedule_for(args.parallel.schedule, p, m, vpp_of(args.parallel), shape=shape_of(args.parallel))
+    schedule = schedule_for(args.parallel.schedule, p, m, args.parallel.stages_per_rank, shape=args.parallel.shape)
     if args.parallel.schedule in ("1f1b", "gpipe"):
         ideal = f"(pp-1)/(m+pp-1) = {p - 1}/{m + p - 1} = {(p - 1) / (m + p - 1):.1%}"
     else:

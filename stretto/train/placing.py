@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any, Final
 
 from stretto.arguments import Resolved
-from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.arguments.sources import SourceKind
 from stretto.checkpoint.peers import Peers
@@ -49,7 +48,7 @@ def placements(resolved: Resolved) -> list[tuple[int, Shape]]:
     said_v, said_shape = (
         sources[path].kind is not SourceKind.DERIVED for path in ("parallel.vpp", "parallel.vpp_shape")
     )
-    own = (vpp_of(p), shape_of(p))
+    own = (p.stages_per_rank, p.shape)
     if p.schedule != "auto" or p.stage_layers is not None:
         return [own]
     return [each for each in PLACEMENTS if _fits(each, own, said_v, said_shape)] or [own]

@@ -11,7 +11,7 @@ from typing import Any
 from stretto.arguments import Arguments, Resolved
 from stretto.arguments.elsewhere import in_layout
 from stretto.arguments.profile import ProfileWindow
-from stretto.arguments.trained import is_adapter
+from stretto.arguments.sections import is_adapter
 from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, Waits
 from stretto.data.feed import Feed
