@@ -98,12 +98,6 @@ class Setting:
         return self.kind is tuple and self.entry is str and not self.section
 
     @property
-    def also(self) -> str:
-        """What else it may be called: the words before a colon in the help, `tensor_parallel`; or nothing."""
-        name, colon, _ = self.help.partition(":")
-        return name.replace(" ", "_") if colon and name.replace(" ", "").isalpha() else ""
-
-    @property
     def takes(self) -> str:
         """What stands after the flag, in short: `N`, `X`, `TEXT`, `N,N,...` or the choices, if they are few."""
         if self.named:
