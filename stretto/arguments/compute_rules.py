@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from stretto.arguments.nearby import divisors, multiples, sizes
-from stretto.arguments.recomputation import USUAL, bytes_of
+from stretto.arguments.recomputation import USUAL
 from stretto.arguments.rule import RuleViolation, clash, clashes, ordered, require, rule, told, violation
 from stretto.arguments.schema import Arguments
+from stretto.notation.size import bytes_of
 
 ROW: Final = 16
 """Matrix units take FP8 in rows of a multiple of so many."""

@@ -7,13 +7,13 @@ from math import prod
 from typing import Any
 
 from stretto.arguments.nearby import by_distance, divisors, even_split, multiples, sizes
-from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import RuleViolation, clash, divisible, require, rule, told, violation
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get, paths, put
 from stretto.layout import DEFAULT_ORDER, Layout
 from stretto.layout.schedules import FAMILIES
+from stretto.notation.profile import ProfileWindow
 
 
 @rule("nproc tp cp pp dp")

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stretto.arguments.corpora import with_paths
 from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Setting
 from stretto.arguments.sources import Source, SourceKind
 from stretto.arguments.tree import settings, to_dict
+from stretto.notation.corpora import with_paths
 
 
 def follows(s: Setting, source: Source) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from stretto.arguments.param_groups import parse_groups
 from stretto.arguments.rule import RuleViolation, clash, ordered, require, rule, told, violation
 from stretto.arguments.schema import Arguments
+from stretto.notation.param_groups import parse_groups
 
 updates_can_be_taken_back = require(
     "An update can be taken back where gradients are whole, and a step can be run again.",

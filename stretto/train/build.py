@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 
 from stretto.arguments import ConfigError, Violation
-from stretto.arguments.param_groups import parse_groups, unmatched
 from stretto.arguments.schema import Arguments, OptimizerConfig
 from stretto.attention import Attend, attention_by
 from stretto.attention.tile import tile_kernel
@@ -26,6 +25,7 @@ from stretto.experts.fp8 import GroupedFp8
 from stretto.interop.shapes import logical_shapes
 from stretto.kernels import fused
 from stretto.models import StageSpec, Transformer
+from stretto.notation.param_groups import parse_groups, unmatched
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import CudaGraphs, TensorMeta
 from stretto.schedule import schedule_for
