@@ -17,16 +17,6 @@ from stretto.layout.schedules import FAMILIES
 AXES = ("tp", "cp", "dp", "pp", "ep", "etp")
 
 
-def layout_of(text: str) -> Layout:
-    """The layout that `tp=2,pp=2` names. Raises ValueError for what is no axis or no size."""
-    size = dict.fromkeys(AXES, 1)
-    said = [part.partition("=")[::2] for part in text.split(",") if part]
-    if any(axis not in size or not n.isdecimal() for axis, n in said) or len(dict(said)) != len(said):
-        raise ValueError(f"{text!r} is no layout: write sizes of {', '.join(AXES)} as in tp=2,pp=2, each once")
-    size |= {axis: int(n) for axis, n in said}
-    return Layout.of(tp=size["tp"], cp=size["cp"], dp=size["dp"], pp=size["pp"], ep=size["ep"], etp=size["etp"])
-
-
 def in_layout(args: Arguments, layout: Layout) -> Arguments:
     """`args` with the sizes of the layout; what then has no meaning (a split into other stages) is left out."""
     size = {axis: layout.size(axis) for axis in AXES}

@@ -21,10 +21,10 @@ from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value, settings_in
 from stretto.arguments.sources import COMMAND_LINE, Source, SourceKind
 from stretto.arguments.suggest import explain, suggested_fixes
-from stretto.arguments.tree import get, put, settings
+from stretto.arguments.tree import put, settings
 from stretto.arguments.validate import Said, Validation, validate
 from stretto.arguments.values import from_text
-from stretto.layout import Layout, Shape
+from stretto.layout import Layout
 
 WORLD_SIZE = "WORLD_SIZE"
 """How torchrun, and stretto itself, tell a worker the number of processes of the run."""
@@ -71,17 +71,6 @@ class Resolved:
             fixes = ({"model.vocab": need},)
             raise ConfigError([Violation("vocab_holds_tokenizer", ("model.vocab",), problem, fixes=fixes)])
         return self if vocab is not None else replace(self, args=put(self.args, "model.vocab", need))
-
-    def placed(self, vpp: int, shape: Shape, layers: tuple[int, ...] | None, why: str) -> Resolved:
-        """The run with so many stages on a rank, of these layers where they are not None; derived, so that a run that
-        goes on from this one finds its own."""
-        found: dict[str, Value] = {"parallel.vpp": vpp, "parallel.vpp_shape": shape}
-        found |= {"parallel.stage_layers": layers} if layers else {}
-        args, sources = self.args, dict(self.sources)
-        for path, value in found.items():
-            if get(args, path) != value or path == "parallel.stage_layers":
-                args, sources[path] = put(args, path, value), Source(SourceKind.DERIVED, why)
-        return replace(self, args=args, sources=sources, layout=args.parallel.layout)
 
 
 def parse(
