@@ -6,7 +6,7 @@ from typing import Final
 
 from stretto.arguments.nearby import divisors, multiples, sizes
 from stretto.arguments.recomputation import USUAL
-from stretto.arguments.rule import RuleViolation, clash, clashes, ordered, require, rule, told, violation
+from stretto.arguments.rule import Expression, RuleViolation, clash, clashes, ordered, require, rule, told, violation
 from stretto.arguments.schema import Arguments
 from stretto.notation.size import bytes_of
 
@@ -62,40 +62,40 @@ def fp8_sizes_divide(a: Arguments) -> RuleViolation | None:
     return violation(problem, **nearby, fp8=("none",))
 
 
-GRAPHS = (
-    "device recompute on_nonfinite check_finite check_collectives exact tp cp pp dp schedule sharding global_batch "
-    "micro_batch packing experts"
+_NO_GRAPHS = (
+    ("device != 'cuda'", "{device} has none"),
+    ("exact is not None", "{exact}: kernels must be chosen alike for every tp"),
+    ("pp > 1", "{pp}: stages wait for each other"),
+    ("tp > 1", "{tp}: its collectives are not recorded"),
+    ("cp > 1", "{cp}: its collectives are not recorded"),
+    ("schedule != '1f1b'", "{schedule}: backwards do not follow their forwards"),
+    ("sharding in ('zero2', 'fsdp')", "{sharding}: gradients have no address of their own"),
+    (
+        "dp and dp > 1 and global_batch // (micro_batch*dp) == 1",
+        "{dp} with one microbatch, whose backward sends gradients",
+    ),
+    ("packing", "packing: documents differ from one microbatch to the next"),
+    ("experts", "{experts}: tokens go where the router says"),
+    ("recompute == 'offload'", "recompute = offload: the host's memory takes part"),
+    ("on_nonfinite != 'stop'", "{on_nonfinite} looks at each microbatch"),
+    ("check_finite", "check_finite looks at each microbatch"),
+    ("check_collectives", "check_collectives waits for the host"),
 )
-"""What decides whether microbatches can be CUDA graphs: the same launches each time, and none waits for the host."""
+"""Where microbatches cannot be CUDA graphs, and why: launches differ from one to the next, or wait for the host."""
+
+graphs_can_be_recorded = require(
+    "CUDA graphs are of microbatches whose launches are the same each time, and that meet no other rank.",
+    *(
+        clash(f"{{cuda_graphs}}, but {why}", f"cuda_graphs and ({where})", cuda_graphs=[False])
+        for where, why in _NO_GRAPHS
+    ),
+)
+_REASONS = tuple((Expression(where), why) for where, why in _NO_GRAPHS)
 
 
 def without_graphs(a: Arguments) -> str:
-    """Why they cannot be CUDA graphs, with the number; empty where they can."""
-    p, r, n = a.parallel, a.run, a.batch.microbatches(a.parallel.dp)
-    reasons = {
-        "{device} has none": r.device != "cuda",
-        "{exact}: kernels must be chosen alike for every tp": p.exact is not None,
-        "{pp}: stages wait for each other": p.pp > 1,
-        "{tp}: its collectives are not recorded": p.tp > 1,
-        "{cp}: its collectives are not recorded": p.cp > 1,
-        "{schedule}: backwards do not follow their forwards": p.schedule != "1f1b",
-        "{sharding}: gradients have no address of their own": p.sharding in ("zero2", "fsdp"),
-        "{dp} with one microbatch, whose backward sends gradients": (p.dp or 1) > 1 and n == 1,
-        "packing: documents differ from one microbatch to the next": a.data.packing,
-        "{experts}: tokens go where the router says": a.model.experts > 0,
-        "recompute = offload: the host's memory takes part": r.recompute == "offload",
-        "{on_nonfinite} looks at each microbatch": r.on_nonfinite != "stop",
-        "check_finite looks at each microbatch": r.check_finite,
-        "check_collectives waits for the host": r.check_collectives,
-    }
-    return next((told(reason, a) for reason, holds in reasons.items() if holds), "")
-
-
-@rule(f"cuda_graphs {GRAPHS}")
-def graphs_can_be_recorded(a: Arguments) -> RuleViolation | None:
-    """CUDA graphs are of microbatches whose launches are the same each time, and that meet no other rank."""
-    reason = without_graphs(a) if a.run.cuda_graphs else ""
-    return violation(f"cuda_graphs = true, but {reason}", cuda_graphs=(False,)) if reason else None
+    """Why microbatches cannot be CUDA graphs, with the number; empty where they can."""
+    return next((told(why, a) for holds, why in _REASONS if holds(a)), "")
 
 
 @rule("recompute_parts recompute")

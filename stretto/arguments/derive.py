@@ -6,7 +6,7 @@ becomes the source of the value.
 
 from __future__ import annotations
 
-from stretto.arguments.compute_rules import GRAPHS, without_graphs
+from stretto.arguments.compute_rules import graphs_can_be_recorded, without_graphs
 from stretto.arguments.rule import Expression, fields_of, told
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Value
@@ -125,7 +125,12 @@ DERIVATIONS: tuple[Derivation, ...] = (
     _derived(
         "tp_comm_overlap", "device sequence_parallel", "true (cuda, sequence parallel), else false", _tp_comm_overlap
     ),
-    _derived("cuda_graphs", GRAPHS, "true where they can be recorded (cuda), else false", _cuda_graphs),
+    Derivation(
+        "run.cuda_graphs",
+        graphs_can_be_recorded.fields,
+        _cuda_graphs,
+        "true where they can be recorded (cuda), else false",
+    ),
     _equal("kv_heads", "heads"),
     _equal("head_dim", "hidden / heads"),
     _equal("rope_head_dim", "head_dim // 2", "kv_lora_rank and head_dim > 3"),

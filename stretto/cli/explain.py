@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stretto.arguments import Arguments, ConfigError, Record, Resolved, table
+from stretto.arguments import Arguments, ConfigError, Record, Resolved, SourceKind
+from stretto.arguments.errors import as_text
 from stretto.arguments.setting import setting
+from stretto.arguments.tree import get
 from stretto.cli.command import USAGE_ERROR
 from stretto.cli.equations import equations
 from stretto.cli.hosts import limit_of_host
@@ -126,7 +128,18 @@ def show(resolved: Resolved, screen: Console, limit: float | None = None, host: 
     screen.print(Text("schedule", style="bold"))
     screen.print(Text("\n".join(f"  {line}" for line in _schedule(args, screen.width - 2))), soft_wrap=True)
     screen.print(Text("settings", style="bold"))
-    screen.print(table(resolved))
+    screen.print(_settings(resolved))
+
+
+def _settings(resolved: Resolved) -> Table:
+    """Those that are not defaults, with the source of each."""
+    t = Table(box=None, show_header=False)
+    for name in ("setting", "value", "source"):
+        t.add_column(name, overflow="fold")
+    for path, source in resolved.sources.items():
+        if source.kind is not SourceKind.DEFAULT:
+            t.add_row(path, as_text(get(resolved.args, path)), str(source))
+    return t
 
 
 def _time(args: Arguments) -> str:

@@ -15,7 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis.strategies import integers, lists, sampled_from
 
-from stretto.arguments import Arguments, DataConfig
+from stretto.arguments import Arguments
+from stretto.arguments.schema import DataConfig
 from stretto.data.errors import DataError
 from stretto.data.feed import Feed
 from stretto.data.mixture import EndToEnd, Mix, Turns, turns
