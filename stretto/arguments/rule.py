@@ -19,7 +19,7 @@ from stretto.arguments.errors import as_text
 from stretto.arguments.nearby import divisors, multiples, sizes
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
-from stretto.arguments.tree import get, paths
+from stretto.arguments.tree import get, paths, settings
 
 Nearby = Mapping[str, Sequence[Value]]
 """Candidate values for the settings at these paths, nearest first."""
@@ -148,7 +148,8 @@ def ordered(equation: str, when: str = "True", **to: str) -> Rule:
             return None
         sum_ = f" = {least}" if len(sides[0].fields) > 1 else ""
         problem = f"{told(f'{{{left}}}', a)}{sum_}, must be {sign} {told(f'{{{right}}}', a)}"
-        return violation(problem, **{name: (_short(f(a)),) for name, f in near.items()})
+        values = {name: _short(f(a)) for name, f in near.items()}
+        return violation(problem, **{name: (x,) for name, x in values.items() if x in settings()[paths()[name]].bounds})
 
     return Rule(_together(fields, holds.fields), check)
 

@@ -55,7 +55,7 @@ _ROWS = (
     ("tp_comm_overlap", "tp_comm_overlap and device == 'cpu'", "device = cpu has no copy engines"),
     (
         "tp_comm_overlap",
-        "tp_comm_overlap and (tp == 1 or not sequence_parallel)",
+        "tp_comm_overlap and device != 'cpu' and not sequence_parallel",
         "sequence_parallel = false gathers and scatters nothing",
     ),
     ("ep_comm_overlap ep_copy_engines", "ep * etp == 1 or not experts", "ranks exchange no tokens"),

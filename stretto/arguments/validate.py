@@ -40,6 +40,7 @@ def validate(said: Mapping[str, Said], wrong: Iterable[str] = ()) -> Validation:
     """
     args = build({path: s.value for path, s in said.items()})
     sources = {path: said[path].source if path in said else DEFAULT for path in settings()}
+    strength = {path: source.kind for path, source in sources.items()}
     unknown = set(wrong)
     findings: list[RuleViolation] = []
 
@@ -47,8 +48,10 @@ def validate(said: Mapping[str, Said], wrong: Iterable[str] = ()) -> Validation:
         if unknown & {c.path, *c.inputs} or (conceded := c.equation(args)) is None:
             continue
         value, reason = conceded
-        if sources[c.path].kind < max(sources[path].kind for path in c.inputs) and not sources[c.path].pinned:
+        strongest = max(strength[path] for path in c.inputs)
+        if strength[c.path] < strongest and not sources[c.path].pinned:
             args, sources[c.path] = put(args, c.path, value), Source(SourceKind.DERIVED, reason)
+            strength[c.path] = strongest  # what gives way to that in turn, gives way to the same
         elif c.ineffective:
             problem = f"{c.path} = {as_text(get(args, c.path))} has no effect: {reason}"
             nearby: Nearby = {c.path: (settings()[c.path].default,)}

@@ -135,6 +135,14 @@ def test_the_launcher_decides_how_many_processes_there_are() -> None:
         parse(["--nproc", "8"], env={"WORLD_SIZE": "4"})
 
 
+def test_what_depends_on_a_value_that_gives_way_gives_way_too() -> None:
+    """Catches: the factor of a preset's stretch rejected, where --position learned has left the preset no stretch."""
+    words = "--preset llama3.1-8b --position learned"
+    assert resolve(words).sources["model.rope_factor"].kind is SourceKind.DERIVED
+    with pytest.raises(ConfigError, match="rope_factor = 2.0 has no effect: rope_scaling = none"):
+        resolve(f"{words} --rope-factor 2")
+
+
 def test_without_nproc_the_layout_decides() -> None:
     assert resolve("--preset tiny --tp 2 --dp 4").layout.world == 8
     assert resolve("--preset tiny --tp 2").layout.world == 2
