@@ -4,7 +4,7 @@
     resolved.args.parallel.tp             # complete: what can be derived is filled in
     resolved.sources["parallel.dp"]       # derived: nproc / (tp*cp*pp) = 8 / (2*1*2)
 
-`schema` declares the settings, `rules` and `derive` what holds between them; everything else reads those.
+`schema` declares the settings; `derive`, `unused` and the rules of `validate` say what holds between them.
 Never imports torch.
 """
 

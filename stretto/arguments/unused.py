@@ -21,7 +21,7 @@ class Derivation:
     Either of one that nobody set; or of one that gives way where a stronger source sets one of the inputs to something
     that it does not go with: `--tp 1` over a preset with sequence parallelism means: without. Where it is said by a
     source at least as strong as those, it is wrong instead: `ineffective` says that it then has no effect; for the
-    others a rule of `rules.py` has the words.
+    others a rule has the words.
     """
 
     path: str

@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from stretto.arguments import (
+    compute_rules,
+    context_rules,
+    exact_rules,
+    layout_rules,
+    model_rules,
+    tuning_rules,
+    update_rules,
+)
 from stretto.arguments.derive import DERIVATIONS, OVERRIDES
 from stretto.arguments.errors import as_text
-from stretto.arguments.rule import Nearby, RuleViolation
-from stretto.arguments.rules import RULES
+from stretto.arguments.rule import Nearby, Rule, RuleViolation, rules_in
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import DEFAULT, Source, SourceKind
 from stretto.arguments.tree import build, get, put, settings
+
+RULES: tuple[Rule, ...] = rules_in(
+    layout_rules, model_rules, context_rules, update_rules, compute_rules, tuning_rules, exact_rules
+)
+"""All rules that settings must obey together."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from stretto.arguments.command_line import MEGATRON, Sources
 from stretto.arguments.derive import DERIVATIONS, OVERRIDES
 from stretto.arguments.files import preset_text, presets
 from stretto.arguments.help import FOREIGN, default
-from stretto.arguments.rules import RULES
 from stretto.arguments.setting import Setting, settings_in
 from stretto.arguments.tree import by_section
+from stretto.arguments.validate import RULES
 
 _PAGE = "arguments.md"
 _SCHEMA = "arguments.schema.json"

@@ -139,7 +139,7 @@ def test_what_depends_on_a_value_that_gives_way_gives_way_too() -> None:
     """Catches: the factor of a preset's stretch rejected, where --position learned has left the preset no stretch."""
     words = "--preset llama3.1-8b --position learned"
     assert resolve(words).sources["model.rope_factor"].kind is SourceKind.DERIVED
-    with pytest.raises(ConfigError, match="rope_factor = 2.0 has no effect: rope_scaling = none"):
+    with pytest.raises(ConfigError, match=r"rope_factor = 2\.0 has no effect: rope_scaling = none"):
         resolve(f"{words} --rope-factor 2")
 
 
