@@ -8,11 +8,10 @@ one that is no more than another (`ordered`), or its multiple (`divisible`); eac
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from stretto.arguments.errors import as_text
@@ -82,7 +81,10 @@ def require(meaning: str, *parts: Rule) -> Rule:
 
 
 class Expression:
-    """An expression over settings by name, as in `tp > 1 and sequence_parallel`; `fields` are those that it reads."""
+    """An expression over settings by name, `tp > 1 and sequence_parallel`: code of ours, and nobody else's.
+
+    `fields` are the settings that it reads.
+    """
 
     def __init__(self, text: str) -> None:
         self._code = compile(text, text, "eval")
@@ -128,30 +130,26 @@ def clashes(problem: str, *parts: Rule, **to: Sequence[Value]) -> Rule:
     return Rule(_together(whole.fields, *(part.fields for part in parts)), check)
 
 
-_ORDERS = MappingProxyType({"<": operator.lt, "<=": operator.le, ">=": operator.ge})
-
-
 def ordered(equation: str, when: str = "True", **to: str) -> Rule:
     """`min_lr <= lr` where `when` holds and all have a value; what could fix it are the values of the expressions `to`.
 
     The left side may be a sum, whose value is told.
     """
     left, sign, right = re.split(" ([<>]=?) ", equation)
-    sides, holds = (Expression(left), Expression(right)), Expression(when)
-    near, fields = {name: Expression(text) for name, text in to.items()}, _together(*(side.fields for side in sides))
+    holds, asked, total = Expression(equation), Expression(when), Expression(left)
+    ways = {name: Expression(text) for name, text in to.items()}
 
     def check(a: Arguments) -> RuleViolation | None:
-        if None in (get(a, path) for path in fields) or not holds(a):
+        if None in (get(a, path) for path in holds.fields) or holds(a) or not asked(a):
             return None
-        least, most = (side(a) for side in sides)
-        if _ORDERS[sign](least, most):
-            return None
-        sum_ = f" = {least}" if len(sides[0].fields) > 1 else ""
-        problem = f"{told(f'{{{left}}}', a)}{sum_}, must be {sign} {told(f'{{{right}}}', a)}"
-        values = {name: _short(f(a)) for name, f in near.items()}
-        return violation(problem, **{name: (x,) for name, x in values.items() if x in settings()[paths()[name]].bounds})
+        value = f" = {total(a)}" if len(total.fields) > 1 else ""
+        near = {name: _short(way(a)) for name, way in ways.items()}
+        return violation(
+            told(f"{{{left}}}{value}, must be {sign} {{{right}}}", a),
+            **{name: (x,) for name, x in near.items() if x in settings()[paths()[name]].bounds},
+        )
 
-    return Rule(_together(fields, holds.fields), check)
+    return Rule(_together(holds.fields, asked.fields), check)
 
 
 def _short(number: Any) -> Any:

@@ -21,8 +21,8 @@ CLAUSES = Said(
     Fault(
         "an order that is asked for where it does not apply",
         "arguments/rule.py",
-        "for path in fields) or not holds(a):",
-        "for path in fields):",
+        "or holds(a) or not asked(a):",
+        "or holds(a):",
     ),
     Fault(
         "a rule held against a setting that it does not name",
