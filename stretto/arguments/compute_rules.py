@@ -98,17 +98,12 @@ def without_graphs(a: Arguments) -> str:
     return next((told(why, a) for holds, why in _REASONS if holds(a)), "")
 
 
-@rule("recompute_parts recompute")
+@rule("recompute_parts")
 def parts_are_chosen_once(a: Arguments) -> RuleViolation | None:
     """Parts of a block are named for selective recomputation, each once."""
-    parts = a.run.recompute_parts
-    if a.run.recompute != "selective" and parts != USUAL:
-        problem = told("{recompute_parts} has no effect with {recompute}", a)
-        return violation(problem, recompute=("selective",), recompute_parts=(USUAL,))
-    once = tuple(dict.fromkeys(parts))
-    if parts and once == parts:
-        return None
-    return violation(told("{recompute_parts}: must name parts, each once", a), recompute_parts=(once or USUAL,))
+    parts, once = a.run.recompute_parts, tuple(dict.fromkeys(a.run.recompute_parts))
+    problem = told("{recompute_parts}: must name parts, each once", a)
+    return violation(problem, recompute_parts=(once or USUAL,)) if not parts or once != parts else None
 
 
 @rule("recompute_parts recompute experts")
@@ -123,14 +118,7 @@ def projections_are_of_dense_layers(a: Arguments) -> RuleViolation | None:
 
 
 so_many_layers_are_recomputed = require(
-    "A number of layers needs a way to recompute them, and that many.",
-    clash(
-        "{recompute_layers} with {recompute}, must be selective or block",
-        "recompute != 'selective'",
-        recompute=["block"],
-        recompute_layers=[None],
-    ),
-    ordered("recompute_layers <= layers", recompute_layers="layers"),
+    "No more layers are recomputed than there are.", ordered("recompute_layers <= layers", recompute_layers="layers")
 )
 
 

@@ -103,17 +103,6 @@ def latent_has_its_heads(a: Arguments) -> RuleViolation | None:
     return violation(f"kv_lora_rank = {m.kv_lora_rank} with {'; '.join(wrong)}", **whole, **near)
 
 
-@rule("ep etp experts")
-def expert_axes_have_experts(a: Arguments) -> RuleViolation | None:
-    """Expert axes spread experts, where the model has any."""
-    large = {name: size for name, size in (("ep", a.parallel.ep), ("etp", a.parallel.etp)) if size > 1}
-    if a.model.experts or not large:
-        return None
-    said = ", ".join(f"{name} = {size}" for name, size in large.items())
-    near: dict[str, Sequence[Value]] = dict.fromkeys(large, (1,))
-    return violation(f"{said} with experts = 0: nothing to spread", **near, experts=(8,))
-
-
 @rule("ep etp tp cp dp dp_shard")
 def experts_fill_a_stage(a: Arguments) -> RuleViolation | None:
     """The ranks of a pipeline stage are a whole number of copies of its experts."""

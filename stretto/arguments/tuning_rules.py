@@ -38,12 +38,6 @@ def adapters_have_matrices(a: Arguments) -> RuleViolation | None:
     return violation(told(problem, a), lora_targets=(usable or (("o",) if m.latent else ("q", "v")),))
 
 
-adapters_freeze_the_rest = require(
-    "Beside adapters nothing is trained, so nothing else is to be frozen.",
-    clash("{freeze} has no effect beside {lora_rank}", freeze=[()], lora_rank=[0]),
-)
-
-
 adapters_drop_of_whole_sequences = require(
     "What falls away depends on the place in the sequence, which a chunk of it does not know.",
     clash(

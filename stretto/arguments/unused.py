@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from stretto.arguments.rule import Expression, fields_of, named_in, told
+from stretto.arguments.rule import Expression, Nearby, fields_of, named_in, told, violation
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get, settings
@@ -21,7 +21,7 @@ class Derivation:
     Either of one that nobody set; or of one that gives way where a stronger source sets one of the inputs to something
     that it does not go with: `--tp 1` over a preset with sequence parallelism means: without. Where it is said by a
     source at least as strong as those, it is wrong instead: `ineffective` says that it then has no effect; for the
-    others a rule has the words.
+    others a rule has the words. `ways` are ways out beside the setting's default.
     """
 
     path: str
@@ -29,11 +29,14 @@ class Derivation:
     equation: Equation
     meaning: str = ""
     ineffective: bool = False
+    ways: Nearby = field(default_factory=dict)
 
 
-def _unused(names: str, where: str, why: str, *, ineffective: bool = True) -> Iterator[Derivation]:
-    """Settings by name that have no effect where an expression holds, and why."""
-    holds = Expression(where)
+def _unused(
+    names: str, where: str, why: str, *, ineffective: bool = True, **to: Sequence[Value]
+) -> Iterator[Derivation]:
+    """Settings by name that have no effect where an expression holds, and why; `to` are other ways out."""
+    holds, ways = Expression(where), violation("", **to).nearby
     for path in fields_of(*names.split()):
 
         def equation(a: Arguments, path: str = path) -> tuple[Value, str] | None:
@@ -41,7 +44,7 @@ def _unused(names: str, where: str, why: str, *, ineffective: bool = True) -> It
             return (default, told(why, a)) if holds(a) and get(a, path) != default else None
 
         inputs = tuple(field for field in dict.fromkeys((*named_in(why), *holds.fields)) if field != path)
-        yield Derivation(path, inputs, equation, ineffective=ineffective)
+        yield Derivation(path, inputs, equation, ineffective=ineffective, ways=ways)
 
 
 _EXPERTS = (
@@ -97,11 +100,6 @@ _ROWS = (
     ("beta1 beta2", "optimizer == 'sgd'", "{optimizer} has none"),
     ("eps", "optimizer not in ('adamw', 'muon')", "{optimizer} has none"),
     ("momentum", "optimizer not in ('sgd', 'muon')", "{optimizer} has none"),
-    (
-        "lora_alpha lora_dropout lora_targets",
-        "lora_rank == 0",
-        "{lora_rank}: adapters have a rank, as in --lora-rank 8",
-    ),
     ("schedule_memory", "schedule != 'auto'", "{schedule} searches no order"),
     ("partition", "stage_layers is not None", "stage_layers says the layers of each stage"),
     ("schedule_costs", "schedule != 'auto' and partition != 'searched'", "{schedule} and {partition} ask for no times"),
@@ -121,5 +119,16 @@ _ROWS = (
 
 UNUSED: tuple[Derivation, ...] = (
     *(each for row in _ROWS for each in _unused(*row)),
+    *_unused("ep etp", "not experts", "{experts} has nothing to spread", experts=[8]),
+    *_unused("cp_a2a", "'hybrid' not in cp_comm", "no layer has cp_comm = hybrid"),
+    *_unused("recompute_parts", "recompute != 'selective'", "{recompute} has no parts", recompute=["selective"]),
+    *_unused(
+        "recompute_layers",
+        "recompute not in ('selective', 'block')",
+        "{recompute} is alike for all layers",
+        recompute=["block"],
+    ),
+    *_unused("lora_alpha lora_dropout lora_targets", "lora_rank == 0", "{lora_rank} has no adapters", lora_rank=[8]),
+    *_unused("freeze", "lora_rank", "{lora_rank} trains adapters alone", lora_rank=[0]),
     *_unused("save_every sample_tokens", "not save", "no checkpoint is saved", ineffective=False),
 )

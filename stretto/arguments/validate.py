@@ -67,7 +67,7 @@ def validate(said: Mapping[str, Said], wrong: Iterable[str] = ()) -> Validation:
             strength[c.path] = strongest  # what gives way to that in turn, gives way to the same
         elif c.ineffective:
             problem = f"{c.path} = {as_text(get(args, c.path))} has no effect: {reason}"
-            nearby: Nearby = {c.path: (settings()[c.path].default,)}
+            nearby: Nearby = {c.path: (settings()[c.path].default,), **c.ways}
             findings.append(RuleViolation(problem, nearby, "has_effect", (c.path, *c.inputs)))
 
     for d in DERIVATIONS:
