@@ -10,7 +10,7 @@ from stretto.arguments.compute_rules import graphs_can_be_recorded, without_grap
 from stretto.arguments.rule import Expression, fields_of, told
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Value
-from stretto.arguments.tree import get, paths
+from stretto.arguments.tree import get, paths, settings
 from stretto.arguments.unused import UNUSED, Derivation, Equation
 
 
@@ -61,6 +61,13 @@ def _equal(name: str, equation: str, where: str = "True", meaning: str = "") -> 
     return Derivation(paths()[name], (*value.fields, *holds.fields), number, meaning or equation)
 
 
+def _holds(name: str, condition: str, meaning: str) -> Derivation:
+    """Whether an expression holds, with the settings that it reads."""
+    holds = Expression(condition)
+    said = ", ".join(f"{{{settings()[path].name}}}" for path in holds.fields)
+    return Derivation(paths()[name], holds.fields, lambda a: (bool(holds(a)), told(said, a)), meaning)
+
+
 def _derived(name: str, inputs: str, meaning: str, equation: Equation) -> Derivation:
     return Derivation(paths()[name], fields_of(*inputs.split()), equation, meaning)
 
@@ -80,16 +87,6 @@ def _vpp_shape(a: Arguments) -> tuple[Value, str]:
 
 def _gpus_per_node(a: Arguments) -> tuple[Value, str]:
     return (8, "usual") if a.run.device == "cuda" else (a.run.nproc, "nproc: one machine")
-
-
-def _compile(a: Arguments) -> tuple[Value, str]:
-    compiled = a.run.device == "cuda" and a.parallel.exact is None
-    return compiled, told("{device}" if a.parallel.exact is None else "{exact}", a)
-
-
-def _tp_comm_overlap(a: Arguments) -> tuple[Value, str]:
-    cut = a.parallel.sequence_parallel
-    return a.run.device == "cuda" and cut, told(f"{{device}}, {'' if cut else 'not '}sequence parallel", a)
 
 
 def _cuda_graphs(a: Arguments) -> tuple[Value, str]:
@@ -121,10 +118,8 @@ DERIVATIONS: tuple[Derivation, ...] = (
     _derived("vpp", "schedule", "what the schedule has: 1 or 2", _vpp),
     _derived("vpp_shape", "schedule vpp", "what the schedule has: loop or v", _vpp_shape),
     _derived("gpus_per_node", "device nproc", "8 (cuda), nproc (cpu)", _gpus_per_node),
-    _derived("compile", "device exact", "true (cuda, without exact), else false", _compile),
-    _derived(
-        "tp_comm_overlap", "device sequence_parallel", "true (cuda, sequence parallel), else false", _tp_comm_overlap
-    ),
+    _holds("compile", "device == 'cuda' and exact is None", "true (cuda, without exact), else false"),
+    _holds("tp_comm_overlap", "device == 'cuda' and sequence_parallel", "true (cuda, sequence parallel), else false"),
     Derivation(
         "run.cuda_graphs",
         graphs_can_be_recorded.fields,
