@@ -43,7 +43,7 @@ def _unused(
             default = settings()[path].default
             return (default, told(why, a)) if holds(a) and get(a, path) != default else None
 
-        inputs = tuple(field for field in dict.fromkeys((*named_in(why), *holds.fields)) if field != path)
+        inputs = tuple(each for each in dict.fromkeys((*named_in(why), *holds.fields)) if each != path)
         yield Derivation(path, inputs, equation, ineffective=ineffective, ways=ways)
 
 
