@@ -4,49 +4,29 @@
     resolved.args.parallel.tp             # complete: what can be derived is filled in
     resolved.sources["parallel.dp"]       # derived: nproc / (tp*cp*pp) = 8 / (2*1*2)
 
-`schema` declares the settings, `rules` and `derive` what holds between them; everything else reads those.
+`schema` declares the settings; `derive`, `unused` and the rules of `validate` say what holds between them.
 Never imports torch.
 """
 
 from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.layers import from_dict
-from stretto.arguments.paths import check_paths
 from stretto.arguments.record import Record
 from stretto.arguments.resolve import Resolved, parse, resolve
-from stretto.arguments.schema import (
-    Arguments,
-    BatchConfig,
-    CheckpointConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    RunConfig,
-)
-from stretto.arguments.show import as_toml, table
-from stretto.arguments.sources import Source, SourceKind
+from stretto.arguments.schema import Arguments
+from stretto.arguments.show import as_toml
+from stretto.arguments.sources import SourceKind
 from stretto.arguments.tree import to_dict
 
 __all__ = [
     "Arguments",
-    "BatchConfig",
-    "CheckpointConfig",
     "ConfigError",
-    "DataConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "ParallelConfig",
     "Record",
     "Resolved",
-    "RunConfig",
-    "Source",
     "SourceKind",
     "Violation",
     "as_toml",
-    "check_paths",
     "from_dict",
     "parse",
     "resolve",
-    "table",
     "to_dict",
 ]

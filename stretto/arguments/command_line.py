@@ -17,7 +17,7 @@ from stretto.arguments.peers import flag_of
 from stretto.arguments.setting import Setting, Value, setting, settings_in
 from stretto.arguments.sources import COMMAND_LINE
 from stretto.arguments.tree import settings
-from stretto.arguments.values import from_data, from_text, nearest, repaired
+from stretto.arguments.values import did_you_mean, from_data, from_text, repaired
 
 MEGATRON = "--megatron"
 """What follows are flags of another program."""
@@ -173,10 +173,7 @@ class _Reader:
         last = flag.lstrip("-").rpartition(".")[2]  # others have sections in the names of their flags
         if (elsewhere := flag_of(last, self.flags)) is not None:
             return Violation("unknown_flag", (), f"{flag} is no flag{elsewhere}")
-        also = {f"--{s.also.replace('_', '-')}": s.flag for s in self.flags.values() if s.also}
-        known = {flag: flag for flag in (*self.flags, "--help", *[MEGATRON] * self.of_run)} | also
-        near = nearest(f"--{last}", tuple(known))
-        guess = f"; did you mean {known[near]}?" if near else "; --help lists all flags"
+        guess = did_you_mean(last, (*self.flags, "--help", *[MEGATRON] * self.of_run)) or "; --help lists all flags"
         return Violation("unknown_flag", (), f"{flag} is no flag{guess}")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from stretto.arguments.nearby import divisors, multiples, sizes
-from stretto.arguments.recomputation import USUAL, bytes_of
-from stretto.arguments.rule import RuleViolation, clash, clashes, ordered, require, rule, told, violation
+from stretto.arguments.recomputation import USUAL
+from stretto.arguments.rule import Expression, RuleViolation, clash, clashes, ordered, require, rule, told, violation
 from stretto.arguments.schema import Arguments
+from stretto.notation.size import bytes_of
 
 ROW: Final = 16
 """Matrix units take FP8 in rows of a multiple of so many."""
@@ -17,20 +18,20 @@ fp8_is_within_bf16 = require(
 )
 fp8_has_no_latent = require(
     "Attention with a latent computes in the dtype of the run.",
-    clash("{fp8} with {kv_lora_rank}: not available yet", lambda a: a.model.latent, fp8=["none"]),
+    clash("{fp8} with {kv_lora_rank}: not available yet", "kv_lora_rank", fp8=["none"]),
 )
 flash_takes_what_it_is_given = require(
     "FlashAttention 4 runs on GPUs, in bf16, plain causal attention, heads of 8 to 256 features.",
     clashes(
         "{attention} with ...",
-        clash("{device}, must be cuda", lambda a: a.run.device != "cuda"),
-        clash("{dtype}, must be bf16", lambda a: a.run.dtype != "bf16"),
-        clash("{head_dim}, must be a multiple of 8 up to 256", lambda a: a.model.dim_per_head not in range(8, 257, 8)),
-        clash("{kv_lora_rank}, must be unset", lambda a: a.model.latent),
-        clash("{window}, must be unset", lambda a: a.model.window is not None),
-        clash("{attention_softcap}, must be unset", lambda a: a.model.attention_softcap is not None),
-        clash("{attention_scalar}, must be unset", lambda a: a.model.attention_scalar is not None),
-        clash("attention_sinks, must be false", lambda a: a.model.attention_sinks, reads="attention_sinks"),
+        clash("{device}, must be cuda", "device != 'cuda'"),
+        clash("{dtype}, must be bf16", "dtype != 'bf16'"),
+        clash("{head_dim}, must be a multiple of 8 up to 256", "head_dim and (head_dim % 8 or head_dim > 256)"),
+        clash("{kv_lora_rank}, must be unset", "kv_lora_rank"),
+        clash("{window}, must be unset", "window"),
+        clash("{attention_softcap}, must be unset", "attention_softcap"),
+        clash("{attention_scalar}, must be unset", "attention_scalar"),
+        clash("attention_sinks, must be false", "attention_sinks"),
         attention=["torch"],
     ),
 )
@@ -61,53 +62,48 @@ def fp8_sizes_divide(a: Arguments) -> RuleViolation | None:
     return violation(problem, **nearby, fp8=("none",))
 
 
-GRAPHS = (
-    "device recompute on_nonfinite check_finite check_collectives exact tp cp pp dp schedule sharding global_batch "
-    "micro_batch packing experts"
+_NO_GRAPHS = (
+    ("device != 'cuda'", "{device} has none"),
+    ("exact is not None", "{exact}: kernels must be chosen alike for every tp"),
+    ("pp > 1", "{pp}: stages wait for each other"),
+    ("tp > 1", "{tp}: its collectives are not recorded"),
+    ("cp > 1", "{cp}: its collectives are not recorded"),
+    ("schedule != '1f1b'", "{schedule}: backwards do not follow their forwards"),
+    ("sharding in ('zero2', 'fsdp')", "{sharding}: gradients have no address of their own"),
+    (
+        "dp and dp > 1 and global_batch // (micro_batch*dp) == 1",
+        "{dp} with one microbatch, whose backward sends gradients",
+    ),
+    ("packing", "packing: documents differ from one microbatch to the next"),
+    ("experts", "{experts}: tokens go where the router says"),
+    ("recompute == 'offload'", "recompute = offload: the host's memory takes part"),
+    ("on_nonfinite != 'stop'", "{on_nonfinite} looks at each microbatch"),
+    ("check_finite", "check_finite looks at each microbatch"),
+    ("check_collectives", "check_collectives waits for the host"),
 )
-"""What decides whether microbatches can be CUDA graphs: the same launches each time, and none waits for the host."""
+"""Where microbatches cannot be CUDA graphs, and why: launches differ from one to the next, or wait for the host."""
+
+graphs_can_be_recorded = require(
+    "CUDA graphs are of microbatches whose launches are the same each time, and that meet no other rank.",
+    *(
+        clash(f"{{cuda_graphs}}, but {why}", f"cuda_graphs and ({where})", cuda_graphs=[False])
+        for where, why in _NO_GRAPHS
+    ),
+)
+_REASONS = tuple((Expression(where), why) for where, why in _NO_GRAPHS)
 
 
 def without_graphs(a: Arguments) -> str:
-    """Why they cannot be CUDA graphs, with the number; empty where they can."""
-    p, r, n = a.parallel, a.run, a.batch.microbatches(a.parallel.dp)
-    reasons = {
-        "{device} has none": r.device != "cuda",
-        "{exact}: kernels must be chosen alike for every tp": p.exact is not None,
-        "{pp}: stages wait for each other": p.pp > 1,
-        "{tp}: its collectives are not recorded": p.tp > 1,
-        "{cp}: its collectives are not recorded": p.cp > 1,
-        "{schedule}: backwards do not follow their forwards": p.schedule != "1f1b",
-        "{sharding}: gradients have no address of their own": p.sharding in ("zero2", "fsdp"),
-        "{dp} with one microbatch, whose backward sends gradients": (p.dp or 1) > 1 and n == 1,
-        "packing: documents differ from one microbatch to the next": a.data.packing,
-        "{experts}: tokens go where the router says": a.model.experts > 0,
-        "recompute = offload: the host's memory takes part": r.recompute == "offload",
-        "{on_nonfinite} looks at each microbatch": r.on_nonfinite != "stop",
-        "check_finite looks at each microbatch": r.check_finite,
-        "check_collectives waits for the host": r.check_collectives,
-    }
-    return next((told(reason, a) for reason, holds in reasons.items() if holds), "")
+    """Why microbatches cannot be CUDA graphs, with the number; empty where they can."""
+    return next((told(why, a) for holds, why in _REASONS if holds(a)), "")
 
 
-@rule(f"cuda_graphs {GRAPHS}")
-def graphs_can_be_recorded(a: Arguments) -> RuleViolation | None:
-    """CUDA graphs are of microbatches whose launches are the same each time, and that meet no other rank."""
-    reason = without_graphs(a) if a.run.cuda_graphs else ""
-    return violation(f"cuda_graphs = true, but {reason}", cuda_graphs=(False,)) if reason else None
-
-
-@rule("recompute_parts recompute")
+@rule("recompute_parts")
 def parts_are_chosen_once(a: Arguments) -> RuleViolation | None:
     """Parts of a block are named for selective recomputation, each once."""
-    parts = a.run.recompute_parts
-    if a.run.recompute != "selective" and parts != USUAL:
-        problem = told("{recompute_parts} has no effect with {recompute}", a)
-        return violation(problem, recompute=("selective",), recompute_parts=(USUAL,))
-    once = tuple(dict.fromkeys(parts))
-    if parts and once == parts:
-        return None
-    return violation(told("{recompute_parts}: must name parts, each once", a), recompute_parts=(once or USUAL,))
+    parts, once = a.run.recompute_parts, tuple(dict.fromkeys(a.run.recompute_parts))
+    problem = told("{recompute_parts}: must name parts, each once", a)
+    return violation(problem, recompute_parts=(once or USUAL,)) if not parts or once != parts else None
 
 
 @rule("recompute_parts recompute experts")
@@ -122,14 +118,7 @@ def projections_are_of_dense_layers(a: Arguments) -> RuleViolation | None:
 
 
 so_many_layers_are_recomputed = require(
-    "A number of layers needs a way to recompute them, and that many.",
-    clash(
-        "{recompute_layers} with {recompute}, must be selective or block",
-        lambda a: a.run.recompute != "selective",
-        recompute=["block"],
-        recompute_layers=[None],
-    ),
-    ordered("recompute_layers <= layers", recompute_layers=lambda a: a.model.layers),
+    "No more layers are recomputed than there are.", ordered("recompute_layers <= layers", recompute_layers="layers")
 )
 
 

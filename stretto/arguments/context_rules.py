@@ -14,7 +14,7 @@ MOST_TOKENS = 2**22
 
 each_rank_has_a_token = require(
     "A row has a token for each context-parallel rank.",
-    ordered("seq_len >= cp", seq_len=lambda a: a.parallel.cp, cp=lambda a: a.batch.seq_len),
+    ordered("seq_len >= cp", seq_len="cp", cp="seq_len"),
 )
 
 
@@ -28,13 +28,12 @@ def each_layer_has_its_way(a: Arguments) -> RuleViolation | None:
 
 @rule("cp_comm cp_a2a cp")
 def hybrid_has_two_levels(a: Arguments) -> RuleViolation | None:
-    """Only hybrid communication has neighbours that exchange heads, several of them and several groups of them."""
+    """Hybrid communication has neighbours that exchange heads, several of them and several groups of them."""
     inner, fits = a.parallel.cp_a2a, tuple(n for n in range(2, a.parallel.cp) if a.parallel.cp % n == 0)
-    if "hybrid" not in a.parallel.cp_comm:
-        problem = f"cp_a2a = {inner}, but no layer has cp_comm = hybrid"
-        return violation(problem, cp_comm=(("auto",),), cp_a2a=(None,)) if inner is not None else None
+    if "hybrid" not in a.parallel.cp_comm or inner in fits:
+        return None
     problem = told("cp_comm = hybrid with {cp_a2a}, must be a divisor of {cp} between 1 and cp", a)
-    return violation(problem, cp_comm=(("auto",),), cp_a2a=fits) if inner not in fits else None
+    return violation(problem, cp_comm=(("auto",),), cp_a2a=fits)
 
 
 @rule("cp_comm cp_a2a cp tp heads")

@@ -6,12 +6,11 @@ becomes the source of the value.
 
 from __future__ import annotations
 
-from stretto.arguments.compute_rules import GRAPHS, without_graphs
-from stretto.arguments.pipeline import shape_of, vpp_of
-from stretto.arguments.rule import fields_of, told
+from stretto.arguments.compute_rules import graphs_can_be_recorded, without_graphs
+from stretto.arguments.rule import Expression, fields_of, told
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Value
-from stretto.arguments.tree import paths
+from stretto.arguments.tree import get, paths, settings
 from stretto.arguments.unused import UNUSED, Derivation, Equation
 
 
@@ -50,6 +49,25 @@ OVERRIDES: tuple[Derivation, ...] = (
 )
 
 
+def _equal(name: str, equation: str, where: str = "True", meaning: str = "") -> Derivation:
+    """The value of an expression over settings, where that is a whole number and another expression holds."""
+    value, holds = Expression(equation), Expression(where)
+
+    def number(a: Arguments) -> tuple[Value, str] | None:
+        if None in (get(a, path) for path in value.fields) or not holds(a) or value(a) % 1:
+            return None
+        return int(value(a)), equation if equation in paths() else told(f"{{{equation}}}", a)
+
+    return Derivation(paths()[name], (*value.fields, *holds.fields), number, meaning or equation)
+
+
+def _holds(name: str, condition: str, meaning: str) -> Derivation:
+    """Whether an expression holds, with the settings that it reads."""
+    holds = Expression(condition)
+    said = ", ".join(f"{{{settings()[path].name}}}" for path in holds.fields)
+    return Derivation(paths()[name], holds.fields, lambda a: (bool(holds(a)), told(said, a)), meaning)
+
+
 def _derived(name: str, inputs: str, meaning: str, equation: Equation) -> Derivation:
     return Derivation(paths()[name], fields_of(*inputs.split()), equation, meaning)
 
@@ -59,39 +77,21 @@ def _nproc(a: Arguments) -> tuple[Value, str]:
     return p.tp * p.cp * p.pp * dp, f"tp*cp*pp*dp = {p.tp}*{p.cp}*{p.pp}*{dp}"
 
 
-def _dp(a: Arguments) -> tuple[Value, str] | None:
-    dp, rest = divmod(a.run.nproc or 1, a.parallel.tp * a.parallel.cp * a.parallel.pp)
-    return None if rest else (dp, told("{nproc / (tp*cp*pp)}", a))
+def _vpp(a: Arguments) -> tuple[Value, str]:
+    return a.parallel.stages_per_rank, told("{schedule}", a)
+
+
+def _vpp_shape(a: Arguments) -> tuple[Value, str]:
+    return a.parallel.shape, told("{schedule}, {vpp}", a)
 
 
 def _gpus_per_node(a: Arguments) -> tuple[Value, str]:
     return (8, "usual") if a.run.device == "cuda" else (a.run.nproc, "nproc: one machine")
 
 
-def _compile(a: Arguments) -> tuple[Value, str]:
-    compiled = a.run.device == "cuda" and a.parallel.exact is None
-    return compiled, told("{device}" if a.parallel.exact is None else "{exact}", a)
-
-
-def _tp_comm_overlap(a: Arguments) -> tuple[Value, str]:
-    cut = a.parallel.sequence_parallel
-    return a.run.device == "cuda" and cut, told(f"{{device}}, {'' if cut else 'not '}sequence parallel", a)
-
-
 def _cuda_graphs(a: Arguments) -> tuple[Value, str]:
     reason = without_graphs(a)
     return not reason, reason or "every microbatch launches the same"
-
-
-def _rope_head_dim(a: Arguments) -> tuple[Value, str] | None:
-    m = a.model
-    return (m.dim_rotary, f"head_dim // 2 = {m.dim_per_head} // 2") if m.latent and m.dim_rotary > 1 else None
-
-
-def _v_head_dim(a: Arguments) -> tuple[Value, str] | None:
-    m = a.model
-    equation = f"head_dim - rope_head_dim = {m.dim_per_head} - {m.dim_rotary}"
-    return (m.dim_value, equation) if m.latent and m.dim_value > 0 else None
 
 
 def _ffn(a: Arguments) -> tuple[Value, str]:
@@ -109,45 +109,30 @@ def _cooldown_steps(a: Arguments) -> tuple[Value, str] | None:
     return (max(1, (end - o.warmup_steps) // 5), equation) if o.lr_schedule == "wsd" else None
 
 
+_GATED = "4*hidden, 8*hidden/3 up to a multiple of 64 (gated: swiglu, geglu, geglu-tanh)"
+_WSD = "(decay_steps - warmup_steps) // 5 for wsd"
+
 DERIVATIONS: tuple[Derivation, ...] = (
     _derived("nproc", "tp cp pp dp", "tp*cp*pp*dp, with dp = 1 unless set", _nproc),
-    _derived("dp", "tp cp pp nproc", "nproc / (tp*cp*pp)", _dp),
-    _derived(
-        *("vpp", "schedule", "what the schedule has: 1 or 2"), lambda a: (vpp_of(a.parallel), told("{schedule}", a))
-    ),
-    _derived(
-        *("vpp_shape", "schedule vpp", "what the schedule has: loop or v"),
-        lambda a: (shape_of(a.parallel), told("{schedule}, {vpp}", a)),
-    ),
+    _equal("dp", "nproc / (tp*cp*pp)"),
+    _derived("vpp", "schedule", "what the schedule has: 1 or 2", _vpp),
+    _derived("vpp_shape", "schedule vpp", "what the schedule has: loop or v", _vpp_shape),
     _derived("gpus_per_node", "device nproc", "8 (cuda), nproc (cpu)", _gpus_per_node),
-    _derived("compile", "device exact", "true (cuda, without exact), else false", _compile),
-    _derived(
-        *("tp_comm_overlap", "device sequence_parallel", "true (cuda, sequence parallel), else false"), _tp_comm_overlap
+    _holds("compile", "device == 'cuda' and exact is None", "true (cuda, without exact), else false"),
+    _holds("tp_comm_overlap", "device == 'cuda' and sequence_parallel", "true (cuda, sequence parallel), else false"),
+    Derivation(
+        "run.cuda_graphs",
+        graphs_can_be_recorded.fields,
+        _cuda_graphs,
+        "true where they can be recorded (cuda), else false",
     ),
-    _derived("cuda_graphs", GRAPHS, "true where they can be recorded (cuda), else false", _cuda_graphs),
-    _derived("kv_heads", "heads", "heads", lambda a: (a.model.num_kv_heads, "heads")),
-    _derived(
-        *("head_dim", "hidden heads", "hidden / heads"),
-        lambda a: None if a.model.hidden % a.model.heads else (a.model.dim_per_head, told("{hidden / heads}", a)),
-    ),
-    _derived("rope_head_dim", "head_dim kv_lora_rank", "head_dim // 2", _rope_head_dim),
-    _derived("v_head_dim", "head_dim rope_head_dim kv_lora_rank", "head_dim - rope_head_dim", _v_head_dim),
-    _derived(
-        *("ffn", "hidden activation"),
-        "4*hidden, 8*hidden/3 up to a multiple of 64 (gated: swiglu, geglu, geglu-tanh)",
-        _ffn,
-    ),
-    _derived(
-        *("expert_ffn", "ffn experts", "ffn (with experts)"),
-        lambda a: (a.model.dim_ffn, "ffn") if a.model.experts else None,
-    ),
+    _equal("kv_heads", "heads"),
+    _equal("head_dim", "hidden / heads"),
+    _equal("rope_head_dim", "head_dim // 2", "kv_lora_rank and head_dim > 3"),
+    _equal("v_head_dim", "head_dim - rope_head_dim", "kv_lora_rank and head_dim > rope_head_dim"),
+    _derived("ffn", "hidden activation", _GATED, _ffn),
+    _equal("expert_ffn", "ffn", "experts", "ffn (with experts)"),
     _derived("vocab", "tokenizer", "the tokenizer's", _vocab),
-    _derived(
-        *("decay_steps", "steps lr_schedule", "steps, unless the rate is constant"),
-        lambda a: None if a.optimizer.lr_schedule == "constant" else (a.run.steps, "steps"),
-    ),
-    _derived(
-        *("cooldown_steps", "decay_steps warmup_steps lr_schedule", "(decay_steps - warmup_steps) // 5 for wsd"),
-        _cooldown_steps,
-    ),
+    _equal("decay_steps", "steps", "lr_schedule != 'constant'", "steps, unless the rate is constant"),
+    _derived("cooldown_steps", "decay_steps warmup_steps lr_schedule", _WSD, _cooldown_steps),
 )

@@ -7,24 +7,14 @@ from dataclasses import replace
 from stretto.arguments.compute_rules import without_graphs
 from stretto.arguments.layers import Layer
 from stretto.arguments.layout_rules import with_peers
-from stretto.arguments.pipeline import with_stages_of
 from stretto.arguments.resolve import Resolved, resolve
-from stretto.arguments.schema import Arguments
+from stretto.arguments.schema import Arguments, ParallelConfig
 from stretto.arguments.sources import Source, SourceKind
 from stretto.arguments.tree import get, settings
 from stretto.layout import Layout
+from stretto.layout.schedules import FAMILIES
 
 AXES = ("tp", "cp", "dp", "pp", "ep", "etp")
-
-
-def layout_of(text: str) -> Layout:
-    """The layout that `tp=2,pp=2` names. Raises ValueError for what is no axis or no size."""
-    size = dict.fromkeys(AXES, 1)
-    said = [part.partition("=")[::2] for part in text.split(",") if part]
-    if any(axis not in size or not n.isdecimal() for axis, n in said) or len(dict(said)) != len(said):
-        raise ValueError(f"{text!r} is no layout: write sizes of {', '.join(AXES)} as in tp=2,pp=2, each once")
-    size |= {axis: int(n) for axis, n in said}
-    return Layout.of(tp=size["tp"], cp=size["cp"], dp=size["dp"], pp=size["pp"], ep=size["ep"], etp=size["etp"])
 
 
 def in_layout(args: Arguments, layout: Layout) -> Arguments:
@@ -32,7 +22,7 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
     size = {axis: layout.size(axis) for axis in AXES}
     given, cut = args.parallel.stage_layers, args.parallel.sequence_parallel and layout.size("tp") > 1
     parallel = replace(
-        with_stages_of(args.parallel, layout),
+        _with_stages_of(args.parallel, layout),
         tp=size["tp"],
         cp=size["cp"],
         cp_comm=args.parallel.cp_comm if size["cp"] > 1 else ("auto",),
@@ -48,6 +38,13 @@ def in_layout(args: Arguments, layout: Layout) -> Arguments:
         stage_layers=given if given is not None and len(given) == size["pp"] * layout.vpp else None,
     )
     return graphed(with_peers(replace(args, parallel=parallel, run=replace(args.run, nproc=layout.world))))
+
+
+def _with_stages_of(p: ParallelConfig, layout: Layout) -> ParallelConfig:
+    """The schedule where it has as many stages on a rank as the layout, in its shape; else 1F1B over single stages."""
+    made = FAMILIES[p.schedule]
+    fits = (layout.vpp == made.stages or made.any_stages) and layout.shape in made.shapes(layout.vpp)
+    return replace(p, schedule=p.schedule if fits else "1f1b", vpp=layout.vpp, vpp_shape=layout.shape)
 
 
 def graphed(args: Arguments) -> Arguments:

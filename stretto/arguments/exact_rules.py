@@ -39,15 +39,10 @@ exact_has_slices_of_all = require(
         clash("{kv_lora_rank}", kv_lora_rank=[None]),
         clash("{mtp_layers}", mtp_layers=[0]),
         clash("{lora_rank}", lora_rank=[0]),
-        clash("compile = true, whose kernels differ from shape to shape", lambda a: a.run.compile, compile=[False]),
+        clash("compile = true, whose kernels differ from shape to shape", "compile", compile=[False]),
         clash("{fp8}", fp8=["none"]),
         clash("{ffn_chunks}", ffn_chunks=[1]),
-        clash(
-            "{threads}, of which a CPU rank has one",
-            lambda a: a.run.device == "cpu" and a.run.threads is not None,
-            reads="device",
-            threads=[1],
-        ),
+        clash("{threads}, of which a CPU rank has one", "device == 'cpu' and threads", threads=[1]),
         exact=[None],
     ),
 )

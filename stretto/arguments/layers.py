@@ -11,7 +11,7 @@ from stretto.arguments.peers import flag_of
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Setting, Value
 from stretto.arguments.sources import Source, SourceKind
-from stretto.arguments.tree import build, sections, settings
+from stretto.arguments.tree import build, paths, sections, settings
 from stretto.arguments.values import from_data, nearest, repaired
 
 _LONGEST = 80
@@ -85,7 +85,7 @@ def _short(word: str) -> str:
 
 
 def _guess(section: str, name: str) -> str:
-    every = {word: s.path for s in settings().values() for word in (s.also, s.name) if word}
+    every = paths()
     if (name or section) not in every and (elsewhere := _elsewhere(name or section)) is not None:
         return elsewhere
     if section not in sections():
@@ -96,17 +96,16 @@ def _guess(section: str, name: str) -> str:
         return f"; did you mean {near}?" if meant or not name else f"; did you mean {near}.{name}?"
     if not name:
         return f"; {section} is a table of settings"
-    here = {word: path for word, path in every.items() if path.startswith(f"{section}.")}
-    meant = every.get(name) or here.get(nearest(name, tuple(here)) or "")
-    names = ", ".join(s.name for s in settings().values() if s.section == section)
-    return f"; did you mean {meant}?" if meant else f"; {section} has {names}"
+    here = [s.name for s in settings().values() if s.section == section]
+    meant = every.get(name) or every.get(nearest(name, here) or "")
+    return f"; did you mean {meant}?" if meant else f"; {section} has {', '.join(here)}"
 
 
 def _elsewhere(name: str) -> str | None:
     """What other programs call a setting, with its path in place of its flag."""
-    paths = {s.flag: s.path for s in settings().values()}
-    said = flag_of(name, paths)
-    return said and re.sub(r"--[a-z0-9-]+(?=[ ?])", lambda flag: paths.get(flag[0], flag[0]), said)
+    by_flag = {s.flag: s.path for s in settings().values()}
+    said = flag_of(name, by_flag)
+    return said and re.sub(r"--[a-z0-9-]+(?=[ ?])", lambda flag: by_flag.get(flag[0], flag[0]), said)
 
 
 def not_a_value(s: Setting, problem: str, source: Source) -> Violation:

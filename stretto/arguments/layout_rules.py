@@ -7,14 +7,13 @@ from math import prod
 from typing import Any
 
 from stretto.arguments.nearby import by_distance, divisors, even_split, multiples, sizes
-from stretto.arguments.pipeline import num_stages, vpp_of
-from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.rule import RuleViolation, clash, divisible, require, rule, told, violation
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get, paths, put
 from stretto.layout import DEFAULT_ORDER, Layout
 from stretto.layout.schedules import FAMILIES
+from stretto.notation.profile import ProfileWindow
 
 
 @rule("nproc tp cp pp dp")
@@ -34,7 +33,7 @@ def layout_fits_world(a: Arguments) -> RuleViolation | None:
 
 hidden_divides_into_heads = require(
     "Unless head_dim is given, the heads share the hidden size equally.",
-    divisible("hidden", "heads", lambda a: a.model.head_dim is None, reads="head_dim"),
+    divisible("hidden", "heads", "head_dim is None"),
 )
 
 
@@ -77,7 +76,7 @@ def kv_heads_fit_tp(a: Arguments) -> RuleViolation | None:
 
 sequence_divides_by_tp = require(
     "Under sequence parallelism each tensor-parallel rank holds an equal piece of the sequence.",
-    divisible("seq_len", "tp", lambda a: a.parallel.sequence_parallel, sequence_parallel=[False]),
+    divisible("seq_len", "tp", "sequence_parallel", sequence_parallel=[False]),
 )
 
 
@@ -98,7 +97,7 @@ def batch_divides(a: Arguments) -> RuleViolation | None:
 def schedule_has_so_many_stages(a: Arguments) -> RuleViolation | None:
     """A schedule fits the number of stages on a rank."""
     p, made = a.parallel, FAMILIES[a.parallel.schedule]
-    if made.any_stages or vpp_of(p) == made.stages:
+    if made.any_stages or p.stages_per_rank == made.stages:
         return None
     others = ("interleaved", *(name for name, other in FAMILIES.items() if other.any_stages or other.stages == p.vpp))
     problem = f"vpp = {p.vpp}, but {p.schedule} has {made.stages} stage{'s' * (made.stages > 1)} on a rank"
@@ -108,7 +107,7 @@ def schedule_has_so_many_stages(a: Arguments) -> RuleViolation | None:
 @rule("vpp_shape vpp schedule")
 def schedule_has_this_shape(a: Arguments) -> RuleViolation | None:
     """The stages of a rank lie as the schedule has them."""
-    p, made, vpp = a.parallel, FAMILIES[a.parallel.schedule], vpp_of(a.parallel)
+    p, made, vpp = a.parallel, FAMILIES[a.parallel.schedule], a.parallel.stages_per_rank
     if p.vpp_shape is None or p.vpp_shape in (shapes := made.shapes(vpp)):
         return None
     others = tuple(name for name, other in FAMILIES.items() if p.vpp_shape in other.shapes(vpp))
@@ -119,10 +118,11 @@ def schedule_has_this_shape(a: Arguments) -> RuleViolation | None:
 @rule("stage_layers pp vpp layers")
 def stage_layers_place_every_layer(a: Arguments) -> RuleViolation | None:
     """An explicit split names every pipeline stage and places every layer once."""
-    counts, stages, vpp, layers = a.parallel.stage_layers, num_stages(a.parallel), vpp_of(a.parallel), a.model.layers
+    p, layers = a.parallel, a.model.layers
+    counts, stages, vpp = p.stage_layers, p.num_stages, p.stages_per_rank
     if counts is None or (len(counts) == stages and sum(counts) == layers):
         return None
-    must = f"pp = {stages}" if vpp == 1 else f"pp*vpp = {a.parallel.pp}*{vpp} = {stages}"
+    must = f"pp = {stages}" if vpp == 1 else f"pp*vpp = {p.pp}*{vpp} = {stages}"
     wrong = [f"stage_layers has {len(counts)} entries, must be {must}"] * (len(counts) != stages)
     wrong += [f"stage_layers sums to {sum(counts)}, must be layers = {layers}"] * (sum(counts) != layers)
     pp = () if len(counts) % vpp else (len(counts) // vpp,)
@@ -133,8 +133,7 @@ evaluation_has_data = require(
     "Evaluation needs held-out text, or validation sets.",
     clash(
         "{eval_every} with {held_out}: no text to evaluate on",
-        lambda a: a.data.held_out == 0 and not a.data.eval_data,
-        reads="eval_data",
+        "held_out == 0 and not eval_data",
         held_out=[0.05],
         eval_every=[0],
     ),

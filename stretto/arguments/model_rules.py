@@ -25,10 +25,9 @@ positions_hold_a_sequence = require(
     "A learned embedding has a position for each token of a sequence.",
     ordered(
         "learned_positions >= seq_len",
-        lambda a: a.model.position == "learned",
-        reads="position",
-        seq_len=lambda a: a.model.learned_positions,
-        learned_positions=lambda a: a.batch.seq_len,
+        "position == 'learned'",
+        seq_len="learned_positions",
+        learned_positions="seq_len",
     ),
 )
 
@@ -67,10 +66,9 @@ stretch_has_a_ramp = require(
     "Between the wavelengths that are stretched and those that are not lies a range.",
     ordered(
         "rope_low_freq < rope_high_freq",
-        lambda a: a.model.rope_scaling == "llama3",
-        reads="rope_scaling",
-        rope_low_freq=lambda a: a.model.rope_high_freq / 4,
-        rope_high_freq=lambda a: a.model.rope_low_freq * 4,
+        "rope_scaling == 'llama3'",
+        rope_low_freq="rope_high_freq / 4",
+        rope_high_freq="rope_low_freq * 4",
     ),
 )
 
@@ -103,17 +101,6 @@ def latent_has_its_heads(a: Arguments) -> RuleViolation | None:
         return None
     whole: dict[str, Sequence[Value]] = {"kv_lora_rank": (None,)} if len(wrong) > 2 else {}  # it does not belong there
     return violation(f"kv_lora_rank = {m.kv_lora_rank} with {'; '.join(wrong)}", **whole, **near)
-
-
-@rule("ep etp experts")
-def expert_axes_have_experts(a: Arguments) -> RuleViolation | None:
-    """Expert axes spread experts, where the model has any."""
-    large = {name: size for name, size in (("ep", a.parallel.ep), ("etp", a.parallel.etp)) if size > 1}
-    if a.model.experts or not large:
-        return None
-    said = ", ".join(f"{name} = {size}" for name, size in large.items())
-    near: dict[str, Sequence[Value]] = dict.fromkeys(large, (1,))
-    return violation(f"{said} with experts = 0: nothing to spread", **near, experts=(8,))
 
 
 @rule("ep etp tp cp dp dp_shard")

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from stretto.arguments.corpora import named, paths_in, shares, there
 from stretto.arguments.errors import Violation
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.tree import get, settings
+from stretto.notation.corpora import named, paths_in, shares, there
 from stretto.reading import shown
 
 SHIPPED: Final = Path(__file__).parents[1] / "data" / "tokenizers"

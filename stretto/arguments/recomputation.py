@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final, Literal
 
 from stretto.arguments.setting import local_setting, setting
@@ -12,8 +10,6 @@ from stretto.arguments.setting import local_setting, setting
 PartName = Literal["norms", "activation", "attention", "projections"]
 USUAL: Final[tuple[PartName, ...]] = ("norms", "activation")
 """What `selective` computes once more unless it is said: what costs next to nothing."""
-
-_UNITS: Final = MappingProxyType({"": 1, "K": 1, "M": 2, "G": 3, "T": 4})
 
 
 @dataclass(frozen=True)
@@ -39,13 +35,3 @@ class Recomputation:
         "a rank keeps activations of at most this size, as in 20GB or 512MiB: layer by layer what is recomputed costs "
         "least by a cost model of GPUs; `stretto explain` shows the choice",
     )
-
-
-def bytes_of(size: str) -> int:
-    """Of `20GB` (10^9), `20GiB` (2^30). Raises ValueError for what is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", size.strip(), re.IGNORECASE)
-    if found is None or (found[3] and not found[2]):
-        raise ValueError(f"{size!r} is no size: say 20GB, 512MiB")
-    unit = found[2].upper()
-    scale = 1 if not unit else (1024 if found[3] else 1000) ** _UNITS[unit]
-    return int(float(found[1]) * scale)

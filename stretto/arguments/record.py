@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stretto.arguments.corpora import with_paths
 from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.schema import TOKENIZERS, Arguments
 from stretto.arguments.setting import Setting
 from stretto.arguments.sources import Source, SourceKind
 from stretto.arguments.tree import settings, to_dict
+from stretto.notation.corpora import with_paths
 
 
 def follows(s: Setting, source: Source) -> bool:
@@ -44,7 +44,7 @@ class Record:
     derived: tuple[str, ...]
     name: str = ""
     given: Mapping[str, str] = field(default_factory=dict)
-    """Relative paths as they were said, by setting; `arguments` has them from the root on."""
+    """Relative paths as they were said, by setting, for a reader; `arguments` has them from the root on."""
 
     @classmethod
     def of(cls, args: Arguments, sources: Mapping[str, Source]) -> Record:
@@ -65,20 +65,13 @@ class Record:
         if not isinstance(arguments, dict) or not all(isinstance(body, dict) for body in arguments.values()):
             problem = f"{name} has no record of a run's arguments: it was not written by `stretto train`"
             raise ConfigError([Violation("record", (), problem)])
-        given = said.get("given", {})
-        return cls(
-            arguments,
-            tuple(path for path in derived if isinstance(path, str)) if isinstance(derived, list) else (),
-            name,
-            {k: v for k, v in given.items() if isinstance(v, str)} if isinstance(given, dict) else {},
-        )
+        found = [path for path in derived if isinstance(path, str)] if isinstance(derived, list) else []
+        return cls(arguments, tuple(found), name)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data: dictionaries, lists, numbers, text."""
-        return {
-            "arguments": {name: dict(body) for name, body in self.arguments.items()},
-            "derived": [*self.derived],
-        } | ({"given": dict(self.given)} if self.given else {})
+        arguments = {name: dict(body) for name, body in self.arguments.items()}
+        return {"arguments": arguments, "derived": [*self.derived], "given": dict(self.given)}
 
     def carried(self) -> dict[str, dict[str, Any]]:
         """What a run that goes on from here takes over: all but where it writes and whether it goes on.
@@ -87,12 +80,8 @@ class Record:
 
         Derived values are derived again, since what they follow from may have changed.
         """
-        known = settings()
+        left = {*self.derived, *(path for path, s in settings().items() if not s.carried)}
         return {
-            section: {
-                name: value
-                for name, value in body.items()
-                if (path := f"{section}.{name}") not in self.derived and (path not in known or known[path].carried)
-            }
+            section: {name: value for name, value in body.items() if f"{section}.{name}" not in left}
             for section, body in self.arguments.items()
         }

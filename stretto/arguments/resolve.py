@@ -16,16 +16,15 @@ from stretto.arguments.help import say_help
 from stretto.arguments.layers import Layer, not_a_value, read_layer, said_by
 from stretto.arguments.machine import of_machine, uses_gpus
 from stretto.arguments.paths import check_paths
-from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.record import Record
-from stretto.arguments.schema import Arguments, ParallelConfig
+from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value, settings_in
 from stretto.arguments.sources import COMMAND_LINE, Source, SourceKind
 from stretto.arguments.suggest import explain, suggested_fixes
-from stretto.arguments.tree import get, put, settings
+from stretto.arguments.tree import put, settings
 from stretto.arguments.validate import Said, Validation, validate
 from stretto.arguments.values import from_text
-from stretto.layout import Layout, Shape, Size
+from stretto.layout import Layout
 
 WORLD_SIZE = "WORLD_SIZE"
 """How torchrun, and stretto itself, tell a worker the number of processes of the run."""
@@ -72,17 +71,6 @@ class Resolved:
             fixes = ({"model.vocab": need},)
             raise ConfigError([Violation("vocab_holds_tokenizer", ("model.vocab",), problem, fixes=fixes)])
         return self if vocab is not None else replace(self, args=put(self.args, "model.vocab", need))
-
-    def placed(self, vpp: int, shape: Shape, layers: tuple[int, ...] | None, why: str) -> Resolved:
-        """The run with so many stages on a rank, of these layers where they are not None; derived, so that a run that
-        goes on from this one finds its own."""
-        found: dict[str, Value] = {"parallel.vpp": vpp, "parallel.vpp_shape": shape}
-        found |= {"parallel.stage_layers": layers} if layers else {}
-        args, sources = self.args, dict(self.sources)
-        for path, value in found.items():
-            if get(args, path) != value or path == "parallel.stage_layers":
-                args, sources[path] = put(args, path, value), Source(SourceKind.DERIVED, why)
-        return replace(self, args=args, sources=sources, layout=layout_for(args.parallel))
 
 
 def parse(
@@ -169,24 +157,7 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
     if violations:
         raise ConfigError(violations)
 
-    return Resolved(found.args, found.sources, layout_for(found.args.parallel), said=said)
-
-
-def layout_for(p: ParallelConfig) -> Layout:
-    """The settings as geometry."""
-    cp, dp, vpp, shape = cp_levels(p), dp_levels(p), vpp_of(p), shape_of(p)
-    return Layout.of(tp=p.tp, cp=cp, dp=dp, pp=p.pp, ep=p.ep, etp=p.etp, order=p.order, vpp=vpp, shape=shape)
-
-
-def dp_levels(p: ParallelConfig) -> Size:
-    """Data-parallel ranks; with several copies of what is sharded, those of one copy and the number of copies."""
-    dp, shard = p.dp or 1, p.dp_shard or p.dp or 1
-    return dp if shard >= dp else (shard, dp // shard)
-
-
-def cp_levels(p: ParallelConfig) -> Size:
-    """Context-parallel ranks; where some exchange heads, those neighbours and the number of such groups."""
-    return p.cp if p.cp_a2a is None else (p.cp_a2a, p.cp // p.cp_a2a)
+    return Resolved(found.args, found.sources, found.args.parallel.layout, said=said)
 
 
 def _foreign(line: CommandLine, translate: Callable[[Sequence[str]], Layer] | None) -> list[Layer]:

@@ -3,34 +3,25 @@
 A rule looks at complete arguments (types and ranges already right, derived values filled in) and returns None, or
 `RuleViolation`: the equation with its numbers, and candidates for each setting that could fix it. It is a function
 (`rule`), or a sentence and what must hold for it (`require`): settings that do not go together (`clash`, `clashes`),
-one that is no more than another (`ordered`), or its multiple (`divisible`).
+one that is no more than another (`ordered`), or its multiple (`divisible`); each where a condition holds.
 """
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from stretto.arguments.errors import as_text
 from stretto.arguments.nearby import divisors, multiples, sizes
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
-from stretto.arguments.tree import get, paths
+from stretto.arguments.tree import get, paths, settings
 
 Nearby = Mapping[str, Sequence[Value]]
 """Candidate values for the settings at these paths, nearest first."""
-
-Test = Callable[[Arguments], object]
-
-
-def always(_: Arguments) -> bool:
-    """Whatever the settings are."""
-    return True
-
 
 Key = tuple[str, tuple[str, ...]]
 """A rule and the fields that break it."""
@@ -89,23 +80,44 @@ def require(meaning: str, *parts: Rule) -> Rule:
     return Rule(_together(*(part.fields for part in parts)), check, meaning)
 
 
-def clash(problem: str, when: Test = always, *, reads: str = "", **to: Sequence[Value]) -> Rule:
-    """Broken where `when` holds and no setting of `to` has one of its values there, which are what to set.
+class Expression:
+    """An expression over settings by name, `tp > 1 and sequence_parallel`: code of ours, and nobody else's.
 
-    It reads the settings that `problem`, as of `told`, `to` and `reads` name.
+    `fields` are the settings that it reads.
     """
-    fixes = violation("", **to).nearby
+
+    def __init__(self, text: str) -> None:
+        self._code = compile(text, text, "eval")
+        self.fields = fields_of(*self._code.co_names)
+
+    def __call__(self, a: Arguments) -> Any:
+        return eval(self._code, {"__builtins__": {}}, _Values(a))
+
+
+class _Values(dict[str, Value]):
+    """The value of each setting by its name, looked up when it is asked for."""
+
+    def __init__(self, args: Arguments) -> None:
+        self._args = args
+
+    def __missing__(self, name: str) -> Value:
+        return get(self._args, paths()[name])
+
+
+def clash(problem: str, when: str = "True", **to: Sequence[Value]) -> Rule:
+    """Broken where `when` holds and no setting of `to` has one of its values there, which are what to set."""
+    fixes, holds = violation("", **to).nearby, Expression(when)
 
     def check(a: Arguments) -> RuleViolation | None:
-        wrong = when(a) and not any(get(a, path) in values for path, values in fixes.items())
+        wrong = holds(a) and not any(get(a, path) in values for path, values in fixes.items())
         return RuleViolation(told(problem, a), fixes) if wrong else None
 
-    return Rule(fields_of(*_names(problem), *to, *reads.split()), check)
+    return Rule(_together(named_in(problem), fields_of(*to), holds.fields), check)
 
 
-def clashes(problem: str, *parts: Rule, when: Test = always, **to: Sequence[Value]) -> Rule:
+def clashes(problem: str, *parts: Rule, **to: Sequence[Value]) -> Rule:
     """The same of a setting that goes with none of several, all of which are told, in the place of `...`."""
-    whole = clash(problem, when, reads="", **to)
+    whole = clash(problem, "True", **to)
 
     def check(a: Arguments) -> RuleViolation | None:
         found = whole.check(a)
@@ -118,37 +130,45 @@ def clashes(problem: str, *parts: Rule, when: Test = always, **to: Sequence[Valu
     return Rule(_together(whole.fields, *(part.fields for part in parts)), check)
 
 
-_ORDERS = MappingProxyType({"<": operator.lt, "<=": operator.le, ">=": operator.ge})
+def ordered(equation: str, when: str = "True", **to: str) -> Rule:
+    """`min_lr <= lr` where `when` holds and all have a value; what could fix it are the values of the expressions `to`.
 
-
-def ordered(equation: str, when: Test = always, *, reads: str = "", **to: Callable[[Arguments], Value]) -> Rule:
-    """`min_lr <= lr` where `when` holds and both have a value; what could fix it are the values that `to` computes."""
-    left, sign, right = equation.split()
+    The left side may be a sum, whose value is told.
+    """
+    left, sign, right = re.split(" ([<>]=?) ", equation)
+    holds, asked, total = Expression(equation), Expression(when), Expression(left)
+    ways = {name: Expression(text) for name, text in to.items()}
 
     def check(a: Arguments) -> RuleViolation | None:
-        least: Any = get(a, paths()[left])
-        most: Any = get(a, paths()[right])
-        if least is None or most is None or not when(a) or _ORDERS[sign](least, most):
+        if None in (get(a, path) for path in holds.fields) or holds(a) or not asked(a):
             return None
+        value = f" = {total(a)}" if len(total.fields) > 1 else ""
+        near = {name: _short(way(a)) for name, way in ways.items()}
         return violation(
-            told(f"{{{left}}}, must be {sign} {{{right}}}", a), **{name: (f(a),) for name, f in to.items()}
+            told(f"{{{left}}}{value}, must be {sign} {{{right}}}", a),
+            **{name: (x,) for name, x in near.items() if x in settings()[paths()[name]].bounds},
         )
 
-    return Rule(fields_of(left, right, *reads.split()), check)
+    return Rule(_together(holds.fields, asked.fields), check)
 
 
-def divisible(value: str, by: str, when: Test = always, *, reads: str = "", **to: Sequence[Value]) -> Rule:
+def _short(number: Any) -> Any:
+    return float(f"{number:g}") if isinstance(number, float) else number
+
+
+def divisible(value: str, by: str, when: str = "True", **to: Sequence[Value]) -> Rule:
     """One setting is a multiple of another where `when` holds and both have a value; `to` are further ways out."""
+    holds = Expression(when)
 
     def check(a: Arguments) -> RuleViolation | None:
         n, of = get(a, paths()[value]), get(a, paths()[by])
-        if not isinstance(n, int) or not isinstance(of, int) or n % of == 0 or not when(a):
+        if not isinstance(n, int) or not isinstance(of, int) or n % of == 0 or not holds(a):
             return None
         around = multiples if value in ("heads", "kv_heads", "experts") else sizes
         near: dict[str, Sequence[Value]] = {value: around(n, of), by: divisors(n, of)}
         return violation(f"{told(f'{{{value} % {by}}}', a)} = {n % of}, must be 0", **near, **to)
 
-    return Rule(fields_of(value, by, *to, *reads.split()), check)
+    return Rule(_together(fields_of(value, by, *to), holds.fields), check)
 
 
 def told(text: str, a: Arguments) -> str:
@@ -166,8 +186,9 @@ def _number(a: Arguments, name: str) -> str:
 _BRACES, _NAME = re.compile(r"\{([^{}]+)\}"), re.compile(r"[a-z]\w*")
 
 
-def _names(text: str) -> list[str]:
-    return [name for said in _BRACES.findall(text) for name in _NAME.findall(said)]
+def named_in(text: str) -> tuple[str, ...]:
+    """The paths of the settings whose numbers `told` puts into a text."""
+    return fields_of(*(name for said in _BRACES.findall(text) for name in _NAME.findall(said)))
 
 
 def fields_of(*names: str) -> tuple[str, ...]:

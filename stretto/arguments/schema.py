@@ -21,7 +21,8 @@ from stretto.arguments.sections import LossConfig as LossConfig
 from stretto.arguments.sections import OptimizerConfig as OptimizerConfig
 from stretto.arguments.sections import TuningConfig as TuningConfig
 from stretto.arguments.setting import local_setting, setting
-from stretto.layout import DEFAULT_ORDER
+from stretto.layout import DEFAULT_ORDER, Layout, Shape
+from stretto.layout.schedules import FAMILIES
 
 ScheduleName = Literal["1f1b", "auto", "depth-first", "dualpipev", "gpipe", "interleaved", "interleaved-zb", "looped-bfs", "v-half", "v-min", "zb-h1", "zb-h2", "zbv"]  # fmt: skip  # noqa: E501
 CommName = Literal["all-gather", "ring", "ulysses", "hybrid", "auto"]
@@ -123,6 +124,37 @@ class ParallelConfig:
         "fp32", "dtype in which gradients travel between data-parallel ranks; they are added in fp32, or wider"
     )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
+
+    @property
+    def stages_per_rank(self) -> int:
+        """Stages on each rank of the pipeline: `vpp`, or as many as the schedule has by itself."""
+        return FAMILIES[self.schedule].stages if self.vpp is None else self.vpp
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the whole pipeline."""
+        return self.pp * self.stages_per_rank
+
+    @property
+    def shape(self) -> Shape:
+        """How they lie on the ranks: `vpp_shape`, or as the schedule has it."""
+        return self.vpp_shape or FAMILIES[self.schedule].shape_of(self.stages_per_rank)
+
+    @property
+    def layout(self) -> Layout:
+        """The settings as geometry. Copies of what is sharded, and neighbours that exchange heads, are levels."""
+        dp, cp = self.dp or 1, self.cp
+        return Layout.of(
+            tp=self.tp,
+            cp=cp if self.cp_a2a is None else (self.cp_a2a, cp // self.cp_a2a),
+            dp=dp if (shard := self.dp_shard or dp) >= dp else (shard, dp // shard),
+            pp=self.pp,
+            ep=self.ep,
+            etp=self.etp,
+            order=self.order,
+            vpp=self.stages_per_rank,
+            shape=self.shape,
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from stretto.arguments.setting import local_setting, setting
@@ -124,6 +125,7 @@ class LossConfig:
     )
 
 
+A, B = "lora_A", "lora_B"
 TargetName = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 
@@ -146,6 +148,19 @@ class TuningConfig:
         ("q", "k", "v", "o"),
         "matrices with an adapter: of attention q, k, v and o, of the feed-forward gate, up and down",
     )
+
+    def trains(self, name: str) -> bool:
+        """Whether the parameter of that logical name has a gradient."""
+        return is_adapter(name) if self.lora_rank else not any(fnmatchcase(name, pattern) for pattern in self.freeze)
+
+    def adapts(self, matrix: str) -> bool:
+        """Whether matrices of that name, such as q_proj, have an adapter."""
+        return self.lora_rank > 0 and matrix.removesuffix("_proj") in self.lora_targets
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a logical name is that of an adapter's matrix."""
+    return name.endswith((f".{A}", f".{B}"))
 
 
 @dataclass(frozen=True)

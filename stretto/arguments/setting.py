@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from operator import ge, gt, le, lt
+from types import MappingProxyType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
-Value = (
-    int
-    | float
-    | bool
-    | str
-    | tuple[int, ...]
-    | tuple[float, ...]
-    | tuple[str, ...]
-    | tuple[tuple[str, int], ...]
-    | None
-)
+Entries = tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | tuple[tuple[str, int], ...]
+Value = int | float | bool | str | Entries | None
 """What a field can hold; None means: derived, or not used. Pairs of a name and a number are a table in files."""
 
 _METADATA = "stretto"
@@ -31,6 +23,9 @@ REQUIRED: Any = object()
 """In place of a default: the option must be said."""
 
 
+_SIGNS = MappingProxyType({"above": (">", gt), "at_least": (">=", ge), "below": ("<", lt), "at_most": ("<=", le)})
+
+
 @dataclass(frozen=True)
 class Bounds:
     """The range of a number (of each entry, for a list): above < x, at_least <= x, below < x, at_most <= x."""
@@ -40,21 +35,16 @@ class Bounds:
     below: float | None = None
     at_most: float | None = None
 
+    def given(self) -> dict[str, float]:
+        """Those that there are, by name."""
+        return {name: bound for name in _SIGNS if (bound := getattr(self, name)) is not None}
+
     def __contains__(self, x: float) -> bool:
-        return (
-            (self.above is None or x > self.above)
-            and (self.at_least is None or x >= self.at_least)
-            and (self.below is None or x < self.below)
-            and (self.at_most is None or x <= self.at_most)
-        )
+        return all(_SIGNS[name][1](x, bound) for name, bound in self.given().items())
 
     def __str__(self) -> str:
-        said = [(">", self.above), (">=", self.at_least), ("<", self.below), ("<=", self.at_most)]
-        return " and ".join(f"{sign} {_number(bound)}" for sign, bound in said if bound is not None)
-
-
-def _number(x: float) -> str:
-    return f"{x:,}" if isinstance(x, int) else f"{x:g}"
+        numbers = {name: f"{x:,}" if isinstance(x, int) else f"{x:g}" for name, x in self.given().items()}
+        return " and ".join(f"{_SIGNS[name][0]} {number}" for name, number in numbers.items())
 
 
 @dataclass(frozen=True)
@@ -96,12 +86,6 @@ class Setting:
     def words(self) -> bool:
         """Whether it is a list with a word for each entry, so that its flag may stand there more than once."""
         return self.kind is tuple and self.entry is str and not self.section
-
-    @property
-    def also(self) -> str:
-        """What else it may be called: the words before a colon in the help, `tensor_parallel`; or nothing."""
-        name, colon, _ = self.help.partition(":")
-        return name.replace(" ", "_") if colon and name.replace(" ", "").isalpha() else ""
 
     @property
     def takes(self) -> str:
@@ -167,7 +151,7 @@ def settings_in(cls: type, section: str = "") -> Iterator[Setting]:
 def _read(section: str, f: Field[Any], hint: Any) -> Setting:
     if _METADATA not in f.metadata or (section and f.default is MISSING):
         raise TypeError(f"{section}.{f.name} must be declared with setting(default, help)")
-    optional = get_origin(hint) in (Union, types.UnionType)
+    optional = get_origin(hint) in (Union, UnionType)
     of = next(arm for arm in get_args(hint) if arm is not type(None)) if optional else hint
     each = get_args(of)[0] if get_origin(of) is tuple else of
     word = get_args(each)[0] if get_origin(each) is tuple else each

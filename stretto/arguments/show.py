@@ -1,37 +1,15 @@
-"""The resolved configuration with the source of each value: as a table to read, as a file to run again."""
+"""The resolved configuration as a file to run again, with the source of each value."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import tomli_w
 
 from stretto.arguments.errors import as_text
 from stretto.arguments.record import follows, from_the_root
-from stretto.arguments.setting import Value
-from stretto.arguments.sources import SourceKind
-from stretto.arguments.tree import by_section, get, settings
+from stretto.arguments.resolve import Resolved
+from stretto.arguments.setting import Setting, Value
+from stretto.arguments.tree import by_section, get
 from stretto.terminal import printable
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from stretto.arguments.resolve import Resolved
-    from stretto.arguments.setting import Setting
-
-
-def table(resolved: Resolved) -> Table:
-    """A rich table of the settings that are not defaults, with the source of each."""
-    from rich.table import Table  # takes longer to import than a command line to parse
-
-    t = Table(box=None, show_header=False)
-    for name in ("setting", "value", "source"):
-        t.add_column(name, overflow="fold")
-    for path in settings():
-        source = resolved.sources[path]
-        if source.kind is not SourceKind.DEFAULT:
-            t.add_row(path, as_text(get(resolved.args, path)), str(source))
-    return t
 
 
 def as_toml(resolved: Resolved) -> str:

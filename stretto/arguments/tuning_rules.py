@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stretto.arguments.rule import RuleViolation, clash, require, rule, told, violation
-from stretto.arguments.schema import Arguments, TuningConfig
+from stretto.arguments.schema import Arguments
 
 
 @rule("save save_every sample_tokens exit_duration")
@@ -38,29 +38,11 @@ def adapters_have_matrices(a: Arguments) -> RuleViolation | None:
     return violation(told(problem, a), lora_targets=(usable or (("o",) if m.latent else ("q", "v")),))
 
 
-adapters_freeze_the_rest = require(
-    "Beside adapters nothing is trained, so nothing else is to be frozen.",
-    clash("{freeze} has no effect beside {lora_rank}", freeze=[()], lora_rank=[0]),
-)
-
-
-@rule("lora_alpha lora_dropout lora_targets lora_rank")
-def adapters_have_a_rank(a: Arguments) -> RuleViolation | None:
-    """What is said of adapters needs a rank."""
-    t, usual = a.tuning, TuningConfig()
-    said = (t.lora_alpha, t.lora_dropout, t.lora_targets)
-    if t.lora_rank or said == (usual.lora_alpha, usual.lora_dropout, usual.lora_targets):
-        return None
-    problem = "lora_rank = 0, must be above 0 for lora_alpha, lora_dropout and lora_targets to have an effect"
-    return violation(problem, lora_rank=(8,))
-
-
 adapters_drop_of_whole_sequences = require(
     "What falls away depends on the place in the sequence, which a chunk of it does not know.",
     clash(
         "{lora_dropout} with adapters of the feed-forward, {ffn_chunks}, must be 1",
-        lambda a: {"gate", "up", "down"} & {*a.tuning.lora_targets},
-        reads="lora_targets",
+        "'gate' in lora_targets or 'up' in lora_targets or 'down' in lora_targets",
         ffn_chunks=[1],
         lora_dropout=[0.0],
     ),

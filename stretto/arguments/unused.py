@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from stretto.arguments.rule import Rule, clash, fields_of
+from stretto.arguments.rule import Expression, Nearby, fields_of, named_in, told, violation
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get, settings
@@ -21,7 +21,7 @@ class Derivation:
     Either of one that nobody set; or of one that gives way where a stronger source sets one of the inputs to something
     that it does not go with: `--tp 1` over a preset with sequence parallelism means: without. Where it is said by a
     source at least as strong as those, it is wrong instead: `ineffective` says that it then has no effect; for the
-    others a rule of `rules.py` has the words.
+    others a rule has the words. `ways` are ways out beside the setting's default.
     """
 
     path: str
@@ -29,18 +29,22 @@ class Derivation:
     equation: Equation
     meaning: str = ""
     ineffective: bool = False
+    ways: Nearby = field(default_factory=dict)
 
 
-def _unused(names: str, *reasons: Rule, ineffective: bool = True) -> Iterator[Derivation]:
-    """Settings by name that have no effect where one of the reasons, each a clash of others, holds."""
+def _unused(
+    names: str, where: str, why: str, *, ineffective: bool = True, **to: Sequence[Value]
+) -> Iterator[Derivation]:
+    """Settings by name that have no effect where an expression holds, and why; `to` are other ways out."""
+    holds, ways = Expression(where), violation("", **to).nearby
     for path in fields_of(*names.split()):
-        for reason in reasons:
 
-            def equation(a: Arguments, path: str = path, reason: Rule = reason) -> tuple[Value, str] | None:
-                default, found = settings()[path].default, reason.check(a)
-                return (default, found.problem) if found is not None and get(a, path) != default else None
+        def equation(a: Arguments, path: str = path) -> tuple[Value, str] | None:
+            default = settings()[path].default
+            return (default, told(why, a)) if holds(a) and get(a, path) != default else None
 
-            yield Derivation(path, reason.fields, equation, ineffective=ineffective)
+        inputs = tuple(each for each in dict.fromkeys((*named_in(why), *holds.fields)) if each != path)
+        yield Derivation(path, inputs, equation, ineffective=ineffective, ways=ways)
 
 
 _EXPERTS = (
@@ -49,103 +53,82 @@ _EXPERTS = (
     "expert_capacity expert_drop"
 )
 
-UNUSED: tuple[Derivation, ...] = (
-    *_unused("sequence_parallel", clash("{tp}, nothing to cut", lambda a: a.parallel.tp == 1)),
-    Derivation(
-        *("parallel.tp_comm_overlap", fields_of("tp", "sequence_parallel", "device")),
-        lambda a: _no_overlap(a) if a.parallel.tp_comm_overlap else None,
-        ineffective=True,
+_ROWS = (
+    ("sequence_parallel", "tp == 1", "{tp}, nothing to cut"),
+    ("tp_comm_overlap", "tp_comm_overlap and device == 'cpu'", "device = cpu has no copy engines"),
+    (
+        "tp_comm_overlap",
+        "tp_comm_overlap and device != 'cpu' and not sequence_parallel",
+        "sequence_parallel = false gathers and scatters nothing",
     ),
-    *_unused(
-        "ep_comm_overlap ep_copy_engines",
-        clash(
-            "ranks exchange no tokens",
-            lambda a: not a.model.experts or a.parallel.ep * a.parallel.etp == 1,
-            reads="ep etp experts",
-        ),
-    ),
-    *_unused("ep_copy_engines", clash("{device} has none", device=["cuda"])),
-    *_unused(
-        "rope_base rope_local_base rope_share rope_scaling", clash("{position} has no wavelengths", position=["rope"])
-    ),
-    *_unused("learned_positions", clash("{position} learns none", position=["learned"])),
-    *_unused(
-        "rope_factor rope_original_positions",
-        clash("{rope_scaling} leaves wavelengths alone", lambda a: a.model.rope_scaling == "none"),
-    ),
-    *_unused("rope_low_freq rope_high_freq", clash("rope_scaling is not llama3", rope_scaling=["llama3"])),
-    *_unused("rope_beta_fast rope_beta_slow", clash("rope_scaling is not yarn", rope_scaling=["yarn"])),
-    *_unused("rope_short_factors rope_long_factors", clash("rope_scaling is not longrope", rope_scaling=["longrope"])),
-    *_unused("rope_whole_pairs", clash("rope_scaling is not yarn", rope_scaling=["yarn"])),
-    *_unused(
+    ("ep_comm_overlap ep_copy_engines", "ep * etp == 1 or not experts", "ranks exchange no tokens"),
+    ("ep_copy_engines", "device != 'cuda'", "{device} has none"),
+    ("rope_base rope_local_base rope_share rope_scaling", "position != 'rope'", "{position} has no wavelengths"),
+    ("learned_positions", "position != 'learned'", "{position} learns none"),
+    ("rope_factor rope_original_positions", "rope_scaling == 'none'", "{rope_scaling} leaves wavelengths alone"),
+    ("rope_low_freq rope_high_freq", "rope_scaling != 'llama3'", "rope_scaling is not llama3"),
+    ("rope_beta_fast rope_beta_slow rope_whole_pairs", "rope_scaling != 'yarn'", "rope_scaling is not yarn"),
+    ("rope_short_factors rope_long_factors", "rope_scaling != 'longrope'", "rope_scaling is not longrope"),
+    (
         "rope_mscale rope_mscale_all",
-        clash(
-            "rope_scaling is not yarn, or attention has no latent",
-            lambda a: a.model.rope_scaling != "yarn" or not a.model.latent,
-            reads="rope_scaling kv_lora_rank",
-        ),
+        "rope_scaling != 'yarn' or not kv_lora_rank",
+        "rope_scaling is not yarn, or attention has no latent",
     ),
-    *_unused(
-        "kv_heads",
-        clash(
-            "attention with a latent has a key for each head",
-            lambda a: a.model.latent and a.model.num_kv_heads != a.model.heads,
-            reads="kv_lora_rank heads",
-        ),
-    ),
-    *_unused(
+    ("kv_heads", "kv_lora_rank and kv_heads != heads", "attention with a latent has a key for each head"),
+    (
         "q_lora_rank rope_head_dim v_head_dim rope_interleaved",
-        clash("kv_lora_rank is unset: attention has no latent", lambda a: not a.model.latent, reads="kv_lora_rank"),
+        "not kv_lora_rank",
+        "kv_lora_rank is unset: attention has no latent",
     ),
-    *_unused("rope_share", clash("rope_head_dim says what is rotated beside a latent", kv_lora_rank=[None])),
-    *_unused("swiglu_limit swiglu_alpha", clash("activation is not clamped-swiglu", activation=["clamped-swiglu"])),
-    *_unused(
-        "rope_attention_factor", clash("rope_scaling is neither yarn nor longrope", rope_scaling=["yarn", "longrope"])
-    ),
-    *_unused(
-        "global_layers rope_local_base",
-        clash("no layer has a window", lambda a: a.model.window is None, reads="window"),
-    ),
-    *_unused("norm_zero_centered", clash("{norm} has a bias instead", norm=["rms"])),
-    *_unused("qk_norm_width", clash("{qk_norm} normalizes neither", qk_norm=[True])),
-    *_unused(_EXPERTS, clash("{experts} has no router", lambda a: a.model.experts == 0)),
-    *_unused("shared_gate", clash("{shared_ffn} has nothing to gate", lambda a: a.model.shared_ffn == 0)),
-    *_unused(
-        "router_top_groups router_group_score",
-        clash("{router_groups} has none to choose", lambda a: a.model.router_groups == 1),
-    ),
-    *_unused("router_renormalize", clash("a softmax over the chosen sums to 1", router=["softmax", "sigmoid"])),
-    *_unused("mtp_loss", clash("{mtp_layers} has no such loss", lambda a: a.model.mtp_layers == 0)),
-    *_unused("router_bias_rate", clash("{router_bias} has no biases", router_bias=[True])),
-    *_unused("expert_drop", clash("{expert_capacity} drops none", lambda a: a.model.expert_capacity == 0)),
-    *_unused("qkv_bias", clash("{bias} has these, too", bias=[False])),
-    *_unused("min_lr decay_steps", clash("{lr_schedule} never decays", lr_schedule=["cosine", "linear", "wsd"])),
-    *_unused("cooldown_steps", clash("{lr_schedule} has no cooldown", lr_schedule=["wsd"])),
-    *_unused("gloo high_priority min_ctas max_ctas", clash("{device} has no NCCL", device=["cuda"])),
-    *_unused("beta1 beta2", clash("{optimizer} has none", optimizer=["adamw", "lion", "muon"])),
-    *_unused("eps", clash("{optimizer} has none", optimizer=["adamw", "muon"])),
-    *_unused("momentum", clash("{optimizer} has none", optimizer=["sgd", "muon"])),
-    *_unused("schedule_memory", clash("{schedule} searches no order", schedule=["auto"])),
-    *_unused("partition", clash("stage_layers says the layers of each stage", stage_layers=[None])),
-    *_unused(
-        "schedule_costs",
-        clash("{schedule} and {partition} ask for no times", schedule=["auto"], partition=["searched"]),
-    ),
-    *_unused("text_key", clash("{format} reads whole records", format=["text"])),
-    *_unused("save_every sample_tokens", clash("no checkpoint is saved", save=[True]), ineffective=False),
-    *_unused("sample_prompt", clash("no token is sampled", lambda a: not a.run.sample_tokens, reads="sample_tokens")),
-    *_unused("keep keep_every async_save", clash("no checkpoint is saved", save=[True])),
-    *_unused(
+    ("rope_share", "kv_lora_rank", "rope_head_dim says what is rotated beside a latent"),
+    ("swiglu_limit swiglu_alpha", "activation != 'clamped-swiglu'", "activation is not clamped-swiglu"),
+    ("rope_attention_factor", "rope_scaling not in ('yarn', 'longrope')", "rope_scaling is neither yarn nor longrope"),
+    ("global_layers rope_local_base", "not window", "no layer has a window"),
+    ("norm_zero_centered", "norm != 'rms'", "{norm} has a bias instead"),
+    ("qk_norm_width", "not qk_norm", "{qk_norm} normalizes neither"),
+    (_EXPERTS, "experts == 0", "{experts} has no router"),
+    ("shared_gate", "shared_ffn == 0", "{shared_ffn} has nothing to gate"),
+    ("router_top_groups router_group_score", "router_groups == 1", "{router_groups} has none to choose"),
+    ("router_renormalize", "router == 'softmax-top-k'", "a softmax over the chosen sums to 1"),
+    ("mtp_loss", "mtp_layers == 0", "{mtp_layers} has no such loss"),
+    ("router_bias_rate", "not router_bias", "{router_bias} has no biases"),
+    ("expert_drop", "expert_capacity == 0", "{expert_capacity} drops none"),
+    ("qkv_bias", "bias", "{bias} has these, too"),
+    ("min_lr decay_steps", "lr_schedule == 'constant'", "{lr_schedule} never decays"),
+    ("cooldown_steps", "lr_schedule != 'wsd'", "{lr_schedule} has no cooldown"),
+    ("gloo high_priority min_ctas max_ctas", "device != 'cuda'", "{device} has no NCCL"),
+    ("beta1 beta2", "optimizer == 'sgd'", "{optimizer} has none"),
+    ("eps", "optimizer not in ('adamw', 'muon')", "{optimizer} has none"),
+    ("momentum", "optimizer not in ('sgd', 'muon')", "{optimizer} has none"),
+    ("schedule_memory", "schedule != 'auto'", "{schedule} searches no order"),
+    ("partition", "stage_layers is not None", "stage_layers says the layers of each stage"),
+    ("schedule_costs", "schedule != 'auto' and partition != 'searched'", "{schedule} and {partition} ask for no times"),
+    ("text_key", "format != 'text'", "{format} reads whole records"),
+    ("sample_prompt", "sample_tokens == 0", "no token is sampled"),
+    ("keep keep_every async_save", "not save", "no checkpoint is saved"),
+    (
         "checkpoint_dir",
-        clash("no checkpoint is saved, and none is gone on from", save=[True], resume=[True], auto_resume=[True]),
+        "not save and not resume and not auto_resume",
+        "no checkpoint is saved, and none is gone on from",
     ),
-    *_unused("dp_shard", clash("{sharding} has no use for it", lambda a: a.parallel.sharding == "none")),
-    *_unused("keep_units", clash("{sharding} has no use for it", sharding=["fsdp"])),
-    *_unused("cp_comm cp_a2a", clash("{cp}, each rank has whole rows", lambda a: a.parallel.cp == 1)),
+    ("dp_shard", "sharding == 'none'", "{sharding} has no use for it"),
+    ("keep_units", "sharding != 'fsdp'", "{sharding} has no use for it"),
+    ("cp_comm cp_a2a", "cp == 1", "{cp}, each rank has whole rows"),
 )
+"""Settings by name, where they have no effect, and why."""
 
-
-def _no_overlap(a: Arguments) -> tuple[Value, str] | None:
-    if a.run.device == "cpu":
-        return False, "device = cpu has no copy engines"
-    return None if a.parallel.sequence_parallel else (False, "sequence_parallel = false gathers and scatters nothing")
+UNUSED: tuple[Derivation, ...] = (
+    *(each for row in _ROWS for each in _unused(*row)),
+    *_unused("ep etp", "not experts", "{experts} has nothing to spread", experts=[8]),
+    *_unused("cp_a2a", "'hybrid' not in cp_comm", "no layer has cp_comm = hybrid"),
+    *_unused("recompute_parts", "recompute != 'selective'", "{recompute} has no parts", recompute=["selective"]),
+    *_unused(
+        "recompute_layers",
+        "recompute not in ('selective', 'block')",
+        "{recompute} is alike for all layers",
+        recompute=["block"],
+    ),
+    *_unused("lora_alpha lora_dropout lora_targets", "lora_rank == 0", "{lora_rank} has no adapters", lora_rank=[8]),
+    *_unused("freeze", "lora_rank", "{lora_rank} trains adapters alone", lora_rank=[0]),
+    *_unused("save_every sample_tokens", "not save", "no checkpoint is saved", ineffective=False),
+)

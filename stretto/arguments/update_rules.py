@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from stretto.arguments.param_groups import parse_groups
 from stretto.arguments.rule import RuleViolation, clash, ordered, require, rule, told, violation
 from stretto.arguments.schema import Arguments
+from stretto.notation.param_groups import parse_groups
 
 updates_can_be_taken_back = require(
     "An update can be taken back where gradients are whole, and a step can be run again.",
     clash("post_validate, but {sharding}", sharding=["zero1", "none"], post_validate=[False]),
     clash("post_validate, but {fp8}", fp8=["none"], post_validate=[False]),
     # the balance of experts moves with each run of a step
-    clash("post_validate, but {experts}", lambda a: a.model.experts > 0, post_validate=[False]),
+    clash("post_validate, but {experts}", "experts", post_validate=[False]),
     # what is asked of the gradients before the update
     clash("post_validate, but {on_nonfinite}", on_nonfinite=["stop"], post_validate=[False]),
     # the copies that it needs would lie on the device
@@ -22,10 +22,9 @@ rate_decays = require(
     "The learning rate does not decay to more than its peak.",
     ordered(
         "min_lr <= lr",
-        lambda a: a.optimizer.lr_schedule != "constant",
-        reads="lr_schedule",
-        min_lr=lambda a: float(f"{a.optimizer.lr / 10:g}"),
-        lr=lambda a: a.optimizer.min_lr,
+        "lr_schedule != 'constant'",
+        min_lr="lr / 10",
+        lr="min_lr",
     ),
 )
 
@@ -72,17 +71,13 @@ def warmup_ends_before_decay(a: Arguments) -> RuleViolation | None:
     return violation(problem, warmup_steps=sooner, decay_steps=later, steps=later) if warmup >= end else None
 
 
-@rule("cooldown_steps warmup_steps decay_steps lr_schedule")
-def cooldown_fits(a: Arguments) -> RuleViolation | None:
-    """Warm-up and cooldown of the wsd schedule do not overlap."""
-    o, end = a.optimizer, a.optimizer.decay_steps
-    if o.lr_schedule != "wsd" or end is None or o.cooldown_steps is None:
-        return None
-    if (both := o.warmup_steps + o.cooldown_steps) <= end:
-        return None
-    return violation(
-        f"{told('{warmup_steps + cooldown_steps}', a)} = {both}, must be <= decay_steps = {end}",
-        cooldown_steps=(end - o.warmup_steps,) if end > o.warmup_steps else (),
-        warmup_steps=(end - o.cooldown_steps,) if end >= o.cooldown_steps else (),
-        decay_steps=(both,),
-    )
+cooldown_fits = require(
+    "Warm-up and cooldown of the wsd schedule do not overlap.",
+    ordered(
+        "warmup_steps + cooldown_steps <= decay_steps",
+        "lr_schedule == 'wsd'",
+        cooldown_steps="decay_steps - warmup_steps",
+        warmup_steps="decay_steps - cooldown_steps",
+        decay_steps="warmup_steps + cooldown_steps",
+    ),
+)

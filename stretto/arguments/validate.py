@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from stretto.arguments import (
+    compute_rules,
+    context_rules,
+    exact_rules,
+    layout_rules,
+    model_rules,
+    tuning_rules,
+    update_rules,
+)
 from stretto.arguments.derive import DERIVATIONS, OVERRIDES
 from stretto.arguments.errors import as_text
-from stretto.arguments.rule import Nearby, RuleViolation
-from stretto.arguments.rules import RULES
+from stretto.arguments.rule import Nearby, Rule, RuleViolation, rules_in
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import DEFAULT, Source, SourceKind
 from stretto.arguments.tree import build, get, put, settings
+
+RULES: tuple[Rule, ...] = rules_in(
+    layout_rules, model_rules, context_rules, update_rules, compute_rules, tuning_rules, exact_rules
+)
+"""All rules that settings must obey together."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,7 @@ def validate(said: Mapping[str, Said], wrong: Iterable[str] = ()) -> Validation:
     """
     args = build({path: s.value for path, s in said.items()})
     sources = {path: said[path].source if path in said else DEFAULT for path in settings()}
+    strength = {path: source.kind for path, source in sources.items()}
     unknown = set(wrong)
     findings: list[RuleViolation] = []
 
@@ -47,11 +61,13 @@ def validate(said: Mapping[str, Said], wrong: Iterable[str] = ()) -> Validation:
         if unknown & {c.path, *c.inputs} or (conceded := c.equation(args)) is None:
             continue
         value, reason = conceded
-        if sources[c.path].kind < max(sources[path].kind for path in c.inputs) and not sources[c.path].pinned:
+        strongest = max(strength[path] for path in c.inputs)
+        if strength[c.path] < strongest and not sources[c.path].pinned:
             args, sources[c.path] = put(args, c.path, value), Source(SourceKind.DERIVED, reason)
+            strength[c.path] = strongest  # what gives way to that in turn, gives way to the same
         elif c.ineffective:
             problem = f"{c.path} = {as_text(get(args, c.path))} has no effect: {reason}"
-            nearby: Nearby = {c.path: (settings()[c.path].default,)}
+            nearby: Nearby = {c.path: (settings()[c.path].default,), **c.ways}
             findings.append(RuleViolation(problem, nearby, "has_effect", (c.path, *c.inputs)))
 
     for d in DERIVATIONS:

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import TypeGuard, cast
+from typing import cast
 
 from stretto.arguments.peers import choice_of
 from stretto.arguments.setting import Setting, Value
@@ -18,7 +18,9 @@ AUTO = "auto"
 _ALIKE = 0.7
 """Of the letters of two words, the share that must agree for one to be taken for the other."""
 
-_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_KINDS = {bool: "a boolean", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
+_EXPECTED = {**_KINDS, bool: "true or false", dict: "a table of names, each with a whole number"}
+_LISTS = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of names"}
 
 
 def from_text(setting: Setting, text: str) -> Value:
@@ -78,12 +80,9 @@ def repaired(setting: Setting, raw: object) -> Value:
 
 
 def _clamped(setting: Setting, x: float) -> Value:
-    bounds = setting.bounds
-    if bounds.at_least is not None and x < bounds.at_least:
-        x = bounds.at_least
-    if bounds.at_most is not None and x > bounds.at_most:
-        x = bounds.at_most
-    if not math.isfinite(x) or x not in bounds:  # an open bound has no nearest value
+    limits = setting.bounds.given()
+    x = min(max(x, limits.get("at_least", x)), limits.get("at_most", math.inf))
+    if not math.isfinite(x) or x not in setting.bounds:  # an open bound has no nearest value
         return setting.default
     return round(x) if setting.kind is int else float(x)
 
@@ -111,7 +110,7 @@ def _words(text: str, within: str) -> list[tuple[str, str, str]]:
 
 def _one(setting: Setting, kind: type, raw: object, whole: object) -> object:
     """A value, or an entry of the list or table `whole`, held against the schema."""
-    if kind is float and _is_int(raw):
+    if kind is float and type(raw) is int:
         raw = float(raw) if abs(raw) <= sys.float_info.max else math.inf
     if isinstance(raw, float) and not math.isfinite(raw):
         raise ValueError(f"{raw} is not finite")
@@ -152,14 +151,7 @@ def _check_text(setting: Setting, text: str) -> None:
         raise ValueError(f"{shown(text)} is not UTF-8")
 
 
-def _is_int(x: object) -> TypeGuard[int]:
-    return isinstance(x, int) and not isinstance(x, bool)
-
-
 def _unlike(setting: Setting, raw: object) -> str:
-    kinds = {bool: "a boolean", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
-    lists = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of names"}
-    table = "a table of names, each with a whole number"
-    expected = lists[setting.entry] if setting.kind is tuple else _EXPECTED.get(setting.kind, table)
+    expected = _LISTS[setting.entry] if setting.kind is tuple else _EXPECTED[setting.kind]
     said = str(raw).lower() if isinstance(raw, bool) else shown(raw)
-    return f"{said} is {kinds.get(type(raw), type(raw).__name__)}, must be {expected}"
+    return f"{said} is {_KINDS.get(type(raw), type(raw).__name__)}, must be {expected}"

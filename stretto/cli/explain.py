@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stretto.arguments import Arguments, ConfigError, Record, Resolved, table
-from stretto.arguments.pipeline import shape_of, vpp_of
+from stretto.arguments import Arguments, ConfigError, Record, Resolved, SourceKind
+from stretto.arguments.errors import as_text
 from stretto.arguments.setting import setting
+from stretto.arguments.tree import get
 from stretto.cli.command import USAGE_ERROR
 from stretto.cli.equations import equations
 from stretto.cli.hosts import limit_of_host
@@ -127,7 +128,18 @@ def show(resolved: Resolved, screen: Console, limit: float | None = None, host: 
     screen.print(Text("schedule", style="bold"))
     screen.print(Text("\n".join(f"  {line}" for line in _schedule(args, screen.width - 2))), soft_wrap=True)
     screen.print(Text("settings", style="bold"))
-    screen.print(table(resolved))
+    screen.print(_settings(resolved))
+
+
+def _settings(resolved: Resolved) -> Table:
+    """Those that are not defaults, with the source of each."""
+    t = Table(box=None, show_header=False)
+    for name in ("setting", "value", "source"):
+        t.add_column(name, overflow="fold")
+    for path, source in resolved.sources.items():
+        if source.kind is not SourceKind.DEFAULT:
+            t.add_row(path, as_text(get(resolved.args, path)), str(source))
+    return t
 
 
 def _time(args: Arguments) -> str:
@@ -252,7 +264,7 @@ def _stages(resolved: Resolved) -> Table:
 def _schedule(args: Arguments, width: int) -> Iterator[str]:
     p, m = args.parallel.pp, args.batch.microbatches(args.parallel.dp)
     layers = tuple(float(max(len(stage), 1)) for stage in stage_layers(args))
-    schedule = schedule_for(args.parallel.schedule, p, m, vpp_of(args.parallel), shape=shape_of(args.parallel))
+    schedule = schedule_for(args.parallel.schedule, p, m, args.parallel.stages_per_rank, shape=args.parallel.shape)
     if args.parallel.schedule in ("1f1b", "gpipe"):
         ideal = f"(pp-1)/(m+pp-1) = {p - 1}/{m + p - 1} = {(p - 1) / (m + p - 1):.1%}"
     else:

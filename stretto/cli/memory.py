@@ -8,7 +8,6 @@ from typing import Final
 from rich.table import Table
 
 from stretto.arguments import Arguments
-from stretto.arguments.pipeline import vpp_of
 from stretto.estimate import fitting, fullest, rank_ledger
 from stretto.estimate.host import LEAST, fullest_node
 from stretto.report.host_full import host_full
@@ -22,7 +21,7 @@ OTHERS: Final = "; `stretto plan` with the same words tries other layouts; more 
 def memory_table(args: Arguments) -> Table:
     """A row for each item that is not 0, a column for each rank of the pipeline, which may hold several stages; of
     many the first two and the last."""
-    last, what = args.parallel.pp - 1, "stage" if vpp_of(args.parallel) == 1 else "rank"
+    last, what = args.parallel.pp - 1, "stage" if args.parallel.stages_per_rank == 1 else "rank"
     stages = range(last + 1) if last < MANY else (0, 1, last)
     ledgers = {stage: rank_ledger(args, stage) for stage in stages}
     table = Table(box=None, pad_edge=True)
@@ -57,7 +56,7 @@ def verdict(args: Arguments, limit: float | None) -> Iterator[str]:
         return
     found = fitting(args, limit * GIB)
     most, fits = found[args.parallel.sharding]
-    what = "stage" if vpp_of(args.parallel) == 1 else "rank"
+    what = "stage" if args.parallel.stages_per_rank == 1 else "rank"
     yield f"{most / GIB:.2f} GiB in the fullest {what} {'fit' if fits else 'do not fit'} into --hbm {limit:g}"
     for mode, (size, _) in found.items():
         yield f"--sharding {mode}: {size / GIB:.2f} GiB, {_room(size, limit)}"

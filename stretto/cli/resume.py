@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from stretto.arguments import ConfigError, Record, Resolved, Violation, from_dict
-from stretto.arguments.resuming import changes, forbidden, told
 from stretto.checkpoint import CheckpointError, latest_complete
 from stretto.checkpoint.marker import read_extra
 from stretto.checkpoint.places import place
+from stretto.cli.resume_changes import changes, forbidden, told
 from stretto.cli.usage_error import reject
 from stretto.initialize.environment import Launch
 from stretto.initialize.rendezvous import Meeting, RankZeroError, RendezvousError, from_rank_0, rendezvous

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from stretto.arguments import ConfigError, Resolved
-from stretto.arguments.elsewhere import AXES, layout_of, validated_in
+from stretto.arguments.elsewhere import AXES, validated_in
 from stretto.arguments.errors import Violation, as_text
 from stretto.arguments.setting import setting
 from stretto.arguments.tree import get
@@ -85,9 +85,19 @@ def _recorded(own: Options, resolved: Resolved) -> Callable[[], int]:
     return Recorded(resolved)
 
 
+def _layout_of(text: str) -> Layout:
+    """The layout that `tp=2,pp=2` names. Raises ValueError for what is no axis or no size."""
+    size = dict.fromkeys(AXES, 1)
+    said = [part.partition("=")[::2] for part in text.split(",") if part]
+    if any(axis not in size or not n.isdecimal() for axis, n in said) or len(dict(said)) != len(said):
+        raise ValueError(f"{text!r} is no layout: write sizes of {', '.join(AXES)} as in tp=2,pp=2, each once")
+    size |= {axis: int(n) for axis, n in said}
+    return Layout.of(tp=size["tp"], cp=size["cp"], dp=size["dp"], pp=size["pp"], ep=size["ep"], etp=size["etp"])
+
+
 def _work(own: Options, resolved: Resolved) -> Task:
     """Both layouts, judged. Raises ConfigError or ValueError for one that cannot be."""
-    reference = layout_of(own.against)
+    reference = _layout_of(own.against)
     if reference.world > resolved.layout.world:
         raise ValueError(
             f"--against {own.against} has {reference.world} ranks, the run {resolved.layout.world}: swap them, "

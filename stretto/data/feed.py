@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stretto.arguments.corpora import LONGEST_PERIOD, period
 from stretto.batch import Batch
 from stretto.data.errors import DataError
 from stretto.data.mixture import Mix, taken
 from stretto.data.packed import PackedRows, mean_waste, packed_batch
 from stretto.data.store import TokenStore
 from stretto.data.streams import Stretch, Taken, gone_on
+from stretto.notation.corpora import LONGEST_PERIOD, period
 
 
 class Feed:

@@ -17,11 +17,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stretto.arguments.corpora import period as period_of
 from stretto.data.errors import DataError
 from stretto.data.order import windows_of
 from stretto.data.store import TokenStore
 from stretto.data.streams import Stretch, Taken, fresh, hashed
+from stretto.notation.corpora import period as period_of
 
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Of each sample [n]: the number of its corpus, and its window there."""

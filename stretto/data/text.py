@@ -8,7 +8,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-from stretto.arguments.corpora import Share, named, shares
 from stretto.arguments.schema import Arguments, DataConfig
 from stretto.data.account import Account
 from stretto.data.baselines import Baselines
@@ -23,6 +22,7 @@ from stretto.data.mixture import Mix
 from stretto.data.prepare import Splits, find, prepare
 from stretto.data.store import TokenStore
 from stretto.data.tokenizer import Tokenizer, load_tokenizer
+from stretto.notation.corpora import Share, named, shares
 
 Known = Mapping[str, Any] | None
 """What one process tells another of a corpus, as JSON has it; None for one that each opens by itself."""

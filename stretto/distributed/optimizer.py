@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stretto.arguments.param_groups import ParamGroup, unmatched
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.data_parallel import DataParallel
 from stretto.distributed.masters import Masters
@@ -22,6 +21,7 @@ from stretto.distributed.remainder import joined, on_remainder, parted
 from stretto.distributed.residence import Job, Residence, Resident, Streamed
 from stretto.distributed.rules import AdamWRule, MuonRule, Rule, direction
 from stretto.layout.flat import overlap
+from stretto.notation.param_groups import ParamGroup, unmatched
 from stretto.params import Declared, Logical, Slice, fill, slices
 
 Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from stretto.arguments.schema import ModelConfig, TuningConfig
-from stretto.arguments.trained import has_adapter, is_trained
 from stretto.estimate.attention import attention_matrices
 from stretto.estimate.parameters import joining
 
@@ -42,7 +41,7 @@ def flops_per_token(model: ModelConfig, seq_len: int, tuning: TuningConfig = WHO
         rows = attended | (_sparse(model) if model.is_sparse(layer) else dense)
         for name, (n, columns) in rows.items():
             matrices += n * columns * _times(f"model.layers.{layer}.{name}.weight", tuning)
-            if has_adapter(name.rpartition(".")[2], tuning) and ".experts." not in name:
+            if tuning.adapts(name.rpartition(".")[2]) and ".experts." not in name:
                 matrices += 6.0 * tuning.lora_rank * (n + columns)
     attention = 6.0 * model.further_layers.stop * model.heads * (model.dim_per_head + model.dim_value) * seq_len
     return Flops(matrices + attention, matrices + attention / 2)
@@ -50,7 +49,7 @@ def flops_per_token(model: ModelConfig, seq_len: int, tuning: TuningConfig = WHO
 
 def _times(name: str, tuning: TuningConfig) -> float:
     """Operations for each element of a matrix and token: forward, gradient of the input, and of the matrix."""
-    return 6.0 if is_trained(name, tuning) else 4.0
+    return 6.0 if tuning.trains(name) else 4.0
 
 
 def _sparse(model: ModelConfig) -> dict[str, tuple[int, int]]:

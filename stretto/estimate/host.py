@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from stretto.arguments.resolve import layout_for
 from stretto.arguments.schema import Arguments
 from stretto.estimate.amounts import Amounts
 from stretto.estimate.memo import Memo
@@ -56,14 +55,14 @@ class _Role(NamedTuple):
 
 def node_memory(args: Arguments, ranks: Iterable[int], memo: Memo | None = None) -> HostMemory:
     """Of these ranks together. A planner has a `memo` for what many of its runs share."""
-    memo, layout = memo or Memo(), layout_for(args.parallel)
+    memo, layout = memo or Memo(), args.parallel.layout
     roles = Counter(_role(args, layout.coords(rank)) for rank in ranks)
     return sum((_rank(args, role, memo).times(n) for role, n in roles.items()), HostMemory())
 
 
 def fullest_node(args: Arguments, memo: Memo | None = None) -> HostMemory:
     """Of the nodes that ranks fill in order the one that takes most; all ranks are one where nobody says its size."""
-    world = layout_for(args.parallel).world
+    world = args.parallel.layout.world
     size = args.parallel.gpus_per_node or world
     nodes = (range(first, min(first + size, world)) for first in range(0, world, size))
     memo = memo or Memo()

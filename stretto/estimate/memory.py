@@ -13,7 +13,6 @@ from math import inf
 from typing import Final, NamedTuple
 
 from stretto.arguments.elsewhere import graphed
-from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import kind_of
 from stretto.estimate.memo import Memo
@@ -241,4 +240,4 @@ def _like(args: Arguments) -> Sequence[int]:
 def _homes(args: Arguments) -> tuple[int, ...]:
     """The rank of each stage."""
     p = args.parallel
-    return placement(p.pp, vpp_of(p), shape_of(p))
+    return placement(p.pp, p.stages_per_rank, p.shape)

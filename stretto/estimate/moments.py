@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stretto.arguments.schema import Arguments
-from stretto.arguments.trained import is_trained
 from stretto.estimate.block_tape import BlockMoments, block_moments
 from stretto.estimate.blocks import first_of_kinds, moments_of, uncut
 from stretto.estimate.kept import BLOCK
@@ -80,7 +79,7 @@ def stage_activations(args: Arguments, stage: int, memo: Memo | None = None) -> 
             StageMoment("head", kept + further + x, normed + whole + logits(args) + of_tokens(args), end, False, True)
         )
         kept += further + x + whole
-    if first and is_trained("model.embed_tokens.weight", args.tuning):
+    if first and args.tuning.trains("model.embed_tokens.weight"):
         found.append(StageMoment("backward of the embedding", always, x + _embedding(args, whole), 0, True, True))
     if not found:  # a stage without layers passes on what comes
         found.append(StageMoment("passing on", 0, x, 0, False, False))

@@ -8,13 +8,13 @@ from itertools import combinations, pairwise
 from typing import Final
 
 from stretto.arguments.errors import ConfigError, Violation
-from stretto.arguments.recomputation import bytes_of
 from stretto.arguments.schema import Arguments, RunConfig
 from stretto.estimate.blocks import first_of_kinds, moments_of, uncut
 from stretto.estimate.kept import BLOCK, NOTHING, Parts, seconds, working
 from stretto.estimate.memo import Memo
 from stretto.estimate.sizes import entering_bytes, in_flight, in_halves, joined_bytes
 from stretto.estimate.stages import stage_layers
+from stretto.notation.size import bytes_of
 
 PARTS: Final = ("norms", "activation", "attention", "projections")
 

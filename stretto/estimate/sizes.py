@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 
-from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.layout.schedules import FAMILIES
 from stretto.schedule import schedule_for
@@ -55,15 +54,15 @@ def in_flight(args: Arguments, stage: int) -> int:
     p, microbatches = args.parallel, args.batch.microbatches(args.parallel.dp)
     if p.schedule == "auto":
         return min(microbatches, ceil(p.schedule_memory or p.pp))
-    return _most_alive(p.schedule, p.pp, vpp_of(p), microbatches)[0][stage]
+    return _most_alive(p.schedule, p.pp, p.stages_per_rank, microbatches)[0][stage]
 
 
 def held_at_once(args: Arguments, rank: int) -> int:
     """The same of all stages of a rank together, each with its own activation."""
     p, microbatches = args.parallel, args.batch.microbatches(args.parallel.dp)
     if p.schedule == "auto":
-        return vpp_of(p) * in_flight(args, 0)
-    return _most_alive(p.schedule, p.pp, vpp_of(p), microbatches)[1][rank]
+        return p.stages_per_rank * in_flight(args, 0)
+    return _most_alive(p.schedule, p.pp, p.stages_per_rank, microbatches)[1][rank]
 
 
 @cache

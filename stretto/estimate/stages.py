@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-from stretto.arguments.pipeline import num_stages
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import LATENCY, NODE
 from stretto.estimate.kept import GEMM
@@ -55,4 +54,4 @@ def stage_layers(args: Arguments) -> tuple[range, ...]:
     m = args.model
     head = m.vocab_size * m.hidden * (1 + m.mtp_layers) / p.active_layer
     head += m.mtp_layers * (1 + joining(m) / p.active_layer)
-    return partition(args.model.layers, num_stages(args.parallel), explicit=args.parallel.stage_layers, head=head)
+    return partition(args.model.layers, args.parallel.num_stages, explicit=args.parallel.stage_layers, head=head)

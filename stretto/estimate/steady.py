@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from stretto.arguments.pipeline import vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.estimate.memo import Memo
 from stretto.estimate.shards import sharding_of, shards_of
@@ -204,7 +203,8 @@ def _buckets(args: Arguments, stage: int, memo: Memo, *, embedding: bool) -> lis
 
 def _unsharded(args: Arguments) -> Arguments:
     """The settings that the tensors of a stage follow from, without those that cut them over data-parallel ranks."""
-    parallel = replace(args.parallel, sharding="none", dp=1, dp_shard=None, schedule="1f1b", vpp=vpp_of(args.parallel))
+    p = args.parallel
+    parallel = replace(p, sharding="none", dp=1, dp_shard=None, schedule="1f1b", vpp=p.stages_per_rank)
     return replace(args, parallel=parallel, batch=replace(args.batch, global_batch=1))
 
 

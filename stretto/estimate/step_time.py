@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments
 from stretto.estimate.attention import attention_matrices
 from stretto.estimate.chips import Chip
@@ -61,7 +60,7 @@ def _computed(args: Arguments, chip: Chip, simulated: bool, memo: Memo) -> tuple
     """A step without what follows from sharding, and the stages of the rank that computes longest. A planner asks for
     the same one with each way to shard."""
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
-    stages, homes = _stages(args, chip, memo), placement(p.pp, vpp_of(p), shape_of(p))
+    stages, homes = _stages(args, chip, memo), placement(p.pp, p.stages_per_rank, p.shape)
     loads = [0.0] * p.pp
     for s, rank in enumerate(homes):
         loads[rank] += stages[s].total.total
@@ -85,7 +84,7 @@ def _makespan(args: Arguments, chip: Chip, stages: Sequence[Passes], microbatche
         hop=chip.latency,
         transfer=entering_bytes(args) / _rate(args, chip, p.tp * p.cp * (p.dp or 1) * p.pp),
     )
-    return makespan(simulate(memo(schedule_for, p.schedule, p.pp, microbatches, vpp_of(p)), cost))
+    return makespan(simulate(memo(schedule_for, p.schedule, p.pp, microbatches, p.stages_per_rank), cost))
 
 
 def _stages(args: Arguments, chip: Chip, memo: Memo) -> list[Passes]:
@@ -230,7 +229,7 @@ def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float,
         sent += across * times
     behind = microbatch * (0.6 if p.sharding in ("none", "zero1") else 0.9 * m)
     if args.optimizer.optimizer_cpu_offload:  # beside the next forward alone, which needs what is updated
-        rank = placement(p.pp, vpp_of(p), shape_of(p))[stages[0]]
+        rank = placement(p.pp, p.stages_per_rank, p.shape)[stages[0]]
         update = max(update, held_by(args, rank, memo).total("host") / chip.to_host - microbatch / 3)
     return StepTime(optimizer=update, communication=max(chip.contention * sent, sent - behind))
 

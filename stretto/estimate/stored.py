@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from stretto.arguments.schema import Arguments, ParallelConfig
-from stretto.arguments.trained import A, B, has_adapter, is_trained
+from stretto.arguments.sections import A, B
 from stretto.estimate.attention import attention_matrices
 from stretto.estimate.parameters import joining, positions
 from stretto.estimate.stages import stage_layers
@@ -47,7 +47,7 @@ def stored_tensors(args: Arguments, stage: int, *, multiple: int = VOCAB_MULTIPL
     for (name, numel, decayed), section, shared in _placed(args, stage, multiple):
         kind = EXPERT if _of_experts(name) else EMBEDDING if shared else ""
         quantized = args.run.fp8 == "tensorwise" and _of_gemms(name) and not _of_experts(name)
-        found.append(Stored(numel, (kind, is_trained(name, args.tuning)), decayed, section, quantized))
+        found.append(Stored(numel, (kind, args.tuning.trains(name)), decayed, section, quantized))
     return found
 
 
@@ -211,7 +211,7 @@ def _columns(args: Arguments, module: str, parts: dict[str, int], *, biased: boo
     yield f"{module}.{first}.weight", sum(parts.values()) * h, True
     if biased:
         yield f"{module}.{first}.bias", sum(parts.values()), False
-    if adapted := [rows for name, rows in parts.items() if has_adapter(name, args.tuning)]:
+    if adapted := [rows for name, rows in parts.items() if args.tuning.adapts(name)]:
         yield f"{module}.{first}.{A}", len(adapted) * r * h, True
         yield f"{module}.{first}.{B}", sum(adapted) * r, True
 
@@ -222,7 +222,7 @@ def _rows(args: Arguments, module: str, d_in: int) -> Iterator[_Named]:
     yield f"{module}.weight", h * d_in, True
     if args.model.bias:
         yield f"{module}.bias", h, False
-    if has_adapter(module.rpartition(".")[2], args.tuning):
+    if args.tuning.adapts(module.rpartition(".")[2]):
         yield f"{module}.{A}", r * d_in, True
         yield f"{module}.{B}", h * r, True
 

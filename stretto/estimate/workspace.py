@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from stretto.arguments.pipeline import num_stages
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import comm_of
 from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
@@ -59,7 +58,7 @@ def passing(args: Arguments) -> int:
         return 0
     # A loop of stages sends to both sides of any rank; of a line the ends have one.
     sides = 1 if p.pp == 2 else 2
-    each = args.batch.microbatches(p.dp) * num_stages(p) // p.pp
+    each = args.batch.microbatches(p.dp) * p.num_stages // p.pp
     return min(AHEAD, each) * sides * entering_bytes(args)
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from stretto.arguments.sections import TargetName
-from stretto.arguments.trained import is_adapter
+from stretto.arguments.sections import TargetName, is_adapter
 from stretto.interop.config import LIMIT, read_json
 from stretto.interop.errors import InteropError
 from stretto.interop.files import DTYPES, TensorFiles

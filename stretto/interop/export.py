@@ -16,8 +16,7 @@ from typing import IO, Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from stretto.arguments.sections import TuningConfig
-from stretto.arguments.trained import A, B
+from stretto.arguments.sections import A, B, TuningConfig
 from stretto.interop.config import HfConfig
 from stretto.interop.errors import InteropError
 from stretto.interop.files import DTYPES, INDEX, SINGLE, TensorFiles

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from stretto.arguments.model import ModelConfig
-from stretto.arguments.sections import TuningConfig
-from stretto.arguments.trained import is_adapter
+from stretto.arguments.sections import TuningConfig, is_adapter
 from stretto.experts.balance import bias_of
 from stretto.interop.names import Shapes
 from stretto.models import StageSpec, Transformer

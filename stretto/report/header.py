@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text as RichText
 
 from stretto.arguments import Arguments
-from stretto.arguments.pipeline import num_stages, shape_of
 from stretto.data.describe import data_lines, epochs_line, lossy, loud, silent, tokenizer_line
 from stretto.data.text import Text
 from stretto.estimate import count_parameters
@@ -52,9 +51,9 @@ def layout_line(args: Arguments) -> str:
     ranks = "1 rank" if r.nproc == 1 else f"{r.nproc} ranks"
     cp, experts = f" x cp={p.cp}" * (p.cp > 1), f", experts ep={p.ep} x etp={p.etp}" if args.model.experts else ""
     parts = [f"tp={p.tp}{cp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device}){experts}"]
-    several = f", {p.vpp} stages a rank{' in a loop' * (p.schedule == 'auto' and shape_of(p) == 'loop')}"
+    several = f", {p.vpp} stages a rank{' in a loop' * (p.schedule == 'auto' and p.shape == 'loop')}"
     held = f", layers {','.join(map(str, p.stage_layers))}" if p.stage_layers is not None else ""
-    staged = [p.schedule + several * ((p.vpp or 1) > 1) + held] * (num_stages(p) > 1)
+    staged = [p.schedule + several * ((p.vpp or 1) > 1) + held] * (p.num_stages > 1)
     parts += ["sequence parallel"] * p.sequence_parallel + staged + [r.dtype]
     return ", ".join(parts)
 

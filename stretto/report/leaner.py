@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from stretto.arguments import Arguments
 from stretto.arguments.elsewhere import graphed
 from stretto.arguments.errors import as_flag
-from stretto.arguments.rules import RULES
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get, put
+from stretto.arguments.validate import RULES
 
 
 def leaner(args: Arguments) -> Iterator[tuple[str, Arguments]]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from stretto.arguments.trained import A, B
+from stretto.arguments.sections import A, B
 from stretto.params import Init, ParamSpec, Shard, declare
 from stretto.structure import Structure
 from stretto.tensor_parallel import lora

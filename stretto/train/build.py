@@ -11,8 +11,6 @@ from typing import Literal
 import torch
 
 from stretto.arguments import ConfigError, Violation
-from stretto.arguments.param_groups import parse_groups, unmatched
-from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments, OptimizerConfig
 from stretto.attention import Attend, attention_by
 from stretto.attention.tile import tile_kernel
@@ -27,6 +25,7 @@ from stretto.experts.fp8 import GroupedFp8
 from stretto.interop.shapes import logical_shapes
 from stretto.kernels import fused
 from stretto.models import StageSpec, Transformer
+from stretto.notation.param_groups import parse_groups, unmatched
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import CudaGraphs, TensorMeta
 from stretto.schedule import schedule_for
@@ -112,8 +111,8 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         return made_here[s]
 
     config, auto = args.optimizer, args.parallel.schedule == "auto"
-    sizes = p.schedule, p.pp, microbatches, vpp_of(p)
-    order = partial(schedule_for, *sizes, shape=shape_of(p), memory=p.schedule_memory)
+    sizes = p.schedule, p.pp, microbatches, p.stages_per_rank
+    order = partial(schedule_for, *sizes, shape=p.shape, memory=p.schedule_memory)
     known = read_costs(args, state) if auto else None
     begins = order(cost=known or stage_costs(args))
     update = flat(

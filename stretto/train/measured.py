@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from stretto.arguments.profile import ProfileWindow
 from stretto.exchange import all_gather_json, broadcast_json
+from stretto.notation.profile import ProfileWindow
 from stretto.pipeline_parallel import Executor, hop_seconds
 from stretto.schedule import (
     Action,

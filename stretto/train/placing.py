@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any, Final
 
 from stretto.arguments import Resolved
-from stretto.arguments.pipeline import shape_of, vpp_of
 from stretto.arguments.schema import Arguments
-from stretto.arguments.sources import SourceKind
+from stretto.arguments.setting import Value
+from stretto.arguments.sources import Source, SourceKind
+from stretto.arguments.tree import get, put
 from stretto.checkpoint.peers import Peers
 from stretto.estimate import stage_layers, stage_pieces
 from stretto.layout import Shape
@@ -40,7 +41,21 @@ def placed(resolved: Resolved, world: World) -> Resolved:
     if "problem" in found:
         raise RunRejectedError(found["problem"])
     layers = tuple(found["layers"]) if found["layers"] else None
-    return resolved.placed(found["vpp"], found["shape"], layers, found["why"])
+    return with_stages(resolved, found["vpp"], found["shape"], layers, found["why"])
+
+
+def with_stages(r: Resolved, vpp: int, shape: Shape, layers: tuple[int, ...] | None, why: str) -> Resolved:
+    """The run with so many stages on a rank, of these layers where they are not None.
+
+    They are derived values, so that a run that goes on from this one finds its own.
+    """
+    found: dict[str, Value] = {"parallel.vpp": vpp, "parallel.vpp_shape": shape}
+    found |= {"parallel.stage_layers": layers} if layers else {}
+    args, sources = r.args, dict(r.sources)
+    for path, value in found.items():
+        if get(args, path) != value or path == "parallel.stage_layers":
+            args, sources[path] = put(args, path, value), Source(SourceKind.DERIVED, why)
+    return replace(r, args=args, sources=sources, layout=args.parallel.layout)
 
 
 def placements(resolved: Resolved) -> list[tuple[int, Shape]]:
@@ -49,7 +64,7 @@ def placements(resolved: Resolved) -> list[tuple[int, Shape]]:
     said_v, said_shape = (
         sources[path].kind is not SourceKind.DERIVED for path in ("parallel.vpp", "parallel.vpp_shape")
     )
-    own = (vpp_of(p), shape_of(p))
+    own = (p.stages_per_rank, p.shape)
     if p.schedule != "auto" or p.stage_layers is not None:
         return [own]
     return [each for each in PLACEMENTS if _fits(each, own, said_v, said_shape)] or [own]

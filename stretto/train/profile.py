@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from stretto.arguments.profile import ProfileWindow
+from stretto.notation.profile import ProfileWindow
 
 EVENTS = 200_000
 """Allocations that a memory history holds: the newest."""

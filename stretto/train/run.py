@@ -10,8 +10,7 @@ from typing import Any
 
 from stretto.arguments import Arguments, Resolved
 from stretto.arguments.elsewhere import in_layout
-from stretto.arguments.profile import ProfileWindow
-from stretto.arguments.trained import is_adapter
+from stretto.arguments.sections import is_adapter
 from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, Waits
 from stretto.data.feed import Feed
@@ -26,6 +25,7 @@ from stretto.interop.live import Live
 from stretto.interop.load import load_weights, require_weights
 from stretto.interop.outgoing import Outgoing
 from stretto.interop.shapes import adapter_shapes, logical_shapes
+from stretto.notation.profile import ProfileWindow
 from stretto.parallel_state import GroupCost, ParallelState
 from stretto.train.build import Built, build, sequence_cut
 from stretto.train.checkpointing import require_fits

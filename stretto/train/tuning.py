@@ -11,7 +11,6 @@ from torch import nn
 
 from stretto.arguments import Arguments, ConfigError, Violation
 from stretto.arguments.sections import TuningConfig
-from stretto.arguments.trained import is_trained
 from stretto.models import StageSpec, Transformer
 from stretto.params import collect
 from stretto.tensor_parallel import Build
@@ -32,13 +31,13 @@ def require_trained(args: Arguments) -> None:
         if not any(fnmatchcase(name, p) for name in names)
     ]
     for item in declared:
-        chosen = [part.name for part in item.logical if not is_trained(part.name, args.tuning)]
+        chosen = [part.name for part in item.logical if not args.tuning.trains(part.name)]
         if chosen and len(chosen) < len(item.logical):
             others = ", ".join(part.name for part in item.logical if part.name not in chosen)
             wrong.append(
                 f"{', '.join(chosen)} cannot be frozen without {others}: they are stored and multiplied as one"
             )
-    if not wrong and not any(is_trained(name, args.tuning) for name in names):
+    if not wrong and not any(args.tuning.trains(name) for name in names):
         wrong.append("it leaves nothing to train")
     if wrong:
         hint = f"names are such as {', '.join(names[: _SHOWN // 2])}"
@@ -49,7 +48,7 @@ def require_trained(args: Arguments) -> None:
 def freeze(module: nn.Module, tuning: TuningConfig, elsewhere: Container[nn.Parameter] = ()) -> None:
     """Take gradients from the parameters of a stage that are not trained; those `elsewhere` are another stage's."""
     for item in collect(module, elsewhere=elsewhere):
-        item.param.requires_grad_(is_trained(item.logical[0].name, tuning))
+        item.param.requires_grad_(tuning.trains(item.logical[0].name))
 
 
 def _whole(args: Arguments) -> Transformer:

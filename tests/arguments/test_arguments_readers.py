@@ -16,8 +16,8 @@ ROOT = Path(stretto.__file__).parent
 SAYING = {"arguments", "compat"}
 """Rooms that only pass on what is said."""
 
-READ_HERE = {ROOT / "arguments" / "model.py", ROOT / "arguments" / "resolve.py"}
-"""But the schema's properties read sizes for the models, and the resolver reads them into the layout."""
+READ_HERE = {ROOT / "arguments" / "model.py", ROOT / "arguments" / "schema.py", ROOT / "arguments" / "sections.py"}
+"""But the schema's properties read sizes for the models, and ranks into the layout."""
 
 
 def test_every_setting_is_read_by_somebody() -> None:

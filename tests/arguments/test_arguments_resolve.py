@@ -23,6 +23,7 @@ from stretto.arguments import (
 from stretto.arguments.command_line import flags
 from stretto.arguments.derive import DERIVATIONS
 from stretto.arguments.elsewhere import validated_in
+from stretto.arguments.errors import as_flag
 from stretto.arguments.files import presets
 from stretto.arguments.tree import get, settings
 from stretto.cli.words import parse_or_demo
@@ -133,6 +134,39 @@ def test_the_launcher_decides_how_many_processes_there_are() -> None:
     assert parse_or_demo([], env={"WORLD_SIZE": "4"}, world_size=16).layout.size("dp") == 4
     with pytest.raises(ConfigError, match=r"--nproc 8, but environment WORLD_SIZE says that 4 processes run"):
         parse(["--nproc", "8"], env={"WORLD_SIZE": "4"})
+
+
+def test_what_depends_on_a_value_that_gives_way_gives_way_too() -> None:
+    """Catches: the factor of a preset's stretch rejected, where --position learned has left the preset no stretch."""
+    words = "--preset llama3.1-8b --position learned"
+    assert resolve(words).sources["model.rope_factor"].kind is SourceKind.DERIVED
+    with pytest.raises(ConfigError, match=r"rope_factor = 2\.0 has no effect: rope_scaling = none"):
+        resolve(f"{words} --rope-factor 2")
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "path"),
+    [
+        ("[run]\nrecompute = 'selective'\nrecompute_parts = ['norms']", "--recompute block", "run.recompute_parts"),
+        ("[run]\nrecompute = 'block'\nrecompute_layers = 1", "--recompute offload", "run.recompute_layers"),
+        ("[parallel]\ncp = 4\ncp_comm = ['hybrid']\ncp_a2a = 2", "--cp-comm ring", "parallel.cp_a2a"),
+        ("[parallel]\ntp = 2\netp = 2\n[model]\nexperts = 4", "--experts 0", "parallel.etp"),
+        ("[tuning]\nfreeze = ['model.norm.*']", "--lora-rank 4", "tuning.freeze"),
+        ("[tuning]\nlora_rank = 4\nlora_alpha = 8.0", "--lora-rank 0", "tuning.lora_alpha"),
+    ],
+)
+def test_what_a_stronger_source_leaves_without_effect_gives_way(
+    file: str, words: str, path: str, tmp_path: Path
+) -> None:
+    """Catches: a rejection of what nobody said on the command line. Said there as well, it is one."""
+    config = tmp_path / "run.toml"
+    config.write_text(file)
+    given = resolve(f"--config {config} {words}")
+    assert given.sources[path].kind is SourceKind.DERIVED
+    config.write_text("")
+    said = as_flag(path, {"run.recompute_parts": ("norms",), "tuning.freeze": ("x",)}.get(path, 2))
+    with pytest.raises(ConfigError, match=f"{path} = .* has no effect"):
+        resolve(f"--preset tiny {words} {said}")
 
 
 def test_without_nproc_the_layout_decides() -> None:

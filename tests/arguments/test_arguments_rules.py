@@ -78,7 +78,10 @@ def test_clauses_are_held_one_after_the_other_and_several_clashes_at_once() -> N
     assert clashes("{tp} with ...", clash("{hidden}", hidden=[256])).check(args) is None
     assert clash("{tp} {heads}", tp=[1], heads=[6]).check(args) is None
     assert ordered("heads < hidden").check(args) is None
-    less = ordered("hidden <= heads", heads=lambda a: a.model.hidden)
+    less = ordered("hidden <= heads", heads="hidden")
     assert less.check(args) == RuleViolation("hidden = 256, must be <= heads = 8", {"model.heads": (256,)})
-    assert ordered("hidden <= heads", lambda _: False).check(args) is None
+    assert ordered("hidden <= heads", "tp > 1").check(args) is None
+    total = ordered("heads + layers <= tp", "tp == 1 and norm == 'rms'")
+    assert total.check(args) == RuleViolation("heads + layers = 8 + 4 = 12, must be <= tp = 1", {})
+    assert total.fields == ("model.heads", "model.layers", "parallel.tp", "model.norm")
     assert ordered("hidden <= window").check(args) is None, "which is unset"

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import binary, data, integers, lists, sampled_from
 
-from stretto.arguments import Arguments, ConfigError, DataConfig, parse
+from stretto.arguments import Arguments, ConfigError, parse
+from stretto.arguments.schema import DataConfig
 from stretto.data.errors import DataError
 from stretto.data.indexed import IndexedTokens, prepare_indexed
 from stretto.data.prepare import Splits

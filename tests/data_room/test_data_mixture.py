@@ -15,8 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis.strategies import integers, lists, sampled_from
 
-from stretto.arguments import Arguments, ConfigError, DataConfig, parse
-from stretto.arguments.corpora import LONGEST_PERIOD, Share, named, shares
+from stretto.arguments import Arguments
+from stretto.arguments.schema import DataConfig
 from stretto.data.errors import DataError
 from stretto.data.feed import Feed
 from stretto.data.mixture import EndToEnd, Mix, Turns, turns
@@ -121,55 +121,12 @@ def test_one_corpus_is_read_as_without_a_mix(splits: Splits) -> None:
     assert torch.equal(one.batch(9, 0, 1, 9)[0].tokens, mixed.batch(9, 0, 1, 9)[0].tokens)
 
 
-def share(path: str, weight: str | None) -> Share:
-    return Share(path, None if weight is None else Fraction(weight))
-
-
-READ = [
-    ("a", [share("a", None)]),
-    ("a:0.5", [share("a", None)]),
-    ("a:0.7,b/c.jsonl:0.3", [share("a", "7/10"), share("b/c.jsonl", "3/10")]),
-    ("a:2,b:1,c:1", [share("a", "1/2"), share("b", "1/4"), share("c", "1/4")]),
-    ("a,b", [share("a", None), share("b", None)]),
-    ("C:x:.5,b:.5", [share("C:x", "1/2"), share("b", "1/2")]),
-]
-
-
-@pytest.mark.parametrize(("text", "found"), READ)
-def test_a_mix_is_read(text: str, found: list[Share]) -> None:
-    assert list(shares(text, exists=lambda _: False)) == found
-
-
-def test_a_path_that_is_there_is_no_mix(tmp_path: Path) -> None:
-    (tmp_path / "a,b:0.5").mkdir()
-    assert shares(f"{tmp_path}/a,b:0.5") == (Share(f"{tmp_path}/a,b:0.5", None),)
-
-
-BAD = [
-    ("a:0.5,b", "b without a weight, the others with one"),
-    ("a:0.5,,b:0.5", "entry 2 of 3 names no path"),
-    ("a:0.5,a:0.5", "a named twice"),
-    ("a:0,b:1", "a with weight 0"),
-    ("a:0.123457,b:0.7", f"must be at most {LONGEST_PERIOD:,}; write them with fewer digits"),
-]
-
-
-@pytest.mark.parametrize(("text", "problem"), BAD)
+@pytest.mark.parametrize(
+    ("text", "problem"), [("a:0.5,b", "b without a weight, the others with one"), ("a:0,b:1", "a with weight 0")]
+)
 def test_a_mix_that_is_none_is_told(text: str, problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
-        shares(text, exists=lambda _: False)
-    with pytest.raises(ConfigError, match=problem):
-        parse(["--data", text])
     with pytest.raises(DataError, match=problem):
         Text.open(Arguments(data=DataConfig(data=text)))
-
-
-@pytest.mark.parametrize("text", ["a", "=b", "a=", "held_out=b", "a=b,a=c", "a b=c", "../x=c"])
-def test_validation_sets_need_a_name_each(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no name=path|named twice"):
-        named(text)
-    with pytest.raises(ConfigError, match=r"is no name=path|named twice"):
-        parse(["--eval-data", text])
 
 
 def test_each_corpus_of_a_mix_has_a_validation_set(text_dir: Path, tmp_path: Path) -> None:

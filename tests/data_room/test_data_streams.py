@@ -17,7 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis.strategies import fixed_dictionaries, integers, lists, sampled_from
 
-from stretto.arguments import Arguments, BatchConfig, DataConfig
+from stretto.arguments import Arguments
+from stretto.arguments.schema import BatchConfig, DataConfig
 from stretto.data.errors import DataError
 from stretto.data.feed import Feed
 from stretto.data.mixture import Mix

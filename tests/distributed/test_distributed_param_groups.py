@@ -14,10 +14,10 @@ import torch
 from stacked_blocks import WIDTH, Block, drawn
 from torch import Tensor, nn
 
-from stretto.arguments.param_groups import ParamGroup, parse_groups
 from stretto.distributed import AdamWRule, Rule, SGDRule, shard
 from stretto.distributed.optimizer import Optimizer
 from stretto.layout import Layout
+from stretto.notation.param_groups import parse_groups
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
 from stretto.train.optimizers import Lion
@@ -86,13 +86,6 @@ def test_groups_are_those_of_torch(pool: Pool, ranks: int) -> None:
             for mode, weights in found.items():
                 for name, tensor in want.items():
                     torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-12, msg=f"{rule} {mode} {name}")
-
-
-def test_what_is_no_group_is_named() -> None:
-    assert parse_groups("a|b : lr = 2;") == (ParamGroup("a|b", lr=2.0),)
-    for text in ("a", "a: lr", "a: lr=-1", "a: lr=nan", ": lr=1", "a: momentum=1", "a: lr=1, lr=2", "a|: lr=1"):
-        with pytest.raises(ValueError, match=r"."):
-            parse_groups(text)
 
 
 def test_a_group_without_parameters_is_named() -> None:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stretto.arguments import parse
-from stretto.arguments.resolve import layout_for
 from stretto.arguments.schema import Arguments
 from stretto.distributed import Bucket, DataParallel, data_parallel
 from stretto.distributed.memory import here
@@ -195,7 +194,7 @@ def _run(world: World, args: Arguments, in_fp8: bool) -> tuple[list[Any], dict[s
     with pytest.MonkeyPatch.context() as patch:
         if not in_fp8:  # the same units, gathered as they are
             patch.setattr(data_parallel, "QuantizedBucket", lambda g, a, s, _, **options: Bucket(g, a, s, **options))
-        with build(args, layout_for(args.parallel), world) as session:
+        with build(args, args.parallel.layout, world) as session:
             buckets = session.built.weights.all_buckets
             sent = _counted(patch, buckets)
             told.append(session.evaluate(random_batch(args, 9)))
@@ -259,7 +258,7 @@ def _units(world: World, args: Arguments, in_fp8: bool) -> tuple[list[str], list
     with pytest.MonkeyPatch.context() as patch:
         if not in_fp8:
             patch.setattr(WeightQuantizer, "takes", lambda *_: False)
-        with build(args, layout_for(args.parallel), world) as session:
+        with build(args, args.parallel.layout, world) as session:
             losses = [session.step(random_batch(args, step))[0] for step in range(3)]
             return [type(b).__name__ for b in session.built.weights.all_buckets], losses, session.full_state()
 
@@ -299,7 +298,7 @@ def test_the_ledger_says_what_is_held(pool: Pool, sizes: str, words: str) -> Non
 
 def _held(world: World, args: Arguments) -> dict[str, int]:
     found = Counter[str]()
-    with build(args, layout_for(args.parallel), world) as session:
+    with build(args, args.parallel.layout, world) as session:
         built, buckets = session.built, session.built.weights.all_buckets
 
         def look(*_: object) -> None:
@@ -370,5 +369,5 @@ def test_verify_takes_it(pool: Pool, words: str) -> None:
 
 
 def _verified(world: World, args: Arguments) -> list[str]:
-    found = against_reference(args, layout_for(args.parallel), world)
+    found = against_reference(args, args.parallel.layout, world)
     return [*found.unequal, *(d.quantity.kind for d in found.failures)]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from stretto.arguments import parse
-from stretto.arguments.resolve import layout_for
 from stretto.distributed import Bucket, data_parallel
 from stretto.testing import Pool
 from stretto.verify import build, random_batch
@@ -34,6 +33,6 @@ def _run(world: World, words: str, in_fp8: bool) -> tuple[list[Any], dict[str, T
     with pytest.MonkeyPatch.context() as patch:
         if not in_fp8:  # the same units, gathered as they are
             patch.setattr(data_parallel, "QuantizedBucket", lambda g, a, s, _, **options: Bucket(g, a, s, **options))
-        with build(args, layout_for(args.parallel), world) as session:
+        with build(args, args.parallel.layout, world) as session:
             told = [session.step(random_batch(args, step)) for step in range(3)]
             return told, session.full_state()

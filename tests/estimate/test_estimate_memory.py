@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto import peer_buffer, peer_memory
-from stretto.arguments.resolve import layout_for
 from stretto.arguments.schema import (
     Arguments,
     BatchConfig,
@@ -116,7 +115,7 @@ def runs(draw: st.DrawFn) -> Arguments:
 
 @given(runs(), st.data())
 def test_the_ledger_is_what_lives(args: Arguments, data: st.DataObject) -> None:
-    compare(args, data.draw(st.integers(0, layout_for(args.parallel).world - 1)))
+    compare(args, data.draw(st.integers(0, args.parallel.layout.world - 1)))
 
 
 def test_both_ends_of_a_tied_embedding_on_a_rank_are_one() -> None:
@@ -128,7 +127,7 @@ def test_both_ends_of_a_tied_embedding_on_a_rank_are_one() -> None:
 
 def compare(args: Arguments, rank: int) -> None:
     """What the ledger says of a rank, and what lives there."""
-    layout = layout_for(args.parallel)
+    layout = args.parallel.layout
     with ParallelState.inspect(layout, rank, axes=axes_of(args, layout)) as state:
         built = build(args, state)
         buckets, optimizer = built.weights.all_buckets, built.optimizer

@@ -20,7 +20,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stretto.arguments.resolve import layout_for
 from stretto.arguments.schema import (
     Arguments,
     BatchConfig,
@@ -174,7 +173,7 @@ def test_in_fp8_it_is_close(model: dict[str, Any], parallel: ParallelConfig, rec
 
 def peak_alone(args: Arguments) -> int:
     """Of the first rank, which exchanges nothing."""
-    layout = layout_for(args.parallel)
+    layout = args.parallel.layout
     with ParallelState.inspect(layout, 0, axes=axes_of(args, layout)) as state:
         return peak(args, state)
 
@@ -211,7 +210,7 @@ def test_over_two_ranks_it_is_theirs(
 
 
 def on_a_rank(world: World, args: Arguments) -> int:
-    layout = layout_for(args.parallel)
+    layout = args.parallel.layout
     with (
         ParallelState.build(layout, world, axes=axes_of(args, layout)) as state,
         patch.object(Router, "chosen", evenly),

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import pytest
 
-from stretto.arguments.resolve import layout_for
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig, RunConfig, TuningConfig
 from stretto.estimate import rank_ledger
 from stretto.parallel_state import ParallelState
@@ -53,7 +52,7 @@ def test_the_ledger_is_what_a_step_holds(
     model: dict[str, Any], tuning: TuningConfig, recipe: Literal["tensorwise", "rowwise"]
 ) -> None:
     args = replace(arguments(model, recipe, ALONE), tuning=tuning)
-    layout = layout_for(args.parallel)
+    layout = args.parallel.layout
     with ParallelState.inspect(layout, 0, axes=axes_of(args, layout)) as state:
         assert held(args, state) == rank_ledger(args, 0).quantized
 
@@ -65,7 +64,7 @@ def test_over_two_ranks_it_is_theirs(pool: Pool, parallel: ParallelConfig) -> No
 
 
 def on_a_rank(world: World, args: Arguments) -> int:
-    layout = layout_for(args.parallel)
+    layout = args.parallel.layout
     with ParallelState.build(layout, world, axes=axes_of(args, layout)) as state:
         return held(args, state)
 

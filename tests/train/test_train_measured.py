@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import stretto
-from stretto.arguments.profile import ProfileWindow
 from stretto.layout import Layout
+from stretto.notation.profile import ProfileWindow
 from stretto.parallel_state import ParallelState
 from stretto.schedule import DDP, FSDP, Cost, makespan, simulate
 from stretto.schedule.measured import Measured

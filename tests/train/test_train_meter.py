@@ -15,10 +15,9 @@ import torch
 
 from benchmarks.train.flops import flops_per_token as counted_by_hand
 from benchmarks.train.shapes import SHAPES
-from stretto.arguments import ConfigError, parse
-from stretto.arguments.profile import ProfileWindow
 from stretto.arguments.schema import ModelConfig
 from stretto.estimate import Flops, flops_per_token
+from stretto.notation.profile import ProfileWindow
 from stretto.train.busy import BusyTime
 from stretto.train.meter import Meter, Work
 from stretto.train.profile import Profile
@@ -103,17 +102,6 @@ def test_operations_are_those_counted_by_hand(name: str) -> None:
         found = flops_per_token(replace(model, tied=tied), shape.seq_len)
         assert found.full == pytest.approx(counted_by_hand(shape), rel=1e-12)
         assert found.causal == pytest.approx(counted_by_hand(shape, causal=True), rel=1e-12)
-
-
-@pytest.mark.pure
-def test_a_profile_is_a_window_of_steps() -> None:
-    assert ProfileWindow.read("steps=10:13") == ProfileWindow(range(10, 13), range(1))
-    assert ProfileWindow.read("steps=5, ranks=0:8") == ProfileWindow(range(5, 6), range(8))
-    for wrong in ("10:13", "steps=13:10", "steps=0:2", "steps=1:2,ranks=3:3", "steps=a"):
-        with pytest.raises(ConfigError, match=r"--profile steps=10:13|holds no step"):
-            parse(["--profile", wrong], env={}, files=False)
-    with pytest.raises(ConfigError, match="begins after the last step, 20"):
-        parse(["--profile", "steps=30:32", "--steps", "20", "--warmup-steps", "2"], env={}, files=False)
 
 
 @pytest.mark.gloo

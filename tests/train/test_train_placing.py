@@ -18,7 +18,7 @@ from stretto.schedule.measured import cost_text
 from stretto.schedule.pieces import Pieces
 from stretto.schedule.placements import PLACEMENTS
 from stretto.train.consensus import RunRejectedError
-from stretto.train.placing import place, placed, placements
+from stretto.train.placing import place, placed, placements, with_stages
 from stretto.world import World
 
 pytestmark = pytest.mark.pure
@@ -70,7 +70,7 @@ def test_a_file_of_costs_decides(tmp_path: Path) -> None:
     assert found.layout == Layout.of(pp=2, vpp=p.vpp or 1, shape=p.vpp_shape or "loop")
     assert found.sources["parallel.stage_layers"].kind is SourceKind.DERIVED
     assert {"parallel.vpp", "parallel.vpp_shape", "parallel.stage_layers"} <= set(found.record().derived)
-    assert resolved("auto").placed(3, "loop", None, "so").layout == Layout.of(pp=2, vpp=3)
+    assert with_stages(resolved("auto"), 3, "loop", None, "so").layout == Layout.of(pp=2, vpp=3)
     named = alone(resolved("1f1b", "--schedule-costs", costs, "--partition", "searched"))
     assert named.args.parallel.stage_layers == (5, 3)
 

@@ -9,8 +9,8 @@ CLAUSES = Said(
     Fault(
         "a clash of settings of which one has a value that would do",
         "arguments/rule.py",
-        "wrong = when(a) and not any(get(a, path) in values",
-        "wrong = when(a) and not all(get(a, path) in values",
+        "wrong = holds(a) and not any(get(a, path) in values",
+        "wrong = holds(a) and not all(get(a, path) in values",
     ),
     Fault(
         "clashes that are told where no part is wrong",
@@ -21,8 +21,8 @@ CLAUSES = Said(
     Fault(
         "an order that is asked for where it does not apply",
         "arguments/rule.py",
-        "or most is None or not when(a) or",
-        "or most is None or",
+        "or holds(a) or not asked(a):",
+        "or holds(a):",
     ),
     Fault(
         "a rule held against a setting that it does not name",

@@ -9,8 +9,8 @@ ELSEWHERE = Said(
     Fault(
         "an end of a decay for a rate that is constant",
         "arguments/derive.py",
-        'None if a.optimizer.lr_schedule == "constant" else (a.run.steps, "steps")',
-        '(a.run.steps, "steps")',
+        '_equal("decay_steps", "steps", "lr_schedule != \'constant\'", ',
+        '_equal("decay_steps", "steps", "True", ',
     ),
     Fault(
         "time-outs of groups that a layout does not have",

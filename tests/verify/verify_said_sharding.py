@@ -261,7 +261,7 @@ PARAM_GROUPS = Said(
     ),
     Fault(
         "a group without parameters that passes",
-        "arguments/param_groups.py",
+        "notation/param_groups.py",
         "if not any(map(group.holds, known))]",
         "if not known]",
     ),

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from stretto.arguments import Record, parse
-from stretto.arguments.resuming import changes, forbidden, told
+from stretto.cli.resume_changes import changes, forbidden, told
 
 pytestmark = pytest.mark.pure
 

@@ -1,4 +1,4 @@
-"""Several corpora in one setting: `code/:0.7,text.jsonl:0.3`."""
+"""Several corpora in one text, `code/:0.7,text.jsonl:0.3`, as `data.data` has them, and named ones of `eval_data`."""
 
 from __future__ import annotations
 

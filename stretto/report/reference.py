@@ -1,6 +1,6 @@
 """The reference page and the JSON schema, from the same tables that the program runs on.
 
-python -m stretto.arguments.reference docs/reference
+python -m stretto.report.reference docs/reference
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from stretto.arguments.command_line import MEGATRON, Sources
 from stretto.arguments.derive import DERIVATIONS, OVERRIDES
 from stretto.arguments.files import preset_text, presets
 from stretto.arguments.help import FOREIGN, default
-from stretto.arguments.rules import RULES
-from stretto.arguments.setting import Bounds, Setting, settings_in
+from stretto.arguments.setting import Setting, settings_in
 from stretto.arguments.tree import by_section
+from stretto.arguments.validate import RULES
 
 _PAGE = "arguments.md"
 _SCHEMA = "arguments.schema.json"
 _INTRODUCTION = """\
 # Settings
 
-Made by `python -m stretto.arguments.reference docs/reference`; do not edit.
+Made by `python -m stretto.report.reference docs/reference`; do not edit.
 
 A setting has a path, `parallel.tp`: its section and name in a file. Its flag is the name: `--tp`. The stronger source
 wins: command line > `WORLD_SIZE` of a launcher (for `run.nproc`) > file > checkpoint > preset > default. Where neither
@@ -44,6 +44,12 @@ _RULES = """
 All broken rules are reported at once, each with settings nearby that would be valid.
 """
 _JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
+_JSON_LIMITS = {
+    "above": "exclusiveMinimum",
+    "at_least": "minimum",
+    "below": "exclusiveMaximum",
+    "at_most": "maximum",
+}
 
 
 def page() -> str:
@@ -72,31 +78,18 @@ def documents() -> Mapping[str, str]:
 
 
 def _schema(s: Setting) -> dict[str, Any]:
-    value: dict[str, Any] = {"enum": list(s.choices)} if s.choices and s.kind is str else _typed(s)
-    if s.optional:
-        value = {"anyOf": [value, {"const": "auto"}]}
+    value: dict[str, Any] = {"anyOf": [_typed(s), {"const": "auto"}]} if s.optional else _typed(s)
     about = f"{s.help}; default {default(s)}"
     return {"description": f"{about} ({s.unit})" if s.unit else about, **value}
 
 
 def _typed(s: Setting) -> dict[str, Any]:
-    number = {"type": _JSON_TYPES[float if s.entry is float else int], **_limits(s.bounds)}
-    if s.kind is tuple:
-        word = {"enum": list(s.choices)} if s.choices else {"type": "string"}
-        return {"type": "array", "items": word if s.entry is str else number}
+    limits = {_JSON_LIMITS[name]: bound for name, bound in s.bounds.given().items()}
     if s.kind is dict:
-        return {"type": "object", "properties": dict.fromkeys(s.choices, number), "additionalProperties": False}
-    return {"type": _JSON_TYPES[s.kind], **_limits(s.bounds)}
-
-
-def _limits(bounds: Bounds) -> dict[str, float]:
-    named = {
-        "exclusiveMinimum": bounds.above,
-        "minimum": bounds.at_least,
-        "exclusiveMaximum": bounds.below,
-        "maximum": bounds.at_most,
-    }
-    return {name: bound for name, bound in named.items() if bound is not None}
+        return {"type": "object", **_closed({name: {"type": "integer", **limits} for name in s.choices})}
+    plain = s.entry if s.kind is tuple else s.kind
+    word = {"enum": list(s.choices)} if s.choices else {"type": _JSON_TYPES[plain], **limits}
+    return {"type": "array", "items": word} if s.kind is tuple else word
 
 
 def _page() -> Iterator[str]:

@@ -10,8 +10,8 @@ import pytest
 from stretto.arguments import parse
 from stretto.arguments.form import RUN, Form
 from stretto.arguments.help import help_text
-from stretto.arguments.reference import documents, json_schema
 from stretto.arguments.tree import settings
+from stretto.report.reference import documents, json_schema
 
 pytestmark = pytest.mark.pure
 
@@ -21,7 +21,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "reference"
 @pytest.mark.parametrize("name", documents())
 def test_generated_documents_are_current(name: str) -> None:
     written = (DOCS / name).read_text(encoding="utf-8")
-    assert written == documents()[name], "run: python -m stretto.arguments.reference docs/reference"
+    assert written == documents()[name], "run: python -m stretto.report.reference docs/reference"
 
 
 def test_help_names_every_flag_once_and_fits_the_width() -> None:
