@@ -89,6 +89,10 @@ def _gpus_per_node(a: Arguments) -> tuple[Value, str]:
     return (8, "usual") if a.run.device == "cuda" else (a.run.nproc, "nproc: one machine")
 
 
+def _sharding(a: Arguments) -> tuple[Value, str]:
+    return "zero1" if a.run.device == "cuda" else "none", told("{device}", a)
+
+
 def _cuda_graphs(a: Arguments) -> tuple[Value, str]:
     reason = without_graphs(a)
     return not reason, reason or "every microbatch launches the same"
@@ -118,6 +122,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
     _derived("vpp", "schedule", "what the schedule has: 1 or 2", _vpp),
     _derived("vpp_shape", "schedule vpp", "what the schedule has: loop or v", _vpp_shape),
     _derived("gpus_per_node", "device nproc", "8 (cuda), nproc (cpu)", _gpus_per_node),
+    _derived("sharding", "device", "zero1 (cuda), else none", _sharding),
     _holds("compile", "device == 'cuda' and exact is None", "true (cuda, without exact), else false"),
     _holds("tp_comm_overlap", "device == 'cuda' and sequence_parallel", "true (cuda, sequence parallel), else false"),
     Derivation(

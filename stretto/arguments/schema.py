@@ -109,21 +109,22 @@ class ParallelConfig:
     dp_copy_engines: bool = local_setting(
         True, "what is sharded is gathered and summed by the copy engines of GPUs that reach each other, behind GEMMs"
     )
-    sharding: Literal["none", "zero1", "zero2", "fsdp"] = local_setting(
-        "none",
+    sharding: Literal["none", "zero1", "zero2", "fsdp"] | None = local_setting(
+        None,
         "what each data-parallel rank holds a part of: none: nothing; zero1: optimizer state; zero2: gradients too; "
-        "fsdp: weights too, which are gathered block by block",
+        "fsdp: weights too, which are gathered block by block; unset: zero1 on GPUs",
     )
-    dp_shard: int | None = local_setting(
-        None, "data-parallel ranks that share one copy of what is sharded; unset: all", at_least=1
-    )
-    keep_units: int = local_setting(
-        0, "fsdp: so many last blocks of a stage stay whole from forward to backward", at_least=0
-    )
+    dp_shard: int | None = local_setting(None, "data-parallel ranks that share one copy; unset: all", at_least=1)
+    keep_units: int = local_setting(0, "fsdp: so many last blocks of a stage stay whole until backward", at_least=0)
     reduce_dtype: Literal["fp32", "bf16"] = local_setting(
         "fp32", "dtype in which gradients travel between data-parallel ranks; they are added in fp32, or wider"
     )
     bucket_mb: float = setting(25.0, "gradients are reduced in buckets of about this size", unit="MB", above=0)
+
+    @property
+    def mode(self) -> str:
+        """Of sharding: `sharding`, or nothing."""
+        return self.sharding or "none"
 
     @property
     def stages_per_rank(self) -> int:

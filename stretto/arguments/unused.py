@@ -111,7 +111,7 @@ _ROWS = (
         "not save and not resume and not auto_resume",
         "no checkpoint is saved, and none is gone on from",
     ),
-    ("dp_shard", "sharding == 'none'", "{sharding} has no use for it"),
+    ("dp_shard", "sharding == 'none' or sharding is None and device != 'cuda'", "{sharding} has no use for it"),
     ("keep_units", "sharding != 'fsdp'", "{sharding} has no use for it"),
     ("cp_comm cp_a2a", "cp == 1", "{cp}, each rank has whole rows"),
 )

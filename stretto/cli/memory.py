@@ -55,7 +55,7 @@ def verdict(args: Arguments, limit: float | None) -> Iterator[str]:
     if limit is None:
         return
     found = fitting(args, limit * GIB)
-    most, fits = found[args.parallel.sharding]
+    most, fits = found[args.parallel.mode]
     what = "stage" if args.parallel.stages_per_rank == 1 else "rank"
     yield f"{most / GIB:.2f} GiB in the fullest {what} {'fit' if fits else 'do not fit'} into --hbm {limit:g}"
     for mode, (size, _) in found.items():

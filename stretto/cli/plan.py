@@ -116,7 +116,7 @@ def _table(plans: Sequence[Plan]) -> Table:
             f"{each.memory / GIB:.1f}",
             " ".join(axes),
             schedule if p.pp > 1 else "",
-            p.sharding,
+            p.mode,
             str(each.args.batch.micro_batch),
             each.args.run.recompute,
         )

@@ -87,12 +87,12 @@ class Resumed:
 
     def require_same_model(self, resolved: Resolved) -> None:
         """Raise ConfigError, with both values, where the run is to be of another model or in another order."""
-        if wrong := forbidden(changes(self.record, resolved.args), str(self.path)):
+        if wrong := forbidden(changes(self.record, resolved), str(self.path)):
             raise ConfigError(wrong)
 
     def all_changes(self, resolved: Resolved) -> tuple[tuple[str, str | None], ...]:
         """What the user has changed, in one line, and what it makes of the learning rate; None where nothing."""
-        changed = told(changes(self.record, resolved.args))
+        changed = told(changes(self.record, resolved))
         return ("changed", changed), ("learning rate", self._rate_change(resolved))
 
     def _rate_change(self, resolved: Resolved) -> str | None:

@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from stretto.arguments.errors import Violation, as_flag, as_text
 from stretto.arguments.record import Record
-from stretto.arguments.schema import Arguments
-from stretto.arguments.sources import Source, SourceKind
+from stretto.arguments.resolve import Resolved
 from stretto.arguments.tree import settings
 
 FREE_OF_MODEL: Final = frozenset({"model.init_std", "model.dropout"})
@@ -33,17 +32,18 @@ SAID_ELSEWHERE: Final = frozenset({"run.nproc", "run.device", "run.peak_tflops",
 Values = tuple[Any, Any]
 
 
-def changes(record: Record, args: Arguments) -> dict[str, Values]:
+def changes(record: Record, run: Resolved) -> dict[str, Values]:
     """The settings by path that differ between a record and the run that goes on, with what was and what is.
 
-    What is derived from other settings follows them. A record of another version may lack settings, too.
+    What was derived from other settings, and is, follows them. A record of another version may lack settings, too.
     """
-    now, before = Record.of(args, dict.fromkeys(settings(), Source(SourceKind.DEFAULT))).arguments, record.arguments
+    now, before = run.record(), record.arguments
     found = {}
     for path, s in settings().items():
         section, _, name = path.partition(".")
-        body, value = before.get(section, {}), now[section][name]
-        compared = (s.carried or section == "parallel") and path not in record.derived
+        body, value = before.get(section, {}), now.arguments[section][name]
+        follows = path in record.derived and path in now.derived
+        compared = (s.carried or section == "parallel") and not follows
         if compared and name in body and body[name] != value:
             found[path] = (body[name], value)
     return found

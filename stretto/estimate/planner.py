@@ -189,7 +189,7 @@ def _candidates(run: Arguments, attempt: Try, fixed: frozenset[str]) -> Iterator
 
 def _variants(args: Arguments, said: Mapping[str, Value], fixed: frozenset[str]) -> Iterator[Variant]:
     """From most to least memory."""
-    mode, way, p = args.parallel.sharding, args.run.recompute, args.parallel
+    mode, way, p = args.parallel.sharding or "none", args.run.recompute, args.parallel
     chosen = "run.recompute" in fixed or args.run.activation_budget is not None
     modes = SHARDING if (p.dp or 1) * p.cp > 1 else SHARDING[:1]
     for sharding, recompute in product(

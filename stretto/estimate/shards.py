@@ -10,7 +10,7 @@ from stretto.schedule.sharding import MODES
 
 def sharding_of(args: Arguments) -> Sharding:
     """What the run shards: nothing over one rank."""
-    return MODES[args.parallel.sharding] if shard_ranks(args) > 1 else DDP
+    return MODES[args.parallel.mode] if shard_ranks(args) > 1 else DDP
 
 
 def shard_ranks(args: Arguments) -> int:

@@ -217,7 +217,7 @@ def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float,
     item, wire = BYTES[args.run.dtype], 2 if p.reduce_dtype == "bf16" else 4
     in_fp8 = (dense - _ends(args, stages)) * (args.run.fp8 == "tensorwise")
     for count, ranks, quantized in ((dense, dp * p.cp, in_fp8), (routed, edp, 0.0)):
-        shard = ranks if p.sharding != "none" else 1
+        shard = ranks if p.mode != "none" else 1
         update += count / shard * _STATE * chip.update_over / chip.memory
         across = count * (ranks - 1) / ranks / _rate(args, chip, p.tp * ranks)
         times = {
@@ -225,9 +225,9 @@ def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float,
             "zero1": wire + item,
             "zero2": wire * m + item,
             "fsdp": (wire + 2 * (item - (item - 1) * quantized / count if count else 0)) * m,
-        }[p.sharding]
+        }[p.mode]
         sent += across * times
-    behind = microbatch * (0.6 if p.sharding in ("none", "zero1") else 0.9 * m)
+    behind = microbatch * (0.6 if p.mode in ("none", "zero1") else 0.9 * m)
     if args.optimizer.optimizer_cpu_offload:  # beside the next forward alone, which needs what is updated
         rank = placement(p.pp, p.stages_per_rank, p.shape)[stages[0]]
         update = max(update, held_by(args, rank, memo).total("host") / chip.to_host - microbatch / 3)

@@ -46,9 +46,7 @@ def adds_by_copy_engines(args: Arguments) -> bool:
     """Whether gradients of other ranks come by copy engines."""
     p = args.parallel
     ranks = (p.dp or 1) * p.cp
-    return (
-        p.dp_copy_engines and p.sharding != "none" and args.run.device != "cpu" and ranks > 1 and _one_host(args, ranks)
-    )
+    return p.dp_copy_engines and p.mode != "none" and args.run.device != "cpu" and ranks > 1 and _one_host(args, ranks)
 
 
 def passing(args: Arguments) -> int:

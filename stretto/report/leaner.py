@@ -42,7 +42,7 @@ def _changes(args: Arguments) -> Iterator[tuple[str, Value]]:
     p, how, sharded = args.parallel, args.run.recompute, (args.parallel.dp or 1) * args.parallel.cp > 1
     if how == "none":
         yield "run.recompute", "selective"
-    if sharded and p.sharding == "none":
+    if sharded and p.mode == "none":
         yield "parallel.sharding", "zero1"
     if args.batch.micro_batch > 1:
         yield "batch.micro_batch", args.batch.micro_batch // 2
@@ -57,7 +57,7 @@ def _changes(args: Arguments) -> Iterator[tuple[str, Value]]:
 def _changes_on_hosts(args: Arguments) -> Iterator[tuple[str, Value]]:
     p, offload = args.parallel, args.optimizer.optimizer_cpu_offload
     yield "checkpoint.async_save", False
-    if offload and (p.dp or 1) * p.cp > 1 and p.sharding == "none":
+    if offload and (p.dp or 1) * p.cp > 1 and p.mode == "none":
         yield "parallel.sharding", "zero1"
     yield "optimizer.moments", "bf16"
     if offload:

@@ -31,7 +31,7 @@ def axes_of(args: Arguments, layout: Layout) -> tuple[Axes, ...]:
     """The axes that a run asks for. Sharded weights are gathered over a communicator of their own: on that of the
     gradients a gather would wait behind a reduction."""
     inner = "dp.0" if "dp.0" in layout.axes else "dp"
-    gather: tuple[Axes, ...] = ((f"{inner}:gather", "cp"),) if args.parallel.sharding != "none" else ()
+    gather: tuple[Axes, ...] = ((f"{inner}:gather", "cp"),) if args.parallel.mode != "none" else ()
     experts = args.model.experts > 0
     if experts and gather:
         gather = (*gather, (f"e{inner}:gather",))
@@ -51,7 +51,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
     urgent = {_wide(layout, axis) for axis in args.nccl.high_priority}
     peer_buffer, buffers = message_over_tp(args), {"cp": message_over_cp(args), "etp-ep": message_over_ep(args)}
     options = {}
-    reached = args.parallel.dp_copy_engines and args.parallel.sharding != "none" and args.run.device != "cpu"
+    reached = args.parallel.dp_copy_engines and args.parallel.mode != "none" and args.run.device != "cpu"
     for names in axes_of(args, layout):
         axis = "-".join(names)
         wide = _wide(layout, axis)

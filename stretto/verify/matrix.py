@@ -118,7 +118,7 @@ def combination(args: Arguments) -> Combination:
     elif p.ep_comm_overlap:
         other += ("ep_comm_overlap=true",)
     trained = "adapters" if args.tuning.lora_rank else "frozen parameters" if args.tuning.freeze else "-"
-    pipeline, replicas = p.schedule if p.pp > 1 else "-", "dp" if p.sharding == "none" else p.sharding
+    pipeline, replicas = p.schedule if p.pp > 1 else "-", "dp" if p.mode == "none" else p.mode
     data = replicas if (p.dp or 1) > 1 else "-"
     documents = DOCUMENTS[args.data.packing]
     return Combination(tensor, context, pipeline, data, experts, documents, trained, activations, r.dtype, other)

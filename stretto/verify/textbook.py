@@ -43,7 +43,7 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     Raises NotImplementedError for gathers that come and go, and see `require_counted`.
     """
     require_counted(args, layout)
-    if args.parallel.sharding == "fsdp" or "dp.0" in layout.axes:
+    if args.parallel.mode == "fsdp" or "dp.0" in layout.axes:
         raise NotImplementedError("no textbook volumes for weights that are gathered block by block yet")
     at, step = layout.coords(rank), _Step(args, layout)
     stages, every = layout.stages(rank), stage_specs(args)
@@ -66,7 +66,7 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
         for key, size in term.items():
             found[key] = found.get(key, 0.0) + size
     # The count of tokens; the gradient's norm; the loss and the votes to stop.
-    dense = not args.model.experts and (args.parallel.sharding == "none" or layout.size("dp", "cp") == 1)
+    dense = not args.model.experts and (args.parallel.mode == "none" or layout.size("dp", "cp") == 1)
     norm = "tp-pp" if dense else "tp-cp-dp-pp"
     for axis, size in (
         ("dp-cp", 8.0),
@@ -231,7 +231,7 @@ class _Step:
         weights are gathered; a rank then holds parts of its shard alone. In bf16 each rank adds up its part of what
         comes, and the sums are gathered where all keep them.
         """
-        declared, how = self.declared(parts, at), self.args.parallel.sharding
+        declared, how = self.declared(parts, at), self.args.parallel.mode
         sharded = how != "none" and self.layout.size("dp", "cp") > 1
         found: Bytes = {}
         for replicas, gather in (("dp-cp", "dp:gather-cp"), ("edp", "edp:gather")):
@@ -276,7 +276,7 @@ def padding(args: Arguments, layout: Layout, rank: int) -> dict[str, float]:
     step, at = _Step(args, layout), layout.coords(rank)
     every = stage_specs(args)
     parameters = len(step.declared([every[stage] for stage in layout.stages(rank)], at))
-    shards = 1 if args.parallel.sharding == "none" else layout.size("dp", "cp") * step.microbatches
+    shards = 1 if args.parallel.mode == "none" else layout.size("dp", "cp") * step.microbatches
     more = parameters * (ALIGNED - 1 + ALIGNED * (shards > 1) * shards) * step.wide
     if args.parallel.reduce_dtype == "bf16":
         more += parameters * layout.size("dp", "cp") * step.microbatches * step.wide

@@ -21,7 +21,7 @@ def record(*words: str) -> Record:
 
 def gone_on(*words: str) -> tuple[dict[str, tuple[object, object]], list[str]]:
     before = record()
-    args = parse(list(words), env={}, files=False, checkpoint=before).args
+    args = parse(list(words), env={}, files=False, checkpoint=before)
     changed = changes(before, args)
     return changed, [v.problem for v in forbidden(changed, before.name)]
 

@@ -42,8 +42,8 @@ def test_eight_billion_parameters_beside_a_gpu() -> None:
     ("words", "limit"),
     [
         (["--nproc", "1"], 128),
-        (["--nproc", "8"], 512),
-        (["--nproc", "8"], 128),
+        (["--nproc", "8", "--sharding", "none"], 512),
+        (["--nproc", "8", "--sharding", "none"], 128),
         (["--nproc", "8", "--sharding", "zero1", "--recompute", "offload"], 100),
     ],
 )
@@ -67,7 +67,7 @@ def test_ranks_of_a_node_count_together_and_equal_pieces_once() -> None:
     """Of eight equal ranks each has masters of its own, and one writes them; sharded, each has and writes its part."""
     words = [*OFFLOAD, "--nproc", "16", "--global-batch", "16"]
     alone = 12 * 8_030_261_248
-    whole = fullest_node(parse([*words, "--gpus-per-node", "8"], files=False).args)
+    whole = fullest_node(parse([*words, "--gpus-per-node", "8", "--sharding", "none"], files=False).args)
     assert (whole.optimizer, whole.staging) == (pytest.approx(8 * alone, rel=1e-3), pytest.approx(alone, rel=1e-3))
     sharded = fullest_node(parse([*words, "--gpus-per-node", "8", "--sharding", "zero1"], files=False).args)
     assert sharded.optimizer == pytest.approx(alone / 2, rel=1e-3)

@@ -56,6 +56,7 @@ PEERS = MappingProxyType(
         "stretto-flash4": ("benchmarks.train.peers.stretto_peer", "--attention flash4"),
         "stretto-fp8": ("benchmarks.train.peers.stretto_peer", "--fp8 tensorwise"),
         "stretto-fp8-rowwise": ("benchmarks.train.peers.stretto_peer", "--fp8 rowwise"),
+        "stretto-ddp": ("benchmarks.train.peers.stretto_peer", "--sharding none"),
         "stretto-zero1": ("benchmarks.train.peers.stretto_peer", "--sharding zero1"),
         "stretto-zero2": ("benchmarks.train.peers.stretto_peer", "--sharding zero2"),
         "stretto-fsdp": ("benchmarks.train.peers.stretto_peer", "--sharding fsdp"),

@@ -113,7 +113,9 @@ class Peer:
 
     def about(self) -> dict[str, Any]:
         timed = "the training loop: feed, step, metrics.jsonl and a line of progress"
-        return {"words": [*words_of(self.job), *self._more], "timed": timed}
+        words = [*words_of(self.job), *self._more]
+        mode = [] if "--sharding" in words else ["--sharding", self.args.parallel.mode]  # defaults change
+        return {"words": [*words, *mode], "timed": timed}
 
     @property
     def peak_bytes(self) -> int:
