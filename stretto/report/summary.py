@@ -85,18 +85,21 @@ def sample_panel(prompt: str, continued: str) -> Panel:
 
 
 def _measured(steps: list[StepRecord]) -> Iterator[tuple[str, str]]:
-    """Speed, use of the device and memory, as far as they are known: medians over the lines of the run."""
+    """Speed, use of the device and memory, as far as they are known: those of the step that is in the middle by its
+    speed. The first one, which compiles and allocates, counts where it is alone."""
+    by_speed = sorted(steps[1:] or steps, key=lambda step: step.tokens_per_second)
+    median = by_speed[len(by_speed) // 2]
 
     def middle(name: str) -> float | None:
-        values = [value for step in steps if (value := getattr(step, name)) is not None]
-        return _median(values) if values else None
+        value: float | None = getattr(median, name)
+        return value
 
     def known(text: str, *names: str) -> str | None:
         values = [middle(name) for name in names]
         return None if None in values else text.format(*values)
 
     each, last = known(", {:,.0f} each", "tokens_per_second_per_gpu") or "", steps[-1]
-    yield "tokens/s", f"{middle('tokens_per_second'):,.0f}{each} in the median step"
+    yield "tokens/s", f"{median.tokens_per_second:,.0f}{each} in the median step"
     waits = known(", {:.1f} ms of it for data", "data_wait_ms") or ""
     digits = ".0f" if (middle("tflops_per_gpu_full") or 0) >= 100 else ".3g"
     rows = {
@@ -128,10 +131,6 @@ def _saves(rows: list[dict[str, Any]]) -> str:
     )
     behind = f", {waited:.2f} s of it for the save before" if waited > 0.1 else ""
     return f"{len(rows)}; at most {stall:.2f} s of training waited{behind}, copy {copied:.2f} s, write {written:.2f} s"
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def _evaluation(name: str, row: dict[str, Any], baselines: Baselines | None) -> tuple[str, RichText]:

@@ -135,13 +135,15 @@ class Loop:
         if self.saves is not None:
             self._tell(self.saves.poll())
         saving = self._due(self.pace.save_every)
-        if self.check_replicas and pending.step % self.check_replicas == 0:
-            self.assembly.stepper.settle()
-            require_equal_replicas(self.assembly, self.state, pending.step)
-        if self._first or saving or self._stopped or self._due(self.pace.eval_every):
-            self._first, self._pending = False, None
+        checking = self.check_replicas > 0 and pending.step % self.check_replicas == 0
+        if self._first or saving or checking or self._stopped or self._due(self.pace.eval_every):
+            first, self._first, self._pending = self._first, False, None
             self.assembly.stepper.settle()
             self._stopped = self._report(replace(pending, launched=self.meter.now())) or self._stopped
+            if first:  # what compiles and allocates is in no mean with others
+                self.meter.new_line()
+            if checking:
+                require_equal_replicas(self.assembly, self.state, pending.step)
             if saving or self._stopped:
                 self._save(pending.step)
             if not self._stopped and self._due(self.pace.eval_every):
@@ -228,6 +230,9 @@ class Loop:
         loss, norm, votes, *others = pending.figures.read()
         depth = pending.result.further.shape[1]
         sums, shares, measured = others[:depth], others[depth : 2 * depth], others[2 * depth :]
+        # A step that is skipped has taken its time, too.
+        self.meter.stepped(pending.launched, waited=pending.figures.waited)
+        self.meter.heard(measured)
         if not math.isfinite(loss) or not math.isfinite(norm):
             where = not_finite(pending.result, self.state.axis("tp", "cp", "dp", "pp"))
             diverged = DivergedError(pending.step, loss, norm, pending.lr, where)
@@ -238,8 +243,6 @@ class Loop:
                 logging.getLogger(__name__).warning("%s: the update is skipped, %d so far", diverged, self._skipped)
             return bool(votes > 0)
         self._in_a_row = 0
-        self.meter.stepped(self.meter.now() if pending.figures.waited else pending.launched)
-        self.meter.heard(measured)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         told: dict[str, Any] = {"epoch": pending.epoch, "time": now, **self.meter.figures()}
         # Of a global batch without such a token nothing is known.

@@ -77,8 +77,16 @@ class Meter:
         """The time, for `stepped`."""
         return self._clock()
 
-    def stepped(self, done_at: float) -> None:
-        """A step ended then."""
+    def stepped(self, launched: float, *, waited: bool = False) -> None:
+        """A step has ended: now, where the host has waited for it, else when it was launched, since the device was
+        never behind. Launched before the one before it had ended, it ended some time since: halfway to now, so that
+        neither it nor the next one took no time, or less."""
+        if waited:
+            done_at = self._clock()
+        elif launched > self._since:
+            done_at = launched
+        else:
+            done_at = (self._since + self._clock()) / 2
         self._seconds += done_at - self._since
         self._since, self._steps = done_at, self._steps + 1
 

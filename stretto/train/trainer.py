@@ -228,12 +228,13 @@ class Trainer:
         try:
             told.started(RunRecord(steps, after, self._every["log_every"], self.about, self._unit))
             loop = self.loop(steps, told, stop=stop, before_step=before_step)
-            began = time.perf_counter()
+            began, before = time.perf_counter(), self.meter.totals.copy()
             if self._saves is not None:
                 self._saves.reserve()
             finished = loop.run()
             self.assembly.weights.settle()
-            seconds, totals = time.perf_counter() - began, self.meter.totals
+            seconds, totals = time.perf_counter() - began, self.meter.totals.copy()
+            totals.subtract(before)
             return Outcome(finished, self.step, seconds, totals["checkpoint"], totals["evaluation"], after)
         except (DivergedError, UnsoundError):
             if self._saves is not None:

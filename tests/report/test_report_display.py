@@ -115,6 +115,20 @@ def test_the_table_tells_the_speed_of_the_part_that_ran_last(tmp_path: Path) -> 
     assert "4,000, 1,000 each in the median step" in out.getvalue()
 
 
+@pytest.mark.parametrize(("ms", "median"), [([9000], 9000), ([9000, 100], 100), ([9000, 300, 100, 200], 200)])
+def test_the_median_step_is_one_of_them_and_not_the_first(tmp_path: Path, ms: list[int], median: int) -> None:
+    """Catches: a step that compiles taken for one of the others; tokens/s of one step beside the time of another."""
+    args = parse(["--preset", "tiny", "--out", str(tmp_path)], env={}).args
+    lines = JsonLines(tmp_path / "metrics.jsonl", after=0)
+    for n, each in enumerate(ms, 1):
+        lines.stepped(replace(STEP, step=n, tokens_per_second=18e6 / each, ms_per_step=float(each)))
+    lines.close()
+    out = io.StringIO()
+    console(file=out, width=80).print(summary(args, None, {}, Outcome(True, len(ms), 1.0)))
+    assert f"{18e6 / median:,.0f}, 98,765 each in the median step" in out.getvalue()
+    assert f" {median:,.0f} ms, 0.4 ms of it for data" in out.getvalue()
+
+
 def test_rows_are_not_called_tokens() -> None:
     """Catches: tokens a second of a model that knows of none; a rate that is shown as 0.0000."""
     out = io.StringIO()

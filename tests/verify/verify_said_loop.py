@@ -33,8 +33,43 @@ READBACK = Said(
     Fault(
         "a step that counts as done when it was launched",
         "train/loop.py",
-        "self.meter.now() if pending.figures.waited else pending.launched",
+        "pending.launched, waited=pending.figures.waited",
         "pending.launched",
+    ),
+)
+
+METERED = Said(
+    "tests/train/test_train_metered.py",
+    Fault(
+        "a skipped step whose time is that of the next one",
+        "train/loop.py",
+        "        self.meter.stepped(pending.launched, waited=pending.figures.waited)\n",
+        "        if math.isfinite(loss):\n"
+        "            self.meter.stepped(pending.launched, waited=pending.figures.waited)\n",
+    ),
+    Fault(
+        "the first step in a mean with others",
+        "train/loop.py",
+        "            if first:  # what",
+        "            if not first:  # what",
+    ),
+    Fault(
+        "replicas compared in the time of a step",
+        "train/loop.py",
+        "saving or checking or self._stopped",
+        "saving or self._stopped or (checking and require_equal_replicas(self.assembly, self.state, 0))",
+    ),
+    Fault(
+        "seconds of an earlier `fit` told of the next one",
+        "train/trainer.py",
+        "            totals.subtract(before)\n",
+        "",
+    ),
+    Fault(
+        "a step that the device was done with before the host came to wait for it, and that took less than no time",
+        "train/meter.py",
+        "elif launched > self._since:",
+        "elif launched:",
     ),
 )
 
