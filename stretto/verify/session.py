@@ -102,7 +102,10 @@ class Session:
         weights = self.built.weights
         # Masters that lie in weights and remainders are rounded by these, ties away from zero.
         parts = self.args.optimizer.masters == "remainder"
-        rounded = {f"param/{n}": (parted(t)[0] if parts else t).to(self.dtype) for n, t in weights_in(full).items()}
+        rounded = {
+            f"param/{n}": (parted(t)[0] if parts and t.dtype != self.dtype else t).to(self.dtype)
+            for n, t in weights_in(full).items()
+        }
         with weights.whole():
             params = slices(weights.declared, lambda p: p.data, weights.position(), prefix="param/")
             return unequal_replicas([*self.built.optimizer.slices(), *params], {**full, **rounded})

@@ -150,7 +150,7 @@ RUNS = [
     ("1 1 2", ""),
     ("1 1 3", "--keep-units 1 --bias --norm layer --activation gelu --recompute block"),
     pytest.param("1 1 4", "--dp-shard 2 --optimizer muon", marks=AT_NIGHT),
-    ("2 1 2", "--sequence-parallel --freeze model.layers.1.* --ffn-chunks 2 --seq-len 32"),
+    ("2 1 2", "--sequence-parallel --freeze model.layers.1.* --ffn-chunks 2 --seq-len 32 --masters remainder"),
     ("1 2 2", "--optimizer-cpu-offload --masters remainder"),
     pytest.param("1 1 2", "--lora-rank 4 --lora-targets q,down", marks=AT_NIGHT),
     pytest.param("1 1 2", "--mtp-layers 1 --reduce-dtype bf16", marks=AT_NIGHT),
