@@ -71,6 +71,8 @@ class Pending:
     """Loss, gradient norm, votes to stop; what the ranks measured."""
     launched: float
     """When, by the clock of the meter: on a device that works at once, or that is never behind, the step was done."""
+    data: float = 0.0
+    """Seconds that its rows were waited for."""
     routing: RoutingReadback | None = None
 
 
@@ -211,7 +213,8 @@ class Loop:
         routing = balance.routing if balance is not None and self._ends_line(step) else None
         routed = None if routing is None else RoutingReadback.of(routing)
         self.train_state.step = step
-        return Pending(step, lr, batches.tokens, batches.epoch, result, figures, self.meter.now(), routed)
+        seen, waited = (batches.tokens, batches.epoch), self.meter.last("data")
+        return Pending(step, lr, *seen, result, figures, self.meter.now(), waited, routed)
 
     def _stopping(self) -> bool:
         """This rank's vote to end the run: also for a save that has failed, of which the others may not know."""
@@ -231,7 +234,7 @@ class Loop:
         depth = pending.result.further.shape[1]
         sums, shares, measured = others[:depth], others[depth : 2 * depth], others[2 * depth :]
         # A step that is skipped has taken its time, too.
-        self.meter.stepped(pending.launched, waited=pending.figures.waited)
+        self.meter.stepped(pending.launched, waited=pending.figures.waited, data=pending.data)
         self.meter.heard(measured)
         if not math.isfinite(loss) or not math.isfinite(norm):
             where = not_finite(pending.result, self.state.axis("tp", "cp", "dp", "pp"))

@@ -51,7 +51,7 @@ class Meter:
         self._apart = apart
         self._work, self._world, self._device, self._busy, self._clock = work, world, device, busy, clock
         self._since = clock()
-        self._seconds = 0.0
+        self._seconds = self._data = 0.0
         self._steps = 0
         self._window: Counter[str] = Counter()
         self._last: dict[str, float] = {}
@@ -77,10 +77,10 @@ class Meter:
         """The time, for `stepped`."""
         return self._clock()
 
-    def stepped(self, launched: float, *, waited: bool = False) -> None:
-        """A step has ended: now, where the host has waited for it, else when it was launched, since the device was
-        never behind. Launched before the one before it had ended, it ended some time since: halfway to now, so that
-        neither it nor the next one took no time, or less."""
+    def stepped(self, launched: float, *, waited: bool = False, data: float = 0.0) -> None:
+        """A step, which waited for its `data` so many seconds, has ended: now, where the host has waited for it, else
+        when it was launched, since the device was never behind. Launched before the one before it had ended, it ended
+        some time since: halfway to now, so that neither it nor the next one took no time, or less."""
         if waited:
             done_at = self._clock()
         elif launched > self._since:
@@ -88,7 +88,7 @@ class Meter:
         else:
             done_at = (self._since + self._clock()) / 2
         self._seconds += done_at - self._since
-        self._since, self._steps = done_at, self._steps + 1
+        self._since, self._steps, self._data = done_at, self._steps + 1, self._data + data
 
     def resume(self) -> None:
         """What was not training does not count as it: the next step begins now."""
@@ -122,7 +122,7 @@ class Meter:
             "tokens_per_second": speed,
             "tokens_per_second_per_gpu": each,
             "ms_per_step": mean * 1e3,
-            "data_wait_ms": self._window["data"] / self._steps * 1e3,
+            "data_wait_ms": self._data / self._steps * 1e3,
         }
         found |= {} if self._work.waste is None else {"packing_waste": self._work.waste}
         found |= {f"{kind}_seconds": self._window[kind] for kind in ("checkpoint", "evaluation") if self._window[kind]}
@@ -140,7 +140,7 @@ class Meter:
 
     def new_line(self) -> None:
         """A line was told: means begin anew."""
-        self._seconds, self._steps = 0.0, 0
+        self._seconds, self._steps, self._data = 0.0, 0, 0.0
         self._window.clear()
 
     def _memory(self) -> tuple[float, float]:

@@ -51,7 +51,7 @@ def test_means_are_over_the_steps_since_the_last_line(clock: Clock) -> None:
         with made.spent("data"):
             clock.now += 0.5
         clock.now += seconds - 0.5
-        made.stepped(clock.now)
+        made.stepped(clock.now, data=made.last("data"))
     found = made.figures()
     assert (found["ms_per_step"], found["tokens_per_second"], found["data_wait_ms"]) == (2000.0, 500.0, 500.0)
     assert (found["tflops_per_gpu_full"], found["tflops_per_gpu_causal"]) == (pytest.approx(2.0), pytest.approx(1.0))

@@ -4,13 +4,14 @@ A clock goes on by a second for each step and by ten for all that is no training
 
 Faults to catch: a skipped step whose time is that of the next one; the first step in a mean with others; replicas
 compared in the time of a step; seconds of an earlier `fit` told of the next one; a step that the device was done with
-before the host came to wait for it, and that took less than no time.
+before the host came to wait for it, and that took less than no time; rows of the step that is launched next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import nn
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.train import loop
+from stretto.train.batches import RowBatches
 from stretto.train.busy import BusyTime
 from stretto.train.loop import Loop
 from stretto.train.meter import Meter, Work
@@ -42,13 +44,13 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def spends(self, seconds: float, patch: pytest.MonkeyPatch, where: Any, name: str) -> None:
+    def spends(self, seconds: float | Iterator[float], patch: pytest.MonkeyPatch, where: Any, name: str) -> None:
         """A function takes so long from now on."""
         inner = getattr(where, name)
 
         def spending(*args: Any, **kwargs: Any) -> Any:
             found = inner(*args, **kwargs)
-            self.now += seconds
+            self.now += seconds if isinstance(seconds, float) else next(seconds)
             return found
 
         patch.setattr(where, name, spending)
@@ -57,11 +59,12 @@ class Clock:
 class Rows(Listener):
     def __init__(self) -> None:
         self.ms: dict[int, float] = {}
+        self.data: dict[int, float | None] = {}
 
     def stepped(self, record: StepRecord) -> None:
         assert record.ms_per_step is not None
         assert record.tokens_per_second == pytest.approx(8e3 / record.ms_per_step)
-        self.ms[record.step] = record.ms_per_step
+        self.ms[record.step], self.data[record.step] = record.ms_per_step, record.data_wait_ms
 
 
 @contextmanager
@@ -88,16 +91,19 @@ def trainer(clock: Clock, *, wrong: int | None = None, **options: Any) -> Iterat
 
 
 def test_a_step_takes_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third is skipped; there are evaluations, saves and comparisons of replicas."""
+    """The third is skipped, and rows come later and later; there are evaluations, saves, comparisons of replicas."""
     clock, rows = Clock(), Rows()
     clock.spends(1.0, monkeypatch, Stepper, "step")
+    clock.spends((n / 10 for n in count(1)), monkeypatch, RowBatches, "next")
     clock.spends(10.0, monkeypatch, Loop, "_save")
     clock.spends(10.0, monkeypatch, Loop, "_evaluate")
     clock.spends(10.0, monkeypatch, loop, "require_equal_replicas")
     every = {"save_every": 4, "eval_every": 5, "check_replicas": 7, "log_every": 1}
     with trainer(clock, wrong=3, out=tmp_path, **every) as made:
         made.fit(11, [rows], stop=bool)
-    assert rows.ms == pytest.approx(dict.fromkeys(set(range(1, 12)) - {3}, 1000.0))
+    data = {n: 100.0 * n for n in range(1, 12) if n != 3} | {4: 350.0}  # the mean of the third and the fourth
+    assert rows.data == pytest.approx(data)
+    assert rows.ms == pytest.approx({n: 1000 + each for n, each in data.items()})
 
 
 @pytest.mark.parametrize("wrong", [None, 1])

@@ -43,9 +43,9 @@ METERED = Said(
     Fault(
         "a skipped step whose time is that of the next one",
         "train/loop.py",
-        "        self.meter.stepped(pending.launched, waited=pending.figures.waited)\n",
+        "        self.meter.stepped(pending.launched, waited=pending.figures.waited, data=pending.data)\n",
         "        if math.isfinite(loss):\n"
-        "            self.meter.stepped(pending.launched, waited=pending.figures.waited)\n",
+        "            self.meter.stepped(pending.launched, waited=pending.figures.waited, data=pending.data)\n",
     ),
     Fault(
         "the first step in a mean with others",
@@ -70,6 +70,12 @@ METERED = Said(
         "train/meter.py",
         "elif launched > self._since:",
         "elif launched:",
+    ),
+    Fault(
+        "rows of the step that is launched next",
+        "train/loop.py",
+        "data=pending.data",
+        'data=self.meter.last("data")',
     ),
 )
 
