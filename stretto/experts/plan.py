@@ -158,8 +158,6 @@ class Sorting:
             return Plan(exchange, leaving, rows, self.places, alone, self._here, None, of, self.ops)
         assert self.crossing is not None
         sizes = read()  # the one wait of the host
-        self._asked.wait()
-        here, ends, where = (self.beside.hand_over(x) for x in (self._here, self._ends, self._where))
         if exchange.peer_buffer is None:
             sent, theirs = sizes[: exchange.size], sizes[exchange.size :]
             splits = [RowSplits([of(each) for each in sent], [of(each) for each in theirs]) for of in (_rows, _tokens)]
@@ -167,11 +165,15 @@ class Sorting:
             theirs, me = [of[exchange.rank] for of in sizes], exchange.rank
             splits = [RowSplits.of_pairs([[of(to) for to in each] for each in sizes], me) for of in (_rows, _tokens)]
         of_rows, of_tokens = splits
+        rows, back = order, self.places
         if self.rows is None:
-            rows, back = self._of_ranks(of_rows.sent)
-            where = where.index_select(0, rows)
-        else:
-            rows, back = order, self.places
+            with self.beside.used():  # where the places of their tokens leave, and may be early
+                rows, back = self._of_ranks(of_rows.sent)
+                self._where = self._where.index_select(0, rows)
+                self._asked = self.beside.launched()
+            rows, back = map(self.beside.hand_over, (rows, back))
+        self._asked.wait()
+        here, ends, where = map(self.beside.hand_over, (self._here, self._ends, self._where))
         counts, leaving = [each[:-1] for each in theirs], (self.crossing.order, self.crossing.back)
         tokens, segments = Tokens(of_tokens, where[:, None]), Segments(lambda: counts, ends)
         return Plan(exchange, leaving, rows, back, of_rows, here, tokens, segments, self.ops)

@@ -11,6 +11,7 @@ from verify_said_bash import BASH, SCRIPTS
 from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, LAUNCHES, OFFLOAD, PACKED, TILE, WINDOWED
 from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, RUNS, STREAMS, TEXT_FILES
 from verify_said_experts import (
+    BESIDE,
     CROSSING,
     EXACT,
     FP8_EXPERTS,
@@ -751,6 +752,7 @@ SAID = (
     ROUTER,
     CROSSING,
     SENT,
+    BESIDE,
     KEPT,
     HALVES,
     FP8_EXPERTS,

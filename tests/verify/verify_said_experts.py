@@ -368,3 +368,13 @@ PEERS_MEMORY = Said(
         "own = x[: out.numel()]",
     ),
 )
+
+BESIDE = Said(
+    "tests/experts/test_experts_streams.py",
+    Fault(
+        "rows of a cut expert, or beside dropped ones, that leave before it is known where their tokens are",
+        "experts/plan.py",
+        "            with self.beside.used():  # where",
+        "            if True:  # where",
+    ),
+)
