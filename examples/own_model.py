@@ -1,6 +1,6 @@
 """A model of one's own over tensor, pipeline and data parallel ranks, with checkpoints; started again, it goes on.
 
-python examples/own_model.py            # 8 local processes: tp=2 x pp=2 x dp=2
+python examples/own_model.py            # 8 local processes: tp=2 x pp=2 x dp=2; under torchrun or srun, its ranks
 python examples/own_model.py 1          # the same model in one process: the same losses
 """
 

@@ -6,6 +6,7 @@ its own: Ctrl-C reaches this process alone, and is passed on once.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
+from stretto.initialize.environment import detect
 from stretto.initialize.stop import REQUEUE, Interrupts
 from stretto.initialize.stores import serve_on
 from stretto.launch.worker import PASSED_ON, Worker, fork
@@ -39,8 +41,14 @@ def run_local(
     first signal can reach it.
     When a worker fails, all others have ended within `grace` seconds, and its traceback is printed last.
 
+    Under a launcher (torchrun, srun, mpirun) this process is a rank already: `target` runs in it, as one of however
+    many the launcher has started. `LaunchError` where its variables contradict each other.
+
     Call it before torch has computed anything in this process, and from its main thread.
     """
+    if detect(os.environ).source != "python":  # a job for each rank would share one output
+        with within or nullcontext():
+            return target()
     if nproc < 1:
         raise ValueError(f"nproc={nproc}: at least one worker")
     listener = socket.create_server(("127.0.0.1", 0), backlog=max(nproc, 128))

@@ -24,6 +24,11 @@ def add(world: World) -> int:
     return 0
 
 
+def place(world: World) -> int:
+    print(f"rank {world.rank} of {world.size}, by {world.source}")
+    return 0
+
+
 def twice(world: World) -> int:
     return add(world)
 

@@ -150,3 +150,11 @@ def test_workers_end_with_their_launcher(fresh: Fresh) -> None:
     ended = run(fresh, "orphan", 2)  # returns when the last worker has ended
     assert ended.code == -signal.SIGKILL
     assert ended.seconds < 10
+
+
+def test_under_a_launcher_the_target_runs_as_its_rank(fresh: Fresh) -> None:
+    """Catches: a job of its own for each rank that torchrun has started, all of which write one output."""
+    placed = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    ended = fresh.run(ranks.main, "place", 4, env=ENV | placed)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == "rank 0 of 1, by torchrun\n"
