@@ -35,15 +35,19 @@ def show(console: Console, layout: Layout, topology: Topology, rank: int | None 
     if layout.vpp > 1:
         console.print()
         console.print(_stages(layout, rank))
+    coloured = console.color_system is not None and not console.no_color
     views: dict[str, tuple[str, ...]] = {"dense layers": DENSE}
     if layout.has_experts:
         views["experts"] = EXPERT[:-1]
     for title, axes in views.items():
-        grids = [_grid(layout, topology, axis, rank) for axis in axes if layout.size(axis) > 1]
+        grids = [_grid(layout, topology, axis, rank, coloured) for axis in axes if layout.size(axis) > 1]
         if grids:
             console.print()
             console.print(Text(title, style="dim"))
             console.print(Columns(grids, padding=(1, 3)))
+    if any(layout.size(axis) > 1 for axes in views.values() for axis in axes):
+        key = "colour is the coordinate on the axis, from 0" if coloured else "each rank: its coordinate on the axis"
+        console.print(Text(f"a line is a node; {key}", style="dim"))
 
 
 def _table(layout: Layout, topology: Topology, rank: int | None) -> Table:
@@ -81,25 +85,29 @@ def _rows(layout: Layout) -> Iterable[str]:
         yield from (axis for axis in layout.expert.levels if axis != "pp")
 
 
-def _grid(layout: Layout, topology: Topology, axis: str, rank: int | None) -> RenderableType:
-    """One line for each node, one cell for each rank, coloured by coordinate; strangers to `rank` are pale."""
+def _grid(layout: Layout, topology: Topology, axis: str, rank: int | None, coloured: bool) -> RenderableType:
+    """One line for each node, one cell for each rank, coloured by coordinate; strangers to `rank` are pale.
+
+    Where there are no colours, the coordinate stands behind the rank: `5:1`.
+    """
     gpus, size = min(topology.gpus_per_node, layout.world), layout.size(axis)
     group = None if rank is None else set(layout.group(rank, axis))
     nodes = topology.nodes(layout.world)
     wanted = sorted({*range(min(nodes, MOST_NODES)), *sorted({r // gpus for r in group or ()})[:MOST_NODES]})
-    width = len(str(layout.world - 1)) + 2
+    width = len(str(layout.world - 1)) + 2 + (0 if coloured else 1 + len(str(size - 1)))
     lines = []
     for before, node in zip([-1, *wanted], wanted, strict=False):
         if node != before + 1:
             lines.append(Text(f"  .. {node - before - 1:,} more nodes", style="dim"))
-        line = Text(f"{node:>{len(str(nodes - 1))}} ", style="dim")
+        line = Text.assemble((f"{node:>{len(str(nodes - 1))}} ", "dim"))
         for other in range(node * gpus, min((node + 1) * gpus, layout.world)):
-            fill = colour(layout.coords(other)[axis], size)
+            place = layout.coords(other)[axis]
+            fill = colour(place, size)
             pale = group is not None and other not in group
             fill = blend(fill, WHITE, 0.75) if pale else fill
             ink = GREY if pale else readable(fill)
             style = Style(color=_rgb(ink), bgcolor=_rgb(fill), bold=other == rank, underline=other == rank)
-            line.append(f"{other:^{width}}", style=style)
+            line.append(f"{other if coloured else f'{other}:{place}':^{width}}", style=style)
         lines.append(line)
     if (left := nodes - 1 - wanted[-1]) > 0:
         lines.append(Text(f"  .. {left:,} more nodes", style="dim"))

@@ -31,7 +31,7 @@ def test_a_rank_and_its_ranges() -> None:
     text = printed(Layout.of(tp=8, pp=4, dp=16), Topology(8), 37)
     assert re.search(r"tp +8 +1 +inside a node +5 +32-39", text)
     assert re.search(r"pp +4 +128 +4 nodes +0 +37, 165, 293, 421", text)
-    assert "36  288" in text  # the node of a peer is shown even where most nodes are left out
+    assert "36  288:2" in text  # the node of a peer is shown even where most nodes are left out
 
 
 def test_stages_are_shown_where_a_rank_holds_several() -> None:
@@ -51,6 +51,12 @@ def test_cells_have_the_colour_of_their_coordinate() -> None:
     for rank in range(2):
         red, green, blue = colour(rank, 2)
         assert re.search(rf"48;2;{red};{green};{blue}m *{rank} ", text)
+
+
+def test_without_colours_cells_say_their_coordinate() -> None:
+    """Catches: the same grid for every axis where a pipe or NO_COLOR takes the colours."""
+    text = printed(Layout.of(tp=2, dp=2), Topology(4))
+    assert "0:0  1:1  2:0  3:1" in text and "0:0  1:0  2:1  3:1" in text
 
 
 def test_groups_in_few_words() -> None:
