@@ -247,6 +247,7 @@ def _simulate(said: Command, screen: Console) -> None:
         )
     else:
         end, free = step_time(timeline, cost), step_time(timeline, cost, barrier=False)
+        screen.print("activations: in those of all layers of a rank for one microbatch")
         screen.print(f"a step takes {end:g}, or {free:g} where no rank waits for the gradient norm of all")
 
 

@@ -78,7 +78,9 @@ def _legend(blocks: Sequence[Span], spans: Sequence[Span], y: float) -> list[Rec
             fill, name = COLOURS[op]
             shapes += [Rect(x, y - 6, 12, 12, fill, 2), Words(x + 18, y, name, 12)]
             x += 40 + 7 * len(name)
-    shapes.append(Words(x + 12, y, f"time {makespan(spans):.6g}, bubble {bubble(spans):.1%}", 12, GREY))
+    key = "number: microbatch; darker: a later stage of the rank; live: most activations, each a microbatch of a stage"
+    figures = f"time {makespan(spans):.6g}, bubble {bubble(spans):.1%}"
+    shapes.append(Words(x + 12, y, f"{figures}; {key}", 12, GREY))
     return shapes
 
 
