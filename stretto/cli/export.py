@@ -78,7 +78,7 @@ def _export(wanted: Export) -> str:
     copied = copy_beside(outgoing.beside, to)
     size = sum(file.stat().st_size for file in files)
     also = f" and {', '.join(copied)}" if copied else "; the tokenizer has no files to go with it"
-    said = f"{outgoing.config.family.architecture}, {len(files)} files, {size:,} bytes"
+    said = f"{outgoing.config.family.architecture}, {len(files)} file{'s' * (len(files) > 1)}, {size:,} bytes"
     return f"{path} -> {to}: {said}{also}"
 
 

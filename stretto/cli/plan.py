@@ -24,9 +24,10 @@ from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
 from stretto.estimate.chips import CHIPS
-from stretto.estimate.planner import Found, Limits, Plan, plan
+from stretto.estimate.planner import SIZES, Found, Limits, Plan, plan
 from stretto.terminal import say
 
+_VARIED: Final = (*SIZES, "parallel.schedule", "parallel.sharding", "run.recompute")
 _SMALLEST: Final = MappingProxyType({"tp": "1", "cp": "1", "pp": "1", "ep": "1", "etp": "1", "dp": "auto"})
 """Where to begin when the layout of a preset does not go with the other words: what presets say of it is not fixed."""
 
@@ -82,11 +83,14 @@ def main(argv: Sequence[str]) -> int:
     fit = f"{found.fitting:,} of which fit into {own.hbm:g} GiB"
     fit += f", hosts of {host / GIB:,.0f} GiB" if found.host is not None and host is not None else ""
     screen.print(f"{found.tried:,} layouts of {ranks} {own.chip.upper()}s, {fit}; tokens/s of one")
+    kept = [settings()[path].flag for path in _VARIED if path in fixed]
+    if kept:
+        screen.print(f"not varied, as they are set: {', '.join(kept)}")
     if not found.fit:
         screen.print(_nothing(found, own.hbm, host))
         return 1
     screen.print(_table(found.fit))
-    screen.print(f"The first in ms: {found.fit[0].time.said}. It adds to the words of a run:")
+    screen.print(f"The first in ms: {found.fit[0].time.said}. It adds to the command line:")
     screen.print(Text(f"  {shlex.join(_words(found.fit[0].settings))}"), soft_wrap=True)
     screen.print("Estimates: docs/planning.md has such beside measured steps.")
     return 0

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from stretto.estimate.amounts import Amounts
+
+_WORDS: Final = MappingProxyType({"gemms": "GEMMs"})
 
 
 @dataclass(frozen=True)
 class StepTime(Amounts):
     """Seconds of a step on the rank that computes longest, by what takes them; they add up to it."""
 
-    products: float = 0.0
-    """GEMMs, those of experts among them."""
+    gemms: float = 0.0
+    """Those of experts among them."""
     attention: float = 0.0
     elementwise: float = 0.0
     """Between GEMMs; rows of experts that move."""
@@ -29,7 +33,9 @@ class StepTime(Amounts):
     @property
     def said(self) -> str:
         """Each part in milliseconds, in words."""
-        return ", ".join(f"{name} {1e3 * seconds:,.0f}" for name, seconds in vars(self).items() if seconds)
+        return ", ".join(
+            f"{_WORDS.get(name, name)} {1e3 * seconds:,.0f}" for name, seconds in vars(self).items() if seconds
+        )
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,7 @@ def _candidates(run: Arguments, attempt: Try, fixed: frozenset[str]) -> Iterator
         if rest or pp > run.model.layers or tp > (p.gpus_per_node or world) or dp * pp > run.batch.global_batch:
             continue
         ways: tuple[dict[str, Value], ...] = SCHEDULES if pp > 1 else ({},)
+        seen = list[Arguments]()  # ways that differ in what is fixed alone are one
         experts = sizes("parallel.ep", p.ep) if run.model.experts else (p.ep,)
         for way, ep, size in product(ways, experts, sizes("batch.micro_batch", run.batch.micro_batch)):
             if (tp * p.cp * dp) % ep or run.batch.global_batch % (dp * size):
@@ -183,7 +184,8 @@ def _candidates(run: Arguments, attempt: Try, fixed: frozenset[str]) -> Iterator
             said |= {"batch.micro_batch": size} | way | ({"parallel.ep": ep} if run.model.experts else {})
             said |= {"parallel.sequence_parallel": True} if tp > 1 else {}
             said = {path: value for path, value in said.items() if path not in fixed}
-            if (args := attempt(said)) is not None:
+            if (args := attempt(said)) is not None and args not in seen:
+                seen.append(args)
                 yield list(_variants(args, said, fixed))
 
 

@@ -41,6 +41,8 @@ def test_what_the_words_set_stays(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if re.match(r" *[\d,]+ +[\d,]+ +[\d.]+ ", line)]
     assert rows
+    assert len(set(rows)) == len(rows)  # a schedule that is set is tried once
+    assert "not varied, as they are set: --tp, --pp, --micro-batch, --schedule, --sharding" in out
     assert all("tp=2 pp=2 dp=2 1f1b zero1 1 " in " ".join(row.split()) for row in rows)
 
 

@@ -42,7 +42,7 @@ def test_a_layer_of_experts_is_that_of_measured_ones(preset: str, apart: float) 
     dense = step_time(
         run(*words.split(), "--sharding", "none", *["--experts", "0", "--balance-loss", "0", "--ffn", "8"]), H200
     )
-    of_both = [t.products + t.attention + t.elementwise for t in (sparse, dense)]
+    of_both = [t.gemms + t.attention + t.elementwise for t in (sparse, dense)]
     found = (of_both[0] - of_both[1]) / 4
     assert found * 1e3 == pytest.approx(cases[f"{preset} balanced"]["peers"]["stretto"]["ms"], rel=apart)
 
@@ -65,7 +65,7 @@ def test_its_parts_add_up_and_more_work_takes_longer(
     assert (found.communication > 0) == (tp * dp > 1)
     assert step_time(run(*words, "--seq-len", "16384"), H200).total > 1.9 * found.total
     if dp > 1:
-        assert step_time(run(*words[:-1], "64"), H200).products == pytest.approx(2 * found.products)
+        assert step_time(run(*words[:-1], "64"), H200).gemms == pytest.approx(2 * found.gemms)
 
 
 STEPS = [("steps-olmoe", "olmoe"), ("steps-olmoe-ep2", "olmoe-ep2"), ("steps-8b-offload-8", "8b-offload-8")]
