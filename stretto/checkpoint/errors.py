@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Final
+
 WAY_OUT = "restore the file from a copy, or load an earlier checkpoint"
+FREE_SPACE = "free space there, or keep fewer checkpoints; those that are whole are as they were, to go on from"
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CheckpointError(RuntimeError):
@@ -10,5 +15,8 @@ class CheckpointError(RuntimeError):
 
 
 def describe(error: BaseException) -> str:
-    """The error's own words when they are ours, else its type as well."""
-    return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+    """The error's own words when they are ours, else its type as well; of a full disk, what to do."""
+    if isinstance(error, CheckpointError):
+        return str(error)
+    full = isinstance(error, OSError) and error.errno in _FULL
+    return f"{type(error).__name__}: {error}{f'; {FREE_SPACE}' if full else ''}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from stretto.reading import reason
 from stretto.train.routing_record import RoutingRecord
 
 
@@ -230,6 +232,7 @@ class TensorBoard(Listener):
             raise ModuleNotFoundError("tensorboard is not installed here: pip install 'stretto[tensorboard]'")
         from torch.utils.tensorboard import SummaryWriter  # loads slowly, and only rank 0 writes
 
+        self._lost = False
         # Readers forget what lies in older files from this step on; what is of this very step is said again.
         self._writer: Any = SummaryWriter(str(directory), purge_step=last.step if last else None)
         if last is not None:
@@ -250,8 +253,17 @@ class TensorBoard(Listener):
         self._plot(record)
 
     def _plot(self, record: StepRecord | EvalRecord | SaveRecord) -> None:
-        for name, value in figures(record).items():
-            self._writer.add_scalar(name, value, record.step)
+        self._try(lambda: [self._writer.add_scalar(*each, record.step) for each in figures(record).items()])
 
     def close(self) -> None:
-        self._writer.close()
+        self._try(self._writer.close)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        """The writer's thread ends where the disk is full, and each call after that raises: a run goes on without."""
+        if self._lost:
+            return
+        try:
+            write()
+        except OSError as error:
+            self._lost = True
+            logging.getLogger(__name__).warning("no more curves for TensorBoard: %s", reason(error))

@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(pool: Pool, tmp_path: Path) ->
     said = pool.run(2, fill_disk, tmp_path, timeout=60)
     assert len(set(said)) == 1
     assert "saving step 2" in said[0]
-    assert "rank 1: OSError: [Errno 27] File too large" in said[0]
+    assert "rank 1: OSError: [Errno 27] File too large; free space there" in said[0]
     assert value_of(latest_complete(tmp_path).path) == (1.0, 1)
 
 

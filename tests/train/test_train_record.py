@@ -6,6 +6,7 @@ cannot be read; a new run that appends; a crash while the old lines are copied t
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.train.metrics_file import JsonLines, read_rows, step_records
-from stretto.train.record import EvalRecord, Everyone, Listener, SaveRecord, StepRecord, figures
+from stretto.train.record import EvalRecord, Everyone, Listener, SaveRecord, StepRecord, TensorBoard, figures
 
 pytestmark = pytest.mark.pure
 
@@ -156,3 +157,21 @@ def test_a_figure_that_is_none_has_no_place_in_the_row(tmp_path: Path) -> None:
     log.evaluated(EvalRecord(1, 3.0, None))
     log.close()
     assert read_rows(tmp_path / "m.jsonl") == [{"step": 1, "held_out_loss": 3.0}]
+
+
+def test_a_run_goes_on_where_there_is_no_room_for_curves(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: an error of TensorBoard's in `close`, behind which that of the checkpoint stood, which ended the run."""
+
+    class Full:
+        def close(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        add_scalar = close
+
+    curves = TensorBoard.__new__(TensorBoard)
+    curves._writer, curves._lost = Full(), False
+    curves.stepped(step(1))
+    curves.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "no more curves for TensorBoard: No space left on device"
+    ]
