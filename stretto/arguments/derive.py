@@ -18,6 +18,13 @@ def _nproc_of_dp(a: Arguments) -> tuple[Value, str] | None:
     return None if a.parallel.dp is None or (found := _nproc(a))[0] == a.run.nproc else found
 
 
+def _stage_layers(a: Arguments) -> tuple[Value, str] | None:
+    p = a.parallel
+    if p.stage_layers is None or len(p.stage_layers) == p.num_stages:
+        return None
+    return None, f"those set are of {len(p.stage_layers)} stages, pp*vpp = {p.pp}*{p.stages_per_rank}"
+
+
 def _warmup(a: Arguments) -> tuple[Value, str] | None:
     end = a.optimizer.decay_steps or a.run.steps
     return (end // 10, f"decay_steps // 10 = {end} // 10") if a.optimizer.warmup_steps >= end else None
@@ -44,6 +51,7 @@ OVERRIDES: tuple[Derivation, ...] = (
     *UNUSED,
     Derivation("run.nproc", fields_of("dp"), _nproc_of_dp),
     Derivation("batch.micro_batch", fields_of("nproc", "tp", "cp", "pp", "dp"), _micro_batch),
+    Derivation("parallel.stage_layers", fields_of("pp", "vpp", "schedule"), _stage_layers),
     Derivation("optimizer.warmup_steps", fields_of("steps", "decay_steps"), _warmup),
     Derivation("optimizer.min_lr", fields_of("lr"), _min_lr),
 )

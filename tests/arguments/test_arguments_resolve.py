@@ -322,3 +322,13 @@ def test_a_package_that_is_not_there_is_named_at_once(monkeypatch: pytest.Monkey
         "pip install 'stretto[tensorboard]'",
     }
     assert parse(["--no-tensorboard"], env={}).args.run.tensorboard is False
+
+
+def test_layers_of_stages_give_way_to_other_stages(tmp_path: Path) -> None:
+    """Catches: a file that was made for pp = 2, and a checkpoint of it, that no other pp goes on from."""
+    file = tmp_path / "made.toml"
+    file.write_text("[model]\nlayers = 8\n[parallel]\npp = 2\nstage_layers = [5, 3]\n")
+    assert parse(["--config", str(file)]).args.parallel.stage_layers == (5, 3)
+    assert parse(["--config", str(file), "--pp", "4"]).args.parallel.stage_layers is None
+    with pytest.raises(ConfigError, match="stage_layers has 2 entries"):
+        parse(["--config", str(file), "--pp", "4", "--stage-layers", "4,4"])
