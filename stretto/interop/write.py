@@ -21,19 +21,21 @@ def write_config(model: ModelConfig, *, seq_len: int, dtype: str, family: str | 
     """
     if family is not None and family not in FAMILIES:
         raise InteropError(f"model_type {family!r:.100} is not supported: there are {', '.join(FAMILIES)}", [])
-    tried: list[str] = []
+    tried: list[tuple[int, str]] = []
     for candidate in FAMILIES.values() if family is None else [FAMILIES[family]]:
         raw = _fields(model, candidate, seq_len, dtype)
         try:
             found = understand(raw, candidate, candidate.model_type).predicting(model.mtp_layers)
         except InteropError as error:
-            tried.append(f"{candidate.model_type}: {'; '.join(error.reasons or [str(error)])[:200]}")
+            why = error.reasons or [str(error)]
+            tried.append((len(vars(model)), f"{candidate.model_type}: {'; '.join(why)[:200]}"))
             continue
         if differs := _differences(model, found.model):
-            tried.append(f"{candidate.model_type}: {', '.join(differs)}")
+            tried.append((len(differs), f"{candidate.model_type}: {', '.join(differs)}"))
         else:
             return found
-    raise InteropError("no Hugging Face family has just this shape; these settings stand against each", tried)
+    nearest = [said for _, said in sorted(tried, key=lambda each: each[0])]
+    raise InteropError("no Hugging Face family has just this shape; these settings stand against each", nearest)
 
 
 def _fields(model: ModelConfig, family: Family, seq_len: int, dtype: str) -> dict[str, Any]:
@@ -116,6 +118,8 @@ def _meant(model: ModelConfig, name: str) -> Any:
         derived |= {"rope_head_dim": model.dim_rotary, "v_head_dim": model.dim_value}
     if model.experts:
         derived["expert_ffn"] = model.dim_expert
+    if name in ("router", "router_renormalize") and model.router == "softmax-top-k":  # e^x over the sum of the chosen
+        return {"router": "softmax", "router_renormalize": True}[name]
     if name == "router_group_score" and model.router_groups == 1:
         return None
     if name == "learned_positions":  # their number is the sequence's where nobody said it

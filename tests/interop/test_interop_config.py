@@ -191,6 +191,13 @@ def test_a_model_of_ours_finds_its_family(family: str, config: ModelConfig) -> N
     assert found.raw["dtype"] == "bfloat16"
 
 
+def test_softmax_over_the_chosen_is_softmax_renormalized() -> None:
+    """Catches: the usual router of Megatron-LM, of which no family with experts would have the shape."""
+    model = ModelConfig(vocab=61, experts=8, expert_ffn=32, qk_norm=True, router="softmax-top-k")
+    found = write_config(model, seq_len=64, dtype="float32")
+    assert (found.raw["model_type"], found.raw["norm_topk_prob"]) == ("qwen3_moe", True)
+
+
 def test_a_shape_of_no_family_says_what_stands_against_each() -> None:
     with pytest.raises(InteropError) as raised:
         write_config(ModelConfig(vocab=61, norm="layer"), seq_len=64, dtype="float32")
