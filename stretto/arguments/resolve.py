@@ -209,7 +209,7 @@ def _contradictions(layers: Sequence[Layer]) -> Iterator[Violation]:
             there = fact.values.get(path, said)
             if fact.source.kind is SourceKind.MODEL and _is_shape(path) and said != there:
                 problem = f"{path} = {as_text(said)} ({layer.source}), but {fact.source.name} has {as_text(there)}"
-                yield Violation("model_has_shape", (path,), problem, hint=f"leave {path} out")
+                yield Violation("model_has_shape", (path,), problem, hint=f"leave {settings()[path].flag} out")
             if fact.source.pinned and path == "run.nproc" and said != there:
                 problem = f"--nproc {said}, but {fact.source} says that {there} processes run"
                 yield Violation("nproc_is_world", (path,), problem, fixes=({path: there},), hint="or leave --nproc out")
