@@ -11,6 +11,7 @@ from stretto.arguments.form import Form
 from stretto.arguments.setting import REQUIRED, setting
 from stretto.cli.command import options
 from stretto.interop.errors import InteropError
+from stretto.reading import reason
 from stretto.terminal import say
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         said = _export(wanted)
-    except (CheckpointError, InteropError, OSError) as error:
+    except OSError as error:
+        say(f"stretto export: {error.filename or wanted.to}: {reason(error)}")
+        return 2
+    except (CheckpointError, InteropError) as error:
         say(f"stretto export: {error}")
         return 2
     say(said, out=True)

@@ -80,9 +80,10 @@ def main(argv: Sequence[str]) -> int:
     if (preset := origin(resolved)) is not None:
         screen.print(Text.assemble(("preset ", "bold"), preset))
     ranks = args.run.nproc or 1
-    fit = f"{found.fitting:,} of which fit into {own.hbm:g} GiB"
+    fit = f"{found.fitting:,} of which fit{'s' * (found.fitting == 1)} into {own.hbm:g} GiB"
     fit += f", hosts of {host / GIB:,.0f} GiB" if found.host is not None and host is not None else ""
-    screen.print(f"{found.tried:,} layouts of {ranks} {own.chip.upper()}s, {fit}; tokens/s of one")
+    layouts = f"{found.tried:,} layout{'s' * (found.tried != 1)}"
+    screen.print(f"{layouts} of {ranks} {own.chip.upper()}s, {fit}; tokens/s of one")
     kept = [settings()[path].flag for path in _VARIED if path in fixed]
     if kept:
         screen.print(f"not varied, as they are set: {', '.join(kept)}")

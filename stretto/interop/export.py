@@ -9,6 +9,7 @@ import json
 import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
@@ -132,8 +133,9 @@ def export(to: Path, raw: Mapping[str, Any], named: Sequence[Named], source: Sou
     shards = list(_shards(named, limit))
     width = f"model-{{:05d}}-of-{len(shards):05d}.safetensors"
     files = [SINGLE] if len(shards) == 1 else [width.format(n + 1) for n in range(len(shards))]
-    for shard, file in zip(shards, files, strict=True):
-        write_tensors(to / file, [(e.name, e.dtype, e.held.shape) for e in shard], tensors(shard, source))
+    with _removed_after_an_error([to / file for file in files]):
+        for shard, file in zip(shards, files, strict=True):
+            write_tensors(to / file, [(e.name, e.dtype, e.held.shape) for e in shard], tensors(shard, source))
     if len(shards) > 1:
         where = {each.name: file for shard, file in zip(shards, files, strict=True) for each in shard}
         index = {
@@ -169,7 +171,7 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb", buffering=0) as stream:
+    with _removed_after_an_error([temporary]), temporary.open("wb", buffering=0) as stream:
         _write(stream, memoryview(struct.pack("<Q", len(text)) + text))
         for (name, dtype, shape), (found, tensor) in zip(said, tensors, strict=True):
             if (name, dtype, shape) != (found, tensor.dtype, tuple(tensor.shape)):
@@ -177,6 +179,19 @@ def write_tensors(
             array: Any = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
             _write(stream, memoryview(array))
     temporary.replace(path)
+
+
+@contextmanager
+def _removed_after_an_error(files: Sequence[Path]) -> Iterator[None]:
+    """Where the disk is full it is said where, and nothing is left that the next try would find."""
+    try:
+        yield
+    except BaseException as error:
+        for file in files:
+            file.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(files[0].parent)) from error
+        raise
 
 
 def _write(stream: IO[bytes], content: memoryview) -> None:

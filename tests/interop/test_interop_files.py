@@ -6,6 +6,7 @@ the directory that nobody reads; a target that nobody fills; an index that leads
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from stretto.interop.config import read_config
 from stretto.interop.errors import InteropError
-from stretto.interop.export import export, plan
+from stretto.interop.export import export, plan, write_tensors
 from stretto.interop.files import INDEX, SINGLE, TensorFiles
 from stretto.interop.load import load_weights
 from stretto.interop.shapes import logical_shapes
@@ -183,3 +184,18 @@ def _bytes(directory: Path) -> dict[str, tuple[str, bytes]]:
         for name, x in load_file(file).items():
             found[name] = str(x.dtype), x.contiguous().view(torch.uint8).numpy().tobytes()
     return found
+
+
+def test_a_full_disk_leaves_nothing_that_the_next_try_would_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: half a file for which the next export says that the directory is not empty."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("stretto.interop.export._write", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_tensors(tmp_path / "x", [("a", torch.float32, (2,))], iter([("a", torch.zeros(2))]))
+    assert raised.value.filename == str(tmp_path)
+    assert not any(tmp_path.iterdir())
