@@ -96,7 +96,7 @@ def test_the_run_begins_with_what_transformers_computes(still: Path, qwen: Path)
 def test_it_comes_back_byte_by_byte(still: Path, qwen: Path, tmp_path: Path, fresh: Fresh) -> None:
     ended = fresh.run(main, ["export", "--checkpoint", str(still), "--to", str(tmp_path / "out")], env=ENV)
     assert (ended.code, ended.err) == (0, "")
-    assert "Qwen3ForCausalLM, 1 files" in ended.out
+    assert "Qwen3ForCausalLM, 1 file" in ended.out
     assert "tokenizer.json" in ended.out
     before = {name: x for file in qwen.glob("*.safetensors") for name, x in load_file(file).items()}
     after = load_file(tmp_path / "out" / "model.safetensors")
