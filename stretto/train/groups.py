@@ -62,7 +62,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
             min_ctas=fewest.get(wide),
             max_ctas=most.get(wide),
             peer_buffer=None if wide in over_gloo else peer_buffer if wide == {"tp"} else buffers.get(axis),
-            peer_memory=reached and "dp" in wide and not wide & over_gloo and set(wide) <= {"dp", "cp"},
+            peer_memory=reached and "dp" in wide and wide not in over_gloo and wide <= {"dp", "cp"},
         )
         if wide and found != GroupOptions():
             options[axis] = found

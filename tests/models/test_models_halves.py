@@ -100,11 +100,11 @@ def events(monkeypatch: pytest.MonkeyPatch, *, halves: bool) -> list[Event]:
             seen.append(("begin", "tokens", number(self)))
         object.__setattr__(self, name, value)
 
-    def begins(way: Callable[[Dispatch, Message, Tensor], None]) -> Callable[[Dispatch, Message, Tensor], None]:
-        def call(self: Dispatch, message: Message, rows: Tensor) -> None:
+    def begins(way: Callable[..., None]) -> Callable[..., None]:
+        def call(self: Dispatch, message: Message, rows: Tensor, **how: Any) -> None:
             if message != "tokens":
                 seen.append(("begin", message, number(self)))
-            way(self, message, rows)
+            way(self, message, rows, **how)
 
         return call
 

@@ -39,14 +39,16 @@ def test_dp_is_also_the_groups_that_gradients_are_reduced_over() -> None:
 
 
 def test_an_option_of_the_pipeline_is_that_of_both_directions() -> None:
-    said = options("--pp 2 --dp 2 --layers 4 --device cuda --high-priority pp --max-ctas pp=4,dp=8 --min-ctas dp=2")
+    said = options(
+        "--pp 2 --dp 2 --layers 4 --device cuda --sharding none --high-priority pp --max-ctas pp=4,dp=8 --min-ctas dp=2"
+    )
     assert said["pp"] == said["pp:0>1"] == said["pp:1>0"] == GroupOptions(high_priority=True, max_ctas=4)
     assert said["dp"] == said["dp-cp"] == GroupOptions(min_ctas=2, max_ctas=8)
 
 
 def test_gathers_of_tensor_parallelism_have_a_window_on_gpus() -> None:
     """As large as what a rank reads of another: its part of the sequence."""
-    words = "--tp 2 --dp 2 --device cuda --dtype bf16 --seq-len 64 --micro-batch 2 --hidden 96"
+    words = "--tp 2 --dp 2 --device cuda --sharding none --dtype bf16 --seq-len 64 --micro-batch 2 --hidden 96"
     size = 64 // 2 * 2 * 96 * 2
     assert options(f"{words} --sequence-parallel") == dict.fromkeys(("tp", "tp-pp"), GroupOptions(peer_buffer=size))
     for without in ("", "--sequence-parallel --no-tp-comm-overlap"):
