@@ -16,7 +16,10 @@ from stretto.collective_trace import CollectiveError, PeerStoppedError
 from stretto.store import LostError
 from stretto.terminal import printable
 
-_BACK_ENDS_OWN = re.compile(r"gloo/\S*\.(cc|h):\d+\]|^(NCCL|ProcessGroup(NCCL|Gloo)|\[Rank \d+\])|ncclRemoteError|c10d")
+_BACK_ENDS_OWN = re.compile(
+    r"gloo/\S*\.(cc|h):\d+\]|^(NCCL|ProcessGroup(NCCL|Gloo)|\[Rank \d+\])|ncclRemoteError|c10d"
+    r"|^Application timeout caused pair closure$"  # of Gloo, without a place, where another thread's wait ends first
+)
 """How the messages of back ends read that come as a plain RuntimeError: a message of anybody else may have any word."""
 
 _PEER_IS_GONE = re.compile(

@@ -31,6 +31,7 @@ GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/"
     "error",
     [
         RuntimeError(f"{GLOO}pair.cc:553] Connection closed by peer [127.0.0.1]:9106."),
+        RuntimeError("Application timeout caused pair closure"),
         RuntimeError(f"{GLOO}unbound_buffer.cc:129] Timed out waiting 5000ms for send operation to complete"),
         ConnectionResetError(104, "Connection reset by peer"),
         BrokenPipeError(32, "Broken pipe"),
