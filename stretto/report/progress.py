@@ -29,7 +29,8 @@ class LiveProgress(Listener):
         self._live: Live | None = None
 
     def started(self, run: RunRecord) -> None:
-        self._run, self._begin = run, time.monotonic()
+        self._run, self._begin = run, (run.after, time.monotonic())
+        self._first: tuple[int, float] | None = None
         self._now = run.after, "", ["starting"]
         if run.after >= run.steps:
             self.say(f"step {run.after}/{run.steps}: all steps are made, there is nothing left to train")
@@ -39,6 +40,7 @@ class LiveProgress(Listener):
 
     def stepped(self, record: StepRecord) -> None:
         left = f"{self._left(record.step)} left"
+        self._first = self._first or (record.step, time.monotonic())
         figures = [_learned(record), _further(record), _speed(record, self._run.unit), _use(record)]
         self._now = record.step, left, ["   ".join(some) for some in figures if some]
         if self._live is not None:
@@ -90,9 +92,10 @@ class LiveProgress(Listener):
             self.console.print(Text(line), soft_wrap=not (by_words and self.console.is_terminal))
 
     def _left(self, step: int) -> timedelta:
-        """Time until the last step, at the speed so far."""
-        done = step - self._run.after
-        return timedelta(seconds=round((time.monotonic() - self._begin) / done * (self._run.steps - step)))
+        """Time until the last step, at the speed so far: that of the steps behind the first, in which kernels are
+        compiled, as soon as there are any."""
+        after, begin = self._first if self._first is not None and step > self._first[0] else self._begin
+        return timedelta(seconds=round((time.monotonic() - begin) / (step - after) * (self._run.steps - step)))
 
 
 def _learned(r: StepRecord) -> list[str]:

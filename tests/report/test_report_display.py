@@ -139,6 +139,17 @@ def test_rows_are_not_called_tokens() -> None:
     assert "TFLOP/s 3.2e-05 full 3e-05 causal" in out.getvalue()
 
 
+def test_the_time_left_is_at_the_speed_behind_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a minute of compilation that counts for each hundred steps."""
+    out, now = io.StringIO(), iter((0.0, 60.0, 60.0, 69.0))
+    monkeypatch.setattr("stretto.report.progress.time.monotonic", lambda: next(now))
+    live = LiveProgress(console(file=out, width=200), "lines")
+    live.started(RunRecord(100))
+    for step in (1, 10):
+        live.stepped(replace(STEP, step=step))
+    assert [line.split()[-2] for line in out.getvalue().splitlines()] == ["1:39:00", "0:01:30"]
+
+
 def test_a_file_has_a_line_for_each_report() -> None:
     lines = shown(80, terminal=False).splitlines()
     assert len(lines) == 5
