@@ -24,7 +24,7 @@ from stretto.layout.flat import overlap
 from stretto.notation.param_groups import ParamGroup, unmatched
 from stretto.params import Declared, Logical, Slice, fill, slices
 
-Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
+Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]  # makes one kernel of an update: `torch.compile`, say
 
 
 class Kind(NamedTuple):

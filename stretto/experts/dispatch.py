@@ -44,8 +44,9 @@ class Dispatch:
         self.leaving: Tensor | None = None
         """Tokens that are sent, or rows where nothing is exchanged, as soon as it is known which."""
         self._sources: Tensor | None = None
-        self.given: Tensor | None = None
-        """The outputs of this rank's experts, until they go."""
+        self.given: tuple[Tensor, Tensor | None] | None = None
+        """The outputs of this rank's experts, until they go, and the order in which they leave where they lie in
+        another."""
         self._under_way: dict[Message, AsyncTensor] = {}
 
     def know(self) -> Plan:
@@ -85,7 +86,7 @@ class Dispatch:
     def give(self) -> None:
         """The outputs begin their way back."""
         assert self.given is not None
-        self.back("outputs", self.given, by_source=self.plan.exchange.peer_buffer is None)
+        self.back("outputs", *self.given)
         self.given = None
 
     def there(self, message: Message, rows: Tensor) -> None:
@@ -97,13 +98,13 @@ class Dispatch:
 
     def keep(self, outputs: Tensor) -> None:
         """The outputs lie ready by expert; or by source, where nobody puts them in that order as they leave."""
+        order = self.plan.restore
         engines = self.plan.exchange.peer_buffer is not None
-        self.given = outputs if engines else moved(outputs, self.plan.restore)
+        self.given = (outputs, order) if engines else (moved(outputs, order), None)
 
-    def back(self, message: Message, rows: Tensor, *, by_source: bool = False) -> None:
-        """What lies by expert, or by source, begins its way to the ranks of their tokens."""
+    def back(self, message: Message, rows: Tensor, order: Tensor | None) -> None:
+        """Rows of this rank's experts, in that order, begin their way to the ranks of their tokens."""
         plan = self.plan
-        order = None if by_source else plan.restore
         self._under_way[message] = all_to_all_rows_async(rows, plan.splits.back, plan.exchange, order)
 
     def taken(self, message: Message) -> Tensor:
@@ -174,7 +175,7 @@ class _Receive(Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         plan = ctx.dispatch.plan
-        ctx.dispatch.back("drows", dy)
+        ctx.dispatch.back("drows", dy, plan.restore)
         if plan.exchange.size > 1:
             ctx.flush()
         return dy.new_empty(()), None, None

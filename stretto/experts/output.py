@@ -76,7 +76,7 @@ class _GiveBack(Function):
         if down.bias is not None and down.adds:
             each = each + of_bias(dy.to(shares.dtype), down.bias, plan.segments)
         if ctx.needs_input_grad[4]:  # not of a frozen router
-            dispatch.back("numbers", each)
+            dispatch.back("numbers", each, plan.restore)
         dweight, dbias = down.add_gradient(dy, a, plan.segments), None
         if down.bias is not None:
             dbias = down.bias_gradient((dy.to(shares.dtype) * shares).to(dy.dtype), plan.segments)

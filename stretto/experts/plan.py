@@ -138,7 +138,8 @@ class Sorting:
             self._here = own[:, :-1].contiguous()
             self._ends = _ends(self._here)
             coming = every[: exchange.rank, :, -1].sum(0)  # to each, from ranks before this one
-            of_ep = coming[[axes.places.index((ep, 0)) for ep in range(axes.ep.size)]]
+            # One by one: a list of places would be a tensor of the host, for whose copy it waits.
+            of_ep = torch.stack([coming[axes.places.index((ep, 0))] for ep in range(axes.ep.size)])
             before = of_ep.to(torch.int32).index_select(0, self._holders().clamp(max=axes.ep.size - 1))
             self._where = self.crossing.place + before
             if self.rows is not None:

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 
 from stretto.distributed import AdamWRule, DataParallel, LionRule, MuonRule, Optimizer, ParamGroup, Rule, SGDRule
+from stretto.distributed.optimizer import Fuse
 from stretto.kernels import fused
-
-Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Makes one kernel of an update: `torch.compile`, say."""
 
 
 def flat(rule: Rule | MuonRule, **options: Any) -> Callable[[DataParallel], Optimizer]:

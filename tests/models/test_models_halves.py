@@ -101,10 +101,10 @@ def events(monkeypatch: pytest.MonkeyPatch, *, halves: bool) -> list[Event]:
         object.__setattr__(self, name, value)
 
     def begins(way: Callable[..., None]) -> Callable[..., None]:
-        def call(self: Dispatch, message: Message, rows: Tensor, **how: Any) -> None:
+        def call(self: Dispatch, message: Message, rows: Tensor, *order: Any) -> None:
             if message != "tokens":
                 seen.append(("begin", message, number(self)))
-            way(self, message, rows, **how)
+            way(self, message, rows, *order)
 
         return call
 

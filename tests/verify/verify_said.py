@@ -11,6 +11,7 @@ from verify_said_bash import BASH, SCRIPTS
 from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, LAUNCHES, OFFLOAD, PACKED, TILE, WINDOWED
 from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, RUNS, STREAMS, TEXT_FILES
 from verify_said_experts import (
+    ASKED,
     BESIDE,
     CROSSING,
     EXACT,
@@ -757,6 +758,7 @@ SAID = (
     HALVES,
     FP8_EXPERTS,
     KERNELS_EXPERTS,
+    ASKED,
     PEERS,
     PEERS_LAYOUTS,
     PEERS_MEMORY,

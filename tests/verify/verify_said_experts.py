@@ -309,6 +309,16 @@ KERNELS_EXPERTS = Said(
     ),
 )
 
+ASKED = Said(
+    "tests/experts/test_experts_asked.py",
+    Fault(
+        "places that are looked up by a list of the host",
+        "experts/plan.py",
+        "torch.stack([coming[axes.places.index((ep, 0))] for ep in range(axes.ep.size)])",
+        "coming[[axes.places.index((ep, 0)) for ep in range(axes.ep.size)]]",
+    ),
+)
+
 PEERS = Said(
     "tests/peer_buffer/test_peer_buffer_order.py",
     Fault(
