@@ -19,7 +19,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ class Engine:
 
 @dataclass
 class Loop:
-    """One way: a step of its own model, and what it lost last."""
+    """One way: a step of its own model, and the loss of each step."""
 
     model: nn.Module
     update: Plain | Engine
@@ -112,7 +112,7 @@ class Loop:
     batches: Sequence[Sequence[tuple[Tensor, Tensor]]]
     around: Callable[[], Any] = nullcontext
     steps: int = 0
-    lost: Tensor | None = None
+    lost: list[Tensor] = field(default_factory=list)
 
     def step(self) -> None:
         """Forward, backward and update."""
@@ -125,7 +125,7 @@ class Loop:
                 loss = self.loss(self.model(tokens), labels, count)
                 self.update.backward(loss)
                 losses.append(loss.detach())
-        self.lost = torch.stack(losses).sum()
+        self.lost.append(torch.stack(losses).sum())
         self.update.step()
 
 
@@ -173,7 +173,8 @@ def compared(said: argparse.Namespace, state: ParallelState, stack: ExitStack) -
     found: dict[str, Any] = {
         "ms": {name: asdict(Spread.of(each)) for name, each in times.items()},
         "all_ms": times,
-        "loss": {name: float(loop.lost) for name, loop in loops.items() if loop.lost is not None},
+        "losses": {name: torch.stack(loop.lost).tolist() for name, loop in loops.items()},
+        "warmup": said.warmup,
     }
     if gpu:
         found["kernels_ms"] = {name: kernels_of(loop.step, device) for name, loop in loops.items()}
@@ -218,11 +219,11 @@ def show(found: Mapping[str, Any]) -> None:
     """Times; and what kernels of the ways differ by."""
     console, plain = Console(width=150), found["ms"][PLAIN]["median"]
     title = f"{found['shape']}, {found['dtype']}, {found['device']}"
-    table = Table("way", "ms a step", "p10 .. p90", "more than plain", "loss", title=title, box=None)
+    table = Table("way", "ms a step", "p10 .. p90", "more than plain", "loss after warm-up", title=title, box=None)
     for name, ms in found["ms"].items():
         more = "" if name == PLAIN else f"{ms['median'] / plain - 1:+.2%}"
         spread = f"{ms['p10']:.2f} .. {ms['p90']:.2f}"
-        table.add_row(name, f"{ms['median']:.2f}", spread, more, f"{found['loss'][name]:.6f}")
+        table.add_row(name, f"{ms['median']:.2f}", spread, more, f"{found['losses'][name][found['warmup'] - 1]:.6f}")
     console.print(table)
     if "kernels_ms" not in found:
         return

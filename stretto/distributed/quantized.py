@@ -22,6 +22,10 @@ from stretto.schedule import Sharding
 from stretto.world import Axis, Work
 
 
+ALIGNED = 32
+"""Numbers of fp32 from one scale to the next, 128 bytes."""
+
+
 class Quantizer(Protocol):
     """How GEMMs want their weights: in `dtype`, of a byte, with one scale for each matrix."""
 
@@ -77,7 +81,8 @@ class QuantizedBucket(Bucket):
         """The same across."""
         self.own_bytes = zeros(len(self.own), first, torch.uint8, self._gather.peer_memory)
         """This rank's, after the first `gather`."""
-        self.scales = torch.ones(len(items), dtype=torch.float32, device=first.device)
+        # cuBLAS reads a scale where an allocation begins, not between two of them: FP8 GEMMs reject other addresses.
+        self.scales = torch.ones(len(items), ALIGNED, dtype=torch.float32, device=first.device)[:, 0]
         scales = dict(zip(self.params, torch.split(self.scales, 1), strict=True))
         self.matrices = {param: Matrix(self, param, scale) for param, scale in scales.items()}
         self.parts = [self.part(self.shard, param).flat for param in self.params]

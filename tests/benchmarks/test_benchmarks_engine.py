@@ -20,7 +20,7 @@ def test_the_loop_loses_alike_with_the_engine_and_without(tmp_path, capsys, dtyp
     words = f"--shape D0 --device cpu --dtype {dtype} --steps 4 --turns 2 --warmup 2 --lr {lr} --out"
     assert main([*words.split(), str(out)]) == 0
     found = json.loads(out.read_text())
-    lost = found["loss"]
+    lost = {name: each[-1] for name, each in found["losses"].items()}
     assert lost.keys() == {PLAIN, "shard none", "shard fsdp"} == found["ms"].keys()
     assert lost == pytest.approx(dict.fromkeys(lost, lost[PLAIN]), abs=apart)
     assert lost[PLAIN] < 6.2  # of log 512 = 6.24: updates count

@@ -2,9 +2,10 @@
 
 Faults to catch: the largest number of a rank's own part for that of the matrix; the largest number of all that a rank
 has; scales that the ranks of tp do not agree on; NaN that the rank beside does not see; scales of the step before;
-bytes of the step before; bytes at another place; a copy across of a visit before; bytes that are quantized anew while
-others read them; a message for each unit; one message where updates come one by one; norms of each block gathered by
-themselves; copies across that the ledger leaves out; experts of one rank counted as gathered.
+bytes of the step before; bytes at another place; scales one behind the other; a copy across of a visit before; bytes
+that are quantized anew while others read them; a message for each unit; one message where updates come one by one;
+norms of each block gathered by themselves; copies across that the ledger leaves out; experts of one rank counted as
+gathered.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ def _differ(world: World, tp: int, shapes: Shapes, seed: int, special: float, re
             assert all(
                 isinstance(b, QuantizedBucket) == (b.items[0].param in gemms.matrices) for b in weights.all_buckets
             )
+            read = [getattr(m, part) for m in gemms.gathered.values() for part in ("bytes", "bytes_across", "plain_scale")]
+            wrong += [f"{x.shape} where cuBLAS reads none" for x in read if x.storage_offset() * x.itemsize % 16]
             for visit in ("first", "again", "after an update"):
                 if visit == "after an update":
                     _update(weights, seed, special)

@@ -159,6 +159,7 @@ GATHERED_IN_FP8 = Said(
         "[self.part(self.own_bytes, param).flat.view(quantizer.dtype) for",
         "[self.own_bytes[: len(self.part(self.shard, param).flat)].view(quantizer.dtype) for",
     ),
+    Fault("scales one behind the other", "distributed/quantized.py", "ALIGNED = 32\n", "ALIGNED = 1\n"),
     Fault("a copy across of a visit before", "distributed/quantized.py", "        self._made.clear()\n", ""),
     Fault(
         "bytes that are quantized anew while others read them",
