@@ -21,7 +21,6 @@ from stretto.params import Declared
 from stretto.schedule import Sharding
 from stretto.world import Axis, Work
 
-
 ALIGNED = 32
 """Numbers of fp32 from one scale to the next, 128 bytes."""
 

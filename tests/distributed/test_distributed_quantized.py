@@ -89,7 +89,7 @@ def _differ(world: World, tp: int, shapes: Shapes, seed: int, special: float, re
             assert all(
                 isinstance(b, QuantizedBucket) == (b.items[0].param in gemms.matrices) for b in weights.all_buckets
             )
-            read = [getattr(m, part) for m in gemms.gathered.values() for part in ("bytes", "bytes_across", "plain_scale")]
+            read = [x for m in gemms.gathered.values() for x in (m.bytes, m.bytes_across, m.plain_scale)]
             wrong += [f"{x.shape} where cuBLAS reads none" for x in read if x.storage_offset() * x.itemsize % 16]
             for visit in ("first", "again", "after an update"):
                 if visit == "after an update":
