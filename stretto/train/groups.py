@@ -55,6 +55,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
     for names in axes_of(args, layout):
         axis = "-".join(names)
         wide = _wide(layout, axis)
+        shares = "dp" in axis.split(":")[0].split("-")  # also where dp is one rank, and cp the others
         found = GroupOptions(
             timeout=timeouts.get(wide),
             backend="gloo" if wide in over_gloo else None,
@@ -62,7 +63,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
             min_ctas=fewest.get(wide),
             max_ctas=most.get(wide),
             peer_buffer=None if wide in over_gloo else peer_buffer if wide == {"tp"} else buffers.get(axis),
-            peer_memory=reached and "dp" in wide and wide not in over_gloo and wide <= {"dp", "cp"},
+            peer_memory=reached and shares and wide not in over_gloo and wide <= {"dp", "cp"},
         )
         if wide and found != GroupOptions():
             options[axis] = found

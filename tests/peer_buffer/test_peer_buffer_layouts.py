@@ -14,6 +14,7 @@ from peer_stand_in import copy_engines, everywhere
 
 from benchmarks.verified import layout_of
 from stretto import peer_buffer
+from stretto.layout import Layout
 from stretto.parallel_state import state
 from stretto.peer_buffer import CopyEngineBuffer
 from stretto.peer_memory import CopyEngineMemory
@@ -43,7 +44,7 @@ class Counts(NamedTuple):
     memory: int
 
 
-def compared(world: World, of: Combination, folder: Path) -> tuple[Comparison, Counts]:
+def compared(world: World, of: Combination, folder: Path, layout: Layout) -> tuple[Comparison, Counts]:
     with (
         copy_engines(folder, world.rank),
         mock.patch.object(state, "open_reach", everywhere),
@@ -51,7 +52,7 @@ def compared(world: World, of: Combination, folder: Path) -> tuple[Comparison, C
         counted(CopyEngineBuffer) as of_buffer,
         counted(CopyEngineMemory) as of_memory,
     ):
-        found = against_reference(example(of, options=True), layout_of(of), world, steps=2)
+        found = against_reference(example(of, options=True), layout, world, steps=2)
     return found, Counts(of_buffer.call_count, of_memory.call_count)
 
 
@@ -65,7 +66,14 @@ def counted(kind: type) -> Any:
 )
 def test_a_layout_equals_one_process(pool: Pool, tmp_path: Path, of: Combination) -> None:
     buffer = "sequence" in of.tensor or "cp" in of.context or "ep" in of.experts
-    for found, messages in pool.run(layout_of(of).world, compared, of, tmp_path):
+    for found, messages in pool.run(layout_of(of).world, compared, of, tmp_path, layout_of(of)):
         assert not found.unequal
         assert found.equal, [f"{d.name}: {d.error:.1e}" for d in found.failures[:8]]
         assert (messages.buffer > 0, messages.memory > 0) == (buffer, of.data not in ("-", "dp"))
+
+
+def test_what_ranks_of_cp_share_goes_so_with_one_replica(pool: Pool, tmp_path: Path) -> None:
+    of = Combination("-", "cp ring", "-", "zero1", "-", "-", "-", "-", "fp64")
+    for found, messages in pool.run(2, compared, of, tmp_path, Layout.of(cp=2)):
+        assert found.equal, [f"{d.name}: {d.error:.1e}" for d in found.failures[:8]]
+        assert messages.memory > 0 == messages.buffer

@@ -58,9 +58,16 @@ def test_gathers_of_tensor_parallelism_have_a_window_on_gpus() -> None:
 
 def test_keys_of_context_parallelism_have_a_buffer_of_their_own_on_gpus() -> None:
     """Not the groups of the same ranks that gradients go over; nor where keys go from rank to rank."""
-    words = "--cp 2 --dp 1 --device cuda --dtype bf16 --seq-len 64 --micro-batch 2 --kv-heads 2 --head-dim 8"
+    words = "--cp 2 --dp 1 --device cuda --sharding none --dtype bf16 --seq-len 64 --micro-batch 2 --kv-heads 2 --head-dim 8"
     assert options(f"{words} --cp-comm all-gather") == {"cp": GroupOptions(peer_buffer=64 // 2 * 2 * 2 * 2 * 8 * 2)}
     assert options(f"{words} --cp-comm ring") == {}
+
+
+def test_what_cp_alone_shares_lies_in_memory_that_all_read() -> None:
+    """Not on the group that keys go over."""
+    said = options("--cp 2 --dp 1 --device cuda --sharding zero1 --cp-comm ring")
+    axes = ("dp-cp", "dp:gather-cp", "pp-dp-cp", "tp-cp-dp-pp")
+    assert said == dict.fromkeys(axes, GroupOptions(peer_memory=True))
 
 
 def test_gloo_in_place_of_nccl_for_one_axis() -> None:
