@@ -58,7 +58,8 @@ def test_gathers_of_tensor_parallelism_have_a_window_on_gpus() -> None:
 
 def test_keys_of_context_parallelism_have_a_buffer_of_their_own_on_gpus() -> None:
     """Not the groups of the same ranks that gradients go over; nor where keys go from rank to rank."""
-    words = "--cp 2 --dp 1 --device cuda --sharding none --dtype bf16 --seq-len 64 --micro-batch 2 --kv-heads 2 --head-dim 8"
+    words = "--cp 2 --dp 1 --device cuda --sharding none --dtype bf16 --seq-len 64 --micro-batch 2 --kv-heads 2"
+    words += " --head-dim 8"
     assert options(f"{words} --cp-comm all-gather") == {"cp": GroupOptions(peer_buffer=64 // 2 * 2 * 2 * 2 * 8 * 2)}
     assert options(f"{words} --cp-comm ring") == {}
 
