@@ -107,16 +107,25 @@ def measured(make: Callable[[], Way], truth: Truth, calls: int) -> dict[str, flo
 
 
 def compared(case: Case, cp: Axis, world: World, calls: int) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Every way's figures; and why there are none of some. What ours raise is raised."""
+    """Every way's figures, told as they come; and why there are none of some. What ours raise is raised."""
     device, dtype = world.device, torch.bfloat16 if world.device.type == "cuda" else torch.float32
     truth = Truth(case, cp, device, dtype)
-    found = {name: measured(partial(_as_is, way), truth, calls) for name, way in ours(case, cp, device).items()}
+    found: dict[str, dict[str, float]] = {}
+
+    def tell(name: str) -> None:
+        if world.rank == 0:
+            print(f"{name}: " + ", ".join(f"{what} {value:.4g}" for what, value in found[name].items()), flush=True)
+
+    for name, way in ours(case, cp, device).items():
+        found[name] = measured(partial(_as_is, way), truth, calls)
+        tell(name)
     made, errors = torchs(case, world)
     for name, make in made.items():
         if device.type == "cuda":
             torch.cuda.empty_cache()
         try:
             found[name] = measured(make, truth, calls)
+            tell(name)
         except Exception as error:  # noqa: BLE001  # a peer's own failure, of any kind, must not end the run
             errors[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
     for name in [name for name, ms in found.items() if not ms.get("apart", 0.0) < FAR[dtype]]:
