@@ -96,7 +96,9 @@ class CopyEngineBuffer:
 
         return AsyncTensor(out, self._end(slot, got, add))
 
-    def exchange(self, x: Tensor, pairs: Sequence[Sequence[int]], order: Tensor | None = None) -> AsyncTensor:
+    def exchange(
+        self, x: Tensor, pairs: Sequence[Sequence[int]], order: Tensor | None = None, out: Tensor | None = None
+    ) -> AsyncTensor:
         """See `stretto.world.PeerBuffer`. What goes to others lies in the slot, without this rank's own, which moves
         while they read."""
         slot, row, me = self._begin(), x.element_size() * prod(x.shape[1:]), self.rank
@@ -104,7 +106,8 @@ class CopyEngineBuffer:
         end = sum(pairs[me])
         self._rows(slot, 0, x, order, 0, before)
         self._rows(slot, before, x, order, before + own, end)
-        out = x.new_empty((sum(of[me] for of in pairs), *x.shape[1:]))
+        if out is None:
+            out = x.new_empty((sum(of[me] for of in pairs), *x.shape[1:]))
         self._follow()
         for peer in self._others:
             self._offer(slot, peer)
@@ -115,7 +118,7 @@ class CopyEngineBuffer:
         to = sum(of[me] for of in pairs[:me])
         if order is None:
             self._copy(out.data_ptr() + row * to, x.data_ptr() + row * before, row * own)
-        else:
+        elif own:
             torch.index_select(x, 0, order[before : before + own], out=out[to : to + own])
         return AsyncTensor(out, self._end(slot, (out, x) if order is None else out))
 

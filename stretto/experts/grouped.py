@@ -8,7 +8,8 @@ or wider, by one product for each expert or, on a GPU, by one kernel for all; on
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,31 @@ from stretto.tensor_parallel.linear import accumulate_matmul
 
 _grouped_mm: Final[Any] = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 """torch 2.11 has it under its private name alone."""
+
+
+class Factors(NamedTuple):
+    """Of a weight gradient dy^T x: dy [m, d_out] and x [m, d_in], and which of their rows are of which expert."""
+
+    dy: Tensor
+    x: Tensor
+    segments: Segments
+
+
+class Joined:
+    """The factors of one weight gradient, whose rows come in so many parts: one product reads and writes the sum, which
+    is in fp32 and larger than they are, once for all of them."""
+
+    def __init__(self, parts: int) -> None:
+        self._missing, self._factors = parts, list[Factors]()
+
+    def all(self, factors: Factors) -> Sequence[Factors]:
+        """With these, when they are the last; none as long as others are missing."""
+        self._missing -= 1
+        self._factors.append(factors)
+        if self._missing:
+            return ()
+        found, self._factors = self._factors, []
+        return found
 
 
 class GroupedLinear(nn.Module):
@@ -60,9 +86,9 @@ class GroupedLinear(nn.Module):
             param.untyped_storage().resize_(0)
         return param
 
-    def forward(self, x: Tensor | Lazy, segments: Segments) -> Tensor:
+    def forward(self, x: Tensor | Lazy, segments: Segments, joined: Joined) -> Tensor:
         made_by, inputs = (x.made_by, x.inputs) if isinstance(x, Lazy) else (None, (x,))
-        y: Tensor = _Grouped.apply(self, segments, made_by, self.weight, *inputs)  # type: ignore[no-untyped-call]
+        y: Tensor = _Grouped.apply(self, segments, joined, made_by, self.weight, *inputs)  # type: ignore[no-untyped-call]
         if self.bias is None:
             return y
         return _Biased.apply(y, self.bias, self, segments)  # type: ignore[no-any-return, no-untyped-call]
@@ -79,19 +105,24 @@ class GroupedLinear(nn.Module):
             return self.fp8.back(dy, self.weight, segments, column=self.column)
         return multiply(dy, stacked(self.weight, self.experts), segments)
 
-    def add_gradient(self, dy: Tensor, x: Tensor, segments: Segments) -> Tensor | None:
-        """dy^T x of each expert's rows, to the accumulators; where there are none, as a tensor."""
-        at_once = takes_at_once(dy, x)
-
-        def write(total: Tensor, first_microbatch: bool) -> None:
-            add = self.add_products if at_once and total.dtype == torch.float32 else add_products
-            add(dy, x, stacked(total, self.experts), segments, first_microbatch)
-
-        accumulators = self.build.accumulators
+    def add_gradient(self, dy: Tensor, x: Tensor, segments: Segments, joined: Joined) -> Tensor | None:
+        """dy^T x of each expert's rows, to the accumulators, with the other parts; where there are none, as a
+        tensor."""
+        accumulators, factors = self.build.accumulators, Factors(dy, x, segments)
         if accumulators is None:
             dw = torch.empty_like(self.weight)
-            write(dw, True)
+            add_products(stacked(dw, self.experts), True, *factors)
             return dw
+        every = joined.all(factors)
+        if not every:
+            return None
+
+        def write(total: Tensor, first_microbatch: bool) -> None:
+            some = [each for each in every if len(each.x)] or every[:1]
+            at_once = total.dtype == torch.float32 and all(takes_at_once(each.dy, each.x) for each in some)
+            add = self.add_products if at_once else add_products
+            add(stacked(total, self.experts), first_microbatch, *(tensor for each in some for tensor in each))
+
         # A rank that exchanges nothing has no message to hide: what it defers would only be held for longer.
         (accumulators.defer if self.build.experts.exchange.size > 1 else accumulators.add)(self.weight, write)
         return None
@@ -112,9 +143,15 @@ class _Grouped(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, of: GroupedLinear, segments: Segments, made_by: Any, weight: nn.Parameter, *inputs: Tensor
+        ctx: Any,
+        of: GroupedLinear,
+        segments: Segments,
+        joined: Joined,
+        made_by: Any,
+        weight: nn.Parameter,
+        *inputs: Tensor,
     ) -> Tensor:
-        ctx.of, ctx.segments, ctx.made_by = of, segments, made_by
+        ctx.of, ctx.segments, ctx.joined, ctx.made_by = of, segments, joined, made_by
         x = inputs[0] if made_by is None else made_by.forward(*(x.detach() for x in inputs))
         ctx.save_for_backward(weight, *inputs)
         return of.times(x, weight, segments)
@@ -130,7 +167,7 @@ class _Grouped(Function):
         else:
             x, *gradients = ctx.made_by.both(dx, *inputs)
 
-        return None, None, None, of.add_gradient(dy, x, segments), *gradients
+        return None, None, None, None, of.add_gradient(dy, x, segments, ctx.joined), *gradients
 
 
 class _Biased(Function):
@@ -161,18 +198,23 @@ def of_bias(dy: Tensor, bias: Tensor, segments: Segments) -> Tensor:
     return torch.cat([part @ one.to(dy.dtype)[:, None] for one, part in parts])
 
 
-def add_products(dy: Tensor, x: Tensor, total: Tensor, segments: Segments, first_microbatch: bool) -> None:
-    """total [experts, d_out, d_in] (+)= dy^T x over the rows of each expert, of dy [m, d_out] and x [m, d_in].
+def add_products(total: Tensor, first_microbatch: bool, *factors: Any) -> None:
+    """total [experts, d_out, d_in] (+)= dy^T x over the rows of each expert, of one or more `Factors`, one after
+    another.
 
     On a GPU this is one kernel (`stretto.kernels.grouped`).
     """
-    sizes = segments.experts
-    for rows, each, left, right in zip(
-        sizes, total.unbind(), torch.split(dy, sizes), torch.split(x, sizes), strict=True
-    ):
-        if rows:
-            accumulate_matmul(each, first_microbatch, left, right)
-        elif first_microbatch:
+    split = []
+    for dy, x, segments in zip(*[iter(factors)] * 3, strict=True):
+        sizes = segments.experts
+        split.append(zip(torch.split(dy, sizes), torch.split(x, sizes), strict=True))
+    for each, *parts in zip(total.unbind(), *split, strict=True):
+        first = first_microbatch
+        for left, right in parts:
+            if len(left):
+                accumulate_matmul(each, first, left, right)
+                first = False
+        if first:
             each.zero_()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stretto.arguments.schema import ModelConfig
 from stretto.collectives import nothing
 from stretto.experts.dispatch import Dispatch, offer, receive, regathered, weigh
-from stretto.experts.grouped import GroupedLinear
+from stretto.experts.grouped import GroupedLinear, Joined
 from stretto.experts.output import combine, give_back
 from stretto.experts.plan import Sorting
 from stretto.experts.router import Router
@@ -104,22 +104,29 @@ class SparseFeedForward(nn.Module):
         sorting = Sorting(choice.experts, number, build.experts, choice.kept, beside, self.rows)
         dispatch = Dispatch(sorting, self.rows)
         weighed = weigh(choice.weights, dispatch)
+        own, *others = dispatch.parts
+        into, out_of = Joined(len(dispatch.parts)), Joined(len(dispatch.parts))
+        flush = nothing if build.accumulators is None or not others else build.accumulators.flush
         rows: Tensor | Lazy
-        if of.activation.recompute and build.experts.exchange.size == 1:
+        if of.activation.recompute and not others:
             beside_them, rows = self._shared(x, structure), regathered(tokens, dispatch.know(), self.rows)
         else:
             offered = offer(tokens, dispatch)
             yield Pause(Stop.SORTED, offered)
             sorting.ask()
             yield Pause(Stop.ASKED, offered)
-            dispatch.send(tokens)
+            rows = receive(offered, tokens, own, flush)  # the device moves them while the host sends
+            dispatch.send()
             beside_them = self._shared(x, structure)
             yield Pause(Stop.SENT, offered)
-            rows = receive(offered, dispatch, nothing if build.accumulators is None else build.accumulators.flush)
-        gate_up = of.gate_up_proj(rows, dispatch.plan.segments)
-        given = give_back(gate_up, weighed, of.down_proj, of.activation, dispatch)
-        yield Pause(Stop.COMPUTED, given)
-        dispatch.give()
+        own_gate_up = of.gate_up_proj(rows, own.segments, into)
+        for away in others:
+            gate_up = of.gate_up_proj(receive(offered, tokens, away, flush), away.segments, into)
+            weighed = give_back(gate_up, weighed, of.down_proj, of.activation, away, out_of)
+            del gate_up
+            yield Pause(Stop.COMPUTED, weighed)
+            dispatch.others.give()
+        given = give_back(own_gate_up, weighed, of.down_proj, of.activation, own, out_of)
         yield Pause(Stop.GIVEN, given)
         out = combine(given, choice.weights, dispatch)
         if shared_out:

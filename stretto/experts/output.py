@@ -19,21 +19,21 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from stretto.experts.dispatch import Dispatch
-from stretto.experts.grouped import GroupedLinear, add_bias, of_bias
-from stretto.experts.plan import moved
+from stretto.experts.dispatch import Dispatch, Part
+from stretto.experts.grouped import GroupedLinear, Joined, add_bias, of_bias
 from stretto.tensor_parallel import Pointwise
 
 
 def give_back(
-    gate_up: Tensor, weighed: Tensor, down: GroupedLinear, activation: Pointwise, dispatch: Dispatch
+    gate_up: Tensor, weighed: Tensor, down: GroupedLinear, activation: Pointwise, part: Part, joined: Joined
 ) -> Tensor:
-    """From gate_up [m, 2f or f] of the rows of this rank's experts their outputs, which are to go back to the tokens.
+    """From gate_up [m, 2f or f] of the rows of a part their outputs, which are to go back to the tokens.
 
-    `weighed` stands for the weights of these, and what is returned for the outputs until `combine`.
+    `weighed` stands for the weights of these, or for the outputs of the part before, and what is returned for the
+    outputs until `combine`.
     """
     tensors = (gate_up, weighed, down.weight) if down.bias is None else (gate_up, weighed, down.weight, down.bias)
-    return _GiveBack.apply(down, activation, dispatch, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+    return _GiveBack.apply(down, activation, part, joined, *tensors)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def combine(given: Tensor, weights: Tensor, dispatch: Dispatch) -> Tensor:
@@ -49,38 +49,37 @@ class _GiveBack(Function):
         ctx: Any,
         down: GroupedLinear,
         activation: Pointwise,
-        dispatch: Dispatch,
+        part: Part,
+        joined: Joined,
         gate_up: Tensor,
         weighed: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
     ) -> Tensor:
-        ctx.down, ctx.activation, ctx.dispatch = down, activation, dispatch
-        segments = dispatch.plan.segments
+        ctx.down, ctx.activation, ctx.part, ctx.joined, segments = down, activation, part, joined, part.segments
         a = activation.forward(gate_up.detach())
         y = down.times(a, weight, segments)
         if bias is not None and down.adds:
             add_bias(y, bias, segments)
-        dispatch.keep(y)
+        part.keep(y)
         ctx.save_for_backward(gate_up, weight)
         return weighed.new_empty((), dtype=gate_up.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
-        dispatch, down, (gate_up, _weight) = ctx.dispatch, ctx.down, ctx.saved_tensors
-        plan = dispatch.plan
-        shares, dy = moved(dispatch.taken("shares"), plan.arrange), dispatch.back_at_experts()
-        da = down.back(dy, plan.segments)
+        part, down, (gate_up, _weight) = ctx.part, ctx.down, ctx.saved_tensors
+        segments, (shares, dy) = part.segments, part.gradients()
+        da = down.back(dy, segments)
         a, dgate_up, each = ctx.activation.weighted(da, gate_up, shares)
         if down.bias is not None and down.adds:
-            each = each + of_bias(dy.to(shares.dtype), down.bias, plan.segments)
-        if ctx.needs_input_grad[4]:  # not of a frozen router
-            dispatch.back("numbers", each, plan.restore)
-        dweight, dbias = down.add_gradient(dy, a, plan.segments), None
+            each = each + of_bias(dy.to(shares.dtype), down.bias, segments)
+        if ctx.needs_input_grad[5]:  # not of a frozen router
+            part.back("numbers", each)
+        dweight, dbias = down.add_gradient(dy, a, segments, ctx.joined), None
         if down.bias is not None:
-            dbias = down.bias_gradient((dy.to(shares.dtype) * shares).to(dy.dtype), plan.segments)
-        grads = (None, None, None, dgate_up, shares.new_empty(()), dweight)
+            dbias = down.bias_gradient((dy.to(shares.dtype) * shares).to(dy.dtype), segments)
+        grads = (None, None, None, None, dgate_up, shares.new_empty(()), dweight)
         return grads if down.bias is None else (*grads, dbias)
 
 
@@ -90,12 +89,10 @@ class _Combine(Function):
         del given
         ctx.dispatch = dispatch
         ctx.save_for_backward(weights)
-        return dispatch.ops.combine(dispatch.taken("outputs"), weights, dispatch.plan.back)
+        return dispatch.ops.combine(dispatch.came("outputs"), weights, dispatch.plan.back)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
-        dispatch, plan, (weights,) = ctx.dispatch, ctx.dispatch.plan, ctx.saved_tensors
-        dispatch.there("dout", dispatch.ops.scatter(dout, *plan.leaving))
-        dispatch.there("shares", weights.reshape(-1).index_select(0, plan.rows)[:, None])
+        ctx.dispatch.backward(dout, *ctx.saved_tensors)
         return dout.new_empty(()), None, None

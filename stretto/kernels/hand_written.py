@@ -117,7 +117,7 @@ def kernels() -> Mapping[Function, Kernel]:
         turning.apply_rotary_backward: Kernel(rope.apply_rotary_backward, _power_of_two),
         norming.norm_and_rotate: Kernel(head_norm.forward, _power_of_two, equal=True),
         norming.norm_and_rotate_backward: Kernel(head_norm.backward, _power_of_two, equal=True),
-        multiplying.add_products: Kernel(grouped.add_products, _tiles, _QUANTIZED),
+        multiplying.add_products: Kernel(grouped.add_products, _tiles, (torch.float32,), _QUANTIZED),
         moving.scatter_rows: Kernel(experts.scatter_rows),
         moving.sum_rows: Kernel(experts.sum_rows),
         moving.combine_rows: Kernel(experts.combine_rows),

@@ -133,18 +133,28 @@ def test_rows_by_source_are_put_in_the_order_of_experts(counts: list[list[int]])
 
 
 @pytest.mark.usefixtures("_whole_interpreter")
-@pytest.mark.parametrize("counts", [(3, 0, 130, 5), (0, 0, 0, 64), (1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(3, 0, 130, 5)],
+        [(0, 0, 0, 64)],
+        [(1, 1, 1, 1)],
+        [(3, 0, 40, 0), (0, 0, 65, 1)],
+    ],
+)
 @pytest.mark.parametrize("first", [False, True])
-def test_weight_gradients_of_all_experts_at_once(counts: tuple[int, ...], first: bool) -> None:
-    """A tile of 128 x 128, 32 rows at a time: experts end within a turn. The interpreter multiplies no bf16."""
-    ends = torch.tensor(counts, dtype=torch.int32, device=DEVICE).cumsum(0).to(torch.int32)
-    segments = Segments(lambda: [list(counts)], ends)
+def test_weight_gradients_of_all_experts_at_once(parts: list[tuple[int, ...]], first: bool) -> None:
+    """A tile of 128 x 128, 32 rows at a time: experts end within a turn. Of one part or of two, of which an expert has
+    rows in one, in both or in none. The interpreter multiplies no bf16."""
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-    dy, x = drawn(sum(counts), 128, dtype=dtype), drawn(sum(counts), 256, dtype=dtype)
-    total = (
-        torch.full((len(counts), 128, 256), torch.nan) if first else drawn(len(counts), 128, 256, dtype=torch.float32)
-    )
+    factors: list[Any] = []
+    for counts in parts:
+        ends = torch.tensor(counts, dtype=torch.int32, device=DEVICE).cumsum(0).to(torch.int32)
+        dy, x = drawn(sum(counts), 128, dtype=dtype), drawn(sum(counts), 256, dtype=dtype)
+        factors += [dy, x, Segments(lambda counts=counts: [list(counts)], ends)]  # type: ignore[misc]
+    experts = len(parts[0])
+    total = torch.full((experts, 128, 256), torch.nan) if first else drawn(experts, 128, 256, dtype=torch.float32)
     total, exact = total.to(DEVICE), total.double().to(DEVICE)
-    kernels()[add_products].run(dy, x, total, segments, first, tall=128, wide=128, deep=32, warps=4)
-    add_products(dy.double(), x.double(), exact, segments, first)
+    kernels()[add_products].run(total, first, *factors, tall=128, wide=128, deep=32, warps=4)
+    add_products(exact, first, *(each.double() if isinstance(each, Tensor) else each for each in factors))
     close(total, exact, torch.float32)
