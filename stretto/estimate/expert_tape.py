@@ -1,6 +1,7 @@
 """The tensors of a layer of experts, forward and back, where experts have equal loads.
 
-As `stretto.experts` has it: the rows of all assignments exist as often as they are put in order or sent back.
+As `stretto.experts` has it: the rows of all assignments exist as often as they are put in order or sent back, those of
+this rank's own tokens (`own_rows`) apart from those of all others'.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from stretto.estimate.workspace import message_over_ep
 
 @dataclass(frozen=True)
 class ExpertTape:
-    """Of tokens `leaving` bytes go, `came` arrive, of which `here` are the rows of this rank's experts, and `rows` come
-    back; of each row `inner` bytes enter the activation."""
+    """Of tokens `leaving` bytes go, `came` arrive; `here` are the rows of this rank's experts, as many as come back. Of
+    these `inner` bytes enter the activation, and `own` of them are of this rank's own tokens."""
 
     tape: Tape
     x: int
@@ -28,12 +29,12 @@ class ExpertTape:
     """Where rows go and come from: kept also by a block that is computed once more."""
     leaving: int
     came: int
-    rows: int
     numbers: int
     """A weight of each row, and its gradient; where they travel, also in the other order, and where that is."""
     here: int
     inner: int
     activated: int
+    own: float
     exchanges: bool
     engines: bool
     """Whether rows that go back are put in order as they leave, not before."""
@@ -59,11 +60,11 @@ class ExpertTape:
             plan=plan_bytes(args),
             leaving=item * m.hidden * (share * most_crossing(args) if exchanges else rows),
             came=int(item * m.hidden * share * crossing(args)),
-            rows=item * rows * m.hidden,
             numbers=rows * ((4 * max(4, item) + 8) if exchanges else 3 * max(4, item)),
             here=item * rows * p.etp * m.hidden,
             inner=item * rows * m.dim_expert * (2 if m.gated else 1),
             activated=item * rows * m.dim_expert,
+            own=1 / (p.ep * p.etp),
             exchanges=exchanges,
             engines=message_over_ep(args) is not None,
             recompute=selective and not exchanges,
@@ -74,77 +75,96 @@ class ExpertTape:
 
     def forward(self, *, keep: bool) -> None:
         """From n2 to what is added; it may be left at each `Stop` of `stretto.experts.run`."""
-        t = self.tape
+        t, others = self.tape, 1 - self.own
         t.make(router=self.router, plan=self.plan)
-        t.make(rows=self.leaving)
         if self.exchanges:
+            t.make(leaving=self.leaving)
             t.leave()
             t.leave()  # what ranks ask each other is small
+        t.make(own_rows=self._of(self.here, self.own))
+        if self.exchanges:
             t.make(came=self.came)
             t.leave()
-            t.free("rows")  # as they left: a message holds them until it is waited for
-            t.make(rows=self.here)
-            t.free("came")
-        self._gemm(self.here, inner_rows=self.inner)
+        self._gemm(self.own, self.here, own_inner=self.inner)
         if self.recompute:
-            t.free("rows")
-        t.make(activated_rows=self.activated)
-        self._gemm(self.activated, out_rows=self.here)
-        if self.exchanges and not self.engines:
-            t.make(back_in_order=self.here)
-            t.free("out_rows")
-        t.free("activated_rows")
+            t.free("own_rows")
         if self.exchanges:
+            t.free("leaving")  # as they left: a message holds them until it is waited for
+            t.make(rows=self._of(self.here, others))
+            t.free("came")
+            self._gemm(others, self.here, inner_rows=self.inner)
+            t.make(activated_rows=self._of(self.activated, others))
+            self._gemm(others, self.activated, out_rows=self.here)
+            if not self.engines:
+                t.make(back_in_order=self._of(self.here, others))
+                t.free("out_rows")
+            t.free("activated_rows")
             t.leave()
-            t.make(back=self.rows)
+            t.make(back=self.here)
+        t.make(own_activated=self._of(self.activated, self.own))
+        self._gemm(self.own, self.activated, own_out=self.here)
+        t.free("own_activated")
+        if self.exchanges:
+            t.free("own_out")
             t.leave()
             t.free("back_in_order", "out_rows")
         t.make(more=self.x)
-        t.free("out_rows", "back")
+        t.free("own_out", "back")
         if not keep:
-            t.free("router", "rows", "inner_rows")
+            t.free("router", "own_rows", "own_inner", "rows", "inner_rows")
 
     def backward(self, *, after: str) -> None:
         """From the gradient of what is added to that of the normed stream; rows alone are made of `after`.
 
         It may be left where gradients of outputs are on their way, and where those of rows are."""
-        t = self.tape
-        t.make(dout_rows=self.leaving)
+        t, others = self.tape, 1 - self.own
+        if self.exchanges:
+            t.make(dout_rows=self.leaving)
+            t.make(dcame=self.came)
+        t.make(own_dy=self._of(self.here, self.own))
         t.free(after)
         if self.exchanges:
-            t.make(dcame=self.came)
             t.leave()
-            t.free("dout_rows")
-            t.make(dy=self.here)
-            t.free("dcame")
-        self._gemm(self.here, da=self.activated)
-        if not self.in_place:
-            t.make(dinner=self.inner, a=self.activated)
-        t.pass_through(numbers=self.numbers)
-        t.free(*(() if self.in_place else ["inner_rows"]))
-        if self.exchanges:  # weight gradients wait for the rows to travel, one at a time
-            t.hold_back("dy", "da", "a")
-        else:
-            t.free("dout_rows", "da", "a")
-        self._gemm(self.inner, drows=self.here)
+        self._into_activation("own_", self.own)
         if self.exchanges:
-            t.flush()
-            t.hold_back("inner_rows", "dinner", "rows")
+            t.free("dout_rows")
+            t.make(dy=self._of(self.here, others))
+            t.free("dcame")
+            self._into_activation("", others)
+            self._gemm(others, self.inner, drows=self.here)
+            # Weight gradients wait for the rows to travel, one at a time, and those of other parts for this rank's own.
             if not self.engines:
-                t.make(in_order=self.here)
-            t.make(drows_back=self.rows)
-            t.flush()
-            t.free("drows")
+                t.make(in_order=self._of(self.here, others))
+            t.make(drows_back=self.here)
+            t.free("dy", "da", "a", "own_dy", "own_da", "own_a")
             t.leave()
-            t.free("in_order")
+            t.free("drows")
+        else:
+            t.free("own_dy", "own_da", "own_a")
+        self._gemm(self.own, self.inner, own_drows=self.here)
         if self.recompute:
-            t.make(rows=self.rows)
+            t.make(own_rows=self.here)
+        if self.exchanges:
+            t.free("inner_rows", "dinner", "rows", "own_inner", "own_dinner", "own_rows", "own_drows", "in_order")
         t.make(dn2=self.x)
-        t.free("inner_rows", "dinner", "rows", "drows", "drows_back", "router", "plan")
+        t.free("own_inner", "own_dinner", "own_rows", "own_drows", "drows_back", "router", "plan")
 
-    def _gemm(self, size: int, **out: int) -> None:
-        """Of rows of so many bytes, of which FP8 has a copy of a byte for each number while they are multiplied."""
+    def _into_activation(self, of: str, share: float) -> None:
+        """Back through the last matrix and the activation of a part's rows."""
+        t = self.tape
+        self._gemm(share, self.here, **{f"{of}da": self.activated})
+        if not self.in_place:
+            t.make(**{f"{of}dinner": self._of(self.inner, share), f"{of}a": self._of(self.activated, share)})
+        t.pass_through(numbers=self._of(self.numbers, share))
+        t.free(*(() if self.in_place else [f"{of}inner" if of else "inner_rows"]))
+
+    def _of(self, size: int, share: float) -> int:
+        return int(size * share)
+
+    def _gemm(self, share: float, size: int, **out: int) -> None:
+        """Of a share of rows of so many bytes, of which FP8 has a copy of a byte for each number while they are
+        multiplied."""
         if self.scales is not None:
-            self.tape.make(quantized_rows=size // self.item + self.scales)
-        self.tape.make(**out)
+            self.tape.make(quantized_rows=self._of(size // self.item + self.scales, share))
+        self.tape.make(**{name: self._of(size, share) for name, size in out.items()})
         self.tape.free("quantized_rows")

@@ -144,7 +144,8 @@ def plan_bytes(args: Arguments) -> int:
     came are, which tokens go where, and which of those that came each row is of."""
     m, p = args.model, args.parallel
     share, ranks = -(-local_tokens(args) // p.tp), p.ep * p.etp
-    exchanged = 16 * p.etp * m.top_k + 8 * (most_crossing(args) + ranks) + 4 * m.top_k * (1 + p.etp)
+    away = 1 - 1 / ranks  # of the rows, those of other ranks' tokens
+    exchanged = int(away * 20 * p.etp * m.top_k) + 8 * (most_crossing(args) + ranks) + 4 * m.top_k * p.etp
     return share * (8 * m.top_k * (1 + p.etp) + exchanged * (ranks > 1))
 
 

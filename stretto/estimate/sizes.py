@@ -29,15 +29,16 @@ def local_tokens(args: Arguments) -> int:
 
 
 def most_crossing(args: Arguments) -> int:
-    """Ranks that a token of a sparse layer may go to, at most."""
-    return min(args.model.top_k, args.parallel.ep) * args.parallel.etp
+    """Other ranks that a token of a sparse layer may go to, at most."""
+    m, p = args.model, args.parallel
+    return min(m.top_k * p.etp, p.ep * p.etp - 1)
 
 
 def crossing(args: Arguments) -> float:
-    """Ranks that a token of a sparse layer goes to, its own among them, where all choices of experts are as likely."""
+    """Other ranks that a token of a sparse layer goes to, where all choices of experts are as likely."""
     m, p = args.model, args.parallel
     none = comb(m.experts - m.experts // p.ep, m.top_k) / comb(m.experts, m.top_k) if m.experts else 1.0
-    return p.ep * p.etp * (1 - none)
+    return (p.ep * p.etp - 1) * (1 - none)
 
 
 def in_halves(args: Arguments, layers: Iterable[int]) -> bool:

@@ -200,11 +200,12 @@ def _exchanged(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> It
         yield exchanged(args, comm_of(args, layer), layer).seconds * (2 / 3 if backward else 1 / 3)
     group = p.ep * p.etp
     if m.is_sparse(layer) and group > 1:
-        rows = tokens / p.tp * (m.top_k * p.etp + crossing(args))  # each assignment one way, each token the other
+        # Each assignment one way, each token the other; not those of a rank's own experts.
+        rows = tokens / p.tp * (m.top_k * p.etp * (group - 1) / group + crossing(args))
         rate = min(chip.exchange, _rate(args, chip, group))
         # A half computes while the other's are under way; what is exposed at the ends of a stage is not counted.
         share = chip.contention if p.ep_comm_overlap else 1.0
-        yield share * (rows * m.hidden * item * (group - 1) / group / rate + 2 * chip.latency)
+        yield share * (rows * m.hidden * item / rate + 2 * chip.latency)
 
 
 def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float, memo: Memo) -> StepTime:

@@ -71,10 +71,11 @@ class Dispatch:
     def __init__(self, sorting: Sorting, ops: RowOps) -> None:
         self.sorting: Sorting | None = sorting
         self.beside, self.ops = sorting.beside, ops
-        self.own, self.others = Own(self), Others(self)
-        self.parts: tuple[Part, ...] = (self.own,) if sorting.axes.exchange.size == 1 else (self.own, self.others)
+        self.exchanges = sorting.axes.exchange.size > 1
         self.leaving: Tensor | None = None
         """Tokens that are sent, as soon as it is known which."""
+        self.kept: tuple[Tensor, Tensor] | None = None
+        """In the backward the weights of this rank's own rows, and the gradients of their sums, until they are used."""
         self._under_way: dict[Message, AsyncTensor] = {}
         self._coming: dict[Message, Tensor] = {}
         """What comes back to this rank's tokens, its own rows before those of the others."""
@@ -84,6 +85,11 @@ class Dispatch:
         if self.sorting is not None:
             self.plan, self.sorting = self.sorting.plan(), None
         return self.plan
+
+    def own_rows(self, x: Tensor) -> Tensor:
+        """[own, h]: of tokens x [n, h] the rows that this rank's experts take."""
+        plan = self.know()
+        return self.ops.scatter(x.detach(), plan.rows[: plan.own], plan.back)
 
     def offer(self, x: Tensor) -> None:
         """Make what is sent of tokens x [n, h]."""
@@ -109,7 +115,7 @@ class Dispatch:
         if plan.tokens is not None:
             self.there("dout", self.ops.scatter(dout, plan.tokens.order, plan.tokens.back))
             self.there("shares", shares[plan.own :])
-        self.own.given = shares[: plan.own], self.own.rows(dout)
+        self.kept = shares[: plan.own], self.own_rows(dout)
 
     def there(self, message: Message, rows: Tensor) -> None:
         """Rows, or tokens of which more may lie behind, begin their way to the holders of their experts."""
@@ -157,23 +163,21 @@ class Own:
 
     def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
-        self.given: tuple[Tensor, Tensor] | None = None
 
     @property
     def segments(self) -> Segments:
         return self._dispatch.plan.segments[0]
 
     def rows(self, x: Tensor) -> Tensor:
-        plan = self._dispatch.know()
-        return self._dispatch.ops.scatter(x.detach(), plan.rows[: plan.own], plan.back)
+        return self._dispatch.own_rows(x)
 
     def keep(self, outputs: Tensor) -> None:
         self._dispatch.stay("outputs", outputs)
 
     def gradients(self) -> tuple[Tensor, Tensor]:
-        assert self.given is not None
-        given, self.given = self.given, None
-        return given
+        kept, self._dispatch.kept = self._dispatch.kept, None
+        assert kept is not None
+        return kept
 
     def back(self, message: Message, rows: Tensor) -> None:
         self._dispatch.stay(message, rows)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.collectives import nothing
-from stretto.experts.dispatch import Dispatch, offer, receive, regathered, weigh
+from stretto.experts.dispatch import Dispatch, Others, Own, offer, receive, regathered, weigh
 from stretto.experts.grouped import GroupedLinear, Joined
 from stretto.experts.output import combine, give_back
 from stretto.experts.plan import Sorting
@@ -104,8 +104,8 @@ class SparseFeedForward(nn.Module):
         sorting = Sorting(choice.experts, number, build.experts, choice.kept, beside, self.rows)
         dispatch = Dispatch(sorting, self.rows)
         weighed = weigh(choice.weights, dispatch)
-        own, *others = dispatch.parts
-        into, out_of = Joined(len(dispatch.parts)), Joined(len(dispatch.parts))
+        own, others = Own(dispatch), [Others(dispatch)] * dispatch.exchanges
+        into, out_of = Joined(1 + len(others)), Joined(1 + len(others))
         flush = nothing if build.accumulators is None or not others else build.accumulators.flush
         rows: Tensor | Lazy
         if of.activation.recompute and not others:
@@ -125,7 +125,7 @@ class SparseFeedForward(nn.Module):
             weighed = give_back(gate_up, weighed, of.down_proj, of.activation, away, out_of)
             del gate_up
             yield Pause(Stop.COMPUTED, weighed)
-            dispatch.others.give()
+            away.give()
         given = give_back(own_gate_up, weighed, of.down_proj, of.activation, own, out_of)
         yield Pause(Stop.GIVEN, given)
         out = combine(given, choice.weights, dispatch)

@@ -17,7 +17,7 @@ from stretto.arguments import ConfigError, parse
 from stretto.collectives import all_reduce
 from stretto.experts import SparseFeedForward, expert_axes
 from stretto.experts.fp8 import GroupedFp8
-from stretto.experts.grouped import GroupedLinear
+from stretto.experts.grouped import GroupedLinear, Joined
 from stretto.experts.segments import Segments
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState, default_axes
@@ -55,7 +55,7 @@ def test_the_products_are_those_of_rounded_factors() -> None:
     x = torch.randn(sum(ROWS), IN, generator=generator).requires_grad_()
     dy = torch.randn(sum(ROWS), OUT, generator=generator)
     ends = torch.tensor(ROWS).cumsum(0).to(torch.int32)
-    y = layer(x, Segments(lambda: [list(ROWS)], ends))
+    y = layer(x, Segments(lambda: [list(ROWS)], ends), Joined(1))
     y.backward(dy)
     assert x.grad is not None
     assert layer.weight.grad is not None
