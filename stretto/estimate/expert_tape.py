@@ -116,7 +116,8 @@ class ExpertTape:
     def backward(self, *, after: str) -> None:
         """From the gradient of what is added to that of the normed stream; rows alone are made of `after`.
 
-        It may be left where gradients of outputs are on their way, and where those of rows are."""
+        It may be left where gradients of outputs are on their way, when this rank's own are through the last matrix,
+        and where those of rows are on their way, before and behind the weight gradients."""
         t, others = self.tape, 1 - self.own
         if self.exchanges:
             t.make(dout_rows=self.leaving)
@@ -127,6 +128,7 @@ class ExpertTape:
             t.leave()
         self._into_activation("own_", self.own)
         if self.exchanges:
+            t.leave()
             t.free("dout_rows")
             t.make(dy=self._of(self.here, others))
             t.free("dcame")
@@ -137,7 +139,6 @@ class ExpertTape:
                 t.make(in_order=self._of(self.here, others))
             t.make(drows_back=self.here)
             t.free("dy", "da", "a", "own_dy", "own_da", "own_a")
-            t.leave()
             t.free("drows")
         else:
             t.free("own_dy", "own_da", "own_a")
@@ -145,7 +146,10 @@ class ExpertTape:
         if self.recompute:
             t.make(own_rows=self.here)
         if self.exchanges:
-            t.free("inner_rows", "dinner", "rows", "own_inner", "own_dinner", "own_rows", "own_drows", "in_order")
+            t.leave()
+            t.free("inner_rows", "dinner", "rows", "own_inner", "own_dinner", "own_rows", "own_drows")
+            t.leave()
+            t.free("in_order")
         t.make(dn2=self.x)
         t.free("own_inner", "own_dinner", "own_rows", "own_drows", "drows_back", "router", "plan")
 

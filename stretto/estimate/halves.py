@@ -13,7 +13,7 @@ from stretto.estimate.tape import Moment, Stretch, Tape
 FORWARD: Final = ((0, 0, 1), (1, 0), (0, 2), (1, 1), (0, 3), (1, 2), (0, 4), (1, 3, 4))
 """A half, and the stretches through which it goes before it is left. What follows the last stop comes in the next
 block, before all else of this half."""
-BACKWARD: Final = ((1, 1), (0, 1), (1, 2), (0, 2))
+BACKWARD: Final = ((1, 1, 2), (0, 1), (1, 3), (0, 2, 3), (1, 4), (0, 4))
 """The same; the first comes behind the last of the block that follows."""
 
 
@@ -50,7 +50,7 @@ def _backward(stretches: list[Stretch], kept: int, *, alone: bool) -> Iterator[t
     yield from ((half, stretches[0]) for half in (1, 0))
     for half, *which in BACKWARD:
         yield from ((half, stretches[n]) for n in which)
-        if not alone and 2 in which:
+        if not alone and 4 in which:
             yield half, stretches[0].without(kept)
 
 

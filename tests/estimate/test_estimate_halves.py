@@ -48,6 +48,8 @@ def tapes() -> tuple[Tape, int, Tape]:
     backward.make(large=200)
     backward.free("large", "dcoming")
     backward.leave()
+    backward.leave()
+    backward.leave()
     backward.make(dx=10)
     backward.free("dout", "x")
     return forward, 10, backward
@@ -70,8 +72,8 @@ def test_what_comes_from_the_block_before_counts() -> None:
     forward.leave()
     forward.make(out=10)
     forward.free("coming")
-    backward.leave()
-    backward.leave()
+    for _ in range(4):
+        backward.leave()
     first, later = (in_turns(forward, 10, backward, alone=alone)[0].bytes for alone in (True, False))
     assert first == (10 + 50) + 10
     assert later == (10 + 50) + 15

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,13 +22,17 @@ from stretto.attention.tile import tile_kernel
 from stretto.batch import Batch
 from stretto.context_parallel import ContextAttention
 from stretto.experts import grouped
+from stretto.experts.axes import expert_axes
 from stretto.experts.dispatch import Dispatch, Message
+from stretto.layout import Layout
 from stretto.models import Microbatch, StageSpec, Transformer
 from stretto.models.attention import SelfAttention
+from stretto.parallel_state import ParallelState, default_axes
 from stretto.params import collect, fill
 from stretto.structure import SequenceCut
 from stretto.tensor_parallel import Build
-from stretto.world import Axis
+from stretto.testing import Pool
+from stretto.world import Axis, ExpertAxes, World
 
 pytestmark = pytest.mark.gloo
 
@@ -48,8 +53,11 @@ def config_of(kind: dict[str, Any]) -> ModelConfig:
     )
 
 
-def loss_and_gradients(config: ModelConfig, batch: Batch, *, halves: bool) -> list[Tensor]:
-    build = Build(Axis.single("tp"), False, torch.float64, seed=3, tokens=batch.tokens.numel())
+def loss_and_gradients(
+    config: ModelConfig, batch: Batch, *, halves: bool, experts: ExpertAxes | None = None
+) -> list[Tensor]:
+    axes = ExpertAxes.single() if experts is None else experts
+    build = Build(Axis.single("tp"), False, torch.float64, seed=3, tokens=batch.tokens.numel(), experts=axes)
     alone = Axis.single("cp")
     attend = ContextAttention(causal_attention, tile_kernel(torch.device("cpu")), alone, alone, "all-gather")
     model = Transformer(config, StageSpec.whole(config), build, seq_len=SEQ, halves=halves, attend=lambda _: attend)
@@ -83,9 +91,9 @@ def test_halves_are_the_whole(kind: dict[str, Any], rows: int, documents: int | 
 Event = tuple[str, str, int]
 
 
-def events(monkeypatch: pytest.MonkeyPatch, *, halves: bool) -> list[Event]:
-    """What happens in forward and backward, in order: what is begun, what is taken, what computes; messages with the
-    number of their dispatch."""
+def events(world: World, halves: bool) -> list[Event]:
+    """What happens in forward and backward of a rank, in order: what is begun, what is taken, what computes; messages
+    with the number of their dispatch."""
     seen: list[Event] = []
     known: list[Dispatch] = []
 
@@ -123,28 +131,43 @@ def events(monkeypatch: pytest.MonkeyPatch, *, halves: bool) -> list[Event]:
         return call
 
     take = Dispatch.taken
-    monkeypatch.setattr(Dispatch, "__setattr__", ready)
-    monkeypatch.setattr(Dispatch, "there", begins(Dispatch.there))
-    monkeypatch.setattr(Dispatch, "back", begins(Dispatch.back))
-    monkeypatch.setattr(Dispatch, "taken", taken)
-    monkeypatch.setattr(SelfAttention, "_attended", computes(SelfAttention._attended))
-    monkeypatch.setattr(grouped, "multiply", computes(grouped.multiply))
-    loss_and_gradients(config_of({}), batch_of(2, None), halves=halves)
+    noted = {"__setattr__": ready, "there": begins(Dispatch.there), "back": begins(Dispatch.back), "taken": taken}
+    layout = Layout.of(dp=2, ep=2)
+    with (
+        mock.patch.multiple(Dispatch, **noted),
+        mock.patch.object(SelfAttention, "_attended", computes(SelfAttention._attended)),
+        mock.patch.object(grouped, "multiply", computes(grouped.multiply)),
+        ParallelState.build(layout, world, axes=default_axes(layout, experts=True)) as state,
+    ):
+        loss_and_gradients(config_of({}), batch_of(2, None), halves=halves, experts=expert_axes(state))
     return seen
 
 
-def exposed(seen: list[Event]) -> float:
-    """The share of the messages between whose begin and end nothing computes."""
+def exposed(seen: list[Event], *messages: Message) -> float:
+    """The share of these messages between whose begin and end nothing computes."""
     alone = []
     for at, (what, message, of) in enumerate(seen):
-        if what == "begin":
+        if what == "begin" and message in messages:
             between = seen[at : seen.index(("take", message, of), at)]
             alone.append(all(kind != "compute" for kind, _, _ in between))
     return sum(alone) / len(alone)
 
 
-def test_messages_pass_while_the_other_half_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three layers the last outputs have nothing behind them, and the weights of the first gradients."""
-    with monkeypatch.context() as patch:
-        assert exposed(events(patch, halves=False)) > 0.5
-    assert exposed(events(monkeypatch, halves=True)) < 0.2
+ROWS: tuple[Message, ...] = ("tokens", "outputs", "dout", "drows")
+
+
+def test_messages_pass_while_own_rows_are_computed(pool: Pool) -> None:
+    """Every message of tokens or rows has a GEMM behind it, without halves."""
+    for seen in pool.run(2, events, False):
+        assert exposed(seen, *ROWS) == 0
+
+
+def test_messages_pass_while_the_other_half_computes(pool: Pool) -> None:
+    """The other half attends, or its experts compute, while any of them is under way."""
+    for seen in pool.run(2, events, True):
+        assert exposed(seen, *ROWS) == 0
+        assert any(
+            ("compute", "_attended", 0) in seen[at : seen.index(("take", message, of), at)]
+            for at, (what, message, of) in enumerate(seen)
+            if what == "begin" and message == "tokens"
+        )

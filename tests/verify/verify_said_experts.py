@@ -57,8 +57,8 @@ LAYOUTS = Said(
     Fault(
         "places of tokens that leave out what comes from ranks before",
         "experts/plan.py",
-        "every[: exchange.rank, :, -1].sum(0)",
-        "every[:0, :, -1].sum(0)",
+        "(tokens.cumsum(0) - tokens).to(torch.int32)",
+        "torch.zeros_like(tokens, dtype=torch.int32)",
     ),
 )
 
@@ -73,14 +73,21 @@ EXACT = Said(
     Fault(
         "gradients of experts scaled by ep",
         "experts/grouped.py",
-        "accumulate_matmul(each, first_microbatch, left, right)",
-        "accumulate_matmul(each, first_microbatch, left * self.build.experts.ep.size, right)",
+        "def write(total: Tensor, first_microbatch: bool) -> None:\n",
+        "def write(total: Tensor, first_microbatch: bool) -> None:\n"
+        "            every[0].dy.mul_(self.build.experts.ep.size)\n",
+    ),
+    Fault(
+        "a weight gradient of this rank's own rows alone",
+        "experts/grouped.py",
+        "for each in some for tensor in each",
+        "for each in some[:1] for tensor in each",
     ),
     Fault(
         "an expert without tokens that keeps the gradient of the step before",
         "experts/grouped.py",
-        "            each.zero_()",
-        "            pass",
+        "        if first:\n            each.zero_()",
+        "",
     ),
     Fault(
         "counts of the last step that a checkpoint forgets",
@@ -156,6 +163,12 @@ CROSSING = Said(
         "places = found - (number.cumsum(0) - number)[:, None]",
         "places = found",
     ),
+    Fault(
+        "tokens that a rank sends to itself",
+        "experts/crossing.py",
+        "        goes[me].zero_()\n",
+        "",
+    ),
 )
 
 SENT = Said(
@@ -202,7 +215,7 @@ KEPT = Said(
     Fault(
         "rows kept beside the tokens that they are",
         "experts/layer.py",
-        "if of.activation.recompute and build.experts.exchange.size == 1:",
+        "if of.activation.recompute and not others:",
         "if False:",
     ),
 )
@@ -232,6 +245,15 @@ HALVES = Said(
         "models/halves.py",
         "frozenset({Stop.SORTED, Stop.ASKED, Stop.SENT, Stop.GIVEN}),",
         "frozenset({Stop.GIVEN}),",
+    ),
+    Fault(
+        "outputs that begin their way back behind a rank's own rows",
+        "experts/layer.py",
+        "            away.give()\n"
+        "        given = give_back(own_gate_up, weighed, of.down_proj, of.activation, own, out_of)\n",
+        "        given = give_back(own_gate_up, weighed, of.down_proj, of.activation, own, out_of)\n"
+        "        for away in others:\n"
+        "            away.give()\n",
     ),
 )
 
@@ -292,8 +314,14 @@ KERNELS_EXPERTS = Said(
     Fault(
         "an expert without rows not set to zero",
         "kernels/grouped.py",
-        "if begin == end and add:",
-        "if begin == end:",
+        "if empty and add:",
+        "if empty:",
+    ),
+    Fault(
+        "rows of a second part left out",
+        "kernels/grouped.py",
+        "more_end = tl.load(more_ends + expert)",
+        "more_end = more_begin",
     ),
     Fault(
         "rows of an expert whose sources lie in any order",
@@ -314,8 +342,8 @@ ASKED = Said(
     Fault(
         "places that are looked up by a list of the host",
         "experts/plan.py",
-        "torch.stack([coming[axes.places.index((ep, 0))] for ep in range(axes.ep.size)])",
-        "coming[[axes.places.index((ep, 0)) for ep in range(axes.ep.size)]]",
+        "torch.stack([of_ep[at[ep]] for ep, _ in axes.places])",
+        "self._counts.view(-1, self.local)[[at[ep] for ep, _ in axes.places]]",
     ),
 )
 
@@ -358,8 +386,8 @@ PEERS_LAYOUTS = Said(
     Fault(
         "the counts of what other ranks get taken for one's own",
         "experts/plan.py",
-        "own = every[:, exchange.rank]",
-        "own = every[exchange.rank]",
+        "mine = every[:, exchange.rank]",
+        "mine = every[exchange.rank]",
     ),
 )
 
@@ -386,5 +414,17 @@ BESIDE = Said(
         "experts/plan.py",
         "            with self.beside.used():  # where",
         "            if True:  # where",
+    ),
+    Fault(
+        "outputs that are added up before they came",
+        "experts/dispatch.py",
+        "            self.taken(message)\n",
+        "            self._under_way.pop(message)\n",
+    ),
+    Fault(
+        "a rank's own rows where those of others come",
+        "experts/dispatch.py",
+        "self.coming(message, rows)[: self.plan.own].copy_(rows)",
+        "self.coming(message, rows)[len(self.plan.rows) - self.plan.own :].copy_(rows)",
     ),
 )

@@ -444,7 +444,7 @@ PEAK = Said(
     Fault(
         "gradients of experts' outputs left out",
         "estimate/expert_tape.py",
-        "        t.make(dout_rows=self.leaving)\n",
+        "        t.make(own_dy=self._of(self.here, self.own))\n",
         "",
     ),
     Fault(
@@ -480,13 +480,13 @@ PEAK = Said(
     Fault(
         "gradients of rows counted once where they are put in order",
         "estimate/expert_tape.py",
-        "            t.make(in_order=self.here)\n",
-        "",
+        "t.make(in_order=self._of(self.here, others))",
+        "pass",
     ),
     Fault(
         "rows of experts in FP8 left out",
         "estimate/expert_tape.py",
-        "quantized_rows=size // self.item + self.scales",
+        "quantized_rows=self._of(size // self.item + self.scales, share)",
         "quantized_rows=0",
     ),
     Fault(
