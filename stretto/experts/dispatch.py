@@ -100,13 +100,17 @@ class Dispatch:
 
     def send(self) -> None:
         """Tokens begin their way: behind what made them, not behind what came since."""
-        tokens = self.know().tokens
-        if tokens is not None:
+        if self.know().tokens is not None:
             assert self.leaving is not None
             with self.beside.used():
                 self.there("tokens", self.leaving)
-                self.there("where", tokens.where)
             self.leaving = None
+
+    def tell(self) -> None:
+        """Beside them, which of these each row is of: little, and no GEMM waits until the host has begun that."""
+        if (tokens := self.plan.tokens) is not None:
+            with self.beside.used():
+                self.there("where", tokens.where)
 
     def backward(self, dout: Tensor, weights: Tensor) -> None:
         """Gradients of the sums [n, h], and the weights [n, K] in them, begin their way to the experts."""

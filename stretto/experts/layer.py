@@ -121,6 +121,7 @@ class SparseFeedForward(nn.Module):
             yield Pause(Stop.SENT, offered)
         own_gate_up = of.gate_up_proj(rows, own.segments, into)
         for away in others:
+            dispatch.tell()
             gate_up = of.gate_up_proj(receive(offered, tokens, away, flush), away.segments, into)
             weighed = give_back(gate_up, weighed, of.down_proj, of.activation, away, out_of)
             del gate_up

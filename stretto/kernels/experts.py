@@ -50,6 +50,7 @@ def _add_up(
     tl.store(out + token * width + column, total.to(out.dtype.element_ty), mask=within)
 
 
+@Launches
 @triton.jit
 def _scatter(x, back, out, tokens, sent, width, blocks, slots: tl.constexpr, parts: tl.constexpr, block: tl.constexpr):
     token = (tl.program_id(0) // blocks).to(tl.int64)
