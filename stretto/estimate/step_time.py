@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import inf
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.attention import attention_matrices
@@ -147,8 +148,10 @@ def _layer(args: Arguments, chip: Chip, layer: int, parts: frozenset[str]) -> Pa
     passes = item * moved * chip.pass_over / chip.memory * (chip.casts if args.run.fp8 != "none" else 1)
     passes += item * rows * (5 * h + 8 * m.dim_expert) / chip.memory
     if sparse and p.ep * p.etp > 1:
-        # Rows are put in order as they come and as they go back, forward and back: read and written.
-        passes += 4 * 2 * item * rows * p.etp * h / chip.memory
+        # Rows of others are put in order as they come and as they go back, forward and back: read and written. A rank's
+        # own are moved beside what came.
+        own = 1 / (p.ep * p.etp)
+        passes += (4 * (1 - own) + 2 * own) * 2 * item * rows * p.etp * h / chip.memory
     return Passes(
         StepTime(products, 2 * attended / chip.forward, 0.4 * passes) + _exchange(args, chip, layer, backward=False),
         StepTime(
@@ -200,12 +203,25 @@ def _exchanged(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> It
         yield exchanged(args, comm_of(args, layer), layer).seconds * (2 / 3 if backward else 1 / 3)
     group = p.ep * p.etp
     if m.is_sparse(layer) and group > 1:
-        # Each assignment one way, each token the other; not those of a rank's own experts.
-        rows = tokens / p.tp * (m.top_k * p.etp * (group - 1) / group + crossing(args))
         rate = min(chip.exchange, _rate(args, chip, group))
-        # A half computes while the other's are under way; what is exposed at the ends of a stage is not counted.
-        share = chip.contention if p.ep_comm_overlap else 1.0
-        yield share * (rows * m.hidden * item / rate + 2 * chip.latency)
+        for rows, behind in _of_experts(args, chip, backward=backward):
+            sent = rows * m.hidden * item / rate + chip.latency
+            yield max(chip.contention * sent, sent - behind)
+
+
+def _of_experts(args: Arguments, chip: Chip, *, backward: bool) -> Iterator[tuple[float, float]]:
+    """What goes to experts and comes back, in rows, and the seconds of GEMMs that are behind it: of a rank's own rows,
+    where copy engines leave them the multiprocessors. Each assignment goes one way, each token the other."""
+    m, p = args.model, args.parallel
+    rows, group, f = local_tokens(args) / p.tp * m.top_k * p.etp, p.ep * p.etp, m.dim_expert * (2 if m.gated else 1)
+    first, last = (chip.grouped * _product(args, chip, rows, *of) for of in ((f, m.hidden), (m.hidden, m.dim_expert)))
+    behind = [last / group, first / group + last] if backward else [first / group, last / group]
+    if p.ep_comm_overlap:  # a half computes meanwhile; what is exposed at the ends of a stage is not counted
+        behind = [inf, inf]
+    elif not p.ep_copy_engines:
+        behind = [0.0, 0.0]
+    # What comes from a rank's own tokens goes nowhere.
+    yield from zip((rows / (m.top_k * p.etp) * crossing(args), rows * (1 - 1 / group)), behind, strict=True)
 
 
 def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float, memo: Memo) -> StepTime:
