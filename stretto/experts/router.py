@@ -85,7 +85,7 @@ class Router(nn.Module):
             own = ParamSpec((config.experts,), Init(), sum_grad=("tp",), weight_decay=False)
             self.bias = declare_on(self, "bias", own, build)
         expect(self.weight, build)
-        self._split, self._seen = build.fuse(three_parts), build.fuse(_seen)
+        self._split, self._seen, self._best = build.fuse(three_parts), build.fuse(_seen), build.fuse(best)
 
     def forward(self, x: Tensor, sequence: tuple[int, int], real: Tensor | None = None) -> Choice:
         """`sequence`: tokens of each sample in x, and samples: rows are [s, b]. `real` [n] says which rows are tokens
@@ -122,7 +122,8 @@ class Router(nn.Module):
             allowed = torch.zeros_like(best, dtype=torch.bool)
             allowed.scatter_(1, best.topk(c.router_top_groups, -1).indices, True)
             ranked = grouped.masked_fill(~allowed[..., None], -torch.inf).flatten(1)
-        return ranked.topk(c.top_k, -1, sorted=True).indices
+        best_of: Tensor = self._best(ranked, c.top_k)
+        return best_of
 
     def _balanced(self, weights: Tensor, logits: Tensor, scores: Tensor, choice: Choice, real: Tensor | None) -> Tensor:
         """The weights; their backward adds the gradients of the losses, and the counts, once for a microbatch."""
@@ -142,6 +143,11 @@ class Router(nn.Module):
         lost = torch.zeros_like(counts) if kept is None else _counts(experts, c.experts, times * ~kept)
         seen = (counts, lost, *self._seen(logits.detach(), chance.detach(), real))
         return _Attach.apply(weights, extra, state, *seen)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def best(scores: Tensor, k: int) -> Tensor:
+    """[n, k] int64: of scores [n, E] which are the best, the best first."""
+    return scores.topk(k, -1, sorted=True).indices
 
 
 def _counts(experts: Tensor, number: int, times: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stretto.distributed import rules
 from stretto.experts import grouped as multiplying
+from stretto.experts import router as routing
 from stretto.experts import rows as moving
 from stretto.models import head_norm as norming
 from stretto.models import rope as turning
@@ -44,6 +45,10 @@ def _row(width: int) -> bool:
 
 def _tiles(width: int) -> bool:
     return width % 128 == 0
+
+
+def _scores(width: int) -> bool:
+    return width <= 2**10  # of one token, in registers
 
 
 def _power_of_two(width: int) -> bool:
@@ -100,7 +105,7 @@ def hand_written(function: Function, otherwise: Function) -> Function:
 def kernels() -> Mapping[Function, Kernel]:
     """Each kernel by its formula. Raises ImportError where there is no Triton."""
     # Triton comes with torch for GPUs, not with torch for CPUs
-    from stretto.kernels import adamw, cross_entropy, experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
+    from stretto.kernels import adamw, cross_entropy, experts, fp8, grouped, head_norm, rms_norm, rope, swiglu, top_k
 
     return {
         formulas.swiglu_backward: Kernel(swiglu.backward),
@@ -118,6 +123,7 @@ def kernels() -> Mapping[Function, Kernel]:
         norming.norm_and_rotate: Kernel(head_norm.forward, _power_of_two, equal=True),
         norming.norm_and_rotate_backward: Kernel(head_norm.backward, _power_of_two, equal=True),
         multiplying.add_products: Kernel(grouped.add_products, _tiles, (torch.float32,), _QUANTIZED),
+        routing.best: Kernel(top_k.best, _scores, (torch.float32,)),
         moving.scatter_rows: Kernel(experts.scatter_rows),
         moving.sum_rows: Kernel(experts.sum_rows),
         moving.combine_rows: Kernel(experts.combine_rows),

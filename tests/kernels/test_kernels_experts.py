@@ -19,6 +19,7 @@ from triton.runtime import interpreter
 
 from stretto.experts.grouped import add_products
 from stretto.experts.plan import Sorting
+from stretto.experts.router import best
 from stretto.experts.rows import by_expert, combine_rows, scatter_rows, sum_rows
 from stretto.experts.segments import Segments
 from stretto.kernels.hand_written import kernels
@@ -158,3 +159,17 @@ def test_weight_gradients_of_all_experts_at_once(parts: list[tuple[int, ...]], f
     kernels()[add_products].run(total, first, *factors, tall=128, wide=128, deep=32, warps=4)
     add_products(exact, first, *(each.double() if isinstance(each, Tensor) else each for each in factors))
     close(total, exact, torch.float32)
+
+
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(37, 64, 8), (5, 128, 1), (130, 12, 3), (1, 7, 7), (0, 8, 2)])
+def test_the_best_experts_are_those_of_torch(tokens: int, experts: int, k: int) -> None:
+    """Catches: columns that no expert has, the tokens behind the last, an expert that is chosen twice."""
+    scores = -drawn(tokens, experts, dtype=torch.float32).abs()
+    assert torch.equal(kernels()[best].run(scores, k), best(scores, k))
+
+
+def test_of_equal_scores_the_first_expert_is_the_better_and_none_is_made_up() -> None:
+    scores = torch.tensor([[1.0, 2.0, 2.0, -torch.inf, 1.0], [torch.nan] * 5], device=DEVICE)
+    found = kernels()[best].run(scores, 4)
+    assert found[0].tolist() == [1, 2, 0, 4]
+    assert bool((found[1] < 5).all())
