@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="comes with torch for GPUs, and with what d
 from stretto.distributed import rules
 from stretto.experts import rows as moving
 from stretto.experts.grouped import add_products
+from stretto.experts.router import best
 from stretto.kernels import hand_written
 from stretto.kernels.hand_written import kernels
 from stretto.models import rope
@@ -167,7 +168,7 @@ def test_every_kernel_is_compared() -> None:
     elsewhere |= {fp8_shards.quantize_, fp8_shards.transpose_}
     elsewhere |= {norm_and_rotate, norm_and_rotate_backward}
     elsewhere |= {loss_formulas.statistics, loss_formulas.gradient_, rules.adamw}
-    elsewhere |= {moving.scatter_rows, moving.sum_rows, moving.combine_rows, moving.by_expert, add_products}
+    elsewhere |= {moving.scatter_rows, moving.sum_rows, moving.combine_rows, moving.by_expert, add_products, best}
     assert set(kernels()) == compared | {rope.apply_rotary_, rope.apply_rotary_backward} | elsewhere
 
 

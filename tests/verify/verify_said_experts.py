@@ -318,6 +318,12 @@ KERNELS_EXPERTS = Said(
         "if empty:",
     ),
     Fault(
+        "an expert that is chosen twice",
+        "kernels/top_k.py",
+        "tl.where(expert == found[:, None], -float(\"inf\"), left)",
+        "left",
+    ),
+    Fault(
         "rows of a second part left out",
         "kernels/grouped.py",
         "more_end = tl.load(more_ends + expert)",
