@@ -1,8 +1,8 @@
 """P6, P14: whatever tokens go where, nothing hangs and the gradients are those of one process; any ep loads any other.
 
-Faults to catch: experts of other ranks left out of the norm; gradients of experts scaled by ep; an expert without
-tokens that keeps the gradient of the step before; counts of the last step that a checkpoint forgets; counts that a
-recomputation adds again.
+Faults to catch: experts of other ranks left out of the norm; gradients of experts scaled by ep; a weight gradient of
+this rank's own rows alone; an expert without tokens that keeps the gradient of the step before; counts of the last step
+that a checkpoint forgets; counts that a recomputation adds again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The kernels that move rows of experts compute their formulas, on a GPU or in Triton's interpreter.
 
 Faults to catch: a dropped row that is added; the parts of a cut expert not added up; columns beyond the first block
-left out; slots added in another order; rows of the next expert added, or of a second part left out; an expert without
-rows not set to zero; rows of an expert whose sources lie in any order; rows of an expert beyond a block left where they
-were; an expert that is chosen twice.
+left out; slots added in another order; rows of the next expert added; an expert without rows not set to zero; an expert
+that is chosen twice; rows of a second part left out; rows of an expert whose sources lie in any order; rows of an
+expert beyond a block left where they were.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A microbatch in two halves is the same microbatch, and the messages of one pass while the other computes.
 
 Faults to catch: a half that has the positions of the other's rows; halves joined in the wrong order; outputs that begin
-their way back behind the other half's experts; rows that are sent when the other half is through with its experts.
+their way back behind the other half's experts; rows that are sent when the other half is through with its experts;
+outputs that begin their way back behind a rank's own rows.
 """
 
 from __future__ import annotations
