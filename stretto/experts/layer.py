@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.collectives import nothing
-from stretto.experts.dispatch import Dispatch, Others, Own, offer, receive, regathered, weigh
+from stretto.experts.dispatch import Dispatch
 from stretto.experts.grouped import GroupedLinear, Joined
+from stretto.experts.nodes import offer, receive, regathered, weigh
 from stretto.experts.output import combine, give_back
+from stretto.experts.parts import Others, Own
 from stretto.experts.plan import Sorting
 from stretto.experts.router import Router
 from stretto.experts.rows import RowOps

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from stretto.experts.dispatch import Dispatch, Part
+from stretto.experts.dispatch import Dispatch
 from stretto.experts.grouped import GroupedLinear, Joined, add_bias, of_bias
+from stretto.experts.parts import Part
 from stretto.tensor_parallel import Pointwise
 
 

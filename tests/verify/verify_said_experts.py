@@ -320,7 +320,7 @@ KERNELS_EXPERTS = Said(
     Fault(
         "an expert that is chosen twice",
         "kernels/top_k.py",
-        "tl.where(expert == found[:, None], -float(\"inf\"), left)",
+        'tl.where(expert == found[:, None], -float("inf"), left)',
         "left",
     ),
     Fault(
