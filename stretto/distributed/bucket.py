@@ -198,7 +198,8 @@ class Bucket(Arrivals):
             raise RuntimeError(
                 f"a gradient of {self.name_of(param)} came after its bucket was sent: "
                 "reduce(stage) must stand before the stage's last backward of the step, zero() before its first; after "
-                "shard(microbatches=) a step is so many forwards and backwards, and step() of its own optimizer"
+                "shard(microbatches=) a step is so many backwards, and step() of its own optimizer; a module that is "
+                "called twice under a checkpoint takes use_reentrant=False"
             )
         self._open()
         total = self._totals.get(param)

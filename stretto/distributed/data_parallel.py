@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from stretto.collectives import all_reduce_
 from stretto.distributed.axes import gather_axis
@@ -27,7 +28,8 @@ from stretto.distributed.progress import Progress
 from stretto.distributed.quantized import QuantizedBucket, Quantizer, agree_at_once, matrices_of
 from stretto.distributed.region import take_turns
 from stretto.distributed.replicate import require_no_newcomers, require_single
-from stretto.distributed.sections import Sections, sections_of
+from stretto.distributed.sections import Sections, outside_of, sections_of
+from stretto.distributed.state_dicts import watch_state_dicts
 from stretto.layout.flat import overlap
 from stretto.parallel_state import ParallelState
 from stretto.params import Declared, Part, collect
@@ -66,8 +68,7 @@ class DataParallel(Progress):
         self.norms: tuple[list[str], Tensor] = [], torch.zeros(0)
         """Names of the gradients that this rank counts, and their norms [n] when the gradient's was last computed."""
         self._visits, self._visited = visits or {}, Counter[int]()
-        # With levels of dp, shards lie along the inner one and copies of them along the outer one.
-        self._levels = "dp.0" in state.layout.axes
+        self._levels = "dp.0" in state.layout.axes  # shards lie along the inner one, copies along the outer one
         self.sharding = sharding if state.axis(*self._over(("dp", "cp"))).size > 1 else DDP
         self._each = sharding.reduce_each
         self.declared: tuple[Declared, ...] = ()
@@ -78,10 +79,10 @@ class DataParallel(Progress):
             declared = collect(module, elsewhere=held)
             self.declared += declared
             held |= {each.param for each in declared}
+            groups = fill_buckets(declared, bucket_mb * 2**20)
             if self.sharding.params:
-                groups = fill_units(declared, sections_of(module), None if quantizer is None else quantizer.takes)
-            else:
-                groups = fill_buckets(declared, bucket_mb * 2**20)
+                parts, takes = sections_of(module), None if quantizer is None else quantizer.takes
+                groups = fill_units(declared, parts, takes, outside_of(module, parts))
             self.buckets[stage] = [self._bucket(group) for group in groups]
             agree_at_once(self.buckets[stage])
         require_single(self.declared)
@@ -99,11 +100,12 @@ class DataParallel(Progress):
         """Whether a step has shown that all that learns is held here."""
         self._main_gradients = MainGradients() if direct is None else direct
         self._main_gradients.bind(self._home, self._send_full)
-        self._hooks = [
+        self._hooks: list[RemovableHandle] = [
             p.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
             for p in self._home
             if p.requires_grad
         ]
+        self._hooks += watch_state_dicts(stages.values(), self._home)
         self._accept_steps = reject_steps(self)
 
     def wait_by_section(self) -> None:
@@ -140,12 +142,10 @@ class DataParallel(Progress):
         # Where weight gradients of the stage wait for a W that comes next, all others came with the last I.
         here = {param for bucket in self.buckets[stage] for param in bucket.params}
         waiting = here & self._main_gradients.deferred.weights()
-        if self._each and not self.sharding.grads:  # one rank, and nothing to send in each microbatch
+        if self._each and not self.sharding.grads:  # one rank: nothing to send in each microbatch
             return
         for bucket in self.buckets[stage]:
-            if bucket.frozen or (
-                self._each and not bucket.sharding.grads
-            ):  # alone with its parameters: nothing to send
+            if bucket.frozen or (self._each and not bucket.sharding.grads):  # alone with its parameters
                 continue
             if self.sharding.grads and bucket.due and bucket in self._unsent:
                 self._unsent.remove(bucket)
@@ -248,7 +248,7 @@ class DataParallel(Progress):
 
     def _share_regions(self) -> None:
         """Buckets of which each is used by one section fill one after the other."""
-        used = [bucket for sections in self._sections.values() for section in sections.uses for bucket in section]
+        used = [bucket for each in self._sections.values() for section in each.uses for bucket in section]
         turns = [bucket for bucket in used if used.count(bucket) == 1 and not bucket.frozen and bucket.sharding.grads]
         taken = take_turns([(each.axis, each.flat.numel, each.grad_dtype) for each in turns], GRADIENTS)
         for bucket, region in zip(turns, taken, strict=True):

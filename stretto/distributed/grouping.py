@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from torch import nn
 
@@ -20,11 +20,12 @@ def fill_units(
     items: Sequence[Declared],
     sections: Sequence[Sequence[nn.Module]],
     quantized: Callable[[nn.Parameter], bool] | None = None,
+    outside: Container[nn.Parameter] = (),
 ) -> list[list[Declared]]:
-    """A bucket for each section of a stage, and one for what is in none; what is gathered `quantized` is apart."""
+    """A bucket for each section, and one for what is used `outside` of them; what is gathered `quantized` is apart."""
     section: dict[nn.Parameter, int] = {}
     for n, modules in enumerate(sections):
-        for param in (p for module in modules for p in module.parameters()):
+        for param in (p for module in modules for p in module.parameters() if p not in outside):
             section.setdefault(param, n)
     taken = {item.param for item in items if quantized is not None and quantized(item.param)}
     found = [_stored(item)._replace(section=section.get(item.param), quantized=item.param in taken) for item in items]

@@ -42,6 +42,12 @@ def sections_of(module: nn.Module) -> list[list[nn.Module]]:
     return [[child] for child in max(lists, key=len, default=nn.Module()).children()]
 
 
+def outside_of(module: nn.Module, sections: Sequence[Sequence[nn.Module]]) -> set[nn.Parameter]:
+    """Parameters that modules outside of all sections hold, a section or none beside them: read at any time."""
+    inside = {part for modules in sections for each in modules for part in each.modules()}
+    return {p for part in module.modules() if part not in inside for p in part.parameters(recurse=False)}
+
+
 @dataclass
 class _Pass:
     """A forward, and its backward."""
@@ -65,8 +71,9 @@ class Sections:
     ) -> None:
         self.uses = [_used(modules, home) for modules in sections]
         """The buckets of each section."""
-        sectioned = {bucket for used in self.uses for bucket in used}
-        self._always = [bucket for bucket in _used([module], home) if bucket not in sectioned]
+        # A bucket may hold both what a section uses and what is in none: whoever comes first waits for it.
+        outside = outside_of(module, sections)
+        self._always = list(dict.fromkeys(home[p] for p in module.parameters() if p in outside and p in home))
         self._kept = {bucket for used in self.uses[max(0, len(self.uses) - keep) :] for bucket in used if keep}
         self._held = dict[Bucket, None]()
         self._backward = False
@@ -75,7 +82,6 @@ class Sections:
         self._hooks: list[RemovableHandle] = [
             module.register_forward_pre_hook(self._stage_begins),
             module.register_forward_hook(self._stage_ends),
-            module.register_state_dict_pre_hook(self._read),  # type: ignore[no-untyped-call]
         ]
         for n, modules in enumerate(sections):
             for each in modules:
@@ -98,13 +104,6 @@ class Sections:
         """Take the hooks off."""
         for hook in self._hooks:
             hook.remove()
-
-    def _read(self, *_: Any) -> None:
-        """Raise RuntimeError where the weights have no memory: who reads it ends the process."""
-        if not all(bucket.whole for used in (self._always, *self.uses) for bucket in used):
-            raise RuntimeError(
-                "weights are sharded: take the state_dict within `with sharded.whole():`, on all ranks together"
-            )
 
     def _stage_begins(self, _module: nn.Module, _args: Any) -> None:
         self._backward, self._at, self._pass = False, None, _Pass()

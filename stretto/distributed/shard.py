@@ -34,9 +34,11 @@ class Sharded(DataParallel):
     def __init__(self, module: nn.Module, state: ParallelState, mode: str, microbatches: int, **options: Any) -> None:
         super().__init__({0: module}, state, sharding=MODES[mode], **options)
         self.module, self.microbatches = module, microbatches
-        self._begun = self._backwards = 0
+        self._backwards = 0
         self._added = False
         """Whether a backward added something since the last forward began."""
+        self._announced = False
+        """Whether a sum is to follow what is added next."""
         self._forward = module.register_forward_pre_hook(self._begins)
 
     def optimizer(self, make: Callable[[DataParallel], Optimizer], *, clip_grad: float = 0.0) -> SteppingOptimizer:
@@ -53,25 +55,32 @@ class Sharded(DataParallel):
 
     def zero(self) -> None:
         super().zero()
-        self._begun = self._backwards = 0
-        self._added = False
+        self._backwards = 0
+        self._added = self._announced = False
 
     def _begins(self, _module: nn.Module, _args: Any) -> None:
-        """A forward: what its backward adds is summed, after each where gradients are sharded, else after the last."""
+        """A forward: what its backward adds is summed, after each where gradients are sharded, else after the last.
+
+        Several forwards may have one backward, and several backwards may follow several forwards.
+        """
         if torch.is_grad_enabled():
             self._backwards += self._added
+            self._announced &= not (self._added and self._each)
             self._added = False
             if self._backwards >= self.microbatches:
                 raise RuntimeError(
                     f"a forward begins, but the {self._backwards} backward(s) of this step were not followed by an "
                     f"update: {UPDATES}; or say shard(microbatches=) where a step has more backwards"
                 )
-            self._begun += 1
-            if self.sharding.reduce_each or self._begun == self.microbatches:
+            if not self._announced and (self._each or self._backwards == self.microbatches - 1):
+                self._announced = True
                 self.reduce(0)
 
     def _arrived(self, param: nn.Parameter) -> None:
         self._added = True
+        bucket = self._home[param]
+        if bucket.sharding.grads and bucket.sent and param.grad is not None:  # of one more backward
+            self.reduce(0)
         super()._arrived(param)
 
 

@@ -628,3 +628,25 @@ NOT_FINITE = Said(
         'told["skipped_steps"] = None',
     ),
 )
+
+OWN_LOOPS = Said(
+    "tests/distributed/test_distributed_own_loops.py",
+    Fault(
+        "weights in use outside of the sections that are read before they have come",
+        "distributed/sections.py",
+        "        outside = outside_of(module, sections)\n",
+        "        outside = outside_of(module, [[module]])\n",
+    ),
+    Fault(
+        "a sum that is begun by the number of forwards",
+        "distributed/shard.py",
+        "self._backwards == self.microbatches - 1",
+        "True",
+    ),
+    Fault(
+        "a state_dict of weights that are on their way",
+        "distributed/state_dicts.py",
+        "        bucket.arrive()\n",
+        "",
+    ),
+)
