@@ -15,13 +15,13 @@ from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from stretto.collectives import all_reduce_
 from stretto.distributed.axes import gather_axis
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.foreign_optimizer import reject_steps
 from stretto.distributed.grouping import fill_buckets, fill_units
+from stretto.distributed.handed_over import HandedOver, require_own
 from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.partial import Gradient, sum_partial_gradients
 from stretto.distributed.progress import Progress
@@ -29,7 +29,6 @@ from stretto.distributed.quantized import QuantizedBucket, Quantizer, agree_at_o
 from stretto.distributed.region import take_turns
 from stretto.distributed.replicate import require_no_newcomers, require_single
 from stretto.distributed.sections import Sections, outside_of, sections_of
-from stretto.distributed.state_dicts import watch_state_dicts
 from stretto.layout.flat import overlap
 from stretto.parallel_state import ParallelState
 from stretto.params import Declared, Part, collect
@@ -64,6 +63,7 @@ class DataParallel(Progress):
         wire: torch.dtype | None = None,
         quantizer: Quantizer | None = None,
     ) -> None:
+        require_own(stages.values())
         self.state, self.wire, self._quantizer = state, wire, quantizer
         self.norms: tuple[list[str], Tensor] = [], torch.zeros(0)
         """Names of the gradients that this rank counts, and their norms [n] when the gradient's was last computed."""
@@ -100,12 +100,12 @@ class DataParallel(Progress):
         """Whether a step has shown that all that learns is held here."""
         self._main_gradients = MainGradients() if direct is None else direct
         self._main_gradients.bind(self._home, self._send_full)
-        self._hooks: list[RemovableHandle] = [
+        self._hooks = [
             p.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
             for p in self._home
             if p.requires_grad
         ]
-        self._hooks += watch_state_dicts(stages.values(), self._home)
+        self._guards = HandedOver(stages.values(), self._home)
         self._accept_steps = reject_steps(self)
 
     def wait_by_section(self) -> None:
@@ -163,12 +163,7 @@ class DataParallel(Progress):
         overlapped. Raises RuntimeError naming parameters that got no gradient in the whole step.
         """
         self._main_gradients.flush()
-        missing = [name for bucket in self.all_buckets for name in bucket.missing]
-        if missing:
-            raise RuntimeError(
-                f"no gradient reached {', '.join(missing)}: the loss does not depend on them; "
-                "remove them from the module or use them in its forward"
-            )
+        self.require_gradients()
         if not self._complete:
             require_no_newcomers(self._stages, self._home)
             self._complete = True
@@ -231,6 +226,7 @@ class DataParallel(Progress):
 
     def close(self) -> None:
         """Take the hooks off the parameters and modules."""
+        self._guards.close()
         for hook in self._hooks:
             hook.remove()
         for sections in self._sections.values():

@@ -53,6 +53,20 @@ class Progress:
         """Whether gradients of the stage are summed over ranks."""
         return any(bucket.axis.size > 1 for bucket in self.buckets[stage])
 
+    def require_gradients(self) -> None:
+        """Raise RuntimeError naming what learns and got no gradient in the whole step, and what learns only by now."""
+        frozen = [p for bucket in self.all_buckets if bucket.frozen for p in bucket.params]
+        if thawed := [self._home[p].name_of(p) for p in frozen if p.requires_grad]:
+            raise RuntimeError(
+                f"{', '.join(thawed)} had requires_grad=False when the module was handed over, so nothing sums its "
+                "gradient or updates it: hand the module over again when that has changed"
+            )
+        if missing := [name for bucket in self.all_buckets for name in bucket.missing]:
+            raise RuntimeError(
+                f"no gradient reached {', '.join(missing)}: the loss does not depend on them, or they were frozen "
+                "after the module was handed over; remove them from the module or use them in its forward"
+            )
+
     def require_summed(self) -> None:
         """Raise RuntimeError where gradients are not summed over the ranks: with an update replicas would part ways."""
         if not all(bucket.summed for bucket in self.all_buckets):

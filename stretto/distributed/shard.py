@@ -122,10 +122,15 @@ def shard(
         keep: with fsdp, how many last blocks stay whole from forward to backward.
 
     Raises:
-        ValueError: no such sharding, or nothing to train.
+        ValueError: no such sharding or number, or nothing to train; a module that is handed over already.
     """
     if sharding not in MODES:
         raise ValueError(f"sharding={sharding!r}: take one of {', '.join(MODES)}")
+    if microbatches < 1 or bucket_mb <= 0 or keep < 0:
+        raise ValueError(
+            f"microbatches={microbatches}, bucket_mb={bucket_mb}, keep={keep}: a step has a backward or more, a bucket "
+            "more than nothing, and no fewer than 0 blocks stay whole"
+        )
     if unknown := declare_rest(module):
         apart = [name for name in ("tp", "pp") if state.axis(name).size > 1]
         say = logging.getLogger(__name__).warning if apart else logging.getLogger(__name__).info

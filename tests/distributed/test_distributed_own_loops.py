@@ -1,11 +1,13 @@
 """Loops and modules as people write them, over ranks, against one process. A gather brings nothing before its wait.
 
 Faults to catch: weights in use outside of the sections that are read before they have come; a sum that is begun by the
-number of forwards; a state_dict of weights that are on their way.
+number of forwards; a state_dict of weights that are on their way; a parameter that is thawed and
+never moves.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -131,14 +133,53 @@ def test_a_loop_is_that_of_one_process(pool: Pool, mode: str) -> None:
                 torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-12, msg=f"{loop} {name}")
 
 
+MISUSES: dict[str, tuple[Callable[[nn.Module], object], str]] = {
+    "load": (lambda net: net.load_state_dict({}), "before the module is handed over"),
+    "load a part": (lambda net: net.get_submodule("head").load_state_dict({}), "before the module is handed over"),
+    "copy": (copy.deepcopy, "take its state_dict within `with sharded.whole"),
+    "cast": (lambda net: net.half(), "not moved or cast to torch.float16 on cpu"),
+    "thaw": (lambda net: net.requires_grad_(True), "embed.weight had requires_grad=False"),
+    "freeze": (lambda net: net.get_submodule("head").requires_grad_(False), "no gradient reached head.weight"),
+}
+
+
 @pytest.mark.parametrize("mode", ["none", *SHARDED])
-def test_weights_are_not_loaded_into_buckets(mode: str) -> None:
-    """Masters and shards would not follow: under fsdp the process ended."""
-    net = Net()
-    before = {name: x.clone() for name, x in net.state_dict().items()}
+def test_what_buckets_would_not_follow_is_an_error(pool: Pool, mode: str) -> None:
+    """Under fsdp some of it ended the process, in other modes it was lost without a word."""
+    for found, after in pool.run(2, misused, mode):
+        for way, (_, want) in MISUSES.items():
+            assert want in found.get(way, "")
+        assert "sharded weights went with" in after if mode == "fsdp" else after == "right"
+
+
+def misused(world: World, mode: str) -> tuple[dict[str, str], str]:
+    said = {}
+    with ParallelState.build(Layout.of(dp=world.size), world) as state:
+        for way, (run, _) in MISUSES.items():
+            net = Net()
+            net.embed.requires_grad_(False)
+            with shard(net, state, sharding=mode) as sharded:
+                optimizer = sharded.optimizer(SGD(momentum=0.0))
+                try:
+                    run(net.double().to("cpu"))  # which changes nothing
+                    net(ids(0)).backward()
+                    optimizer.step(0.1)
+                except RuntimeError as error:
+                    said[way] = str(error)
+                with pytest.raises(ValueError, match="handed over already"):
+                    shard(net.blocks, state)
+        try:
+            net(ids(0))
+        except RuntimeError as error:
+            return said, str(error)
+        with shard(net, state, sharding=mode):  # once more
+            return said, "right"
+
+
+def test_numbers_and_modules_that_are_none_are_rejected() -> None:
     with ParallelState.build(Layout.of(), World.single()) as state:
-        with shard(net, state, sharding=mode) as sharded:
-            for part in (net, net.head):
-                with sharded.whole(), pytest.raises(RuntimeError, match="before the module is handed over"):
-                    part.load_state_dict(part.state_dict())
-        net.load_state_dict(before)
+        for wrong in ({"microbatches": 0}, {"bucket_mb": 0.0}, {"keep": -1}):
+            with pytest.raises(ValueError, match="a step has a backward or more"):
+                shard(Net(), state, **wrong)  # type: ignore[arg-type]
+        with torch.device("meta"), pytest.raises(ValueError, match=r"embed.weight.* lie on the meta device"):
+            shard(Net(), state)

@@ -338,8 +338,8 @@ DIRECT = Said(
     Fault(
         "what is deferred forgotten at the end of a step",
         "distributed/data_parallel.py",
-        "        self._main_gradients.flush()\n        missing",
-        "        missing",
+        "        self._main_gradients.flush()\n        self.require_gradients",
+        "        self.require_gradients",
     ),
     Fault(
         "what an earlier backward deferred counted among the last gradients",

@@ -645,8 +645,14 @@ OWN_LOOPS = Said(
     ),
     Fault(
         "a state_dict of weights that are on their way",
-        "distributed/state_dicts.py",
+        "distributed/handed_over.py",
         "        bucket.arrive()\n",
         "",
+    ),
+    Fault(
+        "a parameter that is thawed and never moves",
+        "distributed/progress.py",
+        "for p in frozen if p.requires_grad]",
+        "for p in frozen if False]",
     ),
 )
