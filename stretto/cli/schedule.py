@@ -12,13 +12,14 @@ from typing import Final, Literal
 from rich.console import Console
 from rich.table import Table
 
-from stretto.arguments.context_rules import MOST_PLANNED
 from stretto.arguments.form import Form
 from stretto.arguments.setting import REQUIRED, setting
 from stretto.cli.command import USAGE_ERROR, options
+from stretto.cli.schedule_rules import require_bounded, require_read
 from stretto.cli.schedule_search import searched, spread
 from stretto.cli.schedule_timeline import draw_measured, show
 from stretto.console import console
+from stretto.layout.stages import placement
 from stretto.reading import UnreadableError, read_text, reason
 from stretto.schedule import (
     GENERATORS,
@@ -34,6 +35,7 @@ from stretto.schedule import (
     step_time,
 )
 from stretto.schedule.csv import from_csv, to_csv
+from stretto.schedule.generators import stages_on_a_rank
 from stretto.schedule.grid import failing, grid
 from stretto.schedule.measured import read_cost
 from stretto.schedule.picture import chrome_trace, picture
@@ -81,11 +83,15 @@ class Command:
         None, "a file of --schedule-costs, or a measured timeline: instead of these", path=True, named="FILE"
     )
     finish: float = setting(0.0, "norm and update after the last gradient of the step")
-    out: tuple[str, ...] = setting((), "files: .svg, .png, .json (trace), .csv or .txt", path=True, named="FILE")
+    out: tuple[str, ...] = setting(
+        (), "draw, search: files: .svg, .png, .json (trace), .csv or .txt", path=True, named="FILE"
+    )
     measured: str | None = setting(
         None, "draw: a step that ran, from `stretto train --profile`", path=True, named="FILE"
     )
-    memory: float | None = setting(None, "search: microbatches whose activations a rank may hold; unset: pp", above=0)
+    memory: float | None = setting(
+        None, "search, auto: microbatches whose activations a rank may hold; unset: pp", above=0
+    )
     layers: int | None = setting(
         None, "search: split so many layers over the stages too; times are then those of a layer", at_least=1
     )
@@ -108,7 +114,8 @@ def main(argv: Sequence[str]) -> int:
     screen = console(width=said.width) if said.width else console()
     try:
         run = {"list": _list, "draw": _draw, "check": _check, "simulate": _simulate, "search": _search}
-        _require_bounded(said)
+        require_bounded(said)
+        require_read(said)
         run[said.what](said, screen)
     except OSError as error:
         say(f"stretto schedule: cannot write {error.filename}: {reason(error)}")
@@ -117,15 +124,6 @@ def main(argv: Sequence[str]) -> int:
         say("\n".join([f"stretto schedule: {error}", *getattr(error, "__notes__", ())]))
         return USAGE_ERROR
     return 0
-
-
-def _require_bounded(said: Command) -> None:
-    """Raise ValueError for more actions than a run would plan: they would take all memory."""
-    if (size := said.pp * (said.vpp or 1) * said.microbatches) > MOST_PLANNED:
-        raise ValueError(
-            f"--pp * --vpp * --microbatches = {said.pp} * {said.vpp or 1} * {said.microbatches} = {size:,} forwards, "
-            f"must be <= {MOST_PLANNED:,}"
-        )
 
 
 def read(name: str) -> str:
@@ -140,7 +138,8 @@ def _made(said: Command, name: str) -> Schedule:
     """The schedule of this name or in this file, checked; an error shows where in it."""
     path = Path(name)
     if name in GENERATORS or not path.suffix:
-        s = schedule_for(name, said.pp, said.microbatches, said.vpp)
+        cost = _cost(said, _unordered(said, name)) if name == "auto" else None
+        s = schedule_for(name, said.pp, said.microbatches, said.vpp, cost, memory=said.memory)
     else:
         text = read(name)
         s = from_csv(text) if path.suffix == ".csv" else Schedule.parse(text)
@@ -152,6 +151,12 @@ def _made(said: Command, name: str) -> Schedule:
     return s
 
 
+def _unordered(said: Command, name: str) -> Schedule:
+    """Its stages alone, by which there are costs before there is an order."""
+    v = stages_on_a_rank(name, said.vpp)
+    return Schedule(placement(said.pp, v, GENERATORS[name].shape_of(v)), said.microbatches, [()] * said.pp)
+
+
 def _cost(said: Command, s: Schedule) -> Cost:
     """What was said; by default all layers of a rank take one unit of time forward, so that vpp does not matter."""
     if said.costs is not None:
@@ -160,7 +165,10 @@ def _cost(said: Command, s: Schedule) -> Cost:
     i, w = spread(said.input_gradient, f), spread(said.weight_gradient, f)
     if not any(x for each in (f, i, w) for x in (each if isinstance(each, tuple) else (each,))):
         raise ValueError("--forward, --input-gradient and --weight-gradient are all 0: one of them must take time")
-    return Cost.split(f, i, w, hop=said.hop, transfer=said.transfer, finish=said.finish)
+    cost = Cost.split(f, i, w, hop=said.hop, transfer=said.transfer, finish=said.finish)
+    if cost.num_stages not in (None, s.num_stages):
+        raise ValueError(f"times are given for {cost.num_stages} stages, but there are {s.num_stages}: see --pp, --vpp")
+    return cost
 
 
 def _one(said: Command) -> str:
@@ -213,6 +221,15 @@ def _check(said: Command, _: Console) -> None:
 
 
 def _list(said: Command, screen: Console) -> None:
+    """All that have as many stages on a rank as times are given for, or as --vpp says."""
+    if said.schedule:
+        raise ValueError(f"list takes no schedule, got {' '.join(said.schedule)}: simulate compares those")
+    given = read_cost(read(said.costs), said.costs).num_stages if said.costs is not None else None
+    given = given or max(len(x or ()) for x in (said.forward, said.input_gradient, said.weight_gradient))
+    if given > 1 and said.vpp is None:
+        if given % said.pp:
+            raise ValueError(f"times are given for {given} stages, which is no multiple of --pp {said.pp}")
+        said = replace(said, vpp=given // said.pp)
     names = (name for name in GENERATORS if said.vpp in (None, GENERATORS[name].stages) or _any(name))
     _simulate(replace(said, schedule=tuple(names)), screen)
 

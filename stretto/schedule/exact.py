@@ -14,7 +14,8 @@ from stretto.schedule.ir import Schedule
 from stretto.schedule.search import Found, search
 from stretto.schedule.simulate import simulate, step_time
 
-_TICKS = 1000  # per longest action: costs are rounded to these, the result is simulated with the true ones
+_TICKS = 10_000  # per longest action: costs are rounded down, so a bound is one; the result is simulated with true ones
+_EXACT = 1e-6  # of a tick: what floats leave below a whole number of them
 
 
 def solve(
@@ -42,8 +43,8 @@ def solve(
     bound = max(known.bound, solver.best_objective_bound / model.scale + cost.finish)
     time = step_time(simulate(order, cost), cost)
     if time >= known.time:
-        return Found(known.schedule, known.origin, known.time, min(bound, known.time))
-    return Found(order, "solver", time, min(bound, time))
+        return Found(known.schedule, known.origin, known.time, bound)
+    return Found(order, "solver", time, bound)
 
 
 class _Model:
@@ -54,8 +55,8 @@ class _Model:
         stages = np.arange(len(self.home))
         times = {op: cost.times(stages, np.full(len(stages), list(Op).index(op))) for op in (Op.F, Op.I, Op.W)}
         self.scale = _TICKS / max(float(t.max()) for t in times.values())
-        ticks = {op: [round(float(t) * self.scale) for t in column] for op, column in times.items()}
-        hop = round(cost.message * self.scale)
+        ticks = {op: [int(float(t) * self.scale + _EXACT) for t in column] for op, column in times.items()}
+        hop = int(cost.message * self.scale + _EXACT)
         horizon = sum(sum(column) for column in ticks.values()) * m + 2 * hop * len(self.home) * m
         self.model = model = cp_model.CpModel()
         self.start: dict[Action, Any] = {}

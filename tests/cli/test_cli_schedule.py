@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,14 @@ def test_one_of_a_kind_is_not_several(capsys: pytest.CaptureFixture[str]) -> Non
         (["draw", "zbv", "--vpp", "3"], "zbv has 2 stages on a rank, not 3"),
         (["draw"], "draw takes one schedule, got 0"),
         (["check", "none.csv"], "none.csv"),
-        (["simulate", "1f1b", "--forward", "1,2"], "times are given for 2 stages, but there is a stage 3"),
+        (["simulate", "1f1b", "--forward", "1,2"], "times are given for 2 stages, but there are 4"),
+        (["simulate", "1f1b", "--forward", "1,1,1,1,1"], "times are given for 5 stages, but there are 4"),
+        (["list", "--forward", "1,1,1,1,1"], "times are given for 5 stages, which is no multiple of --pp 4"),
+        (["list", "zbv"], "list takes no schedule, got zbv"),
+        (["simulate", "zbv", "--out", "x.svg"], "simulate does not read --out, which is for draw and search"),
+        (["draw", "zbv", "--exact", "3"], "draw does not read --exact"),
+        (["simulate", "zbv", "--memory", "2"], "--memory is for search and for the schedule auto"),
+        (["simulate", "auto", "--memory", "0.1"], "keeps within 0 activations of a stage"),
         (["simulate", "1f1b", "--forward", "-1"], "times are finite and not negative"),
         (["draw", "1f1b", "--out", "x.gif"], "written as .svg or .png"),
         (["draw", "1f1b", "--out", "nowhere/x.svg"], "cannot write nowhere/x.svg"),
@@ -77,6 +85,26 @@ def test_simulate_takes_costs_of_each_stage(capsys: pytest.CaptureFixture[str]) 
     assert main([*words, "--forward", "1,3", "--input-gradient", "1,3", "--weight-gradient", "1,3"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("a step takes 39,")  # 1 + 4 * 9 + 2
+
+
+def test_auto_is_searched_for_the_times_and_the_memory_that_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a search for the textbook's times, so that a table calls another order the quickest for these."""
+    words = ["--pp", "4", "--vpp", "2", "--forward", ",".join(["0.5"] * 7 + ["0.7"]), "--weight-gradient", "0.35"]
+    for more in ([], ["--memory", "3"]):
+        assert main(["search", *words, *more]) == 0
+        found = re.search(r"in a v: .*a step takes ([\d.]+),", capsys.readouterr().out)
+        assert main(["simulate", "auto", *words, *more]) == 0
+        made = re.search(r"a step takes ([\d.]+),", capsys.readouterr().out)
+        assert found is not None
+        assert made is not None
+        assert found[1] == made[1]
+
+
+def test_those_are_listed_that_have_as_many_stages_as_times(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--pp", "2", "--microbatches", "4", "--forward", "1,1.3", "--width", "140"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"auto", "1f1b", "zb-h1", "interleaved"} <= set(names)
+    assert "zbv" not in names
 
 
 def test_all_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,5 +125,17 @@ def test_the_solver_proves_what_is_best(memory: int) -> None:
     best = solve(3, 2, 3, Cost(), cap, "v", seconds=20)
     check(best.schedule)
     assert max(peak_live(simulate(best.schedule))) <= cap[0]
-    assert lower_bound(3, 2, 3, Cost(), "v") <= best.bound <= best.time <= known.time
+    assert lower_bound(3, 2, 3, Cost(), "v") <= best.bound <= best.time * (1 + 1e-9) <= known.time * (1 + 2e-9)
     assert best.gap == pytest.approx(0, abs=1e-6)
+
+
+def test_a_proof_is_not_rounded_up() -> None:
+    """Catches costs that the solver rounds to the nearest of its ticks: its bound was above what a step takes."""
+    pytest.importorskip("ortools")
+    from stretto.schedule.exact import solve
+
+    cost = Cost.split(1.0, 0.00156, 0.00156)
+    best = solve(1, 1, 4, cost, [4], seconds=20)
+    assert best.time == pytest.approx(4 * 1.00312)
+    assert best.bound <= best.time * (1 + 1e-9)
+    assert best.gap < 1e-3
