@@ -3,7 +3,7 @@
 Autograd makes both gradients of a GEMM in one node. A layer that was given the queue leaves the second with it:
 
     def backward(ctx, dy):                          # of y = x w^T
-        x, w = ctx.saved_tensors
+        x, w = ctx.saved_tensors[0], ctx.weight
         dw = ctx.deferred.gradient(w, partial(wgrad, dy, x))       # None while it is deferred
         return dy @ w, dw, None
 
@@ -11,8 +11,9 @@ An I is then an ordinary backward, which frees the whole graph but for these x a
 Layers that know nothing of it stay exact: all of their gradients come with the I. Outside of an I one weight gradient
 at a time may be deferred until a collective is under way that it covers.
 
-One trap: autograd runs the post-accumulate hooks of `w` during the I too, when nothing was accumulated. A hook that
-takes the gradient away each time, leaving None, tells the two apart; one that counts its calls does not.
+Two traps: under a checkpoint a saved `w` is a copy, whose gradient would be lost, so a layer keeps its own. And
+autograd runs the post-accumulate hooks of `w` during the I too, when nothing was accumulated. A hook that takes the
+gradient away each time, leaving None, tells the two apart; one that counts its calls does not.
 """
 
 from __future__ import annotations

@@ -97,14 +97,14 @@ class _Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, deferred: Deferred) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.deferred = deferred
+        ctx.weight, ctx.deferred = weight, deferred  # of a checkpoint, what is saved is a copy, whose gradient is lost
         return F.linear(x, weight)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         dx = dy @ weight if ctx.needs_input_grad[0] else None
-        dw = ctx.deferred.gradient(weight, partial(_wgrad, dy, x)) if ctx.needs_input_grad[1] else None
+        dw = ctx.deferred.gradient(ctx.weight, partial(_wgrad, dy, x)) if ctx.needs_input_grad[1] else None
         return dx, dw, None
 
 
