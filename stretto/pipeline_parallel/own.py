@@ -17,6 +17,7 @@ from stretto.pipeline_parallel.link import Link
 from stretto.pipeline_parallel.meta import Boundary, EachBoundary, TensorMeta
 from stretto.pipeline_parallel.stage import Stage
 from stretto.schedule import Schedule, lower
+from stretto.schedule.generators import forward_only
 from stretto.world import Axis
 
 
@@ -67,6 +68,7 @@ class Pipeline:
         link = Link(axis, torch.device(device))
         self.executor = Executor(lower(schedule), axis.rank, stages, link, OwnWeights())
         self.executor.check_finite = check_finite
+        self._forwards: dict[int, Executor] = {}
 
     def parameters(self) -> list[nn.Parameter]:
         """Of all stages on this rank."""
@@ -74,7 +76,18 @@ class Pipeline:
 
     def step(self, microbatches: Sequence[Any]) -> Tensor:
         """Forwards and backwards of all microbatches: the sum of the losses on the rank of the last stage, else 0."""
+        if not torch.is_grad_enabled():
+            raise RuntimeError("a step has backwards, and gradients are off: evaluate(microbatches) has forwards alone")
         return self.executor.step(microbatches)
+
+    def evaluate(self, microbatches: Sequence[Any]) -> Tensor:
+        """Forwards alone, of any number of microbatches, without gradients: the sum of the losses, as of a step."""
+        if (m := len(microbatches)) not in self._forwards:
+            program = self.executor.program
+            forwards = forward_only(program.num_ranks, m, program.placement)
+            self._forwards[m] = self.executor.playing(lower(forwards))
+        with torch.no_grad():
+            return self._forwards[m].step(microbatches)
 
 
 def defer_linear(module: nn.Module, deferred: Deferred) -> nn.Module:

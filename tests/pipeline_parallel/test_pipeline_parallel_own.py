@@ -50,6 +50,10 @@ def every(world: World, p: int) -> dict[str, tuple[float, dict[str, Tensor]]]:
             boundary = TensorMeta((3, 6), torch.float64)
             pipeline = Pipeline(lambda k, n=s.num_stages: Layers(k, n), s, state.axis("pp"), boundary)
             loss = pipeline.step(rows)
+            assert torch.equal(pipeline.evaluate(rows), loss)
+            assert pipeline.evaluate(rows[:2]) + pipeline.evaluate(rows[2:]) == pytest.approx(loss)
+            with torch.no_grad(), pytest.raises(RuntimeError, match="gradients are off: evaluate"):
+                pipeline.step(rows)
             grads = {
                 f"{module.first + n}.{kind}": p.grad
                 for module in pipeline.modules.values()
