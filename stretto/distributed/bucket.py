@@ -218,15 +218,16 @@ class Bucket(Arrivals):
             self._waiting.discard(param)
 
     def send(self) -> None:
-        """Begin to sum the gradients over the axis."""
+        """Begin to sum the gradients over the axis; of what has none they are 0."""
+        if self.sharding.grads:
+            self._open()
+        for param in self._fresh:
+            self.view(self.grads, param).zero_()
         if not self.sharding.state and self.wire is not None and self.axis.size > 1:
             self._work = WireSum(self.grads, self.axis, self.wire)
         elif not self.sharding.state:
             self._work = all_reduce_(self.grads, self.axis)
         else:
-            self._open()
-            for param in self._fresh if self.sharding.grads else ():
-                self.view(self.grads, param).zero_()
             if self.region is not None:
                 self.grads = self.region.filled(self, self.grads)
             if self.wire is None:

@@ -18,6 +18,8 @@ class Progress:
     buckets: Mapping[int, Sequence[Bucket]]
     _main_gradients: MainGradients
     _home: Mapping[nn.Parameter, Bucket]
+    allow_unused: bool = False
+    """Whether what gets no gradient in a step has 0, in the place of an error."""
 
     @property
     def all_buckets(self) -> list[Bucket]:
@@ -61,10 +63,13 @@ class Progress:
                 f"{', '.join(thawed)} had requires_grad=False when the module was handed over, so nothing sums its "
                 "gradient or updates it: hand the module over again when that has changed"
             )
+        if self.allow_unused:
+            return
         if missing := [name for bucket in self.all_buckets for name in bucket.missing]:
             raise RuntimeError(
                 f"no gradient reached {', '.join(missing)}: the loss does not depend on them, or they were frozen "
-                "after the module was handed over; remove them from the module or use them in its forward"
+                "after the module was handed over; remove them from the module or use them in its forward "
+                "(shard(allow_unused=True) takes 0)"
             )
 
     def require_summed(self) -> None:

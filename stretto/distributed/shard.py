@@ -110,6 +110,7 @@ def shard(
     microbatches: int = 1,
     bucket_mb: float = 25.0,
     keep: int = 0,
+    allow_unused: bool = False,
 ) -> Sharded:
     """Spread `module` over the data-parallel ranks of `state`; its parameters stay the same objects.
 
@@ -120,6 +121,8 @@ def shard(
         microbatches: backwards of a step.
         bucket_mb: gradients that are reduced at once.
         keep: with fsdp, how many last blocks stay whole from forward to backward.
+        allow_unused: a parameter that no backward of a step reaches on this rank has gradient 0 there, as where only
+            some rows, and so some ranks, use it; otherwise that is an error, which names it.
 
     Raises:
         ValueError: no such sharding or number, or nothing to train; a module that is handed over already.
@@ -139,4 +142,6 @@ def shard(
         raise ValueError(FROZEN)
     if state.world.rank == 0:
         warn_of_dropout(module)
-    return Sharded(module, state, sharding, microbatches, bucket_mb=bucket_mb, keep=keep)
+    made = Sharded(module, state, sharding, microbatches, bucket_mb=bucket_mb, keep=keep)
+    made.allow_unused = allow_unused
+    return made

@@ -2,7 +2,7 @@
 
 Faults to catch: weights in use outside of the sections that are read before they have come; a sum that is begun by the
 number of forwards; a state_dict of weights that are on their way; a parameter that is thawed and
-never moves.
+never moves; a gradient of the step before where there is none.
 """
 
 from __future__ import annotations
@@ -131,6 +131,49 @@ def test_a_loop_is_that_of_one_process(pool: Pool, mode: str) -> None:
         for loop, weights in found.items():
             for name, tensor in want.items():
                 torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-12, msg=f"{loop} {name}")
+
+
+class Branched(Net):
+    """Ids below 4 take the head's way alone; the others go through a branch as well, and not through the last block."""
+
+    def __init__(self, *, skips: bool) -> None:
+        super().__init__()
+        self.skips, self.branch = skips, nn.Linear(WIDTH, WIDTH).double()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        y, apart = self.embed(ids), bool(ids[0] >= 4)
+        for block in self.blocks[: -1 if apart and self.skips else None]:
+            y = y + torch.tanh(block(y))
+        return F.cross_entropy(self.head(y + self.branch(y) if apart else y), ids.roll(1))
+
+
+def branched(world: World, mode: str) -> dict[str, Tensor]:
+    net = Branched(skips=mode != "fsdp")  # under which all ranks gather the same sections
+    parts = tuple(torch.tensor([[0, 1, 2], [5, 6, 4], [3, 2, 1], [1, 1, 0]]).chunk(world.size)[world.rank])
+    with (
+        ParallelState.build(Layout.of(dp=world.size), world) as state,
+        shard(net, state, sharding=mode, microbatches=len(parts), allow_unused=True) as sharded,
+    ):
+        optimizer = sharded.optimizer(SGD(momentum=0.0, weight_decay=0.0))
+        for _ in range(3):
+            each_alone(net, parts)
+            optimizer.step(0.1)
+        with sharded.whole():
+            return {name: x.clone() for name, x in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("mode", ["none", *SHARDED])
+def test_what_some_ranks_alone_use_is_right_or_named(pool: Pool, mode: str) -> None:
+    want = branched(World.single(), mode)
+    for found in pool.run(4, branched, mode):
+        for name, tensor in want.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-12, msg=name)
+    net = Net()
+    with ParallelState.build(Layout.of(), World.single()) as state, shard(net, state, sharding=mode) as sharded:
+        optimizer = sharded.optimizer(SGD(momentum=0.0))
+        net.head(torch.zeros(1, WIDTH).double()).sum().backward()
+        with pytest.raises(RuntimeError, match=r"no gradient reached .*embed.weight.*allow_unused"):
+            optimizer.step(0.1)
 
 
 MISUSES: dict[str, tuple[Callable[[nn.Module], object], str]] = {

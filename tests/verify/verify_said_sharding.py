@@ -655,4 +655,10 @@ OWN_LOOPS = Said(
         "for p in frozen if p.requires_grad]",
         "for p in frozen if False]",
     ),
+    Fault(
+        "a gradient of the step before where there is none",
+        "distributed/bucket.py",
+        "        for param in self._fresh:\n",
+        "        for param in ():\n",
+    ),
 )
