@@ -25,6 +25,7 @@ from stretto.distributed.norm import clip_factor, grad_norm
 from stretto.distributed.optimizer import Optimizer
 from stretto.distributed.replicate import FROZEN, declare_rest
 from stretto.parallel_state import ParallelState
+from stretto.params import Slice
 from stretto.schedule.sharding import MODES
 
 
@@ -100,6 +101,14 @@ class SteppingOptimizer:
         self.inner.step(lr, (torch.ones_like(norm) if factor is None else factor) / ranks)
         self.weights.zero()
         return norm
+
+    def slices(self) -> list[Slice]:
+        """Masters and state of this rank, which `save_checkpoint` writes and `load_checkpoint` fills, in any mode."""
+        return self.inner.slices()
+
+    def loaded(self, steps: int) -> None:
+        """The slices were filled from a checkpoint of so many steps: the module's weights follow."""
+        self.inner.loaded(steps)
 
 
 def shard(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stretto.checkpoint import latest_complete, load, save
 from stretto.collectives import all_gather_into
 from stretto.distributed import bucket, shard
+from stretto.distributed.shard import SteppingOptimizer
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
-from stretto.train.optimizers import SGD
+from stretto.train.optimizers import SGD, AdamW
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -131,6 +134,48 @@ def test_a_loop_is_that_of_one_process(pool: Pool, mode: str) -> None:
         for loop, weights in found.items():
             for name, tensor in want.items():
                 torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-12, msg=f"{loop} {name}")
+
+
+@pytest.mark.parametrize(("mode", "dp", "then", "ranks"), [("fsdp", 2, "zero1", 3), ("none", 3, "fsdp", 4)])
+def test_a_checkpoint_of_a_mode_is_read_in_another(
+    pool: Pool, tmp_path: Path, mode: str, dp: int, then: str, ranks: int
+) -> None:
+    went_on = pool.run(dp, saved, mode, tmp_path)
+    for found in pool.run(ranks, resumed, then, tmp_path):
+        for name, tensor in went_on[0].items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-12, msg=name)
+
+
+def steps(net: nn.Module, optimizer: SteppingOptimizer, numbers: range) -> None:
+    for step in numbers:
+        each_alone(net, (ids(step),))  # all ranks have the same rows, and so any number of them the same mean
+        optimizer.step(0.1)
+
+
+def saved(world: World, mode: str, directory: Path) -> dict[str, Tensor]:
+    net = Net()
+    with ParallelState.build(Layout.of(dp=world.size), world) as state, shard(net, state, sharding=mode) as sharded:
+        optimizer = sharded.optimizer(AdamW(eps=1e-3))
+        steps(net, optimizer, range(2))
+        save(directory, 2, optimizer.slices(), {"seen": 2}, world)
+        steps(net, optimizer, range(2, 4))
+        with sharded.whole():
+            return {name: x.clone() for name, x in net.state_dict().items()}
+
+
+def resumed(world: World, mode: str, directory: Path) -> dict[str, Tensor]:
+    net = Net()
+    for param in net.parameters():
+        nn.init.zeros_(param)
+    with ParallelState.build(Layout.of(dp=world.size), world) as state, shard(net, state, sharding=mode) as sharded:
+        optimizer = sharded.optimizer(AdamW(eps=1e-3))
+        path = latest_complete(directory).path
+        assert path is not None
+        assert load(path, optimizer.slices(), world) == {"seen": 2}
+        optimizer.loaded(2)
+        steps(net, optimizer, range(2, 4))
+        with sharded.whole():
+            return {name: x.clone() for name, x in net.state_dict().items()}
 
 
 class Branched(Net):
