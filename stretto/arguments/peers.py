@@ -166,9 +166,11 @@ def flag_of(name: str, flags: Container[str]) -> str | None:
     """How the rejection of a flag goes on that other programs have, by its name without dashes before it."""
     for peer in FLAGS:
         if re.fullmatch(peer.names, name.lower().replace("_", "-")):
-            if peer.ours is not None and peer.ours.split()[0] in flags:
-                return f"; did you mean {peer.ours}?"
-            return f"; {peer.feature}: not available yet"
+            if peer.ours is None:
+                return f"; {peer.feature}: not available yet"
+            return (
+                f"; did you mean {peer.ours}?" if peer.ours.split()[0] in flags else f"; in training it is {peer.ours}"
+            )
     return None
 
 

@@ -49,7 +49,8 @@ def layers_of(text: str) -> tuple[int, ...]:
     plain = _unfolded(text.replace(",", "").replace(" ", ""), text)
     stages = plain.split("|")
     if unknown := sorted(set(plain) - set("EtL|")):
-        what = "multi-token prediction is not available" if "m" in unknown else "there are E, t, L, |, (), * and ,"
+        further = "blocks of --mtp-layers lie before the head in any case: leave m out"
+        what = further if "m" in unknown else "there are E, t, L, |, (), * and ,"
         raise ValueError(f"layout {text!r} has {' '.join(unknown)}: {what}")
     if plain.count("E") != 1 or not stages[0].startswith("E"):
         raise ValueError(f"layout {text!r} must begin with the embedding, E, and have no other")

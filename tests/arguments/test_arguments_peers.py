@@ -8,7 +8,7 @@ import pytest
 
 from stretto.arguments import ConfigError, parse
 from stretto.arguments.command_line import flags
-from stretto.arguments.peers import CHOICES, FLAGS
+from stretto.arguments.peers import CHOICES, FLAGS, flag_of
 from stretto.arguments.tree import settings
 
 pytestmark = pytest.mark.pure
@@ -41,6 +41,11 @@ def test_a_flag_of_another_program_leads_on(words: str, ends: str) -> None:
     """Catches: the table not read, where --fsdp leads to --fp8 and --num-experts to --help by their looks;
     dashes that count as letters, where --whitespeed leads to --seed."""
     assert rejection(words).endswith(ends)
+
+
+def test_a_command_without_the_setting_does_not_call_it_unavailable() -> None:
+    """Catches: flags of a script behind `stretto convert args` without --, of which each was `not available yet`."""
+    assert flag_of("use-distributed-optimizer", ()) == "; in training it is --sharding zero1"
 
 
 def test_fp16_is_not_fp32_by_its_looks() -> None:

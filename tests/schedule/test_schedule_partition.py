@@ -112,7 +112,7 @@ def test_a_compact_layout(text: str, layers: tuple[int, ...]) -> None:
         ("t|L", "must begin with the embedding"),
         ("Et|Et|L", "must begin with the embedding, E, and have no other"),
         ("Et|tL|t", "must end with the loss"),
-        ("Et|m|L", "multi-token prediction is not available"),
+        ("Et|m|L", "blocks of --mtp-layers lie before the head in any case"),
         ("Et*|L", "a number must follow"),
         ("Et*99999999|L", "a number must follow"),
         ("E(t|L", "needs its"),
