@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.kernels.launches import Launches
+from stretto.kernels.launches import Launches, cdiv
 
 _BLOCK: Final = 1024
 """Elements of a program: with four warps two loads of 16 bytes of fp32 for a thread and vector."""
@@ -70,4 +70,4 @@ def adamw(
     size = master.numel()
     vectors = (master, master if rounded is None else rounded, grad, first, second)
     numbers = (size, 1 - betas[0], 1 - betas[1], eps, rounded is not None, _BLOCK)
-    _kernel[(triton.cdiv(size, _BLOCK),)](*vectors, scale, keep, rate, correction, *numbers, num_warps=4)
+    _kernel[(cdiv(size, _BLOCK),)](*vectors, scale, keep, rate, correction, *numbers, num_warps=4)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.kernels.launches import Launches
+from stretto.kernels.launches import Launches, cdiv
 
 _LONG: Final = (1024, 16)
 """Groups of 16 bytes that a program reads at a time for statistics, and its warps: two reads for each thread. Four
@@ -154,7 +154,7 @@ def statistics(
     shape, words = logits.shape[:-1], logits.shape[-1]
     found = torch.empty((4 if smoothing else 3, *shape), dtype=torch.float32, device=logits.device).unbind()
     rows, stride, unit, wide = _rows(logits)
-    turns = triton.cdiv(words // wide, _LONG[0])
+    turns = cdiv(words // wide, _LONG[0])
     sizes = (words, stride, cap or 1.0, turns, cap is not None, bool(smoothing), unit, _LONG[0], wide)
     outs = (*found[:3], found[-1])
     _statistics[(rows,)](logits, local.contiguous(), mine.contiguous(), *outs, *sizes, num_warps=_LONG[1])
@@ -177,7 +177,7 @@ def gradient_(
     """`stretto.tensor_parallel.loss_formulas.gradient_` of some words, in their place. Raises as `statistics`."""
     words = logits.shape[-1]
     rows, stride, unit, wide = _rows(logits)
-    blocks = triton.cdiv(words, _SHORT[0] * wide)
+    blocks = cdiv(words, _SHORT[0] * wide)
     share = smoothing / vocab if smoothing else 0.0
     numbers = (cap or 1.0, 1 - smoothing + share, share, z)
     given = [x.contiguous() for x in (local, mine, highest, exps, dy)]

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.kernels.launches import Launches
+from stretto.kernels.launches import Launches, cdiv, next_power_of_2
 
 _BLOCK = 2048
 """Columns of a program: with four warps two loads of 16 bytes of bf16 for a thread and row."""
@@ -84,7 +84,7 @@ def by_expert(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """`stretto.experts.rows.by_expert`."""
     counts = counts.contiguous()
     order, inverse = torch.empty((2, total), dtype=torch.int64, device=counts.device)
-    most = triton.next_power_of_2(counts.numel())
+    most = next_power_of_2(counts.numel())
     _by_expert[(counts.numel(),)](counts, order, inverse, *counts.shape, most, 1024, num_warps=4)
     return order, inverse
 
@@ -123,8 +123,8 @@ def _added(rows: Tensor, back: Tensor, weights: Tensor | None) -> Tensor:
 
 def _blocks(width: int) -> tuple[int, int]:
     """Columns of a program, and programs for a row."""
-    block = min(triton.next_power_of_2(width), _BLOCK)
-    return block, triton.cdiv(width, block)
+    block = min(next_power_of_2(width), _BLOCK)
+    return block, cdiv(width, block)
 
 
 def _warps(elements: int) -> int:

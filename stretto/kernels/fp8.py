@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.kernels.launches import Launches
+from stretto.kernels.launches import Launches, cdiv, next_power_of_2
 from stretto.tensor_parallel.fp8 import E4M3, EXPONENT, LEAST, PAST_1_75, power
 
 _EXPONENT, _PAST_1_75, _LEAST = tl.constexpr(EXPONENT), tl.constexpr(PAST_1_75), tl.constexpr(LEAST)
@@ -117,17 +117,17 @@ def _add(total, part, size, block: tl.constexpr):
 def add_(total: Tensor, part: Tensor) -> None:
     """`stretto.tensor_parallel.fp8.add_`, of contiguous tensors: torch moves mixed dtypes an element at a time."""
     size = total.numel()
-    _add[(triton.cdiv(size, _BLOCK),)](total, part, size, _BLOCK, num_warps=8)
+    _add[(cdiv(size, _BLOCK),)](total, part, size, _BLOCK, num_warps=8)
 
 
 def scale(x: Tensor, *, dtype: torch.dtype) -> Tensor:
     """`stretto.tensor_parallel.fp8.scale`: [n, d] -> [1, 1]."""
     x = x.contiguous()
-    programs = triton.cdiv(x.numel(), _BLOCK * _TURNS)
+    programs = cdiv(x.numel(), _BLOCK * _TURNS)
     shares = torch.empty(programs, dtype=torch.float32, device=x.device)
     out = torch.empty(1, 1, dtype=torch.float32, device=x.device)
     _largest[(programs,)](x, shares, x.numel(), _BLOCK, _TURNS, num_warps=8)
-    block = triton.next_power_of_2(programs)
+    block = next_power_of_2(programs)
     _meaning[(1,)](shares, out, programs, power(dtype), block, num_warps=4)
     return out
 
@@ -149,13 +149,13 @@ def quantize_both(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> tuple[Tens
 
 def quantize_(out: Tensor, x: Tensor, scale: Tensor) -> None:
     """`stretto.tensor_parallel.fp8_shards.quantize_`: [n], in the place of `out`."""
-    _quantize_flat[(triton.cdiv(x.numel(), _BLOCK),)](x, scale, out, x.numel(), _BLOCK, num_warps=8)
+    _quantize_flat[(cdiv(x.numel(), _BLOCK),)](x, scale, out, x.numel(), _BLOCK, num_warps=8)
 
 
 def transpose_(out: Tensor, x: Tensor) -> None:
     """`stretto.tensor_parallel.fp8_shards.transpose_`, of contiguous bytes: [n, d] to [d, n], in the place of `out`."""
     rows, width = x.shape
-    grid = (triton.cdiv(rows, TILE[0]), triton.cdiv(width, TILE[1]))
+    grid = (cdiv(rows, TILE[0]), cdiv(width, TILE[1]))
     _transpose[grid](x, out, rows, width, *TILE, num_warps=4)
 
 
@@ -164,7 +164,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     rows, width = x.shape
     out = torch.empty(rows, width, dtype=E4M3, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
-    block = triton.next_power_of_2(width)
+    block = next_power_of_2(width)
     warps = min(16, max(4, block // 1024))
     _quantize_row[(rows,)](x, scale, out, width, x.stride(0), power(E4M3), block, num_warps=warps)
     return out, scale
@@ -184,6 +184,6 @@ def copies(
     rows, width = x.shape
     as_it_lies = torch.empty((rows, width) if plain else (0,), dtype=dtype, device=x.device)
     across = torch.empty((width, rows) if transposed else (0,), dtype=dtype, device=x.device)
-    grid = (triton.cdiv(rows, tile[0]), triton.cdiv(width, tile[1]))
+    grid = (cdiv(rows, tile[0]), cdiv(width, tile[1]))
     _quantize[grid](x, scale, as_it_lies, across, rows, width, x.stride(0), plain, transposed, *tile, num_warps=warps)
     return as_it_lies, across

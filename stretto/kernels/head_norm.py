@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.kernels.launches import Launches
+from stretto.kernels.launches import Launches, cdiv
 from stretto.kernels.rms_norm import add_up
 
 _TILE = 4096
@@ -171,7 +171,7 @@ def forward(
     kv_heads = (every - heads) // 2
     q, k = (torch.empty((s, b, n, d), dtype=qkv.dtype, device=qkv.device) for n in (heads, kv_heads))
     tall = max(_TILE // d, 1)
-    q_tiles, k_tiles = (triton.cdiv(s * b * n, tall) for n in (heads, kv_heads))
+    q_tiles, k_tiles = (cdiv(s * b * n, tall) for n in (heads, kv_heads))
     steps = *qkv.stride()[:3], *_steps(cos)
     sizes = heads, kv_heads, d // 2, tall
     _forward[(q_tiles + k_tiles,)](
@@ -196,10 +196,10 @@ def backward(
     """`stretto.models.head_norm.norm_and_rotate_backward` of heads that are rotated whole."""
     s, b, every, d = qkv.shape
     heads, kv_heads = dq.shape[2], dk.shape[2]
-    processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 1
+    processors = _backward.processors(qkv.device)
     tall = max(_TILE_BACK // d, 1)
-    programs = min(triton.cdiv(s * b * heads, tall), _PROGRAMS * processors)
-    turns = [triton.cdiv(s * b * n, tall * programs) for n in (heads, kv_heads)]
+    programs = min(cdiv(s * b * heads, tall), _PROGRAMS * processors)
+    turns = [cdiv(s * b * n, tall * programs) for n in (heads, kv_heads)]
     dx = torch.empty((s, b, every, d), dtype=qkv.dtype, device=qkv.device)
     shares = torch.empty((programs, 2 * d), dtype=torch.float32, device=qkv.device)
     steps = [step for x in (qkv, dq, dk, dv) for step in x.stride()[:3]]

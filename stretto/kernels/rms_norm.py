@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.kernels.launches import Launches
+from stretto.kernels.launches import Launches, cdiv, next_power_of_2
 
 _PROGRAMS = 3
 """For each multiprocessor, two tiles under way in each. Measured on an H200 with widths of 2048 and 4096: two to eight
@@ -120,11 +120,11 @@ def _launch(
     dy, x, width = dy.contiguous(), x.contiguous(), x.shape[-1]
     given = x if dresidual is None else dresidual.contiguous()
     rows = x.numel() // width
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-    block = triton.next_power_of_2(width)
+    processors = _kernel.processors(x.device)
+    block = next_power_of_2(width)
     tall = max(_TILE // block, 1)
-    programs = min(triton.cdiv(rows, tall), _PROGRAMS * processors)
-    turns = triton.cdiv(rows, tall * programs)
+    programs = min(cdiv(rows, tall), _PROGRAMS * processors)
+    turns = cdiv(rows, tall * programs)
     dx = torch.empty_like(x)
     y = torch.empty_like(x) if recompute else x
     shares = torch.empty((programs, width), dtype=torch.float32, device=x.device)
@@ -139,5 +139,5 @@ def _launch(
 def add_up(shares: Tensor, out: Tensor) -> None:
     """out [width] = the sum of shares [programs, width], always in the same order."""
     programs, width = shares.shape
-    turns = triton.cdiv(programs, _TALL)
-    _add_up[(triton.cdiv(width, _WIDE),)](shares, out, programs, width, turns, _TALL, _WIDE, num_warps=4)
+    turns = cdiv(programs, _TALL)
+    _add_up[(cdiv(width, _WIDE),)](shares, out, programs, width, turns, _TALL, _WIDE, num_warps=4)

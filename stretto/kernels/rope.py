@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.kernels.launches import Launches
+from stretto.kernels.launches import Launches, cdiv
 from stretto.models import rope as formula
 
 _HEADS = 16
@@ -113,7 +113,7 @@ def apply_rotary_(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
     if cos.shape[1] != 1:  # rows of several documents, whose tokens have positions of their own
         formula.apply_rotary_(x, cos, sin, rotated)
         return
-    blocks = triton.cdiv(rotated, _HEADS)
+    blocks = cdiv(rotated, _HEADS)
     _turn[(length * batch * blocks,)](
         x, cos, sin, rotated, blocks, batch, *x.stride()[:3], cos.shape[-1] // 2, _HEADS, num_warps=4
     )
@@ -132,7 +132,7 @@ def apply_rotary_backward(cos: Tensor, sin: Tensor, rotated: int, *gradients: Te
     parts = [*gradients, first, first][:3]
     strides = [stride for part in parts for stride in part.stride()[:3]]
     count = max(_ELEMENTS // dim, 1)
-    programs = sum(triton.cdiv(tokens * each, count) for each in heads)
+    programs = sum(cdiv(tokens * each, count) for each in heads)
     if programs:
         sizes = (tokens, *[*heads, 0, 0][:3], rotated, batch, *strides, dim // 2, count)
         _back[(programs,)](out, cos, sin, *parts, *sizes, num_warps=4)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.kernels.launches import Launches
+from stretto.kernels.launches import Launches, cdiv
 
 _BLOCK = 1024
 """Elements of a program: with four warps 16 bytes of bf16 for a thread, the widest load there is."""
@@ -74,7 +74,7 @@ def weighted(dy: Tensor, gate_up: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
     dy, gate_up, weight, (rows, inner) = dy.contiguous(), gate_up.contiguous(), weight.contiguous(), dy.shape
     dweight = torch.empty_like(weight)
     if rows:
-        _weighted[(rows,)](dy, gate_up, weight, dweight, inner, triton.cdiv(inner, _BLOCK), _BLOCK, num_warps=4)
+        _weighted[(rows,)](dy, gate_up, weight, dweight, inner, cdiv(inner, _BLOCK), _BLOCK, num_warps=4)
     torch.autograd.graph.increment_version(gate_up)
     return dy, gate_up, dweight
 
@@ -82,7 +82,7 @@ def weighted(dy: Tensor, gate_up: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
 def _launch(dy: Tensor, gate_up: Tensor, *, recompute: bool) -> tuple[Tensor, Tensor]:
     """(the output in the place of dy, or dy; the gradient in the place of gate_up)."""
     dy, gate_up, inner = dy.contiguous(), gate_up.contiguous(), dy.shape[-1]
-    blocks = triton.cdiv(inner, _BLOCK)
+    blocks = cdiv(inner, _BLOCK)
     _kernel[(blocks * (dy.numel() // inner),)](dy, gate_up, inner, blocks, recompute, _BLOCK, num_warps=4)
     torch.autograd.graph.increment_version(gate_up)  # whoever saved it as well hears that it is gone
     return dy, gate_up
