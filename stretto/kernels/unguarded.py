@@ -17,6 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 _SIGNATURES: Final = 4
 """Sizes for each of which there is a kernel of its own; one for all sizes is for those that come after."""
 
+_PLAIN: Final = (Tensor, torch.nn.Parameter)
+
 Function = Callable[..., Any]
 
 
@@ -29,38 +31,40 @@ def compiled(function: Function) -> Function:
     any_size = torch.compile(function)
 
     def call(*given: Any, **named: Any) -> Any:
-        every = (*given, *named.values())
-        tensors = [x for x in every if isinstance(x, Tensor)]
-        if _traced(tensors):
+        tensors: list[Tensor] = []
+        kind: list[Any] = [*named]
+        recording = torch.is_grad_enabled()
+        traced = torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
+        for x in (*given, *named.values()) if named else given:  # at every call: one loop costs the host least
+            if isinstance(x, Tensor):
+                tensors.append(x)
+                kind += (x.shape, x.stride(), x.dtype, x.device)
+                traced = traced or (recording and x.requires_grad) or (type(x) not in _PLAIN)
+            else:
+                kind.append(x)
+        if traced:  # somebody looks at what is computed with these tensors
             return any_size(*given, **named)
-        key = tuple([(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x for x in every]), *named
-        kernels = known.get(key)
+        kernels = known.get(key := tuple(kind))
         if kernels is None:
             if len(known) >= _SIGNATURES:
-                return any_size(*given, **named)
-            kernels = known[key] = _compile(function, given, named)
-        return kernels(*tensors)
+                return any_size(*(x.detach() if isinstance(x, Tensor) else x for x in given), **named)
+            known[key], made = _compile(function, given, named, tensors)
+            return made
+        return kernels(tensors)
 
     return call
 
 
-def _traced(tensors: list[Tensor]) -> bool:
-    """Whether somebody looks at what is computed with these tensors."""
-    return (
-        (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-        or any(type(x) is not Tensor and type(x) is not torch.nn.Parameter for x in tensors)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.compiler.is_compiling()
-    )
-
-
-def _compile(function: Function, given: tuple[Any, ...], named: dict[str, Any]) -> Function:
-    """A function of the tensors among the arguments, with what else is in them bound; its results are a list."""
-    from torch._inductor import compile as by_inductor
+def _compile(
+    function: Function, given: tuple[Any, ...], named: dict[str, Any], tensors: list[Tensor]
+) -> tuple[Function, Any]:
+    """A function of a list of the tensors among the arguments, with what else is in them bound; and its results."""
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
     places = [n for n, x in enumerate(given) if isinstance(x, Tensor)]
     words = [name for name, x in named.items() if isinstance(x, Tensor)]
     single = False
+    inside: list[tuple[Any, Any]] = []
 
     def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
         nonlocal single
@@ -72,8 +76,37 @@ def _compile(function: Function, given: tuple[Any, ...], named: dict[str, Any]) 
         single = isinstance(made, Tensor)
         return (made,) if single else made or ()
 
-    tensors = [*(given[n] for n in places), *(named[name] for name in words)]
+    def noting(graph: Any, *rest: Any, **more: Any) -> Any:
+        inside.append((graph, compile_fx_inner(graph, *rest, **more)))
+        return inside[-1][1]
+
     with torch.no_grad():
         graph = make_fx(of_tensors, tracing_mode="fake")(*tensors)
-        kernels = by_inductor(graph, tensors)
-    return (lambda *tensors: kernels(*tensors)[0]) if single else kernels
+        whole: Any = compile_fx(graph, tensors, inner_compile=noting)
+        versions = [x._version for x in tensors]
+        made = whole(*tensors)
+    written = versions != [x._version for x in tensors]
+    bare = None if written or _alias(tensors, made) else _kernels(inside, len(tensors), len(made))
+    kernels = bare or (lambda tensors: whole(*tensors))
+    return ((lambda tensors: kernels(tensors)[0]), made[0]) if single else (kernels, made)
+
+
+def _alias(tensors: list[Tensor], made: list[Tensor]) -> bool:
+    """Whether something that was made is a view of what was given, or of something else that was made."""
+    held, new = ([x.untyped_storage().data_ptr() for x in each] for each in (tensors, made))
+    return len({*new}) < len(new) or not {*held}.isdisjoint(new)
+
+
+def _kernels(inside: list[tuple[Any, Any]], inputs: int, outputs: int) -> Function | None:
+    """What takes a list of so many tensors and makes so many, if that is what was compiled.
+
+    What torch wraps it in takes half of a call's time: it tells autograd of what is written in place and makes views
+    of what is given, which is not for what does neither.
+    """
+    if len(inside) != 1:
+        return None
+    graph, code = inside[0]
+    takes = sum(node.op == "placeholder" for node in graph.graph.nodes)
+    [puts] = [node for node in graph.graph.nodes if node.op == "output"]
+    found: Function | None = getattr(code, "current_callable", None)
+    return found if (takes, len(puts.args[0])) == (inputs, outputs) else None
