@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
+from stretto.autograd import Function, adjoint
 from stretto.models.rope import Rotation, apply_rotary
 from stretto.tensor_parallel import Build, formulas
 from stretto.tensor_parallel.formulas import widened
@@ -91,12 +90,11 @@ class _NormAndRotate(Function):
         *tensors, heads = given
         ctx.op = op
         ctx.save_for_backward(*tensors)
-        # Detached: autograd looks no further, nor should the compiler.
-        q, k = op.forward(*(x.detach() for x in tensors), heads)
+        q, k = op.forward(*tensors, heads)
         return q, k, _parts(tensors[0], heads)[2]
 
     @staticmethod
-    @once_differentiable
+    @adjoint
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return None, *ctx.op.backward(*ctx.saved_tensors, *gradients), None, None, None
 

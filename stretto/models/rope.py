@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
+from stretto.autograd import Function, adjoint
 from stretto.tensor_parallel import Build
 
 Rotation = tuple[Tensor, Tensor]
@@ -60,7 +59,7 @@ class _Rotate(Function):
         return tuple(x.split_with_sizes([*sizes, rest] if rest else sizes, dim=2))
 
     @staticmethod
-    @once_differentiable
+    @adjoint
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return None, ctx.op.backward(*ctx.saved_tensors, ctx.rotated, *gradients), None, None, None, None
 

@@ -13,10 +13,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from stretto.autograd import Function, adjoint
 from stretto.collectives import all_gather_async
 from stretto.tensor_parallel.build import Build, Factor, Gemms
 from stretto.tensor_parallel.mappings import enter, leave
@@ -52,7 +51,7 @@ class _Linear(Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @adjoint
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         build, (_, *x) = ctx.build, ctx.saved_tensors
         dx, dy, factor = _input_gradient(dy, ctx.param, build, column=ctx.column)
@@ -69,14 +68,14 @@ class _Made(Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None and bias.requires_grad
         ctx.made_by, ctx.inputs = lazy.made_by, len(inputs)
-        x = lazy.made_by.forward(*(x.detach() for x in inputs))
+        x = lazy.made_by.forward(*inputs)
         y, kept = _matmul(x, weight, bias, build, column=column, keep=False)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(weight, *inputs, *kept)
         return y, inputs[0].view_as(inputs[0])
 
     @staticmethod
-    @once_differentiable
+    @adjoint
     def backward(ctx: Any, dy: Tensor, dresidual: Tensor | None) -> tuple[Tensor | None, ...]:
         build, (_, *saved) = ctx.build, ctx.saved_tensors
         inputs, kept = saved[: ctx.inputs], tuple(saved[ctx.inputs :])

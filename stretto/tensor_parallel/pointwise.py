@@ -13,9 +13,8 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
+from stretto.autograd import Function, adjoint
 from stretto.tensor_parallel import formulas
 from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.formulas import Backward, Formula, Forward
@@ -106,11 +105,10 @@ class _Apply(Function):
         ctx.op = op
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs)
-        # Detached: autograd looks no further, nor should the compiler.
-        return op.forward(*(x.detach() for x in inputs)), inputs[0].view_as(inputs[0])
+        return op.forward(*inputs), inputs[0].view_as(inputs[0])
 
     @staticmethod
-    @once_differentiable
+    @adjoint
     def backward(ctx: Any, dy: Tensor | None, dresidual: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:  # nobody used the output
             return None, dresidual, *[None] * (len(ctx.saved_tensors) - 1)
