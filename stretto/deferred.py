@@ -38,6 +38,11 @@ class Deferred:
         self._collecting: deque[tuple[Tensor, Callable[[], None]]] | None = None
         self._behind: Callable[[], None] | None = None
 
+    @property
+    def collecting(self) -> bool:
+        """Whether an I runs."""
+        return self._collecting is not None
+
     def defer(self, weight: Tensor, job: Callable[[], None]) -> bool:
         """Keep `job` for the W of the I that runs; False outside of one, and then it is the caller's."""
         if self._collecting is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -237,7 +238,7 @@ class Axis:
     peer_memory: PeerMemory | None = field(default=None, compare=False, repr=False)
     ordered: bool = field(default=False, compare=False, repr=False)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of ranks on the axis."""
         return len(self.ranks)

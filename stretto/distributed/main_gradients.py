@@ -22,7 +22,7 @@ class MainGradients:
 
     def __init__(self) -> None:
         self._uses: Counter[nn.Parameter] = Counter()
-        self._added: Counter[nn.Parameter] = Counter()
+        self._added: dict[nn.Parameter, int] = {}  # where not all uses of a backward have added
         self._early: set[nn.Parameter] = set()  # whose gradient comes in the forward, or a part of it
         self._home: Mapping[nn.Parameter, Bucket] = {}
         self._send_full: Callable[[], None] = _nothing
@@ -74,25 +74,30 @@ class MainGradients:
 
     def complete(self, weight: nn.Parameter) -> None:
         """The backward of a use whose gradient was added `add_in_forward`: nothing is left to add, nor to defer."""
-        self._count(weight)
+        self._count(weight, self._home[weight])
 
     def _until_w(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> bool:
-        return self.deferred.defer(weight, partial(self._add, weight, write))
+        return self.deferred.collecting and self.deferred.defer(weight, partial(self._add, weight, write))
 
-    @torch.no_grad()
     def _add(self, weight: nn.Parameter, write: Callable[[Tensor, bool], object]) -> None:
-        self._home[weight].add(weight, write)
-        self._count(weight)
-
-    def _count(self, weight: nn.Parameter) -> None:
         bucket = self._home[weight]
-        self._added[weight] += 1
-        if self._added[weight] == self._uses[weight]:
-            self._added[weight] = 0
-            if weight not in self._early:
-                bucket.look(weight)
-            bucket.arrived(weight)
-            self._send_full()
+        if torch.is_grad_enabled():  # not in a backward, where the context would be as dear as a small kernel
+            with torch.no_grad():
+                bucket.add(weight, write)
+        else:
+            bucket.add(weight, write)
+        self._count(weight, bucket)
+
+    def _count(self, weight: nn.Parameter, bucket: Bucket) -> None:
+        if (uses := self._uses[weight]) > 1:
+            added = self._added.pop(weight, 0) + 1
+            if added < uses:
+                self._added[weight] = added
+                return
+        if bucket.watch is not None and weight not in self._early:
+            bucket.look(weight)
+        bucket.arrived(weight)
+        self._send_full()
 
 
 def _nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -134,7 +135,7 @@ class Build:
         """The same without the borders of the tensor-parallel region."""
         return replace(self, tp=Axis.single("tp"), sequence_parallel=False)
 
-    @property
+    @cached_property
     def overlap_with(self) -> OverlapWith:
         """What is done while a message of tensor parallelism is under way: weight gradients that were deferred."""
         return nothing if self.accumulators is None or self.tp.size == 1 else self.accumulators.flush

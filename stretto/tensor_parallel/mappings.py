@@ -27,11 +27,15 @@ from stretto.world import Axis
 
 def enter(x: Tensor, tp: Axis, *, sequence_parallel: bool, overlap_with: OverlapWith = nothing) -> Tensor:
     """Into the region where each tensor-parallel rank computes its part of the features."""
+    if tp.size == 1:
+        return x
     return gather_sequence(x, tp, overlap_with) if sequence_parallel else copy_to(x, tp, overlap_with)
 
 
 def leave(x: Tensor, tp: Axis, *, sequence_parallel: bool, overlap_with: OverlapWith = nothing) -> Tensor:
     """Out of it: partial sums become the whole sum, or each rank's part of the sequence of it."""
+    if tp.size == 1:
+        return x
     return scatter_sequence(x, tp, overlap_with) if sequence_parallel else reduce_from(x, tp, overlap_with)
 
 

@@ -39,10 +39,10 @@ class Kernel:
         def __init__(self, of: Kernel, num_warps: int) -> None:
             self.of, self.num_warps = of, num_warps
 
-        def run(self, x: int, y: int, z: int, stream: int, function: str, metadata: str, *rest: Any) -> None:
-            described, enter, leave, *given = rest
-            assert (function, metadata, described, enter, leave) == ("function", "metadata", None, None, None)
-            self.of.looked_up.append(((x, y, z), tuple(given), self.num_warps))
+        def run(self, *rest: Any) -> None:
+            x, y, z, _stream, *told = rest
+            assert told[:5] == [self.function, self.packed_metadata, None, None, None]
+            self.of.looked_up.append(((x, y, z), tuple(told[5:]), self.num_warps))
 
 
 def test_a_launch_like_an_earlier_one_is_looked_up() -> None:
