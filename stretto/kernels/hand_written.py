@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -68,15 +68,16 @@ class Kernel(NamedTuple):
     equal: bool = False
     one_fits: bool = False
 
-    def takes(self, given: list[Any]) -> bool:
+    def takes(self, given: Sequence[Any]) -> bool:
         """Whether all tensors of a call are where and what the kernel can read; it computes in fp32."""
         allowed, looks, first = self.dtypes, True, given[0]
         for x in given:  # at every launch: a loop costs the host less than generators
             if not isinstance(x, Tensor):
                 continue
-            if not x.is_cuda or x.dtype not in allowed:
+            dtype = x.dtype
+            if not x.is_cuda or dtype not in allowed:
                 return False
-            if looks and x.dtype != torch.int64 and not (x.stride(-1) == 1 and self.fits(x.shape[-1])):
+            if looks and dtype is not torch.int64 and not (x.stride(-1) == 1 and self.fits(x.shape[-1])):
                 return False
             if self.equal and x.shape[-1] != first.shape[-1]:
                 return False
@@ -95,7 +96,7 @@ def hand_written(function: Function, otherwise: Function) -> Function:
         return otherwise
 
     def choose(*tensors: Any, **named: Any) -> Any:
-        if kernel.takes([*tensors, *named.values()]):
+        if kernel.takes((*tensors, *named.values()) if named else tensors):
             return kernel.run(*tensors, **bound, **named)
         return otherwise(*tensors, **named)
 

@@ -180,7 +180,8 @@ class Block(nn.Module):
         (before_attention, after_attention), (before_mlp, after_mlp) = self._norms
         enters = _normed(x, before_attention)
         added = _left(self.self_attn(enters.output, turn, structure, before), after_attention)
-        added = self.attn_dropout(added, structure)
+        if self.attn_dropout.p:
+            added = self.attn_dropout(added, structure)
         past = enters.residual  # known when the sublayer has taken the output
         enters = _normed(x if self.parallel else past + added, before_mlp)
         if isinstance(self.mlp, SparseFeedForward):
@@ -188,7 +189,9 @@ class Block(nn.Module):
             more = yield from self.mlp.run(enters.output, structure, beside)
         else:
             more = self.mlp(enters.output, structure)
-        more = self.mlp_dropout(_left(more, after_mlp), structure)
+        more = _left(more, after_mlp)
+        if self.mlp_dropout.p:
+            more = self.mlp_dropout(more, structure)
         out: Tensor = (past + added if self.parallel else enters.residual) + more
         return out
 

@@ -9,6 +9,7 @@ backward passes behind such a gradient, that of the product before; one of the f
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -31,32 +32,54 @@ def linear(x: Tensor | Lazy, weight: nn.Parameter, bias: Tensor | None, build: B
     y leaves the region (and b is to be added by who knows that there is only one).
     """
     if isinstance(x, Lazy):
-        y, x.residual = _Made.apply(x, weight, bias, build, column, *x.inputs)  # type: ignore[no-untyped-call]
+        gemm = _Gemm(weight, build, column)
+        y, x.residual = _Made.apply(x, gemm, gemm.recorded(*x.inputs), bias, *x.inputs)  # type: ignore[no-untyped-call]
         return cast("Tensor", y)
     if build.accumulators is not None or build.gemms is not None:
-        return _Linear.apply(x, weight, bias, build, column)  # type: ignore[no-any-return, no-untyped-call]
+        gemm = _Gemm(weight, build, column)
+        return _Linear.apply(x, gemm, gemm.recorded(x), bias)  # type: ignore[no-any-return, no-untyped-call]
     if column:
         return F.linear(enter(x, build.tp, sequence_parallel=build.sequence_parallel), weight, bias)
     return leave(F.linear(x, weight, bias), build.tp, sequence_parallel=build.sequence_parallel)
 
 
-class _Linear(Function):
-    # The parameter itself is kept beside what was saved of it: under a checkpoint that is another tensor.
+@dataclass(slots=True)
+class _Gemm:
+    """What a product needs of its place. The parameter itself: under a checkpoint what is saved of it is another."""
 
+    weight: nn.Parameter
+    build: Build
+    column: bool
+
+    def recorded(self, *inputs: Tensor) -> Tensor | None:
+        """The weight, where autograd must see it: its gradient comes through autograd, or of no input is one wanted.
+
+        Elsewhere autograd would visit the weight in each backward, and call its hooks, with nothing for it.
+        """
+        if self.build.accumulators is not None:
+            for x in inputs:
+                if x.requires_grad:
+                    return None
+        return self.weight
+
+
+class _Linear(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, build: Build, column: bool) -> Tensor:
-        ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None and bias.requires_grad
-        y, kept = _matmul(x, weight, bias, build, column=column, keep=weight.requires_grad)
+    def forward(ctx: Any, x: Tensor, gemm: _Gemm, recorded: Tensor | None, bias: Tensor | None) -> Tensor:
+        del recorded
+        ctx.gemm, ctx.bias = gemm, bias is not None and bias.requires_grad
+        weight = gemm.weight
+        y, kept = _matmul(x, weight, bias, gemm.build, column=gemm.column, keep=weight.requires_grad)
         ctx.save_for_backward(weight, *kept)  # the weight for autograd's check that nobody has changed it
         return y
 
     @staticmethod
     @adjoint
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        build, (_, *x) = ctx.build, ctx.saved_tensors
-        dx, dy, factor = _input_gradient(dy, ctx.param, build, column=ctx.column)
-        dw = _weight_gradient(ctx.param, build, factor, lambda: tuple(x))
-        return dx, dw, _gemms(build).bias(dy) if ctx.bias else None, None, None
+        gemm, (_, *x) = ctx.gemm, ctx.saved_tensors
+        dx, dy, factor = _input_gradient(dy, gemm.weight, gemm.build, column=gemm.column)
+        dw = _weight_gradient(gemm.weight, gemm.build, factor, lambda: tuple(x))
+        return dx, None, dw, _gemms(gemm.build).bias(dy) if ctx.bias else None
 
 
 class _Made(Function):
@@ -64,27 +87,28 @@ class _Made(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, lazy: Lazy, weight: nn.Parameter, bias: Tensor | None, build: Build, column: bool, *inputs: Tensor
+        ctx: Any, lazy: Lazy, gemm: _Gemm, recorded: Tensor | None, bias: Tensor | None, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.param, ctx.build, ctx.column, ctx.bias = weight, build, column, bias is not None and bias.requires_grad
+        del recorded
+        ctx.gemm, ctx.bias = gemm, bias is not None and bias.requires_grad
         ctx.made_by, ctx.inputs = lazy.made_by, len(inputs)
         x = lazy.made_by.forward(*inputs)
-        y, kept = _matmul(x, weight, bias, build, column=column, keep=False)
+        y, kept = _matmul(x, gemm.weight, bias, gemm.build, column=gemm.column, keep=False)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weight, *inputs, *kept)
+        ctx.save_for_backward(gemm.weight, *inputs, *kept)
         return y, inputs[0].view_as(inputs[0])
 
     @staticmethod
     @adjoint
     def backward(ctx: Any, dy: Tensor, dresidual: Tensor | None) -> tuple[Tensor | None, ...]:
-        build, (_, *saved) = ctx.build, ctx.saved_tensors
-        inputs, kept = saved[: ctx.inputs], tuple(saved[ctx.inputs :])
-        dx, dy, factor = _input_gradient(dy, ctx.param, build, column=ctx.column)
+        gemm, (_, *saved) = ctx.gemm, ctx.saved_tensors
+        build, inputs, kept = gemm.build, saved[: ctx.inputs], tuple(saved[ctx.inputs :])
+        dx, dy, factor = _input_gradient(dy, gemm.weight, build, column=gemm.column)
         x, *rest = gradients(ctx.made_by.both, dx, dresidual, *inputs)
-        gathers = ctx.column and build.sequence_parallel and ctx.param.requires_grad
+        gathers = gemm.column and build.sequence_parallel and gemm.weight.requires_grad
         recomputed = all_gather_async(x, build.tp) if gathers else AsyncTensor(x)
-        dw = _weight_gradient(ctx.param, build, factor, lambda: _gemms(build).recompute(recomputed.wait(), kept))
-        return None, dw, _gemms(build).bias(dy) if ctx.bias else None, None, None, *rest
+        dw = _weight_gradient(gemm.weight, build, factor, lambda: _gemms(build).recompute(recomputed.wait(), kept))
+        return None, None, dw, _gemms(build).bias(dy) if ctx.bias else None, *rest
 
 
 def _matmul(
