@@ -7,7 +7,8 @@ those is enough, and what is compiled is called directly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -17,6 +18,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 _SIGNATURES: Final = 4
 """Sizes for each of which there is a kernel of its own; one for all sizes is for those that come after."""
 
+_LEFT_OUT: Final[Mapping[str, Any]] = MappingProxyType({"size_asserts": False, "graph_partition": False})
+"""Of what the compiler makes: sizes were looked at before, and nothing of a function stays outside of its kernels."""
 _PLAIN: Final = (Tensor, torch.nn.Parameter)
 
 Function = Callable[..., Any]
@@ -82,7 +85,7 @@ def _compile(
 
     with torch.no_grad():
         graph = make_fx(of_tensors, tracing_mode="fake")(*tensors)
-        whole: Any = compile_fx(graph, tensors, inner_compile=noting)
+        whole: Any = compile_fx(graph, tensors, inner_compile=noting, config_patches={**_LEFT_OUT})
         versions = [x._version for x in tensors]
         made = whole(*tensors)
     written = versions != [x._version for x in tensors]
