@@ -1,4 +1,7 @@
-"""Functions by torch's compiler without its guards: the same results, for whatever sizes and constants they get."""
+"""Functions by torch's compiler without its guards: the same results, for whatever sizes and constants they get.
+
+Faults to catch: what is written in place not told to autograd.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ def scaled_(x: Tensor, y: Tensor, factor: int, *, more: Tensor | None = None) ->
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_what_is_compiled_follows_from_the_arguments() -> None:
-    """Catches: a constant, a word or a size of the first call in later ones; what is written in place left out; a
-    gradient that is lost."""
+    """Catches: a constant, a word or a size of the first call in later ones; what is written in place left out, or not
+    told to autograd; a gradient that is lost."""
     function = compiled(scaled_)
     calls: list[tuple[tuple[int, ...], int, bool]] = [((4, 8), 2, False), ((4, 8), 3, False), ((2, 8), 2, True)]
     for turn in range(2):  # compiled, and looked up
@@ -29,6 +32,7 @@ def test_what_is_compiled_follows_from_the_arguments() -> None:
             named = {"more": z} if more else {}
             mine = x.clone()
             results = function(mine, y, factor, **named)
+            assert mine._version > 0
             wanted = scaled_(x, y, factor, **named)
             assert torch.equal(mine, x)
             for result, value in zip(results, wanted, strict=True):

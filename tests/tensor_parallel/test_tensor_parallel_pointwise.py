@@ -3,9 +3,9 @@
 Faults to catch: an adjoint of SwiGLU without the slope of its sigmoid; an adjoint of the other form of GELU; an adjoint
 of RMSNorm that takes the mean square for a constant; an adjoint of LayerNorm that takes the mean for a constant; a
 gradient of a norm's weight that forgets to normalise; an input that is made again in less precision; a way past an
-operation that gives no gradient; a bias without gradient where the input is made; a second gradient of a weight that
-overwrites the first; a first gradient of a step that is added to what is there; narrow products that are added up
-narrow.
+operation that gives no gradient; a bias without gradient where the input is made; a weight whose gradient alone is
+wanted, hidden from autograd; a second gradient of a weight that overwrites the first; a first gradient of a step that
+is added to what is there; narrow products that are added up narrow.
 """
 
 from __future__ import annotations
@@ -126,6 +126,20 @@ def test_a_product_that_makes_its_input_is_the_product_of_it(name: str, direct: 
         found = (*found, sums.total / 2)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_autograd_sees_a_weight_where_no_input_wants_a_gradient(wanted: bool) -> None:
+    """Elsewhere its hooks are not called in a backward that has nothing for it."""
+    x, weight = torch.randn(4, 8).double(), nn.Parameter(torch.randn(3, 8).double())
+    visits: list[Tensor | None] = []
+    weight.register_post_accumulate_grad_hook(lambda w: visits.append(w.grad))
+    sums = Sum(weight)
+    y = linear(x.requires_grad_(wanted), weight, None, replace(BUILD, accumulators=sums), column=True)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    torch.testing.assert_close(sums.total, dy.T @ x, rtol=1e-12, atol=1e-12)
+    assert visits == ([] if wanted else [None])
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -8,7 +8,19 @@ from __future__ import annotations
 from verify_fault import Fault, Said
 from verify_said_arguments import CLAUSES
 from verify_said_bash import BASH, SCRIPTS
-from verify_said_context import CONTEXT_ATTENTION, CONTEXT_LAYOUTS, CUT, DEAL, LAUNCHES, OFFLOAD, PACKED, TILE, WINDOWED
+from verify_said_context import (
+    AUTOGRAD,
+    CONTEXT_ATTENTION,
+    CONTEXT_LAYOUTS,
+    CUT,
+    DEAL,
+    LAUNCHES,
+    OFFLOAD,
+    PACKED,
+    TILE,
+    UNGUARDED,
+    WINDOWED,
+)
 from verify_said_data import INDEXED, LOST, MIXTURE, PARTS, RUNS, STREAMS, TEXT_FILES
 from verify_said_experts import (
     ASKED,
@@ -752,6 +764,8 @@ SAID = (
     TILE,
     WINDOWED,
     LAUNCHES,
+    UNGUARDED,
+    AUTOGRAD,
     LAYOUTS,
     EXACT,
     ROUTER,

@@ -223,14 +223,34 @@ LAUNCHES = Said(
     Fault(
         "a binary for multiples of sixteen that is given others",
         "kernels/launches.py",
-        "(given % _ALIGNED == 0, -_INT32 <= given < _INT32)",
-        "-_INT32 <= given < _INT32",
+        "(x % _ALIGNED == 0, -_INT32 <= x < _INT32)",
+        "-_INT32 <= x < _INT32",
     ),
     Fault(
         "a constant of an earlier launch",
         "kernels/launches.py",
-        "if constant or type(given) is not int:",
-        "if type(given) is not int:",
+        "if constant or type(x) is not int or x == 1:",
+        "if type(x) is not int or x == 1:",
+    ),
+)
+
+AUTOGRAD = Said(
+    "tests/autograd/test_autograd_function.py",
+    Fault(
+        "a gradient of gradients that is silently another",
+        "autograd.py",
+        "careful(ctx, *gradients) if torch.is_grad_enabled() else backward",
+        "backward",
+    ),
+)
+
+UNGUARDED = Said(
+    "tests/kernels/test_kernels_unguarded.py",
+    Fault(
+        "what is written in place not told to autograd",
+        "kernels/unguarded.py",
+        "None if written or _alias",
+        "None if _alias",
     ),
 )
 

@@ -296,7 +296,7 @@ KERNELS_EXPERTS = Said(
     Fault(
         "columns beyond the first block left out",
         "kernels/experts.py",
-        "return block, triton.cdiv(width, block)",
+        "return block, cdiv(width, block)",
         "return block, 1",
     ),
     Fault(

@@ -111,8 +111,14 @@ POINTWISE = Said(
     Fault(
         "a bias without gradient where the input is made",
         "tensor_parallel/linear.py",
-        "return None, dw, _gemms(build).bias(dy) if ctx.bias else None, None, None, *rest",
-        "return None, dw, None, None, None, *rest",
+        "return None, None, dw, _gemms(build).bias(dy) if ctx.bias else None, *rest",
+        "return None, None, dw, None, *rest",
+    ),
+    Fault(
+        "a weight whose gradient alone is wanted, hidden from autograd",
+        "tensor_parallel/linear.py",
+        "                if x.requires_grad:\n                    return None",
+        "                return None",
     ),
     Fault(
         "a second gradient of a weight that overwrites the first",
@@ -139,8 +145,8 @@ FAST = Said(
     Fault(
         "an activation that is made again in less precision",
         "tensor_parallel/linear.py",
-        "x = lazy.made_by.forward(*(x.detach() for x in inputs))",
-        "x = lazy.made_by.forward(*(x.detach().float() for x in inputs)).to(weight.dtype)",
+        "x = lazy.made_by.forward(*inputs)",
+        "x = lazy.made_by.forward(*(x.float() for x in inputs)).to(gemm.weight.dtype)",
     ),
     Fault(
         "a fused update that is written into a copy",
@@ -170,8 +176,8 @@ FAST = Said(
     Fault(
         "a bucket that leaves with the first of two gradients of a tied embedding",
         "distributed/main_gradients.py",
-        "if self._added[weight] == self._uses[weight]:",
-        "if self._added[weight] > 0:",
+        "            if added < uses:",
+        "            if added < 1:",
     ),
     Fault(
         "a use of a weight that is not announced",
@@ -182,8 +188,8 @@ FAST = Said(
     Fault(
         "gradients of a weight that are counted on from one backward to the next",
         "distributed/main_gradients.py",
-        "            self._added[weight] = 0\n",
-        "",
+        "self._added.pop(weight, 0)",
+        "self._added.get(weight, 0)",
     ),
 )
 

@@ -9,7 +9,7 @@ SCHEDULES = Said(
     Fault(
         "a weight gradient that is computed in the I",
         "distributed/main_gradients.py",
-        "return self.deferred.defer(weight, partial(self._add, weight, write))",
+        "return self.deferred.collecting and self.deferred.defer(weight, partial(self._add, weight, write))",
         "return False",
     ),
     Fault(
