@@ -62,6 +62,7 @@ def _compile(
     function: Function, given: tuple[Any, ...], named: dict[str, Any], tensors: list[Tensor]
 ) -> tuple[Function, Any]:
     """A function of a list of the tensors among the arguments, with what else is in them bound; and its results."""
+    from torch._functorch import config as functorch
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
     places = [n for n, x in enumerate(given) if isinstance(x, Tensor)]
@@ -83,7 +84,8 @@ def _compile(
         inside.append((graph, compile_fx_inner(graph, *rest, **more)))
         return inside[-1][1]
 
-    with torch.no_grad():
+    # A cache of what is wrapped would give no kernels; those themselves are in another.
+    with torch.no_grad(), functorch.patch(enable_autograd_cache=False):
         graph = make_fx(of_tensors, tracing_mode="fake")(*tensors)
         whole: Any = compile_fx(graph, tensors, inner_compile=noting, config_patches={**_LEFT_OUT})
         versions = [x._version for x in tensors]

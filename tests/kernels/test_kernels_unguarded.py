@@ -40,3 +40,17 @@ def test_what_is_compiled_follows_from_the_arguments() -> None:
     w = torch.ones(4, 8, requires_grad=True)
     function(torch.ones(4, 8), w, 2)[0].sum().backward()  # type: ignore[no-untyped-call]
     assert torch.equal(w.grad, torch.ones(4, 8))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_kernel_that_is_looked_up_is_called_as_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a torch that keeps its kernels elsewhere: all would be right, and slow."""
+    function = compiled(lambda x, y: (x + y, x * y))
+    x, y = torch.ones(4, 8), torch.ones(4, 8)
+    function(x, y)
+
+    def wrapped(*_: object) -> None:
+        raise AssertionError("through torch's wrappers")
+
+    monkeypatch.setattr("torch._inductor.output_code.CompiledFxGraph.__call__", wrapped)
+    torch.testing.assert_close(function(2 * x, y)[0], 2 * x + y)
