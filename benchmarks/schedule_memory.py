@@ -21,7 +21,7 @@ from typing import Any
 
 from stretto.arguments.elsewhere import validated_in
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig
-from stretto.estimate import stage_layers
+from stretto.estimate import stage_blocks
 from stretto.estimate.kept import NOTHING, kept
 from stretto.estimate.sizes import entering_bytes
 from stretto.exchange import all_gather_json
@@ -30,6 +30,7 @@ from stretto.launch.local import run_local
 from stretto.layout import Layout
 from stretto.pipeline_parallel.stage import Stage
 from stretto.schedule import GENERATORS, Op, Schedule
+from stretto.schedule.blocks import StageBlock
 from stretto.schedule.measured import computations
 from stretto.testing.live_storage import LiveStorage
 from stretto.verify import build, random_batch
@@ -87,8 +88,8 @@ def held(order: Schedule, rank: int, sizes: list[int]) -> int:
 def peaks(world: World, name: str, p: int, m: int, layers: int) -> Row:
     """A step of the real model, the second: the first makes what stays."""
     args, layout = arguments(name, p, m, layers)
-    each = kept(args, 0, NOTHING).total
-    sizes = [each * len(held) + entering_bytes(args) for held in stage_layers(args)]
+    each = kept(args, StageBlock(0), NOTHING).total
+    sizes = [each * len(held) + entering_bytes(args) for held in stage_blocks(args)]
     whole = each * layers // p
     with build(args, layout, world) as session:
         executor, axis = session.built.stepper.executor, session.state.axis("pp")

@@ -33,7 +33,7 @@ from benchmarks.train.worker import device_name, versions
 from stretto.arguments import parse
 from stretto.arguments.schema import Arguments
 from stretto.distributed import grad_norm
-from stretto.estimate import rank_ledger, stage_layers
+from stretto.estimate import rank_ledger, stage_counts
 from stretto.exchange import all_gather_json
 from stretto.initialize import initialize
 from stretto.schedule import (
@@ -125,7 +125,7 @@ class Plan:
     def placed(self, name: str) -> tuple[bool, int, str, list[int]]:
         """Schedules that agree in this share a model."""
         made = GENERATORS[name]
-        layers = [len(held) for held in stage_layers(self.arguments(name))]
+        layers = stage_counts(self.arguments(name))
         return name == "auto", made.stages, made.shape_of(made.stages), layers
 
     def __post_init__(self) -> None:
@@ -213,7 +213,7 @@ def row_of(plan: Plan, name: str, peer: Peer, world: World) -> tuple[Row, Measur
     typical, taken = after.typical, median(steps)
     row = Row(
         name=name,
-        layers=[len(held) for held in stage_layers(peer.args)],
+        layers=stage_counts(peer.args),
         placement=list(order.placement),
         cost=cost,
         norm=norm,

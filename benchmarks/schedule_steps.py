@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from stretto.arguments import Resolved, parse
 from stretto.data.text import Text
-from stretto.estimate import stage_layers
+from stretto.estimate import stage_counts
 from stretto.initialize import initialize
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import hop_seconds
@@ -130,7 +130,7 @@ def stepped(world: World, resolved: Resolved, pieces: Pieces, *, realtime: bool 
     """Train a few steps in which a layer, the embedding and the head take what `pieces` says."""
     resolved = placed(resolved, world)
     args = resolved.args
-    layers = [len(held) for held in stage_layers(args)]
+    layers = stage_counts(args)
     cost = pieces.cost(layers)
     text = Text.open(args)
     with ParallelState.build(resolved.layout, world, axes=axes_of(args, resolved.layout)) as state:

@@ -24,7 +24,7 @@ from stretto.cli.memory import host_verdict, memory_table, verdict
 from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
-from stretto.estimate import count_parameters, stage_layers
+from stretto.estimate import count_parameters, stage_blocks, stage_counts
 from stretto.estimate.chips import CHIPS
 from stretto.estimate.context import comm_of, exchanged
 from stretto.estimate.kept import seconds
@@ -33,6 +33,7 @@ from stretto.estimate.step_time import step_time
 from stretto.layout import Layout, Topology, warnings
 from stretto.layout.ranks import named, ranges
 from stretto.schedule import Cost, bubble, schedule_for, simulate
+from stretto.schedule.blocks import blocks_text
 from stretto.schedule.draw import gantt
 from stretto.terminal import say
 
@@ -151,10 +152,10 @@ def _time(args: Arguments) -> str:
 
 def _recomputed(args: Arguments) -> Iterator[str]:
     """What each stage computes once more, and what that costs by the model that a budget goes by."""
-    for stage, layers in enumerate(stage_layers(args)):
+    for stage, layers in enumerate(stage_blocks(args)):
         policy = policy_of(args, stage)
         if any(policy):
-            cost = sum(seconds(args, layer, parts) for layer, parts in zip(layers, policy, strict=True))
+            cost = sum(seconds(args, block, parts) for block, parts in zip(layers, policy, strict=True))
             yield (
                 f"stage {stage} computes once more: {said(policy)}; {cost * 1e3:,.2f} ms of each microbatch, by the "
                 "cost model of GPUs"
@@ -232,15 +233,14 @@ def _stages(resolved: Resolved) -> Table:
     rows = Table(box=None, pad_edge=True)
     for name in ("stage", "layers", "also", "parameters", "per rank", "ranks"):
         rows.add_column(name, justify="right" if name in ("parameters", "per rank") else "left")
-    parts = stage_layers(args)
+    parts = stage_blocks(args)
     last = len(parts) - 1
     p = count_parameters(args.model, args.batch.seq_len)
     for stage, layers in enumerate(parts):
         head = p.final_norm + p.further + (0 if args.model.tied else p.head)
         head += p.embedding if args.model.shared_embedding and last else 0
-        sparse = sum(map(args.model.is_sparse, layers))
-        size = (len(layers) - sparse) * p.layer + sparse * p.sparse_layer
-        size += p.embedding * (stage == 0) + head * (stage == last)
+        sparse = sum(block.feed_forward and args.model.is_sparse(block.layer) for block in layers)
+        size = p.held(layers, args.model.is_sparse) + p.embedding * (stage == 0) + head * (stage == last)
         routed = (sparse + p.further_sparse * (stage == last)) * args.model.experts * p.expert
         behind = "norm, head" + f", {args.model.mtp_layers} further" * (args.model.mtp_layers > 0)
         also = [name for name, here in (("embedding", stage == 0), (behind, stage == last)) if here]
@@ -248,7 +248,7 @@ def _stages(resolved: Resolved) -> Table:
         ranks = layout.group(first, "tp", "cp", "dp")
         rows.add_row(
             str(stage),
-            f"{layers[0]}..{layers[-1]}" if layers else "none",
+            blocks_text(layers),
             ", ".join(also),
             f"{size:,}",
             f"~{(size - routed) // args.parallel.tp + routed // (args.parallel.ep * args.parallel.etp):,}",
@@ -263,7 +263,7 @@ def _stages(resolved: Resolved) -> Table:
 
 def _schedule(args: Arguments, width: int) -> Iterator[str]:
     p, m = args.parallel.pp, args.batch.microbatches(args.parallel.dp)
-    layers = tuple(float(max(len(stage), 1)) for stage in stage_layers(args))
+    layers = tuple(count or 1.0 for count in stage_counts(args))
     schedule = schedule_for(args.parallel.schedule, p, m, args.parallel.stages_per_rank, shape=args.parallel.shape)
     if args.parallel.schedule in ("1f1b", "gpipe"):
         ideal = f"(pp-1)/(m+pp-1) = {p - 1}/{m + p - 1} = {(p - 1) / (m + p - 1):.1%}"

@@ -3,7 +3,7 @@
 from stretto.estimate.flops import Flops, flops_per_token
 from stretto.estimate.memory import Ledger, fitting, fullest, ledger, rank_ledger
 from stretto.estimate.parameters import Parameters, count_parameters, norms_of_a_layer, positions, qk_norms
-from stretto.estimate.stages import stage_costs, stage_layers, stage_pieces
+from stretto.estimate.stages import stage_blocks, stage_costs, stage_counts, stage_pieces
 
 __all__ = [
     "Flops",
@@ -18,7 +18,8 @@ __all__ = [
     "positions",
     "qk_norms",
     "rank_ledger",
+    "stage_blocks",
     "stage_costs",
-    "stage_layers",
+    "stage_counts",
     "stage_pieces",
 ]

@@ -17,6 +17,7 @@ from stretto.estimate.gemm_tape import GemmTape
 from stretto.estimate.halves import in_turns, one_by_one
 from stretto.estimate.kept import BLOCK, NOTHING, Parts
 from stretto.estimate.tape import Moment, Tape
+from stretto.schedule.blocks import StageBlock
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,17 @@ class BlockMoments:
     backward: Moment
 
 
-def block_moments(args: Arguments, layer: int, parts: Parts) -> BlockMoments:
-    """Of a layer that computes `parts` once more."""
-    forward, kept, backward = _tapes(args, layer, parts)
+def block_moments(args: Arguments, block: StageBlock, parts: Parts) -> BlockMoments:
+    """Of a block, as far as it is on a stage, that computes `parts` once more."""
+    forward, kept, backward = _tapes(args, block, parts)
     return BlockMoments(kept, forward.most, backward.most)
 
 
-def halves_moments(args: Arguments, layer: int, parts: Parts, *, first: bool) -> BlockMoments:
+def halves_moments(args: Arguments, block: StageBlock, parts: Parts, *, first: bool) -> BlockMoments:
     """The same where microbatches go through it in two halves; of the `first` none comes from a block before."""
     half = replace(args, batch=replace(args.batch, micro_batch=args.batch.micro_batch // 2))
-    forward, kept, backward = _tapes(half, layer, parts)
-    if parts == BLOCK or not args.model.is_sparse(layer):  # one after the other
+    forward, kept, backward = _tapes(half, block, parts)
+    if parts == BLOCK or not (block.feed_forward and args.model.is_sparse(block.layer)):  # one after the other
         found = one_by_one(forward, kept, backward)
     else:
         alone = first or args.model.norm_placement != "pre"  # with norms after sublayers a block ends before the next
@@ -47,15 +48,17 @@ def halves_moments(args: Arguments, layer: int, parts: Parts, *, first: bool) ->
     return BlockMoments(2 * kept, *found)
 
 
-def _tapes(args: Arguments, layer: int, parts: Parts) -> tuple[Tape, int, Tape]:
+def _tapes(args: Arguments, block: StageBlock, parts: Parts) -> tuple[Tape, int, Tape]:
     """Forward, bytes that are kept, backward."""
     whole = parts == BLOCK
-    tape = _Block.of(args, layer, NOTHING if whole else parts, Tape())
+    tape = _Block.of(args, block, NOTHING if whole else parts, Tape())
     tape.tape.make(x=tape.sizes.x)
     tape.forward(keep=not whole)
     live = tape.tape.live
     del live["out"]
-    back = _Block.of(args, layer, NOTHING if whole else parts, Tape(**live, dout=tape.sizes.x))
+    # The gradient of what leaves attention is that of the stream in the middle of a block.
+    leaving = "dout" if block.feed_forward else "dmid"
+    back = _Block.of(args, block, NOTHING if whole else parts, Tape(**live, **{leaving: tape.sizes.x}))
     if whole:
         back.tape.rename(plan="plan_before")  # the plan of the first forward is the one that its backward has
         back.forward(keep=True, ends=False)
@@ -72,18 +75,19 @@ class _Block:
     attention: AttentionTape
     experts: ExpertTape | None
     args: Arguments
+    block: StageBlock
     parts: Parts
 
     @classmethod
-    def of(cls, args: Arguments, layer: int, parts: Parts, tape: Tape) -> _Block:
-        m, p = args.model, args.parallel
-        sparse = m.is_sparse(layer)
+    def of(cls, args: Arguments, block: StageBlock, parts: Parts, tape: Tape) -> _Block:
+        m, p, layer = args.model, args.parallel, block.layer
+        sparse = block.feed_forward and m.is_sparse(layer)
         sizes = BlockSizes.of(args, m.shared_ffn if sparse else m.dim_ffn, parts)
         gemms = GemmTape(tape, sizes, p.tp, p.sequence_parallel, args.run.fp8)
         context = ContextTape.of(args, layer, tape, sizes) if p.cp > 1 or args.data.packing else None
         experts = ExpertTape.of(args, tape, selective="activation" in parts) if sparse else None
         attention = AttentionTape(tape, sizes, gemms, context, parts, m.position == "rope")
-        return cls(tape, sizes, gemms, attention, experts, args, parts)
+        return cls(tape, sizes, gemms, attention, experts, args, block, parts)
 
     @property
     def before(self) -> bool:
@@ -95,8 +99,19 @@ class _Block:
 
     def forward(self, *, keep: bool, ends: bool = True) -> None:
         """From x to out, and what stays where it is to `keep`; computed once more it `ends` no later than that."""
+        if self.block.attention:
+            self._attention(keep=keep, ends=ends)
+        if self.block.feed_forward:
+            self._after_attention(keep=keep, ends=ends)
+        t = self.tape
+        t.free("added_normed", "more_normed", *(() if keep else ["mid"]))
+        if not self.after or not keep:
+            t.free("added", "more", "both")
+
+    def _attention(self, *, keep: bool, ends: bool) -> None:
+        """From x to mid, which leaves the stage where the feed-forward is on the next."""
         t, s = self.tape, self.sizes
-        lazy = self.before and "norms" in self.parts
+        lazy, alone = self.before and "norms" in self.parts, not self.block.feed_forward
         with t.during("forward of attention"):
             if self.before and not lazy:
                 t.make(n1=s.x)
@@ -105,7 +120,17 @@ class _Block:
                 t.make(added_normed=s.x)
                 if not keep:
                     t.free("added")
-            t.make(mid=s.x)
+            if not alone:
+                t.make(mid=s.x)
+            elif ends:
+                t.make(out=s.x)
+        if alone:
+            t.release("n1")
+
+    def _after_attention(self, *, keep: bool, ends: bool) -> None:
+        """From mid, or x where attention is on the stage before, to out."""
+        t, s = self.tape, self.sizes
+        lazy = self.before and "norms" in self.parts
         # What is added to the residual is a local name until the block ends.
         with t.during(f"forward of {self._name}"):
             lazy = lazy and self.experts is None
@@ -120,9 +145,6 @@ class _Block:
             if ends:
                 t.make(out=s.x)
         t.release("n2")
-        t.free("added_normed", "more_normed", *(() if keep else ["mid"]))
-        if not self.after or not keep:
-            t.free("added", "more", "both")
 
     @property
     def _name(self) -> str:
@@ -163,6 +185,19 @@ class _Block:
 
     def backward(self) -> None:
         """From dout to dx, of what the forward has kept."""
+        if self.block.feed_forward:
+            self._back_to_attention()
+        if self.block.attention:
+            t, s = self.tape, self.sizes
+            with t.during("backward of attention"):
+                if self.after:
+                    t.make(dadded=s.x)
+                    t.free("added")
+                self.attention.backward(lazy=self.before and "norms" in self.parts)
+                t.free("x", "n1")
+
+    def _back_to_attention(self) -> None:
+        """From dout to dmid, which leaves the stage where attention is on the one before."""
         t, s = self.tape, self.sizes
         lazy = self.before and "norms" in self.parts
         with t.during(f"backward of {self._name}"):
@@ -177,13 +212,7 @@ class _Block:
                 t.free("dn2", "dbeside", "dout")
             else:
                 self._feed_forward_back(lazy=lazy, past="dout", dx="dmid")
-            t.free("mid", "n2")
-        with t.during("backward of attention"):
-            if self.after:
-                t.make(dadded=s.x)
-                t.free("added")
-            self.attention.backward(lazy=lazy)
-            t.free("x", "n1")
+            t.free("mid" if self.block.attention else "x", "n2")
 
     def _feed_forward_back(self, *, lazy: bool, past: str, dx: str) -> None:
         t, s, m = self.tape, self.sizes, self.args.model

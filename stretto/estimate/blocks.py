@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.block_tape import BlockMoments, block_moments, halves_moments
 from stretto.estimate.context import Kind, kind_of
 from stretto.estimate.kept import Parts
+from stretto.schedule.blocks import StageBlock
 
 
-def moments_of(args: Arguments, layer: int, parts: Parts, halves: bool, first: bool) -> BlockMoments:
-    """Of a layer that computes `parts` once more; in `halves`, whether it is the `first` of its stage."""
-    return halves_moments(args, layer, parts, first=first) if halves else block_moments(args, layer, parts)
+def moments_of(args: Arguments, block: StageBlock, parts: Parts, halves: bool, first: bool) -> BlockMoments:
+    """Of a block that computes `parts` once more; in `halves`, whether it is the `first` of its stage."""
+    return halves_moments(args, block, parts, first=first) if halves else block_moments(args, block, parts)
 
 
 def uncut(args: Arguments) -> Arguments:
@@ -26,4 +28,10 @@ def uncut(args: Arguments) -> Arguments:
 def first_of_kinds(args: Arguments) -> list[int]:
     """For each layer, those that predict further tokens among them, the first that is like it."""
     first: dict[Kind, int] = {}
-    return [first.setdefault(kind_of(args, layer), layer) for layer in range(args.model.further_layers.stop)]
+    layers = range(args.model.further_layers.stop)
+    return [first.setdefault(kind_of(args, StageBlock(layer)), layer) for layer in layers]
+
+
+def alike(block: StageBlock, first: Sequence[int]) -> StageBlock:
+    """The same part of the first layer that is like its layer, by `first_of_kinds`."""
+    return block._replace(layer=first[block.layer])

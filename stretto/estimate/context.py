@@ -9,6 +9,7 @@ from typing import Final, Literal, NamedTuple
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.sizes import BYTES
+from stretto.schedule.blocks import StageBlock, Sublayers
 
 Comm = Literal["all-gather", "ring", "ulysses", "hybrid"]
 
@@ -84,9 +85,12 @@ class Kind(NamedTuple):
     window: int | None
     comm: Comm | None
     """Over several ranks of cp."""
+    sublayers: Sublayers
 
 
-def kind_of(args: Arguments, layer: int) -> Kind:
-    """Of a layer."""
-    m = args.model
-    return Kind(m.is_sparse(layer), m.window_of(layer), comm_of(args, layer) if args.parallel.cp > 1 else None)
+def kind_of(args: Arguments, block: StageBlock) -> Kind:
+    """Of a layer, as far as it is on a stage."""
+    m, layer = args.model, block.layer
+    sparse = block.feed_forward and m.is_sparse(layer)
+    window, cp = (m.window_of(layer), args.parallel.cp) if block.attention else (None, 1)
+    return Kind(sparse, window, comm_of(args, layer) if cp > 1 else None, block.sublayers)

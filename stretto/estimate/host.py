@@ -16,7 +16,7 @@ from stretto.estimate.memo import Memo
 from stretto.estimate.memory import held_by, rank_ledger
 from stretto.estimate.shards import sharding_of, shards_of
 from stretto.estimate.sizes import entering_bytes, in_flight
-from stretto.estimate.stages import stage_layers
+from stretto.estimate.stages import stage_blocks
 from stretto.estimate.stored import EXPERT
 
 LEAST: Final = 2**30 / 20
@@ -95,4 +95,4 @@ def _waiting(args: Arguments, stage: int) -> int:
         return 0
     one = entering_bytes(args)
     one = one if args.run.device == "cpu" else 1 << (one - 1).bit_length()
-    return in_flight(args, stage) * max(0, len(stage_layers(args)[stage]) - 1) * one
+    return in_flight(args, stage) * max(0, len(stage_blocks(args)[stage]) - 1) * one

@@ -9,6 +9,7 @@ from typing import Final
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import ATTENTION, NODE
 from stretto.estimate.sizes import BYTES, local_tokens, most_crossing
+from stretto.schedule.blocks import StageBlock
 
 Parts = frozenset[str]
 """Of one layer what is computed once more: names of `recompute_parts`, or "block" for all but what enters it."""
@@ -44,8 +45,8 @@ class Kept:
         return sum(vars(self).values())
 
 
-def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
-    """What a layer keeps where `parts` are computed once more.
+def kept(args: Arguments, block: StageBlock, parts: Parts = NOTHING) -> Kept:
+    """What a block, as far as it is on a stage, keeps where `parts` are computed once more.
 
     Korthikanti et al. (2022) count 34 bytes a token and feature in bf16 without the attention's weights, which are
     never kept; here a norm keeps its input, attention q, k, v, its output and LSE, feed-forward what its products take.
@@ -55,12 +56,13 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
     m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
     tokens = local_tokens(args)
     outside = tokens // p.tp if p.sequence_parallel else tokens
+    sparse = block.feed_forward and m.is_sparse(block.layer)
     if parts == BLOCK:
-        return Kept(item * outside * m.hidden, 0, 0, 0, 0, plan_bytes(args) * m.is_sparse(layer))
+        return Kept(item * outside * m.hidden, 0, 0, 0, 0, plan_bytes(args) * sparse)
     d, whole = m.dim_per_head, args.run.ffn_chunks == 1  # chunks are computed once more
     q, kv = m.heads * d // p.tp, max(1, m.num_kv_heads // p.tp) * d
     inner, again = m.dim_ffn // p.tp, "projections" in parts
-    before, sparse = m.norm_placement != "post", m.is_sparse(layer)
+    before = m.norm_placement != "post"
     entering = outside if again else tokens
     # Without a norm in front a matrix takes the residual itself, or what it gathers of it.
     normed = (0 if "norms" in parts else entering) if before else entering - outside
@@ -81,53 +83,76 @@ def kept(args: Arguments, layer: int, parts: Parts = NOTHING) -> Kept:
     if sparse:
         selective, routing = "activation" in parts, router_bytes(args) + plan_bytes(args)
         dense, activated = 0, sparse_feed_forward(args, selective=selective) + outside * m.hidden * (not selective)
+    first, second = block.attention, block.feed_forward
     return Kept(
-        item * (2 * outside * m.hidden + 2 * after),
-        item * (normed + normed * (not sparse)),
-        item * heads,
-        attended + lse,
-        item * dense,
-        item * activated + routing,
+        item * (first + second) * (outside * m.hidden + after),
+        item * (normed * first + normed * (second and not sparse)),
+        item * heads * first,
+        (attended + lse) * first,
+        item * dense * second,
+        (item * activated + routing) * second,
     )
 
 
-def working(args: Arguments, layer: int, parts: Parts) -> int:
-    """Bytes that are there while a region of the layer is computed once more: its larger sublayer."""
-    whole = kept(args, layer)
+def working(args: Arguments, block: StageBlock, parts: Parts) -> int:
+    """Bytes that are there while a region of the block is computed once more: its larger sublayer."""
+    here = kept(args, block)
     if "projections" not in parts:
         return 0
-    return max(whole.heads + whole.attended, whole.inner + whole.activated) + whole.normed // 2
+    normed = here.normed // 2 if block.whole else here.normed
+    return max(here.heads + here.attended, here.inner + here.activated) + normed
 
 
-def seconds(args: Arguments, layer: int, parts: Parts) -> float:
-    """What computing `parts` once more takes, of one microbatch, by a cost model of Hopper GPUs in bf16."""
-    return sum(_seconds(args, layer, parts))
+def seconds(args: Arguments, block: StageBlock, parts: Parts) -> float:
+    """What computing `parts` of a block once more takes, of one microbatch, by a cost model of Hopper GPUs in bf16."""
+    attention = sum(_attention_seconds(args, block.layer, parts)) if block.attention else 0.0
+    return attention + (sum(_feed_forward_seconds(args, block.layer, parts)) if block.feed_forward else 0.0)
 
 
-def _seconds(args: Arguments, layer: int, parts: Parts) -> Iterator[float]:
+def _attention_seconds(args: Arguments, layer: int, parts: Parts) -> Iterator[float]:
     m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
     tokens, h, d = local_tokens(args), args.model.hidden, args.model.dim_per_head
     q, kv = m.heads * d // p.tp, max(1, m.num_kv_heads // p.tp) * d
-    inner = (m.dim_ffn if not m.is_sparse(layer) else m.top_k * m.dim_expert + m.shared_ffn) // p.tp
-    across = tokens * h * item * (p.tp - 1) / p.tp / NODE
-    gathers, leaves = across * p.sequence_parallel, across * (1 if p.sequence_parallel else 2)
+    gathers, leaves = _across(args)
     again, block = "projections" in parts, parts == BLOCK
     if "norms" in parts:  # made in the pass that makes their gradient: one write
-        yield 2 * tokens * h * item / MEMORY + 2 * gathers
-    if "activation" in parts and not again:
-        yield tokens * inner * item / MEMORY
+        yield tokens * h * item / MEMORY + gathers
     if "attention" in parts or again or block:
         seen = min(args.batch.seq_len, m.window_of(layer) or args.batch.seq_len)
         yield 2 * tokens * seen * q / ATTENTION
     if again or block:
-        yield 2 * tokens * h * (q + 2 * kv + inner * (2 if m.gated else 1)) / GEMM + 2 * gathers
-        yield 3 * tokens * (q + 2 * kv + inner * 3) * item / MEMORY
+        yield 2 * tokens * h * (q + 2 * kv) / GEMM + gathers
+        yield 3 * tokens * (q + 2 * kv) * item / MEMORY
     if block or (again and "attention" in parts):
         yield 2 * tokens * h * q / GEMM + leaves
+    if block:
+        yield 3 * tokens * h * item / MEMORY
+
+
+def _feed_forward_seconds(args: Arguments, layer: int, parts: Parts) -> Iterator[float]:
+    m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
+    tokens, h = local_tokens(args), args.model.hidden
+    inner = (m.dim_ffn if not m.is_sparse(layer) else m.top_k * m.dim_expert + m.shared_ffn) // p.tp
+    gathers, leaves = _across(args)
+    again, block = "projections" in parts, parts == BLOCK
+    if "norms" in parts:
+        yield tokens * h * item / MEMORY + gathers
+    if "activation" in parts and not again:
+        yield tokens * inner * item / MEMORY
+    if again or block:
+        yield 2 * tokens * h * inner * (2 if m.gated else 1) / GEMM + gathers
+        yield 9 * tokens * inner * item / MEMORY
     if block or (again and "activation" in parts):
         yield 2 * tokens * h * inner / GEMM + leaves
     if block:
-        yield 6 * tokens * h * item / MEMORY
+        yield 3 * tokens * h * item / MEMORY
+
+
+def _across(args: Arguments) -> tuple[float, float]:
+    """Seconds of the collectives over tp with which a sublayer begins, and ends."""
+    p = args.parallel
+    one = local_tokens(args) * args.model.hidden * BYTES[args.run.dtype] * (p.tp - 1) / p.tp / NODE
+    return one * p.sequence_parallel, one * (1 if p.sequence_parallel else 2)
 
 
 def router_bytes(args: Arguments) -> int:

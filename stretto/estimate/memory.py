@@ -18,7 +18,7 @@ from stretto.estimate.context import kind_of
 from stretto.estimate.memo import Memo
 from stretto.estimate.moments import StageActivations, StageMoment, stage_activations
 from stretto.estimate.sizes import held_at_once, in_flight
-from stretto.estimate.stages import stage_layers
+from stretto.estimate.stages import stage_blocks
 from stretto.estimate.steady import Sections, Steady, steady
 from stretto.estimate.workspace import passing, tables, workspaces
 from stretto.layout.stages import placement
@@ -229,12 +229,12 @@ def _unlike(args: Arguments, memo: Memo) -> Iterable[int]:
 
 def _like(args: Arguments) -> Sequence[int]:
     """For each stage the first that is like it: where all follows from the kinds of its layers and from the ends."""
-    layers = stage_layers(args)
+    layers = stage_blocks(args)
     if args.run.activation_budget is not None or args.tuning.freeze:
         return range(len(layers))  # what a stage computes once more, or trains, follows from more than that
-    kinds, last = [kind_of(args, n) for n in range(args.model.layers)], len(layers) - 1
-    first: dict[object, int] = {}
-    return [first.setdefault((s == 0, s == last, *(kinds[n] for n in held)), s) for s, held in enumerate(layers)]
+    kinds = {block: kind_of(args, block) for held in layers for block in held}
+    first, last = dict[object, int](), len(layers) - 1
+    return [first.setdefault((s == 0, s == last, *(kinds[each] for each in held)), s) for s, held in enumerate(layers)]
 
 
 def _homes(args: Arguments) -> tuple[int, ...]:

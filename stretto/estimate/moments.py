@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.block_tape import BlockMoments, block_moments
-from stretto.estimate.blocks import first_of_kinds, moments_of, uncut
+from stretto.estimate.blocks import alike, first_of_kinds, moments_of, uncut
 from stretto.estimate.kept import BLOCK
 from stretto.estimate.logits import logits, of_tokens
 from stretto.estimate.memo import Memo
 from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.estimate.sizes import BYTES, entering_bytes, in_halves, joined_bytes, local_tokens
-from stretto.estimate.stages import stage_layers
+from stretto.estimate.stages import stage_blocks
+from stretto.schedule.blocks import StageBlock
 
 
 class StageMoment(NamedTuple):
@@ -52,7 +53,7 @@ def stage_activations(args: Arguments, stage: int, memo: Memo | None = None) -> 
 
     Blocks of runs that are cut into other stages are alike: they are looked up in a planner's `memo`.
     """
-    layers, memo = stage_layers(args), memo or Memo()
+    layers, memo = stage_blocks(args), memo or Memo()
     first, last, away = stage == 0, stage == len(layers) - 1, args.run.recompute == "offload"
     blocks = list(_blocks(args, stage, memo))
     x = entering_bytes(args)
@@ -87,12 +88,12 @@ def stage_activations(args: Arguments, stage: int, memo: Memo | None = None) -> 
 
 
 def _blocks(args: Arguments, stage: int, memo: Memo) -> Iterator[BlockMoments]:
-    held = stage_layers(args)[stage]
+    held = stage_blocks(args)[stage]
     halves, alone = in_halves(args, held), memo(uncut, args)
     kinds = memo(first_of_kinds, alone)
-    for layer, parts in zip(held, policy_of(args, stage, memo), strict=True):
-        first = halves and layer == held[0]
-        yield memo(moments_of, alone, kinds[layer], parts, halves, first)
+    for block, parts in zip(held, policy_of(args, stage, memo), strict=True):
+        first = halves and block == held[0]
+        yield memo(moments_of, alone, alike(block, kinds), parts, halves, first)
 
 
 def _angles(args: Arguments, stage: int, memo: Memo) -> tuple[int, int]:
@@ -102,14 +103,15 @@ def _angles(args: Arguments, stage: int, memo: Memo) -> tuple[int, int]:
     tokens = local_tokens(args) if args.data.packing else local_tokens(args) // b.micro_batch
     one = 2 * tokens * m.dim_rotary * BYTES[args.run.dtype] * (cut and m.position == "rope")
     again = any(parts == BLOCK for parts in policy_of(args, stage, memo))  # blocks are given both
-    kinds = 2 if again else len({m.window_of(layer) is None for layer in stage_layers(args)[stage]})
+    windows = {m.window_of(block.layer) is None for block in stage_blocks(args)[stage] if block.attention}
+    kinds = 2 if again else len(windows)
     return kinds * one, 2 * one
 
 
 def _further(args: Arguments) -> Iterator[int]:
     """What each layer that predicts a further token keeps."""
     for layer, parts in policy_of_further(args).items():
-        yield block_moments(args, layer, parts).kept + joined_bytes(args)
+        yield block_moments(args, StageBlock(layer), parts).kept + joined_bytes(args)
 
 
 def _embedding(args: Arguments, whole: int) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
 from stretto.arguments.schema import ModelConfig
 from stretto.estimate.attention import attention_matrices, latent_norms
+from stretto.schedule.blocks import StageBlock
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class Parameters:
     """Blocks."""
     layer: int
     """One block; of a model with experts, a dense one."""
+    attention: int
+    """Its attention, with the norms of that sublayer."""
     embedding: int
     """Token and position embeddings."""
     final_norm: int
@@ -45,6 +49,14 @@ class Parameters:
         """What one token goes through."""
         return self.total - (self.sparse + self.further_sparse) * self.idle
 
+    def held(self, blocks: Iterable[StageBlock], sparse: Callable[[int], bool]) -> int:
+        """Those of these blocks, as far as they are on a stage; `sparse` says which layers have experts."""
+        found = 0
+        for block in blocks:
+            whole = self.sparse_layer if sparse(block.layer) else self.layer
+            found += self.attention * block.attention + (whole - self.attention) * block.feed_forward
+        return found
+
     @property
     def active_layer(self) -> float:
         """Of one block, what a token goes through: a mean over the blocks."""
@@ -71,12 +83,14 @@ def count_parameters(model: ModelConfig, seq_len: int) -> Parameters:
     norm = h if model.norm == "rms" else 2 * h
     attention = sum(matrix.numel for matrix in attention_matrices(model)) + latent_norms(model)
     attention += (q + 2 * kv) * (model.bias or model.qkv_bias) + h * model.bias + qk_norms(model) + sinks(model)
-    outside = attention + norms_of_a_layer(model) * norm
+    norms = norms_of_a_layer(model) * norm
+    outside = attention + norms
     layer = outside + feed_forward(inner)
     further = [model.is_sparse(n) for n in model.further_layers]
     return Parameters(
         layers=model.layers,
         layer=layer,
+        attention=attention + norms // 2,
         embedding=model.vocab_size * h + positions(model, seq_len) * h,
         final_norm=norm,
         head=0 if model.tied else model.vocab_size * h,

@@ -9,12 +9,13 @@ from typing import Final
 
 from stretto.arguments.errors import ConfigError, Violation
 from stretto.arguments.schema import Arguments, RunConfig
-from stretto.estimate.blocks import first_of_kinds, moments_of, uncut
+from stretto.estimate.blocks import alike, first_of_kinds, moments_of, uncut
 from stretto.estimate.kept import BLOCK, NOTHING, Parts, seconds, working
 from stretto.estimate.memo import Memo
 from stretto.estimate.sizes import entering_bytes, in_flight, in_halves, joined_bytes
-from stretto.estimate.stages import stage_layers
+from stretto.estimate.stages import stage_blocks
 from stretto.notation.size import bytes_of
+from stretto.schedule.blocks import StageBlock
 
 PARTS: Final = ("norms", "activation", "attention", "projections")
 
@@ -24,7 +25,7 @@ def policy_of(args: Arguments, stage: int, memo: Memo | None = None) -> tuple[Pa
 
     Raises ConfigError for a budget below what a stage keeps that computes all of its blocks once more.
     """
-    run, layers = args.run, stage_layers(args)[stage]
+    run, layers = args.run, stage_blocks(args)[stage]
     if run.activation_budget is not None:
         memo = memo or Memo()
         return memo(_cheapest, args, stage, bytes_of(run.activation_budget), memo)
@@ -35,7 +36,7 @@ def policy_of(args: Arguments, stage: int, memo: Memo | None = None) -> tuple[Pa
 
 def policies_of(args: Arguments) -> list[tuple[Parts, ...]]:
     """The same of every stage. Raises ConfigError where one of them has no room."""
-    return [policy_of(args, stage) for stage in range(len(stage_layers(args)))]
+    return [policy_of(args, stage) for stage in range(len(stage_blocks(args)))]
 
 
 def policy_of_further(args: Arguments) -> dict[int, Parts]:
@@ -52,31 +53,31 @@ def _chosen(run: RunConfig) -> Parts:
 def activations(args: Arguments, stage: int, policy: Sequence[Parts]) -> int:
     """Bytes kept from forward to backward, of all microbatches under way, where each layer of the stage computes its
     `policy` once more; and what is there while the largest of these regions is computed."""
-    held, away, memo = stage_layers(args), args.run.recompute == "offload", Memo()
+    held, away, memo = stage_blocks(args), args.run.recompute == "offload", Memo()
     layers, halves = held[stage], in_halves(args, held[stage])
-    each = [_saved(args, layer, parts, halves, memo) for layer, parts in zip(layers, policy, strict=True)]
+    each = [_saved(args, block, parts, halves, memo) for block, parts in zip(layers, policy, strict=True)]
     again = max(
-        (_working(args, layer, parts, halves, memo) for layer, parts in zip(layers, policy, strict=True)), default=0
+        (_working(args, block, parts, halves, memo) for block, parts in zip(layers, policy, strict=True)), default=0
     )
     entering = entering_bytes(args)
     if stage == len(held) - 1:
         further = policy_of_further(args).items()
-        each += [_saved(args, n, parts, False, memo) + joined_bytes(args) for n, parts in further]
+        each += [_saved(args, StageBlock(n), parts, False, memo) + joined_bytes(args) for n, parts in further]
     if away:  # what enters the last block, and what comes back for the one before; what is behind it stays
         stays = sum(each[max(0, len(layers) - 1) :])
         return in_flight(args, stage) * (stays + entering) + entering + again
     return in_flight(args, stage) * (sum(each) + entering) + again
 
 
-def _saved(args: Arguments, layer: int, parts: Parts, halves: bool, memo: Memo) -> int:
-    """Bytes of a layer from its forward to its backward, as the tape of its tensors has them."""
+def _saved(args: Arguments, block: StageBlock, parts: Parts, halves: bool, memo: Memo) -> int:
+    """Bytes of a block from its forward to its backward, as the tape of its tensors has them."""
     alone = memo(uncut, args)
-    return memo(moments_of, alone, memo(first_of_kinds, alone)[layer], parts, halves, False).kept
+    return memo(moments_of, alone, alike(block, memo(first_of_kinds, alone)), parts, halves, False).kept
 
 
-def _working(args: Arguments, layer: int, parts: Parts, halves: bool, memo: Memo) -> int:
-    """Bytes that are there while a region of the layer is computed once more."""
-    return _saved(args, layer, NOTHING, halves, memo) if parts == BLOCK else working(args, layer, parts)
+def _working(args: Arguments, block: StageBlock, parts: Parts, halves: bool, memo: Memo) -> int:
+    """Bytes that are there while a region of the block is computed once more."""
+    return _saved(args, block, NOTHING, halves, memo) if parts == BLOCK else working(args, block, parts)
 
 
 def said(policy: Sequence[Parts]) -> str:
@@ -98,9 +99,9 @@ class _Option:
 def _cheapest(args: Arguments, stage: int, budget: int, memo: Memo) -> tuple[Parts, ...]:
     """Layers step along the lower hull of seconds over bytes, the cheapest byte first, until all that is kept fits;
     then each goes back to the cheapest way that still does."""
-    layers, flying, entering = stage_layers(args)[stage], in_flight(args, stage), entering_bytes(args)
+    layers, flying, entering = stage_blocks(args)[stage], in_flight(args, stage), entering_bytes(args)
     alone = memo(uncut, args)
-    kinds = [memo(first_of_kinds, alone)[layer] for layer in layers]
+    kinds = [alike(block, memo(first_of_kinds, alone)) for block in layers]
     menus = {kind: memo(_menu, alone, kind, in_halves(args, layers), memo) for kind in kinds}
     hulls = {kind: list(pairwise(_hull(menu))) for kind, menu in menus.items()}
     chosen = [min(menus[kind], key=lambda each: each.seconds) for kind in kinds]
@@ -132,8 +133,8 @@ def _cheapest(args: Arguments, stage: int, budget: int, memo: Memo) -> tuple[Par
     return tuple(each.parts for each in chosen)
 
 
-def _menu(args: Arguments, layer: int, halves: bool, memo: Memo) -> list[_Option]:
-    """All ways for a layer."""
+def _menu(args: Arguments, block: StageBlock, halves: bool, memo: Memo) -> list[_Option]:
+    """All ways for a block."""
     m = args.model
     usable = [
         part
@@ -144,9 +145,9 @@ def _menu(args: Arguments, layer: int, halves: bool, memo: Memo) -> list[_Option
     return [
         _Option(
             parts,
-            _saved(args, layer, parts, halves, memo),
-            _working(args, layer, parts, halves, memo),
-            seconds(args, layer, parts),
+            _saved(args, block, parts, halves, memo),
+            _working(args, block, parts, halves, memo),
+            seconds(args, block, parts),
         )
         for parts in (*ways, BLOCK)
     ]

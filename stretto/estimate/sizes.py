@@ -14,6 +14,7 @@ from stretto.arguments.schema import Arguments
 from stretto.layout.schedules import FAMILIES
 from stretto.schedule import schedule_for
 from stretto.schedule.actions import B, F, W
+from stretto.schedule.blocks import StageBlock
 from stretto.schedule.greedy import most_alive
 from stretto.sequence import local_length
 
@@ -41,10 +42,10 @@ def crossing(args: Arguments) -> float:
     return (p.ep * p.etp - 1) * (1 - none)
 
 
-def in_halves(args: Arguments, layers: Iterable[int]) -> bool:
-    """Whether a microbatch goes through these layers of a stage in two halves of its samples."""
-    p = args.parallel
-    return p.ep_comm_overlap and p.ep * p.etp > 1 and any(map(args.model.is_sparse, layers))
+def in_halves(args: Arguments, blocks: Iterable[StageBlock]) -> bool:
+    """Whether a microbatch goes through these blocks of a stage in two halves of its samples."""
+    p, sparse = args.parallel, args.model.is_sparse
+    return p.ep_comm_overlap and p.ep * p.etp > 1 and any(b.feed_forward and sparse(b.layer) for b in blocks)
 
 
 def in_flight(args: Arguments, stage: int) -> int:

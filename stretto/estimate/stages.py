@@ -1,4 +1,4 @@
-"""Which layers each pipeline stage holds."""
+"""Which blocks each pipeline stage holds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from stretto.estimate.kept import GEMM
 from stretto.estimate.parameters import count_parameters, joining
 from stretto.estimate.sizes import entering_bytes, local_tokens
 from stretto.schedule import Cost, partition
+from stretto.schedule.blocks import StageBlocks, blocks_of
 from stretto.schedule.pieces import Pieces
 
 _RATES: Final = MappingProxyType({"cuda": (GEMM, NODE, LATENCY), "cpu": (2e10, 1e9, 2.5e-4)})
@@ -19,7 +20,7 @@ _RATES: Final = MappingProxyType({"cuda": (GEMM, NODE, LATENCY), "cpu": (2e10, 1
 
 def stage_costs(args: Arguments) -> Cost:
     """How long each stage takes for a microbatch, in forwards of a layer: see `stage_pieces`."""
-    return stage_pieces(args).cost([len(held) for held in stage_layers(args)])
+    return stage_pieces(args).cost(stage_counts(args))
 
 
 def stage_pieces(args: Arguments) -> Pieces:
@@ -43,8 +44,13 @@ def stage_pieces(args: Arguments) -> Pieces:
     return Pieces((f, i + recompute, w), head=behind, hop=hop)
 
 
-def stage_layers(args: Arguments) -> tuple[range, ...]:
-    """Global numbers of the layers of each stage: as `parallel.stage_layers` says, else balanced by matrix work.
+def stage_blocks(args: Arguments) -> tuple[StageBlocks, ...]:
+    """The blocks of each stage."""
+    return blocks_of(stage_counts(args))
+
+
+def stage_counts(args: Arguments) -> tuple[float, ...]:
+    """How many layers each stage holds: as `parallel.stage_layers` says, else balanced by matrix work.
 
     The head multiplies by as many weights as a vocabulary of rows has, so it costs that many parameters' worth of a
     layer; the embedding only looks rows up and costs nothing. What predicts further tokens is on the last stage: for
@@ -54,4 +60,5 @@ def stage_layers(args: Arguments) -> tuple[range, ...]:
     m = args.model
     head = m.vocab_size * m.hidden * (1 + m.mtp_layers) / p.active_layer
     head += m.mtp_layers * (1 + joining(m) / p.active_layer)
-    return partition(args.model.layers, args.parallel.num_stages, explicit=args.parallel.stage_layers, head=head)
+    held = partition(args.model.layers, args.parallel.num_stages, explicit=args.parallel.stage_layers, head=head)
+    return tuple(len(each) for each in held)

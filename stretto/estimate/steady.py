@@ -15,7 +15,7 @@ from stretto.arguments.schema import Arguments
 from stretto.estimate.memo import Memo
 from stretto.estimate.shards import sharding_of, shards_of
 from stretto.estimate.sizes import BYTES
-from stretto.estimate.stages import stage_layers
+from stretto.estimate.stages import stage_blocks
 from stretto.estimate.stored import EMBEDDING, EXPERT, quantized_bytes, stored_tensors
 from stretto.estimate.workspace import adds_by_copy_engines, rounded
 from stretto.layout.chunks import CHUNK, SLOTS, slot_bytes
@@ -266,7 +266,7 @@ def _without_second(args: Arguments, stage: int, buckets: Sequence[_Bucket]) -> 
     """
     if args.optimizer.optimizer != "muon":
         return 0
-    blocks = range(stage == 0, (stage == 0) + len(stage_layers(args)[stage]))
+    blocks = range(stage == 0, (stage == 0) + len(stage_blocks(args)[stage]))
     found = 0
     for each in buckets:
         others = [
@@ -279,5 +279,5 @@ def _without_second(args: Arguments, stage: int, buckets: Sequence[_Bucket]) -> 
 
 
 def _sections(args: Arguments, stage: int) -> int:
-    layers = stage_layers(args)
+    layers = stage_blocks(args)
     return (stage == 0) + len(layers[stage]) + (stage == len(layers) - 1)

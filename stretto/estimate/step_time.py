@@ -21,9 +21,10 @@ from stretto.estimate.parameters import count_parameters
 from stretto.estimate.passes import Passes, StepTime, summed
 from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.estimate.sizes import BYTES, crossing, entering_bytes, local_tokens
-from stretto.estimate.stages import stage_layers
+from stretto.estimate.stages import stage_blocks, stage_counts
 from stretto.layout.stages import placement
 from stretto.schedule import Cost, schedule_for, simulate
+from stretto.schedule.blocks import StageBlock
 from stretto.schedule.simulate import makespan
 
 _STATE = 4 + 4 * 4 + 3 * 4 + 2
@@ -52,7 +53,7 @@ def _whole(args: Arguments, chip: Chip, memo: Memo, *, simulated: bool) -> StepT
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
     spent, held = memo(_computed, replace(args, parallel=replace(p, sharding="none")), chip, simulated, memo)
     spent += _sharding(args, chip, held, spent.total / m, memo)
-    layers = sum(len(stage_layers(args)[s]) for s in held)
+    layers = sum(stage_counts(args)[s] for s in held)
     host = 0.0 if args.run.cuda_graphs else chip.host * layers * m
     return spent + StepTime(launches=max(chip.gaps, host - spent.total))
 
@@ -93,12 +94,12 @@ def _stages(args: Arguments, chip: Chip, memo: Memo) -> list[Passes]:
     layers: dict[tuple[Kind, Parts], Passes] = {}
     found: dict[tuple[object, ...], Passes] = {}
     stages = []
-    for stage, held in enumerate(all_held := stage_layers(args)):
+    for stage, held in enumerate(all_held := stage_blocks(args)):
         last = stage == len(all_held) - 1
         kinds = _kinds(args, held, policy_of(args, stage, memo))
         for kind, layer in kinds.items():
             if kind not in layers:
-                layers[kind] = _layer(args, chip, layer[0], kind[1])
+                layers[kind] = _block(args, chip, layer[0], kind[1])
         alike = (last, *((kind, len(layer)) for kind, layer in kinds.items()))
         if alike not in found:
             of_layers = [layers[kind].times(len(layer)) for kind, layer in kinds.items()]
@@ -107,11 +108,13 @@ def _stages(args: Arguments, chip: Chip, memo: Memo) -> list[Passes]:
     return stages
 
 
-def _kinds(args: Arguments, held: Sequence[int], policy: Sequence[Parts]) -> dict[tuple[Kind, Parts], list[int]]:
-    """Layers of a stage, by what their time follows from."""
-    found = dict[tuple[Kind, Parts], list[int]]()
-    for layer, parts in zip(held, policy, strict=True):
-        found.setdefault((kind_of(args, layer), parts), []).append(layer)
+def _kinds(
+    args: Arguments, held: Sequence[StageBlock], policy: Sequence[Parts]
+) -> dict[tuple[Kind, Parts], list[StageBlock]]:
+    """Blocks of a stage, by what their time follows from."""
+    found = dict[tuple[Kind, Parts], list[StageBlock]]()
+    for block, parts in zip(held, policy, strict=True):
+        found.setdefault((kind_of(args, block), parts), []).append(block)
     return found
 
 
@@ -119,50 +122,71 @@ def _further(args: Arguments, chip: Chip) -> Iterator[Passes]:
     """Behind the last layer: the head, and what predicts further tokens."""
     yield _head(args, chip).times(1 + args.model.mtp_layers)
     for layer, parts in policy_of_further(args).items():
-        yield from (_layer(args, chip, layer, parts), _join(args, chip))
+        yield from (_block(args, chip, StageBlock(layer), parts), _join(args, chip))
 
 
-def _layer(args: Arguments, chip: Chip, layer: int, parts: frozenset[str]) -> Passes:
+def _block(args: Arguments, chip: Chip, block: StageBlock, parts: frozenset[str]) -> Passes:
+    """A block, as far as it is on a stage."""
+    here = (block.attention, _attention), (block.feed_forward, _feed_forward)
+    each = [sublayer(args, chip, block.layer) for held, sublayer in here if held]
+    recomputed = StepTime(recomputation=again(args, block, parts) * GEMM / chip.gemm)
+    return summed([*each, Passes(StepTime(), recomputed, StepTime())])
+
+
+def _attention(args: Arguments, chip: Chip, layer: int) -> Passes:
+    """Attention and the norm before it, or behind."""
     m, p, tokens = args.model, args.parallel, local_tokens(args)
-    h, gates, sparse = m.hidden, 2 if m.gated else 1, m.is_sparse(layer)
     q = m.heads // p.tp * m.dim_per_head
     sizes = [(a.rows // (p.tp if a.cut == "rows" else 1), a.columns // (p.tp if a.cut == "columns" else 1))
              for a in attention_matrices(m)]  # fmt: skip
-    inner = (m.shared_ffn if sparse else m.dim_ffn) // p.tp
-    sizes += [(inner * gates, h), (h, inner)] if inner else []
     products = sum(_product(args, chip, tokens, rows, columns) for rows, columns in sizes)
-    rows = tokens / p.tp * m.top_k if sparse else 0.0
-    of_experts = ((m.dim_expert * gates, h), (h, m.dim_expert)) if sparse else ()
-    products += chip.grouped * sum(_product(args, chip, rows, n, k) for n, k in of_experts)
     length = args.batch.seq_len
     window = min(length, m.window_of(layer) or length)
     seen = 2 * window - window**2 / length  # twice the keys of a query, in the mean
     attended = (
         tokens * seen * q * (length + chip.half_length) / length * (m.dim_per_head + chip.half_head) / m.dim_per_head
     )
-    item = BYTES[args.run.dtype]
-    outside = tokens / p.tp if p.sequence_parallel else tokens
     kv = m.num_kv_heads * m.dim_per_head / p.tp
-    dense = 0 if sparse else inner
-    moved = 16 * outside * h + 4 * tokens * (q + kv) + 3 * tokens * dense * gates
-    passes = item * moved * chip.pass_over / chip.memory * (chip.casts if args.run.fp8 != "none" else 1)
+    passes = _passes(args, chip, 4 * tokens * (q + kv))
+    forward, backward = (list(_exchanged_by_attention(args, chip, layer, backward=back)) for back in (False, True))
+    return Passes(
+        StepTime(products, 2 * attended / chip.forward, 0.4 * passes, communication=sum(forward)),
+        StepTime(products, 5 * attended / chip.backward, 0.6 * passes, communication=sum(backward)),
+        StepTime(products),
+    )
+
+
+def _feed_forward(args: Arguments, chip: Chip, layer: int) -> Passes:
+    """A dense feed-forward, or experts, with their norm."""
+    m, p, tokens = args.model, args.parallel, local_tokens(args)
+    h, gates, sparse = m.hidden, 2 if m.gated else 1, m.is_sparse(layer)
+    inner = (m.shared_ffn if sparse else m.dim_ffn) // p.tp
+    sizes = [(inner * gates, h), (h, inner)] if inner else []
+    products = sum(_product(args, chip, tokens, rows, columns) for rows, columns in sizes)
+    rows = tokens / p.tp * m.top_k if sparse else 0.0
+    of_experts = ((m.dim_expert * gates, h), (h, m.dim_expert)) if sparse else ()
+    products += chip.grouped * sum(_product(args, chip, rows, n, k) for n, k in of_experts)
+    passes = _passes(args, chip, 3 * tokens * (0 if sparse else inner) * gates)
+    item = BYTES[args.run.dtype]
     passes += item * rows * (5 * h + 8 * m.dim_expert) / chip.memory
     if sparse and p.ep * p.etp > 1:
         # Rows of others are put in order as they come and as they go back, forward and back: read and written. A rank's
         # own are moved beside what came.
         own = 1 / (p.ep * p.etp)
         passes += (4 * (1 - own) + 2 * own) * 2 * item * rows * p.etp * h / chip.memory
+    forward, backward = (list(_exchanged_by_feed_forward(args, chip, layer, backward=back)) for back in (False, True))
     return Passes(
-        StepTime(products, 2 * attended / chip.forward, 0.4 * passes) + _exchange(args, chip, layer, backward=False),
-        StepTime(
-            products,
-            5 * attended / chip.backward,
-            0.6 * passes,
-            recomputation=again(args, layer, parts) * GEMM / chip.gemm,
-        )
-        + _exchange(args, chip, layer, backward=True),
+        StepTime(products, 0.0, 0.4 * passes, communication=sum(forward)),
+        StepTime(products, 0.0, 0.6 * passes, communication=sum(backward)),
         StepTime(products),
     )
+
+
+def _passes(args: Arguments, chip: Chip, inner: float) -> float:
+    """Seconds of the elementwise passes of a sublayer over the residual stream and so many `inner` elements."""
+    outside = local_tokens(args) / (args.parallel.tp if args.parallel.sequence_parallel else 1)
+    moved = BYTES[args.run.dtype] * (8 * outside * args.model.hidden + inner) * chip.pass_over
+    return moved / chip.memory * (chip.casts if args.run.fp8 != "none" else 1)
 
 
 def _head(args: Arguments, chip: Chip) -> Passes:
@@ -187,20 +211,19 @@ def _product(args: Arguments, chip: Chip, tokens: float, rows: float, columns: f
     return 2 * tokens * rows * columns / rate * (least + chip.half_side) / max(least, 1)
 
 
-def _exchange(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> StepTime:
-    """What a layer communicates on tp, cp and ep in one direction."""
-    return StepTime(communication=sum(_exchanged(args, chip, layer, backward=backward)))
-
-
-def _exchanged(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> Iterator[float]:
-    m, p, item, tokens = args.model, args.parallel, BYTES[args.run.dtype], local_tokens(args)
-    if p.tp > 1:
-        once = tokens * m.hidden * item * (p.tp - 1) / p.tp / _rate(args, chip, p.tp)
-        calls = 6 if backward and p.sequence_parallel else 4
-        share = chip.contention if p.tp_comm_overlap else 1.0
-        yield calls * (once * share + chip.latency * (not p.tp_comm_overlap))
-    if p.cp > 1:
+def _exchanged_by_attention(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> Iterator[float]:
+    """Seconds of what attention communicates on tp and cp in one direction."""
+    if args.parallel.tp > 1:
+        yield _exchanged_by_sublayer(args, chip, backward=backward)
+    if args.parallel.cp > 1:
         yield exchanged(args, comm_of(args, layer), layer).seconds * (2 / 3 if backward else 1 / 3)
+
+
+def _exchanged_by_feed_forward(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> Iterator[float]:
+    """Seconds of what a feed-forward communicates on tp and ep in one direction."""
+    m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
+    if p.tp > 1:
+        yield _exchanged_by_sublayer(args, chip, backward=backward)
     group = p.ep * p.etp
     if m.is_sparse(layer) and group > 1:
         rate = min(chip.exchange, _rate(args, chip, group))
@@ -222,6 +245,15 @@ def _of_experts(args: Arguments, chip: Chip, *, backward: bool) -> Iterator[tupl
         behind = [0.0, 0.0]
     # What comes from a rank's own tokens goes nowhere.
     yield from zip((rows / (m.top_k * p.etp) * crossing(args), rows * (1 - 1 / group)), behind, strict=True)
+
+
+def _exchanged_by_sublayer(args: Arguments, chip: Chip, *, backward: bool) -> float:
+    """Seconds of the collectives over tp around a sublayer in one direction."""
+    p, item = args.parallel, BYTES[args.run.dtype]
+    once = local_tokens(args) * args.model.hidden * item * (p.tp - 1) / p.tp / _rate(args, chip, p.tp)
+    calls = 3 if backward and p.sequence_parallel else 2
+    share = chip.contention if p.tp_comm_overlap else 1.0
+    return calls * (once * share + chip.latency * (not p.tp_comm_overlap))
 
 
 def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float, memo: Memo) -> StepTime:
@@ -254,17 +286,18 @@ def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float,
 def _parameters(args: Arguments, stages: list[int]) -> tuple[float, float]:
     """Of a rank's stages: parameters that all tokens go through, and of its routed experts."""
     p, count = args.parallel, count_parameters(args.model, args.batch.seq_len)
-    layers = [layer for stage in stages for layer in stage_layers(args)[stage]]
-    sparse, last = sum(map(args.model.is_sparse, layers)), len(stage_layers(args)) - 1 in stages
+    blocks, is_sparse = [block for stage in stages for block in stage_blocks(args)[stage]], args.model.is_sparse
+    sparse = sum(block.feed_forward and is_sparse(block.layer) for block in blocks)
+    last = len(stage_blocks(args)) - 1 in stages
     routed = (sparse + count.further_sparse * last) * args.model.experts * count.expert
-    dense = (len(layers) - sparse) * count.layer + sparse * count.sparse_layer + count.further * last - routed
+    dense = count.held(blocks, is_sparse) + count.further * last - routed
     return dense / p.tp + _ends(args, stages), routed / (p.ep * p.etp)
 
 
 def _ends(args: Arguments, stages: list[int]) -> float:
     """Parameters of embedding and head among them."""
     count = count_parameters(args.model, args.batch.seq_len)
-    first, last = 0 in stages, len(stage_layers(args)) - 1 in stages
+    first, last = 0 in stages, len(stage_blocks(args)) - 1 in stages
     return (count.embedding * (first or (last and args.model.shared_embedding)) + count.head * last) / args.parallel.tp
 
 

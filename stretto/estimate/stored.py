@@ -10,8 +10,9 @@ from stretto.arguments.schema import Arguments, ParallelConfig
 from stretto.arguments.sections import A, B
 from stretto.estimate.attention import attention_matrices
 from stretto.estimate.parameters import joining, positions
-from stretto.estimate.stages import stage_layers
+from stretto.estimate.stages import stage_blocks
 from stretto.layout.grouping import Stored
+from stretto.schedule.blocks import StageBlock
 
 VOCAB_MULTIPLE: Final = 8
 """Rows of a rank's part of the vocabulary come in multiples of so many."""
@@ -72,7 +73,7 @@ def quantized_bytes(args: Arguments, stage: int, *, gathered: bool) -> int:
 
 def _placed(args: Arguments, stage: int, multiple: int) -> Iterator[_Placed]:
     """The tensors of a stage, in the order of the forward."""
-    layers, m, tp = stage_layers(args), args.model, args.parallel.tp
+    layers, m, tp = stage_blocks(args), args.model, args.parallel.tp
     first, last = stage == 0, stage == len(layers) - 1
     rows = -(-m.vocab_size // tp)
     vocab = -(-rows // multiple) * multiple * m.hidden
@@ -81,8 +82,8 @@ def _placed(args: Arguments, stage: int, multiple: int) -> Iterator[_Placed]:
         yield _Placed(embedding, 0, m.shared_embedding)
         if learned := positions(m, args.batch.seq_len):
             yield _Placed(("model.embed_positions.weight", learned * m.hidden, True), 0, False)
-    for section, n in enumerate(layers[stage], int(first)):
-        for named in _block(args, f"model.layers.{n}", sparse=m.is_sparse(n)):
+    for section, block in enumerate(layers[stage], int(first)):
+        for named in _block(args, block):
             yield _Placed(named, section, False)
     if last:
         section = first + len(layers[stage])
@@ -96,7 +97,7 @@ def _leading_out(args: Arguments, vocab: int) -> Iterator[_Named]:
     """The tensors behind the last block, but for an embedding that is the head's."""
     m = args.model
     for n in m.further_layers:
-        yield from _further(args, f"model.layers.{n}", sparse=m.is_sparse(n))
+        yield from _further(args, n)
     yield from _norm(args, "model.norm")
     if not m.tied:
         yield "lm_head.weight", vocab, True
@@ -111,31 +112,41 @@ def _of_experts(name: str) -> bool:
     return ".experts." in name
 
 
-def _block(args: Arguments, layer: str, *, sparse: bool) -> Iterator[_Named]:
-    """The tensors of a block."""
-    m, tp = args.model, args.parallel.tp
-    inner = m.dim_ffn // tp
+def _block(args: Arguments, block: StageBlock) -> Iterator[_Named]:
+    """The tensors of a block, as far as it is on a stage."""
+    m, layer = args.model, f"model.layers.{block.layer}"
     before, after = m.norm_placement != "post", m.norm_placement != "pre"
-    attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+    if block.attention:
+        if before:
+            yield from _norm(args, f"{layer}.input_layernorm")
+        yield from (_latent if m.latent else _grouped)(args, f"{layer}.self_attn")
+    # Before the feed-forward, or after attention: of that it has its name.
+    if block.attention if after else block.feed_forward:
+        yield from _norm(args, f"{layer}.post_attention_layernorm")
+    if block.feed_forward:
+        if before and after:
+            yield from _norm(args, f"{layer}.pre_feedforward_layernorm")
+        yield from _feed_forward(args, f"{layer}.mlp", sparse=m.is_sparse(block.layer))
+        if after:
+            yield from _norm(args, f"{layer}.post_feedforward_layernorm")
+
+
+def _feed_forward(args: Arguments, mlp: str, *, sparse: bool) -> Iterator[_Named]:
+    """The tensors of a feed-forward, dense or of experts."""
+    m = args.model
+    inner = m.dim_ffn // args.parallel.tp
     up = {"gate_proj": inner, "up_proj": inner} if m.gated else {"up_proj": inner}
-    if before:
-        yield from _norm(args, f"{layer}.input_layernorm")
-    yield from (_latent if m.latent else _grouped)(args, attention)
-    yield from _norm(args, f"{layer}.post_attention_layernorm")
-    if before and after:
-        yield from _norm(args, f"{layer}.pre_feedforward_layernorm")
     if sparse:
         yield from _experts(args, mlp)
     else:
         yield from _columns(args, mlp, up, biased=m.bias)
         yield from _rows(args, f"{mlp}.down_proj", inner)
-    if after:
-        yield from _norm(args, f"{layer}.post_feedforward_layernorm")
 
 
-def _further(args: Arguments, layer: str, *, sparse: bool) -> Iterator[_Named]:
+def _further(args: Arguments, n: int) -> Iterator[_Named]:
     """The tensors of a block that predicts a further token, and of what leads into and out of it."""
-    yield from _block(args, layer, sparse=sparse)
+    layer = f"model.layers.{n}"
+    yield from _block(args, StageBlock(n))
     for name in ("enorm", "hnorm"):
         yield from _norm(args, f"{layer}.{name}")
     yield f"{layer}.eh_proj.weight", joining(args.model), True

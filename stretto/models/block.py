@@ -20,6 +20,7 @@ from stretto.models.norm import Norm, norm
 from stretto.models.once_more import once_more
 from stretto.models.rope import Rotation
 from stretto.params import Init
+from stretto.schedule.blocks import StageBlock
 from stretto.streams import Stream
 from stretto.structure import Structure
 from stretto.tensor_parallel import (
@@ -107,19 +108,21 @@ class Rotations:
 
 
 class Block(nn.Module):
-    """Residual block `layer` of the whole model, [s(/t), b, h] -> [s(/t), b, h].
+    """A residual block of the whole model, as far as it is on this stage, [s(/t), b, h] -> [s(/t), b, h].
 
     Dropout is on what adds to the residual, as in GPT-2. Norms are
     named as in the Hugging Face model that has them in the same places: Llama, OLMo 2 (after), Gemma 2 (both).
     """
 
-    def __init__(self, config: ModelConfig, build: Build, layer: int, parts: BlockOps) -> None:
+    def __init__(self, config: ModelConfig, build: Build, block: StageBlock, parts: BlockOps) -> None:
         super().__init__()
+        if config.parallel_residual and not block.whole:
+            raise ValueError(f"block {block.layer}: attention and feed-forward of a parallel residual are on one stage")
         # Radford et al. (GPT-2, 2019): what adds to the residual starts smaller by 1/sqrt(number of additions).
         out_init = Init(std=config.init_std / (2 * config.layers) ** 0.5)
         before, after = config.norm_placement != "post", config.norm_placement != "pre"
-        name, both = f"model.layers.{layer}", before and after
-        self.layer = layer
+        self.layer = layer = block.layer
+        name, first, second = f"model.layers.{layer}", block.attention, block.feed_forward
         self.windowed, self.parallel = config.window_of(layer) is not None, config.parallel_residual
 
         sparse = config.is_sparse(layer)
@@ -129,25 +132,21 @@ class Block(nn.Module):
             op = parts.norm if taken else replace(parts.norm, recompute=False)
             return norm(config, build, op) if wanted else None
 
-        self.input_layernorm = normed(before, not config.latent or config.q_lora_rank is not None)
+        self.input_layernorm = normed(before and first, not config.latent or config.q_lora_rank is not None)
         attention = LatentAttention if config.latent else Attention
-        self.self_attn = attention(config, build, layer, parts, out_init=out_init)
-        self.post_attention_layernorm = normed(True, not sparse or after)  # before the feed-forward, or after attention
-        self.pre_feedforward_layernorm = normed(both, not sparse)
-        self.mlp = (
-            SparseFeedForward(
-                config,
-                build,
-                parts.activation,
-                lambda inner: FeedForward(
-                    config, build, parts, out_init=out_init, inner=inner, place=f"{name}.mlp.shared_experts"
-                ),
-                out_init=out_init,
+        self.self_attn = attention(config, build, layer, parts, out_init=out_init) if first else None
+        # Before the feed-forward, or after attention: of that it has its name.
+        self.post_attention_layernorm = normed(first if after else second, not sparse or after)
+        self.pre_feedforward_layernorm = normed(before and after and second, not sparse)
+        self.mlp: SparseFeedForward | FeedForward | None = None
+        if second and sparse:
+            shared = partial(FeedForward, config, build, parts, out_init=out_init, place=f"{name}.mlp.shared_experts")
+            self.mlp = SparseFeedForward(
+                config, build, parts.activation, lambda inner: shared(inner=inner), out_init=out_init
             )
-            if sparse
-            else FeedForward(config, build, parts, out_init=out_init, place=f"{name}.mlp")
-        )
-        self.post_feedforward_layernorm = normed(after)
+        elif second:
+            self.mlp = FeedForward(config, build, parts, out_init=out_init, place=f"{name}.mlp")
+        self.post_feedforward_layernorm = normed(after and second)
         self._norms = (
             (self.input_layernorm, self.post_attention_layernorm if after else None),
             (
@@ -178,16 +177,23 @@ class Block(nn.Module):
         """The forward, which can be left where experts send."""
         turn = None if rotations is None else rotations.windowed if self.windowed else rotations.whole
         (before_attention, after_attention), (before_mlp, after_mlp) = self._norms
-        enters = _normed(x, before_attention)
-        added = _left(self.self_attn(enters.output, turn, structure, before), after_attention)
-        if self.attn_dropout.p:
-            added = self.attn_dropout(added, structure)
-        past = enters.residual  # known when the sublayer has taken the output
-        enters = _normed(x if self.parallel else past + added, before_mlp)
+        if self.self_attn is None:  # x is what it has left
+            enters = _normed(x, before_mlp)
+        else:
+            enters = _normed(x, before_attention)
+            added = _left(self.self_attn(enters.output, turn, structure, before), after_attention)
+            if self.attn_dropout.p:
+                added = self.attn_dropout(added, structure)
+            past = enters.residual  # known when the sublayer has taken the output
+            if self.mlp is None:
+                mid: Tensor = past + added
+                return mid
+            enters = _normed(x if self.parallel else past + added, before_mlp)
         if isinstance(self.mlp, SparseFeedForward):
             assert isinstance(enters.output, Tensor)
             more = yield from self.mlp.run(enters.output, structure, beside)
         else:
+            assert self.mlp is not None
             more = self.mlp(enters.output, structure)
         more = _left(more, after_mlp)
         if self.mlp_dropout.p:

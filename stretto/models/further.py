@@ -23,6 +23,7 @@ from stretto.models.block_ops import BlockOps
 from stretto.models.latent import Latents
 from stretto.models.norm import norm
 from stretto.params import Init
+from stretto.schedule.blocks import StageBlock
 from stretto.structure import Structure
 from stretto.tensor_parallel import Build, Projection
 
@@ -31,7 +32,7 @@ class FurtherBlock(Block):
     """Block `layer`, one behind the last, and what joins a token to come to the stream that enters it."""
 
     def __init__(self, config: ModelConfig, build: Build, layer: int, parts: BlockOps) -> None:
-        super().__init__(config, build, layer, parts)
+        super().__init__(config, build, StageBlock(layer), parts)
         kept = replace(parts.norm, recompute=False)
         self.enorm, self.hnorm = (norm(config, build, kept) for _ in range(2))
         # Every tensor-parallel rank computes all of it, of its part of the sequence.

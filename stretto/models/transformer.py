@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -26,6 +26,7 @@ from stretto.models.once_more import once_more
 from stretto.models.positions import Positions
 from stretto.models.rope import rotation
 from stretto.params import Init, ParamSpec
+from stretto.schedule.blocks import StageBlock, StageBlocks
 from stretto.streams import Stream
 from stretto.structure import Structure
 from stretto.tensor_parallel import (
@@ -62,16 +63,26 @@ class Microbatch:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What of the model lies on a stage: global numbers of its layers, and whether it is an end."""
+    """What of the model lies on a stage: its blocks, and whether it is an end."""
 
-    layers: range
+    blocks: StageBlocks
     first: bool
     last: bool
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Their numbers."""
+        return tuple(block.layer for block in self.blocks)
+
+    @classmethod
+    def of(cls, layers: Iterable[int], *, first: bool, last: bool) -> StageSpec:
+        """Of whole blocks, by their global numbers."""
+        return cls(tuple(map(StageBlock, layers)), first, last)
 
     @classmethod
     def whole(cls, config: ModelConfig) -> StageSpec:
         """All of it."""
-        return cls(range(config.layers), first=True, last=True)
+        return cls.of(range(config.layers), first=True, last=True)
 
 
 class Transformer(nn.Module):
@@ -109,7 +120,7 @@ class Transformer(nn.Module):
             seq_len=seq_len,
             recompute=recompute,
             offload=offload,
-            halves=halves and any(map(config.is_sparse, part.layers)),
+            halves=halves and any(block.feed_forward and config.is_sparse(block.layer) for block in part.blocks),
             attend=attend,
         )
         if part.last:
@@ -203,9 +214,10 @@ class Backbone(nn.Module):
         self.embed_positions = Positions(config, build, seq_len) if learned else None
         self.dropout = Dropout(config.dropout, "model.embed_tokens", build) if part.first else None
         shared = BlockOps.of(config, build, attend)
-        ops = {n: shared.recomputing(recompute.get(n, NOTHING)) for n in (*part.layers, *config.further_layers)}
+        here = [*part.blocks, *(StageBlock(n) for n in config.further_layers if part.last)]
+        ops = {block.layer: shared.recomputing(recompute.get(block.layer, NOTHING)) for block in here}
         twice = replace(build, uses=2) if halves else build
-        self.layers = nn.ModuleDict({str(n): Block(config, twice, n, ops[n]) for n in part.layers})
+        self.layers = nn.ModuleDict({str(b.layer): Block(config, twice, b, ops[b.layer]) for b in part.blocks})
         self.blocks = dict(self.layers.items())
         """Those of the model itself."""
         self.further = [FurtherBlock(config, build, n, ops[n]) for n in config.further_layers if part.last]

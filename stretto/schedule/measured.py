@@ -107,18 +107,18 @@ def cost_of(ranks: Iterable[StageTimes], stages: int, *, hop: float = 0.0) -> Co
     return Cost(forward, backward, inputs, weights, hop=hop)
 
 
-def cost_text(cost: Cost, layers: Sequence[int] | None = None) -> str:
+def cost_text(cost: Cost, layers: Sequence[float] | None = None) -> str:
     """A cost as JSON, which `read_cost` takes; with the layers of each stage, costs of other splits follow from it."""
     return json.dumps({"costs": asdict(cost)} | ({"layers": list(layers)} if layers else {}), indent=1) + "\n"
 
 
-def read_layers(text: str) -> tuple[int, ...] | None:
+def read_layers(text: str) -> tuple[float, ...] | None:
     """The layers of each stage that `cost_text` wrote down, if it did."""
     try:
         found = tuple(json.loads(text)["layers"])
     except _BAD:
         return None
-    return found if found and all(type(n) is int and n >= 0 for n in found) else None
+    return found if found and all(type(n) in (int, float) and n >= 0 and not (2 * n) % 1 for n in found) else None
 
 
 def read_cost(text: str, name: str, stages: int | None = None) -> Cost:

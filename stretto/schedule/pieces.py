@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stretto.schedule.actions import F, I, W
+from stretto.schedule.blocks import blocks_of, counts_text
 from stretto.schedule.costs import Cost
 from stretto.schedule.measured import read_cost, read_layers
 
@@ -18,27 +19,31 @@ _NONE: Times = (0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Pieces:
-    """Times of one layer, of the embedding on the first stage and of the head on the last; `hop` as in `Cost`."""
+    """Times of one layer, of the embedding on the first stage and of the head on the last; `hop` as in `Cost`.
+
+    `attention` is what attention has of a layer's times; unknown, stages of halves of layers have no costs.
+    """
 
     layer: Times
     embedding: Times = _NONE
     head: Times = _NONE
+    attention: Times | None = None
     hop: float = 0.0
     transfer: float = 0.0
     finish: float = 0.0
 
     @classmethod
-    def of(cls, cost: Cost, layers: Sequence[int]) -> Pieces:
-        """What explains the costs of stages with so many layers each.
+    def of(cls, cost: Cost, layers: Sequence[float], shares: Times | None = None) -> Pieces:
+        """What explains the costs of stages with so many layers each; `shares` of F, I and W are attention's.
 
         A layer takes what those of the middle stages take; where these have none, what is left of it in the end that
         spends least on each. What the ends take beyond their layers is the embedding and the head. Raises ValueError
         where no stage has a layer.
         """
-        n, last = np.asarray(layers, float), len(layers) - 1
-        stages = np.arange(len(layers))
+        last, stages = len(layers) - 1, np.arange(len(layers))
         found: list[Times] = []
-        for op in (F, I, W):
+        for op, share in zip((F, I, W), shares or (None,) * 3, strict=True):
+            n = np.asarray(_amounts(layers, share))
             t = cost.times(stages, np.full(len(layers), op))
             inner = slice(1, last)
             if n[inner].sum() > 0:
@@ -50,16 +55,32 @@ class Pieces:
             beyond = np.maximum(t - n * each, 0.0)
             found.append((each, float(beyond[0]), float(beyond[last]) if last else 0.0))
         layer, embedding, head = ((f, i, w) for f, i, w in zip(*found, strict=True))
-        return cls(layer, embedding, head, hop=cost.hop, transfer=cost.transfer, finish=cost.finish)
+        f, i, w = (share * one for share, one in zip(shares or _NONE, layer, strict=True))
+        attention = (f, i, w) if shares else None
+        return cls(layer, embedding, head, attention, hop=cost.hop, transfer=cost.transfer, finish=cost.finish)
 
-    def cost(self, layers: Sequence[int]) -> Cost:
-        """Of stages with so many layers each."""
-        last = len(layers) - 1
-        times = [
-            tuple(n * one + first * (s == 0) + end * (s == last) for s, n in enumerate(layers))
-            for one, first, end in zip(self.layer, self.embedding, self.head, strict=True)
-        ]
+    def cost(self, layers: Sequence[float]) -> Cost:
+        """Of stages with so many layers each, in halves where it is known what attention takes."""
+        last, times = len(layers) - 1, []
+        for one, first, end, share in zip(self.layer, self.embedding, self.head, self.shares, strict=True):
+            amounts = enumerate(_amounts(layers, share))
+            times.append(tuple(n * one + first * (s == 0) + end * (s == last) for s, n in amounts))
         return Cost.split(*times, hop=self.hop, transfer=self.transfer, finish=self.finish)
+
+    def loads(self, layers: Sequence[float]) -> list[float]:
+        """What each such stage has to do, in layers."""
+        cost, one = self.cost(layers), sum(self.layer)
+        stages = np.arange(len(layers))
+        total = sum(cost.times(stages, np.full(len(layers), op)) for op in (F, I, W))
+        return [float(each) / one if one else 0.0 for each in np.asarray(total)]
+
+    @property
+    def shares(self) -> tuple[float, float, float] | tuple[None, None, None]:
+        """Of the times of a layer, attention's."""
+        if self.attention is None:
+            return None, None, None
+        f, i, w = (part / one if one else 0.0 for part, one in zip(self.attention, self.layer, strict=True))
+        return f, i, w
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -68,20 +89,32 @@ class Pieces:
         return (sum(self.embedding) / one, sum(self.head) / one) if one else (0.0, 0.0)
 
 
-def cost_for(text: str, name: str, layers: Sequence[int]) -> Cost:
-    """The costs in the file `name` for stages with so many layers each, whatever stages were measured.
+def _amounts(layers: Sequence[float], attention: float | None) -> list[float]:
+    """What each stage has to do of its layers, in layers, where attention has such a share of one.
+
+    Raises ValueError for halves of layers where that is unknown.
+    """
+    if attention is None and any(n % 1 for n in layers):
+        raise ValueError(f"stages of {counts_text(layers)} layers: it is not known what attention takes of a layer")
+    shares = {(True, True): 1.0, (True, False): attention or 0.0, (False, True): 1.0 - (attention or 0.0)}
+    return [sum(shares[each.attention, each.feed_forward] for each in held) for held in blocks_of(tuple(layers))]
+
+
+def cost_for(text: str, name: str, layers: Sequence[float], shares: Times | None = None) -> Cost:
+    """The costs in the file `name` for stages with so many layers each, whatever stages were measured; `shares` of F,
+    I and W in a layer are attention's.
 
     Raises ValueError for a file without costs, or with those of other stages and without their layers.
     """
     held = read_layers(text)
     if held is None or held == tuple(layers):
         return read_cost(text, name, len(layers))
-    return pieces_in(text, name).cost(layers)
+    return pieces_in(text, name, shares).cost(layers)
 
 
-def pieces_in(text: str, name: str) -> Pieces:
+def pieces_in(text: str, name: str, shares: Times | None = None) -> Pieces:
     """What the pieces of the model take by the costs in the file `name`. Raises ValueError where they do not say."""
     held = read_layers(text)
     if held is None:
         raise ValueError(f"{name} does not say how many layers its stages have; remove it to have them measured anew")
-    return Pieces.of(read_cost(text, name, len(held)), held)
+    return Pieces.of(read_cost(text, name, len(held)), held, shares)

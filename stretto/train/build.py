@@ -16,7 +16,7 @@ from stretto.attention import Attend, attention_by
 from stretto.attention.tile import tile_kernel
 from stretto.context_parallel import ContextAttention
 from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, MuonRule, Rule, SGDRule
-from stretto.estimate import stage_costs, stage_layers
+from stretto.estimate import stage_blocks, stage_costs
 from stretto.estimate.context import comm_of
 from stretto.estimate.kept import Parts
 from stretto.estimate.recompute import policies_of, policy_of_further
@@ -233,8 +233,8 @@ def update_rule(config: OptimizerConfig) -> Rule | MuonRule:
 
 def stage_specs(args: Arguments) -> list[StageSpec]:
     """What of the model each stage holds."""
-    layers = stage_layers(args)
-    return [StageSpec(held, first=s == 0, last=s == len(layers) - 1) for s, held in enumerate(layers)]
+    stages = stage_blocks(args)
+    return [StageSpec(held, first=s == 0, last=s == len(stages) - 1) for s, held in enumerate(stages)]
 
 
 def _boundary(args: Arguments, place: Build) -> TensorMeta:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stretto.arguments.schema import Arguments
-from stretto.estimate import stage_layers
+from stretto.estimate import stage_counts
 from stretto.exchange import broadcast_json
 from stretto.parallel_state import ParallelState
 from stretto.schedule import Cost
@@ -25,7 +25,7 @@ def read_costs(args: Arguments, state: ParallelState) -> Cost | None:
     """What the file holds, as rank 0 sees it, on all ranks; None where there is none. Raises RunRejectedError."""
     if args.parallel.schedule_costs is None:
         return None
-    path, layers = args.parallel.schedule_costs, [len(held) for held in stage_layers(args)]
+    path, layers = args.parallel.schedule_costs, stage_counts(args)
 
     def read() -> str | None:
         if state.world.rank != 0 or (text := costs_text(args)) is None:
@@ -46,6 +46,6 @@ def write_costs(args: Arguments, cost: Cost) -> None:
     path = Path(args.parallel.schedule_costs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(cost_text(cost, [len(held) for held in stage_layers(args)]), encoding="utf-8")
+        path.write_text(cost_text(cost, stage_counts(args)), encoding="utf-8")
     except OSError as error:
         say(f"the costs of the stages were not written to {path}: {error}")

@@ -17,7 +17,7 @@ from stretto.arguments.setting import Value
 from stretto.arguments.sources import Source, SourceKind
 from stretto.arguments.tree import get, put
 from stretto.checkpoint.peers import Peers
-from stretto.estimate import stage_layers, stage_pieces
+from stretto.estimate import stage_counts, stage_pieces
 from stretto.layout import Shape
 from stretto.schedule import Cost
 from stretto.schedule.pieces import cost_for, pieces_in
@@ -103,7 +103,7 @@ def place(args: Arguments, places: Sequence[tuple[int, Shape]], text: str | None
 
     def cost(v: int, shape: Shape) -> Cost | None:
         there = replace(args, parallel=replace(p, vpp=v, vpp_shape=shape))
-        layers = [len(held) for held in stage_layers(there)]
+        layers = stage_counts(there)
         if text is None:
             return stage_pieces(args).cost(layers)
         try:

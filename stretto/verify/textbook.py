@@ -21,10 +21,11 @@ from stretto.estimate.sizes import local_tokens
 from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.params import Declared, Logical, collect
+from stretto.schedule.blocks import StageBlock
 from stretto.tensor_parallel import Build
 from stretto.train.build import stage_specs
 from stretto.train.dtypes import DTYPES
-from stretto.verify.textbook_experts import Exchanged, balance, expert_axes_at, layers_of, require_counted
+from stretto.verify.textbook_experts import Exchanged, balance, blocks_of, expert_axes_at, require_counted
 from stretto.world import Axis, ExpertAxes
 
 Bytes = dict[tuple[str, str], float]
@@ -113,14 +114,15 @@ class _Step:
         return max(4, DTYPES[self.args.run.dtype].itemsize)
 
     def borders(self, part: StageSpec) -> Bytes:
-        """Every layer enters and leaves two parallel regions; the embedding leaves one, the head enters one. Attention
-        with latents enters with these, and with the residual stream where queries have none; experts have no region of
-        their own, those that every token goes through do. A further token is one more use of embedding and head.
+        """Every layer enters and leaves two parallel regions, one in each sublayer; the embedding leaves one, the head
+        enters one. Attention with latents enters with these, and with the residual stream where queries have none;
+        experts have no region of their own, those that every token goes through do. A further token is one more use of
+        embedding and head.
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
         one and a reduce-scatter in the other. What is computed once more crosses its borders once more."""
         mb, one, every = self.microbatches, self.all_reduce("tp", self.activation), self.recomputed(part)
-        sides = [self._sides(layer) for layer in layers_of(self.args.model, part)]
+        sides = [self._sides(block) for block in blocks_of(self.args.model, part)]
         ends = part.first + part.last * (1 + 2 * self.args.model.mtp_layers)
         both = sum(entered + left for entered, left in sides) + ends
         again, left_again = sum(each.entered for each in every), sum(each.left for each in every)
@@ -129,11 +131,11 @@ class _Step:
             return {("tp", "all_gather"): gathers * mb * one, ("tp", "reduce_scatter"): scatters * mb * one}
         return {("tp", "all_reduce"): (both + left_again) * mb * one}
 
-    def _sides(self, layer: int) -> tuple[float, int]:
-        """Borders of a layer that are entered, in units of the residual stream, and left."""
+    def _sides(self, block: StageBlock) -> tuple[float, int]:
+        """Borders of a block that are entered, in units of the residual stream, and left."""
         m = self.args.model
-        region = not m.is_sparse(layer) or m.shared_ffn > 0
-        return self._attention_enters + region, 1 + region
+        region = block.feed_forward and (not m.is_sparse(block.layer) or m.shared_ffn > 0)
+        return self._attention_enters * block.attention + region, block.attention + region
 
     @property
     def _attention_enters(self) -> float:
@@ -147,15 +149,18 @@ class _Step:
         norms = self.args.model.norm_placement != "post"
         found = []
         further = policy_of_further(self.args) if part.last else {}
-        for layer, parts in (*zip(part.layers, policy_of(self.args, stage), strict=True), *further.items()):
+        policy = (*policy_of(self.args, stage), *further.values())
+        for block, parts in zip(blocks_of(self.args.model, part), policy, strict=True):
+            here = block.attention
             if parts == BLOCK:
-                found.append(_Recomputed(*self._sides(layer), attention=True, heads=True))
+                found.append(_Recomputed(*self._sides(block), attention=here, heads=here))
                 continue
-            whole, dense = "projections" in parts, not self.args.model.is_sparse(layer)
-            entered: float = ("norms" in parts and norms) * ((not self.args.model.latent) + dense)
-            entered += whole * (self._attention_enters + dense)
-            left = whole * (("attention" in parts) + ("activation" in parts and dense))
-            found.append(_Recomputed(entered, left, attention=whole or "attention" in parts, heads=whole))
+            whole, dense = "projections" in parts, block.feed_forward and not self.args.model.is_sparse(block.layer)
+            entered: float = ("norms" in parts and norms) * ((here and not self.args.model.latent) + dense)
+            entered += whole * (self._attention_enters * here + dense)
+            left = whole * (("attention" in parts and here) + ("activation" in parts and dense))
+            attention = here and (whole or "attention" in parts)
+            found.append(_Recomputed(entered, left, attention=attention, heads=whole and here))
         return found
 
     def context(self, part: StageSpec) -> Bytes:
@@ -169,9 +174,11 @@ class _Step:
         m, p, found = self.args.model, self.args.parallel, defaultdict[tuple[str, str], float](float)
         item = DTYPES[self.args.run.dtype].itemsize
         head, kv_heads = self.tokens * m.dim_per_head * self.microbatches, max(1, m.num_kv_heads // p.tp)
-        for layer, each in zip(layers_of(self.args.model, part), self.recomputed(part), strict=True):
+        for block, each in zip(blocks_of(self.args.model, part), self.recomputed(part), strict=True):
+            if not block.attention:
+                continue
             forwards = 1 + each.attention
-            comm = comm_of(self.args, layer)
+            comm = comm_of(self.args, block.layer)
             inner = p.cp if comm == "ulysses" else (p.cp_a2a or 1) if comm == "hybrid" else 1
             outer, copies = p.cp // inner, inner // math.gcd(kv_heads, inner)
             two = inner > 1 and outer > 1
@@ -188,16 +195,20 @@ class _Step:
     def scales(self, part: StageSpec) -> Bytes:
         """Of what tp cuts, the ranks agree on the scales of FP8, by their maximum, in fp32.
 
-        Once in a step for each of a layer's four matrices, and for each microbatch for two inputs and for two
-        gradients of outputs; for the inputs once more where the block is computed again. Rowwise there is a scale for
+        Once in a step for each of a sublayer's two matrices, and for each microbatch for one input and for one
+        gradient of an output; for the inputs once more where the block is computed again. Rowwise there is a scale for
         each token, and one of each matrix for each of its rows or columns that is not cut: the hidden size.
         """
         if self.args.run.fp8 == "none":
             return {}
         rowwise = self.args.run.fp8 == "rowwise"
-        weights = 4 * (self.args.model.hidden if rowwise else 1)
+        weights = 2 * (self.args.model.hidden if rowwise else 1)
         scales = self.microbatches * (self.tokens if rowwise else 1)
-        every = [self.all_reduce("tp", 4 * (weights + (4 + each.left) * scales)) for each in self.recomputed(part)]
+        sublayers = [block.attention + block.feed_forward for block in blocks_of(self.args.model, part)]
+        every = [
+            self.all_reduce("tp", 4 * (n * weights + (2 * n + each.left) * scales))
+            for n, each in zip(sublayers, self.recomputed(part), strict=True)
+        ]
         return {("tp", "all_reduce_max"): sum(every)}
 
     def squares(self, part: StageSpec) -> Bytes:
@@ -205,7 +216,8 @@ class _Step:
         model = self.args.model
         if not model.qk_norm or model.qk_norm_width == "head":
             return {}
-        times = sum(2 + each.heads for each in self.recomputed(part)) * self.microbatches
+        attention = 2 * sum(block.attention for block in blocks_of(model, part))
+        times = (attention + sum(each.heads for each in self.recomputed(part))) * self.microbatches
         return {("tp", "all_reduce"): times * self.all_reduce("tp", 2 * self.tokens * self.wide)}
 
     def loss(self, part: StageSpec) -> Bytes:

@@ -13,6 +13,7 @@ from stretto.arguments.schema import Arguments, ModelConfig
 from stretto.estimate.sizes import crossing, local_tokens, most_crossing
 from stretto.layout import Layout
 from stretto.models import StageSpec
+from stretto.schedule.blocks import StageBlock, StageBlocks
 from stretto.train.dtypes import DTYPES
 from stretto.world import Axis, ExpertAxes
 
@@ -33,7 +34,8 @@ class Exchanged:
 
     def _times(self, part: StageSpec) -> tuple[int, int]:
         """Sparse layers times microbatches on a stage, and forwards of each."""
-        sparse = sum(map(self.args.model.is_sparse, layers_of(self.args.model, part)))
+        m = self.args.model
+        sparse = sum(block.feed_forward and m.is_sparse(block.layer) for block in blocks_of(m, part))
         again = self.args.run.recompute in ("block", "offload")
         return sparse * self.args.batch.microbatches(self.layout.size("dp")), 1 + again
 
@@ -77,9 +79,9 @@ class Exchanged:
         return sent, self._crossing(part, most_crossing(self.args)) - sent
 
 
-def layers_of(model: ModelConfig, part: StageSpec) -> tuple[int, ...]:
+def blocks_of(model: ModelConfig, part: StageSpec) -> StageBlocks:
     """Of a stage; on the last one those that predict further tokens, too."""
-    return (*part.layers, *(model.further_layers if part.last else ()))
+    return (*part.blocks, *(map(StageBlock, model.further_layers) if part.last else ()))
 
 
 def require_counted(args: Arguments, layout: Layout) -> None:

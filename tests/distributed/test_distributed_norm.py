@@ -128,7 +128,7 @@ def _stage(layout: Layout, config: ModelConfig, state: ParallelState, dtype: tor
     per = -(-config.layers // pp)
     held = range(min(rank * per, config.layers), min((rank + 1) * per, config.layers))
     build = Build(state.axis("tp"), layout.size("tp") > 1, dtype)
-    return Transformer(config, StageSpec(held, first=rank == 0, last=rank == pp - 1), build, seq_len=4)
+    return Transformer(config, StageSpec.of(held, first=rank == 0, last=rank == pp - 1), build, seq_len=4)
 
 
 def _plain(config: ModelConfig) -> dict[str, nn.Parameter]:

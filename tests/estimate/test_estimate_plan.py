@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, ParallelConfig
-from stretto.estimate import count_parameters, stage_layers
+from stretto.estimate import count_parameters, stage_blocks
+from stretto.schedule.blocks import blocks_of
 
 pytestmark = pytest.mark.pure
 
@@ -53,16 +54,16 @@ def test_counts_of_models_that_others_publish(model: ModelConfig, published: int
 def test_each_layer_is_on_one_stage_in_order(layers: int, pp: int, vocab: int, hidden: int) -> None:
     """P13, for any number of layers and stages; and no stage is far from the lightest that there could be."""
     args = _arguments(layers, pp, vocab=vocab, hidden=hidden)
-    held = stage_layers(args)
+    held = stage_blocks(args)
     assert len(held) == pp
-    assert [n for stage in held for n in stage] == list(range(layers))
+    assert [block.layer for stage in held for block in stage] == list(range(layers))
     head = vocab * hidden / count_parameters(args.model, 32).layer
     loads = [len(stage) + head * (i == pp - 1) for i, stage in enumerate(held)]
     assert max(loads) <= max(head, (layers + head) / pp + 1) + 1e-9
 
 
 def test_a_large_vocabulary_takes_layers_off_the_last_stage() -> None:
-    small, large = (stage_layers(_arguments(16, 4, vocab=v, hidden=64)) for v in (2, 4 * 64 * 64))
+    small, large = (stage_blocks(_arguments(16, 4, vocab=v, hidden=64)) for v in (2, 4 * 64 * 64))
     assert [len(s) for s in small] == [4, 4, 4, 4]
     assert len(large[-1]) < 4
 
@@ -70,7 +71,7 @@ def test_a_large_vocabulary_takes_layers_off_the_last_stage() -> None:
 def test_an_explicit_list_is_obeyed() -> None:
     args = _arguments(6, 3, vocab=100, hidden=64)
     explicit = replace(args, parallel=replace(args.parallel, stage_layers=(0, 5, 1)))
-    assert stage_layers(explicit) == (range(0), range(5), range(5, 6))
+    assert stage_blocks(explicit) == blocks_of((0, 5, 1))
 
 
 def test_a_vocabulary_that_is_not_known_yet_is_an_error() -> None:

@@ -27,7 +27,7 @@ from stretto.estimate.moments import stage_activations
 from stretto.estimate.passes import StepTime
 from stretto.estimate.planner import Fitting, Found
 from stretto.estimate.recompute import policy_of
-from stretto.estimate.stages import stage_layers
+from stretto.estimate.stages import stage_blocks
 from stretto.estimate.steady import _unsharded, steady
 from stretto.estimate.step_time import least_step_time, step_time
 from stretto.estimate.stored import stored_tensors
@@ -159,7 +159,7 @@ EVEN = Arguments(
 @example(EVEN)
 def test_stages_that_are_alike_hold_the_same(args: Arguments) -> None:
     """Catches: kinds of layers in another order, an end of the pipeline or what is frozen left out."""
-    for stage, like in zip(range(len(stage_layers(args))), _like(args), strict=True):
+    for stage, like in zip(range(len(stage_blocks(args))), _like(args), strict=True):
         assert steady(args, stage, embedding=True) == steady(args, like, embedding=True)
         assert stage_activations(args, stage) == stage_activations(args, like)
 
@@ -167,7 +167,7 @@ def test_stages_that_are_alike_hold_the_same(args: Arguments) -> None:
 @given(runs())
 def test_what_is_left_out_of_a_key_changes_nothing(args: Arguments) -> None:
     """Catches: a setting that a block or the tensors of a stage follow from, which a planner changes."""
-    for stage, held in enumerate(stage_layers(args)):
+    for stage, held in enumerate(stage_blocks(args)):
         assert stored_tensors(args, stage) == stored_tensors(_unsharded(args), stage)
         for layer, parts in zip(held, policy_of(args, stage), strict=True):
             assert block_moments(args, layer, parts) == block_moments(uncut(args), layer, parts)

@@ -24,8 +24,9 @@ from stretto.distributed import MainGradients
 from stretto.estimate.kept import BLOCK, NOTHING, Parts, kept, seconds
 from stretto.estimate.memo import Memo
 from stretto.estimate.recompute import PARTS, _working, activations, policy_of
-from stretto.estimate.stages import stage_layers
+from stretto.estimate.stages import stage_blocks
 from stretto.models import Microbatch, StageSpec, Transformer
+from stretto.schedule.blocks import StageBlock
 from stretto.tensor_parallel import Build
 from stretto.testing.live_storage import LiveStorage
 from stretto.world import Axis
@@ -51,7 +52,7 @@ def run(config: ModelConfig, policy: dict[int, Parts], only: Parts | None = None
     sums = _Sums()
     build = Build(Axis.single("tp"), False, torch.float32, accumulators=sums)
     layers = range(1 if only is not None else config.layers)
-    model = Transformer(config, StageSpec(layers, first=False, last=False), build, seq_len=SEQ, recompute=policy)
+    model = Transformer(config, StageSpec.of(layers, first=False, last=False), build, seq_len=SEQ, recompute=policy)
     generator = torch.Generator().manual_seed(0)
     for param in model.parameters():
         torch.nn.init.normal_(param, std=0.2, generator=generator)
@@ -100,7 +101,8 @@ def test_no_bit_changes_and_the_ledger_says_what_is_kept(other: dict[str, Any]) 
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), parts
         _, made = run(quiet, {0: parts}, only=parts)
         # What enters stands outside, what leaves enters the next one.
-        assert made == kept(args, 0, parts).total, (parts, made / entering, kept(args, 0, parts))
+        said = kept(args, StageBlock(0), parts)
+        assert made == said.total, (parts, made / entering, said)
 
 
 def test_sinks_have_the_same_gradient() -> None:
@@ -140,7 +142,7 @@ def test_a_budget_is_kept_by_the_cheapest_choice(
         policy = policy_of(within, stage)
         assert activations(args, stage, policy) <= max(budget, least)
         assert any(policy) == (budget < most)
-        for place, (layer, parts) in enumerate(zip(stage_layers(args)[stage], policy, strict=True)):
+        for place, (layer, parts) in enumerate(zip(stage_blocks(args)[stage], policy, strict=True)):
             for quicker in EVERY:
                 if seconds(args, layer, quicker) < seconds(args, layer, parts):
                     assert activations(args, stage, (*policy[:place], quicker, *policy[place + 1 :])) > budget
@@ -158,7 +160,7 @@ def test_what_lives_is_within_a_budget(other: dict[str, Any], share: float) -> N
     budget = int(least + share * (most - least))
     policy = policy_of(replace(args, run=RunConfig(activation_budget=f"{budget}")), 0)
     made, entering = run(config, dict(enumerate(policy)))[1], SEQ * ROWS * config.hidden * 4
-    again = max(_working(args, layer, parts, False, Memo()) for layer, parts in enumerate(policy))
+    again = max(_working(args, StageBlock(layer), parts, False, Memo()) for layer, parts in enumerate(policy))
     beside = sum(parts.isdisjoint({"attention", "block"}) for parts in policy) * 31 * 4 * SEQ * ROWS * 4
     assert made + entering + again - beside * config.latent == activations(args, 0, policy) <= budget
 

@@ -66,7 +66,7 @@ def test_stages_one_behind_the_other_are_the_whole(cuts: tuple[int, ...], tied: 
     config = replace(PLAIN, layers=3, tied=tied, position="learned", bias=True)
     edges = (0, *cuts, config.layers)
     held = [range(a, b) for a, b in pairwise(edges)]
-    parts = [StageSpec(r, first=i == 0, last=i == len(held) - 1) for i, r in enumerate(held)]
+    parts = [StageSpec.of(r, first=i == 0, last=i == len(held) - 1) for i, r in enumerate(held)]
     stages = [Transformer(config, part, BUILD, seq_len=SEQ) for part in parts]
     for stage in stages:
         set_weights(stage)
@@ -113,7 +113,7 @@ def test_parameters_are_counted_exactly(name: str) -> None:
 
 def test_names_are_those_of_hugging_face_with_global_numbers() -> None:
     config = replace(PLAIN, layers=8, qk_norm=True)
-    stage = Transformer(config, StageSpec(range(6, 8), first=False, last=True), BUILD, seq_len=SEQ)
+    stage = Transformer(config, StageSpec.of(range(6, 8), first=False, last=True), BUILD, seq_len=SEQ)
     names = [part.name for item in collect(stage) for part in item.logical]
     layer = [
         "input_layernorm.weight",
@@ -163,7 +163,7 @@ def test_more_tokens_than_learned_positions_are_rejected() -> None:
 
 
 def test_a_middle_stage_without_an_activation_is_an_error() -> None:
-    stage = Transformer(PLAIN, StageSpec(range(1), first=False, last=False), BUILD, seq_len=SEQ)
+    stage = Transformer(PLAIN, StageSpec.of(range(1), first=False, last=False), BUILD, seq_len=SEQ)
     with pytest.raises(ValueError, match="must be called with an activation"):
         stage(None, microbatch())
 

@@ -52,7 +52,7 @@ def test_what_a_stage_is_gathered_for_is_read_in_the_program() -> None:
 
 def test_two_copies_of_a_tied_embedding_on_one_rank_are_an_error() -> None:
     """Each would train on its own part of the gradient."""
-    parts = [StageSpec(range(1), first=True, last=False), StageSpec(range(1, 2), first=False, last=True)]
+    parts = [StageSpec.of(range(1), first=True, last=False), StageSpec.of(range(1, 2), first=False, last=True)]
     with ParallelState.inspect(Layout.of(), 0) as state:
         tied = replace(SMALL.model, tied=True)
         place = Build(state.axis("tp"), False, torch.float32)

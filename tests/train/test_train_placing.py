@@ -12,7 +12,7 @@ import pytest
 
 from stretto.arguments import ConfigError, Resolved, parse
 from stretto.arguments.sources import SourceKind
-from stretto.estimate import stage_layers, stage_pieces
+from stretto.estimate import stage_counts, stage_pieces
 from stretto.layout import Layout
 from stretto.schedule.measured import cost_text
 from stretto.schedule.pieces import Pieces
@@ -63,7 +63,7 @@ def test_a_file_of_costs_decides(tmp_path: Path) -> None:
     found = alone(resolved("auto", "--schedule-costs", costs, "--partition", "searched"))
     p = found.args.parallel
     assert p.stage_layers is not None
-    held = [len(each) for each in stage_layers(found.args)]
+    held = list(stage_counts(found.args))
     assert held == list(p.stage_layers)
     by_rank = [sum(n for n, home in zip(held, found.layout.placement, strict=True) if home == r) for r in (0, 1)]
     assert sorted(by_rank) == [3, 5]  # the rank of the head, which takes as much as 2.2, has three
