@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -25,8 +25,9 @@ from stretto.models.offload import Offload
 from stretto.models.once_more import once_more
 from stretto.models.positions import Positions
 from stretto.models.rope import rotation
+from stretto.models.stage_spec import StageSpec
 from stretto.params import Init, ParamSpec
-from stretto.schedule.blocks import StageBlock, StageBlocks
+from stretto.schedule.blocks import StageBlock
 from stretto.streams import Stream
 from stretto.structure import Structure
 from stretto.tensor_parallel import (
@@ -59,30 +60,6 @@ class Microbatch:
         if self.structure is not None:
             return self.structure
         return Structure.of_tokens(self.batch.tokens.shape[1], self.batch.samples)
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """What of the model lies on a stage: its blocks, and whether it is an end."""
-
-    blocks: StageBlocks
-    first: bool
-    last: bool
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Their numbers."""
-        return tuple(block.layer for block in self.blocks)
-
-    @classmethod
-    def of(cls, layers: Iterable[int], *, first: bool, last: bool) -> StageSpec:
-        """Of whole blocks, by their global numbers."""
-        return cls(tuple(map(StageBlock, layers)), first, last)
-
-    @classmethod
-    def whole(cls, config: ModelConfig) -> StageSpec:
-        """All of it."""
-        return cls.of(range(config.layers), first=True, last=True)
 
 
 class Transformer(nn.Module):

@@ -201,8 +201,11 @@ def pieces_of(stage: nn.Module, elsewhere: Container[nn.Parameter] = ()) -> Iter
             yield module, [Piece(path, 0, module.dim, 0, module.ranks)]
         elif isinstance(module, ColumnParallelLinear):
             yield module, [_features(part) for part in logical[f"{path}.weight"]]
+        elif isinstance(module, Block):
+            if module.mlp is not None:  # a block whose feed-forward is on the next stage puts nothing out here
+                yield module, [Piece(path, 0, None, 0, 1)]
         # The head's output is seen in the loss: all logits never exist.
-        elif isinstance(module, Block) or any(True for _ in module.parameters(recurse=False)):
+        elif any(True for _ in module.parameters(recurse=False)):
             yield module, [Piece(path, 0, None, 0, 1)]
 
 

@@ -15,16 +15,14 @@ from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
 from stretto.estimate.context import comm_of
-from stretto.estimate.kept import BLOCK
-from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.estimate.sizes import local_tokens
 from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.params import Declared, Logical, collect
-from stretto.schedule.blocks import StageBlock
 from stretto.tensor_parallel import Build
 from stretto.train.build import stage_specs
 from stretto.train.dtypes import DTYPES
+from stretto.verify.textbook_blocks import recomputed, sides
 from stretto.verify.textbook_experts import Exchanged, balance, blocks_of, expert_axes_at, require_counted
 from stretto.world import Axis, ExpertAxes
 
@@ -80,16 +78,6 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
 
 
 @dataclass(frozen=True)
-class _Recomputed:
-    """What a layer communicates once more: borders entered and left, the exchange of attention, norms of heads."""
-
-    entered: float
-    left: int
-    attention: bool
-    heads: bool
-
-
-@dataclass(frozen=True)
 class _Step:
     args: Arguments
     layout: Layout
@@ -121,47 +109,15 @@ class _Step:
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
         one and a reduce-scatter in the other. What is computed once more crosses its borders once more."""
-        mb, one, every = self.microbatches, self.all_reduce("tp", self.activation), self.recomputed(part)
-        sides = [self._sides(block) for block in blocks_of(self.args.model, part)]
+        mb, one, every = self.microbatches, self.all_reduce("tp", self.activation), recomputed(self.args, part)
+        every_side = [sides(self.args.model, block) for block in blocks_of(self.args.model, part)]
         ends = part.first + part.last * (1 + 2 * self.args.model.mtp_layers)
-        both = sum(entered + left for entered, left in sides) + ends
+        both = sum(entered + left for entered, left in every_side) + ends
         again, left_again = sum(each.entered for each in every), sum(each.left for each in every)
         if self.args.parallel.sequence_parallel:
             gathers, scatters = (both + again) / 2, (both + left_again) / 2
             return {("tp", "all_gather"): gathers * mb * one, ("tp", "reduce_scatter"): scatters * mb * one}
         return {("tp", "all_reduce"): (both + left_again) * mb * one}
-
-    def _sides(self, block: StageBlock) -> tuple[float, int]:
-        """Borders of a block that are entered, in units of the residual stream, and left."""
-        m = self.args.model
-        region = block.feed_forward and (not m.is_sparse(block.layer) or m.shared_ffn > 0)
-        return self._attention_enters * block.attention + region, block.attention + region
-
-    @property
-    def _attention_enters(self) -> float:
-        m = self.args.model
-        latents = ((m.kv_lora_rank or 0) + m.dim_rotary + (m.q_lora_rank or 0)) / m.hidden * m.latent
-        return (0 if m.q_lora_rank else 1) + latents
-
-    def recomputed(self, part: StageSpec) -> list[_Recomputed]:
-        """Of each layer what is communicated once more."""
-        stage = next(n for n, each in enumerate(stage_specs(self.args)) if each == part)
-        norms = self.args.model.norm_placement != "post"
-        found = []
-        further = policy_of_further(self.args) if part.last else {}
-        policy = (*policy_of(self.args, stage), *further.values())
-        for block, parts in zip(blocks_of(self.args.model, part), policy, strict=True):
-            here = block.attention
-            if parts == BLOCK:
-                found.append(_Recomputed(*self._sides(block), attention=here, heads=here))
-                continue
-            whole, dense = "projections" in parts, block.feed_forward and not self.args.model.is_sparse(block.layer)
-            entered: float = ("norms" in parts and norms) * ((here and not self.args.model.latent) + dense)
-            entered += whole * (self._attention_enters * here + dense)
-            left = whole * (("attention" in parts and here) + ("activation" in parts and dense))
-            attention = here and (whole or "attention" in parts)
-            found.append(_Recomputed(entered, left, attention=attention, heads=whole and here))
-        return found
 
     def context(self, part: StageSpec) -> Bytes:
         """Of each layer keys and values, and their gradients in fp32 or wider; or all heads, and their gradients.
@@ -174,7 +130,7 @@ class _Step:
         m, p, found = self.args.model, self.args.parallel, defaultdict[tuple[str, str], float](float)
         item = DTYPES[self.args.run.dtype].itemsize
         head, kv_heads = self.tokens * m.dim_per_head * self.microbatches, max(1, m.num_kv_heads // p.tp)
-        for block, each in zip(blocks_of(self.args.model, part), self.recomputed(part), strict=True):
+        for block, each in zip(blocks_of(self.args.model, part), recomputed(self.args, part), strict=True):
             if not block.attention:
                 continue
             forwards = 1 + each.attention
@@ -207,7 +163,7 @@ class _Step:
         sublayers = [block.attention + block.feed_forward for block in blocks_of(self.args.model, part)]
         every = [
             self.all_reduce("tp", 4 * (n * weights + (2 * n + each.left) * scales))
-            for n, each in zip(sublayers, self.recomputed(part), strict=True)
+            for n, each in zip(sublayers, recomputed(self.args, part), strict=True)
         ]
         return {("tp", "all_reduce_max"): sum(every)}
 
@@ -217,7 +173,7 @@ class _Step:
         if not model.qk_norm or model.qk_norm_width == "head":
             return {}
         attention = 2 * sum(block.attention for block in blocks_of(model, part))
-        times = (attention + sum(each.heads for each in self.recomputed(part))) * self.microbatches
+        times = (attention + sum(each.heads for each in recomputed(self.args, part))) * self.microbatches
         return {("tp", "all_reduce"): times * self.all_reduce("tp", 2 * self.tokens * self.wide)}
 
     def loss(self, part: StageSpec) -> Bytes:
