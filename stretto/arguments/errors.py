@@ -58,9 +58,14 @@ def as_text(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        words = ["=".join(map(str, entry)) if isinstance(entry, tuple) else str(entry) for entry in value]
+        words = ["=".join(map(str, entry)) if isinstance(entry, tuple) else _entry(entry) for entry in value]
         return ",".join(words) or '""'
     return str(value)
+
+
+def _entry(value: object) -> str:
+    """Of a list: whole numbers without a point, as they were said."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def as_flag(path: str, value: Value) -> str:

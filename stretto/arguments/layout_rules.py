@@ -117,16 +117,31 @@ def schedule_has_this_shape(a: Arguments) -> RuleViolation | None:
 
 @rule("stage_layers pp vpp layers")
 def stage_layers_place_every_layer(a: Arguments) -> RuleViolation | None:
-    """An explicit split names every pipeline stage and places every layer once."""
+    """An explicit split names every pipeline stage and places every layer once, in halves at most."""
     p, layers = a.parallel, a.model.layers
     counts, stages, vpp = p.stage_layers, p.num_stages, p.stages_per_rank
-    if counts is None or (len(counts) == stages and sum(counts) == layers):
+    parts = [count for count in counts or () if (2 * count) % 1]
+    if counts is None or (len(counts) == stages and sum(counts) == layers and not parts):
         return None
     must = f"pp = {stages}" if vpp == 1 else f"pp*vpp = {p.pp}*{vpp} = {stages}"
+    total = sum(counts)
     wrong = [f"stage_layers has {len(counts)} entries, must be {must}"] * (len(counts) != stages)
-    wrong += [f"stage_layers sums to {sum(counts)}, must be layers = {layers}"] * (sum(counts) != layers)
+    wrong += [f"stage_layers sums to {total:g}, must be layers = {layers}"] * (total != layers)
+    wrong += [f"stage_layers has {each:g}: layers come whole or in halves" for each in parts[:1]]
     pp = () if len(counts) % vpp else (len(counts) // vpp,)
-    return violation("; ".join(wrong), stage_layers=even_split(layers, stages), layers=(sum(counts),), pp=pp)
+    as_many = () if total % 1 else (int(total),)
+    return violation("; ".join(wrong), stage_layers=even_split(layers, stages), layers=as_many, pp=pp)
+
+
+@rule("stage_layers parallel_residual pp vpp layers")
+def parallel_residual_is_not_cut(a: Arguments) -> RuleViolation | None:
+    """Where attention and feed-forward both read what enters a layer, both are on one stage."""
+    counts, layers = a.parallel.stage_layers, a.model.layers
+    if counts is None or not a.model.parallel_residual or not any(count % 1 for count in counts):
+        return None
+    said = ",".join(f"{count:g}" for count in counts)
+    problem = f"stage_layers = {said} cuts a layer, but both sublayers of a parallel_residual have one input"
+    return violation(problem, stage_layers=even_split(layers, a.parallel.num_stages), parallel_residual=(False,))
 
 
 evaluation_has_data = require(

@@ -98,13 +98,13 @@ class ParallelConfig:
         None,
         "how several stages of a rank lie: from the first rank each time, or to and fro; unset: as the schedule has",
     )
-    stage_layers: tuple[int, ...] | None = setting(
-        None, "layers of each of the pp * vpp stages, or a layout such as Et*3|(tt|)*2t|L; unset: balanced", at_least=0
+    stage_layers: tuple[float, ...] | None = setting(
+        None, "layers of each of the pp * vpp stages, also halves: 4.5,3.5 or Et*4a|ft*3L; unset: balanced", at_least=0
     )
     partition: Literal["balanced", "searched"] = setting(
         "balanced",
-        "layers over stages, where stage_layers does not say: balanced: by multiplications; searched: as the step is "
-        "shortest by the times of schedule_costs, or by an estimate; stages may be empty",
+        "layers over stages, and halves where that gains 1 %: balanced: by multiplications; searched: as the step is "
+        "shortest by the times of schedule_costs, or an estimate; stages may be empty",
     )
     dp_copy_engines: bool = local_setting(
         True, "what is sharded is gathered and summed by the copy engines of GPUs that reach each other, behind GEMMs"

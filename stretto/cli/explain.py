@@ -24,7 +24,7 @@ from stretto.cli.memory import host_verdict, memory_table, verdict
 from stretto.cli.words import of_run, origin, parse_or_demo, with_vocabulary
 from stretto.console import console
 from stretto.data.errors import DataError
-from stretto.estimate import count_parameters, stage_blocks, stage_counts
+from stretto.estimate import count_parameters, stage_blocks, stage_counts, stage_pieces
 from stretto.estimate.chips import CHIPS
 from stretto.estimate.context import comm_of, exchanged
 from stretto.estimate.kept import seconds
@@ -33,7 +33,7 @@ from stretto.estimate.step_time import step_time
 from stretto.layout import Layout, Topology, warnings
 from stretto.layout.ranks import named, ranges
 from stretto.schedule import Cost, bubble, schedule_for, simulate
-from stretto.schedule.blocks import blocks_text
+from stretto.schedule.blocks import amounts, blocks_text
 from stretto.schedule.draw import gantt
 from stretto.terminal import say
 
@@ -263,7 +263,8 @@ def _stages(resolved: Resolved) -> Table:
 
 def _schedule(args: Arguments, width: int) -> Iterator[str]:
     p, m = args.parallel.pp, args.batch.microbatches(args.parallel.dp)
-    layers = tuple(count or 1.0 for count in stage_counts(args))
+    shares = stage_pieces(args).shares or (0.0,)
+    layers = tuple(each or 1.0 for each in amounts(stage_counts(args), shares[0]))
     schedule = schedule_for(args.parallel.schedule, p, m, args.parallel.stages_per_rank, shape=args.parallel.shape)
     if args.parallel.schedule in ("1f1b", "gpipe"):
         ideal = f"(pp-1)/(m+pp-1) = {p - 1}/{m + p - 1} = {(p - 1) / (m + p - 1):.1%}"

@@ -101,6 +101,12 @@ class Command:
         at_least=0,
     )
     embedding: float = setting(0.0, "search: all that the embedding takes, in layers", at_least=0)
+    attention: float | None = setting(
+        None,
+        "search: attention's share of what a layer takes; layers may then be cut between it and the feed-forward",
+        at_least=0,
+        at_most=1,
+    )
     exact: float | None = setting(None, "search: by a solver as well, for small sizes", unit="seconds", above=0)
     width: int | None = setting(None, "columns of the terminal", at_least=1)
 

@@ -204,7 +204,8 @@ def _buckets(args: Arguments, stage: int, memo: Memo, *, embedding: bool) -> lis
 def _unsharded(args: Arguments) -> Arguments:
     """The settings that the tensors of a stage follow from, without those that cut them over data-parallel ranks."""
     p = args.parallel
-    parallel = replace(p, sharding="none", dp=1, dp_shard=None, schedule="1f1b", vpp=p.stages_per_rank)
+    parallel = replace(p, sharding="none", dp=1, dp_shard=None)
+    parallel = replace(parallel, schedule="1f1b", vpp=p.stages_per_rank, vpp_shape=p.shape)
     return replace(args, parallel=parallel, batch=replace(args.batch, global_batch=1))
 
 

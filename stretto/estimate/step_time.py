@@ -43,6 +43,15 @@ def step_time(args: Arguments, chip: Chip, memo: Memo | None = None) -> StepTime
     return _whole(args, chip, memo or Memo(), simulated=True)
 
 
+def sublayer_shares(args: Arguments, chip: Chip) -> tuple[float, float, float]:
+    """Of what F, I and W of the first layer take, attention's share."""
+    attention, feed_forward = _attention(args, chip, 0), _feed_forward(args, chip, 0)
+    here = attention.forward.total, attention.inputs.total, attention.weights.total
+    there = feed_forward.forward.total, feed_forward.inputs.total, feed_forward.weights.total
+    f, i, w = (a / (a + b) for a, b in zip(here, there, strict=True))
+    return f, i, w
+
+
 def least_step_time(args: Arguments, chip: Chip, memo: Memo | None = None) -> float:
     """Seconds that the same step takes at least: without its bubble, which takes a simulation to know."""
     # The same sum in another order is no bound.

@@ -10,8 +10,9 @@ from rich.text import Text as RichText
 from stretto.arguments import Arguments
 from stretto.data.describe import data_lines, epochs_line, lossy, loud, silent, tokenizer_line
 from stretto.data.text import Text
-from stretto.estimate import count_parameters
+from stretto.estimate import count_parameters, stage_counts
 from stretto.estimate.stored import trained_parameters
+from stretto.schedule.blocks import counts_text, cut_layers
 from stretto.train.directory import Paths
 from stretto.verify.matrix import untested
 
@@ -52,7 +53,8 @@ def layout_line(args: Arguments) -> str:
     cp, experts = f" x cp={p.cp}" * (p.cp > 1), f", experts ep={p.ep} x etp={p.etp}" if args.model.experts else ""
     parts = [f"tp={p.tp}{cp} x pp={p.pp} x dp={p.dp} on {ranks} ({r.device}){experts}"]
     several = f", {p.vpp} stages a rank{' in a loop' * (p.schedule == 'auto' and p.shape == 'loop')}"
-    held = f", layers {','.join(map(str, p.stage_layers))}" if p.stage_layers is not None else ""
+    layers = stage_counts(args) if p.num_stages > 1 else ()
+    held = f", layers {counts_text(layers)}" if p.stage_layers is not None or cut_layers(layers) else ""
     staged = [p.schedule + several * ((p.vpp or 1) > 1) + held] * (p.num_stages > 1)
     parts += ["sequence parallel"] * p.sequence_parallel + staged + [r.dtype]
     return ", ".join(parts)

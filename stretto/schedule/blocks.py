@@ -67,6 +67,12 @@ def _block(layer: int, start: int, end: int) -> StageBlock:
     return StageBlock(layer, Sublayers.ATTENTION if end < 2 * layer + 2 else Sublayers.BOTH)
 
 
+def amounts(counts: Sequence[float], attention: float) -> list[float]:
+    """What each stage has of layers, in layers, where attention is such a share of one."""
+    shares = {(True, True): 1.0, (True, False): attention, (False, True): 1.0 - attention}
+    return [sum(shares[each.attention, each.feed_forward] for each in held) for held in blocks_of(tuple(counts))]
+
+
 def cut_layers(counts: Sequence[float]) -> tuple[int, ...]:
     """The layers whose sublayers are on two stages, by number."""
     held = (block for blocks in blocks_of(tuple(counts)) for block in blocks)

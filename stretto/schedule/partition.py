@@ -29,7 +29,7 @@ def partition(
         raise ValueError(f"costs must be finite and not negative, got embedding={embedding}, head={head}")
     balanced = _balanced(layers, stages, embedding, head)
     if explicit is not None:
-        _check_explicit(layers, explicit, balanced)
+        require_counts(layers, explicit, balanced)
     counts = balanced if explicit is None else explicit
     return _ranges(counts)
 
@@ -39,24 +39,27 @@ def _ranges(counts: tuple[int, ...]) -> tuple[range, ...]:
     return tuple(range(a, b) for a, b in pairwise(accumulate(counts, initial=0)))
 
 
-def layers_of(text: str) -> tuple[int, ...]:
+def layers_of(text: str) -> tuple[float, ...]:
     """Layers of each stage, from Megatron-LM's compact form: `Et*3|(tt|)*29,t|L`.
 
     `|` ends a stage, `t` is a layer, `E` the embedding, `L` the loss with the head, `*n` repeats the letter or the
-    group in parentheses before it, commas are for the eye. `ValueError` for what cannot be: an embedding that is not
-    first, a loss that is not last, another letter.
+    group in parentheses before it, commas are for the eye. Beyond Megatron's letters `a` is the attention of a layer
+    and `f` its feed-forward, which comes next: `Et*4a|ft*3L`. `ValueError` for what cannot be: an embedding that is
+    not first, a loss that is not last, half of a layer without the other, another letter.
     """
     plain = _unfolded(text.replace(",", "").replace(" ", ""), text)
     stages = plain.split("|")
-    if unknown := sorted(set(plain) - set("EtL|")):
+    if unknown := sorted(set(plain) - set("EtafL|")):
         further = "blocks of --mtp-layers lie before the head in any case: leave m out"
-        what = further if "m" in unknown else "there are E, t, L, |, (), * and ,"
+        what = further if "m" in unknown else "there are E, t, a, f, L, |, (), * and ,"
         raise ValueError(f"layout {text!r} has {' '.join(unknown)}: {what}")
     if plain.count("E") != 1 or not stages[0].startswith("E"):
         raise ValueError(f"layout {text!r} must begin with the embedding, E, and have no other")
     if plain.count("L") != 1 or not stages[-1].endswith("L"):
         raise ValueError(f"layout {text!r} must end with the loss, L, and have no other")
-    return tuple(stage.count("t") for stage in stages)
+    if "a" in plain.replace("|", "").replace("af", "") or "f" in plain.replace("|", "").replace("af", ""):
+        raise ValueError(f"layout {text!r}: behind each a, the attention of a layer, comes its f, the feed-forward")
+    return tuple(stage.count("t") + (stage.count("a") + stage.count("f")) / 2 for stage in stages)
 
 
 def _unfolded(text: str, whole: str) -> str:
@@ -96,13 +99,15 @@ def _balanced(layers: int, stages: int, embedding: float, head: float) -> tuple[
     return tuple(counts)
 
 
-def _check_explicit(layers: int, explicit: tuple[int, ...], balanced: tuple[int, ...]) -> None:
+def require_counts(layers: int, explicit: tuple[float, ...], balanced: tuple[float, ...]) -> None:
+    """Raise ValueError for layers of each stage that do not add up, beside what would do."""
     wrong = []
     if len(explicit) != len(balanced):
         wrong.append(f"it names {len(explicit)} stages, the pipeline has {len(balanced)}")
     if sum(explicit) != layers:
-        wrong.append(f"it sums to {sum(explicit)}, the model has {layers} layers")
+        wrong.append(f"it sums to {sum(explicit):g}, the model has {layers} layers")
     if any(count < 0 for count in explicit):
         wrong.append("a stage cannot hold fewer than 0 layers")
     if wrong:
-        raise ValueError(f"layers per stage {list(explicit)}: {'; '.join(wrong)}; {list(balanced)} would do")
+        said, do = (", ".join(f"{count:g}" for count in counts) for counts in (explicit, balanced))
+        raise ValueError(f"layers per stage [{said}]: {'; '.join(wrong)}; [{do}] would do")

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from stretto.schedule.actions import F, I, W
-from stretto.schedule.blocks import blocks_of, counts_text
+from stretto.schedule.blocks import amounts, counts_text
 from stretto.schedule.costs import Cost
 from stretto.schedule.measured import read_cost, read_layers
 
 Times = tuple[float, float, float]
 """Times of F, I and W."""
+Shares = Times | None
+"""Of the times of a layer, its attention's: None where that is unknown."""
 _NONE: Times = (0.0, 0.0, 0.0)
+_UNKNOWN = (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Pieces:
     finish: float = 0.0
 
     @classmethod
-    def of(cls, cost: Cost, layers: Sequence[float], shares: Times | None = None) -> Pieces:
+    def of(cls, cost: Cost, layers: Sequence[float], shares: Shares = None) -> Pieces:
         """What explains the costs of stages with so many layers each; `shares` of F, I and W are attention's.
 
         A layer takes what those of the middle stages take; where these have none, what is left of it in the end that
@@ -42,7 +45,7 @@ class Pieces:
         """
         last, stages = len(layers) - 1, np.arange(len(layers))
         found: list[Times] = []
-        for op, share in zip((F, I, W), shares or (None,) * 3, strict=True):
+        for op, share in zip((F, I, W), shares or _UNKNOWN, strict=True):
             n = np.asarray(_amounts(layers, share))
             t = cost.times(stages, np.full(len(layers), op))
             inner = slice(1, last)
@@ -62,9 +65,9 @@ class Pieces:
     def cost(self, layers: Sequence[float]) -> Cost:
         """Of stages with so many layers each, in halves where it is known what attention takes."""
         last, times = len(layers) - 1, []
-        for one, first, end, share in zip(self.layer, self.embedding, self.head, self.shares, strict=True):
-            amounts = enumerate(_amounts(layers, share))
-            times.append(tuple(n * one + first * (s == 0) + end * (s == last) for s, n in amounts))
+        for one, first, end, share in zip(self.layer, self.embedding, self.head, self.shares or _UNKNOWN, strict=True):
+            held = enumerate(_amounts(layers, share))
+            times.append(tuple(n * one + first * (s == 0) + end * (s == last) for s, n in held))
         return Cost.split(*times, hop=self.hop, transfer=self.transfer, finish=self.finish)
 
     def loads(self, layers: Sequence[float]) -> list[float]:
@@ -75,10 +78,10 @@ class Pieces:
         return [float(each) / one if one else 0.0 for each in np.asarray(total)]
 
     @property
-    def shares(self) -> tuple[float, float, float] | tuple[None, None, None]:
+    def shares(self) -> Shares:
         """Of the times of a layer, attention's."""
         if self.attention is None:
-            return None, None, None
+            return None
         f, i, w = (part / one if one else 0.0 for part, one in zip(self.attention, self.layer, strict=True))
         return f, i, w
 
@@ -96,11 +99,10 @@ def _amounts(layers: Sequence[float], attention: float | None) -> list[float]:
     """
     if attention is None and any(n % 1 for n in layers):
         raise ValueError(f"stages of {counts_text(layers)} layers: it is not known what attention takes of a layer")
-    shares = {(True, True): 1.0, (True, False): attention or 0.0, (False, True): 1.0 - (attention or 0.0)}
-    return [sum(shares[each.attention, each.feed_forward] for each in held) for held in blocks_of(tuple(layers))]
+    return amounts(layers, attention or 0.0)
 
 
-def cost_for(text: str, name: str, layers: Sequence[float], shares: Times | None = None) -> Cost:
+def cost_for(text: str, name: str, layers: Sequence[float], shares: Shares = None) -> Cost:
     """The costs in the file `name` for stages with so many layers each, whatever stages were measured; `shares` of F,
     I and W in a layer are attention's.
 
@@ -112,7 +114,7 @@ def cost_for(text: str, name: str, layers: Sequence[float], shares: Times | None
     return pieces_in(text, name, shares).cost(layers)
 
 
-def pieces_in(text: str, name: str, shares: Times | None = None) -> Pieces:
+def pieces_in(text: str, name: str, shares: Shares = None) -> Pieces:
     """What the pieces of the model take by the costs in the file `name`. Raises ValueError where they do not say."""
     held = read_layers(text)
     if held is None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from stretto.layout.stages import Shape
+from stretto.schedule.blocks import counts_text
 from stretto.schedule.costs import Cost
+from stretto.schedule.cut import WORTH
 from stretto.schedule.generators import schedule_for
 from stretto.schedule.greedy import most_alive
 from stretto.schedule.ir import Schedule, ScheduleError
@@ -16,7 +18,8 @@ from stretto.schedule.pieces import Pieces
 from stretto.schedule.search import Found, caps, lower_bound, names_in, search
 from stretto.schedule.simulate import simulate, step_time
 
-Layers = tuple[int, ...]
+Layers = tuple[float, ...]
+"""Of each stage, in halves where blocks are cut between attention and feed-forward."""
 
 PLACEMENTS: Final[tuple[tuple[int, Shape], ...]] = ((1, "loop"), (2, "v"), (2, "loop"), (3, "loop"), (4, "loop"))
 """Stages on a rank, and how they lie: the fewest first."""
@@ -36,7 +39,7 @@ class Placed:
     layers: Layers | None = None
 
     def __str__(self) -> str:
-        held = "" if self.layers is None else f", layers {','.join(map(str, self.layers))}"
+        held = "" if self.layers is None else f", layers {counts_text(self.layers)}"
         return f"{self.v} stage{'s' * (self.v > 1)} a rank in a {self.shape}{held}"
 
 
@@ -110,7 +113,8 @@ def splits_for(orders: Sequence[Schedule], pieces: Pieces, layers: int) -> list[
     """Splits for which the quickest of these orders, all in one placement, is quick, the best first.
 
     From layers balanced by stage and from layers balanced by rank they are moved one by one, as long as that makes a
-    step shorter. The two splits at the start are among the answers: another order may like them.
+    step shorter. The two splits at the start are among the answers: another order may like them. Where it is known what
+    attention takes, halves of layers are moved then: blocks are cut where a step is shorter by more than `WORTH`.
     """
     home = orders[0].placement
 
@@ -120,15 +124,25 @@ def splits_for(orders: Sequence[Schedule], pieces: Pieces, layers: int) -> list[
 
     known: dict[Layers, float] = {}
     trials = max(30, min(300, _ACTIONS // orders[0].num_actions))
-    ends = []
-    for start in (balanced(pieces, layers, len(home)), level(pieces, layers, home)):
-        split, limit = start, len(known) + trials
+
+    def climbed(split: Layers, step: float) -> Layers:
+        limit = len(known) + trials
         known.setdefault(split, time(split))
-        ends.append(start)
-        while (better := _better(split, known, time, _moves(split, pieces, home), limit)) is not None:
+        while (better := _better(split, known, time, _moves(split, pieces, home, step), limit)) is not None:
             split = better
-        ends.append(split)
-    return sorted(ends, key=lambda split: round(known[split], 9))
+        return split
+
+    starts = balanced(pieces, layers, len(home)), level(pieces, layers, home)
+    ends = [each for start in starts for each in (start, climbed(start, 1))]
+
+    def duration(split: Layers) -> float:
+        return round(known[split], 9)
+
+    if pieces.attention is not None:
+        best = min(ends, key=duration)
+        cut = min((climbed(start, 0.5) for start in dict.fromkeys([best, *starts])), key=duration)
+        ends += [cut] * (known[cut] < known[best] * (1 - WORTH))
+    return sorted(ends, key=duration)
 
 
 def _better(
@@ -146,14 +160,14 @@ def _better(
 
 
 def balanced(pieces: Pieces, layers: int, stages: int) -> Layers:
-    """Layers by stage, where the most costly stage is as cheap as can be."""
+    """Whole layers by stage, where the most costly stage is as cheap as can be."""
     embedding, head = pieces.ends
     return tuple(len(held) for held in partition(layers, stages, embedding=embedding, head=head))
 
 
 def level(pieces: Pieces, layers: int, home: Sequence[int]) -> Layers:
     """The same by rank: each layer goes to the rank that has least to do, to the stage there that has fewest."""
-    split = [0] * len(home)
+    split = [0.0] * len(home)
     busy = _loads(split, pieces, home)
     embedding, head = pieces.ends
     extra = {0: embedding, len(home) - 1: head}
@@ -165,24 +179,23 @@ def level(pieces: Pieces, layers: int, home: Sequence[int]) -> Layers:
     return tuple(split)
 
 
-def _loads(split: Sequence[int], pieces: Pieces, home: Sequence[int]) -> list[float]:
+def _loads(split: Sequence[float], pieces: Pieces, home: Sequence[int]) -> list[float]:
     """What each rank has to do, in layers: its layers, and the embedding and the head where it holds them."""
     busy = [0.0] * (max(home) + 1)
-    for s, n in enumerate(split):
-        busy[home[s]] += n
-    for end, extra in zip((0, -1), pieces.ends, strict=True):
-        busy[home[end]] += extra
+    for s, load in enumerate(pieces.loads(split)):
+        busy[home[s]] += load
     return busy
 
 
-def _moves(split: Layers, pieces: Pieces, home: Sequence[int]) -> Iterator[Layers]:
-    """One layer from a stage to another: from the ranks that have most to do first, to those that have least."""
+def _moves(split: Layers, pieces: Pieces, home: Sequence[int], step: float) -> Iterator[Layers]:
+    """A layer, or half of one, from a stage to another: from the ranks that have most to do first, to those that have
+    least."""
     busy = _loads(split, pieces, home)
     stages = sorted(range(len(split)), key=lambda s: (-busy[home[s]], -split[s]))
     for a in stages:
         for b in reversed(stages):
-            if a != b and split[a]:
+            if a != b and split[a] >= step:
                 moved = list(split)
-                moved[a] -= 1
-                moved[b] += 1
+                moved[a] -= step
+                moved[b] += step
                 yield tuple(moved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stretto.arguments.schema import Arguments
-from stretto.estimate import stage_counts
+from stretto.estimate import stage_counts, stage_pieces
 from stretto.exchange import broadcast_json
 from stretto.parallel_state import ParallelState
 from stretto.schedule import Cost
@@ -25,13 +25,13 @@ def read_costs(args: Arguments, state: ParallelState) -> Cost | None:
     """What the file holds, as rank 0 sees it, on all ranks; None where there is none. Raises RunRejectedError."""
     if args.parallel.schedule_costs is None:
         return None
-    path, layers = args.parallel.schedule_costs, stage_counts(args)
+    path, layers, shares = args.parallel.schedule_costs, stage_counts(args), stage_pieces(args).shares
 
     def read() -> str | None:
         if state.world.rank != 0 or (text := costs_text(args)) is None:
             return None
         try:
-            return cost_text(cost_for(text, path, layers))
+            return cost_text(cost_for(text, path, layers, shares))
         except ValueError as error:
             raise RunRejectedError(str(error)) from None
 

@@ -44,7 +44,7 @@ def placed(resolved: Resolved, world: World) -> Resolved:
     return with_stages(resolved, found["vpp"], found["shape"], layers, found["why"])
 
 
-def with_stages(r: Resolved, vpp: int, shape: Shape, layers: tuple[int, ...] | None, why: str) -> Resolved:
+def with_stages(r: Resolved, vpp: int, shape: Shape, layers: tuple[float, ...] | None, why: str) -> Resolved:
     """The run with so many stages on a rank, of these layers where they are not None.
 
     They are derived values, so that a run that goes on from this one finds its own.
@@ -91,9 +91,9 @@ def _said(args: Arguments, places: Sequence[tuple[int, Shape]]) -> str:
 def place(args: Arguments, places: Sequence[tuple[int, Shape]], text: str | None) -> Placed:
     """The best of these placements, by the costs in the text of a file. Raises ValueError where there is none."""
     p, name = args.parallel, args.parallel.schedule_costs or ""
-    m = args.batch.microbatches(p.dp)
+    m, estimated = args.batch.microbatches(p.dp), stage_pieces(args)
     if _searches_layers(args):
-        pieces = stage_pieces(args) if text is None else pieces_in(text, name)
+        pieces = estimated if text is None else pieces_in(text, name, estimated.shares)
         if p.schedule != "auto":
             return layers_under(p.schedule, pieces, args.model.layers, p.pp, *places[0], m)
         return quickest(
@@ -105,9 +105,9 @@ def place(args: Arguments, places: Sequence[tuple[int, Shape]], text: str | None
         there = replace(args, parallel=replace(p, vpp=v, vpp_shape=shape))
         layers = stage_counts(there)
         if text is None:
-            return stage_pieces(args).cost(layers)
+            return estimated.cost(layers)
         try:
-            return cost_for(text, name, layers)
+            return cost_for(text, name, layers, estimated.shares)
         except ValueError:
             if len(places) == 1:
                 raise

@@ -189,7 +189,8 @@ def example(of: Combination, *, options: bool) -> Arguments:
         cp_comm=comm or ("auto",),  # type: ignore[arg-type]
         sequence_parallel=of.tensor == TENSOR[2],
         schedule=schedule,  # type: ignore[arg-type]
-        stage_layers=((3, 0) if stages == 2 else (2, 0, 2, 1)) if options and pp == 2 else None,
+        # Blocks that are cut between attention and feed-forward, and an empty stage.
+        stage_layers=((2.5, 0.5) if stages == 2 else (1.5, 0, 2, 1.5)) if options and pp == 2 else None,
         bucket_mb=0.005,
         sharding=of.data if of.data in DATA[2:] else "none",  # type: ignore[arg-type]
         ep_comm_overlap=of.experts.endswith(IN_HALVES),
