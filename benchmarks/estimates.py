@@ -31,11 +31,11 @@ RUNS = (
     ("h200x2/D4-fsdp-fused-sum.json", "stretto-fsdp", "--sharding fsdp"),
     ("h200x2/D4-tp.json", "stretto", ""),
     ("h200x2/D4-tp-nccl.json", "stretto-nccl", "--no-tp-comm-overlap"),
-    ("h200x2/D4-pp.json", "stretto", ""),
-    ("h200x2/D4-schedules.json", "stretto-zbv", "--schedule zbv"),
-    ("h200x2/D4-schedules.json", "stretto-interleaved", "--schedule interleaved --vpp 4"),
+    ("h200x2/D4-pp.json", "stretto", "--stage-layers 4,4"),
+    ("h200x2/D4-schedules.json", "stretto-zbv", "--stage-layers 2,2,2,2"),
+    ("h200x2/D4-schedules.json", "stretto-interleaved", "--stage-layers 2,2,2,2"),
 )
-"""Files of results, a peer of each, and what it added to the words in the file."""
+"""Files of results, a peer of each, and what it added to the words in the file, or what has another default since."""
 
 
 @dataclass(frozen=True)

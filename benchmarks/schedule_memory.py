@@ -88,9 +88,9 @@ def held(order: Schedule, rank: int, sizes: list[int]) -> int:
 def peaks(world: World, name: str, p: int, m: int, layers: int) -> Row:
     """A step of the real model, the second: the first makes what stays."""
     args, layout = arguments(name, p, m, layers)
-    each = kept(args, StageBlock(0), NOTHING).total
-    sizes = [each * len(held) + entering_bytes(args) for held in stage_blocks(args)]
-    whole = each * layers // p
+    entering = entering_bytes(args)
+    sizes = [entering + sum(kept(args, block, NOTHING).total for block in held) for held in stage_blocks(args)]
+    whole = kept(args, StageBlock(0), NOTHING).total * layers // p
     with build(args, layout, world) as session:
         executor, axis = session.built.stepper.executor, session.state.axis("pp")
         session.step(random_batch(args, 1))

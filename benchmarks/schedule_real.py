@@ -49,6 +49,7 @@ from stretto.schedule import (
     simulate,
     step_time,
 )
+from stretto.schedule.blocks import counts_text
 from stretto.schedule.measured import Measured
 from stretto.train.measured import MEASURED, WARM_UP, recorded, visits
 from stretto.train.step import sum_over_world
@@ -77,7 +78,7 @@ class Row:
     """Of one schedule; seconds."""
 
     name: str
-    layers: list[int]
+    layers: Sequence[float]
     """Of each stage."""
     placement: list[int]
     cost: Cost
@@ -289,7 +290,7 @@ def table(rows: list[Row]) -> str:
         figures = f"{1e3 * r.measured:.1f} | {1e3 * r.simulated:.1f} | {shares}"
         peaks = ([m.peak for m in r.memory], [m.predicted for m in r.memory]) if on_device else ()
         both = "".join(f" {' '.join(f'{x / GIB:.1f}' for x in each)} |" for each in peaks)
-        lines.append(f"| `{r.name}` | {','.join(map(str, r.layers))} | {figures} |{both}")
+        lines.append(f"| `{r.name}` | {counts_text(r.layers)} | {figures} |{both}")
     return "\n".join(lines)
 
 

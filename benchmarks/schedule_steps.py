@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,7 +80,7 @@ class Row:
 
     name: str
     stages: int
-    layers: list[int]
+    layers: Sequence[float]
     steps: list[float]
     """All that were measured."""
     measured: float
@@ -168,7 +168,9 @@ def measure(
     names: list[str], p: int, m: int, layers: int, layer: float, head: float, out: Path | None, realtime: bool
 ) -> int:
     """All of these schedules, one after another; rank 0 prints a table, and writes the figures."""
-    pieces = Pieces((layer, layer, 0.7 * layer), head=(2.7 * head * layer, 0.0, 0.0))
+    one = layer, layer, 0.7 * layer
+    attention = layer / 2, layer / 2, 0.35 * layer  # where stages cut layers
+    pieces = Pieces(one, head=(2.7 * head * layer, 0.0, 0.0), attention=attention)
     rows = []
     with initialize(device="cpu", threads=1) as world, tempfile.TemporaryDirectory() as directory:
         costs = ("--schedule-costs", f"{directory}/costs.json")

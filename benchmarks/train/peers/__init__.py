@@ -71,6 +71,21 @@ PEERS = MappingProxyType(
         "stretto-zb-h1": ("benchmarks.train.peers.stretto_peer", "--schedule zb-h1"),
         "stretto-zbv": ("benchmarks.train.peers.stretto_peer", "--schedule zbv --vpp 2"),
         "stretto-zbv-post": ("benchmarks.train.peers.stretto_peer", "--schedule zbv --vpp 2 --post-validate"),
+        # Of 8 layers on two pipeline ranks (D4), cut between attention and feed-forward, and whole.
+        **{
+            f"stretto-{how}-{name}": ("benchmarks.train.peers.stretto_peer", f"{schedule} --stage-layers {layers}")
+            for name, schedule, *both in (
+                ("1f1b", "--schedule 1f1b", "4.5,3.5", "4,4"),
+                ("zb-h1", "--schedule zb-h1", "4.5,3.5", "4,4"),
+                ("zb-h2", "--schedule zb-h2", "4.5,3.5", "4,4"),
+                ("interleaved", "--schedule interleaved --vpp 2", "2,2,2.5,1.5", "2,2,2,2"),
+                ("interleaved-zb", "--schedule interleaved-zb --vpp 2", "2,2,2.5,1.5", "2,2,2,2"),
+                ("interleaved4", "--schedule interleaved --vpp 4", "1,1,1,1,1,1,1.5,0.5", "1,1,1,1,1,1,1,1"),
+                ("interleaved-zb4", "--schedule interleaved-zb --vpp 4", "1,1,1,1,1,1,1.5,0.5", "1,1,1,1,1,1,1,1"),
+                ("zbv", "--schedule zbv --vpp 2", "2,2,2.5,1.5", "2,2,2,2"),
+            )
+            for how, layers in zip(("halves", "whole"), both, strict=True)
+        },
         "torch": ("benchmarks.train.peers.torch_peer", ""),
         "torch-eager": ("benchmarks.train.peers.torch_peer", "eager"),
         "torch-async-tp": ("benchmarks.train.peers.torch_peer", "async-tp"),
