@@ -59,7 +59,7 @@ TOGETHER: dict[str, dict[str, Sequence[Any]]] = {
         "parallel.schedule": list(settings()["parallel.schedule"].choices),
         "parallel.vpp": [1, 2, 3],
         "parallel.vpp_shape": ["loop", "v"],
-        "parallel.stage_layers": [(1, 3), (0, 4), (2, 0, 1, 1), (1, 1, 1, 1)],
+        "parallel.stage_layers": [(1, 3), (0.5, 3.5), (1.5, 0, 1, 1.5), (1, 1, 1, 1)],
         "parallel.partition": ["searched"],
         "parallel.schedule_memory": [2.0, 3.5],
     },

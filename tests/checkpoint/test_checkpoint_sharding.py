@@ -69,10 +69,28 @@ def test_moments_in_bf16_that_only_some_parameters_have(pool: Pool, tmp_path: Pa
         assert [name for name in wrote if not torch.equal(read[name], wrote[name])] == []
 
 
+PARTITIONS: list[tuple[Mode, tuple[float, ...]]] = [
+    (("fsdp", 1, 2, 2, "gpipe"), (1.5, 1.5)),
+    (("none", 1, 2, 1, "zb-h1"), (0.5, 2.5)),
+    (("zero1", 2, 2, 1, "1f1b"), (2, 1)),
+]
+
+
+def test_any_partition_reads_what_another_wrote(pool: Pool, tmp_path: Path) -> None:
+    """Blocks that are cut between attention and feed-forward keep their names: all that is read is as it was."""
+    for n, (writer, layers) in enumerate(PARTITIONS):
+        reader, others = PARTITIONS[n - 1]
+        runs = [replace(RUN, parallel=ParallelConfig(stage_layers=each)) for each in (layers, others)]
+        wrote = pool.run(writer[1] * writer[2] * writer[3], _write, writer, tmp_path / str(n), runs[0])[0]
+        for read, unequal in pool.run(reader[1] * reader[2] * reader[3], _read, reader, tmp_path / str(n), runs[1]):
+            assert (unequal, read.keys()) == ([], wrote.keys())
+            assert [name for name in wrote if not torch.equal(read[name], wrote[name])] == []
+
+
 def _in(mode: Mode, run: Arguments = RUN) -> tuple[Arguments, Layout]:
     sharding, tp, pp, dp, schedule = mode
     said = {"sharding": sharding, "schedule": schedule, "bucket_mb": 0.001}
-    parallel = ParallelConfig(tp=tp, pp=pp, dp=dp, **said)  # type: ignore[arg-type]
+    parallel = ParallelConfig(tp=tp, pp=pp, dp=dp, stage_layers=run.parallel.stage_layers, **said)  # type: ignore[arg-type]
     return replace(run, parallel=parallel), Layout.of(tp=tp, pp=pp, dp=dp)
 
 

@@ -2,7 +2,7 @@
 
 Faults to catch: padding of shards left out; a tied embedding counted twice; one whose both ends are on a rank counted
 twice; masters of wide weights counted; state of another rule; moments in bf16 counted wide; gradients that are sharded
-counted whole; gradients or masters of what is frozen counted.
+counted whole; gradients or masters of what is frozen counted; a norm of a cut block counted on both of its stages.
 """
 
 from __future__ import annotations

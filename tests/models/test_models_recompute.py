@@ -26,7 +26,7 @@ from stretto.estimate.memo import Memo
 from stretto.estimate.recompute import PARTS, _working, activations, policy_of
 from stretto.estimate.stages import stage_blocks
 from stretto.models import Microbatch, StageSpec, Transformer
-from stretto.schedule.blocks import StageBlock
+from stretto.schedule.blocks import StageBlock, Sublayers
 from stretto.tensor_parallel import Build
 from stretto.testing.live_storage import LiveStorage
 from stretto.world import Axis
@@ -47,12 +47,12 @@ SINKS: dict[str, Any] = {"attention_sinks": True, "window": 8}
 EVERY: list[Parts] = [*(frozenset(c) for c in chain(*(combinations(PARTS, n) for n in range(5)))), BLOCK]
 
 
-def run(config: ModelConfig, policy: dict[int, Parts], only: Parts | None = None) -> tuple[list[Tensor], int]:
-    """Output and gradients of the layers, and the bytes that they keep: of the first alone where `only` is given."""
+def run(config: ModelConfig, policy: dict[int, Parts], only: StageBlock | None = None) -> tuple[list[Tensor], int]:
+    """Output and gradients of the layers, and the bytes that they keep: of one block alone where `only` is given."""
     sums = _Sums()
     build = Build(Axis.single("tp"), False, torch.float32, accumulators=sums)
-    layers = range(1 if only is not None else config.layers)
-    model = Transformer(config, StageSpec.of(layers, first=False, last=False), build, seq_len=SEQ, recompute=policy)
+    blocks = (only,) if only is not None else tuple(map(StageBlock, range(config.layers)))
+    model = Transformer(config, StageSpec(blocks, first=False, last=False), build, seq_len=SEQ, recompute=policy)
     generator = torch.Generator().manual_seed(0)
     for param in model.parameters():
         torch.nn.init.normal_(param, std=0.2, generator=generator)
@@ -99,10 +99,11 @@ def test_no_bit_changes_and_the_ledger_says_what_is_kept(other: dict[str, Any]) 
     for parts in EVERY if not other else EVERY[1::4]:
         found, _ = run(config, {1: parts})
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), parts
-        _, made = run(quiet, {0: parts}, only=parts)
-        # What enters stands outside, what leaves enters the next one.
-        said = kept(args, StageBlock(0), parts)
-        assert made == said.total, (parts, made / entering, said)
+        for block in (StageBlock(0, sublayers) for sublayers in Sublayers):
+            _, made = run(quiet, {0: parts}, only=block)
+            # What enters stands outside, what leaves enters the next one.
+            said = kept(args, block, parts)
+            assert made == said.total, (block, parts, made / entering, said)
 
 
 def test_sinks_have_the_same_gradient() -> None:
@@ -176,7 +177,7 @@ def test_a_budget_that_cannot_be_kept_says_the_numbers() -> None:
 def test_so_many_layers_of_each_stage() -> None:
     args = Arguments(
         model=replace(MODEL, layers=5),
-        parallel=ParallelConfig(pp=2, dp=1),
+        parallel=ParallelConfig(pp=2, dp=1, stage_layers=(3, 2)),
         run=RunConfig(recompute="selective", recompute_parts=("attention",), recompute_layers=2),
     )
     some = frozenset({"attention"})

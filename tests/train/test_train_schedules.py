@@ -32,13 +32,24 @@ ARGS = Arguments(
 )
 
 
+CUT: dict[int, tuple[float, ...]] = {
+    2: (2.5, 3.5),
+    3: (1.5, 1, 3.5),
+    4: (1.5, 1.5, 2, 1),
+    6: (0.5, 1.5, 1, 0.5, 1.5, 1),
+}
+"""Of so many stages the layers of each, some of them cut between attention and feed-forward."""
+
+
 def run_with(
     name: str, pp: int, vpp: int | None = None, *, tied: bool = False, tp: int = 1
 ) -> tuple[Arguments, Layout]:
     made = GENERATORS[name]
     v = vpp or made.stages
     layout = Layout.of(tp=tp, pp=pp, vpp=v, shape=made.shape_of(v))
-    parallel = ParallelConfig(tp=tp, pp=pp, dp=1, schedule=name, vpp=v, sequence_parallel=tp > 1)  # type: ignore[arg-type]
+    held = None if name == "gpipe" else CUT.get(pp * v)  # what all are held against has whole layers
+    parallel = ParallelConfig(tp=tp, pp=pp, dp=1, vpp=v, sequence_parallel=tp > 1, stage_layers=held)
+    parallel = replace(parallel, schedule=name)  # type: ignore[arg-type]
     model = replace(ARGS.model, tied=tied)
     return validated_in(replace(ARGS, parallel=parallel, model=model), layout).args, layout
 
@@ -79,7 +90,7 @@ def test_a_tied_embedding_is_one_parameter_wherever_its_ends_lie(pool: Pool) -> 
 
 
 def test_more_stages_than_layers_and_tensor_parallel(pool: Pool) -> None:
-    """Eight stages, two of them empty, on two ranks of two: the same gradients as one process."""
+    """Eight stages, some of a sublayer alone, on two ranks of two: the same gradients as one process."""
     single = pool.run(1, gradients, *run_with("1f1b", 1))[0][0]
     found = pool.run(4, gradients, *run_with("interleaved-zb", 2, 4, tp=2))[0][0]
     for n, g in found.items():
@@ -101,7 +112,8 @@ def test_the_weight_gradients_come_with_w(monkeypatch: pytest.MonkeyPatch) -> No
         session.step(random_batch(args, 1))
         program = session.built.stepper.executor.program
     assert Counter(a.op for a in program.ranks[0])[Op.W] == 2 * 5
-    assert jobs == {(s, mb): 4 * 3 + (s == 0) for s in range(2) for mb in range(5)}
+    # Two layers and the attention of the third, and the embedding; then its feed-forward, and three layers.
+    assert jobs == {(s, mb): (4 * 2 + 2 + 1, 2 + 4 * 3)[s] for s in range(2) for mb in range(5)}
 
 
 @pytest.mark.parametrize("name", sorted(GENERATORS))

@@ -45,7 +45,8 @@ SMALL: dict[str, st.SearchStrategy[Any]] = {
     "parallel.pp": st.integers(1, 4),
     "parallel.dp": st.integers(1, 3),
     "parallel.order": st.permutations(["tp", "cp", "dp", "pp"]).map("-".join),
-    "parallel.stage_layers": st.none() | st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple),
+    "parallel.stage_layers": st.none()
+    | st.lists(st.sampled_from([0, 0.5, 1, 1.5, 2]), min_size=1, max_size=4).map(tuple),
     "parallel.bucket_mb": st.sampled_from([1e-4, 25.0]),
     "groups.timeouts": st.sampled_from([(), (("dp", 5),), (("pp", 5), ("tp", 6))]),
     "batch.seq_len": st.sampled_from([1, 4, 5, 12]),

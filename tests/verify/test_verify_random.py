@@ -24,11 +24,11 @@ LARGE = [(2, 2, 2), (1, 6, 1), (1, 2, 3), (4, 2, 1), (2, 3, 1), (1, 5, 1), (8, 1
 
 @st.composite
 def runs(draw: Any) -> Arguments:
-    """A small model in a layout of at most 8 ranks; stages may be uneven, or empty."""
+    """A small model in a layout of at most 8 ranks; stages may be uneven, cut blocks, or be empty."""
     tp, pp, dp = draw(st.sampled_from(SIZES * 2 + LARGE))
     layers = draw(st.integers(1, 4))
-    cuts = sorted(draw(st.lists(st.integers(0, layers), min_size=pp - 1, max_size=pp - 1)))
-    stages = tuple(b - a for a, b in zip([0, *cuts], [*cuts, layers], strict=True))
+    cuts = sorted(draw(st.lists(st.integers(0, 2 * layers), min_size=pp - 1, max_size=pp - 1)))
+    stages = tuple((b - a) / 2 for a, b in zip([0, *cuts], [*cuts, 2 * layers], strict=True))
     args = small(
         tp=tp,
         pp=pp,

@@ -313,8 +313,8 @@ PIPELINE = [
     Fault(
         "each stage counts its layers from 0",
         "models/transformer.py",
-        "for n in part.layers}",
-        "for n in range(len(part.layers))}",
+        "{str(b.layer): Block(config, twice, b, ops[b.layer]) for b in part.blocks}",
+        "{str(n): Block(config, twice, b, ops[b.layer]) for n, b in enumerate(part.blocks)}",
     ),
     Fault(
         "data-parallel ranks read the same rows",

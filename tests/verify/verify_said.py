@@ -44,7 +44,7 @@ from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_kernels import KERNELS_ADAMW, KERNELS_LOSS
 from verify_said_loop import ATTACK, BUFFERS, EARLY, EXCHANGE, METERED, READBACK
 from verify_said_residence import RESIDENCE
-from verify_said_schedules import COSTS, SCHEDULES
+from verify_said_schedules import COSTS, CUT_BLOCKS, SCHEDULES
 from verify_said_settings import ELSEWHERE
 from verify_said_sharding import (
     CHECKPOINTS,
@@ -748,6 +748,7 @@ SAID = (
     IN_AND_OUT,
     CACHE,
     SCHEDULES,
+    CUT_BLOCKS,
     COSTS,
     TUNING,
     SHARE,

@@ -32,6 +32,40 @@ SCHEDULES = Said(
     ),
 )
 
+CUT_BLOCKS = Said(
+    "tests/models/test_models_cut.py",
+    Fault(
+        "a cut block that leaves out its residual",
+        "models/block.py",
+        "mid: Tensor = past + added",
+        "mid: Tensor = added",
+    ),
+    Fault(
+        "a norm of the other sublayer",
+        "models/block.py",
+        "normed(first if after else second, not sparse or after)",
+        "normed(first, not sparse or after)",
+    ),
+    Fault(
+        "a feed-forward that has the number of the next layer",
+        "schedule/blocks.py",
+        "return StageBlock(layer, Sublayers.FEED_FORWARD)",
+        "return StageBlock(layer + 1, Sublayers.FEED_FORWARD)",
+    ),
+    Fault(
+        "dropout that is drawn anew",
+        "models/block.py",
+        'Dropout(config.dropout, f"{name}.mlp", build)',
+        'Dropout(config.dropout, f"{name}.mlp.{block.sublayers.value}", build)',
+    ),
+    Fault(
+        "a parallel residual that is cut",
+        "models/block.py",
+        "if config.parallel_residual and not block.whole:",
+        "if config.parallel_residual and not block:",
+    ),
+)
+
 COSTS = Said(
     "tests/benchmarks/test_benchmarks_schedule_real.py",
     Fault(

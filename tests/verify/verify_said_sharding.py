@@ -381,6 +381,12 @@ LEDGER = Said(
         "moved = [each for each in buckets if each.trained]",
         "moved = list(buckets)",
     ),
+    Fault(
+        "a norm of a cut block counted on both of its stages",
+        "estimate/stored.py",
+        "if block.attention if after else block.feed_forward:",
+        "if block.attention or block.feed_forward:",
+    ),
 )
 
 HOST = Said(

@@ -58,7 +58,7 @@ RECOMPUTE = Said(
         '        elif "attention" in again:\n            q, k, v',
         "        elif not self:\n            q, k, v",
     ),
-    Fault("a ledger that forgets LSEs", "estimate/kept.py", "attended + lse,", "attended,"),
+    Fault("a ledger that forgets LSEs", "estimate/kept.py", "(attended + lse) * first,", "attended * first,"),
     Fault(
         "sinks without a gradient where attention is computed once more",
         "models/attention.py",
