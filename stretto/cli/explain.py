@@ -264,7 +264,7 @@ def _stages(resolved: Resolved) -> Table:
 def _schedule(args: Arguments, width: int) -> Iterator[str]:
     p, m = args.parallel.pp, args.batch.microbatches(args.parallel.dp)
     shares = stage_pieces(args).shares or (0.0,)
-    layers = tuple(each or 1.0 for each in amounts(stage_counts(args), shares[0]))
+    layers = tuple(round(each, 2) or 1.0 for each in amounts(stage_counts(args), shares[0]))
     schedule = schedule_for(args.parallel.schedule, p, m, args.parallel.stages_per_rank, shape=args.parallel.shape)
     if args.parallel.schedule in ("1f1b", "gpipe"):
         ideal = f"(pp-1)/(m+pp-1) = {p - 1}/{m + p - 1} = {(p - 1) / (m + p - 1):.1%}"

@@ -41,6 +41,17 @@ def test_the_demo_on_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert "run.seed" not in said, "defaults are left out"
 
 
+def test_a_block_on_two_stages_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its parameters are on both; catches halves that are counted as layers."""
+    assert main(["--preset", "tiny", "--layers", "4", "--pp", "2", "--no-tied", "--stage-layers", "2.5,1.5"]) == 0
+    said = capsys.readouterr().out
+    sizes = [
+        int(re.search(rf"{held} +[a-z, ]+([\d,]+)", said)[1].replace(",", ""))  # type: ignore[index]
+        for held in (r"0\.\.1, attention of 2", "feed-forward of 2, 3", "model +4")
+    ]
+    assert sizes[0] + sizes[1] == sizes[2]
+
+
 def test_the_published_size_of_llama(capsys: pytest.CaptureFixture[str]) -> None:
     """70,553,706,496 parameters (Hugging Face, meta-llama/Meta-Llama-3-70B, total of its index)."""
     assert main(["--preset", "llama3-70b", "--nproc", "256"]) == 0
