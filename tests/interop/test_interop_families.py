@@ -95,7 +95,7 @@ def _ranks(world: World, config: ModelConfig, family: str, theirs: dict[str, Any
     axes = default_axes(layout, experts=config.experts > 0)
     with ParallelState.build(layout, world, axes=axes) as state:
         edges = [0, config.layers] if layout.size("pp") == 1 else [0, 1, config.layers]
-        parts = [StageSpec.of(range(a, b), a == 0, b == config.layers) for a, b in pairwise(edges)]
+        parts = [StageSpec.of(range(a, b), first=a == 0, last=b == config.layers) for a, b in pairwise(edges)]
         build = Build(state.axis("tp"), sp, torch.float64, experts=expert_axes(state))
         stages = [Transformer(config, part, build, seq_len=16) for part in parts]
         declared = [item for stage in stages for item in collect(stage)]

@@ -80,7 +80,7 @@ def _read(world: World, directory: Path, tp: int, pp: int, dp: int) -> int:
     with ParallelState.build(Layout.of(tp=tp, pp=pp, dp=dp), world) as state:
         build, layers = Build(state.axis("tp"), False, torch.float32), config.model.layers
         edges, stage = [0, 1, layers] if pp == 2 else [0, layers], state.axis("pp").rank
-        spec = StageSpec.of(range(edges[stage], edges[stage + 1]), stage == 0, stage == pp - 1)
+        spec = StageSpec.of(range(edges[stage], edges[stage + 1]), first=stage == 0, last=stage == pp - 1)
         model = Transformer(config.model, spec, build, seq_len=16)
         for param in model.parameters():
             param.data.fill_(torch.nan)
