@@ -17,7 +17,8 @@ from stretto.arguments import parse
 from stretto.arguments.schema import Arguments
 from stretto.estimate import rank_ledger, stage_counts
 from stretto.estimate.chips import CHIPS
-from stretto.estimate.step_time import step_time, sublayer_shares
+from stretto.estimate.step_time import step_time
+from stretto.estimate.sublayer_time import sublayer_shares
 from stretto.schedule import Cost, makespan, schedule_for, simulate
 from stretto.schedule.blocks import counts_text
 from stretto.schedule.pieces import Pieces

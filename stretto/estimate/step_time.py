@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import inf
 
 from stretto.arguments.schema import Arguments
-from stretto.estimate.attention import attention_matrices
 from stretto.estimate.chips import Chip
-from stretto.estimate.context import Kind, comm_of, exchanged, kind_of
+from stretto.estimate.context import Kind, kind_of
 from stretto.estimate.kept import GEMM, Parts
 from stretto.estimate.kept import seconds as again
 from stretto.estimate.memo import Memo
@@ -20,8 +18,9 @@ from stretto.estimate.memory import held_by
 from stretto.estimate.parameters import count_parameters
 from stretto.estimate.passes import Passes, StepTime, summed
 from stretto.estimate.recompute import policy_of, policy_of_further
-from stretto.estimate.sizes import BYTES, crossing, entering_bytes, local_tokens
+from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
 from stretto.estimate.stages import stage_blocks, stage_counts
+from stretto.estimate.sublayer_time import attention, feed_forward, product, rate_between
 from stretto.layout.stages import placement
 from stretto.schedule import Cost, schedule_for, simulate
 from stretto.schedule.blocks import StageBlock
@@ -41,15 +40,6 @@ def step_time(args: Arguments, chip: Chip, memo: Memo | None = None) -> StepTime
     A planner has a `memo` for what many of its runs share.
     """
     return _whole(args, chip, memo or Memo(), simulated=True)
-
-
-def sublayer_shares(args: Arguments, chip: Chip) -> tuple[float, float, float]:
-    """Of what F, I and W of the first layer take, attention's share."""
-    attention, feed_forward = _attention(args, chip, 0), _feed_forward(args, chip, 0)
-    here = attention.forward.total, attention.inputs.total, attention.weights.total
-    there = feed_forward.forward.total, feed_forward.inputs.total, feed_forward.weights.total
-    f, i, w = (a / (a + b) for a, b in zip(here, there, strict=True))
-    return f, i, w
 
 
 def least_step_time(args: Arguments, chip: Chip, memo: Memo | None = None) -> float:
@@ -93,7 +83,7 @@ def _makespan(args: Arguments, chip: Chip, stages: Sequence[Passes], microbatche
         tuple(s.inputs.total for s in stages),
         tuple(s.weights.total for s in stages),
         hop=chip.latency,
-        transfer=entering_bytes(args) / _rate(args, chip, p.tp * p.cp * (p.dp or 1) * p.pp),
+        transfer=entering_bytes(args) / rate_between(args, chip, p.tp * p.cp * (p.dp or 1) * p.pp),
     )
     return makespan(simulate(memo(schedule_for, p.schedule, p.pp, microbatches, p.stages_per_rank), cost))
 
@@ -136,72 +126,16 @@ def _further(args: Arguments, chip: Chip) -> Iterator[Passes]:
 
 def _block(args: Arguments, chip: Chip, block: StageBlock, parts: frozenset[str]) -> Passes:
     """A block, as far as it is on a stage."""
-    here = (block.attention, _attention), (block.feed_forward, _feed_forward)
+    here = (block.attention, attention), (block.feed_forward, feed_forward)
     each = [sublayer(args, chip, block.layer) for held, sublayer in here if held]
     recomputed = StepTime(recomputation=again(args, block, parts) * GEMM / chip.gemm)
     return summed([*each, Passes(StepTime(), recomputed, StepTime())])
 
 
-def _attention(args: Arguments, chip: Chip, layer: int) -> Passes:
-    """Attention and the norm before it, or behind."""
-    m, p, tokens = args.model, args.parallel, local_tokens(args)
-    q = m.heads // p.tp * m.dim_per_head
-    sizes = [(a.rows // (p.tp if a.cut == "rows" else 1), a.columns // (p.tp if a.cut == "columns" else 1))
-             for a in attention_matrices(m)]  # fmt: skip
-    products = sum(_product(args, chip, tokens, rows, columns) for rows, columns in sizes)
-    length = args.batch.seq_len
-    window = min(length, m.window_of(layer) or length)
-    seen = 2 * window - window**2 / length  # twice the keys of a query, in the mean
-    attended = (
-        tokens * seen * q * (length + chip.half_length) / length * (m.dim_per_head + chip.half_head) / m.dim_per_head
-    )
-    kv = m.num_kv_heads * m.dim_per_head / p.tp
-    passes = _passes(args, chip, 4 * tokens * (q + kv))
-    forward, backward = (list(_exchanged_by_attention(args, chip, layer, backward=back)) for back in (False, True))
-    return Passes(
-        StepTime(products, 2 * attended / chip.forward, 0.4 * passes, communication=sum(forward)),
-        StepTime(products, 5 * attended / chip.backward, 0.6 * passes, communication=sum(backward)),
-        StepTime(products),
-    )
-
-
-def _feed_forward(args: Arguments, chip: Chip, layer: int) -> Passes:
-    """A dense feed-forward, or experts, with their norm."""
-    m, p, tokens = args.model, args.parallel, local_tokens(args)
-    h, gates, sparse = m.hidden, 2 if m.gated else 1, m.is_sparse(layer)
-    inner = (m.shared_ffn if sparse else m.dim_ffn) // p.tp
-    sizes = [(inner * gates, h), (h, inner)] if inner else []
-    products = sum(_product(args, chip, tokens, rows, columns) for rows, columns in sizes)
-    rows = tokens / p.tp * m.top_k if sparse else 0.0
-    of_experts = ((m.dim_expert * gates, h), (h, m.dim_expert)) if sparse else ()
-    products += chip.grouped * sum(_product(args, chip, rows, n, k) for n, k in of_experts)
-    passes = _passes(args, chip, 3 * tokens * (0 if sparse else inner) * gates)
-    item = BYTES[args.run.dtype]
-    passes += item * rows * (5 * h + 8 * m.dim_expert) / chip.memory
-    if sparse and p.ep * p.etp > 1:
-        # Rows of others are put in order as they come and as they go back, forward and back: read and written. A rank's
-        # own are moved beside what came.
-        own = 1 / (p.ep * p.etp)
-        passes += (4 * (1 - own) + 2 * own) * 2 * item * rows * p.etp * h / chip.memory
-    forward, backward = (list(_exchanged_by_feed_forward(args, chip, layer, backward=back)) for back in (False, True))
-    return Passes(
-        StepTime(products, 0.0, 0.4 * passes, communication=sum(forward)),
-        StepTime(products, 0.0, 0.6 * passes, communication=sum(backward)),
-        StepTime(products),
-    )
-
-
-def _passes(args: Arguments, chip: Chip, inner: float) -> float:
-    """Seconds of the elementwise passes of a sublayer over the residual stream and so many `inner` elements."""
-    outside = local_tokens(args) / (args.parallel.tp if args.parallel.sequence_parallel else 1)
-    moved = BYTES[args.run.dtype] * (8 * outside * args.model.hidden + inner) * chip.pass_over
-    return moved / chip.memory * (chip.casts if args.run.fp8 != "none" else 1)
-
-
 def _head(args: Arguments, chip: Chip) -> Passes:
     """The last norm, the head and the loss, which make their gradients at once."""
     tokens, vocab = local_tokens(args), args.model.vocab_size / args.parallel.tp
-    products = 3 * _product(args, chip, tokens, vocab, args.model.hidden)
+    products = 3 * product(args, chip, tokens, vocab, args.model.hidden)
     moved = (3 * vocab + 8 * args.model.hidden) * tokens * BYTES[args.run.dtype] * chip.pass_over
     return Passes(StepTime(products, elementwise=moved / chip.memory), StepTime(), StepTime())
 
@@ -209,60 +143,8 @@ def _head(args: Arguments, chip: Chip) -> Passes:
 def _join(args: Arguments, chip: Chip) -> Passes:
     """What leads into a layer that predicts a further token: each tensor-parallel rank multiplies by all of it."""
     p, h = args.parallel, args.model.hidden
-    product = _product(args, chip, local_tokens(args) / (p.tp if p.sequence_parallel else 1), h, 2 * h)
-    return Passes(StepTime(product), StepTime(product), StepTime(product))
-
-
-def _product(args: Arguments, chip: Chip, tokens: float, rows: float, columns: float) -> float:
-    """Seconds of x W^T, W [rows, columns]."""
-    rate = chip.gemm if args.run.fp8 == "none" else chip.fp8
-    least = min(rows, columns)
-    return 2 * tokens * rows * columns / rate * (least + chip.half_side) / max(least, 1)
-
-
-def _exchanged_by_attention(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> Iterator[float]:
-    """Seconds of what attention communicates on tp and cp in one direction."""
-    if args.parallel.tp > 1:
-        yield _exchanged_by_sublayer(args, chip, backward=backward)
-    if args.parallel.cp > 1:
-        yield exchanged(args, comm_of(args, layer), layer).seconds * (2 / 3 if backward else 1 / 3)
-
-
-def _exchanged_by_feed_forward(args: Arguments, chip: Chip, layer: int, *, backward: bool) -> Iterator[float]:
-    """Seconds of what a feed-forward communicates on tp and ep in one direction."""
-    m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
-    if p.tp > 1:
-        yield _exchanged_by_sublayer(args, chip, backward=backward)
-    group = p.ep * p.etp
-    if m.is_sparse(layer) and group > 1:
-        rate = min(chip.exchange, _rate(args, chip, group))
-        for rows, behind in _of_experts(args, chip, backward=backward):
-            sent = rows * m.hidden * item / rate + chip.latency
-            yield max(chip.contention * sent, sent - behind)
-
-
-def _of_experts(args: Arguments, chip: Chip, *, backward: bool) -> Iterator[tuple[float, float]]:
-    """What goes to experts and comes back, in rows, and the seconds of GEMMs that are behind it: of a rank's own rows,
-    where copy engines leave them the multiprocessors. Each assignment goes one way, each token the other."""
-    m, p = args.model, args.parallel
-    rows, group, f = local_tokens(args) / p.tp * m.top_k * p.etp, p.ep * p.etp, m.dim_expert * (2 if m.gated else 1)
-    first, last = (chip.grouped * _product(args, chip, rows, *of) for of in ((f, m.hidden), (m.hidden, m.dim_expert)))
-    behind = [last / group, first / group + last] if backward else [first / group, last / group]
-    if p.ep_comm_overlap:  # a half computes meanwhile; what is exposed at the ends of a stage is not counted
-        behind = [inf, inf]
-    elif not p.ep_copy_engines:
-        behind = [0.0, 0.0]
-    # What comes from a rank's own tokens goes nowhere.
-    yield from zip((rows / (m.top_k * p.etp) * crossing(args), rows * (1 - 1 / group)), behind, strict=True)
-
-
-def _exchanged_by_sublayer(args: Arguments, chip: Chip, *, backward: bool) -> float:
-    """Seconds of the collectives over tp around a sublayer in one direction."""
-    p, item = args.parallel, BYTES[args.run.dtype]
-    once = local_tokens(args) * args.model.hidden * item * (p.tp - 1) / p.tp / _rate(args, chip, p.tp)
-    calls = 3 if backward and p.sequence_parallel else 2
-    share = chip.contention if p.tp_comm_overlap else 1.0
-    return calls * (once * share + chip.latency * (not p.tp_comm_overlap))
+    one = product(args, chip, local_tokens(args) / (p.tp if p.sequence_parallel else 1), h, 2 * h)
+    return Passes(StepTime(one), StepTime(one), StepTime(one))
 
 
 def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float, memo: Memo) -> StepTime:
@@ -277,7 +159,7 @@ def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float,
     for count, ranks, quantized in ((dense, dp * p.cp, in_fp8), (routed, edp, 0.0)):
         shard = ranks if p.mode != "none" else 1
         update += count / shard * _STATE * chip.update_over / chip.memory
-        across = count * (ranks - 1) / ranks / _rate(args, chip, p.tp * ranks)
+        across = count * (ranks - 1) / ranks / rate_between(args, chip, p.tp * ranks)
         times = {
             "none": 2 * wire,
             "zero1": wire + item,
@@ -308,9 +190,3 @@ def _ends(args: Arguments, stages: list[int]) -> float:
     count = count_parameters(args.model, args.batch.seq_len)
     first, last = 0 in stages, len(stage_blocks(args)) - 1 in stages
     return (count.embedding * (first or (last and args.model.shared_embedding)) + count.head * last) / args.parallel.tp
-
-
-def _rate(args: Arguments, chip: Chip, ranks: int) -> float:
-    """Between so many ranks that are neighbours in the order of ranks."""
-    node = args.parallel.gpus_per_node
-    return chip.between if node and ranks > node else chip.node
