@@ -118,7 +118,7 @@ def test_a_compact_layout(text: str, layers: tuple[int, ...]) -> None:
         ("E(t|L", "needs its"),
         ("E((t)*2)*2|L", "none inside another"),
         ("*3E|L", "nothing stands before"),
-        ("Ex|L", "has x: known are E t a f L"),
+        ("Ex|L", "has x: there are E, t, a, f, L"),
     ],
 )
 def test_a_compact_layout_that_is_none(text: str, message: str) -> None:
