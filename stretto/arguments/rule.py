@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from stretto.arguments.errors import as_text
 from stretto.arguments.nearby import divisors, multiples, sizes
@@ -26,6 +26,9 @@ Nearby = Mapping[str, Sequence[Value]]
 Key = tuple[str, tuple[str, ...]]
 """A rule and the fields that break it."""
 
+HAS_EFFECT: Final = "has_effect"
+"""The rule that a setting, the first field, is not set in vain."""
+
 
 @dataclass(frozen=True)
 class RuleViolation:
@@ -38,8 +41,8 @@ class RuleViolation:
 
     @property
     def key(self) -> Key:
-        """Equal for two of the same mistake."""
-        return self.rule, self.fields
+        """Equal for two of the same mistake: a setting without effect stays one, with fewer reasons too."""
+        return self.rule, self.fields[:1] if self.rule == HAS_EFFECT else self.fields
 
 
 Check = Callable[[Arguments], RuleViolation | None]

@@ -16,7 +16,7 @@ from stretto.arguments import (
 )
 from stretto.arguments.derive import DERIVATIONS, OVERRIDES
 from stretto.arguments.errors import as_text
-from stretto.arguments.rule import Nearby, Rule, RuleViolation, rules_in
+from stretto.arguments.rule import HAS_EFFECT, Nearby, Rule, RuleViolation, rules_in
 from stretto.arguments.schema import Arguments
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import DEFAULT, Source, SourceKind
@@ -55,7 +55,7 @@ def validate(said: Mapping[str, Said], wrong: Iterable[str] = ()) -> Validation:
     sources = {path: said[path].source if path in said else DEFAULT for path in settings()}
     strength = {path: source.kind for path, source in sources.items()}
     unknown = set(wrong)
-    findings: list[RuleViolation] = []
+    vain: dict[str, RuleViolation] = {}
 
     for c in OVERRIDES:
         if unknown & {c.path, *c.inputs} or (conceded := c.equation(args)) is None:
@@ -68,7 +68,8 @@ def validate(said: Mapping[str, Said], wrong: Iterable[str] = ()) -> Validation:
         elif c.ineffective:
             problem = f"{c.path} = {as_text(get(args, c.path))} has no effect: {reason}"
             nearby: Nearby = {c.path: (settings()[c.path].default,), **c.ways}
-            findings.append(RuleViolation(problem, nearby, "has_effect", (c.path, *c.inputs)))
+            one = RuleViolation(problem, nearby, HAS_EFFECT, (c.path, *c.inputs))
+            vain[c.path] = _with_another_reason(vain[c.path], one, reason) if c.path in vain else one
 
     for d in DERIVATIONS:
         if get(args, d.path) is not None:
@@ -79,5 +80,12 @@ def validate(said: Mapping[str, Said], wrong: Iterable[str] = ()) -> Validation:
             args, sources[d.path] = put(args, d.path, derived[0]), Source(SourceKind.DERIVED, derived[1])
 
     validated = ((rule, rule.check(args)) for rule in RULES if not unknown & set(rule.fields))
+    findings = [*vain.values()]
     findings += (replace(found, rule=r.name, fields=r.fields) for r, found in validated if found is not None)
     return Validation(args, sources, tuple(findings))
+
+
+def _with_another_reason(told: RuleViolation, found: RuleViolation, reason: str) -> RuleViolation:
+    """A setting that is in vain for two reasons is one mistake."""
+    fields = tuple(dict.fromkeys((*told.fields, *found.fields)))
+    return RuleViolation(f"{told.problem}; {reason}", {**told.nearby, **found.nearby}, told.rule, fields)
