@@ -13,8 +13,9 @@ import re
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from shlex import quote
 
-from stretto.checkpoint.errors import CheckpointError
+from stretto.checkpoint.errors import RESTORE, CheckpointError
 from stretto.checkpoint.marker import MARKER, inspect
 from stretto.checkpoint.places import is_local, place, remove_tree, sync_directory
 
@@ -60,6 +61,16 @@ def latest_complete(directory: str | Path) -> Found:
         else:
             return Found(path, tuple(skipped))
     return Found(None, tuple(skipped))
+
+
+def way_out(damaged: Path) -> str:
+    """What to do about a checkpoint that looks whole and is not: the whole one before it, and how to go on from it."""
+    before = [path for path in checkpoints(damaged.parent) if _NAME.fullmatch(damaged.name) and path != damaged]
+    earlier = next((path for path in before if step_of(path) <= step_of(damaged) and _whole(path)), None)
+    if earlier is None:
+        return f"{RESTORE}; no checkpoint before it is whole"
+    aside = f"mv {quote(str(damaged))} {quote(f'{damaged}.damaged')}" if is_local(damaged) else f"remove {damaged}"
+    return f"{RESTORE}, or go on from step {step_of(earlier):,}: {aside}, and the newest whole checkpoint is {earlier}"
 
 
 @dataclass(frozen=True)

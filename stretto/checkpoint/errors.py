@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-WAY_OUT = "restore the file from a copy, or load an earlier checkpoint"
+RESTORE = "restore the file from a copy"
+WAY_OUT = f"{RESTORE}, or load an earlier checkpoint"
 FREE_SPACE = "free space there, or keep fewer checkpoints; those that are whole are as they were, to go on from"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -21,7 +21,8 @@ from typing import Any, Final
 import xxhash
 
 from stretto.checkpoint.archive import archive
-from stretto.checkpoint.errors import WAY_OUT, CheckpointError
+from stretto.checkpoint.directory import way_out
+from stretto.checkpoint.errors import CheckpointError
 from stretto.checkpoint.marker import INDEX, Marker, inspect
 from stretto.checkpoint.places import Buffer
 from stretto.checkpoint.tiling import Rectangle, disjoint_errors, intersection, tiling_errors
@@ -230,7 +231,7 @@ class Index:
             return read()
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, OverflowError) as error:
             why = str(error) if isinstance(error, UnreadableError) else f"{type(error).__name__}: {shown(str(error))}"
-            raise CheckpointError(f"{self._file} cannot be read ({why}): {WAY_OUT}") from error
+            raise CheckpointError(f"{self._file} cannot be read ({why}): {way_out(self.path)}") from error
 
 
 def _tensor(name: object, said: Any) -> Tensor:

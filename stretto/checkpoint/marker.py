@@ -72,7 +72,8 @@ def inspect(path: Path) -> Marker:
         CheckpointError: not there, half-written, or a file is missing or not as it was written.
     """
     if is_local(path) and not path.is_dir():  # an object store has files alone
-        raise CheckpointError(f"{path} is not a directory: name a checkpoint such as <directory>/step-00000150")
+        there = "is not a directory" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {there}: name a checkpoint such as <directory>/step-00000150")
     if not (path / MARKER).exists():
         if (path / "config.json").exists():
             raise CheckpointError(

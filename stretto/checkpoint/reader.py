@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from stretto.checkpoint import index
-from stretto.checkpoint.errors import WAY_OUT, CheckpointError
+from stretto.checkpoint.directory import way_out
+from stretto.checkpoint.errors import CheckpointError
 from stretto.checkpoint.index import Piece, blocks, checksum
 from stretto.checkpoint.places import is_local
 from stretto.checkpoint.tiling import intersection
@@ -97,7 +98,7 @@ def _fill(block: Block, stream: IO[bytes], path: Path, buffer: Tensor) -> None:
     if left or checksum(content) != block.digest:
         raise CheckpointError(
             f"{path / block.file}: the {block.length} bytes from {block.at} on are not what was written (the checksum "
-            f"differs): {WAY_OUT}"
+            f"differs): {way_out(path)}"
         )
     if straight is not None:
         return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stretto.checkpoint.directory import checkpoints, latest_complete, step_of
+from stretto.checkpoint.directory import Found, Skipped, checkpoints, latest_complete, step_of
 from stretto.checkpoint.errors import CheckpointError
 from stretto.checkpoint.index import Index, blocks, checksum
 from stretto.checkpoint.marker import inspect, read_extra
@@ -61,14 +61,28 @@ def directory_of(said: str | Path) -> Path:
     raise CheckpointError(f"{where} {there}: name the directory of a run, or its directory of checkpoints")
 
 
-def checkpoint_of(said: str | Path) -> Path:
-    """The checkpoint that is meant: itself, or the newest whole one of a directory. Raises CheckpointError."""
+def meant(said: str | Path) -> Found:
+    """The checkpoint that is meant: itself, or the newest whole one of a directory; and those passed over for it.
+
+    Its path is None where all are passed over. Raises CheckpointError where there is no checkpoint at all.
+    """
     where = place(said)
     for directory in (where, where / "checkpoints"):
-        if found := latest_complete(directory).path:
+        found = latest_complete(directory)
+        if found.path or found.skipped:
             return found
     inspect(where)
-    return where
+    return Found(where)
+
+
+def checkpoint_of(said: str | Path, pass_over: Callable[[Skipped], object] = lambda _: None) -> Path:
+    """The whole checkpoint that is meant; `pass_over` hears of the newer ones. Raises CheckpointError."""
+    found = meant(said)
+    if found.path is None:
+        raise CheckpointError(f"no checkpoint of {said} is whole; the newest: {found.skipped[0]}")
+    for each in found.skipped:
+        pass_over(each)
+    return found.path
 
 
 def entry(path: Path, step: int | None = None) -> Entry:

@@ -16,10 +16,11 @@ from rich.table import Table
 
 from stretto.arguments.form import Form
 from stretto.arguments.setting import REQUIRED, setting
-from stretto.checkpoint.directory import Retention, prunable, remove
-from stretto.checkpoint.errors import CheckpointError
+from stretto.checkpoint.directory import Retention, Skipped, prunable, remove, way_out
+from stretto.checkpoint.errors import RESTORE, CheckpointError
 from stretto.checkpoint.index import Index
-from stretto.checkpoint.survey import Entry, changed, checkpoint_of, damage, directory_of, entries, entry
+from stretto.checkpoint.marker import MARKER
+from stretto.checkpoint.survey import Entry, changed, checkpoint_of, damage, directory_of, entries, entry, meant
 from stretto.cli.command import USAGE_ERROR, chosen, options
 from stretto.console import console
 from stretto.reading import UnreadableError
@@ -106,7 +107,7 @@ def _list(wanted: List) -> int:
 
 
 def _show(wanted: Show) -> int:
-    path = checkpoint_of(wanted.checkpoint)
+    path = checkpoint_of(wanted.checkpoint, _pass_over)
     index = Index(path)
     said = entry(path, index.marker.step)
     about = Table(box=None, pad_edge=False, show_header=False)
@@ -162,17 +163,31 @@ def _verify(wanted: Verify) -> int:
             say(f"  {line}", out=True)
         if len(wrong) > MOST:
             say("  .. and more", out=True)
+        if not any(RESTORE in line for line in wrong):
+            say(f"  {way_out(path)}", out=True)
     return 1 if bad else 0
 
 
 def _meant(said: str, *, every: bool) -> list[Path]:
-    return [each.path for each in entries(directory_of(said))] if every else [checkpoint_of(said)]
+    """The newest whole one, and before it those that were whole once and are newer; or all."""
+    if every:
+        return [each.path for each in entries(directory_of(said))]
+    found = meant(said)
+    damaged = [each.path for each in found.skipped if (each.path / MARKER).exists()]
+    for each in found.skipped:
+        if each.path not in damaged:  # its save may be under way
+            _pass_over(each)
+    return [*damaged, *([found.path] if found.path else [])] or [checkpoint_of(said)]  # which raises
+
+
+def _pass_over(skipped: Skipped) -> None:
+    say(f"stretto checkpoint: passing over {skipped}")
 
 
 def _diff(wanted: Diff) -> int:
     from stretto.checkpoint.compare import differences  # loads torch
 
-    a, b = checkpoint_of(wanted.a), checkpoint_of(wanted.b)
+    a, b = (checkpoint_of(each, _pass_over) for each in (wanted.a, wanted.b))
     one, other = entry(a, Index(a).marker.step), entry(b, Index(b).marker.step)
     found = list(differences(a, b))
     settings = changed(one.settings, other.settings)

@@ -58,15 +58,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _export(wanted: Export) -> str:
-    from stretto.checkpoint.marker import inspect
     from stretto.cli.sample import newest, recorded
     from stretto.interop.adapter import export_adapter
     from stretto.interop.adapter_in import base_of
     from stretto.interop.export import copy_beside, export
     from stretto.interop.outgoing import Outgoing
 
-    path, to = newest(wanted.checkpoint), Path(wanted.to)
-    inspect(path)
+    path, to = newest(wanted.checkpoint, "stretto export"), Path(wanted.to)
     args = recorded(path)
     outgoing = Outgoing.of(
         args, like=None if wanted.like is None else Path(wanted.like), dtype=wanted.dtype, family=wanted.family

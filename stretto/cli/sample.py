@@ -131,7 +131,6 @@ class Task:
 
 def _work(wanted: Sample, started: int) -> Task:
     """All that can be wrong is found here, before any other rank is started; `started` ranks are there already."""
-    from stretto.checkpoint.marker import inspect
     from stretto.cli.this_machine import require_cuda
     from stretto.data.tokenizer import load_tokenizer
     from stretto.layout import Layout
@@ -141,7 +140,6 @@ def _work(wanted: Sample, started: int) -> Task:
             f"--tp {wanted.tp} --pp {wanted.pp} take {wanted.tp * wanted.pp} ranks, {started} were started"
         )
     path, layout = newest(wanted.checkpoint), Layout.of(tp=wanted.tp, pp=wanted.pp)
-    inspect(path)
     args = recorded(path)
     args = replace(
         args, run=replace(args.run, device=wanted.device), parallel=replace(args.parallel, stage_layers=None)
@@ -191,21 +189,11 @@ def _require_the_same(path: Path, tokenizer: Tokenizer, name: str) -> None:
         )
 
 
-def newest(said: str) -> Path:
-    """The checkpoint that a path or URL names: itself, or the newest one of a run."""
-    from stretto.checkpoint import CheckpointError, latest_complete
-    from stretto.checkpoint.places import place
+def newest(said: str, command: str = "stretto sample") -> Path:
+    """The checkpoint that a path or URL names: itself, or the newest whole one of a run. Raises CheckpointError."""
+    from stretto.checkpoint.survey import checkpoint_of
 
-    path = place(said)
-    for directory in (path, path / "checkpoints"):
-        found = latest_complete(directory)
-        for skipped in found.skipped:
-            say(f"stretto sample: passing over {skipped}")
-        if found.path:
-            return found.path
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
-    return path
+    return checkpoint_of(said, lambda skipped: say(f"{command}: passing over {skipped}"))
 
 
 def recorded(path: Path) -> Arguments:

@@ -7,6 +7,7 @@ import random
 import re
 import resource
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from checkpoint_forgery import rewrite
 
 from stretto.checkpoint import CheckpointError, latest_complete, load, save
+from stretto.checkpoint.directory import step_path
 from stretto.params import Slice
 from stretto.testing import Pool
 from stretto.world import World
@@ -232,6 +234,26 @@ def test_no_flipped_bit_of_a_tensor_passes_for_a_weight(pool: Pool, tmp_path: Pa
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
         message = on_all_ranks(pool, 2, load_rows, str(path))
         assert re.search(rf"rank 1: {re.escape(str(file))}: the 64 bytes from \d+ on are not what was written", message)
+
+
+def test_the_way_out_of_damage_is_a_command(tmp_path: Path) -> None:
+    """What the message says is done, and loading goes on. Catches: the name of a checkpoint that is not whole."""
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, [rows(World.single(), fill=float(step))], {}, World.single())
+    (step_path(tmp_path, 2) / "COMPLETE").unlink()
+    numbers = torch.full((4,), 3.0).numpy().tobytes()
+    for step, name, at, earlier in ((4, "index.jsonl", b"[", 3), (3, "__0_0.distcp", numbers, 1)):
+        file = step_path(tmp_path, step) / name
+        content = bytearray(file.read_bytes())
+        content[content.index(at)] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError) as raised:
+            load(file.parent, [rows(World.single())], World.single())
+        said = f"restore the file from a copy, or go on from step {earlier}: (mv .*), and the newest whole"
+        command = re.search(said, str(raised.value))
+        assert command is not None, raised.value
+        subprocess.run(command[1].split(), check=True)
+        assert latest_complete(tmp_path).path == step_path(tmp_path, earlier)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {

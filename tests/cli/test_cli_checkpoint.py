@@ -62,6 +62,37 @@ def test_verify_finds_a_flipped_bit_and_names_the_tensor(run: Path, capsys: pyte
     assert "step-00000030: damaged" in said
     assert "model/b: 48 bytes from" in said
     assert "model/a" not in said
+    assert f"go on from step 20: mv {file.parent} {file.parent}.damaged" in said
+
+
+@pytest.mark.parametrize("words", [["verify"], ["show"], ["diff"]])
+def test_a_newer_checkpoint_that_is_not_whole_is_told(
+    run: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    """Catches: verify of the one before, which is whole, and not a word of the newest, which was truncated."""
+    newest = run / "checkpoints/step-00000030"
+    file = newest / "__0_0.distcp"
+    file.write_bytes(file.read_bytes()[:-1])
+    asked = ["checkpoint", *words, str(run), *([str(run)] if words == ["diff"] else [])]
+    assert main(asked) == (words == ["verify"])
+    said = "".join(capsys.readouterr())
+    assert f"{file} has {file.stat().st_size} bytes, {file.stat().st_size + 1} were written" in said
+    assert "step-00000020" in said
+    (newest / "COMPLETE").unlink()  # it may be on its way
+    assert main(asked) == 0
+    assert f"passing over {newest} has no COMPLETE" in capsys.readouterr().err
+
+
+def test_verify_of_a_run_without_a_whole_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a message about the directory of the run, which is no checkpoint and need not be one."""
+    path = write(tmp_path, 1)
+    (path / "extra.json").write_text("{}")
+    assert main(["checkpoint", "verify", str(tmp_path)]) == 1
+    assert f"{path}: damaged" in capsys.readouterr().out
+    assert main(["checkpoint", "show", str(tmp_path)]) == 2
+    assert f"no checkpoint of {tmp_path} is whole; the newest: {path}" in capsys.readouterr().err
+    (path / "COMPLETE").unlink()
+    assert main(["checkpoint", "verify", str(tmp_path)]) == 2
 
 
 def test_diff_names_tensors_and_settings(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +123,7 @@ def test_prune(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["list", "nowhere"], "nowhere does not exist: name the directory of a run"),
         (["list", "."], ". has no checkpoints: name the directory of a run"),
-        (["verify", "nowhere"], "nowhere is not a directory: name a checkpoint"),
+        (["verify", "nowhere"], "nowhere does not exist: name a checkpoint"),
         (["show", "nosuch://x"], "nosuch://x: "),
         (["prune", "run", "--keep", "0"], "keep=0: at least the newest checkpoint must stay"),
     ],
