@@ -1,8 +1,6 @@
 """Norms of heads with rotary embedding, forward and back, each in one pass over queries, keys and values.
 
-A row is a head of a token, and lies in two halves, whose elements are rotated in pairs. A tile has rows that follow
-each other, of one token or of several, so that models with few heads fill it as those with many do. Heads have weights
-of queries or of keys, so a tile has heads of one kind.
+Heads have weights of queries or of keys, so a tile has heads of one kind.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stretto.kernels.head_tiles import halves, place, put, rotated, rotated_back, rows, wide
 from stretto.kernels.launches import Launches, cdiv
 from stretto.kernels.rms_norm import add_up
 
@@ -26,31 +25,10 @@ between 113 and 144 microseconds, these are the first."""
 
 
 @triton.jit  # which reads annotations, and knows no types but its own
-def _place(tile, tokens, batch, heads: tl.constexpr, tall: tl.constexpr):
-    """Of each row of a tile: whether there is such a row, the number of its token, and position, sample and head."""
-    row = tile * tall + tl.arange(0, tall)[:, None]
-    token = row // heads
-    at = (token // batch).to(tl.int64), (token % batch).to(tl.int64), row % heads
-    return row < tokens * heads, token.to(tl.int64), at
-
-
-@triton.jit
-def _halves(x, at, steps, inside, half: tl.constexpr):
-    """Of each row."""
-    x += at[0] * steps[0] + at[1] * steps[1] + at[2] * steps[2] + tl.arange(0, half)[None, :]
-    return tl.load(x, mask=inside, other=0.0), tl.load(x + half, mask=inside, other=0.0)
-
-
-@triton.jit
 def _angles(cos, sin, at, steps, inside, half: tl.constexpr):
     """Of the first half of each row: the other has the same."""
     place = at[0] * steps[0] + at[1] * steps[1] + tl.arange(0, half)[None, :]
     return tl.load(cos + place, mask=inside, other=0.0), tl.load(sin + place, mask=inside, other=0.0)
-
-
-@triton.jit
-def _wide(pair):
-    return pair[0].to(tl.float32), pair[1].to(tl.float32)
 
 
 @triton.jit
@@ -65,16 +43,14 @@ def _forward_of(
     tile, x, x_steps, weight, cos, sin, cos_steps, out, tokens, batch, eps, centre,
     heads: tl.constexpr, half: tl.constexpr, tall: tl.constexpr,
 ):  # fmt: skip
-    inside, token, at = _place(tile, tokens, batch, heads, tall)
-    low, high = _wide(_halves(x, at, x_steps, inside, half))
-    c, z = _wide(_angles(cos, sin, at, cos_steps, inside, half))
+    inside, token, at = place(tile, tokens, batch, heads, tall)
+    low, high = wide(halves(rows(x, at, x_steps), inside, half))
+    c, z = wide(_angles(cos, sin, at, cos_steps, inside, half))
     w_low, w_high = _weights(weight, centre, half, tall)
     squares = tl.sum(low * low + high * high, 1, keep_dims=True)
     scale = tl.rsqrt(squares / (2 * half) + eps)
-    low, high = low * scale * w_low, high * scale * w_high
-    y = out + (token * heads + at[2]) * 2 * half + tl.arange(0, half)[None, :]
-    tl.store(y, (low * c - high * z).to(out.dtype.element_ty), mask=inside)
-    tl.store(y + half, (high * c + low * z).to(out.dtype.element_ty), mask=inside)
+    y = rotated((low * scale * w_low, high * scale * w_high), c, z)
+    put(out + (token * heads + at[2]) * 2 * half, y, inside, half)
 
 
 @Launches
@@ -106,27 +82,24 @@ def _backward_of(
     w_low, w_high = _weights(weight, centre, half, tall)
     share_low, share_high = tl.zeros([tall, half], tl.float32), tl.zeros([tall, half], tl.float32)
     x += first * x_steps[2]
-    dx += first * 2 * half + tl.arange(0, half)[None, :]
+    dx += first * 2 * half
     # Tiles to come are on their way to shared memory while this one is computed.
     for turn in tl.range(turns, num_stages=stages):
         tile = tl.program_id(0) + turn * tl.num_programs(0)
-        inside, token, at = _place(tile, tokens, batch, heads, tall)
-        low, high = _wide(_halves(x, at, x_steps, inside, half))
-        d_low, d_high = _wide(_halves(dy, at, dy_steps, inside, half))
-        c, z = _wide(_angles(cos, sin, at, cos_steps, inside, half))
+        inside, token, at = place(tile, tokens, batch, heads, tall)
+        low, high = wide(halves(rows(x, at, x_steps), inside, half))
+        dy_pair = wide(halves(rows(dy, at, dy_steps), inside, half))
+        c, z = wide(_angles(cos, sin, at, cos_steps, inside, half))
         here = dx + (token * every + at[2]) * 2 * half
         if with_dv:
-            v_low, v_high = _halves(dv, at, dv_steps, inside, half)
-            tl.store(here + heads * 2 * half, v_low, mask=inside)
-            tl.store(here + heads * 2 * half + half, v_high, mask=inside)
-        d_low, d_high = d_low * c + d_high * z, d_high * c - d_low * z
+            put(here + heads * 2 * half, halves(rows(dv, at, dv_steps), inside, half), inside, half)
+        d_low, d_high = rotated_back(dy_pair, c, z)
         dn_low, dn_high = d_low * w_low, d_high * w_high
         squares = tl.sum(low * low + high * high, 1, keep_dims=True)
         products = tl.sum(dn_low * low + dn_high * high, 1, keep_dims=True)
         scale = tl.rsqrt(squares / (2 * half) + eps)
         low, high, mean = low * scale, high * scale, products * scale / (2 * half)
-        tl.store(here, ((dn_low - low * mean) * scale).to(dx.dtype.element_ty), mask=inside)
-        tl.store(here + half, ((dn_high - high * mean) * scale).to(dx.dtype.element_ty), mask=inside)
+        put(here, ((dn_low - low * mean) * scale, (dn_high - high * mean) * scale), inside, half)
         share_low += d_low * low
         share_high += d_high * high
     share = shares + tl.program_id(0) * 4 * half + tl.arange(0, half)

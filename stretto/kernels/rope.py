@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stretto.kernels.head_tiles import halves, place, put, rotated, rotated_back, rows, wide
 from stretto.kernels.launches import Launches, cdiv
 from stretto.models import rope as formula
 
@@ -30,80 +31,47 @@ def _turn(x, cos, sin, heads, blocks, batch, stride_s, stride_b, stride_h, half:
     pair = tl.arange(0, half)
     c = tl.load(cos + s * 2 * half + pair).to(tl.float32)[None, :]
     z = tl.load(sin + s * 2 * half + pair).to(tl.float32)[None, :]
-    at = x + s * stride_s + b * stride_b + head[:, None] * stride_h + pair[None, :]
+    at = x + s * stride_s + b * stride_b + head[:, None] * stride_h
     inside = (head < heads)[:, None]
-    low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    high = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
-    tl.store(at, (low * c - high * z).to(x.dtype.element_ty), mask=inside)
-    tl.store(at + half, (high * c + low * z).to(x.dtype.element_ty), mask=inside)
+    put(at, rotated(wide(halves(at, inside, half)), c, z), inside, half)
 
 
 @triton.jit
 def _part(
-    out, x, cos, sin, first_row, total, heads, all_heads, first, rotate, batch, s_s, s_b, s_h,
-    half: tl.constexpr, count: tl.constexpr,
+    out, x, steps, cos, sin, tile, tokens, heads, all_heads, first, rotate, batch,
+    half: tl.constexpr, tall: tl.constexpr,
 ):  # fmt: skip
-    """Some heads of one part, of `total` of all tokens, turned back where the part was turned."""
-    row = first_row + tl.arange(0, count)
-    inside = (row < total)[:, None]
-    token, head = row // heads, row % heads
-    s, b = (token // batch).to(tl.int64), (token % batch).to(tl.int64)
-    pair = tl.arange(0, half)[None, :]
-    at = x + (s * s_s + b * s_b + head.to(tl.int64) * s_h)[:, None] + pair
-    low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    high = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
-    angle = (s * 2 * half)[:, None] + pair
+    """Some heads of one part of all, rotated back where the part was rotated."""
+    inside, token, at = place(tile, tokens, batch, heads, tall)
+    angle = at[0] * 2 * half + tl.arange(0, half)[None, :]
     c = tl.load(cos + angle, mask=inside & (rotate > 0), other=1.0).to(tl.float32)
     z = tl.load(sin + angle, mask=inside & (rotate > 0), other=0.0).to(tl.float32)
-    to = out + ((token.to(tl.int64) * all_heads + first + head) * 2 * half)[:, None] + pair
-    tl.store(to, (low * c + high * z).to(out.dtype.element_ty), mask=inside)
-    tl.store(to + half, (high * c - low * z).to(out.dtype.element_ty), mask=inside)
+    back = rotated_back(wide(halves(rows(x, at, steps), inside, half)), c, z)
+    put(out + (token * all_heads + first + at[2]) * 2 * half, back, inside, half)
 
 
 @Launches
 @triton.jit
 def _back(
-    out,
-    cos,
-    sin,
-    one,
-    two,
-    three,
-    tokens,
-    heads_one,
-    heads_two,
-    heads_three,
-    rotated,
-    batch,
-    one_s,
-    one_b,
-    one_h,
-    two_s,
-    two_b,
-    two_h,
-    three_s,
-    three_b,
-    three_h,
-    half: tl.constexpr,
-    count: tl.constexpr,
-):
+    out, cos, sin, one, two, three, tokens, heads_one, heads_two, heads_three, rotate, batch,
+    one_s, one_b, one_h, two_s, two_b, two_h, three_s, three_b, three_h, half: tl.constexpr, count: tl.constexpr,
+):  # fmt: skip
     """A program has some heads of one part: whose, follows from its number."""
-    blocks_one, blocks_two = tl.cdiv(tokens * heads_one, count), tl.cdiv(tokens * heads_two, count)
-    block, heads = tl.program_id(0), heads_one + heads_two + heads_three
-    if block < blocks_one:
+    tiles_one, tiles_two = tl.cdiv(tokens * heads_one, count), tl.cdiv(tokens * heads_two, count)
+    tile, heads = tl.program_id(0), heads_one + heads_two + heads_three
+    if tile < tiles_one:
         _part(
-            out, one, cos, sin, block * count, tokens * heads_one, heads_one, heads, 0, rotated, batch,
-            one_s, one_b, one_h, half, count,
+            out, one, (one_s, one_b, one_h), cos, sin, tile, tokens, heads_one, heads, 0, rotate, batch, half, count
         )  # fmt: skip
-    elif block < blocks_one + blocks_two:
+    elif tile < tiles_one + tiles_two:
         _part(
-            out, two, cos, sin, (block - blocks_one) * count, tokens * heads_two, heads_two, heads, heads_one,
-            rotated - 1, batch, two_s, two_b, two_h, half, count,
+            out, two, (two_s, two_b, two_h), cos, sin, tile - tiles_one, tokens, heads_two, heads, heads_one,
+            rotate - 1, batch, half, count,
         )  # fmt: skip
     else:
         _part(
-            out, three, cos, sin, (block - blocks_one - blocks_two) * count, tokens * heads_three, heads_three, heads,
-            heads_one + heads_two, rotated - 2, batch, three_s, three_b, three_h, half, count,
+            out, three, (three_s, three_b, three_h), cos, sin, tile - tiles_one - tiles_two, tokens, heads_three, heads,
+            heads_one + heads_two, rotate - 2, batch, half, count,
         )  # fmt: skip
 
 

@@ -234,7 +234,7 @@ class Loop:
         depth = pending.result.further.shape[1]
         sums, shares, measured = others[:depth], others[depth : 2 * depth], others[2 * depth :]
         # A step that is skipped has taken its time, too.
-        self.meter.stepped(pending.launched, waited=pending.figures.waited, data=pending.data)
+        self.meter.stepped(pending.launched, ago=pending.figures.ago, data=pending.data)
         self.meter.heard(measured)
         if not math.isfinite(loss) or not math.isfinite(norm):
             where = not_finite(pending.result, self.state.axis("tp", "cp", "dp", "pp"))

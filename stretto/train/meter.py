@@ -77,16 +77,13 @@ class Meter:
         """The time, for `stepped`."""
         return self._clock()
 
-    def stepped(self, launched: float, *, waited: bool = False, data: float = 0.0) -> None:
-        """A step, which waited for its `data` so many seconds, has ended: now, where the host has waited for it, else
-        when it was launched, since the device was never behind. Launched before the one before it had ended, it ended
-        some time since: halfway to now, so that neither it nor the next one took no time, or less."""
-        if waited:
-            done_at = self._clock()
-        elif launched > self._since:
-            done_at = launched
-        else:
-            done_at = (self._since + self._clock()) / 2
+    def stepped(self, launched: float, *, ago: float | None = None, data: float = 0.0) -> None:
+        """A step, which waited for its `data` so many seconds, has ended: so many seconds `ago`, where the host knows
+        it, as it has waited for it; else when it was launched, since the device was never behind. Launched before the
+        one before it had ended, it ended some time since: halfway to now, so that neither it nor the next one took no
+        time, or less."""
+        ended = launched if ago is None else self._clock() - ago
+        done_at = ended if ended > self._since else (self._since + self._clock()) / 2
         self._seconds += done_at - self._since
         self._since, self._steps, self._data = done_at, self._steps + 1, self._data + data
 

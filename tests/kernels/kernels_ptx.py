@@ -85,7 +85,7 @@ ODD = (
     "heads_one",
     "heads_two",
     "heads_three",
-    "rotated",
+    "rotate",
     "batch",
     "tokens",
     "sent",

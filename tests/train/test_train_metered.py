@@ -131,7 +131,7 @@ def test_no_step_takes_less_than_no_time() -> None:
     found = []
     for step in range(6):
         clock.now += 0.75
-        meter.stepped(clock.now - 0.8, waited=not step % 2)
+        meter.stepped(clock.now - 0.8, ago=None if step % 2 else 0.0)
         found.append(meter.figures()["ms_per_step"])
         meter.new_line()
     assert all(each > 0 for each in found)

@@ -2,7 +2,7 @@
 
 Faults to catch: figures of a step that are read before the next one is launched; a host read anywhere else in a step;
 an evaluation that reads each batch; a number of the host that is put into one element; a step that counts as done when
-it was launched.
+it was launched; a step whose figures are late, and that counts as done when they are read.
 """
 
 from __future__ import annotations
@@ -119,8 +119,9 @@ class Distant:
 
 
 @pytest.mark.gloo
-def test_steps_take_what_the_device_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also around evaluations, where all is waited for, and nothing is launched ahead."""
+@pytest.mark.parametrize("proven", [True, False])
+def test_steps_take_what_the_device_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proven: bool) -> None:
+    """Also around evaluations, where all is waited for, and nothing is launched ahead; and where figures are late."""
     device, told = Distant(), list[float]()
 
     class Read(Readback):
@@ -130,11 +131,19 @@ def test_steps_take_what_the_device_takes(tmp_path: Path, monkeypatch: pytest.Mo
             device.host += 0.01
 
         def read(self) -> list[float]:
-            self.waited = device.wait(self.done)
+            self.ago = 0.0 if device.wait(self.done) else None
             return super().read()
 
-    with loop(World.single(), tmp_path, "--log-every 3 --eval-every 6") as made:
+    class LateRead(Read):
+        def read(self) -> list[float]:
+            device.wait(device.free)
+            self.ago = device.host - self.done
+            return Readback.read(self)
+
+    with loop(World.single(), tmp_path, f"--log-every {3 if proven else 1} --eval-every 6") as made:
         monkeypatch.setattr("stretto.train.loop.Readback", Read)
+        monkeypatch.setattr("stretto.train.loop.LateReadback", LateRead)
+        monkeypatch.setattr(Stepper, "proven", proven)
         monkeypatch.setattr(made, "evaluate", lambda: None)
         monkeypatch.setattr(made.meter, "_clock", lambda: device.host)
         monkeypatch.setattr(made.listener, "stepped", lambda record: told.append(record.ms_per_step))

@@ -272,8 +272,8 @@ KERNELS_HEAD_NORM = Said(
     Fault(
         "gradients of values where those of keys are",
         "kernels/head_norm.py",
-        "tl.store(here + heads * 2 * half, v_low",
-        "tl.store(here, v_low",
+        "put(here + heads * 2 * half, halves",
+        "put(here, halves",
     ),
     Fault(
         "one weight's gradient as both",

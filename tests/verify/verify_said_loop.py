@@ -33,8 +33,14 @@ READBACK = Said(
     Fault(
         "a step that counts as done when it was launched",
         "train/loop.py",
-        "pending.launched, waited=pending.figures.waited",
+        "pending.launched, ago=pending.figures.ago",
         "pending.launched",
+    ),
+    Fault(
+        "a step whose figures are late, and that counts as done when they are read",
+        "train/meter.py",
+        "self._clock() - ago",
+        "self._clock()",
     ),
 )
 
@@ -43,9 +49,9 @@ METERED = Said(
     Fault(
         "a skipped step whose time is that of the next one",
         "train/loop.py",
-        "        self.meter.stepped(pending.launched, waited=pending.figures.waited, data=pending.data)\n",
+        "        self.meter.stepped(pending.launched, ago=pending.figures.ago, data=pending.data)\n",
         "        if math.isfinite(loss):\n"
-        "            self.meter.stepped(pending.launched, waited=pending.figures.waited, data=pending.data)\n",
+        "            self.meter.stepped(pending.launched, ago=pending.figures.ago, data=pending.data)\n",
     ),
     Fault(
         "the first step in a mean with others",
@@ -68,8 +74,8 @@ METERED = Said(
     Fault(
         "a step that the device was done with before the host came to wait for it, and that took less than no time",
         "train/meter.py",
-        "elif launched > self._since:",
-        "elif launched:",
+        "ended if ended > self._since else",
+        "ended if ended else",
     ),
     Fault(
         "rows of the step that is launched next",
