@@ -28,6 +28,7 @@ from benchmarks.train.data import Rows
 from benchmarks.train.measure import step_times, synchronize
 from benchmarks.train.peers import RunRejectedError
 from benchmarks.train.peers.stretto_peer import Peer as StrettoPeer
+from benchmarks.train.peers.stretto_peer import as_words, settings_of
 from benchmarks.train.peers.torch_masters import Masters
 from benchmarks.train.shapes import Job, Shape
 from benchmarks.train.worker import device_name, versions, work
@@ -45,23 +46,7 @@ PEERS = ("stretto", "stretto-selective", "hf", "hf-compiled", "hf-whole", "torch
 
 def words_of(family: str, job: Job, small: bool) -> list[str]:
     """The command line of a run of this preset."""
-    shape = job.shape
-    said: dict[str, Any] = {
-        "preset": family,
-        "seq-len": shape.seq_len,
-        "micro-batch": shape.micro_batch,
-        "global-batch": shape.global_batch,
-        "lr": job.lr,
-        "min-lr": job.lr,
-        "lr-schedule": "constant",
-        "warmup-steps": 0,
-        "steps": 100_000,
-        "seed": job.seed,
-        "dtype": job.dtype,
-        "device": job.device,
-        "nproc": 1,
-    }
-    words = [word for name, value in said.items() for word in (f"--{name}", str(value))]
+    words = as_words({"preset": family, "min-lr": job.lr, **settings_of(job), "nproc": 1})
     if small:
         words += shlex.split("--layers 2 --hidden 64 --ffn 96 --vocab 512 --heads 4 --kv-heads 1 --head-dim 16")
         words += ["--global-layers", "1", "--window", "16"] if family.startswith("gemma") else []

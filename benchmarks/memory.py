@@ -16,30 +16,23 @@ from stretto.estimate import Ledger, rank_ledger
 from stretto.estimate.moments import stage_activations
 from stretto.estimate.sizes import in_flight
 
-RESULTS = Path(__file__).parent / "results"
-RUNS = (
-    ("h200/S4.json", "stretto-no-graphs"),
-    ("h200/S16.json", "stretto"),
-    ("h200x2/D1.json", "stretto"),
-    ("h200x2/D1-block.json", "stretto-block"),
-    ("h200x2/D2-breadth.json", "stretto"),
-    ("h200x2/D2-breadth.json", "stretto-fp8"),
-    ("h200x2/D2-fp8.json", "stretto-fp8-rowwise"),
-    ("h200x2/D4-dp.json", "stretto"),
-    ("h200x2/D4-zero1.json", "stretto-zero1"),
-    ("h200x2/D4-dp-sharded.json", "stretto-fsdp"),
-    ("h200x2/D4-fsdp-copy-engines.json", "stretto-fsdp"),
-    ("h200x2/D4-fsdp-copy-engines.json", "stretto-fsdp-nccl"),
-    ("h200x2/D4-fsdp-copy-engines.json", "stretto-fsdp-selective"),
-    ("h200x2/D4-tp.json", "stretto"),
-    ("h200x2/D4-tp-nccl.json", "stretto-nccl"),
-    ("h200x2/D4-pp.json", "stretto"),
-    ("h200x2/D4-schedules.json", "stretto-zbv"),
-    ("h200x2/D4-schedules.json", "stretto-interleaved"),
+RESULTS = Path(__file__).parent / "results" / "h200x2"
+EARLIER = (
+    "D4-dp-traced",
+    "D4-pp-traced",
+    "D4-fsdp",
+    "steps-olmoe-first",
+    "steps-olmoe-ep2-first",
+    "steps-olmoe-ep2-before",
+    "steps-olmoe-ep2-rows",
+    "steps-512k",
 )
-"""Files of results, and a peer of each."""
-STEPS = ("steps-olmoe", "steps-32k", "steps-32k-cp2", "steps-128k", "steps-128k-cp2")
-"""Of `benchmarks.steps`."""
+"""Files of code that is gone. Each has a later one of the same runs, but for 512k: since then a block's input, 4 GiB
+there, comes back from the host while the block behind it is at work."""
+GONE = (("D2", "stretto-light"),)
+"""A peer whose words are none any more."""
+CLOSE = 0.005
+"""An error that is told as none."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +51,30 @@ class Row:
 
 
 def rows() -> Iterator[Row]:
-    """Every run, and each rank of a pipeline."""
-    for file, peer in RUNS:
-        entry: dict[str, Any] = json.loads((RESULTS / file).read_text())["peers"][peer]
-        words = [str(word) for word in entry["about"]["words"]]
-        yield from _ranks(file, peer, words, entry["peak_bytes"])
-    for name in STEPS:
-        file = f"h200x2/{name}.json"
-        for case, entry in json.loads((RESULTS / file).read_text())["cases"].items():
-            yield from _ranks(file, case, entry["words"].split(), [entry["last"]["peak_gib"] * 2**30])
+    """Every run of a whole step, and each rank of a pipeline."""
+    for file, peer, entry in _peers():
+        yield from _ranks(file, peer, _words(entry), entry["peak_bytes"])
+    for path in _files("steps-*.json"):
+        for case, entry in json.loads(path.read_text())["cases"].items():
+            if "last" in entry:
+                yield from _ranks(path.stem, case, entry["words"].split(), [entry["last"]["peak_gib"] * 2**30])
+
+
+def _peers() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """File, peer and result of Stretto's runs beside others."""
+    for path in _files("[DS]*.json"):
+        peers: dict[str, dict[str, Any]] = json.loads(path.read_text()).get("peers", {})
+        for peer, entry in peers.items():
+            if peer.startswith("stretto") and "peak_bytes" in entry and (path.stem, peer) not in GONE:
+                yield path.stem, peer, entry
+
+
+def _files(names: str) -> list[Path]:
+    return sorted(path for path in RESULTS.glob(names) if path.stem not in EARLIER)
+
+
+def _words(entry: dict[str, Any]) -> list[str]:
+    return [str(word) for word in entry["about"]["words"]]
 
 
 def _as_then(words: list[str]) -> list[str]:
@@ -101,9 +109,8 @@ class Category:
 
 def categories() -> Iterator[Category]:
     """Of each run without a pipeline whose file tells them."""
-    for file, peer in RUNS:
-        entry: dict[str, Any] = json.loads((RESULTS / file).read_text())["peers"][peer]
-        args = parse(_as_then([str(word) for word in entry["about"]["words"]]), files=False).args
+    for file, peer, entry in _peers():
+        args = parse(_as_then(_words(entry)), files=False).args
         if "memory_bytes" not in entry or args.parallel.pp > 1:
             continue
         found = rank_ledger(args, 0)
@@ -119,11 +126,19 @@ def categories() -> Iterator[Category]:
                 yield Category(file, peer, name, measured, size)
 
 
+def summary() -> str:
+    """What the documents say of all peaks."""
+    errors = [abs(row.error) for row in rows()]
+    close = sum(error <= CLOSE for error in errors)
+    return f"within {100 * CLOSE:g} % of the measured one in {close} of {len(errors)} cases"
+
+
 if __name__ == "__main__":
     print("| run | peer | measured, GiB | ledger, GiB | | at most in the |\n|---|---|---|---|---|---|")
     for row in rows():
         cells = (row.file, f"`{row.run}`", f"{row.measured / 2**30:.2f}", f"{row.said.total / 2**30:.2f}")
         print(f"| {' | '.join(cells)} | {row.error:+.1%} | {row.said.moment} |")
+    print(f"\n{summary()}")
     print("\n| run | peer | | measured, GiB | ledger, GiB | |\n|---|---|---|---|---|---|")
     for each in categories():
         cells = (each.file, f"`{each.run}`", each.name, f"{each.measured / 2**30:.3f}", f"{each.said / 2**30:.3f}")

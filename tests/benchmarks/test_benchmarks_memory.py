@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.memory import Category, Row, categories, rows
+from benchmarks.memory import CLOSE, Category, Row, categories, rows, summary
 
 pytestmark = pytest.mark.pure
 
-BOUND = 0.005
-WIDER = {
-    ("h200/S4.json", "stretto-no-graphs"): 0.015,
-    ("h200/S16.json", "stretto"): 0.015,
-    ("h200x2/D4-schedules.json", "stretto-zbv, rank 1"): 0.02,
-}
-"""Small models, of which the allocator's rounding is a part; weight gradients that wait for their W."""
+WIDER = {"D4-schedules stretto-zbv, rank 1": 0.02, "olmoe-ep2": 0.035}
+"""Weight gradients that wait for their W; experts whose loads are not equal."""
 
 
 @pytest.mark.parametrize("row", list(rows()), ids=lambda row: f"{row.file} {row.run}")
 def test_a_peak_is_the_measured_one(row: Row) -> None:
-    assert abs(row.error) < WIDER.get((row.file, row.run), BOUND)
+    name = f"{row.file} {row.run}"
+    bound = next((wide for some, wide in WIDER.items() if some in name), CLOSE)
+    assert abs(row.error) < bound
+
+
+def test_the_documents_say_so() -> None:
+    """Catches: figures of an earlier ledger, or of some of the runs."""
+    root = Path(__file__).parents[2]
+    for document in ("README.md", "docs/planning.md"):
+        assert summary() in (root / document).read_text()
 
 
 @pytest.mark.parametrize("category", list(categories()), ids=lambda each: f"{each.file} {each.run} {each.name}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from declared_net import ADAMW, Net, adamw, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -27,40 +28,13 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-STEPS, MICROBATCHES, ROWS, WIDTH = 4, 2, 30, 5
-SETTINGS: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-4, "weight_decay": 0.1}
-
-
-class Net(nn.Module):
-    """Three layers and a parameter that is used twice; everything declared."""
-
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, dtype=dtype) for _ in range(3))
-        self.scale = nn.Parameter(torch.empty(WIDTH, dtype=dtype))
-        generator = torch.Generator().manual_seed(5)
-        for module in self.modules():
-            for name, param in module.named_parameters(recurse=False):
-                declare(module, name, ParamSpec(tuple(param.shape), Init(), weight_decay=param.dim() > 1))
-                param.data.copy_(torch.randn(param.shape, generator=generator))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = torch.tanh(layer(x)) * self.scale
-        return x.square().sum() / ROWS
-
-
-def rows(step: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(step)).to(dtype)
+STEPS, MICROBATCHES = 4, 2
 
 
 def plain(steps: int = STEPS) -> dict[str, Tensor]:
     """One process, torch alone."""
     net = Net()
-    decayed = [p for p in net.parameters() if p.dim() > 1]
-    others = [p for p in net.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    adam = torch.optim.AdamW(groups, lr=1e-2, **SETTINGS)
+    adam = adamw(net)
     for step in range(steps):
         adam.zero_grad()
         net(rows(step)).backward()
@@ -186,7 +160,7 @@ def _train(world: World, sizes: Sequence[float]) -> list[dict[str, Tensor]]:
         for bucket_mb in sizes:
             net = Net()
             with DataParallel({0: net}, state, bucket_mb=bucket_mb) as weights:
-                adam = AdamW(weights, **SETTINGS)
+                adam = AdamW(weights, **ADAMW)
                 for step in range(STEPS):
                     weights.zero()
                     mine = rows(step).chunk(world.size)[world.rank].chunk(MICROBATCHES)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from declared_net import ADAMW, Net, adamw, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from readable import make_readable
@@ -39,39 +40,13 @@ from stretto.world import World
 pytestmark = pytest.mark.gloo
 
 SHARDED = ("zero1", "zero2", "fsdp")
-STEPS, MICROBATCHES, ROWS, WIDTH = 3, 2, 30, 5
-SETTINGS: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-4, "weight_decay": 0.1}
-
-
-class Net(nn.Module):
-    """Blocks in a list, and a scale that all of them use."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, dtype=torch.float64) for _ in range(3))
-        self.scale = nn.Parameter(torch.empty(WIDTH, dtype=torch.float64))
-        generator = torch.Generator().manual_seed(5)
-        for module in self.modules():
-            for name, param in module.named_parameters(recurse=False):
-                declare(module, name, ParamSpec(tuple(param.shape), Init(), weight_decay=param.dim() > 1))
-                param.data.copy_(torch.randn(param.shape, generator=generator))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = torch.tanh(layer(x)) * self.scale
-        return x.square().sum() / ROWS
-
-
-def rows(step: int) -> Tensor:
-    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(step)).double()
+STEPS, MICROBATCHES = 3, 2
 
 
 def plain() -> dict[str, Tensor]:
     """Weights and moments of one process, torch alone."""
     net = Net()
-    decayed = [p for p in net.parameters() if p.dim() > 1]
-    others = [p for p in net.parameters() if p.dim() <= 1]
-    adam = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=1e-2, **SETTINGS)
+    adam = adamw(net)
     for step in range(STEPS):
         adam.zero_grad()
         net(rows(step)).backward()
@@ -209,7 +184,7 @@ def _train(
         for mode, size in ((mode, size) for mode in SHARDED for size in sizes):
             net = Net()
             with DataParallel({0: net}, state, bucket_mb=size, sharding=MODES[mode], keep=keep) as weights:
-                adam = AdamW(weights, **SETTINGS)
+                adam = AdamW(weights, **ADAMW)
                 for step in range(STEPS):
                     weights.zero()
                     mine = rows(step).chunk(world.size)[world.rank].chunk(MICROBATCHES)
@@ -253,7 +228,7 @@ def _memory(world: World) -> dict[str, tuple[int, int, float]]:
         for mode in SHARDED:
             net = Blocks()
             with DataParallel({0: net}, state, bucket_mb=64 * 64 * 4 / 2**20, sharding=MODES[mode]) as weights:
-                adam = AdamW(weights, **SETTINGS)
+                adam = AdamW(weights, **ADAMW)
                 whole, gradients = [0], [0]
                 look = partial(_look, weights, whole, gradients)
                 for block in net.blocks:

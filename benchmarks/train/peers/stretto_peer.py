@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,6 +40,18 @@ def words_of(job: Job) -> list[str]:
         "norm": "rms",
         "position": "rope",
         "dropout": 0.0,
+        **settings_of(job),
+        "tp": size("tp"),
+        "pp": size("pp"),
+    }
+    more = ["--no-tied", *(["--sequence-parallel"] if size("tp") > 1 else [])]
+    return [*as_words(said), *more, *shlex.split(job.words)]
+
+
+def settings_of(job: Job) -> dict[str, Any]:
+    """What a job says beside its model and layout, by the names of the command line."""
+    shape = job.shape
+    return {
         "seq-len": shape.seq_len,
         "micro-batch": shape.micro_batch,
         "global-batch": shape.global_batch,
@@ -50,11 +63,12 @@ def words_of(job: Job) -> list[str]:
         "dtype": job.dtype,
         "device": job.device,
         "nproc": job.nproc,
-        "tp": size("tp"),
-        "pp": size("pp"),
     }
-    words = [word for name, value in said.items() for word in (f"--{name}", str(value))]
-    return [*words, "--no-tied", *(["--sequence-parallel"] if size("tp") > 1 else []), *shlex.split(job.words)]
+
+
+def as_words(said: Mapping[str, Any]) -> list[str]:
+    """`--name value` of each."""
+    return [word for name, value in said.items() for word in (f"--{name}", str(value))]
 
 
 class Peer:
