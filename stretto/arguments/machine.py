@@ -1,14 +1,18 @@
-"""What the GPUs of this machine say where nobody else does: the device, and how many processes to start."""
+"""What this machine says where nobody else does: by its GPUs the device, and how many processes to start; by its
+environment where caches are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Final
 
 from stretto.arguments.errors import Violation
 from stretto.arguments.layers import Layer, said_by
 from stretto.arguments.setting import Value
 from stretto.arguments.sources import Source, SourceKind
 
+CACHES: Final = "XDG_CACHE_HOME"
 ROWS = 32
 """Of a batch for each GPU, where the fallback preset leaves the batch to the machine."""
 
@@ -20,6 +24,12 @@ def uses_gpus(layers: Sequence[Layer], gpus: Callable[[], int]) -> bool:
     if device is not None:
         return device == "cuda"
     return gpus() >= (nproc if isinstance(nproc, int) else 1)
+
+
+def cache_of(env: Mapping[str, str]) -> Layer:
+    """The place for caches that the user's desktop names; a relative one is none (XDG Base Directory Specification)."""
+    home = PurePath(env.get(CACHES, ""))
+    return Layer(Source(SourceKind.DEFAULT, CACHES), {"data.cache": f"{home / 'stretto'}"} if home.is_absolute() else {})
 
 
 def of_machine(layers: Sequence[Layer], gpus: Callable[[], int], *, whole: bool) -> Layer:

@@ -14,7 +14,7 @@ from stretto.arguments.files import read_config, read_preset
 from stretto.arguments.form import RUN, Form
 from stretto.arguments.help import say_help
 from stretto.arguments.layers import Layer, not_a_value, read_layer, said_by
-from stretto.arguments.machine import of_machine, uses_gpus
+from stretto.arguments.machine import cache_of, of_machine, uses_gpus
 from stretto.arguments.paths import check_paths
 from stretto.arguments.record import Record
 from stretto.arguments.schema import Arguments
@@ -121,11 +121,13 @@ def parse(
     model = _model(adopt, (*presets, *files_named, line.layer)) if record is None else []
     if presets or files_named or model or record is not None:
         fallback = None
-    surroundings = _surroundings(world_size, os.environ if env is None else env)
+    env = os.environ if env is None else env
+    surroundings = _surroundings(world_size, env)
     here = None if surroundings.values or surroundings.wrong else gpus
     if fallback is not None and here is not None and uses_gpus([line.layer], here):
         fallback = f"{fallback}-gpu"
     layers = [
+        cache_of(env),
         *([read_preset(fallback)] if fallback else presets),
         *model,
         *([read_layer(record.carried(), Source(SourceKind.CHECKPOINT, record.name))] if record else []),

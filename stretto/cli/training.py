@@ -45,7 +45,7 @@ from stretto.report.summary import sample_panel, summary
 from stretto.report.tokenizing import Tokenizing
 from stretto.terminal import say
 from stretto.train.consensus import USAGE_ERRORS
-from stretto.train.directory import Paths, occupied
+from stretto.train.directory import Paths, occupied, require_room
 from stretto.train.loop import DivergedError
 from stretto.train.metrics_file import JsonLines
 from stretto.train.placing import placed
@@ -71,6 +71,7 @@ def run(resolved: Resolved, launch: Launch, look: Look | None, stop: StopFlag, b
     try:
         require_devices(resolved)
         require_few(resolved, alone=alone)
+        require_room(resolved.args, alone=alone or launch.size == 1)
         text = None
         if launch.size == 1:  # workers of its own know what it has seen
             with timeline.phase("data"), Tokenizing.shown(sys.stderr) as tell:

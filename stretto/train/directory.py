@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 
 from stretto.arguments import Arguments, Resolved, as_toml
-from stretto.checkpoint.places import place
+from stretto.checkpoint.places import is_local, place
 from stretto.train.consensus import RunRejectedError
 
 
@@ -59,6 +60,30 @@ class Paths:
         return self.root / ".lock"
 
 
+def require_room(args: Arguments, *, alone: bool) -> None:
+    """Raise RunRejectedError where a directory that the run writes to cannot be made, before anything is loaded.
+
+    A file system of the kernel's own looks as if it could: only a try tells. Where other ranks were started, which
+    would wait for this one, `--out` and checkpoints are for all to look at together, later.
+    """
+    paths = Paths.of(args)
+    wanted = {"--log-dir": args.run.log_dir}
+    if alone:
+        wanted |= {"--out": args.checkpoint.out, "--checkpoint-dir": paths.elsewhere}
+    for flag, name in wanted.items():
+        if name is None or not is_local(path := place(name)):
+            continue
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+        try:
+            Path(mkdtemp(prefix=".stretto-", dir=existing)).rmdir()
+        except OSError as error:
+            raise _unwritable(flag, path, error) from error
+
+
+def _unwritable(flag: str, path: Path, error: OSError) -> RunRejectedError:
+    return RunRejectedError(f"{flag} {path} cannot be written: {error.strerror}: name another directory")
+
+
 @contextmanager
 def occupied(resolved: Resolved, *, resume: bool) -> Iterator[Path | None]:
     """Within, the directory is this run's alone. Yields where it moved the earlier run that it found there, if any.
@@ -72,7 +97,10 @@ def occupied(resolved: Resolved, *, resume: bool) -> Iterator[Path | None]:
         with _locked(paths):
             aside = _free_name(paths.root.absolute())
             paths.root.absolute().rename(aside)
-    paths.root.mkdir(parents=True, exist_ok=True)
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable("--out", paths.root, error) from error
     with _locked(paths):
         temporary = paths.resolved.with_name(paths.resolved.name + ".tmp")
         temporary.write_text(as_toml(resolved), encoding="utf-8", errors="backslashreplace")

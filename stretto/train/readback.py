@@ -53,7 +53,7 @@ class LateReadback(Readback):
         if self._made is not None:
             now = self._now()
             now.synchronize()
-            self.ago = self._made.elapsed_time(now) * 1e-3  # type: ignore[no-untyped-call]  # of milliseconds
+            self.ago = self._made.elapsed_time(now) * 1e-3  # of milliseconds
         return values
 
     @staticmethod

@@ -64,3 +64,19 @@ def test_more_processes_than_gpus_are_rejected_at_once(words: str) -> None:
     (found,) = caught.value.violations
     assert "but this machine has 4 GPUs" in found.problem
     assert "at most 4, several nodes with torchrun or srun, or --device cpu" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("home", "words", "cache"),
+    [
+        ("/scratch/me", "", "/scratch/me/stretto"),
+        ("/scratch/me", "--cache /here", "/here"),
+        ("", "", "~/.cache/stretto"),
+        ("relative", "", "~/.cache/stretto"),
+    ],
+)
+def test_caches_are_where_the_user_has_them(home: str, words: str, cache: str) -> None:
+    """Catches: gigabytes of tokens in a small home directory, though the user has named a place for caches."""
+    run = parse(words.split(), env={"XDG_CACHE_HOME": home}, files=False, fallback="demo")
+    assert run.args.data.cache == cache
+    assert str(run.sources["data.cache"]).endswith("XDG_CACHE_HOME") == cache.startswith("/scratch")

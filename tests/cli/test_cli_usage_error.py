@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,17 @@ def test_a_directory_that_is_no_run_is_not_moved(rejected: Callable[..., str], t
     home.mkdir()
     (home / "letters.txt").write_text("dear reader")
     assert "is not the directory of a run" in rejected(out=home)
+
+
+@pytest.mark.parametrize("flag", ["--out", "--checkpoint-dir", "--log-dir"])
+def test_a_directory_of_a_file_system_that_takes_none(rejected: Callable[..., str], flag: str) -> None:
+    """It may be written, as far as root can see. Catches: a bare errno once all is loaded, or a traceback."""
+    said = rejected(flag, "/proc/run")
+    if os.geteuid() == 0:
+        assert said.startswith(f"stretto train: {flag} /proc/run cannot be written: ")
+        assert said.count("\n") == 1
+    else:
+        assert "/proc/run: /proc may not be written" in said
 
 
 def test_a_directory_in_use(rejected: Callable[..., str], options: list[str], earlier: Path) -> None:
