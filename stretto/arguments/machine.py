@@ -29,7 +29,8 @@ def uses_gpus(layers: Sequence[Layer], gpus: Callable[[], int]) -> bool:
 def cache_of(env: Mapping[str, str]) -> Layer:
     """The place for caches that the user's desktop names; a relative one is none (XDG Base Directory Specification)."""
     home = PurePath(env.get(CACHES, ""))
-    return Layer(Source(SourceKind.DEFAULT, CACHES), {"data.cache": f"{home / 'stretto'}"} if home.is_absolute() else {})
+    found: dict[str, Value] = {"data.cache": f"{home / 'stretto'}"} if home.is_absolute() else {}
+    return Layer(Source(SourceKind.DEFAULT, CACHES), found)
 
 
 def of_machine(layers: Sequence[Layer], gpus: Callable[[], int], *, whole: bool) -> Layer:

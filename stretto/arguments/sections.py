@@ -186,7 +186,9 @@ class DataConfig:
     eval_data: str | None = setting(None, "more validation sets, each with its curve: name=path,other=path", path=True)
     held_out: float = setting(0.05, "share of the files kept for evaluation", at_least=0, below=1)
     max_lost: float = setting(0.01, "share of the text that the tokenizer may lose", at_least=0, at_most=1)
-    cache: str = local_setting("~/.cache/stretto", "directory for tokenized text; where XDG_CACHE_HOME is set, stretto there", path=True)
+    cache: str = local_setting(
+        "~/.cache/stretto", "directory for tokenized text; where XDG_CACHE_HOME is set, stretto there", path=True
+    )
 
 
 @dataclass(frozen=True)
