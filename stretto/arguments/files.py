@@ -114,6 +114,8 @@ def _load_yaml(text: str) -> Any:
     ]
     for tag, pattern, first in core:
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), first)
+    # The library's own reads numbers of YAML 1.1, in which 010 is 8.
+    Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
     try:
         return yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:

@@ -153,5 +153,7 @@ def _check_text(setting: Setting, text: str) -> None:
 
 def _unlike(setting: Setting, raw: object) -> str:
     expected = _LISTS[setting.entry] if setting.kind is tuple else _EXPECTED[setting.kind]
+    if raw is None:
+        return f"null is no value here, must be {expected}"
     said = str(raw).lower() if isinstance(raw, bool) else shown(raw)
     return f"{said} is {_KINDS.get(type(raw), type(raw).__name__)}, must be {expected}"

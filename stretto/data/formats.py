@@ -195,19 +195,27 @@ def _lines(file: IO[bytes], begin: bytes, path: Path, piece: Piece, key: str) ->
 
 def _text_field(line: bytes, where: str, key: str) -> str:
     try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8, or brackets in brackets
+        record: Any = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
+    except (ValueError, RecursionError) as error:  # bad JSON, or brackets in brackets
         raise DataError(f"{where}: not JSON ({error}); each line must be an object with a {key} field") from None
     if not isinstance(record, dict):
-        raise DataError(f'{where}: a JSON {type(record).__name__}, but each line must be {{"{key}": "..."}}')
+        raise DataError(f'{where}: {_kind(record)}, but each line must be {{"{key}": "..."}}')
     return text_of(record, where, key)
+
+
+def _kind(value: object) -> str:
+    """What JSON calls it."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def text_of(record: Mapping[str, Any], where: str, key: str) -> str:
     """What stands under `key`. Raises DataError when it is no text."""
     text = json.dumps(record, ensure_ascii=False) if key == RECORD else record.get(key)
     if not isinstance(text, str):
-        found = f"{key} is a {type(text).__name__}" if key in record else f"has only {sorted(record)[:20]}"
+        found = f"{key} is {_kind(text)}" if key in record else f"has only {sorted(record)[:20]}"
         raise DataError(f"{where}: no {key} field with a string ({found}); --text-key names another field")
     try:
         text.encode("utf-8")

@@ -236,7 +236,7 @@ def _check_split(corpus: Corpus, account: Account, train: int, held: int, held_o
     total = train + held
     if total == 0:
         beside = f" ({account.passed})" if account.passed.total else ""
-        raise DataError(f"none of the {len(corpus.files)} files in {corpus.place} has any UTF-8 text{beside}")
+        raise DataError(f"none of the {len(corpus.files)} files in {corpus.place} has any text{beside}")
     if held_out == 0:
         return
     if total == 1:

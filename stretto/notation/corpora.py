@@ -47,9 +47,9 @@ def shares(data: str, exists: Callable[[str], bool] = there) -> tuple[Share, ...
     for word in data.split(","):
         match = None if exists(word) else _WEIGHTED.fullmatch(word)
         found.append(Share(match["path"], Fraction(match["weight"])) if match else Share(word, None))
+    _check(found)
     if len(found) == 1:  # a share of one is all of it
         return (Share(found[0].path, None),)
-    _check(found)
     if found[0].weight is None:
         return tuple(found)
     whole = sum(share.weight or Fraction(0) for share in found)

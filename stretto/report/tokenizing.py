@@ -22,6 +22,9 @@ PATIENCE: Final = 2.0
 BETWEEN: Final = 10.0
 """Seconds between two lines where there is no terminal."""
 
+_TELLING: Final = 1e-3
+"""The share that must be done before its pace tells when all will be."""
+
 
 class Tokenizing:
     """Told of progress; made by `shown`."""
@@ -61,7 +64,7 @@ class Tokenizing:
     def _figures(self, progress: Progress, now: float) -> str:
         rate = (progress.done - self._first) / max(now - self._begin, 1e-3)
         by = "" if progress.who == "this process" else f", by {progress.who}"
-        if not rate:
+        if progress.done - self._first < progress.total * _TELLING:
             return f"{progress.done / 1e6:,.0f} of {progress.total / 1e6:,.0f} MB{by}"
         left = timedelta(seconds=round(max(progress.total - progress.done, 0) / rate))
         return f"{progress.done / 1e6:,.0f} of {progress.total / 1e6:,.0f} MB, {rate / 1e6:,.1f} MB/s, {left} left{by}"

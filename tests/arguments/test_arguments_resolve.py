@@ -202,6 +202,11 @@ def test_yaml_numbers_are_numbers_and_words_are_words(tmp_path: Path) -> None:
     )
     r = resolve(f"--config {file}")
     assert (r.args.optimizer.lr, r.args.checkpoint.out, r.args.parallel.stage_layers) == (1e-3, "no", (1, 2))
+    file.write_text("run: {seed: 010}\n")  # 8 in YAML 1.1
+    assert resolve(f"--config {file}").args.run.seed == 10
+    file.write_text("model: {layers: null}\n")
+    (nothing,) = rejections(f"--config {file}")
+    assert "null is no value here, must be a whole number" in nothing.problem
     file.write_text("model: {layers: 3}\nmodel: {layers: 4}\n")
     (twice,) = rejections(f"--config {file}")
     assert "the key 'model' stands twice" in twice.problem

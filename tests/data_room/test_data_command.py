@@ -84,7 +84,7 @@ def test_a_bad_corpus_ends_with_2_and_says_where(tmp_path: Path, capsys: pytest.
     assert main(["build", "--data", str(tmp_path / "a.jsonl"), "--cache", str(tmp_path / "cache")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("stretto data: ")
-    assert "a.jsonl, line 1: a JSON list" in line
+    assert "a.jsonl, line 1: a list" in line
 
 
 def test_a_bad_option_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ def test_what_is_no_table_or_has_no_texts_is_told(name: str, table: pa.Table, tm
         DataError, match=r"has no column title, only \['id', 'text', 'body'\]; --text-key names another"
     ):
         found(tmp_path / name, "title")
-    with pytest.raises(DataError, match=rf"{name}, row 1: no id field with a string \(id is a int\)"):
+    with pytest.raises(DataError, match=rf"{name}, row 1: no id field with a string \(id is a number\)"):
         found(tmp_path / name, "id")
 
 

@@ -45,6 +45,7 @@ BAD = [
     ("a:0.5,,b:0.5", "entry 2 of 3 names no path"),
     ("a:0.5,a:0.5", "a named twice"),
     ("a:0,b:1", "a with weight 0"),
+    ("a:0", "a with weight 0"),
     ("a:0.123457,b:0.7", f"must be at most {LONGEST_PERIOD:,}; write them with fewer digits"),
 ]
 

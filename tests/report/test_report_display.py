@@ -230,13 +230,21 @@ def test_without_bits_per_byte_the_loss_is_told() -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_tokenizing_tells_how_far_it_is(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches: minutes of silence; a line for every chunk of text; a bar that stays."""
+    """Catches: minutes of silence; a line for every chunk of text; a bar that stays; days that are left, by the
+    pace of the first kilobyte."""
     now = [0.0]
     monkeypatch.setattr("stretto.report.tokenizing.time.monotonic", lambda: now[0])
     out = io.StringIO()
     out.isatty = lambda: terminal  # type: ignore[method-assign]
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
+    with Tokenizing.shown(out) as tell:
+        tell(Progress(0, 10**8, "process 3 on host"))
+        now[0] = 12.0
+        tell(Progress(500, 10**8, "process 3 on host"))
+        now[0] = 0.0
+    assert "0 of 100 MB, by process 3" in out.getvalue() or terminal
+    assert "days" not in out.getvalue()
     with Tokenizing.shown(out) as tell:
         for now[0] in (0.0, 1.0, 30.0, 31.0, 60.0):
             tell(Progress(int(now[0] * 10**6), 10**8, "process 3 on host"))
