@@ -10,14 +10,35 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from stretto.terminal import printable
+from stretto.terminal import named_in_errors, printable, say, silence
 
 _SIZES: Final = ("COLUMNS", "LINES", "JUPYTER_COLUMNS", "JUPYTER_LINES")
 _NARROWEST, _WIDEST = 20, 2000
 
 
 class SafeConsole(Console):
-    """As rich's, but strings are shown as they are; markup of our own is `Text.from_markup`."""
+    """As rich's, but strings are shown as they are; markup of our own is `Text.from_markup`.
+
+    Where what is said is not what the program is for, `goes_on`: what cannot be written any more (`| head`, a full
+    disk) is left out from then on, and raises nothing.
+    """
+
+    def __init__(self, *, goes_on: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self._goes_on = goes_on
+
+    def _check_buffer(self) -> None:
+        """Where rich writes."""
+        try:
+            with named_in_errors(self.file):
+                super()._check_buffer()
+        except (OSError, SystemExit) as error:  # rich ends the program when nobody reads any more
+            if not self._goes_on:
+                raise
+            if isinstance(error, OSError):
+                say(f"stretto: {error.filename}: {error.strerror}; the run goes on, unheard")
+            self.quiet = True
+            silence(self.file)
 
     def render_str(self, text: str, **style: Any) -> Text:
         """A string of a table or a line, cleaned before its width is measured."""

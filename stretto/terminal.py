@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
-from typing import Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Final
 
 HANDLER: Final = "stretto"
 """The name under which Python's codecs know `_instead`."""
+
+OUTPUT: Final = "standard output"
 
 _INSTEAD: Final = dict(zip("·→…✓✗━╸╺─░▒▓▁▂▃▄▅▆▇█", ".>.+x----.:#12345678", strict=True))
 """What an ASCII terminal shows of the characters that our own tables and pictures have; of a loss curve, its height."""
@@ -27,12 +32,47 @@ def printable(text: str) -> str:
 
 def say(text: object, *, out: bool = False, end: str = "\n") -> None:
     """A message on standard error, or `out` on standard output."""
-    print(printable(f"{text}"), end=end, file=sys.stdout if out else sys.stderr, flush=True)
+    with named_in_errors(sys.stdout if out else sys.stderr) as stream:
+        print(printable(f"{text}"), end=end, file=stream, flush=True)
 
 
 def hand_on(text: str) -> None:
     """A file on standard output: byte for byte for a program that reads it, printable on a terminal."""
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    with named_in_errors(sys.stdout) as stream:
+        stream.write(printable(text) if stream.isatty() else text)
+        stream.flush()
+
+
+@contextmanager
+def named_in_errors(stream: IO[str]) -> Iterator[IO[str]]:
+    """Within, an error of writing to standard output or error, such as a full disk, is an OSError that says where."""
+    try:
+        yield stream
+    except BrokenPipeError:  # nobody reads any more, which is no error
+        raise
+    except OSError as error:
+        names = {sys.stdout: OUTPUT, sys.stderr: "standard error"}
+        raise OSError(error.errno, error.strerror, names.get(stream, error.filename)) from error
+
+
+def silence(stream: IO[str]) -> None:
+    """What could not be written is not tried again when the interpreter ends."""
+    if stream is sys.stdout and not stream.closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def require_streams() -> None:
+    """What was started with standard streams closed has some that show nothing.
+
+    Without, the next file that is opened would get their number, and whatever a library prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # has the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def speak_any_encoding() -> None:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Final
 
-from stretto.terminal import say, speak_any_encoding
+from stretto.terminal import OUTPUT, require_streams, say, silence, speak_any_encoding
 
 COMMANDS: Final = {
     "train": "train a model",
@@ -32,8 +32,29 @@ STORE_CLIENTS: Final = {"botocore", "aiobotocore", "s3fs", "gcsfs", "google", "a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for a wrong command line or configuration, 1 for a failure."""
+    require_streams()
     speak_any_encoding()
     words = list(sys.argv[1:] if argv is None else argv)
+    name = " ".join(words[:1])
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return 130  # as a shell says it: 128 + SIGINT
+    except OSError as error:  # of a file that was to be read or written; what breaks a run has been told already
+        if error.filename is None or (name == "train" and error.filename != OUTPUT):
+            raise
+        say(f"stretto {name}: {error.filename}: {error.strerror}")
+        if error.filename == OUTPUT:
+            silence(sys.stdout)
+        return 2
+    except Exception as error:
+        if name == "train" or type(error).__module__.partition(".")[0] not in STORE_CLIENTS:
+            raise
+        say(f"stretto {name}: {type(error).__name__}: {error}")  # a wrong endpoint, name or key of a store
+        return 2
+
+
+def _run(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         say(_help(), out=True)
         return 0 if words else 2
@@ -48,20 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         guess = f"; did you mean {near[0]}?" if near else ""
         say(f"stretto: no command {name!r}{guess}\n\n{_help()}")
         return 2
-    try:
-        code = import_module(f"stretto.cli.{name}").main(rest)
-    except KeyboardInterrupt:
-        return 130  # as a shell says it: 128 + SIGINT
-    except OSError as error:  # of a file that was to be read or written; what breaks a run has been told already
-        if error.filename is None or name == "train":
-            raise
-        say(f"stretto {name}: {error.filename}: {error.strerror}")
-        return 2
-    except Exception as error:
-        if name == "train" or type(error).__module__.partition(".")[0] not in STORE_CLIENTS:
-            raise
-        say(f"stretto {name}: {type(error).__name__}: {error}")  # a wrong endpoint, name or key of a store
-        return 2
+    code = import_module(f"stretto.cli.{name}").main(rest)
     assert isinstance(code, int)
     return code
 

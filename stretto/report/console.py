@@ -22,8 +22,9 @@ def console_for(progress: Literal["auto", "live", "lines", "none"], launcher: st
     someone = attended() and not launcher.startswith("mpi")
     manner: Manner = progress if progress != "auto" else "live" if someone else "lines"
     if manner == "live":
-        return console(force_terminal=True), manner
-    return console(force_terminal=False if sys.stdout.isatty() and not someone else None), manner
+        return console(force_terminal=True, goes_on=True), manner
+    plain = False if sys.stdout.isatty() and not someone else None
+    return console(force_terminal=plain, goes_on=True), manner
 
 
 def attended() -> bool:

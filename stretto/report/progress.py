@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from datetime import timedelta
 
 from rich.console import Console
@@ -24,7 +23,7 @@ class LiveProgress(Listener):
     """
 
     def __init__(self, screen: Console | None = None, manner: Manner | None = None) -> None:
-        self.console = screen or console()
+        self.console = screen or console(goes_on=True)
         self.manner: Manner = manner or ("live" if self.console.is_terminal else "lines")
         self._live: Live | None = None
 
@@ -87,9 +86,7 @@ class LiveProgress(Listener):
         """A line of its own, above what is kept up to date; `by_words`, a terminal breaks it between words."""
         if self.manner == "none":
             return
-        # When nobody reads any more (`| head`, a closed `tee`), rich ends the program; the run goes on, unheard.
-        with suppress(SystemExit, BrokenPipeError):
-            self.console.print(Text(line), soft_wrap=not (by_words and self.console.is_terminal))
+        self.console.print(Text(line), soft_wrap=not (by_words and self.console.is_terminal))
 
     def _left(self, step: int) -> timedelta:
         """Time until the last step, at the speed so far: that of the steps behind the first, in which kernels are

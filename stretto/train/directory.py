@@ -103,8 +103,11 @@ def occupied(resolved: Resolved, *, resume: bool) -> Iterator[Path | None]:
         raise _unwritable("--out", paths.root, error) from error
     with _locked(paths):
         temporary = paths.resolved.with_name(paths.resolved.name + ".tmp")
-        temporary.write_text(as_toml(resolved), encoding="utf-8", errors="backslashreplace")
-        temporary.replace(paths.resolved)
+        try:
+            temporary.write_text(as_toml(resolved), encoding="utf-8", errors="backslashreplace")
+            temporary.replace(paths.resolved)
+        except OSError as error:
+            raise _unwritable("--out", paths.root, error) from error
         yield aside
 
 

@@ -28,7 +28,7 @@ class JsonLines(Listener):
         temporary = path.with_name(path.name + ".tmp")  # killed now, the run still has all rows
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(path)
-        self._file = path.open("a", buffering=1, encoding="utf-8")
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def stepped(self, record: StepRecord) -> None:
         self._write({key: value for key, value in asdict(record).items() if value is not None})
@@ -45,7 +45,10 @@ class JsonLines(Listener):
         self._file.close()
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        try:
+            self._file.write(f"{json.dumps(row)}\n".encode())
+        except OSError as error:  # a full disk
+            raise OSError(error.errno, error.strerror, f"{self._path}") from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

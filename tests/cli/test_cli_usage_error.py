@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from cli_programs import ENV, happens, reads_other_text, rows
 from stretto.arguments import parse
 from stretto.cli import main, training  # noqa: F401  # loaded before the fork, not after it in each program
 from stretto.testing import Ended, Fresh
+from stretto.train.consensus import RunRejectedError
 from stretto.train.directory import occupied
 
 pytestmark = pytest.mark.gloo
@@ -179,6 +181,20 @@ def test_a_directory_of_a_file_system_that_takes_none(rejected: Callable[..., st
         assert said.count("\n") == 1
     else:
         assert "/proc/run: /proc may not be written" in said
+
+
+def test_a_full_disk_is_said_with_the_directory(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: an errno alone."""
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    out = occupied(parse([*options[1:], "--out", str(tmp_path / "run")]), resume=False)
+    with pytest.raises(RunRejectedError, match=r"--out .*/run cannot be written: No space left on device"), out:
+        pass
 
 
 def test_a_directory_in_use(rejected: Callable[..., str], options: list[str], earlier: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 
 import pytest
@@ -28,6 +29,23 @@ def test_foreign_text_is_neither_markup_nor_control(terminal: bool) -> None:
         screen.print(each)
     assert out.getvalue().count(SHOWN) == 5
     assert not {"\x1b", "\x9b"} & set(out.getvalue())
+
+
+class Full(io.StringIO):
+    """A disk without room."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_run_goes_on_unheard(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: hours of training that end because the disk of the log is full; and a word for each line."""
+    screen = console(file=Full(), goes_on=True)
+    for _ in range(3):
+        screen.print("step 1")
+    assert capsys.readouterr().err.count("No space left on device; the run goes on, unheard\n") == 1
+    with pytest.raises(OSError, match="No space left"):
+        console(file=Full()).print("a table that was asked for")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -45,3 +47,23 @@ def test_an_encoding_without_a_character_has_a_stand_in(
 def test_a_program_gets_a_file_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     hand_on("name = '\u200d'\n")
     assert capsys.readouterr().out == "name = '\u200d'\n"
+
+
+def test_a_command_says_what_it_could_not_write() -> None:
+    """A full disk. Catches: a traceback, and a second error as the interpreter ends."""
+    for words in (["--help"], ["explain", "--preset", "tiny"]):
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "stretto", *words]
+            ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert ended.returncode == 2
+        assert ended.stderr == f"stretto {words[0]}: standard output: No space left on device\n"
+
+
+def test_standard_streams_that_are_closed_are_nobody_elses(tmp_path: Path) -> None:
+    """Catches: a checkpoint whose file has the number of standard output, and what libraries print in it."""
+    program = "import sys, os; from stretto.terminal import require_streams, say; require_streams(); "
+    program += "out = open(sys.argv[1], 'w'); say('a'); say('b', out=True); os.write(1, b'c'); out.write('done')"
+    shell = 'exec "$0" -c "$1" "$2" >&- 2>&- <&-'
+    ended = subprocess.run(["sh", "-c", shell, sys.executable, program, str(tmp_path / "file")], check=False)
+    assert ended.returncode == 0
+    assert (tmp_path / "file").read_text() == "done"
