@@ -44,7 +44,7 @@ from stretto.report.start_up import StartUp
 from stretto.report.summary import sample_panel, summary
 from stretto.report.tokenizing import Tokenizing
 from stretto.terminal import say
-from stretto.train.consensus import USAGE_ERRORS
+from stretto.train.consensus import USAGE_ERRORS, require_same_settings
 from stretto.train.directory import Paths, occupied, require_room
 from stretto.train.loop import DivergedError
 from stretto.train.metrics_file import JsonLines
@@ -145,6 +145,7 @@ class Task:
         if self.text is None:
             show = Tokenizing.shown(sys.stderr) if world.rank == 0 else nullcontext()
             try:
+                require_same_settings(self.resolved.args, world)
                 with self.timeline.phase("data"), show as tell:
                     text = shared_text(self.resolved.args, world, tell)
                 if self.look:

@@ -6,9 +6,11 @@ import json
 import platform
 import socket
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from stretto.arguments import ConfigError
+from stretto.arguments import Arguments, ConfigError
+from stretto.arguments.errors import as_text
+from stretto.arguments.tree import get, settings
 from stretto.checkpoint import CheckpointError
 from stretto.checkpoint.peers import Peers
 from stretto.data.errors import DataError
@@ -16,6 +18,7 @@ from stretto.data.text import Text
 from stretto.interop.errors import InteropError
 from stretto.layout.ranks import by_value, named
 from stretto.parallel_state import ParallelState
+from stretto.world import World
 
 T = TypeVar("T")
 
@@ -23,6 +26,12 @@ T = TypeVar("T")
 class RunRejectedError(RuntimeError):
     """The run cannot start as it was asked for; the message is the same on every rank."""
 
+
+_OWN: Final = frozenset({
+    "run.progress", "run.log_level", "run.log_style", "run.threads", "run.tensorboard", "run.wandb", "run.mlflow",
+    "run.peak_tflops",
+})  # fmt: skip
+"""Settings that say what one rank tells, or of the machine that it is on."""
 
 USAGE_ERRORS = (ConfigError, DataError, CheckpointError, InteropError, RunRejectedError)
 """What the user can mend: told in a message, without a traceback."""
@@ -38,6 +47,26 @@ def on_all_ranks(state: ParallelState, prepare: Callable[[], T]) -> T:
         problem = str(error) or type(error).__name__
     require_no_problem(enumerate(_gathered(state, problem or "")), state.layout.world)
     return result  # type: ignore[return-value]  # prepare has returned it
+
+
+def require_same_settings(args: Arguments, world: World) -> None:
+    """Raise RunRejectedError on all ranks unless all were started to do the same, but for what is each rank's own.
+
+    A script may start each with other words: two learning rates are two models, and no collective notices.
+    """
+    mine = {path: as_text(get(args, path)) for path, s in settings().items() if not s.is_path and path not in _OWN}
+    said = [json.loads(each or "{}") for each in Peers.of(world, None).gather(json.dumps(mine))]
+    wrong = []
+    for path in mine:
+        ranks = by_value((rank, str(each.get(path))) for rank, each in enumerate(said))
+        if len(ranks) > 1:
+            wrong.append(f"  {path}: " + ", ".join(f"{value} on {named(who)}" for value, who in ranks.items()))
+    if wrong:
+        raise RunRejectedError(
+            "ranks were started with different settings, so they would not train one model:\n"
+            + "\n".join(wrong)
+            + "\n  start all of them with the same words"
+        )
 
 
 def require_same_text(state: ParallelState, text: Text) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -252,6 +253,23 @@ def test_under_torchrun_it_is_said_once(
     assert contents(earlier) == before
     said = ended.stderr[ended.stderr.index("stretto train:") :]
     assert ("layerz" in said and "tp" in said) or "100001" in said
+
+
+def test_ranks_that_are_started_with_other_words(torchrun: list[str], options: list[str], tmp_path: Path) -> None:
+    """Catches: a script that gives each rank a learning rate of its own, which trained."""
+    program = 'exec "$0" -m stretto "$@" --lr "1e-$((RANK + 3))"'
+    words = [*options, "--out", str(tmp_path / "run")]
+    ended = subprocess.run(
+        [*torchrun, "--no-python", "sh", "-c", program, sys.executable, *words],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "\n  optimizer.lr: 0.001 on rank 0, 0.0001 on rank 1\n" in ended.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_resolved_configuration_runs_again(fresh: Fresh, earlier: Path, tmp_path: Path) -> None:

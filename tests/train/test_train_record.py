@@ -181,7 +181,7 @@ def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path: Path) -> None:
     """Catches: an errno alone; and the same error once more as the file is closed, in the place of the first."""
     log = JsonLines(tmp_path / "metrics.jsonl", after=0)
     log.close()
-    log._file = Path("/dev/full").open("ab", buffering=0)
+    log._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
     with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
         log.stepped(step(1))
     log.close()

@@ -42,7 +42,7 @@ from verify_said_failures import COUNTS, FAILURES, OWN_PROGRAM, PACE, SOUND, STO
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, KERNELS_HEAD_NORM, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_kernels import KERNELS_ADAMW, KERNELS_LOSS
-from verify_said_loop import ATTACK, BUFFERS, EARLY, EXCHANGE, METERED, READBACK
+from verify_said_loop import ATTACK, BUFFERS, CONSENSUS, EARLY, EXCHANGE, METERED, READBACK
 from verify_said_residence import RESIDENCE
 from verify_said_schedules import COSTS, CUT_BLOCKS, SCHEDULES
 from verify_said_settings import ELSEWHERE
@@ -710,6 +710,7 @@ SAID = (
     KERNELS_ADAMW,
     READBACK,
     METERED,
+    CONSENSUS,
     EARLY,
     BUFFERS,
     ATTACK,

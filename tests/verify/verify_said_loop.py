@@ -85,6 +85,22 @@ METERED = Said(
     ),
 )
 
+CONSENSUS = Said(
+    "tests/train/test_train_consensus.py",
+    Fault(
+        "two learning rates, which no collective notices",
+        "train/consensus.py",
+        "if len(ranks) > 1:\n            wrong",
+        "if len(ranks) > 2:\n            wrong",
+    ),
+    Fault(
+        "a rank's own directory taken for a difference",
+        "train/consensus.py",
+        "if not s.is_path and",
+        "if",
+    ),
+)
+
 EARLY = Said(
     "tests/train/test_train_found_early.py",
     Fault(
