@@ -209,7 +209,7 @@ class Task:
         except USAGE_ERRORS as error:
             return self._rejected(error, world)
         except DivergedError as error:
-            return self._rejected(f"{error}{self._after_divergence()}", world, 1)
+            return self._rejected(f"{error}{self._after_divergence(error.step)}", world, 1)
         except UnsoundError as error:
             return self._rejected(f"{error}{self._after_damage()}", world, 1)
         except torch.OutOfMemoryError as error:  # of one rank, perhaps: the others hear of it as of any failure
@@ -283,8 +283,12 @@ class Task:
             return "\n  no checkpoint was saved before it: begin anew, and save on the way with --save-every"
         return f"\n  {found} is from before it was noticed: go on from there with --resume"
 
-    def _after_divergence(self) -> str:
+    def _after_divergence(self, step: int) -> str:
         """What there is to go on from."""
+        args = self.resolved.args
+        if args.checkpoint.init_from is not None and step == 1:  # no learning rate has done that
+            begun = f"weights of {args.checkpoint.init_from} are not finite, or too large for {args.run.dtype}"
+            return f"\n  no update was made before it: {begun}"
         found = latest_complete(Paths.of(self.resolved.args).checkpoints).path
         if found is None:
             return (

@@ -126,6 +126,8 @@ def read_config(directory: Path) -> HfConfig:
     path = directory / "config.json"
     raw = read_json(path, LIMIT)
     kind = raw.get("model_type")
+    if kind is None:
+        raise InteropError(f"{path} has no model_type: it must be one of {', '.join(FAMILIES)}", [])
     if not isinstance(kind, str) or kind not in FAMILIES:
         near = get_close_matches(str(kind), FAMILIES, n=1)
         guess = f"; did you mean {near[0]}?" if near else ""

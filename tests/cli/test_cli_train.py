@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from cli_programs import ENV, happens, rows, tensors
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from stretto.arguments import from_dict
+from stretto.arguments import from_dict, parse
 from stretto.checkpoint.marker import read_extra
-from stretto.cli import main, training  # noqa: F401  # loaded before the fork, not after it in each program
+from stretto.cli import main, training  # loaded before the fork, not after it in each program
 from stretto.data.evaluation import held_out_batches
 from stretto.data.text import Text
 from stretto.layout import Layout
@@ -273,3 +274,12 @@ def test_a_tokenizer_that_loses_text_has_no_bits_per_byte(fresh: Fresh, tmp_path
     assert "bits per byte" not in ended.out.replace("no bits per byte", "")
     assert any(line.startswith("│ held-out loss") for line in ended.out.splitlines())
     assert not [row for row in rows(tmp_path / "run") if "held_out_bits_per_byte" in row]
+
+
+def test_what_diverges_at_once_has_no_learning_rate_to_blame(tmp_path: Path) -> None:
+    """Catches: weights of a published model with a NaN in them, and the advice of a lower rate."""
+    begun = parse(["--preset", "tiny", "--init-from", "base", "--out", str(tmp_path)], files=False)
+    task = SimpleNamespace(resolved=begun)
+    said = training.Task._after_divergence(task, 1)  # type: ignore[arg-type]
+    assert said == "\n  no update was made before it: weights of base are not finite, or too large for fp32"
+    assert "lower --lr" in training.Task._after_divergence(task, 2)  # type: ignore[arg-type]

@@ -212,3 +212,9 @@ def test_a_directory_of_a_run_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "resolved.toml").touch()
     with pytest.raises(InteropError, match=r"it is of a run: go on with it by --resume, or .* `stretto export`"):
         read_config(tmp_path)
+
+
+def test_a_file_without_a_family_says_so(tmp_path: Path) -> None:
+    """Catches: a family named None that is not supported."""
+    with pytest.raises(InteropError, match=r"config\.json has no model_type: it must be one of llama, "):
+        model(tmp_path, **{name: value for name, value in LLAMA.items() if name != "model_type"})
