@@ -111,7 +111,8 @@ def categories() -> Iterator[Category]:
     """Of each run without a pipeline whose file tells them."""
     for file, peer, entry in _peers():
         args = parse(_as_then(_words(entry)), files=False).args
-        if "memory_bytes" not in entry or args.parallel.pp > 1:
+        # Masters with a remainder are made whole as they are counted.
+        if "memory_bytes" not in entry or args.parallel.pp > 1 or args.optimizer.masters == "remainder":
             continue
         found = rank_ledger(args, 0)
         said = {

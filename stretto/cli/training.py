@@ -289,12 +289,10 @@ class Task:
         if args.checkpoint.init_from is not None and step == 1:  # no learning rate has done that
             begun = f"weights of {args.checkpoint.init_from} are not finite, or too large for {args.run.dtype}"
             return f"\n  no update was made before it: {begun}"
-        found = latest_complete(Paths.of(self.resolved.args).checkpoints).path
+        found = latest_complete(Paths.of(args).checkpoints).path
         if found is None:
-            return (
-                "\n  no checkpoint was saved before it: begin anew with a lower --lr or --clip-grad, and save on the "
-                "way with --save-every"
-            )
+            ways = "begin anew with a lower --lr or --clip-grad, and save on the way with --save-every"
+            return f"\n  no checkpoint was saved before it: {ways}"
         return (
             f"\n  {found} is from before it: go on from there with --resume and a lower --lr or --clip-grad; should it "
             "diverge again, remove that checkpoint and --resume takes the one before"

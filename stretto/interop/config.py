@@ -131,9 +131,8 @@ def read_config(directory: Path) -> HfConfig:
     if not isinstance(kind, str) or kind not in FAMILIES:
         near = get_close_matches(str(kind), FAMILIES, n=1)
         guess = f"; did you mean {near[0]}?" if near else ""
-        raise InteropError(
-            f"{path}: model_type = {str(kind)[:100]!r} is not supported: there are {', '.join(FAMILIES)}{guess}", []
-        )
+        what = f"model_type = {str(kind)[:100]!r} is not supported: there are {', '.join(FAMILIES)}{guess}"
+        raise InteropError(f"{path}: {what}", [])
     return understand(raw, FAMILIES[kind], str(path))
 
 
