@@ -129,8 +129,7 @@ def read_config(directory: Path) -> HfConfig:
     if kind is None:
         raise InteropError(f"{path} has no model_type: it must be one of {', '.join(FAMILIES)}", [])
     if not isinstance(kind, str) or kind not in FAMILIES:
-        near = get_close_matches(str(kind), FAMILIES, n=1)
-        guess = f"; did you mean {near[0]}?" if near else ""
+        guess = "".join(f"; did you mean {near}?" for near in get_close_matches(str(kind), FAMILIES, n=1))
         what = f"model_type = {str(kind)[:100]!r} is not supported: there are {', '.join(FAMILIES)}{guess}"
         raise InteropError(f"{path}: {what}", [])
     return understand(raw, FAMILIES[kind], str(path))

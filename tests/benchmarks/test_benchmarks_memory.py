@@ -10,7 +10,7 @@ from benchmarks.memory import CLOSE, Category, Row, categories, rows, summary
 
 pytestmark = pytest.mark.pure
 
-WIDER = {"stretto-zbv, rank 1": 0.02, "32k-cp2-zero1": 0.007, "ep2": 0.035}
+WIDER = {"stretto-zbv, rank 1": 0.02, "32k-cp2-zero1": 0.007, "ep2": 0.025}
 """Weight gradients that wait for their W; messages of a shard; experts whose loads are not equal."""
 
 
