@@ -31,6 +31,8 @@ EARLIER = (
 there, comes back from the host while the block behind it is at work."""
 GONE = (("D2", "stretto-light"),)
 """A peer whose words are none any more."""
+WHOLE = {"D4-pp": "4,4", "D4-schedules": "2,2,2,2"}
+"""Layers of the stages of runs that are older than cut blocks."""
 CLOSE = 0.005
 """An error that is told as none."""
 
@@ -77,13 +79,14 @@ def _words(entry: dict[str, Any]) -> list[str]:
     return [str(word) for word in entry["about"]["words"]]
 
 
-def _as_then(words: list[str]) -> list[str]:
-    """Runs whose words do not say it are older than the default of today."""
-    return words if "--sharding" in words else [*words, "--sharding", "none"]
+def _as_then(file: str, words: list[str]) -> list[str]:
+    """Runs whose words do not say it are older than the defaults of today."""
+    sharding = [] if "--sharding" in words else ["--sharding", "none"]
+    return [*words, *sharding, *(["--stage-layers", WHOLE[file]] if file in WHOLE else [])]
 
 
 def _ranks(file: str, run: str, words: list[str], peaks: list[float]) -> Iterator[Row]:
-    args = parse(_as_then(words), files=False).args
+    args = parse(_as_then(file, words), files=False).args
     if args.parallel.pp == 1:
         yield Row(file, run, max(peaks), rank_ledger(args, 0))
         return
@@ -110,7 +113,7 @@ class Category:
 def categories() -> Iterator[Category]:
     """Of each run without a pipeline whose file tells them."""
     for file, peer, entry in _peers():
-        args = parse(_as_then(_words(entry)), files=False).args
+        args = parse(_as_then(file, _words(entry)), files=False).args
         # Masters with a remainder are made whole as they are counted.
         if "memory_bytes" not in entry or args.parallel.pp > 1 or args.optimizer.masters == "remainder":
             continue

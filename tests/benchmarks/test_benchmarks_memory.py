@@ -10,8 +10,14 @@ from benchmarks.memory import CLOSE, Category, Row, categories, rows, summary
 
 pytestmark = pytest.mark.pure
 
-WIDER = {"stretto-zbv, rank 1": 0.02, "32k-cp2-zero1": 0.007, "ep2": 0.025}
-"""Weight gradients that wait for their W; messages of a shard; experts whose loads are not equal."""
+WIDER = {
+    "stretto-zbv, rank 1": 0.02,
+    "32k-cp2-zero1": 0.007,
+    "ep2": 0.025,
+    "4, rank 1": 0.013,
+    "halves-interleaved": 0.013,
+}
+"""Weight gradients that wait for their W; messages of a shard; experts whose loads are not equal; stages by turns."""
 
 
 @pytest.mark.parametrize("row", list(rows()), ids=lambda row: f"{row.file} {row.run}")
