@@ -103,6 +103,22 @@ class Structure:
         found: Tensor = self._known[key]
         return found
 
+    def documents(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of whole rows in their order [ranks * slots, b or 1]: which document of its row each token is of, and how
+        many tokens that has. What is beyond the end of a row is one more."""
+        key = "documents", device
+        if key not in self._known:
+            ranks, slots = tuple(range(len(self.held[0].runs))), self.slots * len(self.held[0].runs)
+            columns, rows = [], [each.rows.stop - each.rows.start for each in self.held]
+            for each in self.held:
+                sizes = [run.length for run in self._arranged(each, ranks)[1]]
+                sizes.append(slots - sum(sizes))
+                columns.append(np.repeat(np.stack([np.arange(len(sizes)), sizes]), sizes, axis=1))
+            both = np.repeat(np.stack(columns, 2), 1 if len(rows) == 1 else rows, axis=2)
+            self._known[key] = _sent(torch.from_numpy(both), device)
+        number, size = self._known[key]
+        return number, size
+
     def tiles(
         self, queries: tuple[int, ...], keys: tuple[int, ...], window: int | None
     ) -> Sequence[tuple[slice, Tile]]:

@@ -177,11 +177,12 @@ class ModelConfig:
     )
     expert_capacity: float = setting(
         0.0,
-        "an expert takes at most this times its equal share of a sequence's tokens; 0: all, none is dropped",
+        "an expert takes at most this times its equal share of a document's tokens (a plain row is one document); 0: "
+        "all, none is dropped",
         at_least=0,
     )
     expert_drop: Literal["last", "lowest"] = setting(
-        "last", "beyond the capacity of an expert: the last tokens of a sequence are dropped, or those of lowest weight"
+        "last", "beyond the capacity of an expert: the last tokens of a document are dropped, or those of lowest weight"
     )
     mtp_layers: int = setting(
         0,

@@ -189,9 +189,3 @@ def a_microbatch_has_halves(a: Arguments) -> RuleViolation | None:
     else:
         return None
     return violation(f"ep_comm_overlap with {problem}", **near, ep_comm_overlap=(False,))
-
-
-capacity_sees_whole_sequences = require(
-    "What an expert takes of a sequence is counted where the sequence is whole.",
-    clash("{expert_capacity} with {cp}: not available", expert_capacity=[0.0], cp=[1]),
-)

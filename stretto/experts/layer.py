@@ -101,7 +101,7 @@ class SparseFeedForward(nn.Module):
         real = None if structure is None else structure.holds_tokens(part, x.shape[0], x.shape[1], x.device)
         if shared_out and real is not None:
             real = real[mine(len(flat), tp)]
-        choice = self.gate(tokens, (x.shape[0], x.shape[1]), real)
+        choice = self.gate(tokens, (x.shape[0], x.shape[1]), real, structure)
         of, number = self.experts, self.config.experts
         sorting = Sorting(choice.experts, number, build.experts, choice.kept, beside, self.rows)
         dispatch = Dispatch(sorting, self.rows)

@@ -27,6 +27,7 @@ from stretto.experts.capacity import within_capacity
 from stretto.experts.scores import scores as scores_of
 from stretto.experts.scores import three_parts
 from stretto.params import Init, ParamSpec
+from stretto.structure import Structure
 from stretto.tensor_parallel import Build
 from stretto.tensor_parallel.layers import declare_on, expect
 
@@ -87,9 +88,15 @@ class Router(nn.Module):
         expect(self.weight, build)
         self._split, self._seen, self._best = build.fuse(three_parts), build.fuse(_seen), build.fuse(best)
 
-    def forward(self, x: Tensor, sequence: tuple[int, int], real: Tensor | None = None) -> Choice:
-        """`sequence`: tokens of each sample in x, and samples: rows are [s, b]. `real` [n] says which rows are tokens
-        (None: all): the others go to experts, too, but nothing is counted of them."""
+    def forward(
+        self,
+        x: Tensor,
+        sequence: tuple[int, int],
+        real: Tensor | None = None,
+        structure: Structure | None = None,
+    ) -> Choice:
+        """`sequence`: tokens of each sample in x, and samples: rows are [s, b], which stand as `structure` says. `real`
+        [n] says which rows are tokens (None: all): the others go to experts, too, but nothing is counted of them."""
         c = self.config
         logits = scores_of(x, self.weight, self.build, self._split)
         if self.bias is not None:
@@ -107,7 +114,7 @@ class Router(nn.Module):
             weights = weights * c.router_scale
         kept = None
         if c.expert_capacity:
-            kept = within_capacity(experts, weights.detach(), sequence, c, self.build)
+            kept = within_capacity(experts, weights.detach(), sequence, c, self.build, structure)
         if torch.is_grad_enabled():
             weights = self._balanced(weights, logits, scores, Choice(experts, weights, kept), real)
         return Choice(experts, weights, kept)

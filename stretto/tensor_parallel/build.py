@@ -108,6 +108,7 @@ class Build:
     the backward.
     With `exact` slices all that tp may cut is computed slice by slice, to the same bits for every tp.
     A microbatch goes through each place in so many `uses`.
+    `cp` are the ranks that have the rest of a row, for what must see it whole beside attention.
     `experts` says where those are, `experts_fp8` computes their products (`stretto.experts.fp8`), and a global batch
     has so many `tokens`: what the losses of experts are means over.
     """
@@ -124,6 +125,7 @@ class Build:
     allocate: bool = True
     lora: Lora | None = None
     chunks: int = 1
+    cp: Axis = field(default_factory=lambda: Axis.single("cp"))
     experts: ExpertAxes = field(default_factory=ExpertAxes.single)
     experts_fp8: Any = None
     tokens: int = 1

@@ -81,6 +81,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         allocate=False,
         lora=lora_of(args.tuning),
         chunks=args.run.ffn_chunks,
+        cp=state.axis("cp"),
         experts=experts,
         experts_fp8=grouped,
         tokens=args.batch.global_batch * args.batch.seq_len,

@@ -6,16 +6,18 @@ Faults to catch: gradients of experts summed over all data-parallel ranks; a rou
 tensor-parallel ranks; a balance loss of the counts of one microbatch; tokens that every tensor-parallel rank sends;
 parts of a cut expert that are not added up; slots without a token that are counted; weights let go while a half of the
 microbatch still reads them; two halves that are announced as one use; places of tokens that leave out what comes from
-ranks before.
+ranks before; a capacity of what one rank of cp holds.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from experts_models import DEEPSEEK, GPT_OSS, LAST, LATENT, LATENT_V2, MIXTRAL, OSS, QWEN2, SMALL, arguments, prove
 
+from stretto.arguments.schema import DataConfig
 from stretto.testing import Pool
 
 pytestmark = pytest.mark.gloo
@@ -88,3 +90,18 @@ def test_slots_without_a_token_count_for_nothing(pool: Pool, seq_len: int, paral
         pool,
         arguments({**MIXTRAL, "router_bias": True, "router_bias_rate": 0.05}, batch=4, seq_len=seq_len, **parallel),
     )
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "parallel"),
+    [
+        pytest.param(10, {"tp": 2, "cp": 2, "ep": 2, **SP}, id="sp"),
+        pytest.param(11, {"tp": 2, "cp": 2, "pp": 2}, marks=pytest.mark.nightly, id="tp"),
+        pytest.param(13, {"cp": 4, "ep": 4, **HALVES}, marks=pytest.mark.nightly, id="halves"),
+    ],
+)
+def test_a_capacity_is_of_a_document_whatever_ranks_it_lies_on(
+    pool: Pool, seq_len: int, parallel: dict[str, Any]
+) -> None:
+    args = arguments(SMALL, batch=4, seq_len=seq_len, **parallel)
+    prove(pool, replace(args, data=DataConfig(packing=True)))

@@ -2,7 +2,7 @@
 
 Faults to catch: a router whose gradient is detached; groups that are ranked by their best score alone; counts in bf16;
 outputs added in the order in which they arrived; a bias that weighs; tokens beyond the capacity that are kept; a drop
-that rounding decides.
+that rounding decides; a drop for what another document chose.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from experts_models import DEEPSEEK, LAST, MIXTRAL, OSS, QWEN2, SMALL, arguments
 from torch import Tensor
 
+from stretto.batch import Batch
 from stretto.experts import Balance, Router, Routing, SparseFeedForward
 from stretto.experts.capacity import within_capacity
 from stretto.experts.plan import Sorting
@@ -22,6 +23,7 @@ from stretto.experts.scores import by_parts, plainly, three_parts
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.params import Init
+from stretto.structure import SequenceCut
 from stretto.tensor_parallel import Build, Pointwise, formulas
 from stretto.world import Axis, ExpertAxes, World
 
@@ -101,6 +103,20 @@ def test_a_capacity_drops_the_last_of_a_sequence() -> None:
     chosen = torch.zeros(8 * 2, 1, dtype=torch.int64)
     kept = within_capacity(chosen, torch.rand(16, 1), (8, 2), config, Build(Axis.single("tp"), False, torch.float32))
     assert kept.view(8, 2).t().tolist() == [[True, True] + [False] * 6] * 2  # 2 * 8 * 1 / 8 = 2 of each
+
+
+@pytest.mark.parametrize("drop", ["last", "lowest"])
+def test_no_document_takes_the_capacity_of_another(drop: str) -> None:
+    """Of five, eight and three tokens, all for one expert: each document has a limit of its own, rounded up."""
+    config = arguments({**LAST, "experts": 4, "expert_capacity": 2.0, "expert_drop": drop}).model
+    starts = torch.tensor([[0] * 5 + [5] * 8 + [13] * 3, [0] * 16])
+    none = torch.zeros(2, 16, dtype=torch.int64)
+    _, structure = SequenceCut().of(Batch(none, none, none.bool(), torch.arange(2), starts))
+    weights = torch.linspace(0.9, 0.1, 16).repeat_interleave(2)[:, None]  # the first tokens have the most
+    chosen, build = torch.zeros(32, 1, dtype=torch.int64), Build(Axis.single("tp"), False, torch.float32)
+    kept = within_capacity(chosen, weights, (16, 2), config, build, structure).view(16, 2).t()
+    assert kept.sum(1).tolist() == [3 + 4 + 2, 8]
+    assert kept[0].nonzero().flatten().tolist() == [0, 1, 2, 5, 6, 7, 8, 13, 14]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

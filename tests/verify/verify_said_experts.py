@@ -60,6 +60,12 @@ LAYOUTS = Said(
         "(tokens.cumsum(0) - tokens).to(torch.int32)",
         "torch.zeros_like(tokens, dtype=torch.int32)",
     ),
+    Fault(
+        "a capacity of what one rank of cp holds",
+        "train/build.py",
+        '        cp=state.axis("cp"),\n',
+        "",
+    ),
 )
 
 EXACT = Said(
@@ -138,14 +144,20 @@ ROUTER = Said(
     Fault(
         "tokens beyond the capacity that are kept",
         "experts/capacity.py",
+        "before < limit",
         "before <= limit",
-        "before <= limit + 1",
     ),
     Fault(
         "a drop that rounding decides",
         "experts/capacity.py",
-        "torch.sort(_leading(importance.reshape(b, s * k))",
-        "torch.sort(importance.reshape(b, s * k)",
+        "_leading(importance.transpose(0, 1).reshape(b, s * k))",
+        "importance.transpose(0, 1).reshape(b, s * k)",
+    ),
+    Fault(
+        "a drop for what another document chose",
+        "experts/capacity.py",
+        "document[..., None].long() * config.experts + chosen",
+        "0 * document[..., None].long() + chosen",
     ),
 )
 
