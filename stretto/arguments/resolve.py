@@ -153,7 +153,10 @@ def resolve(layers: Sequence[Layer], *, files: bool = False) -> Resolved:
     found = validate(said, wrong)
     for layer in layers:
         violations += (_with_fixes(v, said, wrong, found) for v in layer.violations)
-    violations += explain(said, wrong, found)
+    unread = any(layer.source.kind is SourceKind.MODEL and layer.violations for layer in layers)
+    # Of a model that cannot be read nobody knows the shape: what would be wrong with the default one is no news.
+    unknown = {path for path in settings() if unread and _is_shape(path) and path not in said}
+    violations += (v for v in explain(said, wrong, found) if not unknown & set(v.fields))
     if files:
         violations += (v for v in check_paths(found.args) if not set(v.fields) & set(wrong))
     if violations:

@@ -29,7 +29,11 @@ from stretto.terminal import say
 class Options:
     """Prove that a layout gives what one process gives, or another layout."""
 
-    against: str = setting("", "what to compare with, as in tp=2,pp=2; unset: one process", named="LAYOUT")
+    against: str = setting(
+        "",
+        "what to compare with, as in tp=2,pp=2; unset: one process, or with exact one for each of dp",
+        named="LAYOUT",
+    )
     updates: int = setting(
         2, "optimizer steps to compare: the second begins from weights that the first has changed", at_least=1
     )
@@ -95,9 +99,18 @@ def _layout_of(text: str) -> Layout:
     return Layout.of(tp=size["tp"], cp=size["cp"], dp=size["dp"], pp=size["pp"], ep=size["ep"], etp=size["etp"])
 
 
+def reference_of(against: str, resolved: Resolved) -> Layout:
+    """What a run is compared with: the layout that is named, else one process; of an exact run as many as it has
+    replicas, since its bits are those of every tp and pp beside the same dp. Raises ValueError as `_layout_of`."""
+    p = resolved.args.parallel
+    if against or p.exact is None:
+        return _layout_of(against)
+    return replace(p, tp=1, pp=1, vpp=None, vpp_shape=None, schedule="1f1b").layout
+
+
 def _work(own: Options, resolved: Resolved) -> Task:
     """Both layouts, judged. Raises ConfigError or ValueError for one that cannot be."""
-    reference = _layout_of(own.against)
+    reference = reference_of(own.against, resolved)
     if reference.world > resolved.layout.world:
         raise ValueError(
             f"--against {own.against} has {reference.world} ranks, the run {resolved.layout.world}: swap them, "
@@ -106,7 +119,7 @@ def _work(own: Options, resolved: Resolved) -> Task:
     try:
         validated_in(resolved.args, reference)
     except ConfigError as error:
-        name = f"--against {own.against or 'one process'}"
+        name = f"--against {own.against or reference}"
         raise ConfigError([_of_reference(v, resolved, reference, name) for v in error.violations]) from None
     report = Path(own.json).expanduser() if own.json is not None else None
     if report is not None and (report.is_dir() or not report.parent.is_dir()):

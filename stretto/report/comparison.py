@@ -17,6 +17,7 @@ from stretto.arguments.schema import Arguments
 from stretto.layout import Layout
 from stretto.verify import Comparison, Difference, places, where_to_look
 from stretto.verify.compare import Kind
+from stretto.verify.reference import replicas
 
 _KINDS: dict[Kind, str] = {
     "initial weight": "initial weights",
@@ -118,7 +119,7 @@ def _parameters(found: Comparison) -> Table:
 
 
 def _verdict(found: Comparison, args: Arguments, reference: Layout) -> Text:
-    if found.equal and args.parallel.exact is not None:
+    if found.equal and args.parallel.exact is not None and replicas(reference) == replicas(args.parallel.layout):
         return Text(" EQUAL to the last bit: the layout does not change the model", "bold green")
     if found.equal:
         return Text(" EQUAL: the layout does not change the model", "bold green")

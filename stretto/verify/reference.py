@@ -60,10 +60,16 @@ def against_reference(
     with build(args, layout, world, home=home) as session:
         weights = random_weights(session, seed)
         tried = trace(session, weights, batches)
-        other = _Reference(args, reference, world, weights, batches, home)
+        bits = args.parallel.exact is not None and replicas(layout) == replicas(reference)
+        other = _Reference(args, reference, world, weights, batches, home, bits)
         unequal = dict.fromkeys(name for rank in session.from_all(tried.unequal) for name in rank)
         found = session.from_all([astuple(d) for d in _found(other, tried, session)])[0]
         return Comparison(tuple(Difference(Quantity(*q), *rest) for q, *rest in found), tuple(unequal))
+
+
+def replicas(layout: Layout) -> tuple[int, ...]:
+    """Sizes of data parallelism, level by level: what the order of sums over replicas follows from."""
+    return tuple(layout.size(axis) for axis in layout.axes if axis.partition(".")[0] == "dp")
 
 
 _WHOLE: Final = 20
@@ -88,6 +94,8 @@ class _Reference:
     weights: Mapping[str, Tensor]
     batches: Sequence[Batch]
     home: torch.device
+    exactly: bool
+    """Whether the bits are to be the same: exact runs of one dp; another deals rows to other microbatches."""
 
     @property
     def copies(self) -> int:
@@ -128,13 +136,13 @@ def _found(reference: _Reference, tried: Trace, everyone: Session) -> tuple[Diff
     """What `tried` differs in from its reference, with the limits of its dtype; nothing on ranks without one."""
     dtype = reference.args.run.dtype
     step = ROUNDING.get(dtype) if reference.args.run.fp8 == "none" else ROUNDING_FP8
-    exactly = reference.args.parallel.exact is not None
+    exactly = reference.exactly
     if step is None or exactly:
         own = reference.trace(dtype)
         if own is None:
             return ()
         found = differences(own, tried, bits=exactly)
-        limits = {q: limit_of(q, reference.args) for q in found}
+        limits = {q: limit_of(q, reference.args, exactly=exactly) for q in found}
     else:
         exact = reference.trace("fp64", reference.copies)
         own, errors = _draws(reference, exact, step)
@@ -148,9 +156,9 @@ def _found(reference: _Reference, tried: Trace, everyone: Session) -> tuple[Diff
     return tuple(replace(d, factor=factor(own, tried, d.quantity)) if d.exceeds else d for d in all_found)
 
 
-def limit_of(q: Quantity, args: Arguments) -> float:
-    """How far a quantity may be from the reference's where rounding is fine."""
-    if args.parallel.exact is not None:
+def limit_of(q: Quantity, args: Arguments, *, exactly: bool) -> float:
+    """How far a quantity may be from the reference's where rounding is fine, or where the bits must be the same."""
+    if exactly:
         return PROJECTED if q.kind in ("activation", "activation gradient") else 0.0
     limit = TOLERANCE[args.run.dtype] * (UPDATE_SLACK if q.kind == "update" else 1.0)
     rounded = args.optimizer.moments == "bf16" and args.run.dtype == "fp32" and q.kind == "update" and q.step > 1

@@ -1,7 +1,8 @@
 """`config.json`: what is understood, what is named as not supported, and the way back.
 
 Faults to catch: a field that nobody reads passed over; a number beyond every model's taken; a window of a family that
-switches it off; a stretch of the local wavelengths of Gemma 3.
+switches it off; a stretch of the local wavelengths of Gemma 3; a setting of a family that one of
+its models does not use.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stretto.arguments import ConfigError, resolve
+from stretto.arguments.layers import Layer
 from stretto.arguments.model import ModelConfig
+from stretto.arguments.sources import COMMAND_LINE
+from stretto.cli.adopt import adopted
 from stretto.interop.config import LIMIT, read_config, understand
 from stretto.interop.errors import InteropError
 from stretto.interop.families import FAMILIES
@@ -39,6 +44,36 @@ NEOX = {**LLAMA, "model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base":
 def model(directory: Path, **fields: Any) -> ModelConfig:
     (directory / "config.json").write_text(json.dumps(fields))
     return read_config(directory).model
+
+
+SPARSE = {**LLAMA, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1}
+SPARSE |= {"first_k_dense_replace": 1, "num_key_value_heads": 4}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {**SPARSE, "model_type": "glm4_moe", "n_group": 1, "topk_group": 1},  # GLM-4.5
+        {**SPARSE, "model_type": "deepseek_v3", "n_group": 1, "topk_group": 1, "qk_nope_head_dim": 4},  # Kimi K2
+        {**LLAMA, "model_type": "qwen2_moe", "num_experts": 4, "shared_expert_intermediate_size": 0},
+    ],
+    ids=lambda fields: fields["model_type"],
+)
+def test_what_a_family_says_of_all_its_models_is_wrong_of_none(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Groups are ranked by two experts, where there are groups; a run that begins with one is not rejected for that."""
+    latent = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "v_head_dim": 4}
+    fields = fields | (latent if fields["model_type"] == "deepseek_v3" else {})
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    said = adopted(str(tmp_path))
+    assert not said.violations
+    resolve([said, Layer(COMMAND_LINE, {"data.tokenizer": "byte"})])
+
+
+def test_a_model_that_cannot_be_read_is_all_that_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "model_type": "mixtral", "new": 1}))
+    with pytest.raises(ConfigError) as wrong:
+        resolve([adopted(str(tmp_path)), Layer(COMMAND_LINE, {"parallel.ep": 2, "run.nproc": 2})])
+    assert [each.rule for each in wrong.value.violations] == ["init_from"]
 
 
 def test_the_forms_of_former_years(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stretto.arguments import ConfigError, parse
 from stretto.arguments.schema import Arguments, BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
+from stretto.cli.verify import reference_of
 from stretto.distributed.norm import exact_squares
 from stretto.layout import Layout
 from stretto.testing import Pool
@@ -62,6 +63,22 @@ def test_every_tp_gives_the_bits_of_one_process(
 ) -> None:
     args = exact(tp, pp, sp, dtype, recompute, model)
     assert set(pool.run(tp * pp, _different, args)) == {""}
+
+
+def test_the_bits_are_those_of_the_same_dp_and_close_to_those_of_another(pool: Pool) -> None:
+    """Catches: bits that are asked of a reference whose replicas add up otherwise."""
+    words = "--layers 1 --hidden 16 --heads 4 --ffn 24 --vocab 53 --seq-len 8 --global-batch 6 --exact 2 --tp 2 --dp 3"
+    run = parse(f"{words} --optimizer sgd --micro-batch 1".split(), world_size=6)
+    same, other = reference_of("", run), reference_of("dp=1", run)
+    assert same == Layout.of(dp=3)
+    for bits, reference in ((True, same), (False, other)):
+        assert pool.run(6, _compared, run.args, run.layout, reference)[0] == (bits, "")
+
+
+def _compared(world: World, args: Arguments, layout: Layout, reference: Layout) -> tuple[bool, str]:
+    found = against_reference(args, layout, world, reference=reference)
+    bits = all(d.limit == 0 for d in found.differences if d.quantity.kind == "gradient")
+    return bits, ", ".join(map(str, (*found.failures[:3], *found.unequal[:3])))
 
 
 def test_its_sums_are_told_by_who_asks_for_them(pool: Pool) -> None:

@@ -106,6 +106,12 @@ CONFIG = Said(
         '    return whole, {"rope_theta": local}, "rope_scaling"',
         '    return whole, {**whole, "rope_theta": local}, "rope_scaling"',
     ),
+    Fault(
+        "a setting of a family that one of its models does not use",
+        "interop/config.py",
+        "_with_effect(ModelConfig(**values))",
+        "ModelConfig(**values)",
+    ),
 )
 
 FILES = Said(
