@@ -33,7 +33,7 @@ def plan_of(model: nn.Module, axis: Axis, *, sequence_parallel: bool = False, ga
 
 
 def _llama(config: Any, axis: Axis, border: Border, gather: bool) -> Mapping[str, Style]:
-    """Of all that have its names: Llama, Mistral, Qwen2, Qwen3 (norms of a head, which all heads share), SmolLM3."""
+    """Of all that have its names: Llama, Mistral, Qwen2, Qwen3 (norms of a head, which all heads share) and others."""
     heads = config.num_attention_heads
     kv = getattr(config, "num_key_value_heads", None) or heads
     _require_heads(heads, axis)
@@ -82,6 +82,8 @@ def _require_heads(heads: int, axis: Axis) -> None:
         raise ValueError(f"{heads} attention heads over {axis.name}={axis.size} ranks: the ranks must divide the heads")
 
 
+_NAMED_AS_LLAMA: Final = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "helium", "seed_oss")
+
 _FAMILIES: Final[Mapping[str, Callable[[Any, Axis, Border, bool], Mapping[str, Style]]]] = MappingProxyType(
-    {**dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), _llama), "gpt_neox": _gpt_neox}
+    {**dict.fromkeys(_NAMED_AS_LLAMA, _llama), "gpt_neox": _gpt_neox}
 )

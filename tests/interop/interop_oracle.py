@@ -238,12 +238,20 @@ def in_fp64() -> Iterator[None]:
         torch.float32, torch.float, torch.Tensor.float = before[1:]
 
 
+PLANNED: dict[str, dict[str, Any]] = {
+    "granite": {"model_type": "granite", "hidden_size": 32, "logits_scaling": 3.0, "residual_multiplier": 0.5},
+    "helium": {"model_type": "helium", "hidden_size": 32, "head_dim": 8},
+    "seed_oss": {"model_type": "seed_oss", "head_dim": 8, "attention_dropout": 0.0, "residual_dropout": 0.0},
+}
+"""Models that `parallelize` has plans for, and `--init-from` does not read."""
+
+
 def build(name: str) -> Any:
     """The model, with every parameter drawn at random: zero biases and unit norms hide mistakes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers import AutoConfig, AutoModelForCausalLM
-    special = FAMILIES[name]
+    special = {**FAMILIES, **PLANNED}[name]
     kept = {"gpt2": _GPT2, "gpt_neox": TINY.keys() - {"num_key_value_heads"}}.get(special["model_type"], TINY)
     base = {k: v for k, v in TINY.items() if k in kept}
     config = AutoConfig.for_model(**{**base, **special})

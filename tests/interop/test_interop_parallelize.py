@@ -33,8 +33,8 @@ from stretto.world import Axis, World
 pytestmark = pytest.mark.gloo
 
 FAMILIES = {
-    2: ("llama-biased", "gpt_neox", "qwen3", "mistral"),
-    4: ("qwen3", "qwen2-windows", "pythia-sequential", "llama3"),
+    2: ("llama-biased", "gpt_neox", "qwen3", "mistral", "granite"),
+    4: ("qwen3", "qwen2-windows", "pythia-sequential", "llama3", "seed_oss", "helium"),
 }
 TP = Axis("tp", 1, (0, 1, 2, 3))
 """What needs no group: rank 1 of 4."""
