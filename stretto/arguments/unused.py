@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from stretto.arguments.rule import Expression, Nearby, fields_of, named_in, told, violation
-from stretto.arguments.schema import Arguments
+from stretto.arguments.schema import Arguments, ModelConfig
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get, settings
 
@@ -132,3 +133,12 @@ UNUSED: tuple[Derivation, ...] = (
     *_unused("freeze", "lora_rank", "{lora_rank} trains adapters alone", lora_rank=[0]),
     *_unused("save_every sample_tokens", "not save", "no checkpoint is saved", ineffective=False),
 )
+
+
+def with_effect(model: ModelConfig) -> ModelConfig:
+    """Without what is said of a family of models and this one makes no use of: how groups of experts are ranked, where
+    there is one. A run would be rejected for that."""
+    said = Arguments(model=model)
+    unused = {each.path: each.equation(said) for each in UNUSED if each.path.startswith("model.")}
+    plain: dict[str, Any] = {path.partition(".")[2]: found[0] for path, found in unused.items() if found}
+    return replace(model, **plain)

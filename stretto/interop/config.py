@@ -16,8 +16,7 @@ from typing import Any
 
 from stretto import reading
 from stretto.arguments.model import ModelConfig
-from stretto.arguments.schema import Arguments
-from stretto.arguments.unused import UNUSED
+from stretto.arguments.unused import with_effect
 from stretto.interop.errors import InteropError, of_a_run
 from stretto.interop.families import FAMILIES, GATED, PLAIN, Family
 from stretto.interop.fields import NEUTRAL, ONLY, TRAINING
@@ -150,22 +149,12 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
 
 def understand(raw: Mapping[str, Any], family: Family, where: str) -> HfConfig:
     """The settings that the fields of a config stand for. Raises InteropError with all that is not understood."""
-    said = {family.also.get(name, name): value for name, value in raw.items()}
-    reader = _Reader(said, family)
+    reader = _Reader({family.also.get(name, name): value for name, value in raw.items()}, family)
     values = reader.settings()
     if reader.wrong:
         what = f"{where}: {len(reader.wrong)} fields of this {family.model_type} are not supported"
         raise InteropError(what, reader.wrong)
-    return HfConfig(family, _with_effect(ModelConfig(**values)), raw, tuple(reader.notes))
-
-
-def _with_effect(model: ModelConfig) -> ModelConfig:
-    """Without what a family says of all its models and this one makes no use of: how groups of experts are ranked,
-    where there is one. A run would be rejected for that."""
-    said = Arguments(model=model)
-    unused = {each.path: each.equation(said) for each in UNUSED if each.path.startswith("model.")}
-    plain: dict[str, Any] = {path.partition(".")[2]: found[0] for path, found in unused.items() if found}
-    return replace(model, **plain)
+    return HfConfig(family, with_effect(ModelConfig(**values)), raw, tuple(reader.notes))
 
 
 @dataclass

@@ -109,7 +109,7 @@ CONFIG = Said(
     Fault(
         "a setting of a family that one of its models does not use",
         "interop/config.py",
-        "_with_effect(ModelConfig(**values))",
+        "with_effect(ModelConfig(**values))",
         "ModelConfig(**values)",
     ),
 )
