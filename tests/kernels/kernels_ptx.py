@@ -29,7 +29,7 @@ KERNELS = {
     "experts add": (experts._add_up, {"weighted": True, "slots": 8, "parts": 1, "block": 2048}),
     "experts scatter": (experts._scatter, {"slots": 8, "parts": 2, "block": 2048}),
     "experts order": (experts._by_expert, {"most": 64, "block": 1024}),
-    "experts products": (grouped._products, {"add": True, "tall": 128, "wide": 256, "deep": 32}),
+    "experts products": (grouped._products, {"two": True, "add": True, "tall": 128, "wide": 256, "deep": 32}),
     "loss": (
         cross_entropy._statistics,
         {"turns": 19, "capped": False, "smoothed": False, "unit": 8, "groups": 1024, "wide": 8},
@@ -107,7 +107,7 @@ def compiled(name: str) -> str:
     kernel = launched.kernel if isinstance(launched, Launches) else launched
     signature = {n: "constexpr" if n in constants else _type(n) for n in kernel.arg_names}
     # What Triton finds out when a kernel is called: addresses and sizes are multiples of 16.
-    known = [n for n, arg in enumerate(kernel.arg_names) if arg not in (*constants, *ODD)]
+    known = [n for n, arg in enumerate(kernel.arg_names) if arg.removeprefix("more_") not in (*constants, *ODD)]
     source = ASTSource(kernel, signature, constants, {(n,): [["tt.divisibility", 16]] for n in known})
     try:
         ptx: str = triton.compile(
@@ -119,6 +119,7 @@ def compiled(name: str) -> str:
 
 
 def _type(arg: str) -> str:
+    arg = arg.removeprefix("more_")  # of a second part
     others = {
         "eps": "fp32",
         "centre": "fp32",
