@@ -34,6 +34,10 @@ RUNS = (
     ("h200x2/D4-pp.json", "stretto", "--stage-layers 4,4"),
     ("h200x2/D4-schedules.json", "stretto-zbv", "--stage-layers 2,2,2,2"),
     ("h200x2/D4-schedules.json", "stretto-interleaved", "--stage-layers 2,2,2,2"),
+    ("h200x2/D4-halves.json", "stretto-halves-zb-h2", ""),
+    ("h200x2/D4-halves.json", "stretto-halves-interleaved", ""),
+    ("h200x2/D4-halves.json", "stretto-halves-interleaved4", ""),
+    ("h200x2/D4-halves.json", "stretto-whole-interleaved4", ""),
 )
 """Files of results, a peer of each, and what it added to the words in the file, or what has another default since."""
 
