@@ -49,13 +49,19 @@ def compiled(function: Function) -> Function:
             return any_size(*given, **named)
         kernels = known.get(key := tuple(kind))
         if kernels is None:
-            if len(known) >= _SIGNATURES:
+            if len(known) >= _SIGNATURES or not _distinct(tensors):
                 return any_size(*(x.detach() if isinstance(x, Tensor) else x for x in given), **named)
             known[key], made = _compile(function, given, named, tensors)
             return made
         return kernels(tensors)
 
     return call
+
+
+def _distinct(tensors: list[Tensor]) -> bool:
+    """Whether a kernel of these is one of any others: of a tensor that is given twice it would take both arguments for
+    one also when they are two, and tensors of `inference_mode` do not tell whether they were written."""
+    return len({*map(id, tensors)}) == len(tensors) and not any(x.is_inference() for x in tensors)
 
 
 def _compile(

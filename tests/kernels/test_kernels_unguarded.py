@@ -1,6 +1,6 @@
 """Functions by torch's compiler without its guards: the same results, for whatever sizes and constants they get.
 
-Faults to catch: what is written in place not told to autograd.
+Faults to catch: what is written in place not told to autograd; two arguments taken for one.
 """
 
 from __future__ import annotations
@@ -54,3 +54,23 @@ def test_a_kernel_that_is_looked_up_is_called_as_itself(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("torch._inductor.output_code.CompiledFxGraph.__call__", wrapped)
     torch.testing.assert_close(function(2 * x, y)[0], 2 * x + y)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_tensor_given_twice_is_not_taken_for_two_that_differ() -> None:
+    """Catches: x * x in the place of x * y, of a first call with one tensor for both."""
+    function = compiled(lambda x, y: x * y)
+    x, y = torch.full((4, 8), 2.0), torch.full((4, 8), 3.0)
+    for first, second in ((x, x), (x, y), (y, y), (x, y)):
+        torch.testing.assert_close(function(first, second), first * second)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_inference_mode_computes_the_same() -> None:
+    """Before the kernels are known, and after. Catches: versions asked of tensors that have none."""
+    function = compiled(lambda x, y: (x.mul_(2), x + y)[1])
+    for inference in (True, False, True):
+        with torch.inference_mode(inference):
+            x, y = torch.ones(4, 8), torch.ones(4, 8)
+            assert torch.equal(function(x, y), torch.full((4, 8), 3.0))
+            assert torch.equal(x, torch.full((4, 8), 2.0))

@@ -252,6 +252,12 @@ UNGUARDED = Said(
         "None if written or _alias",
         "None if _alias",
     ),
+    Fault(
+        "two arguments taken for one",
+        "kernels/unguarded.py",
+        "if len(known) >= _SIGNATURES or not _distinct(tensors):",
+        "if len(known) >= _SIGNATURES:",
+    ),
 )
 
 TILE = Said(
