@@ -38,7 +38,7 @@ from stretto.train.record import EvalRecord, Listener, StepRecord
 from stretto.train.run import train
 from stretto.train.step import evaluate
 from stretto.train.text import counted
-from stretto.world import AsyncTensor, Done, World
+from stretto.world import AsyncTensor, Axis, Done, World
 
 pytestmark = pytest.mark.gloo
 
@@ -61,11 +61,17 @@ def _nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         out.zero_()
         return Done()
 
+    def only_own(x: torch.Tensor, axis: Axis) -> AsyncTensor:
+        told = x.new_zeros(axis.size, *x.shape)
+        told[axis.rank] = x
+        return AsyncTensor(told)
+
     def same(x: torch.Tensor, _: object) -> AsyncTensor:
         return AsyncTensor(x.detach().clone())
 
     monkeypatch.setattr(Link, "expect", lambda *_: None)
     monkeypatch.setattr("torch.distributed.all_to_all_single", no_rows)
+    monkeypatch.setattr("stretto.experts.plan.all_gather_async", only_own)
     monkeypatch.setattr("stretto.context_parallel.exchange.shift_async", same)
 
 
