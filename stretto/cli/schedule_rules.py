@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _READ_BY: Final = MappingProxyType(
     {"out": ("draw", "search"), "measured": ("draw",)}
-    | dict.fromkeys(("layers", "head", "embedding", "exact"), ("search",))
+    | dict.fromkeys(("layers", "head", "embedding", "attention", "exact"), ("search",))
 )
 """Options that not every command reads."""
 

@@ -56,6 +56,7 @@ def test_one_of_a_kind_is_not_several(capsys: pytest.CaptureFixture[str]) -> Non
         (["list", "zbv"], "list takes no schedule, got zbv"),
         (["simulate", "zbv", "--out", "x.svg"], "simulate does not read --out, which is for draw and search"),
         (["draw", "zbv", "--exact", "3"], "draw does not read --exact"),
+        (["simulate", "zbv", "--attention", "0.3"], "simulate does not read --attention"),
         (["simulate", "zbv", "--memory", "2"], "--memory is for search and for the schedule auto"),
         (["simulate", "auto", "--memory", "0.1"], "keeps within 0 activations of a stage"),
         (["simulate", "1f1b", "--forward", "-1"], "times are finite and not negative"),
