@@ -35,6 +35,11 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
+def finished(*command: str) -> subprocess.CompletedProcess[str]:
+    """What a launcher and its ranks said."""
+    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=60, check=False)
+
+
 @pytest.fixture
 def rejected(fresh: Fresh, options: list[str], earlier: Path) -> Callable[..., str]:
     """Run with these further words in the place of an earlier run; what is said, once that is all that happened."""
@@ -240,14 +245,7 @@ def test_under_torchrun_it_is_said_once(
 ) -> None:
     """Catches: each rank that says it, and rank 0 that is ended before it could."""
     before = contents(earlier)
-    ended = subprocess.run(
-        [*torchrun, "-m", "stretto", *options, "--out", str(earlier), *words],
-        env=ENV,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ended = finished(*torchrun, "-m", "stretto", *options, "--out", str(earlier), *words)
     assert ended.returncode != 0
     assert ended.stderr.count("stretto train:") == 1
     assert contents(earlier) == before
@@ -259,14 +257,7 @@ def test_ranks_that_are_started_with_other_words(torchrun: list[str], options: l
     """Catches: a script that gives each rank a learning rate of its own, which trained."""
     program = 'exec "$0" -m stretto "$@" --lr "1e-$((RANK + 3))"'
     words = [*options, "--out", str(tmp_path / "run")]
-    ended = subprocess.run(
-        [*torchrun, "--no-python", "sh", "-c", program, sys.executable, *words],
-        env=ENV,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ended = finished(*torchrun, "--no-python", "sh", "-c", program, sys.executable, *words)
     assert ended.returncode != 0
     assert "\n  optimizer.lr: 0.001 on rank 0, 0.0001 on rank 1\n" in ended.stderr
     assert not (tmp_path / "run").exists()
