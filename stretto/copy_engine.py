@@ -30,6 +30,10 @@ class Arrival:
         return bool(self._event.query())  # type: ignore[no-untyped-call]
 
 
+_AT_LEAST, _ANY_BIT = 0, 2
+"""CU_STREAM_WAIT_VALUE_GEQ and CU_STREAM_WAIT_VALUE_AND."""
+
+
 class Driver:
     """What a stream is told by CUDA's driver itself; addresses are those of the device. Raises RuntimeError."""
 
@@ -48,7 +52,11 @@ class Driver:
 
     def wait(self, address: int, number: int) -> None:
         """Do nothing more until there is at least this number, as numbers that wrap are compared."""
-        _checked(self._wait, self._stream, address, number & 0xFFFFFFFF, 0)
+        _checked(self._wait, self._stream, address, number & 0xFFFFFFFF, _AT_LEAST)
+
+    def wait_bit(self, address: int, bit: int) -> None:
+        """Do nothing more until this bit is there."""
+        _checked(self._wait, self._stream, address, bit, _ANY_BIT)
 
     def copy(self, to: int, source: int, size: int) -> None:
         """Copy so many bytes."""

@@ -4,9 +4,13 @@ A large GEMM has one block on each multiprocessor for as long as it lasts, and a
 blocks too: what is issued beside a product runs before or after it, so nothing is hidden (`benchmarks/spike_overlap.py`
 has the figures). Copy engines need no multiprocessor.
 
-A rank puts what others are to read into a slot of its buffer and writes the number of the message into their flags,
-they copy it and write the number back. All of that lies on a stream of its own, and neither the host nor a kernel waits
-for a flag: the stream itself does (`cuStreamWaitValue32`). A slot is used again when all have read it.
+A rank puts what others are to read into a slot of its buffer and sets a flag at each of them, they copy it and set one
+back. All of that lies on a stream of its own, and neither the host nor a kernel waits for a flag: the stream itself
+does (`cuStreamWaitValue32`). A slot is used again when all have read it.
+
+A slot is used in two phases by turns, each with a bit of its own: what one use leaves in a flag does not let the next
+one pass, nobody puts a flag back, and no number grows from step to step. So messages can be recorded as CUDA graphs,
+whose launches have the same numbers each time: between two `rewind`, they are the same.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ LEAST: Final = 2**18
 
 _ALIGNMENT: Final = 512
 _READY, _READ = 0, 1
+_PHASES: Final = 2
 
 
 class CopyEngineBuffer:
@@ -57,7 +62,8 @@ class CopyEngineBuffer:
         self._driver = Driver(self._stream)
         self._free: list[torch.cuda.Event | None] = [None] * SLOTS
         self._views: dict[tuple[int, int, torch.Size, torch.dtype], Tensor] = {}
-        self._number = 0
+        self._number, self._bit = 0, 1
+        """Messages since the last `rewind`, and what the flags of the current one hold."""
 
     def takes(self, size: int) -> bool:
         """Whether it has room for a message, and is quicker."""
@@ -122,6 +128,24 @@ class CopyEngineBuffer:
             torch.index_select(x, 0, order[before : before + own], out=out[to : to + own])
         return AsyncTensor(out, self._end(slot, (out, x) if order is None else out))
 
+    def rewind(self) -> None:
+        """See `stretto.world.PeerBuffer`."""
+        while self._number % (_PHASES * SLOTS):
+            slot = self._begin()  # a message of nothing
+            self._follow()
+            for peer in self._others:
+                self._offer(slot, peer)
+            for peer in self._others:
+                self._fetch(slot, peer, 0, 0, 0)
+            self._end(slot, None)
+        if any(self._free):
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)  # type: ignore[no-untyped-call]
+        self.restart()
+
+    def restart(self) -> None:
+        """What was begun since the last `rewind` has not been done, by any rank."""
+        self._number, self._free = 0, [None] * SLOTS
+
     def release(self) -> None:
         """Let nothing of this rank wait for the others any more: they may be gone.
 
@@ -129,7 +153,7 @@ class CopyEngineBuffer:
         """
         driver = Driver(new_stream(self.device))
         for kind, slot, of in product((_READY, _READ), range(SLOTS), range(self.size)):
-            driver.write(self._flag(self.rank, kind, slot, of), self._number + 2**30)
+            driver.write(self._flag(self.rank, kind, slot, of), 2**_PHASES - 1)
 
     def _place(self, reader: int, owner: int) -> int:
         """Which part of the owner's slot is the reader's."""
@@ -160,8 +184,8 @@ class CopyEngineBuffer:
 
     def _begin(self) -> int:
         """The slot of the next message, when the current stream may write into it."""
+        slot, self._bit = self._number % SLOTS, 1 << self._number // SLOTS % _PHASES
         self._number += 1
-        slot = self._number % SLOTS
         if (free := self._free[slot]) is not None:
             torch.cuda.current_stream(self.device).wait_event(free)
         return slot
@@ -171,13 +195,13 @@ class CopyEngineBuffer:
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def _offer(self, slot: int, reader: int) -> None:
-        self._driver.write(self._flag(reader, _READY, slot, self.rank), self._number)
+        self._driver.write(self._flag(reader, _READY, slot, self.rank), self._bit)
 
     def _fetch(self, slot: int, owner: int, start: int, to: int, size: int) -> None:
         """So many bytes of the owner's memory, when its slot is full."""
-        self._driver.wait(self._flag(self.rank, _READY, slot, owner), self._number)
+        self._driver.wait_bit(self._flag(self.rank, _READY, slot, owner), self._bit)
         self._copy(to, self._at[owner] + start, size)
-        self._driver.write(self._flag(owner, _READ, slot, self.rank), self._number)
+        self._driver.write(self._flag(owner, _READ, slot, self.rank), self._bit)
 
     def _copy(self, to: int, source: int, size: int) -> None:
         if size:
@@ -186,7 +210,7 @@ class CopyEngineBuffer:
     def _end(self, slot: int, keep: object, then: Callable[[], None] | None = None) -> Arrival:
         arrival = Arrival(self._stream.record_event(), keep, then)
         for reader in self._others:
-            self._driver.wait(self._flag(self.rank, _READ, slot, reader), self._number)
+            self._driver.wait_bit(self._flag(self.rank, _READ, slot, reader), self._bit)
         self._free[slot] = self._stream.record_event()
         return arrival
 

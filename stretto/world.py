@@ -187,6 +187,13 @@ class PeerBuffer(Protocol):
         """Rows of `x` (or of `x[order]`), those of each rank after those of the rank before, go to their ranks: so many
         as `pairs` says of each rank (first) for each. What comes is in the order of its ranks, in `out` if given."""
 
+    def rewind(self) -> None:
+        """What follows in the current stream is after all messages, and the next message is as the first ever was: so
+        what is recorded between two such calls can be replayed."""
+
+    def restart(self) -> None:
+        """What was begun since the last `rewind` has not been done, by any rank: it was recorded, and given up."""
+
 
 class PeerMemory(Protocol):
     """Memory of each rank of an axis that the others read where it lies. All ranks call it alike.

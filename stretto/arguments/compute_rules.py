@@ -66,7 +66,6 @@ _NO_GRAPHS = (
     ("device != 'cuda'", "{device} has none"),
     ("exact is not None", "{exact}: kernels must be chosen alike for every tp"),
     ("pp > 1", "{pp}: stages wait for each other"),
-    ("tp > 1", "{tp}: its collectives are not recorded"),
     ("cp > 1", "{cp}: its collectives are not recorded"),
     ("schedule != '1f1b'", "{schedule}: backwards do not follow their forwards"),
     ("sharding in ('zero2', 'fsdp')", "{sharding}: gradients have no address of their own"),

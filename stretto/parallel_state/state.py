@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -74,6 +74,7 @@ class ParallelState:
         self._tracer = tracer
         self.ordered = ordered
         self._reach = dict(reach or {})
+        self._before: list[Callable[[], object]] = []
         self._layout = layout
         self._world = world
         self._costs = tuple(costs)
@@ -231,7 +232,13 @@ class ParallelState:
             raise
         destroy_groups(self._forget())
 
+    def before_close(self, call: Callable[[], object]) -> None:
+        """Call this before the groups go, however a `with` ends: NCCL waits for graphs of its collectives."""
+        self._before.append(call)
+
     def _forget(self) -> tuple[ProcessGroup, ...]:
+        while self._before:
+            self._before.pop()()
         groups = tuple(self._groups)
         self._axes.clear()
         self._groups.clear()

@@ -27,6 +27,7 @@ from stretto.pipeline_parallel.inputs import Inputs
 from stretto.pipeline_parallel.link import Link
 from stretto.pipeline_parallel.stage import Stage
 from stretto.schedule import Action, Op, Schedule
+from stretto.world import PeerBuffer
 
 TRIES: Final = 3
 """Steps in which a recording may fail, before none is tried any more."""
@@ -59,15 +60,19 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Records CUDA graphs, which share their memory: they run one after the other, in the order of their recording."""
+    """Records CUDA graphs, which share their memory: they run one after the other, in the order of their recording.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    `buffers` are those of the axes that recorded collectives may go over.
+    """
+
+    def __init__(self, device: torch.device, buffers: Sequence[PeerBuffer] = ()) -> None:
+        self._device, self._buffers = device, buffers
         self._stream: torch.cuda.Stream | None = None
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def record(self, body: Callable[[], None]) -> Callable[[], object]:
         """As `Recorder`. The host waits for the device."""
+        self._rewind()
         torch.cuda.synchronize(self._device)
         gc.collect()
         torch.cuda.empty_cache()  # what eager steps were computed in is needed now
@@ -80,14 +85,28 @@ class CudaGraphs:
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 body()
+                self._rewind()
             finally:
+                for buffer in self._buffers:
+                    buffer.restart()
                 graph.capture_end()
         self._graphs.append(graph)
-        return graph.replay
+
+        def replay() -> None:
+            self._rewind()
+            graph.replay()
+
+        return replay
 
     def clear(self) -> None:
         """As `Recorder`."""
+        for graph in self._graphs:
+            graph.reset()  # also where who replays it is still there: NCCL waits for the graphs of a group that goes
         self._graphs.clear()
+
+    def _rewind(self) -> None:
+        for buffer in self._buffers:
+            buffer.rewind()
 
 
 @dataclass(frozen=True)
@@ -106,7 +125,8 @@ class GraphedExecutor(Executor):
 
     The first step is eager, since kernels are compiled and chosen in it; the second records. Eager are also those
     of another signature, those whose backward sends gradients to other ranks as it makes them, and everything once
-    `TRIES` recordings have failed, which `problem` says then.
+    `TRIES` recordings have failed, which `problem` says then. `agreed` is whether all ranks that compute a microbatch
+    together say yes: what failed on one of them is replayed by none.
     """
 
     weights: GraphedWeights
@@ -119,11 +139,12 @@ class GraphedExecutor(Executor):
         link: Link,
         weights: GraphedWeights,
         recorder: Recorder,
+        agreed: Callable[[bool], bool] = bool,
     ) -> None:
         super().__init__(program, rank, stages, link, weights)
         if program.num_stages != 1:
             raise ValueError(f"a program of {program.num_stages} stages: graphs are of microbatches that meet no other")
-        self._recorder = recorder
+        self._recorder, self._agreed = recorder, agreed
         self._alone = _alone(program.ranks[rank], sends=weights.reduces(0))
         self._inputs: Inputs | None = None
         self._recorded: dict[Hashable, _Recorded] = {}
@@ -187,20 +208,23 @@ class GraphedExecutor(Executor):
             stage.backward(a.mb, None)
             made.extend((loss, self.weights.progress(a.stage)))
 
+        problem = ""
         try:
             replay = self._recorder.record(body)
         except Exception as error:  # noqa: BLE001  # whatever it is, the step can be made without
-            # Nothing of it was computed, so this microbatch can still be.
-            stage.drop(a.mb)
-            self.weights.resume(a.stage, before)
-            self._recorded.clear()
-            self._recorder.clear()
-            self._recording_step = self._steps + 1
-            if self._recording_step > TRIES:
-                self.problem = f"{type(error).__name__}: {error}"
-                logging.getLogger(__name__).warning("training without CUDA graphs: %s", self.problem)
+            problem = f"{type(error).__name__}: {error}"
+        if self._agreed(not problem):
+            self._recorded[before] = _Recorded(replay, *made)
             return
-        self._recorded[before] = _Recorded(replay, *made)
+        # Nothing of it was computed, so this microbatch can still be.
+        stage.drop(a.mb)
+        self.weights.resume(a.stage, before)
+        self._recorded.clear()
+        self._recorder.clear()
+        self._recording_step = self._steps + 1
+        if self._recording_step > TRIES:
+            self.problem = problem or "a rank of the same tensor-parallel group could not record"
+            logging.getLogger(__name__).warning("training without CUDA graphs: %s", self.problem)
 
 
 def _alone(actions: Iterable[Action], *, sends: bool) -> frozenset[int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+from stretto.collectives import all_reduce
 from stretto.distributed import DataParallel, MainGradients
 from stretto.distributed.quantized import Quantizer
 from stretto.distributed.replicate import align
@@ -152,10 +154,12 @@ def assemble(
     ring = layout.vpp > 1 and layout.shape == "loop"
     link = Link.between(axis, state.world.device, state.axis, ring=ring)
     graphed = recorder if axis.size == 1 == program.num_stages and not (sharding.grads or sharding.params) else None
+    if graphed is not None:
+        state.before_close(graphed.clear)
     stepper = (PostValidated if post_validate else Stepper)(
         Executor(program, axis.rank, stages, link, weights)
         if graphed is None
-        else GraphedExecutor(program, axis.rank, stages, link, weights, graphed),
+        else GraphedExecutor(program, axis.rank, stages, link, weights, graphed, partial(all_say, state)),
         weights,
         made,
         clip_grad=clip_grad,
@@ -166,3 +170,9 @@ def assemble(
     evaluator = Executor(forwards, axis.rank, stages, link, weights)
     tuner = Tuner(stepper, sharding, search, keep_cost) if search is not None and axis.size > 1 else None
     return Assembly(modules, stepper, evaluator, busy, tuner)
+
+
+def all_say(state: ParallelState, yes: bool) -> bool:
+    """Whether all ranks that compute a microbatch together say so; the host waits for them."""
+    against = torch.tensor(0.0 if yes else 1.0, device=state.world.device)
+    return not all_reduce(against, state.axis("tp")).item()

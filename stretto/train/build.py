@@ -45,7 +45,7 @@ from stretto.train.dtypes import DTYPES
 from stretto.train.optimizers import flat
 from stretto.train.step import Optimizer
 from stretto.train.tuning import freeze, require_trained
-from stretto.world import Axis
+from stretto.world import Axis, PeerBuffer
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         on_nonfinite=args.run.on_nonfinite,
         wire=DTYPES["bf16"] if args.parallel.reduce_dtype == "bf16" else None,
         quantizer=WeightQuantizer(fp8, passes) if isinstance(fp8, Tensorwise) else None,
-        recorder=CudaGraphs(state.world.device) if args.run.cuda_graphs else None,
+        recorder=CudaGraphs(state.world.device, peer_buffers(state)) if args.run.cuda_graphs else None,
     )
     made.stepper.further = torch.zeros((2, args.model.mtp_layers), dtype=torch.float64, device=state.world.device)
     if (last := made.stages.get(len(parts) - 1)) is not None:
@@ -160,6 +160,12 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     made.stepper.executor.check_finite = args.run.check_finite
     balanced = balance[0] if balance else None
     return Built(made.stages, made.stepper, made.evaluator, made.busy, made.tuner, balanced, in_fp8)
+
+
+def peer_buffers(state: ParallelState) -> list[PeerBuffer]:
+    """What messages within a microbatch go through, where there are any."""
+    buffer = state.axis("tp").peer_buffer
+    return [] if buffer is None else [buffer]
 
 
 @contextmanager

@@ -102,10 +102,16 @@ class Driver:
         self._give(setattr, ctypes.c_uint32.from_address(address), "value", number & 0xFFFFFFFF)
 
     def wait(self, address: int, number: int) -> None:
+        self._wait(address, lambda value: value - number >= 0)
+
+    def wait_bit(self, address: int, bit: int) -> None:
+        self._wait(address, lambda value: value & bit != 0)
+
+    def _wait(self, address: int, passes: Callable[[int], bool]) -> None:
         flag = ctypes.c_int32.from_address(address)
 
         def until() -> None:
-            while flag.value - number < 0 and not getattr(self._stream, "given_up", False):
+            while not passes(flag.value) and not getattr(self._stream, "given_up", False):
                 time.sleep(0)
 
         self._give(until)

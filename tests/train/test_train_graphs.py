@@ -6,7 +6,9 @@ Each test says which fault it catches; on a CPU a tape of torch's operations is 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,8 +19,12 @@ from torch import Tensor
 from stretto.arguments import parse
 from stretto.batch import Batch
 from stretto.layout import Layout
+from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import CudaGraphs, GraphedExecutor, Recorder
 from stretto.pipeline_parallel.inputs import Inputs
+from stretto.testing import Pool
+from stretto.train.assemble import all_say
+from stretto.train.build import peer_buffers
 from stretto.verify import Session, build, random_batch, random_weights
 from stretto.world import World
 
@@ -27,16 +33,27 @@ WORDS += " --global-batch 6 --micro-batch 2 --nproc 1"
 OTHER = "--activation gelu --norm layer --bias --qk-norm --position learned --tied"
 
 
-def graphed(session: Session, recorder: Recorder) -> GraphedExecutor:
+Recorders = Callable[[ParallelState], Recorder]
+
+
+def cuda_graphs(state: ParallelState) -> CudaGraphs:
+    """As in a run."""
+    return CudaGraphs(state.world.device, peer_buffers(state))
+
+
+def graphed(session: Session, of: Recorders) -> GraphedExecutor:
     """The session's microbatches are replayed from its second step on."""
+    recorder = of(session.state)
+    session.state.before_close(recorder.clear)
     stepper = session.built.stepper
     plain = stepper.executor
-    made = GraphedExecutor(plain.program, plain.rank, plain.stages, plain.link, session.built.weights, recorder)
+    agreed = partial(all_say, session.state)
+    made = GraphedExecutor(plain.program, plain.rank, plain.stages, plain.link, session.built.weights, recorder, agreed)
     stepper.executor = made
     return made
 
 
-def trained(words: str, recorder: Recorder | None, layout: Layout, world: World, steps: int = 4) -> dict[str, Any]:
+def trained(words: str, recorder: Recorders | None, layout: Layout, world: World, steps: int = 4) -> dict[str, Any]:
     """Losses, the last gradients, weights and moments; an evaluation follows each step."""
     args = parse([*WORDS.split(), *words.split()], files=False, world_size=world.size).args
     with build(args, layout, world) as session:
@@ -65,14 +82,14 @@ def test_replayed_microbatches_are_the_eager_ones(words: str) -> None:
     """Catches: inputs that are not copied to where the graph reads; later microbatches that set gradients as the first
     does; progress that a replay leaves as it was; a loss that the next replay overwrites; samples of a mask kept."""
     tape = Tape()
-    eager, replayed = (trained(words, r, Layout.of(), World.single()) for r in (None, tape))
+    eager, replayed = (trained(words, r, Layout.of(), World.single()) for r in (None, lambda _: tape))
     assert differing(eager, replayed) == []
     assert replayed["graphs"] == 2  # the first microbatch of a step, and the others
     assert tape.replays == 3 * 3
 
 
 def _over_ranks(world: World, words: str) -> tuple[list[str], int]:
-    eager, replayed = (trained(words, r, Layout.of(dp=2), world) for r in (None, Tape()))
+    eager, replayed = (trained(words, r, Layout.of(dp=2), world) for r in (None, lambda _: Tape()))
     return differing(eager, replayed), replayed["graphs"]
 
 
@@ -84,13 +101,29 @@ def test_the_last_backward_still_sends_its_gradients(pool: Any, sharding: str) -
     assert pool.run(2, _over_ranks, words) == [([], 2)] * 2
 
 
+def _over_tp(world: World, words: str, fails: int) -> tuple[list[str], int, int]:
+    tape = Tape(fails if world.rank else 0)
+    eager, replayed = (
+        trained(f"--nproc 2 --tp 2 {words}", r, Layout.of(tp=2), world, 5) for r in (None, lambda _: tape)
+    )
+    return differing(eager, replayed), replayed["graphs"], tape.replays
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("words", ["--dropout 0.3", f"{OTHER} --no-sequence-parallel --recompute selective"])
+@pytest.mark.parametrize("fails", [0, 1])
+def test_replayed_microbatches_meet_those_of_the_other_rank(pool: Any, words: str, fails: int) -> None:
+    """Catches: a rank that replays what failed on another, which waits for it; collectives that are not replayed."""
+    assert pool.run(2, _over_tp, words, fails) == [([], 2, 3 * (4 - fails))] * 2
+
+
 @pytest.mark.gloo
 @pytest.mark.parametrize("fails", [1, pytest.param(9, marks=pytest.mark.nightly)])
 def test_a_recording_that_fails_is_made_up_for(fails: int, caplog: pytest.LogCaptureFixture) -> None:
     """Catches: gradients that count as there although nothing was computed; a graph that is kept beside newer ones; a
     failure in every step of a run."""
     with caplog.at_level(logging.WARNING):
-        eager, replayed = (trained("", r, Layout.of(), World.single(), 6) for r in (None, Tape(fails)))
+        eager, replayed = (trained("", r, Layout.of(), World.single(), 6) for r in (None, lambda _: Tape(fails)))
     assert differing(eager, replayed) == []
     assert replayed["graphs"] == (2 if fails == 1 else 0)
     said = [r.getMessage() for r in caplog.records]
@@ -121,7 +154,7 @@ def test_another_signature_is_eager(what: str) -> None:
     """Catches: rows of another shape, or of the same shape and known otherwise, copied over those recorded."""
     args = parse(WORDS.split(), files=False).args
 
-    def losses(recorder: Recorder | None) -> list[Any]:
+    def losses(recorder: Recorders | None) -> list[Any]:
         with build(args, Layout.of(), World.single()) as session:
             session.load_full(random_weights(session, seed=0))
             if recorder is not None:
@@ -142,7 +175,7 @@ def test_another_signature_is_eager(what: str) -> None:
             return [(r.loss.item(), r.grad_norm.item()) for r in found]
 
     tape = Tape()
-    assert losses(None) == losses(tape)
+    assert losses(None) == losses(lambda _: tape)
     assert tape.replays == 2 * 3 + 2
 
 
@@ -162,7 +195,11 @@ def test_graphs_on_a_gpu_are_the_eager_step(words: str) -> None:
     words = f"{sizes} --global-batch 8 --device cuda --nproc 1 --no-cuda-graphs {words}"
     device = torch.device("cuda", 0)
     world = World.single(device)
-    one, again, replayed = (trained(words, r, Layout.of(), world, 5) for r in (None, None, CudaGraphs(device)))
+    require_same(*(trained(words, r, Layout.of(), world, 5) for r in (None, None, cuda_graphs)), words)
+
+
+def require_same(one: dict[str, Any], again: dict[str, Any], replayed: dict[str, Any], words: str) -> None:
+    """Replayed steps differ from eager ones no more than those among themselves."""
     assert replayed["graphs"] == 2
     worst = {}
     for name, x in one.items():
@@ -175,3 +212,27 @@ def test_graphs_on_a_gpu_are_the_eager_step(words: str) -> None:
     )
     # Attention's backward adds in any order, so two eager runs differ too.
     assert worst[name][1] <= 4 * max(w[0] for w in worst.values()) + 1e-6, (name, worst[name])
+
+
+def _on_gpus(world: World, words: str) -> None:
+    words = (
+        f"--hidden 512 --heads 8 --kv-heads 4 --ffn 1024 --layers 3 --vocab 1000 --seq-len 256 --micro-batch 4 {words}"
+    )
+    words = f"--global-batch 16 --device cuda --nproc 2 --tp 2 --no-cuda-graphs {words}"
+    require_same(*(trained(words, r, Layout.of(tp=2), world, 5) for r in (None, None, cuda_graphs)), words)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs 2 GPUs")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--dtype bf16 --no-compile",
+        "--dtype bf16 --no-compile --no-tp-comm-overlap",
+        "--dtype fp32 --no-compile --dropout 0.2 --recompute block --no-sequence-parallel",
+        "--dtype bf16 --compile --recompute selective --fp8 tensorwise",
+    ],
+)
+def test_graphs_of_two_gpus_are_the_eager_step(gpus: Pool, words: str) -> None:
+    """Catches: messages of a replay that those of an eager microbatch are taken for; groups that wait for graphs."""
+    gpus.run(2, _on_gpus, words)
