@@ -139,7 +139,7 @@ class CopyEngineBuffer:
                 self._fetch(slot, peer, 0, 0, 0)
             self._end(slot, None)
         if any(self._free):
-            torch.cuda.current_stream(self.device).wait_stream(self._stream)  # type: ignore[no-untyped-call]
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
         self.restart()
 
     def restart(self) -> None:
