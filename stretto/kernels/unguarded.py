@@ -71,6 +71,7 @@ def _compile(
     from torch._functorch import config as functorch
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
+    tensors = [x.detach() for x in tensors]  # whoever traces asks a tensor for its gradient
     places = [n for n, x in enumerate(given) if isinstance(x, Tensor)]
     words = [name for name, x in named.items() if isinstance(x, Tensor)]
     single = False

@@ -53,8 +53,8 @@ class Host:
     def wait_event(self, event: threading.Event) -> None:
         assert event.wait(PATIENCE), "the stream of the messages is not so far"
 
-    def wait_stream(self, other: Host) -> None:
-        """All is done there."""
+    def wait_stream(self, other: Stream) -> None:
+        self.wait_event(other.record_event())
 
 
 class Stream:

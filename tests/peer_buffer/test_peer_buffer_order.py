@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,47 @@ def as_the_group_has_it(world: World, folder: Path, pairs: list[list[list[int]]]
                 assert torch.equal(all_gather(x, axis), all_gather(x, plain))
                 assert torch.equal(reduce_scatter(x, axis), reduce_scatter(x, plain))
     return went
+
+
+class Noting:
+    """A driver, and what it is told of flags."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver, self.copy, self.told = driver, driver.copy, list[tuple[str, int, int]]()
+
+    def write(self, address: int, number: int) -> None:
+        self.told.append(("write", address, number))
+        self._driver.write(address, number)
+
+    def wait_bit(self, address: int, bit: int) -> None:
+        self.told.append(("wait", address, bit))
+        self._driver.wait_bit(address, bit)
+
+
+def between_rewinds(world: World, folder: Path, messages: int) -> tuple[bool, int]:
+    """Whether flags of the same messages are told the same in each round, and how many there are of a round."""
+    with ParallelState.build(Layout.of(tp=world.size), world, timeout=60) as state:
+        plain = state.axis("tp")
+        with copy_engines(folder, world.rank):
+            buffer = CopyEngineBuffer(plain.group, world.device, MOST * WIDTH * 4)  # type: ignore[arg-type]
+            noting = Noting(buffer._driver)
+            buffer._driver = noting  # type: ignore[assignment]
+            axis, rounds = replace(plain, peer_buffer=buffer), []
+            for n in range(4):
+                for k in range(messages):
+                    x = numbers(axis, n * 8 + k, 8, torch.float32)
+                    assert torch.equal(all_gather(x, axis), all_gather(x, plain))
+                buffer.rewind()
+                rounds.append(noting.told)
+                noting.told = []
+    return all(each == rounds[0] for each in rounds), len(rounds[0])
+
+
+@pytest.mark.parametrize("messages", [1, 6, 8])
+def test_messages_between_rewinds_are_told_the_same_each_time(pool: Pool, tmp_path: Path, messages: int) -> None:
+    """So they can be replayed. Catches: a number that grows; a slot or phase that goes on where the last round ended."""
+    rounded = -(-messages // (2 * SLOTS)) * 2 * SLOTS
+    assert pool.run(2, between_rewinds, tmp_path, messages) == [(True, 4 * rounded)] * 2
 
 
 def sizes_of(ranks: int) -> st.SearchStrategy[list[list[int]]]:
