@@ -376,8 +376,8 @@ PEERS = Said(
     Fault(
         "a slot that is written while another reads it",
         "peer_buffer.py",
-        "        for reader in self._others:\n            self._driver.wait(self._flag(self.rank, _READ,",
-        "        for reader in ():\n            self._driver.wait(self._flag(self.rank, _READ,",
+        "        for reader in self._others:\n            self._driver.wait_bit(self._flag(self.rank, _READ,",
+        "        for reader in ():\n            self._driver.wait_bit(self._flag(self.rank, _READ,",
     ),
     Fault(
         "what comes in the order of those that it is fetched from",
@@ -396,6 +396,18 @@ PEERS = Said(
         "peer_buffer.py",
         "order[before : before + own], out=out",
         "order[:own], out=out",
+    ),
+    Fault(
+        "a replayed round that begins in the phase where the last one ended",
+        "peer_buffer.py",
+        "while self._number % (_PHASES * SLOTS):",
+        "while self._number % SLOTS:",
+    ),
+    Fault(
+        "messages that go on counting after some that were given up",
+        "peer_buffer.py",
+        "self._number, self._free = 0, [None] * SLOTS",
+        "self._free = [None] * SLOTS",
     ),
 )
 
