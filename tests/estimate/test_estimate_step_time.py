@@ -14,6 +14,7 @@ from stretto.arguments import parse
 from stretto.arguments.schema import Arguments
 from stretto.estimate.chips import CHIPS
 from stretto.estimate.step_time import step_time
+from stretto.schedule.sharding import MODES
 
 pytestmark = pytest.mark.pure
 
@@ -50,7 +51,7 @@ def test_a_layer_of_experts_is_that_of_measured_ones(preset: str, apart: float) 
 LAYOUTS = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
 
 
-@given(LAYOUTS, st.sampled_from(["none", "zero1", "zero2", "fsdp"]), st.sampled_from(["none", "selective", "block"]))
+@given(LAYOUTS, st.sampled_from(list(MODES)), st.sampled_from(["none", "selective", "block"]))
 def test_its_parts_add_up_and_more_work_takes_longer(
     sizes: tuple[int, int, int], sharding: str, recompute: str
 ) -> None:
