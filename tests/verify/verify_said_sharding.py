@@ -85,7 +85,7 @@ SHARDING = Said(
         "        return all_gather_into(self.weights, self.shard, self._gather)",
         "        return all_gather_into(self.weights, self.shard.clone(), self._gather)",
     ),
-    Fault("a model that is whole before it is sharded", "train/build.py", "allocate=False,", "allocate=True,"),
+    Fault("a model that is whole before it is sharded", "train/stages.py", "allocate=False,", "allocate=True,"),
 )
 
 SECTIONS = Said(
