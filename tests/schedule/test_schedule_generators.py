@@ -39,7 +39,7 @@ from stretto.schedule.sharding import MODES
 pytestmark = pytest.mark.pure
 
 SIZES = {"p": st.integers(1, 8), "m": st.integers(1, 16)}
-RECORDED = json.loads((Path(__file__).parent.parent / "data" / "one_f_one_b_orders.json").read_text())["cases"]
+RECORDED = json.loads((Path(__file__).parent.parent / "golden" / "one_f_one_b_orders.json").read_text())["cases"]
 
 
 def test_reads_like_the_paper() -> None:
