@@ -555,6 +555,23 @@ LEDGER_HALVES = Said(
     ),
 )
 
+STEP_TIME = Said(
+    "tests/estimate/test_estimate_step_time.py",
+    Fault(
+        "weights that are gathered once a step where each microbatch gathers them",
+        "estimate/step_time.py",
+        "gathered = 2 * m * (item",
+        "gathered = 2 * (item",
+    ),
+    Fault(
+        "gradients that are sent twice where each rank keeps a shard",
+        "estimate/step_time.py",
+        "(wire if mode.state else 2 * wire)",
+        "2 * wire",
+    ),
+    only="test_each_mode_sends_what_its_page_says",
+)
+
 CHECKPOINTS = Said(
     "tests/checkpoint/test_checkpoint_sharding.py",
     Fault(
