@@ -41,22 +41,6 @@ from stretto.schedule.measured import read_cost
 from stretto.schedule.picture import chrome_trace, picture
 from stretto.terminal import say
 
-ABOUT: Final = {
-    "1f1b": "one forward, one backward in turn",
-    "auto": "the quickest that a search finds for these costs",
-    "depth-first": "interleaved in groups of exactly pp microbatches",
-    "dualpipev": "DualPipe in a V: a forward beside a backward",
-    "gpipe": "all forwards, then all backwards",
-    "interleaved": "1f1b over several stages a rank",
-    "interleaved-zb": "interleaved with weight gradients put where a rank idles",
-    "looped-bfs": "gpipe over several stages a rank",
-    "v-half": "half the activations of 1f1b",
-    "v-min": "a third of the activations of 1f1b",
-    "zb-h1": "1f1b with weight gradients put where a rank idles",
-    "zb-h2": "zero bubble for twice the activations",
-    "zbv": "zero bubble in a V, at the activations of 1f1b",
-}
-
 _TIMES = "of a stage, in any one unit of time; one number, or one for each stage: 1,1,1,1.5; unset: "
 
 
@@ -256,7 +240,12 @@ def _simulate(said: Command, screen: Console) -> None:
         cost = _cost(said, s)
         timeline = simulate(s, cost)
         if several:
-            table.add_row(name, str(s.num_stages // s.num_ranks), *_figures(timeline, s), ABOUT.get(name, ""))
+            table.add_row(
+                name,
+                str(s.num_stages // s.num_ranks),
+                *_figures(timeline, s),
+                GENERATORS[name].says if name in GENERATORS else "",
+            )
             continue
         for rank in range(s.num_ranks):
             stages = ", ".join(str(n) for n, home in enumerate(s.placement) if home == rank)

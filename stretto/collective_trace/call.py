@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import CodeType, FrameType
 
-# Rooms that only pass a communication on: who asked for it is further up the stack.
+# Modules that only pass a communication on: who asked for it is further up the stack.
 _PASSING = (
     "torch.",
     "contextlib",
@@ -40,7 +40,7 @@ class CollectiveCall:
     bytes: int
     """Of the tensor that this rank puts in; for a receive, of what it waits for; of rows, those that leave it."""
     site: str
-    """FILE:LINE of the first caller that is not one of the rooms which pass communications on.
+    """FILE:LINE of the first caller that is not one of the modules that pass communications on.
 
     In a backward that is who called it, and in brackets follows the autograd function whose backward communicates.
     """

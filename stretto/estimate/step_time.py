@@ -24,6 +24,7 @@ from stretto.estimate.sublayer_time import attention, feed_forward, product, rat
 from stretto.layout.stages import placement
 from stretto.schedule import Cost, schedule_for, simulate
 from stretto.schedule.blocks import StageBlock
+from stretto.schedule.sharding import MODES
 from stretto.schedule.simulate import makespan
 
 _STATE = 4 + 4 * 4 + 3 * 4 + 2
@@ -150,24 +151,23 @@ def _join(args: Arguments, chip: Chip) -> Passes:
 def _sharding(args: Arguments, chip: Chip, stages: list[int], microbatch: float, memo: Memo) -> StepTime:
     """The update, and the communication of weights and gradients over dp; `microbatch`: seconds to hide behind."""
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
-    dp = p.dp or 1
+    dp, mode = p.dp or 1, MODES[p.mode]
+    reductions = m if mode.reduce_each else 1
     dense, routed = _parameters(args, stages)
     edp = max(1, p.tp * p.cp * dp // (p.ep * p.etp))
     update = sent = 0.0
     item, wire = BYTES[args.run.dtype], 2 if p.reduce_dtype == "bf16" else 4
     in_fp8 = (dense - _ends(args, stages)) * (args.run.fp8 == "tensorwise")
     for count, ranks, quantized in ((dense, dp * p.cp, in_fp8), (routed, edp, 0.0)):
-        shard = ranks if p.mode != "none" else 1
+        shard = ranks if mode.state else 1
         update += count / shard * _STATE * chip.update_over / chip.memory
         across = count * (ranks - 1) / ranks / rate_between(args, chip, p.tp * ranks)
-        times = {
-            "none": 2 * wire,
-            "zero1": wire + item,
-            "zero2": wire * m + item,
-            "fsdp": (wire + 2 * (item - (item - 1) * quantized / count if count else 0)) * m,
-        }[p.mode]
-        sent += across * times
-    behind = microbatch * (0.6 if p.mode in ("none", "zero1") else 0.9 * m)
+        reduced = reductions * (wire if mode.state else 2 * wire)  # an all-reduce sends all of it twice
+        gathered = item if mode.state else 0.0
+        if mode.params and count:
+            gathered = 2 * m * (item - (item - 1) * quantized / count)
+        sent += across * (reduced + gathered)
+    behind = microbatch * (0.9 * m if mode.reduce_each else 0.6)
     if args.optimizer.optimizer_cpu_offload:  # beside the next forward alone, which needs what is updated
         rank = placement(p.pp, p.stages_per_rank, p.shape)[stages[0]]
         update = max(update, held_by(args, rank, memo).total("host") / chip.to_host - microbatch / 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -14,6 +14,8 @@ from stretto.layout.stages import Shape
 class Family:
     """What schedules of one name have in common."""
 
+    says: str = field(compare=False)
+    """What it is, in a few words; families that differ in it alone are of one kind."""
     stages: int = 1
     """Stages on a rank, where the user says nothing."""
     any_stages: bool = False
@@ -35,23 +37,29 @@ class Family:
         return (usual, "loop") if self.any_shape and usual == "v" else (usual,)
 
 
-_LOOP, _V = Family(2, any_stages=True), Family(2, shape="v", splits=True)
-_AUTO = Family(2, any_stages=True, shape="v", any_shape=True, splits=True)
-
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {
-        "auto": _AUTO,
-        "1f1b": Family(),
-        "depth-first": _LOOP,
-        "dualpipev": _V,
-        "gpipe": Family(),
-        "interleaved": _LOOP,
-        "interleaved-zb": Family(2, any_stages=True, splits=True),
-        "looped-bfs": _LOOP,
-        "v-half": _V,
-        "v-min": _V,
-        "zb-h1": Family(splits=True),
-        "zb-h2": Family(splits=True),
-        "zbv": _V,
+        "auto": Family(
+            "the quickest that a search finds for these costs",
+            2,
+            any_stages=True,
+            shape="v",
+            any_shape=True,
+            splits=True,
+        ),
+        "1f1b": Family("one forward, one backward in turn"),
+        "depth-first": Family("interleaved in groups of exactly pp microbatches", 2, any_stages=True),
+        "dualpipev": Family("DualPipe in a V: a forward beside a backward", 2, shape="v", splits=True),
+        "gpipe": Family("all forwards, then all backwards"),
+        "interleaved": Family("1f1b over several stages a rank", 2, any_stages=True),
+        "interleaved-zb": Family(
+            "interleaved with weight gradients put where a rank idles", 2, any_stages=True, splits=True
+        ),
+        "looped-bfs": Family("gpipe over several stages a rank", 2, any_stages=True),
+        "v-half": Family("half the activations of 1f1b", 2, shape="v", splits=True),
+        "v-min": Family("a third of the activations of 1f1b", 2, shape="v", splits=True),
+        "zb-h1": Family("1f1b with weight gradients put where a rank idles", splits=True),
+        "zb-h2": Family("zero bubble for twice the activations", splits=True),
+        "zbv": Family("zero bubble in a V, at the activations of 1f1b", 2, shape="v", splits=True),
     }
 )

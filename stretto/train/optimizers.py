@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
+from stretto.arguments.schema import OptimizerConfig
 from stretto.distributed import AdamWRule, DataParallel, LionRule, MuonRule, Optimizer, ParamGroup, Rule, SGDRule
 from stretto.distributed.optimizer import Fuse
 from stretto.kernels import fused
-
-
-def flat(rule: Rule | MuonRule, **options: Any) -> Callable[[DataParallel], Optimizer]:
-    """The optimizer that applies `rule` to the flat storage of weights, wherever it is sharded; `options` as there."""
-    return partial(Optimizer, rule=rule, **options)
+from stretto.notation.param_groups import parse_groups
+from stretto.train.dtypes import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class _Options:
         options = {each.name: getattr(self, each.name) for each in fields(_Options)}
         if self.fuse is None and weights.state.world.device.type == "cuda":
             options["fuse"] = partial(fused, dynamic=True)
-        return flat(self._rule(), **options)(weights)
+        return Optimizer(weights, rule=self._rule(), **options)
 
     def _rule(self) -> Rule | MuonRule:
         raise NotImplementedError
@@ -86,3 +84,24 @@ class Muon(_Options):
 
     def _rule(self) -> MuonRule:
         return MuonRule(AdamWRule(self.betas, self.eps, self.weight_decay), self.momentum)
+
+
+def optimizer_of(config: OptimizerConfig, fuse: Fuse) -> Callable[[DataParallel], Optimizer]:
+    """The optimizer of the settings; `fuse` makes one kernel of an update."""
+    options: dict[str, Any] = {
+        "weight_decay": config.weight_decay,
+        "groups": parse_groups(config.param_groups),
+        "moments": DTYPES[config.moments] if config.moments == "bf16" else None,
+        "remainder": config.masters == "remainder",
+        "cpu_offload": config.optimizer_cpu_offload,
+        "fuse": fuse,
+    }
+    betas = (config.beta1, config.beta2)
+    match config.optimizer:
+        case "sgd":
+            return SGD(momentum=config.momentum, **options)
+        case "lion":
+            return Lion(betas=betas, **options)
+        case "muon":
+            return Muon(momentum=config.momentum, betas=betas, eps=config.eps, **options)
+    return AdamW(betas=betas, eps=config.eps, **options)

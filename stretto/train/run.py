@@ -27,7 +27,7 @@ from stretto.interop.outgoing import Outgoing
 from stretto.interop.shapes import adapter_shapes, logical_shapes
 from stretto.notation.profile import ProfileWindow
 from stretto.parallel_state import GroupCost, ParallelState
-from stretto.train.build import Built, build, sequence_cut
+from stretto.train.build import Built, build
 from stretto.train.checkpointing import require_fits
 from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
@@ -39,6 +39,7 @@ from stretto.train.peak import peak_tflops
 from stretto.train.profile import Profile
 from stretto.train.record import Listener
 from stretto.train.sample import Spread
+from stretto.train.stages import sequence_cut
 from stretto.train.text import HeldOut, TextBatches
 from stretto.train.trainer import Outcome, Trainer
 from stretto.world import World

@@ -28,6 +28,7 @@ from stretto.arguments.schema import (
 )
 from stretto.estimate.context import comm_of
 from stretto.layout.schedules import FAMILIES
+from stretto.schedule.sharding import MODES
 from stretto.verify.compare import ROUNDING, Comparison
 
 TENSOR = ("-", "tp", "tp + sequence parallel")
@@ -37,7 +38,7 @@ EXPERTS = ("-", "experts", "ep", "etp", "ep + etp", "ep" + IN_HALVES)
 DOCUMENTS = ("-", "packing")
 TRAINED = ("-", "adapters", "frozen parameters")
 PIPELINE = ("-", *FAMILIES)
-DATA = ("-", "dp", "zero1", "zero2", "fsdp")
+DATA = ("-", "dp", *(mode for mode in MODES if mode != "none"))
 RECOMPUTE = {"none": "", "selective": "selective recomputation", "block": "recomputation of blocks"}
 ACTIVATIONS = tuple(" + ".join(filter(None, each)) or "-" for each in product(("", "dropout"), RECOMPUTE.values()))
 APART = {("ep" + IN_HALVES, each) for each in ACTIVATIONS if each.endswith(RECOMPUTE["block"])}

@@ -29,10 +29,11 @@ from stretto.layout import Layout
 from stretto.models import Microbatch
 from stretto.parallel_state import ParallelState
 from stretto.params import ParamSpec, Slice, slices
-from stretto.train.build import Built, sequence_cut
+from stretto.train.build import Built
 from stretto.train.build import build as build_run
 from stretto.train.dtypes import DTYPES
 from stretto.train.groups import state_of
+from stretto.train.stages import sequence_cut
 from stretto.train.step import evaluate
 from stretto.train.text import counted
 from stretto.verify.activations import ActivationObserver, Seen

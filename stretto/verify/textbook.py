@@ -20,8 +20,8 @@ from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.params import Declared, Logical, collect
 from stretto.tensor_parallel import Build
-from stretto.train.build import stage_specs
 from stretto.train.dtypes import DTYPES
+from stretto.train.stages import stage_specs
 from stretto.verify.textbook_blocks import recomputed, sides
 from stretto.verify.textbook_experts import Exchanged, balance, blocks_of, expert_axes_at, require_counted
 from stretto.world import Axis, ExpertAxes

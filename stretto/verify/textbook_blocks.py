@@ -9,7 +9,7 @@ from stretto.estimate.kept import BLOCK
 from stretto.estimate.recompute import policy_of, policy_of_further
 from stretto.models import StageSpec
 from stretto.schedule.blocks import StageBlock
-from stretto.train.build import stage_specs
+from stretto.train.stages import stage_specs
 from stretto.verify.textbook_experts import blocks_of
 
 

@@ -14,16 +14,16 @@ pytestmark = pytest.mark.pure
 
 ROOT = Path(stretto.__file__).parent
 SAYING = {"arguments", "compat"}
-"""Rooms that only pass on what is said."""
+"""Packages that only pass on what is said."""
 
 READ_HERE = {ROOT / "arguments" / "model.py", ROOT / "arguments" / "schema.py", ROOT / "arguments" / "sections.py"}
 """But the schema's properties read sizes for the models, and ranks into the layout."""
 
 
 def test_every_setting_is_read_by_somebody() -> None:
-    rooms = (f for f in ROOT.rglob("*.py") if f in READ_HERE or f.relative_to(ROOT).parts[0] not in SAYING)
+    files = (f for f in ROOT.rglob("*.py") if f in READ_HERE or f.relative_to(ROOT).parts[0] not in SAYING)
     read = set().union(
-        *(read_in(f.read_text()) for f in rooms), by_path((ROOT / "arguments" / "resolve.py").read_text())
+        *(read_in(f.read_text()) for f in files), by_path((ROOT / "arguments" / "resolve.py").read_text())
     )
     assert [path for path in settings() if path not in read] == []
 

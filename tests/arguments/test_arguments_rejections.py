@@ -63,7 +63,10 @@ def test_every_bad_configuration_is_rejected_in_these_words(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     begin = time.process_time()
     all_cases = list(cases())
-    assert [replace(case, message=case.rejection()) for case in all_cases] == all_cases
+    found = [replace(case, message=case.rejection()) for case in all_cases]
+    assert found == all_cases, (
+        "run: .venv/bin/python tests/arguments/test_arguments_rejections.py, and read the difference"
+    )
     assert time.process_time() - begin < 2.0
     assert len(all_cases) >= 80
     assert not any(case.message == "accepted" for case in all_cases)

@@ -24,6 +24,7 @@ from stretto.distributed import bucket, shard
 from stretto.distributed.shard import SteppingOptimizer
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
+from stretto.schedule.sharding import MODES
 from stretto.testing import Pool
 from stretto.train.optimizers import SGD, AdamW
 from stretto.world import World
@@ -31,7 +32,7 @@ from stretto.world import World
 pytestmark = pytest.mark.gloo
 
 WIDTH, ROWS = 6, 8
-SHARDED = ("zero1", "zero2", "fsdp")
+SHARDED = tuple(mode for mode in MODES if mode != "none")
 
 
 class Late:

@@ -39,7 +39,7 @@ from stretto.world import World
 
 pytestmark = pytest.mark.gloo
 
-SHARDED = ("zero1", "zero2", "fsdp")
+SHARDED = tuple(mode for mode in MODES if mode != "none")
 STEPS, MICROBATCHES = 3, 2
 
 

@@ -1,9 +1,13 @@
-"""P19: the time of a step from its arguments alone, beside the steps that GPUs have taken."""
+"""P19: the time of a step from its arguments alone, beside the steps that GPUs have taken.
+
+Faults to catch: weights that are gathered once a step where each microbatch gathers them; gradients that are sent
+twice where each rank keeps a shard.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -12,8 +16,10 @@ from hypothesis import strategies as st
 from benchmarks.estimates import RESULTS, Row, rows
 from stretto.arguments import parse
 from stretto.arguments.schema import Arguments
+from stretto.estimate import count_parameters
 from stretto.estimate.chips import CHIPS
 from stretto.estimate.step_time import step_time
+from stretto.schedule.sharding import MODES
 
 pytestmark = pytest.mark.pure
 
@@ -50,7 +56,7 @@ def test_a_layer_of_experts_is_that_of_measured_ones(preset: str, apart: float) 
 LAYOUTS = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
 
 
-@given(LAYOUTS, st.sampled_from(["none", "zero1", "zero2", "fsdp"]), st.sampled_from(["none", "selective", "block"]))
+@given(LAYOUTS, st.sampled_from(list(MODES)), st.sampled_from(["none", "selective", "block"]))
 def test_its_parts_add_up_and_more_work_takes_longer(
     sizes: tuple[int, int, int], sharding: str, recompute: str
 ) -> None:
@@ -66,6 +72,20 @@ def test_its_parts_add_up_and_more_work_takes_longer(
     assert step_time(run(*words, "--seq-len", "16384"), H200).total > 1.9 * found.total
     if dp > 1:
         assert step_time(run(*words[:-1], "64"), H200).gemms == pytest.approx(2 * found.gemms)
+
+
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize(
+    ("mode", "a_step", "a_microbatch"),
+    [("none", 2 * 4, 0), ("zero1", 4 + 2, 0), ("zero2", 2, 4), ("fsdp", 0, 4 + 2 * 2)],
+)
+def test_each_mode_sends_what_its_page_says(mode: str, a_step: int, a_microbatch: int, m: int) -> None:
+    """Bytes for a parameter: gradients in fp32, weights in bf16. Over a link so slow that nothing hides behind it."""
+    slow = replace(H200, node=1.0, contention=0.0)
+    words = f"--preset llama3-8b --tp 1 --dp 2 --nproc 2 --micro-batch 1 --global-batch {2 * m} --sharding {mode}"
+    args = run(*words.split())
+    half = count_parameters(args.model, args.batch.seq_len).total / 2
+    assert step_time(args, slow).communication == pytest.approx((a_step + a_microbatch * m) * half, rel=1e-6)
 
 
 STEPS = [("steps-olmoe", "olmoe"), ("steps-olmoe-ep2", "olmoe-ep2"), ("steps-8b-offload-8", "8b-offload-8")]

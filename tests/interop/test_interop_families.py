@@ -25,6 +25,7 @@ from stretto.estimate import count_parameters
 from stretto.experts import expert_axes, routers_of
 from stretto.experts.balance import bias_of
 from stretto.interop.config import read_config
+from stretto.interop.families import FAMILIES
 from stretto.interop.names import file_tensors
 from stretto.interop.shapes import logical_shapes
 from stretto.layout import Layout
@@ -37,6 +38,13 @@ from stretto.world import Axis, World
 
 pytestmark = pytest.mark.gloo
 LIMIT = 1e-10
+
+
+def test_every_family_is_tried_and_documented() -> None:
+    """Catches a family whose models nothing holds against transformers, or that no reader finds."""
+    assert set(FAMILIES) == {config["model_type"] for config in oracle.FAMILIES.values()}
+    page = (Path(__file__).parents[2] / "docs" / "huggingface.md").read_text()
+    assert [name for name in FAMILIES if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize("name", oracle.FAMILIES)

@@ -1,4 +1,4 @@
-"""Agreement with rank groups recorded from megatron-core 0.19.2 (tests/data/layout, source named there)."""
+"""Agreement with rank groups recorded from megatron-core 0.19.2 (tests/golden/layout, source named there)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stretto.layout import Layout
 
 pytestmark = pytest.mark.pure
 
-DATA = Path(__file__).parents[1] / "data" / "layout"
+DATA = Path(__file__).parents[1] / "golden" / "layout"
 GENERATED = json.loads((DATA / "rank_generator.json").read_text())["cases"]
 CREATED = json.loads((DATA / "parallel_groups.json").read_text())["cases"]
 

@@ -10,7 +10,7 @@ from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, default_axes, plan
 from stretto.parallel_state.plan import neighbours
 
-pytestmark = pytest.mark.gloo  # no processes, but the room imports torch
+pytestmark = pytest.mark.gloo  # no processes, but the package imports torch
 
 
 def divisors(n: int) -> list[int]:

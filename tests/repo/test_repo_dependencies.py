@@ -66,7 +66,7 @@ def test_the_library_imports_only_what_the_base_install_brings(pyproject, librar
         for module, line in _imports(tree)
         if module not in sys.stdlib_module_names
         and module != "stretto"
-        and not any(name.startswith(room) and module == brought for room, brought in OPTIONAL.items())
+        and not any(name.startswith(package) and module == brought for package, brought in OPTIONAL.items())
         and not declared & set(map(_package, distributions.get(module, [])))
     ]
     assert offenders == []
@@ -94,7 +94,7 @@ def test_the_plan_imports_without_torch():
 def test_every_module_imports_with_the_base_install_alone(pyproject):
     """Every module, in one process that rejects the development tools and the usual optional accelerators.
 
-    Kernels need Triton; the room that has them does not, nor what chooses one.
+    Kernels need Triton; the package that has them does not, nor what chooses one.
     """
     tools = {_package(r).replace("-", "_") for r in pyproject["project"]["optional-dependencies"]["dev"]}
     missing = sorted(tools | {"flash_attn", "triton", "apex", "transformer_engine", "deepspeed", "megatron"})

@@ -1,4 +1,4 @@
-"""Laws over the library's own source text. Each test lists every offender with its line."""
+"""Rules over the library's own source text. Each test lists every offender with its line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_file_says_what_it_is(library):
     assert [name for name, tree in library.items() if not ast.get_docstring(tree)] == []
 
 
-def test_every_room_is_a_package(library):
+def test_every_directory_is_a_package(library):
     """Without its __init__ a directory imports all the same, but the import contract does not see into it."""
     directories = {name.rpartition("/")[0] for name in library}
     assert sorted(d for d in directories if f"{d}/__init__.py" not in library) == []

@@ -40,8 +40,8 @@ def test_file_names_are_unique(test_modules):
     assert [name for name, times in names.items() if times > 1] == []
 
 
-def test_every_room_has_tests(root, test_modules):
-    """The tests of a package are named after it: tests/.../test_ROOM_*.py."""
+def test_every_package_has_tests(root, test_modules):
+    """The tests of a package are named after it: tests/.../test_PACKAGE_*.py."""
     packages = {p.stem for p in (root / "stretto").iterdir() if not p.name.startswith("_") and p.suffix in {"", ".py"}}
     packages -= {"world", "batch"}  # two files of plain values
     files = [Path(name).name for name in test_modules]

@@ -34,11 +34,12 @@ from stretto.schedule import (
     simulate,
     step_time,
 )
+from stretto.schedule.sharding import MODES
 
 pytestmark = pytest.mark.pure
 
 SIZES = {"p": st.integers(1, 8), "m": st.integers(1, 16)}
-RECORDED = json.loads((Path(__file__).parent.parent / "data" / "one_f_one_b_orders.json").read_text())["cases"]
+RECORDED = json.loads((Path(__file__).parent.parent / "golden" / "one_f_one_b_orders.json").read_text())["cases"]
 
 
 def test_reads_like_the_paper() -> None:
@@ -179,6 +180,12 @@ def test_names() -> None:
     assert set(GENERATORS) == set(get_args(get_type_hints(ParallelConfig)["schedule"]))
     with pytest.raises(ValueError, match="no schedule is named 'zigzag'; there are: 1f1b, auto, depth-first"):
         schedule_for("zigzag", 2, 2)
+
+
+def test_modes_of_sharding() -> None:
+    """Catches a mode that no setting names, or a setting without one."""
+    literal, _ = get_args(get_type_hints(ParallelConfig)["sharding"])
+    assert tuple(MODES) == get_args(literal)
 
 
 @pytest.mark.parametrize(("p", "m"), [(0, 1), (1, 0), (-1, 4)])

@@ -32,10 +32,11 @@ from stretto.initialize.timeline import StartTimeline
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Link
 from stretto.testing import Pool
-from stretto.train.build import build, sequence_cut
+from stretto.train.build import build
 from stretto.train.groups import axes_of
 from stretto.train.record import EvalRecord, Listener, StepRecord
 from stretto.train.run import train
+from stretto.train.stages import sequence_cut
 from stretto.train.step import evaluate
 from stretto.train.text import counted
 from stretto.world import AsyncTensor, Axis, Done, World

@@ -20,7 +20,7 @@ from stretto.train.learning_rate import learning_rate
 
 pytestmark = pytest.mark.pure
 
-RECORDED = json.loads((Path(__file__).parents[1] / "data" / "train" / "learning_rates.json").read_text())["cases"]
+RECORDED = json.loads((Path(__file__).parents[1] / "golden" / "train" / "learning_rates.json").read_text())["cases"]
 
 
 @st.composite

@@ -115,7 +115,8 @@ def test_the_page_has_every_two_features_together() -> None:
     for a, b in combinations(range(len(FEATURES)), 2):
         of_old = {a, b} <= {FEATURES.index(each) for each in (TENSOR, PIPELINE, DATA, ACTIVATIONS)}
         columns, found = (FEATURES, rows) if of_old else (WITH_KINDS, kinds)
-        assert not set(product(columns[a], columns[b])) - APART - {(row[a], row[b]) for row in found}
+        missing = set(product(columns[a], columns[b])) - APART - {(row[a], row[b]) for row in found}
+        assert not missing, f"run: .venv/bin/python -m benchmarks.verified {PAGE} --missing"
     assert all(float(figure) <= 1 for row in rows for figure in row[len(FEATURES) :] if figure)
     assert all(any(row[len(FEATURES) :]) for row in rows)
     assert f"| {' | '.join(DTYPES)} |" in page

@@ -65,6 +65,7 @@ from verify_said_sharding import (
     RULES,
     SECTIONS,
     SHARDING,
+    STEP_TIME,
     WIRE,
 )
 from verify_said_tensor import FOREIGN, RECOMPUTE, SHAPES
@@ -736,6 +737,7 @@ SAID = (
     HOST,
     LEDGER,
     LEDGER_HALVES,
+    STEP_TIME,
     PEAK,
     PLANNER,
     QUANTIZED,

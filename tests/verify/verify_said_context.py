@@ -125,7 +125,7 @@ CONTEXT_LAYOUTS = Said(
 )
 
 PACKED = Said(
-    "tests/data_room/test_data_packed.py",
+    "tests/data/test_data_packed.py",
     Fault(
         "a document that begins in the slot before",
         "data/packed.py",

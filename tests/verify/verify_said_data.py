@@ -5,7 +5,7 @@ from __future__ import annotations
 from verify_fault import Fault, Said
 
 TEXT_FILES = Said(
-    "tests/data_room/test_data_files.py",
+    "tests/data/test_data_files.py",
     Fault(
         "a pipe that is taken for a file", "data/files.py", "return None if stat.S_ISREG(mode) else", "return None or"
     ),
@@ -31,7 +31,7 @@ TEXT_FILES = Said(
 )
 
 LOST = Said(
-    "tests/data_room/test_data_lost.py",
+    "tests/data/test_data_lost.py",
     Fault(
         "lost characters counted once each", "data/lost.py", 'len(c.encode("utf-8")) * count', 'len(c.encode("utf-8"))'
     ),
@@ -40,7 +40,7 @@ LOST = Said(
 )
 
 PARTS = Said(
-    "tests/data_room/test_data_parts.py",
+    "tests/data/test_data_parts.py",
     Fault(
         "a part made again after a kill",
         "data/parts.py",
@@ -78,7 +78,7 @@ PARTS = Said(
 )
 
 MIXTURE = Said(
-    "tests/data_room/test_data_mixture.py",
+    "tests/data/test_data_mixture.py",
     Fault(
         "a corpus that gets ahead of its share",
         "data/mixture.py",
@@ -103,7 +103,7 @@ MIXTURE = Said(
 )
 
 STREAMS = Said(
-    "tests/data_room/test_data_streams.py",
+    "tests/data/test_data_streams.py",
     Fault(
         "samples of a corpus counted from the change on",
         "data/streams.py",
@@ -160,7 +160,7 @@ RUNS = Said(
 )
 
 INDEXED = Said(
-    "tests/data_room/test_data_indexed.py",
+    "tests/data/test_data_indexed.py",
     Fault(
         "a place outside the file that is believed",
         "data/indexed.py",

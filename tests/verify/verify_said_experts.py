@@ -62,8 +62,8 @@ LAYOUTS = Said(
     ),
     Fault(
         "a capacity of what one rank of cp holds",
-        "train/build.py",
-        '        cp=state.axis("cp"),\n',
+        "train/stages.py",
+        '            cp=state.axis("cp"),\n',
         "",
     ),
 )

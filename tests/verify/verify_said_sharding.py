@@ -85,7 +85,7 @@ SHARDING = Said(
         "        return all_gather_into(self.weights, self.shard, self._gather)",
         "        return all_gather_into(self.weights, self.shard.clone(), self._gather)",
     ),
-    Fault("a model that is whole before it is sharded", "train/build.py", "allocate=False,", "allocate=True,"),
+    Fault("a model that is whole before it is sharded", "train/stages.py", "allocate=False,", "allocate=True,"),
 )
 
 SECTIONS = Said(
@@ -553,6 +553,23 @@ LEDGER_HALVES = Said(
         "forward.now - kept if alone else ahead[-2].left - kept",
         "forward.now - kept",
     ),
+)
+
+STEP_TIME = Said(
+    "tests/estimate/test_estimate_step_time.py",
+    Fault(
+        "weights that are gathered once a step where each microbatch gathers them",
+        "estimate/step_time.py",
+        "gathered = 2 * m * (item",
+        "gathered = 2 * (item",
+    ),
+    Fault(
+        "gradients that are sent twice where each rank keeps a shard",
+        "estimate/step_time.py",
+        "(wire if mode.state else 2 * wire)",
+        "2 * wire",
+    ),
+    only="test_each_mode_sends_what_its_page_says",
 )
 
 CHECKPOINTS = Said(

@@ -93,7 +93,7 @@ ADAPTERS = Said(
 )
 
 TOKENIZERS = Said(
-    "tests/data_room/test_data_foreign_tokenizers.py",
+    "tests/data/test_data_foreign_tokenizers.py",
     Fault(
         "a document that does not begin with the token that its model was trained with",
         "data/sentence_piece.py",
@@ -115,7 +115,7 @@ TOKENIZERS = Said(
 )
 
 CHAT = Said(
-    "tests/data_room/test_data_chat.py",
+    "tests/data/test_data_chat.py",
     Fault(
         "a prompt that counts",
         "data/chat.py",
