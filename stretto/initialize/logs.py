@@ -83,7 +83,7 @@ def _console(rank: int, style: Literal["text", "json"]) -> logging.Handler:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonFormatter(rank))
         return handler
-    rich = RichHandler(console=console(stderr=True), show_path=False, rich_tracebacks=False, markup=False)
+    rich = RichHandler(console=console(stderr=True, goes_on=True), show_path=False, rich_tracebacks=False, markup=False)
     if rank != 0:
         rich.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s"))
     else:

@@ -214,7 +214,7 @@ class Trainer:
 
         Listeners hear of it on rank 0, and are closed at the end; with `metrics`, one writes `metrics.jsonl` in `out`.
         `stop` is asked before each step whether this rank wants the run to end; all then save and leave after the same
-        step. By default SIGINT, SIGTERM and SIGUSR1 ask for that. Raises DivergedError, on all ranks alike.
+        step. By default SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for that. Raises DivergedError, on all ranks alike.
         """
         if stop is None:
             main = threading.current_thread() is threading.main_thread()
