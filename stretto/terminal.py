@@ -11,9 +11,12 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Final
+
+TYPE_CHECKING = False  # `typing` is much to load before a command can answer Ctrl-C
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import IO, Final
 
 HANDLER: Final = "stretto"
 """The name under which Python's codecs know `_instead`."""

@@ -119,10 +119,10 @@ class StopFlag:
             while not stop(): ...
         return stop.exit_code
 
-    SIGINT, SIGTERM and SIGHUP (unless it is ignored) mean: save and leave (exit code 0). SIGUSR1, which SLURM sends before the time is up, and the
-    limit `after` (seconds since the flag was made) mean: save, leave, and start again (exit code `REQUEUE`). A second
-    SIGINT raises KeyboardInterrupt; within a second it is the first one once more. Ranks may see different signals:
-    the loop must agree on when to stop, and all on whether one was `ordered` to leave.
+    SIGINT, SIGTERM and SIGHUP, unless that is ignored, mean: save and leave (exit code 0). SIGUSR1, which SLURM sends
+    before the time is up, and the limit `after` (seconds since the flag was made) mean: save, leave, and start again
+    (exit code `REQUEUE`). A second SIGINT raises KeyboardInterrupt; within a second it is the first one once more.
+    Ranks may see different signals: the loop must agree on when to stop, and all on whether one was `ordered` to leave.
 
     With `starting`, and until `started` is called, nobody asks yet: then SIGINT raises KeyboardInterrupt, and the
     others `Stopped`.

@@ -36,7 +36,7 @@ def run_local(
 ) -> int:
     """Run `target` in `nproc` forked workers; 0 when all return 0, else the exit code of the first cause.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 are passed on, for the workers to end in agreement; a second SIGINT, a second or more
+    The signals of `PASSED_ON` are passed on, for the workers to end in agreement; a second SIGINT, a second or more
     after the first, kills them, and the exit code is 130. Each worker enters `within`, such as a `StopFlag`, before a
     first signal can reach it.
     When a worker fails, all others have ended within `grace` seconds, and its traceback is printed last.
