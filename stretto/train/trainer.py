@@ -77,7 +77,8 @@ class Trainer:
         global_batch: rows of an optimizer step, over all ranks.
         micro_batch: rows that a rank computes at a time; None: all of its rows at once.
         boundary: the shape of what stages pass on, for one microbatch; with a pipeline only.
-        dtype: what the parameters are cast to, and what stages pass on; inputs are not cast.
+        dtype: what parameters and buffers are cast to, and what stages pass on; inputs are not cast, nor the
+            wavelengths of rotary embeddings (`inv_freq`).
         optimizer: from weights to their optimizer; None: `AdamW()`.
         lr: the learning rate, or a function from the number of an update, counted from 1, such as `LearningRate`.
         out: the directory of the run: `checkpoints/` and `metrics.jsonl`. None: nothing is written.
