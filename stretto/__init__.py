@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Final
+
+TYPE_CHECKING = False  # `typing` is much to load before a command can answer Ctrl-C
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 __version__ = "0.1.0"
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stderr
 from typing import IO, Any, Final
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from stretto.terminal import named_in_errors, printable, say, silence
+from stretto.terminal import direct, named_in_errors, printable, say, silence
 
 _SIZES: Final = ("COLUMNS", "LINES", "JUPYTER_COLUMNS", "JUPYTER_LINES")
 _NARROWEST, _WIDEST = 20, 2000
@@ -35,10 +37,11 @@ class SafeConsole(Console):
         except (OSError, SystemExit) as error:  # rich ends the program when nobody reads any more
             if not self._goes_on:
                 raise
-            if isinstance(error, OSError):
-                say(f"stretto: {error.filename}: {error.strerror}; the run goes on, unheard")
             self.quiet = True
             silence(self.file)
+            if isinstance(error, OSError):  # not by way of this console, through which a live one sends it
+                with redirect_stderr(direct(sys.stderr)):
+                    say(f"stretto: {error.filename}: {error.strerror}; the run goes on, unheard")
 
     def render_str(self, text: str, **style: Any) -> Text:
         """A string of a table or a line, cleaned before its width is measured."""

@@ -7,17 +7,24 @@ characters go; `say` and `stretto.console` pass everything through it.
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, Final
+from contextlib import contextmanager, suppress
+
+TYPE_CHECKING = False  # `typing` is much to load before a command can answer Ctrl-C
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import IO, Final
 
 HANDLER: Final = "stretto"
 """The name under which Python's codecs know `_instead`."""
 
 OUTPUT: Final = "standard output"
+
+GONE: Final = (errno.EIO, errno.EPIPE)
+"""Errors of a stream that nobody will read any more: a terminal that was closed, a pipe."""
 
 _INSTEAD: Final = dict(zip("·→…✓✗━╸╺─░▒▓▁▂▃▄▅▆▇█", ".>.+x----.:#12345678", strict=True))
 """What an ASCII terminal shows of the characters that our own tables and pictures have; of a loss curve, its height."""
@@ -31,9 +38,22 @@ def printable(text: str) -> str:
 
 
 def say(text: object, *, out: bool = False, end: str = "\n") -> None:
-    """A message on standard error, or `out` on standard output."""
-    with named_in_errors(sys.stdout if out else sys.stderr) as stream:
-        print(printable(f"{text}"), end=end, file=stream, flush=True)
+    """A message on standard error, or `out` on standard output; where standard error is gone nobody hears it."""
+    if out:
+        with named_in_errors(sys.stdout) as stream:
+            print(printable(f"{text}"), end=end, file=stream, flush=True)
+        return
+    try:
+        print(printable(f"{text}"), end=end, file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno in GONE:
+            silence(sys.stderr)
+
+
+def direct(stream: IO[str]) -> IO[str]:
+    """`stream` itself, where rich has put something in its place while it keeps a bar up to date."""
+    proxied: IO[str] = getattr(stream, "rich_proxied_file", stream)
+    return proxied
 
 
 def hand_on(text: str) -> None:
@@ -51,14 +71,15 @@ def named_in_errors(stream: IO[str]) -> Iterator[IO[str]]:
     except BrokenPipeError:  # nobody reads any more, which is no error
         raise
     except OSError as error:
-        names = {sys.stdout: OUTPUT, sys.stderr: "standard error"}
-        raise OSError(error.errno, error.strerror, names.get(stream, error.filename)) from error
+        names = {direct(sys.stdout): OUTPUT, direct(sys.stderr): "standard error"}
+        raise OSError(error.errno, error.strerror, names.get(direct(stream), error.filename)) from error
 
 
 def silence(stream: IO[str]) -> None:
     """What could not be written is not tried again when the interpreter ends."""
-    if stream is sys.stdout and not stream.closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    with suppress(OSError, ValueError):  # a stream of another kind, or closed
+        if (number := direct(stream).fileno()) in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def require_streams() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
-from typing import Final
 
 from stretto.terminal import OUTPUT, require_streams, say, silence, speak_any_encoding
+
+TYPE_CHECKING = False  # little is loaded before `main` can answer Ctrl-C, and `typing` is much
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
 
 COMMANDS: Final = {
     "train": "train a model",
@@ -32,11 +34,11 @@ STORE_CLIENTS: Final = {"botocore", "aiobotocore", "s3fs", "gcsfs", "google", "a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for a wrong command line or configuration, 1 for a failure."""
-    require_streams()
-    speak_any_encoding()
     words = list(sys.argv[1:] if argv is None else argv)
     name = " ".join(words[:1])
     try:
+        require_streams()
+        speak_any_encoding()
         return _run(words)
     except KeyboardInterrupt:
         return 130  # as a shell says it: 128 + SIGINT
@@ -65,6 +67,8 @@ def _run(words: Sequence[str]) -> int:
         say(__version__, out=True)
         return 0
     if name not in COMMANDS:
+        from difflib import get_close_matches
+
         near = get_close_matches(name, COMMANDS, n=1)
         guess = f"; did you mean {near[0]}?" if near else ""
         say(f"stretto: no command {name!r}{guess}\n\n{_help()}")

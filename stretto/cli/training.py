@@ -45,7 +45,7 @@ from stretto.report.summary import sample_panel, summary
 from stretto.report.tokenizing import Tokenizing
 from stretto.terminal import say
 from stretto.train.consensus import USAGE_ERRORS, require_same_settings
-from stretto.train.directory import Paths, occupied, require_room
+from stretto.train.directory import Paths, occupied, require_room, unwritable
 from stretto.train.loop import DivergedError
 from stretto.train.metrics_file import JsonLines
 from stretto.train.placing import placed
@@ -71,7 +71,7 @@ def run(resolved: Resolved, launch: Launch, look: Look | None, stop: StopFlag, b
     try:
         require_devices(resolved)
         require_few(resolved, alone=alone)
-        require_room(resolved.args, alone=alone or launch.size == 1)
+        require_room(resolved.args, alone=alone or launch.size == 1, first_here=launch.local_rank == 0)
         text = None
         if launch.size == 1:  # workers of its own know what it has seen
             with timeline.phase("data"), Tokenizing.shown(sys.stderr) as tell:
@@ -112,7 +112,11 @@ class Task:
         """The exit code of this worker."""
         launch = detect(os.environ)
         ours = launch.source == "stretto"  # a launcher that says itself what ended the run, once
-        with self._logging(launch) as log:
+        with ExitStack() as stack:
+            try:
+                log = stack.enter_context(self._logging(launch))
+            except OSError as error:  # the first rank here was to find it out: see `require_room`
+                return reject(unwritable("--log-dir", self.resolved.args.run.log_dir, error), launch, every=True)
             log.info("%s", launch)
             try:
                 with self.look.meeting if self.look else nullcontext(), self._initialized() as world:

@@ -6,13 +6,15 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from rich.logging import RichHandler
 
 from stretto.console import console
+from stretto.reading import reason
+from stretto.terminal import printable, say
 
 NAME = "stretto"
 
@@ -42,6 +44,45 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+class LineFormatter(logging.Formatter):
+    """A line, however long, that steers no terminal it is shown on later; ranks but the first have their number."""
+
+    def __init__(self, rank: int) -> None:
+        who = f"[rank {rank}] " if rank else ""
+        super().__init__(f"%(asctime)s %(levelname)s {who}%(message)s", "%Y-%m-%d %H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class RankFile(logging.FileHandler):
+    """A file of one rank. Where it cannot be written, that is said once, and the run goes on without."""
+
+    def __init__(self, directory: Path, rank: int) -> None:
+        self._said = False
+        path = directory / f"rank-{rank:05d}.jsonl"
+        try:
+            super().__init__(path, encoding="utf-8")
+        except FileNotFoundError:  # of many ranks the first alone has to make it
+            directory.mkdir(parents=True, exist_ok=True)
+            super().__init__(path, encoding="utf-8")
+        self.setFormatter(JsonFormatter(rank))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """In place of the traceback that Python would print for each line."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._said:
+            say(f"stretto: {self.baseFilename}: {reason(error)}; the run goes on without this log")
+            self._said = True
+
+    def close(self) -> None:
+        """Also where the disk does not take what is left."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logging_as(
     rank: int,
@@ -53,16 +94,14 @@ def logging_as(
     """Within, the `stretto` logger speaks for this rank; yields it.
 
     Rank 0 writes to standard error, coloured on a terminal; other ranks only what is a warning or worse, with their
-    number. With `directory` every rank also writes everything to `rank-<number>.jsonl` there.
+    number. With `directory` every rank also writes everything to `rank-<number>.jsonl` there. Raises OSError where it
+    cannot begin that file.
     """
     logger = logging.getLogger(NAME)
     handlers: list[logging.Handler] = [_console(rank, style)]
     handlers[0].setLevel(level if rank == 0 else max(level, logging.WARNING))
     if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(directory / f"rank-{rank:05d}.jsonl", encoding="utf-8")
-        file.setFormatter(JsonFormatter(rank))
-        handlers.append(file)
+        handlers.append(RankFile(directory, rank))
     before = logger.level, logger.propagate
     logger.setLevel(logging.DEBUG if directory is not None else level)
     logger.propagate = False
@@ -83,7 +122,11 @@ def _console(rank: int, style: Literal["text", "json"]) -> logging.Handler:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonFormatter(rank))
         return handler
-    rich = RichHandler(console=console(stderr=True), show_path=False, rich_tracebacks=False, markup=False)
+    if not sys.stderr.isatty():  # a file is searched by lines: none is cut at 80 columns
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(LineFormatter(rank))
+        return handler
+    rich = RichHandler(console=console(stderr=True, goes_on=True), show_path=False, rich_tracebacks=False, markup=False)
     if rank != 0:
         rich.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s"))
     else:

@@ -16,12 +16,24 @@ from stretto.terminal import say
 REQUEUE: Final = 75
 """Exit code that asks to be started again to go on: EX_TEMPFAIL of <sysexits.h>, "the user is invited to retry"."""
 
+LEAVE: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Orders to leave for good: a key, a launcher, a terminal that closes. What was started by `nohup` ignores the last."""
+
+HEARD: Final = (*LEAVE, signal.SIGUSR1)
+"""All signals that stop a run in good order."""
+
 MARK: Final = "STRETTO_REQUEUE"
 """Variable that names a file. Where it is set, a run that asks to be started again leaves this file and ends with 0.
 
 For launchers that end all ranks as soon as one has an exit code other than 0, as srun does: an exit code of 75 would
 have the last ranks killed on their way out, and the job would have failed.
 """
+
+
+def heard() -> tuple[signal.Signals, ...]:
+    """`HEARD`, without a hang-up that this process was started to ignore."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in HEARD if not (ignored and number == signal.SIGHUP))
 
 
 def ask_again(*, leave_mark: bool) -> tuple[int, str]:
@@ -107,13 +119,13 @@ class StopFlag:
             while not stop(): ...
         return stop.exit_code
 
-    SIGINT and SIGTERM mean: save and leave (exit code 0). SIGUSR1, which SLURM sends before the time is up, and the
-    limit `after` (seconds since the flag was made) mean: save, leave, and start again (exit code `REQUEUE`). A second
-    SIGINT raises KeyboardInterrupt; within a second it is the first one once more. Ranks may see different signals:
-    the loop must agree on when to stop, and all on whether one was `ordered` to leave.
+    SIGINT, SIGTERM and SIGHUP, unless that is ignored, mean: save and leave (exit code 0). SIGUSR1, which SLURM sends
+    before the time is up, and the limit `after` (seconds since the flag was made) mean: save, leave, and start again
+    (exit code `REQUEUE`). A second SIGINT raises KeyboardInterrupt; within a second it is the first one once more.
+    Ranks may see different signals: the loop must agree on when to stop, and all on whether one was `ordered` to leave.
 
-    With `starting`, and until `started` is called, nobody asks yet: then SIGTERM and SIGUSR1 raise `Stopped`, and
-    SIGINT KeyboardInterrupt.
+    With `starting`, and until `started` is called, nobody asks yet: then SIGINT raises KeyboardInterrupt, and the
+    others `Stopped`.
     """
 
     def __init__(
@@ -133,8 +145,7 @@ class StopFlag:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        self._before = {number: signal.signal(number, self._note) for number in wanted}
+        self._before = {number: signal.signal(number, self._note) for number in heard()}
         return self
 
     def __exit__(
@@ -174,7 +185,7 @@ class StopFlag:
     @property
     def ordered(self) -> bool:
         """Whether somebody told this process to leave for good, which outweighs any warning."""
-        return self._signal in (signal.SIGINT, signal.SIGTERM)
+        return self._signal in LEAVE
 
     @property
     def exit_code(self) -> int:

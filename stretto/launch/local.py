@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
 from stretto.initialize.environment import detect
-from stretto.initialize.stop import REQUEUE, Interrupts
+from stretto.initialize.stop import REQUEUE, Interrupts, heard
 from stretto.initialize.stores import serve_on
 from stretto.launch.worker import PASSED_ON, Worker, fork
 from stretto.terminal import say
@@ -36,7 +36,7 @@ def run_local(
 ) -> int:
     """Run `target` in `nproc` forked workers; 0 when all return 0, else the exit code of the first cause.
 
-    SIGINT, SIGTERM and SIGUSR1 are passed on, for the workers to end in agreement; a second SIGINT, a second or more
+    The signals of `PASSED_ON` are passed on, for the workers to end in agreement; a second SIGINT, a second or more
     after the first, kills them, and the exit code is 130. Each worker enters `within`, such as a `StopFlag`, before a
     first signal can reach it.
     When a worker fails, all others have ended within `grace` seconds, and its traceback is printed last.
@@ -94,7 +94,7 @@ def _passing_on(workers: list[Worker]) -> Iterator[Callable[[], bool]]:
         for worker in workers:
             worker.send(signal.SIGKILL if interrupts.count > 1 else number)
 
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    before = {number: signal.signal(number, pass_on) for number in heard()}
     try:
         yield lambda: interrupts.count > 1
     finally:

@@ -18,10 +18,10 @@ from typing import IO
 
 from stretto.collective_trace.alive import state
 from stretto.initialize.failures import Failure
-from stretto.initialize.stop import Stopped
+from stretto.initialize.stop import HEARD, Stopped, heard
 from stretto.terminal import say
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+PASSED_ON = HEARD
 """Signals that the parent passes on to its workers."""
 
 
@@ -173,7 +173,7 @@ def _settle(parent: int) -> None:
         os._exit(1)  # it ended before we asked to be told
     with open(os.devnull) as null:  # noqa: PTH123
         os.dup2(null.fileno(), 0)  # a process in the background that reads the terminal is stopped
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    for number in heard():
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.enable()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from stretto.layout.picture import WHITE, Colour, Picture, Rect, Words, blend
+from stretto.reading import reason
 from stretto.train.routing import ExpertLog
 from stretto.train.routing_record import RoutingRecord
 
@@ -29,7 +31,10 @@ class ExpertPicture(ExpertLog):
     def close(self) -> None:
         super().close()
         if self.shares:
-            heat_map(self.shares).save(self.picture)
+            try:
+                heat_map(self.shares).save(self.picture)
+            except OSError as error:  # a full disk: no picture is worth the run
+                logging.getLogger(__name__).warning("%s cannot be written: %s", self.picture, reason(error))
 
 
 def heat_map(records: Sequence[RoutingRecord]) -> Picture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import IO, Final
 
@@ -38,7 +38,7 @@ class Tokenizing:
     @contextmanager
     def shown(cls, file: IO[str]) -> Iterator[Tokenizing]:
         """Shows on `file` what it is told, and takes it away at the end."""
-        screen = console(file=file)
+        screen = console(file=file, goes_on=True)
         live = Live(console=screen, refresh_per_second=4, transient=True)
         try:
             yield cls(screen, live)
@@ -52,14 +52,13 @@ class Tokenizing:
         if now - self._begin < PATIENCE:
             return
         figures = self._figures(progress, now)
-        with suppress(SystemExit, BrokenPipeError):  # nobody reads any more; the work goes on
-            if self._console.is_terminal:
-                self._live.start()
-                self._live.update(_drawn(progress, figures))
-            elif now - self._said > BETWEEN:
-                self._said = now
-                share = progress.done / max(progress.total, 1)
-                self._console.print(f"tokenizing: {share:.0%}, {figures}", soft_wrap=True)
+        if self._console.is_terminal:
+            self._live.start()
+            self._live.update(_drawn(progress, figures))
+        elif now - self._said > BETWEEN:
+            self._said = now
+            share = progress.done / max(progress.total, 1)
+            self._console.print(f"tokenizing: {share:.0%}, {figures}", soft_wrap=True)
 
     def _figures(self, progress: Progress, now: float) -> str:
         rate = (progress.done - self._first) / max(now - self._begin, 1e-3)

@@ -215,6 +215,11 @@ class RowEvaluation:
     cut: Cut
 
     def __post_init__(self) -> None:
+        if not isinstance(self.source, Iterable) and not hasattr(self.source, "__getitem__"):
+            raise TypeError(
+                f"evaluation on a {type(self.source).__name__}, which does not say where it ends: give a list, a "
+                "DataLoader, or another iterable of global batches"
+            )
         if isinstance(self.source, Iterator):
             raise ValueError(
                 f"evaluation on a {type(self.source).__name__}, which can be read once, and every evaluation reads it "

@@ -60,14 +60,15 @@ class Paths:
         return self.root / ".lock"
 
 
-def require_room(args: Arguments, *, alone: bool) -> None:
+def require_room(args: Arguments, *, alone: bool, first_here: bool) -> None:
     """Raise RunRejectedError where a directory that the run writes to cannot be made, before anything is loaded.
 
-    A file system of the kernel's own looks as if it could: only a try tells. Where other ranks were started, which
-    would wait for this one, `--out` and checkpoints are for all to look at together, later.
+    A file system of the kernel's own looks as if it could: only a try tells. The `first_here` of a node's ranks tries
+    that of the logs, which may be each node's own: a try by each of ten thousand would be a storm. Where other ranks
+    were started, which would wait for this one, `--out` and checkpoints are for all to look at together, later.
     """
     paths = Paths.of(args)
-    wanted = {"--log-dir": args.run.log_dir}
+    wanted = {"--log-dir": args.run.log_dir} if first_here else {}
     if alone:
         wanted |= {"--out": args.checkpoint.out, "--checkpoint-dir": paths.elsewhere}
     for flag, name in wanted.items():
@@ -77,10 +78,11 @@ def require_room(args: Arguments, *, alone: bool) -> None:
         try:
             Path(mkdtemp(prefix=".stretto-", dir=existing)).rmdir()
         except OSError as error:
-            raise _unwritable(flag, path, error) from error
+            raise unwritable(flag, path, error) from error
 
 
-def _unwritable(flag: str, path: Path, error: OSError) -> RunRejectedError:
+def unwritable(flag: str, path: object, error: OSError) -> RunRejectedError:
+    """What the user is told of a directory that cannot be made or written to."""
     return RunRejectedError(f"{flag} {path} cannot be written: {error.strerror}: name another directory")
 
 
@@ -100,14 +102,14 @@ def occupied(resolved: Resolved, *, resume: bool) -> Iterator[Path | None]:
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable("--out", paths.root, error) from error
+        raise unwritable("--out", paths.root, error) from error
     with _locked(paths):
         temporary = paths.resolved.with_name(paths.resolved.name + ".tmp")
         try:
             temporary.write_text(as_toml(resolved), encoding="utf-8", errors="backslashreplace")
             temporary.replace(paths.resolved)
         except OSError as error:
-            raise _unwritable("--out", paths.root, error) from error
+            raise unwritable("--out", paths.root, error) from error
         yield aside
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.train.record import EvalRecord, Listener, SaveRecord, StepRecord, figures
+from stretto.train.rows_file import RowsFile
 
 
 class JsonLines(Listener):
@@ -19,36 +20,26 @@ class JsonLines(Listener):
     """
 
     def __init__(self, path: Path, *, after: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_rows(path) if _before(row, after)] if after else []
         steps = step_records(kept)
         self.first: StepRecord | None = steps[0] if steps else None
         """Of the run before it goes on, as is `last`."""
         self.last: StepRecord | None = steps[-1] if steps else None
-        temporary = path.with_name(path.name + ".tmp")  # killed now, the run still has all rows
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(path)
-        self._path, self._file = path, path.open("ab", buffering=0)
+        self._rows = RowsFile(path, [json.dumps(row) for row in kept])
 
     def stepped(self, record: StepRecord) -> None:
-        self._write({key: value for key, value in asdict(record).items() if value is not None})
+        self._rows.write({key: value for key, value in asdict(record).items() if value is not None})
 
     def evaluated(self, record: EvalRecord) -> None:
         row = {f"{record.name}_loss": record.loss, f"{record.name}_bits_per_byte": record.bits_per_byte}
         row["evaluation_seconds"] = record.seconds
-        self._write({"step": record.step, **{key: value for key, value in row.items() if value is not None}})
+        self._rows.write({"step": record.step, **{key: value for key, value in row.items() if value is not None}})
 
     def saved(self, record: SaveRecord) -> None:
-        self._write({"step": record.step, **{k.replace("/", "_"): value for k, value in figures(record).items()}})
+        self._rows.write({"step": record.step, **{k.replace("/", "_"): value for k, value in figures(record).items()}})
 
     def close(self) -> None:
-        self._file.close()
-
-    def _write(self, row: dict[str, Any]) -> None:
-        try:
-            self._file.write(f"{json.dumps(row)}\n".encode())
-        except OSError as error:  # a full disk
-            raise OSError(error.errno, error.strerror, f"{self._path}") from error
+        self._rows.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

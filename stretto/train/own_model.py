@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from stretto.train.step import OnNonfinite
 from stretto.world import Axis
 
 Loss = Callable[[Tensor, Any], Tensor]
+
+WAVELENGTHS: Final = ("inv_freq", "original_inv_freq")
+"""Buffers of rotary embeddings, by the names that `transformers` gives them."""
 
 
 class StageCall:
@@ -97,10 +101,37 @@ def stage_of(
 ) -> nn.Module:
     """The module of a stage, on its device, all of its parameters declared; with `say`, a line about its dropout."""
     module = model if isinstance(model, nn.Module) else model(StageSpec(index, stages, build))
-    module = module.to(device=build.device, dtype=build.dtype)
     if say:
         warn_of_dropout(module)
+        _warn_of_rounding(module, build.dtype)
+    module = _placed(module, build)
     return replicate(module) if build.tp.size == 1 else module
+
+
+def _warn_of_rounding(module: nn.Module, dtype: torch.dtype) -> None:
+    """Say that fp64 is lost, which nobody may have asked for: fp32 is what a `Trainer` takes by itself."""
+    if dtype == torch.float32 and any(p.dtype == torch.float64 for p in module.parameters()):
+        logging.getLogger(__name__).warning(
+            "parameters in float64 are rounded to float32: say Trainer(dtype=torch.float64) to train them as they are"
+        )
+
+
+def _placed(module: nn.Module, build: Build) -> nn.Module:
+    """The module on its device in its dtype, but for wavelengths of rotary embeddings.
+
+    `transformers` computes angles from these in fp32, whatever the model's dtype: rounded to bf16, which has 8 bits,
+    they would be another model, by whole turns at long distances.
+    """
+    exact = [
+        (part, name, buffer)
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if name in WAVELENGTHS
+    ]
+    module = module.to(device=build.device, dtype=build.dtype)
+    for part, name, buffer in exact:
+        part._buffers[name] = buffer.to(build.device)
+    return module
 
 
 def require_meant(lr: object, optimizer: object, sharding: Sharding | str, on_nonfinite: str) -> None:

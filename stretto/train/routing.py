@@ -15,6 +15,7 @@ from stretto.experts import Routing
 from stretto.train.readback import Readback
 from stretto.train.record import Listener
 from stretto.train.routing_record import RoutingRecord
+from stretto.train.rows_file import RowsFile
 
 STARVING: Final = 0.01
 """Share of the mean load below which an expert starves."""
@@ -67,11 +68,8 @@ class ExpertLog(Listener):
     """
 
     def __init__(self, path: Path, *, after: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         old = path.read_text(encoding="utf-8").splitlines() if after and path.is_file() else []
-        kept = [line for line in old if _step(line) <= after]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", buffering=1, encoding="utf-8")
+        self._rows = RowsFile(path, [line for line in old if _step(line) <= after])
         self._starving = Counter[tuple[int, int]]()
         self.shares: list[RoutingRecord] = []
         """All that was told, of which a picture is drawn."""
@@ -79,7 +77,7 @@ class ExpertLog(Listener):
     def routed(self, record: RoutingRecord) -> None:
         self.shares.append(record)
         for row in record.rows():
-            self._file.write(json.dumps(row) + "\n")
+            self._rows.write(row)
         for layer, counts in zip(record.layers, record.counts, strict=True):
             mean = sum(counts) / len(counts)
             for expert, count in enumerate(counts):
@@ -95,7 +93,7 @@ class ExpertLog(Listener):
                     )
 
     def close(self) -> None:
-        self._file.close()
+        self._rows.close()
 
 
 def _step(line: str) -> float:

@@ -77,7 +77,8 @@ class Trainer:
         global_batch: rows of an optimizer step, over all ranks.
         micro_batch: rows that a rank computes at a time; None: all of its rows at once.
         boundary: the shape of what stages pass on, for one microbatch; with a pipeline only.
-        dtype: what the parameters are cast to, and what stages pass on; inputs are not cast.
+        dtype: what parameters and buffers are cast to, and what stages pass on; inputs are not cast, nor the
+            wavelengths of rotary embeddings (`inv_freq`).
         optimizer: from weights to their optimizer; None: `AdamW()`.
         lr: the learning rate, or a function from the number of an update, counted from 1, such as `LearningRate`.
         out: the directory of the run: `checkpoints/` and `metrics.jsonl`. None: nothing is written.
@@ -214,7 +215,7 @@ class Trainer:
 
         Listeners hear of it on rank 0, and are closed at the end; with `metrics`, one writes `metrics.jsonl` in `out`.
         `stop` is asked before each step whether this rank wants the run to end; all then save and leave after the same
-        step. By default SIGINT, SIGTERM and SIGUSR1 ask for that. Raises DivergedError, on all ranks alike.
+        step. By default SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for that. Raises DivergedError, on all ranks alike.
         """
         if stop is None:
             main = threading.current_thread() is threading.main_thread()

@@ -35,6 +35,19 @@ def test_help_does_not_wait_for_torch() -> None:
     assert "--tp" in ended.stdout
 
 
+def test_little_is_loaded_before_ctrl_c_is_answered() -> None:
+    """Catches: a traceback of imports for a user who changes their mind at once."""
+    words = [
+        sys.executable,
+        "-S",
+        "-c",
+        "import sys, stretto.cli; print(*{'typing', 're', 'difflib'} & set(sys.modules))",
+    ]
+    root = str(Path(stretto.__file__).parent.parent)
+    ended = subprocess.run(words, env={"PYTHONPATH": root}, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, ended.stderr) == ("\n", "")
+
+
 def test_every_module_can_be_imported_and_does_nothing(tmp_path: Path) -> None:
     """P12. In one process, without arguments or environment, each warning an error."""
     root = Path(stretto.__file__).parent

@@ -221,6 +221,15 @@ def test_a_run_goes_on_when_nobody_reads(options: list[str], tmp_path: Path) -> 
     assert rows(tmp_path / "run")[-1]["step"] == 12
 
 
+def test_a_run_whose_terminal_closes_is_saved(fresh: Fresh, options: list[str], tmp_path: Path) -> None:
+    """Catches: hours of training that are lost with a connection, by SIGHUP or by an error of a live display."""
+    words = [*options, "--nproc", "2", "--progress", "live", "--out", str(tmp_path / "run")]
+    ended = fresh.run(happens, "close_the_terminal", 3, 0, words, env=ENV)
+    assert (ended.code, ended.err) == (0, "")
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert saved.name in ("step-00000003", "step-00000004")  # as soon as the signal has been passed on
+
+
 def test_text_that_is_removed_ends_no_run(fresh: Fresh, options: list[str], corpus: Path, tmp_path: Path) -> None:
     """Catches: a closing table that reads the text once more, in a run that is finished and saved."""
     text = tmp_path / "text"

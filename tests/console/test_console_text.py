@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import io
+import sys
 
 import pytest
+from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -46,6 +48,16 @@ def test_a_run_goes_on_unheard(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.count("No space left on device; the run goes on, unheard\n") == 1
     with pytest.raises(OSError, match="No space left"):
         console(file=Full()).print("a table that was asked for")
+
+
+def test_a_live_display_goes_on_unheard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that was closed. Catches: what says so on a standard error that the display itself shows, for ever."""
+    out, err = Full(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with Live("bar", console=console(force_terminal=True, goes_on=True), auto_refresh=False) as live:
+        live.update("further", refresh=True)
+    assert err.getvalue() == "stretto: standard output: No space left on device; the run goes on, unheard\n"
 
 
 @pytest.mark.parametrize(

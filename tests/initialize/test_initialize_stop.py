@@ -13,7 +13,10 @@ from stretto.initialize.stop import MARK, REQUEUE, Interrupts, StopFlag, Stopped
 pytestmark = pytest.mark.pure
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGUSR1, REQUEUE)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGUSR1, REQUEUE)],
+)
 def test_a_signal_raises_the_flag_and_nothing_else(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)
     with StopFlag() as stop:
@@ -92,6 +95,18 @@ def test_before_the_first_step_only_a_warning_leaves_the_mark(
     assert (tmp_path / "requeue").exists() == marks
 
 
+def test_a_hang_up_that_is_ignored_stays_so() -> None:
+    """Catches: a run under `nohup` that ends with the terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopFlag() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_handlers_are_put_back_after_an_error() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ValueError, match="of the body"), StopFlag():
@@ -99,7 +114,7 @@ def test_the_handlers_are_put_back_after_an_error() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_before_somebody_asks_a_signal_ends_the_process_once(number: signal.Signals) -> None:
     """Catches: a second signal that breaks into the way out of the first."""
     with StopFlag(starting=True) as stop:
@@ -109,6 +124,6 @@ def test_before_somebody_asks_a_signal_ends_the_process_once(number: signal.Sign
         assert (caught.value.code, caught.value.number) == (REQUEUE, number)
         stop.started()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.reason == "SIGTERM"
+        assert stop.reason == ("SIGTERM" if number == signal.SIGUSR1 else number.name)
     with StopFlag(starting=True), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)

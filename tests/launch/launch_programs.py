@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from stretto.initialize import initialize
+from stretto.initialize.stop import HEARD
 from stretto.launch.local import run_local
 from stretto.world import World
 
@@ -82,7 +83,7 @@ def nothing(world: World) -> None:
 def count_signals(world: World) -> int:
     assert os.getpgrp() == os.getpid(), "in the group that a terminal sends signals to"
     seen: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in HEARD:
         signal.signal(number, lambda n, _: seen.append(n))
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -110,7 +110,7 @@ def test_ranks_may_run_programs(fresh: Fresh) -> None:
     assert (ended.code, ended.out, ended.err) == (0, "", "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_reach_every_rank_once(fresh: Fresh, number: signal.Signals) -> None:
     program = fresh.start(ranks.main, "count_signals", 3, env=ENV)
     program.until("ready", 3)

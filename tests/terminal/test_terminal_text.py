@@ -59,6 +59,14 @@ def test_a_command_says_what_it_could_not_write() -> None:
         assert ended.stderr == f"stretto {words[0]}: standard output: No space left on device\n"
 
 
+def test_a_message_that_nobody_can_hear_is_no_error() -> None:
+    """Catches: a run that is stopped as its terminal closes, and fails where it says so."""
+    program = "import os; from stretto.terminal import say; r, w = os.pipe(); os.close(r); os.dup2(w, 2); "
+    program += "say('a'); say('b'); print('done')"
+    ended = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "done\n")
+
+
 def test_standard_streams_that_are_closed_are_nobody_elses(tmp_path: Path) -> None:
     """Catches: a checkpoint whose file has the number of standard output, and what libraries print in it."""
     program = "import sys, os; from stretto.terminal import require_streams, say; require_streams(); "

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from stretto.train.metrics_file import JsonLines, read_rows, step_records
 from stretto.train.record import EvalRecord, Everyone, Listener, SaveRecord, StepRecord, TensorBoard, figures
+from stretto.train.rows_file import MOST, RowsFile
 
 pytestmark = pytest.mark.pure
 
@@ -177,11 +178,60 @@ def test_a_run_goes_on_where_there_is_no_room_for_curves(caplog: pytest.LogCaptu
     ]
 
 
-def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path: Path) -> None:
-    """Catches: an errno alone; and the same error once more as the file is closed, in the place of the first."""
-    log = JsonLines(tmp_path / "metrics.jsonl", after=0)
+class Disk:
+    """Takes bytes while there is room, and the last ones in part."""
+
+    def __init__(self, path: Path, room: int) -> None:
+        self.file, self.room = path.open("ab", buffering=0), room
+
+    def write(self, some: bytes) -> int:
+        taken = min(self.room, len(some))
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.room -= taken
+        return self.file.write(some[:taken])
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def test_rows_wait_for_room_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: a run that a full disk under its metrics ends; a row that is lost or cut though room was made."""
+    path = tmp_path / "metrics.jsonl"
+    log = JsonLines(path, after=0)
+    log._rows.close()
+    log._rows._file = disk = Disk(path, room=150)  # type: ignore[assignment]
+    for n in range(1, 4):
+        log.stepped(step(n))
+    said = f"{path}: No space left on device; the run goes on, and its rows wait for room"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    disk.room = 10_000
+    log.stepped(step(4))
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4]
+    disk.room = 10
+    for n in (5, 6):
+        log.stepped(step(n))
     log.close()
-    log._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
+    assert [record.getMessage() for record in caplog.records[1:]] == [
+        said,
+        f"{path} lacks 2 rows, for which there was no room",
+    ]
+
+
+def test_rows_that_wait_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: a disk that stays full, and fills the memory."""
+    rows = RowsFile(tmp_path / "metrics.jsonl")
+    rows._file.close()
+    rows._file = Path("/dev/full").open("ab", buffering=0)  # type: ignore[assignment]  # noqa: SIM115
+    for _ in range(20):
+        rows.write({"x": "y" * 2**20})
+    assert len(rows._waiting) <= MOST
+    rows.close()
+    assert caplog.records[-1].getMessage().endswith("lacks 20 rows, for which there was no room")
+
+
+def test_a_full_disk_before_the_run_is_said_with_the_name_of_the_file(tmp_path: Path) -> None:
+    """Catches: an errno alone."""
+    (tmp_path / "metrics.jsonl.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
-        log.stepped(step(1))
-    log.close()
+        RowsFile(tmp_path / "metrics.jsonl", ["{}"])

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -184,6 +184,33 @@ def test_dropout_of_each_process_is_told_in_a_line(said: str, caplog: pytest.Log
         )
 
 
+class Rotary(nn.Module):
+    """As of `transformers`: wavelengths in fp32, also beside parameters in bf16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 1)
+        self.register_buffer("inv_freq", 1 / 10_000 ** (torch.arange(8) / 8), persistent=False)
+        self.register_buffer("scale", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.linear(x.to(self.linear.weight.dtype) * self.scale))
+
+
+def test_wavelengths_stay_exact_and_what_is_rounded_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: angles of rotary embeddings that bf16 turns by whole turns; fp64 that is lost without a word."""
+    said = {"data": batch, "loss": F.mse_loss, "global_batch": ROWS}
+    with stretto.ParallelState.build(stretto.Layout.of(), World.single()) as state:
+        model = Rotary()
+        before = model.inv_freq.clone()
+        stretto.Trainer(model, state, dtype=torch.bfloat16, **said)
+        assert (model.inv_freq.dtype, model.scale.dtype) == (torch.float32, torch.bfloat16)
+        assert torch.equal(model.inv_freq, before)
+        assert not caplog.records, "as it was asked for"
+        stretto.Trainer(Rotary().double(), state, **said)
+        assert caplog.records[-1].getMessage().startswith("parameters in float64 are rounded to float32")
+
+
 def test_nothing_drops_in_an_evaluation() -> None:
     """Neither torch's dropout nor ours, and what was in training mode is so again; ours says who has to number rows."""
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5))
@@ -202,6 +229,7 @@ def test_nothing_drops_in_an_evaluation() -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "an evaluation without end": ({"evaluation": batch}, TypeError, "which does not say where it ends"),
     "an evaluation that is read once": ({"evaluation": iter([batch(0)])}, ValueError, "which can be read once"),
     "a number in place of a loss": ({"loss": lambda *pair: F.mse_loss(*pair).item()}, TypeError, "the loss is a float"),
     "a rate in quotes": ({"lr": "1e-3"}, TypeError, "lr='1e-3': give a number"),
