@@ -39,6 +39,8 @@ class Bucket(Arrivals):
 
     shares = True
     """Whether the others read the shard: GEMMs read weights in their own dtype."""
+    independent = True
+    """Whether it can be gathered before other buckets are updated."""
 
     def __init__(
         self,
@@ -169,6 +171,9 @@ class Bucket(Arrivals):
         if self.sharding.params and self.whole:
             self.gathered()
             free(self.weights)
+
+    def rest(self) -> None:
+        """Let go of what only the pass reads that has ended with it."""
 
     def updated(self, updating: Work | None = None) -> None:
         """This rank's shard has new values, or will have them with `updating`, launched on the current stream: the

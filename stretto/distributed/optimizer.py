@@ -198,7 +198,7 @@ class Optimizer:
             momentum = state[list(self.state).index("exp_avg")]
             self._step_matrices(bucket, master, momentum, segments, lr, scale)
         if job.last:
-            bucket.updated(self.residence.updating())
+            self.weights.updated(bucket, self.residence.updating())
 
     def _step_matrices(
         self,

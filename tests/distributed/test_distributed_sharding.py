@@ -29,6 +29,7 @@ from stretto.distributed.memory import here
 from stretto.estimate import ledger
 from stretto.estimate.steady import steady
 from stretto.layout import Layout
+from stretto.layout.grouping import by_section
 from stretto.parallel_state import ParallelState, default_axes
 from stretto.params import Init, ParamSpec, declare
 from stretto.schedule.sharding import MODES
@@ -182,8 +183,11 @@ def _train(
     with ParallelState.build(Layout.of(dp=world.size), world, axes=axes) as state:
         memories = make_readable(state) if readable else []
         for mode, size in ((mode, size) for mode in SHARDED for size in sizes):
-            net = Net()
-            with DataParallel({0: net}, state, bucket_mb=size, sharding=MODES[mode], keep=keep) as weights:
+            net, limit = Net(), (int(size * 2**20) // 8,)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(by_section, "__defaults__", limit)
+                made = DataParallel({0: net}, state, bucket_mb=size, sharding=MODES[mode], keep=keep)
+            with made as weights:
                 adam = AdamW(weights, **ADAMW)
                 for step in range(STEPS):
                     weights.zero()
