@@ -70,6 +70,7 @@ class Bucket(Arrivals):
             if here(item.param.data):
                 view.copy_(item.param.data)
             item.param.data = view
+        self._versions = {item.param: item.param._version for item in items}
         self.shard = self._mine(self.weights)
         if self.sharding.params:
             read = peers if self.shares else None
@@ -93,8 +94,7 @@ class Bucket(Arrivals):
         self._without = set(self._spans)  # no gradient in this step yet
         self._fresh = set(self._spans)  # none yet in what is there of `grads`
         self._waiting: set[nn.Parameter] | None = None  # once armed: the last gradient still to come
-        self.sent = False
-        self._reduced = False
+        self.sent = self._reduced = False
         self._work: Work | None = None
         self.watch: Callable[[str, Tensor], object] | None = None
         """Told of each parameter whose gradient of a backward is all there."""

@@ -33,7 +33,6 @@ from stretto.layout.flat import overlap
 from stretto.parallel_state import ParallelState
 from stretto.params import Declared, Part, collect
 from stretto.schedule import DDP, Sharding
-from stretto.world import Work
 
 GRADIENTS: Final = 2
 """Buckets whose gradients may have memory at a time, where that comes and goes: one that fills, one that is reduced."""
@@ -93,7 +92,6 @@ class DataParallel(Progress):
         self._stages, self._keep = stages, keep
         self._sections: dict[int, Sections] = {}
         self._early = self.sharding.params and len(stages) == 1
-        """Whether the first sections of a step are asked for as soon as they are updated."""
         if self.sharding.state:
             self._watch_sections()
         if self.sharding.params and self.wire is None:
@@ -134,13 +132,6 @@ class DataParallel(Progress):
             training = torch.is_grad_enabled()
             self._sections[stage].begin(backward=training and number < len(told) and told[number])
             self._visited[stage] += training
-
-    def updated(self, bucket: Bucket, updating: Work) -> None:
-        """A step's update of a bucket is launched: what the next step uses first is on its way beside the others'."""
-        bucket.updated(updating)
-        if self._early:
-            for sections in self._sections.values():
-                sections.updated(bucket)
 
     def reshard(self, stage: int) -> None:
         """Let go of the stage's gathered weights, if they are sharded."""
