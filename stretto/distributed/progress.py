@@ -100,3 +100,4 @@ class Progress:
         """Wait for what is on its way between two steps: nothing is, when the groups are left in good order."""
         for bucket in self.all_buckets:
             bucket.arrive()
+            bucket.settle()

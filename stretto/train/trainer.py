@@ -192,10 +192,8 @@ class Trainer:
         self.timeline = timeline or StartTimeline()
         self._check_replicas = check_replicas
         self._slow_ranks = None if waited is None else SlowRanks(state, waited)
-        world = state.axis("tp", "cp", "dp", "pp")
-        self.meter = Meter(
-            work or Work(global_batch), world, state.world.device, self.assembly.busy, apart=lambda: state.peer_bytes
-        )
+        world, device = state.axis("tp", "cp", "dp", "pp"), state.world.device
+        self.meter = Meter(work or Work(global_batch), world, device, model.busy, apart=lambda: state.peer_bytes)
         if resume and (newest := self._newest()):
             self.load(newest)
 

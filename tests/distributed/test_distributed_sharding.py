@@ -2,7 +2,7 @@
 
 Faults to catch: a shard that is another rank's; gradients of earlier microbatches forgotten; a norm of one rank's
 part; copies whose gradients are not summed; weights that do not follow their shard; a section that stays gathered;
-gradients whose memory stays; a shard that is written while others read it; weights that are copied on their way; a
+gradients whose memory stays; a shard that is written while others read it, by a step or a load; weights that are copied on their way; a
 model that is whole before it is sharded.
 """
 
@@ -206,8 +206,22 @@ def _train(
                         for p in masters:
                             where = tuple(slice(o, o + n) for o, n in zip(p.offsets, p.tensor.shape, strict=True))
                             assert torch.equal(item.param.data[where], p.tensor), f"{mode}: {item.name}"
+                _loads_others(weights, adam)
         assert all(memory.messages for memory in memories if memory.axis.name in ("dp-cp", "dp:gather-cp"))
     return found
+
+
+def _loads_others(weights: DataParallel, adam: AdamW) -> None:
+    """After a step as from a checkpoint, while weights of that step are on their way; readable memory looks."""
+    weights.finish()
+    adam.step(1e-2)
+    for piece in adam.slices():
+        piece.tensor.mul_(2)
+    adam.loaded(STEPS)
+    for each in weights.all_buckets:
+        each.gathered()
+        each.settle()
+        each.release()
 
 
 class Blocks(nn.Module):
