@@ -41,6 +41,14 @@ class Found:
     path: Path | None
     skipped: tuple[Skipped, ...] = ()
 
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint; CheckpointError where there is none."""
+        if self.path is None:
+            passed = "".join(f"; {each}" for each in self.skipped)
+            raise CheckpointError(f"no whole checkpoint was found{passed}")
+        return self.path
+
 
 def step_path(directory: Path, step: int) -> Path:
     """`<directory>/step-00000150`; sorts by step as text."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.distributed import ProcessGroup
 
+from stretto.checkpoint.directory import Found
 from stretto.checkpoint.index import Index
 from stretto.checkpoint.marker import inspect, read_extra, read_marker
 from stretto.checkpoint.peers import Peers
@@ -19,7 +20,7 @@ from stretto.world import World
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Found,
     slices: Sequence[Slice],
     world: World,
     *,
@@ -31,6 +32,7 @@ def load(
     Ranks may be more or fewer than wrote it, and cut in any other way. Each reads only what it holds.
 
     Args:
+        path: a checkpoint, or what `latest_complete` found.
         group: spans exactly the ranks of `world`; None is torch's default group. A world of one needs none.
         prefixes: every tensor of the checkpoint whose name starts with one of them must be asked for by some
             rank; others may be left unread. `("model/",)` loads weights alone.
@@ -41,7 +43,8 @@ def load(
             half-way (tensors undefined).
     """
     peers = Peers.of(world, group)
-    path = place(path)
+    with peers.on_all_ranks("loading what was found"):
+        path = place(path.checkpoint if isinstance(path, Found) else path)
     peers.require_same("checkpoints to load", str(path))
     doing = f"loading {path}"
     with peers.on_all_ranks(doing):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from stretto.params import Declared
 from stretto.schedule import Sharding
@@ -15,6 +16,7 @@ class Arrivals:
     """What a bucket knows of its parameters' gradients."""
 
     items: tuple[Declared, ...]
+    weights: Tensor
     sharding: Sharding
     frozen: bool
     sent: bool
@@ -22,6 +24,7 @@ class Arrivals:
     _waiting: set[nn.Parameter] | None
     _work: Work | None
     _spans: dict[nn.Parameter, range]
+    _versions: dict[nn.Parameter, int]
     _fresh: set[nn.Parameter]
     """None yet in what is there of the bucket's gradients."""
     _without: set[nn.Parameter]
@@ -80,6 +83,16 @@ class Arrivals:
     def full(self) -> bool:
         """Whether every last gradient is here."""
         return self._waiting is not None and not self._waiting
+
+    @property
+    def written(self) -> list[str]:
+        """Parameters whose weights were replaced or written to behind the back of the bucket's shard."""
+        is_view = torch._C._is_alias_of  # type: ignore[attr-defined]
+        return [
+            item.name
+            for item in self.items
+            if item.param._version != self._versions[item.param] or not is_view(item.param, self.weights)
+        ]
 
     def name_of(self, param: nn.Parameter) -> str:
         """Of a parameter in it."""

@@ -39,6 +39,8 @@ class Bucket(Arrivals):
 
     shares = True
     """Whether the others read the shard: GEMMs read weights in their own dtype."""
+    independent = True
+    """Whether it can be gathered before other buckets are updated."""
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class Bucket(Arrivals):
             if here(item.param.data):
                 view.copy_(item.param.data)
             item.param.data = view
+        self._versions = {item.param: item.param._version for item in items}
         self.shard = self._mine(self.weights)
         if self.sharding.params:
             read = peers if self.shares else None
@@ -91,8 +94,7 @@ class Bucket(Arrivals):
         self._without = set(self._spans)  # no gradient in this step yet
         self._fresh = set(self._spans)  # none yet in what is there of `grads`
         self._waiting: set[nn.Parameter] | None = None  # once armed: the last gradient still to come
-        self.sent = False
-        self._reduced = False
+        self.sent = self._reduced = False
         self._work: Work | None = None
         self.watch: Callable[[str, Tensor], object] | None = None
         """Told of each parameter whose gradient of a backward is all there."""
@@ -169,6 +171,9 @@ class Bucket(Arrivals):
         if self.sharding.params and self.whole:
             self.gathered()
             free(self.weights)
+
+    def rest(self) -> None:
+        """Let go of what only the pass reads that has ended with it."""
 
     def updated(self, updating: Work | None = None) -> None:
         """This rank's shard has new values, or will have them with `updating`, launched on the current stream: the

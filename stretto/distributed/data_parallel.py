@@ -91,6 +91,7 @@ class DataParallel(Progress):
             quantizer.give(matrices_of(self.all_buckets))
         self._stages, self._keep = stages, keep
         self._sections: dict[int, Sections] = {}
+        self._early = self.sharding.params and len(stages) == 1
         if self.sharding.state:
             self._watch_sections()
         if self.sharding.params and self.wire is None:
@@ -111,6 +112,7 @@ class DataParallel(Progress):
     def wait_by_section(self) -> None:
         """From now on each section waits for its own weights alone: they may be updated beside the forward."""
         self._watch_sections()
+        self._early = False
         agree_at_once(self.all_buckets, apart=True)
 
     def _watch_sections(self) -> None:

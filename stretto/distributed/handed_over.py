@@ -39,13 +39,13 @@ class HandedOver:
                 ]
 
     def close(self) -> None:
-        """The module is its owner's again; where its weights have no memory, a call of it is a RuntimeError."""
+        """The module is its owner's again; where its weights were sharded, a call of it is a RuntimeError."""
         for hook in self._hooks:
             hook.remove()
         for part, buckets in self._held.items():
             for name in ("__deepcopy__", "_apply"):
                 part.__dict__.pop(name, None)
-            if not all(bucket.whole for bucket in buckets):
+            if any(bucket.sharding.params for bucket in buckets):
                 part.register_forward_pre_hook(_gone)
                 part.register_state_dict_pre_hook(_gone)  # type: ignore[no-untyped-call]
         self._held.clear()

@@ -198,7 +198,7 @@ class Optimizer:
             momentum = state[list(self.state).index("exp_avg")]
             self._step_matrices(bucket, master, momentum, segments, lr, scale)
         if job.last:
-            bucket.updated(self.residence.updating())
+            self.weights.updated(bucket, self.residence.updating())
 
     def _step_matrices(
         self,
@@ -214,9 +214,9 @@ class Optimizer:
         one = torch.ones((), dtype=bucket.grad_dtype, device=master.device)
         factor = one if scale is None else scale.to(one)
         matrices = [(part, of) for part, of in segments if of.matrix]
-        moves = torch.zeros_like(master, dtype=bucket.grad_dtype)
+        moves = torch.zeros_like(master, dtype=bucket.weights.dtype)  # in which iterations are: half to send in bf16
         for part, _ in matrices:
-            wide = momentum[part].to(moves.dtype)
+            wide = momentum[part].to(bucket.grad_dtype)
             moves[part] = direction(wide, bucket.grad[part], factor, self.muon.momentum)
             if wide.dtype != momentum.dtype:
                 momentum[part] = wide

@@ -10,6 +10,8 @@ from torch import nn
 
 from stretto.distributed.bucket import Bucket
 from stretto.distributed.main_gradients import MainGradients
+from stretto.distributed.sections import Sections
+from stretto.world import Work
 
 
 class Progress:
@@ -18,6 +20,9 @@ class Progress:
     buckets: Mapping[int, Sequence[Bucket]]
     _main_gradients: MainGradients
     _home: Mapping[nn.Parameter, Bucket]
+    _sections: Mapping[int, Sections]
+    _early: bool
+    """Whether the first sections of a step are asked for as soon as they are updated."""
     allow_unused: bool = False
     """Whether what gets no gradient in a step has 0, in the place of an error."""
 
@@ -63,13 +68,18 @@ class Progress:
                 f"{', '.join(thawed)} had requires_grad=False when the module was handed over, so nothing sums its "
                 "gradient or updates it: hand the module over again when that has changed"
             )
+        if written := [name for bucket in self.all_buckets for name in bucket.written]:
+            raise RuntimeError(
+                f"the weights of {', '.join(written)} were assigned or written in place after the module was handed "
+                "over: masters and shards do not follow, and the next update would undo it; change weights before that"
+            )
         if self.allow_unused:
             return
         if missing := [name for bucket in self.all_buckets for name in bucket.missing]:
             raise RuntimeError(
                 f"no gradient reached {', '.join(missing)}: the loss does not depend on them, or they were frozen "
                 "after the module was handed over; remove them from the module or use them in its forward "
-                "(shard(allow_unused=True) takes 0)"
+                "(allow_unused=True, of shard and Trainer, takes 0)"
             )
 
     def require_summed(self) -> None:
@@ -79,7 +89,15 @@ class Progress:
                 "gradients are not summed over the ranks yet: finish() of the weights comes before step()"
             )
 
+    def updated(self, bucket: Bucket, updating: Work) -> None:
+        """A step's update of a bucket is launched: what the next step uses first is on its way beside the others'."""
+        bucket.updated(updating)
+        if self._early:
+            for sections in self._sections.values():
+                sections.updated(bucket)
+
     def settle(self) -> None:
         """Wait for what is on its way between two steps: nothing is, when the groups are left in good order."""
         for bucket in self.all_buckets:
             bucket.arrive()
+            bucket.settle()

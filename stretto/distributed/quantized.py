@@ -67,6 +67,7 @@ class QuantizedBucket(Bucket):
     """A bucket of matrices that are sharded; over one rank there is none."""
 
     shares = False
+    independent = False
 
     def __init__(
         self, items: Sequence[Declared], axis: Axis, sharding: Sharding, quantizer: Quantizer, **options: Any
@@ -114,8 +115,12 @@ class QuantizedBucket(Bucket):
     def release(self) -> None:
         if self.asked:
             self.gathered()
-        for each in (self.bytes, self.transposed, self.weights):
+        for each in (self.bytes, self.weights):
             free(each)
+        self.rest()
+
+    def rest(self) -> None:
+        free(self.transposed)
         self._made.clear()
 
     def updated(self, updating: Work | None = None) -> None:

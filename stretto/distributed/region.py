@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import cycle
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -45,16 +44,20 @@ class Region:
             self._holder = None
 
 
-def regions(axis: Axis, sizes: Iterable[int], dtype: torch.dtype, number: int) -> Sequence[Region]:
-    """So many regions, each as large as the largest of what is to be in them; none where nobody reads them."""
-    peers, largest = axis.peer_memory, max(sizes, default=0)
-    return [Region(peers.empty(largest, dtype), peers) for _ in range(number)] if peers and largest else []
-
-
 def take_turns(buckets: Sequence[tuple[Axis, int, torch.dtype]], number: int) -> list[Region | None]:
-    """A region for each of some buckets, which fill one after the other; those of one axis and dtype share `number`."""
+    """A region for each of some buckets, which fill one after the other; None where nobody reads them there.
+
+    Those of one axis and dtype have `number`, each as large as the largest that is to be in it.
+    """
     classes: dict[tuple[Axis, torch.dtype], list[int]] = {}
-    for axis, size, dtype in buckets:
-        classes.setdefault((axis, dtype), []).append(size)
-    turns = {kind: cycle(regions(kind[0], sizes, kind[1], number) or [None]) for kind, sizes in classes.items()}
-    return [next(turns[axis, dtype]) for axis, _, dtype in buckets]
+    for n, (axis, _, dtype) in enumerate(buckets):
+        classes.setdefault((axis, dtype), []).append(n)
+    found: list[Region | None] = [None] * len(buckets)
+    for (axis, dtype), members in classes.items():
+        for mine in (members[turn::number] for turn in range(number)):
+            if mine and axis.peer_memory is not None:
+                memory = axis.peer_memory.empty(max(buckets[n][1] for n in mine), dtype)
+                region = Region(memory, axis.peer_memory)
+                for n in mine:
+                    found[n] = region
+    return found

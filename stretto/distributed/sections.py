@@ -2,7 +2,8 @@
 
 The order is known before anything runs. Hooks only say that the computation has come to a section: then its weights
 are waited for, those of the section before are let go, and the next ones, of the forward or of the backward, are asked
-for. So two sections are whole at a time, and a gather passes behind the computation of the section before.
+for. So two sections are whole at a time, and a gather overlaps with the computation of the section before. Where a
+pass ends, the next one goes the other way: it begins with the two sections that are whole, and gathers neither again.
 
 The backward comes to a section with the gradient of what it put out: autograd takes nodes in the opposite order of
 their forward, so no other section is under way then. What a section put out without a graph, within a reentrant
@@ -93,6 +94,11 @@ class Sections:
         first = self.uses[-1 if backward else 0] if self.uses else []
         self._ask((*self._always, *first))
 
+    def updated(self, bucket: Bucket) -> None:
+        """Ask for a bucket that has new values if the next forward uses it before it can overlap a gather with work."""
+        if bucket.independent and any(bucket in used for used in (self._always, *self.uses[:2])):
+            self._ask((bucket,))
+
     def release(self) -> None:
         """Let go of all that is gathered."""
         self._at = None
@@ -143,14 +149,20 @@ class Sections:
         self._enter(n, n - 1)
 
     def _enter(self, n: int, then: int) -> None:
-        """The computation has come to section `n`, and goes on with section `then`."""
+        """The computation has come to section `n`, and goes on with section `then`, or turns back to the one before."""
+        recorded = torch.is_grad_enabled()
+        turns = not 0 <= then < len(self.uses) and (recorded or self._backward)
+        then = 2 * n - then if turns else then
+        following = self.uses[then] if 0 <= then < len(self.uses) else []
+        kept = self._kept if recorded and not self._backward else ()
         self._wait((*self._always, *self.uses[n]))
-        kept = self._kept if torch.is_grad_enabled() and not self._backward else set()
-        for bucket in [b for b in self._held if b not in self.uses[n] and b not in self._always and b not in kept]:
+        stay = {*self._always, *self.uses[n], *following, *kept}
+        for bucket in [b for b in self._held if b not in stay]:
             bucket.release()
             del self._held[bucket]
-        if 0 <= then < len(self.uses):
-            self._ask(self.uses[then])
+        self._ask(following)
+        for bucket in following if turns else ():
+            bucket.rest()
         self._at = n
 
     def _ask(self, buckets: Sequence[Bucket]) -> None:

@@ -33,6 +33,7 @@ class Sections:
 
     weights: tuple[int, ...] = ()
     gradients: tuple[int, ...] = ()
+    """Of two buckets, one that fills while the section is at work in a backward, and the one before."""
     all_weights: int = 0
     keep: int = 0
     """So many of the last stay whole from forward to backward."""
@@ -43,24 +44,22 @@ class Sections:
     spread_over: frozenset[int] = frozenset()
     filled_throughout: int = 0
     """Gradients that fill all the way back: of these, and of a shared embedding."""
-    left: bool = False
-    """Whether two buckets of a backward before wait until others want their memory."""
+    left: int = 0
+    """Gradients of the last two buckets of a backward, which wait until others want their memory."""
 
     def gathered(self, at: int, *, back: bool) -> int:
-        """Bytes that are whole while a section is at work, and the next one on its way."""
-        here = {at, at - 1 if back else at + 1, *range(max(0, len(self.weights) - self.keep), at)}
+        """Bytes that are whole while a section is at work, and the next one on its way, or where a pass ends the one
+        before, to which the next pass turns back."""
+        turns = at == (0 if back else len(self.weights) - 1)
+        following = at - 1 if back is not turns else at + 1
+        here = {at, following, *range(max(0, len(self.weights) - self.keep), at)}
         spread = 0 if here.isdisjoint(self.spread_over) else self.spread
         across = _sum_of(self.transposed, {at}) if back else 0
         return min(self.all_weights, _sum_of(self.weights, here) + spread) + across
 
     def filling(self, at: int, *, back: bool) -> int:
-        """Bytes of gradients that fill or are reduced: of a section and the one behind it; forward those that are left
-        of the backward before, of the first sections."""
-        if back:
-            here = {at, at + 1 if at + 1 < len(self.gradients) or not self.left else 0}
-        else:
-            here = {0, 1} if self.left else set()
-        return _sum_of(self.gradients, here) + self.filled_throughout * back
+        """Bytes of gradients that fill or are reduced; forward those that are left of the backward before."""
+        return _sum_of(self.gradients, {at}) + self.filled_throughout if back else self.left
 
 
 def _sum_of(sizes: Sequence[int], sections: Iterable[int]) -> int:
@@ -150,14 +149,13 @@ def steady(args: Arguments, stage: int, *, embedding: bool, memo: Memo | None = 
     turns = [each for each in cut if each.trained and not (both and each.shared) and each not in spread]
     used = _by_section([(each, each.gathered(item)) for each in cut if each not in spread], _sections(args, stage))
     used[-1:] = [n + sum(each.gathered(item) for each in ends) for n in used[-1:]]
-    filled = _by_section([(each, wide * each.whole) for each in turns], len(used))
+    left = args.batch.microbatches(args.parallel.dp) > 1
+    filled, last = _filled([(each.sections, wide * each.whole) for each in turns], len(used), left=left)
     across = _by_section([(each, each.whole) for each in buckets if each.quantized], len(used))
     tied = wide * sum(each.whole for each in ends if each.trained)
     throughout = wide * sum(each.whole for each in spread if each.trained)
     own = [each for each in buckets if sharding.params and each.quantized]
-    # Buckets of decayed and of other tensors fill side by side, two of each at a time.
-    kinds = [turns] if sharding.params else [[b for b in turns if b.tensors[0].decayed is of] for of in (True, False)]
-    filling = tied + wide * sum(sum(sorted(each.whole for each in kind)[-2:]) for kind in kinds)
+    filling = tied + wide * (_regions(turns) if sharding.params else _side_by_side(turns))
     master = (2 if args.optimizer.masters == "remainder" else wide) * (item < wide)
     moment = 2 if args.optimizer.moments == "bf16" else wide
     vectors = (master, *(moment,) * STATE[args.optimizer.optimizer])
@@ -188,7 +186,7 @@ def steady(args: Arguments, stage: int, *, embedding: bool, memo: Memo | None = 
             spread=sum(each.gathered(item) for each in spread),
             spread_over=frozenset(section for each in spread for section in each.sections),
             filled_throughout=tied * come_and_go + throughout,
-            left=args.batch.microbatches(args.parallel.dp) > 1,
+            left=last * come_and_go,
         ),
     )
 
@@ -216,6 +214,32 @@ def _by_section(sizes: Sequence[tuple[_Bucket, int]], sections: int) -> list[int
         for section in each.sections:
             found[section] += size
     return found
+
+
+def _filled(sizes: Sequence[tuple[set[int], int]], sections: int, *, left: bool) -> tuple[list[int], int]:
+    """Gradients of a bucket that fills and of the one before it, at most while each section is at work; and those of
+    the last two, where another backward follows. `sizes` are in the order in which they fill."""
+    found, (before, last) = [0] * sections, [0, *(size for _, size in sizes)][-2:] if left and sizes else (0, 0)
+    both = before + last
+    for used_by, size in sizes:
+        for section in used_by:
+            found[section] = max(found[section], last + size)
+        last = size
+    return found, both
+
+
+def _regions(buckets: Sequence[_Bucket]) -> int:
+    """Elements of the regions that buckets have in turns, two for those over the same ranks."""
+    kinds: dict[object, list[int]] = {}
+    for each in buckets:
+        kinds.setdefault(each.tensors[0].kind[0], []).append(each.whole)
+    return sum(max(sizes[turn::2], default=0) for sizes in kinds.values() for turn in range(2))
+
+
+def _side_by_side(buckets: Sequence[_Bucket]) -> int:
+    """Elements of buckets of decayed and of other tensors, which fill side by side, two of each at a time."""
+    kinds = [[each.whole for each in buckets if each.tensors[0].decayed is of] for of in (True, False)]
+    return sum(sum(sorted(kind)[-2:]) for kind in kinds)
 
 
 def _spare(args: Arguments, buckets: Sequence[_Bucket], item: int, vectors: Sequence[int]) -> int:

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+LARGEST: Final = 9 * 2**24
+"""Elements of a section that are gathered and reduced as one, 576 MiB of gradients: they are reduced while the rest of
+the section's fill, and two such regions, not two sections, wait for their sums."""
 LITTLE: Final = 8
 """What is less than one of so many parts of a section is not gathered with it."""
 
@@ -42,18 +45,31 @@ def by_size(tensors: Sequence[Stored], limit: int) -> list[list[int]]:
     return _as_filled(groups)
 
 
-def by_section(tensors: Sequence[Stored]) -> list[list[int]]:
-    """A group for each section, and one for what is in none, in the order in which a backward fills them.
+def by_section(tensors: Sequence[Stored], limit: int = LARGEST) -> list[list[int]]:
+    """Groups of each section, and of what is in none, in the order in which a backward fills them.
 
-    What is gathered quantized has groups of its own. What little else its section has is with what is in none: a gather
-    takes longer to begin than to bring that. Decayed tensors lie before the others, so that an optimizer has two
-    ranges.
+    A group has at most `limit` elements (a larger tensor stands alone). What is gathered quantized has groups of its
+    own. What little else its section has is with what is in none: a gather takes longer to begin than to bring that.
+    Decayed tensors lie before the others, so that an optimizer has two ranges.
     """
     little, groups = _little(tensors), dict[tuple[object, ...], list[int]]()
     for n, tensor in enumerate(tensors):
         alone = tensor.quantized or (tensor.kind[0], tensor.section) not in little
         groups.setdefault((*tensor.kind, tensor.quantized, tensor.section if alone else None), []).append(n)
-    return [sorted(group, key=lambda n: not tensors[n].decayed) for group in _as_filled([*groups.values()])]
+    cut = [part for group in groups.values() for part in _cut(group, [tensors[n].numel for n in group], limit)]
+    return [sorted(group, key=lambda n: not tensors[n].decayed) for group in _as_filled(cut)]
+
+
+def _cut(group: list[int], sizes: list[int], limit: int) -> list[list[int]]:
+    """Parts of a group, each filled from its end on."""
+    parts, left = list[list[int]](), 0
+    for n, numel in zip(reversed(group), reversed(sizes), strict=True):
+        if not parts or numel > left:
+            parts.append([])
+            left = limit
+        parts[-1].insert(0, n)
+        left -= numel
+    return parts
 
 
 def _little(tensors: Sequence[Stored]) -> set[tuple[object, int | None]]:

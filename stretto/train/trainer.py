@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from stretto.checkpoint import latest_complete
+from stretto.checkpoint import Found, latest_complete
 from stretto.checkpoint.directory import Retention
 from stretto.checkpoint.peers import Peers
 from stretto.distributed import DataParallel, MainGradients
@@ -91,6 +91,7 @@ class Trainer:
             several by the names of their validation sets.
         work: tokens (or rows) and operations of a step, for the metrics.
         sharding: what each data-parallel rank keeps a part of: none, zero1, zero2, fsdp; or a `Sharding`.
+        allow_unused: a parameter that no backward of a step reaches has gradient 0; else an error names it.
         on_nonfinite: what follows a loss or gradient that is no number: `stop`; `trace`, which names its microbatch
             too; `skip`, which goes on without the update.
         check_replicas: compare replicas by checksum after every so many steps; 0: never.
@@ -137,6 +138,7 @@ class Trainer:
         sharding: Sharding | str = DDP,
         check_replicas: int = 0,
         on_nonfinite: OnNonfinite = "stop",
+        allow_unused: bool = False,
         waited: Callable[[], float] | None = None,
     ) -> None:
         self.state = state
@@ -168,10 +170,11 @@ class Trainer:
                 search=(lambda cost: order(cost=cost)) if schedule == "auto" else None,
             )
             require_trainable(model.weights, axis)
+            model.weights.allow_unused = allow_unused
             buffers = Buffers.of(model.stages, state)
         self.assembly: Assembly[Any] = model
         batches = data if isinstance(data, Batches) else RowBatches(data, cut)
-        self.train_state = TrainState(self.assembly.optimizer, batches, buffers=buffers)
+        self.train_state = TrainState(model.optimizer, batches, buffers=buffers)
         sets = evaluation if isinstance(evaluation, Mapping) else {} if evaluation is None else {HELD_OUT: evaluation}
         self.evaluations: dict[str, Evaluation] = {
             name: each if isinstance(each, Evaluation) else RowEvaluation(each, cut) for name, each in sets.items()
@@ -190,10 +193,8 @@ class Trainer:
         self.timeline = timeline or StartTimeline()
         self._check_replicas = check_replicas
         self._slow_ranks = None if waited is None else SlowRanks(state, waited)
-        world = state.axis("tp", "cp", "dp", "pp")
-        self.meter = Meter(
-            work or Work(global_batch), world, state.world.device, self.assembly.busy, apart=lambda: state.peer_bytes
-        )
+        world, device = state.axis("tp", "cp", "dp", "pp"), state.world.device
+        self.meter = Meter(work or Work(global_batch), world, device, model.busy, apart=lambda: state.peer_bytes)
         if resume and (newest := self._newest()):
             self.load(newest)
 
@@ -274,9 +275,9 @@ class Trainer:
             raise ValueError("there is no directory to save in: Trainer(..., out=...)")
         return self._saves.save_now()
 
-    def load(self, path: str | Path) -> None:
+    def load(self, path: str | Path | Found) -> None:
         """Go on from a checkpoint that any layout wrote; all ranks together."""
-        self.train_state.load(path, self.state)
+        self.train_state.load(path.checkpoint if isinstance(path, Found) else path, self.state)
 
     def _newest(self) -> str:
         """The newest whole checkpoint, as rank 0 sees it; empty where there is none."""

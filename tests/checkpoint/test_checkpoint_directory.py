@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stretto.checkpoint import CheckpointError, latest_complete, load, prune, save
+from stretto.checkpoint import CheckpointError, Found, latest_complete, load, prune, save
 from stretto.params import Slice
 from stretto.world import World
 
@@ -20,7 +20,7 @@ def write(directory: Path, step: int, value: float = 0.0) -> Path:
     return save(directory, step, [Slice("model/w", torch.full((2,), value), (2,), (0,), True)], {}, HERE)
 
 
-def value(path: Path) -> float:
+def value(path: Path | Found) -> float:
     w = torch.full((2,), -1.0)
     load(path, [Slice("model/w", w, (2,), (0,), True)], HERE)
     return float(w[0])
@@ -32,6 +32,8 @@ def names(directory: Path) -> list[str]:
 
 def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
     assert latest_complete(tmp_path / "absent").path is None
+    with pytest.raises(CheckpointError, match="no whole checkpoint was found"):
+        value(latest_complete(tmp_path))
     (tmp_path / "notes").mkdir()
     (tmp_path / "step-00000001").write_text("a file")
     assert latest_complete(tmp_path).path is None
@@ -41,6 +43,7 @@ def test_newest_is_by_number_of_steps_not_by_text(tmp_path: Path) -> None:
     write(tmp_path, 99_999_999)
     newest = write(tmp_path, 100_000_000)
     assert latest_complete(tmp_path).path == newest
+    assert value(latest_complete(tmp_path)) == 0.0
 
 
 def test_it_says_which_newer_ones_were_skipped_and_why(tmp_path: Path) -> None:

@@ -170,9 +170,7 @@ def resumed(world: World, mode: str, directory: Path) -> dict[str, Tensor]:
         nn.init.zeros_(param)
     with ParallelState.build(Layout.of(dp=world.size), world) as state, shard(net, state, sharding=mode) as sharded:
         optimizer = sharded.optimizer(AdamW(eps=1e-3))
-        path = latest_complete(directory).path
-        assert path is not None
-        assert load(path, optimizer.slices(), world) == {"seen": 2}
+        assert load(latest_complete(directory), optimizer.slices(), world) == {"seen": 2}
         optimizer.loaded(2)
         steps(net, optimizer, range(2, 4))
         with sharded.whole():
@@ -222,12 +220,22 @@ def test_what_some_ranks_alone_use_is_right_or_named(pool: Pool, mode: str) -> N
             optimizer.step(0.1)
 
 
+def written(head: nn.Module, _args: object) -> None:
+    head.get_parameter("weight").detach().mul_(1)
+
+
+ONES = torch.ones(ROWS, WIDTH).double()
 MISUSES: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "load": (lambda net: net.load_state_dict({}), "before the module is handed over"),
     "load a part": (lambda net: net.get_submodule("head").load_state_dict({}), "before the module is handed over"),
     "copy": (copy.deepcopy, "take its state_dict within `with sharded.whole"),
     "cast": (lambda net: net.half(), "not moved or cast to torch.float16 on cpu"),
     "thaw": (lambda net: net.requires_grad_(True), "embed.weight had requires_grad=False"),
+    "assign": (lambda net: setattr(net.get_parameter("head.weight"), "data", ONES), "the weights of head.weight were"),
+    "write": (
+        lambda net: net.get_submodule("head").register_forward_pre_hook(written),
+        "the weights of head.weight were",
+    ),
     "freeze": (lambda net: net.get_submodule("head").requires_grad_(False), "no gradient reached head.weight"),
 }
 

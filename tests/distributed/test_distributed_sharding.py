@@ -2,8 +2,8 @@
 
 Faults to catch: a shard that is another rank's; gradients of earlier microbatches forgotten; a norm of one rank's
 part; copies whose gradients are not summed; weights that do not follow their shard; a section that stays gathered;
-gradients whose memory stays; a shard that is written while others read it; weights that are copied on their way; a
-model that is whole before it is sharded.
+gradients whose memory stays; a shard that is written while others read it, by a step or by a load; weights that are
+copied on their way; a model that is whole before it is sharded.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from stretto.distributed.memory import here
 from stretto.estimate import ledger
 from stretto.estimate.steady import steady
 from stretto.layout import Layout
+from stretto.layout.grouping import by_section
 from stretto.parallel_state import ParallelState, default_axes
 from stretto.params import Init, ParamSpec, declare
 from stretto.schedule.sharding import MODES
@@ -182,8 +183,11 @@ def _train(
     with ParallelState.build(Layout.of(dp=world.size), world, axes=axes) as state:
         memories = make_readable(state) if readable else []
         for mode, size in ((mode, size) for mode in SHARDED for size in sizes):
-            net = Net()
-            with DataParallel({0: net}, state, bucket_mb=size, sharding=MODES[mode], keep=keep) as weights:
+            net, limit = Net(), (int(size * 2**20) // 8,)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(by_section, "__defaults__", limit)
+                made = DataParallel({0: net}, state, bucket_mb=size, sharding=MODES[mode], keep=keep)
+            with made as weights:
                 adam = AdamW(weights, **ADAMW)
                 for step in range(STEPS):
                     weights.zero()
@@ -202,8 +206,22 @@ def _train(
                         for p in masters:
                             where = tuple(slice(o, o + n) for o, n in zip(p.offsets, p.tensor.shape, strict=True))
                             assert torch.equal(item.param.data[where], p.tensor), f"{mode}: {item.name}"
+                _loads_others(weights, adam)
         assert all(memory.messages for memory in memories if memory.axis.name in ("dp-cp", "dp:gather-cp"))
     return found
+
+
+def _loads_others(weights: DataParallel, adam: AdamW) -> None:
+    """After a step as from a checkpoint, while weights of that step are on their way; readable memory looks."""
+    weights.finish()
+    adam.step(1e-2)
+    for piece in adam.slices():
+        piece.tensor.mul_(2)
+    adam.loaded(STEPS)
+    for each in weights.all_buckets:
+        each.gathered()
+        each.settle()
+        each.release()
 
 
 class Blocks(nn.Module):

@@ -24,6 +24,15 @@ def test_matrices_are_gathered_by_block_and_norms_for_all() -> None:
     assert by_section(tensors) == [[7], [5, 6], [2, 3], [1, 4], [0]]
 
 
+def test_a_large_section_is_cut_as_its_backward_fills_it() -> None:
+    """The two matrices of a block apart, its norm with that which is filled with it; no tensor is cut."""
+    tensors = [each._replace(quantized=False) for section in (0, 1) for each in block(section)]
+    assert by_section(tensors, 130) == [[5], [4, 3], [2], [1, 0]]
+    assert by_section(tensors, 192) == [[4, 5], [3], [1, 2], [0]]
+    assert by_section(tensors, 200) == [[4, 5, 3], [1, 2, 0]]
+    assert by_section(tensors, 1) == [[5], [4], [3], [2], [1], [0]]
+
+
 def test_what_is_much_stays_with_its_section() -> None:
     """A head beside a block that predicts a further token."""
     tensors = [*block(0), *block(1), Stored(500, ("", True), True, 1)]

@@ -67,6 +67,11 @@ PEERS = MappingProxyType(
             "benchmarks.train.peers.stretto_peer",
             "--sharding fsdp --recompute selective --masters remainder",
         ),
+        # Of D4: as little computed once more as 25 GiB leave.
+        "stretto-fsdp-budget": (
+            "benchmarks.train.peers.stretto_peer",
+            "--sharding fsdp --masters remainder --activation-budget 7.7GiB",
+        ),
         "stretto-interleaved": ("benchmarks.train.peers.stretto_peer", "--schedule interleaved --vpp 2"),
         "stretto-zb-h1": ("benchmarks.train.peers.stretto_peer", "--schedule zb-h1"),
         "stretto-zbv": ("benchmarks.train.peers.stretto_peer", "--schedule zbv --vpp 2"),
