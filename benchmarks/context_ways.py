@@ -21,6 +21,8 @@ from stretto.structure import SequenceCut, Structure
 from stretto.world import Axis
 
 OURS = ("all-gather", "ring", "ulysses")
+REFERENCES = ("one rank", "the whole row")
+"""As much work as a rank has over cp; and all of it, divided by the ranks."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Case:
     kv_heads: int
     dim: int
     packed: bool
+
+    def __str__(self) -> str:
+        return f"{self.tokens} tokens a rank, {'packed' if self.packed else 'causal'}"
 
     def row(self, ranks: int) -> Batch:
         """That of so many ranks; packed, of documents of a quarter of it at most."""
@@ -101,7 +106,7 @@ def alone(case: Case, rank: int, device: torch.device, tokens: int) -> tuple[Att
 
 
 def ours(case: Case, cp: Axis, device: torch.device) -> dict[str, Way]:
-    """The first is the reference for speed: one rank with as much work as each has over cp."""
+    """The references for speed, and what is measured."""
     batch = case.row(cp.size)
     single, kernel = Axis.single("cp", cp.rank), tile_kernel(device)
     structure = SequenceCut(cp.rank, cp.size).of(batch)[1].to(device)
@@ -115,6 +120,8 @@ def ours(case: Case, cp: Axis, device: torch.device) -> dict[str, Way]:
         # A row of cp times the queries' keys has the root of cp times the tokens.
         tokens = round(case.tokens * cp.size**0.5)
         ways = {"one rank": Way(*alone(case, cp.rank, device, tokens), tokens)}
+    whole = alone(case, cp.rank, device, case.tokens * cp.size)
+    ways["the whole row"] = Way(*whole, case.tokens * cp.size, work=1 / cp.size)
     plans: tuple[tuple[str, Axis, Axis, Literal["all-gather", "ring"]], ...] = (
         ("all-gather", single, cp, "all-gather"),
         ("ring", single, cp, "ring"),
