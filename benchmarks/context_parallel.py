@@ -19,7 +19,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -228,10 +228,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--calls", type=int, default=10)
-    parser.add_argument(
-        "--kernels", action="store_true", help="times of the kernels of all-gather and of the whole row beside it"
-    )
+    parser.add_argument("--calls", type=int, default=10, help="of the shortest rows; fewer of longer ones, 3 at least")
+    parser.add_argument("--kernels", action="store_true", help="kernels of all-gather and of the whole row, too")
     parser.add_argument("--no-autotune", action="store_true", help="FlexAttention without max_autotune: minutes less")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     said = parser.parse_args(words)
@@ -249,7 +247,8 @@ def main(words: Sequence[str]) -> int:
         results = Results(about | {"device": f"{world.size} x {device}"}, said.out, tells=world.rank == 0)
         with ParallelState.build(Layout.of(cp=world.size), world, options=options) as state:
             for case in cases:
-                compared(case, state.axis("cp"), world, how, results)
+                calls = max(3, said.calls * min(lengths) // case.tokens)
+                compared(case, state.axis("cp"), world, replace(how, calls=calls), results)
         if world.rank == 0:
             for case in cases:
                 show(results, case)
