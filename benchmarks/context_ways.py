@@ -16,7 +16,9 @@ from stretto.attention import PLAIN, Attend, Scores, causal_attention
 from stretto.attention.tile import tile_kernel
 from stretto.batch import Batch
 from stretto.collectives import shift_async
-from stretto.context_parallel import ContextAttention
+from stretto.context_parallel import ContextAttention, merge_
+from stretto.context_parallel.parts import Combine
+from stretto.kernels import hand_written
 from stretto.structure import SequenceCut, Structure
 from stretto.world import Axis
 
@@ -95,13 +97,18 @@ def plain_ring(axis: Axis, device: torch.device) -> Attend:
     return attend
 
 
+def merging(device: torch.device) -> Combine:
+    """As `stretto train` merges."""
+    return hand_written(merge_, merge_) if device.type == "cuda" else merge_
+
+
 def alone(case: Case, rank: int, device: torch.device, tokens: int) -> tuple[Attend, Structure | None]:
     """Attention of a row of so many tokens that one rank has whole."""
     if not case.packed:
         return causal_attention, None
     axis = Axis.single("cp", rank)
     row = Case(tokens, case.heads, case.kv_heads, case.dim, packed=True).row(1)
-    attend = ContextAttention(causal_attention, tile_kernel(device), axis, axis, "all-gather")
+    attend = ContextAttention(causal_attention, tile_kernel(device), axis, axis, "all-gather", merging(device))
     return attend, SequenceCut(0, 1).of(row)[1].to(device)
 
 
@@ -128,7 +135,7 @@ def ours(case: Case, cp: Axis, device: torch.device) -> dict[str, Way]:
         ("ulysses", cp, single, "all-gather"),
     )
     for name, inner, outer, way in plans:
-        attend = ContextAttention(causal_attention, kernel, inner, outer, way)
+        attend = ContextAttention(causal_attention, kernel, inner, outer, way, merging(device))
         ways[name] = Way(attend, structure, structure.slots, places)
     ways["plain ring"] = Way(plain_ring(cp, device), structure, structure.slots, places, backward=False)
     return ways

@@ -103,6 +103,14 @@ class Structure:
         found: Tensor = self._known[key]
         return found
 
+    def slots_of(self, ranks: tuple[int, ...], device: torch.device) -> Tensor:
+        """The other way round: where in the order of the row what is in each slot comes [ranks * n, b or 1]."""
+        key = "slots", ranks, device
+        if key not in self._known:
+            self._known[key] = self.order(ranks, device).argsort(0)
+        found: Tensor = self._known[key]
+        return found
+
     def documents(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Of whole rows in their order [ranks * slots, b or 1]: which document of its row each token is of, and how
         many tokens that has. What is beyond the end of a row is one more."""

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from stretto.collectives import all_gather_async, reduce_scatter_async, shift_async
+from stretto.collectives import all_gather_async, reduce_scatter_async, reduce_scatter_rows_async, shift_async
 from stretto.context_parallel.parts import Total
 from stretto.sequence import Tile, Which
 from stretto.structure import Structure
-from stretto.world import Axis
+from stretto.world import AsyncTensor, Axis
 
 Ranks = tuple[int, ...]
 """Ranks of the whole cp axis."""
@@ -70,9 +71,9 @@ class AllGather:
         if self.axis.size == 1:
             yield Block(kv, sees(self._own, "all"))
             return
-        coming = all_gather_async(kv, self.axis)
+        coming = [all_gather_async(kv, self.axis)]
         yield Block(kv, sees(self._own, "square"))
-        yield Block(_ordered(coming.wait(), structure, self._every), sees(self._every, "before"))
+        yield Block(_ordered(coming.pop().wait(), structure, self._every), sees(self._every, "before"))
 
     def gradients(self, kv: Tensor, structure: Structure, sees: Sees) -> Gradients:
         """As `Exchange`; some squares while keys come, the others while gradients leave."""
@@ -80,15 +81,32 @@ class AllGather:
         if self.axis.size == 1:
             yield Block(kv, sees(self._own, "all"), own)
             return own.result()
-        coming, squares = all_gather_async(kv, self.axis), sees(self._own, "square")
+        coming, squares = [all_gather_async(kv, self.axis)], sees(self._own, "square")
         yield Block(kv, squares[: len(squares) // 2], own)
-        whole = _ordered(coming.wait(), structure, self._every)
+        whole = _ordered(coming.pop().wait(), structure, self._every)
         total = Total(whole)
         yield Block(whole, sees(self._every, "before"), total)
-        leaving = reduce_scatter_async(_unordered(total.result(), structure, self._every), self.axis)
+        leaving = list(self._leave(total.result(), structure, kv))
         del whole, total
         yield Block(kv, squares[len(squares) // 2 :], own)
-        return own.result().add_(leaving.wait())
+        dkv = own.result()
+        for part, others in zip(dkv.chunk(len(leaving), 2), leaving, strict=True):
+            part.add_(others.wait())
+        return dkv
+
+    def _leave(self, total: Tensor, structure: Structure, kv: Tensor) -> Iterator[AsyncTensor]:
+        """Gradients of the keys of all ranks on their way to these.
+
+        A peer buffer has room for keys, not for as many numbers of fp32: so they leave some heads at a time, each part
+        put into the order of the ranks where it is read from.
+        """
+        parts, buffer = total.element_size() // kv.element_size(), self.axis.peer_buffer
+        if self.axis.ordered or buffer is None or not buffer.takes(kv.nbytes):
+            yield reduce_scatter_async(_unordered(total, structure, self._every), self.axis)
+            return
+        slots = structure.slots_of(self._every, kv.device).chunk(self.axis.size)
+        for part in total.chunk(parts, 2):
+            yield reduce_scatter_rows_async(partial(_rows, part, slots), part, self.axis)
 
     @property
     def _every(self) -> Ranks:
@@ -142,24 +160,25 @@ def exchange_over(axis: Axis, sources: tuple[Ranks, ...], way: Literal["all-gath
 
 
 def _ordered(x: Tensor, structure: Structure, ranks: Ranks) -> Tensor:
-    """x [ranks * n, b, ..] in the order of the row."""
-    if len(ranks) == 1:  # a rank's own slots are
-        return x
-    order = structure.order(ranks, x.device)
-    if order.shape[1] == 1:
-        return x.index_select(0, order[:, 0])
-    return x[order, torch.arange(x.shape[1], device=x.device)]
+    """x [ranks * n, b, ..] in the order of the row; a rank's own slots are."""
+    return x if len(ranks) == 1 else _picked(x, structure.order(ranks, x.device))
 
 
 def _unordered(x: Tensor, structure: Structure, ranks: Ranks) -> Tensor:
     """The other way round."""
-    if len(ranks) == 1:
-        return x
-    order, out = structure.order(ranks, x.device), torch.empty_like(x)
-    if order.shape[1] == 1:
-        return out.index_copy_(0, order[:, 0], x)
-    out[order, torch.arange(x.shape[1], device=x.device)] = x
-    return out
+    return x if len(ranks) == 1 else _picked(x, structure.slots_of(ranks, x.device))
+
+
+def _rows(x: Tensor, slots: Sequence[Tensor], rank: int, out: Tensor | None) -> Tensor:
+    return _picked(x, slots[rank], out)
+
+
+def _picked(x: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """x [m, b, ..] at `index` [n, b or 1]."""
+    if index.shape[1] == 1:
+        return torch.index_select(x, 0, index[:, 0], out=out)
+    found = x[index, torch.arange(x.shape[1], device=x.device)]
+    return found if out is None else out.copy_(found)
 
 
 class Ordered(torch.autograd.Function):

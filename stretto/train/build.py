@@ -14,7 +14,7 @@ from stretto.arguments import ConfigError, Violation
 from stretto.arguments.schema import Arguments, OptimizerConfig
 from stretto.attention import Attend, attention_by
 from stretto.attention.tile import tile_kernel
-from stretto.context_parallel import ContextAttention
+from stretto.context_parallel import ContextAttention, merge_
 from stretto.distributed import AdamWRule, DataParallel, LionRule, MainGradients, MuonRule, Rule, SGDRule
 from stretto.estimate import stage_blocks, stage_costs
 from stretto.estimate.context import comm_of
@@ -23,7 +23,7 @@ from stretto.estimate.recompute import policies_of, policy_of_further
 from stretto.experts import Balance, expert_axes, routers_of
 from stretto.experts.fp8 import GroupedFp8
 from stretto.interop.shapes import logical_shapes
-from stretto.kernels import fused
+from stretto.kernels import fused, hand_written
 from stretto.models import StageSpec, Transformer
 from stretto.notation.param_groups import parse_groups, unmatched
 from stretto.parallel_state import ParallelState
@@ -178,6 +178,9 @@ def attention_of(args: Arguments, state: ParallelState, exact: Slices | None = N
         tile_kernel(state.world.device),
     )
     alone, cp = Axis.single("cp", state.world.rank), state.axis("cp")
+    # What it has no kernel for is as quick as it was written down: its sizes are those of documents.
+    triton = args.run.compile and state.world.device.type == "cuda"
+    merge = hand_written(merge_, merge_) if triton else unfused(merge_)
     made: dict[str, Attend] = {}
     heads = args.model.num_kv_heads
 
@@ -189,7 +192,7 @@ def attention_of(args: Arguments, state: ParallelState, exact: Slices | None = N
             else:
                 inner, outer = (cp, alone) if comm == "ulysses" else (alone, cp)
             way: Literal["all-gather", "ring"] = "ring" if comm in ("ring", "hybrid") else "all-gather"
-            attend = ContextAttention(plain, kernel, inner, outer, way)
+            attend = ContextAttention(plain, kernel, inner, outer, way, merge)
             made[comm] = attend if exact is None else SlicedAttention(attend, exact, kv_heads=heads)
         return made[comm]
 
