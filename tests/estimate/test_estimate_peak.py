@@ -209,7 +209,8 @@ def test_over_two_ranks_it_is_theirs(
         batch=BatchConfig(seq_len=256, micro_batch=1 + ("ep_comm_overlap" in parallel), global_batch=8),
         run=RunConfig(dtype="bf16", device="cpu", **run),
     )
-    for rank, found in enumerate(pool.run(2, on_a_rank, args)):
+    founds = pool.run(2, on_a_rank, args)
+    for rank, found in enumerate(founds if args.parallel.cp == 1 else [max(founds)]):  # of cp it is the fullest
         said = rank_ledger(args, rank if args.parallel.pp > 1 else 0)
         message = entering_bytes(args) if args.parallel.pp > 1 else 0
         assert found * (1 - BOUND) - message <= moving(said) <= found * (1 + BOUND), said.moment
