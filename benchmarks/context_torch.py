@@ -30,7 +30,7 @@ BLOCK = 128
 """Queries, and keys, of a block of FlexAttention's masks."""
 
 
-def torchs(case: Case, world: World) -> tuple[dict[str, Callable[[], Way]], dict[str, str]]:
+def torchs(case: Case, world: World, *, autotune: bool = True) -> tuple[dict[str, Callable[[], Way]], dict[str, str]]:
     """How each way is made, which may fail; and why there is none of a kind."""
     ways: dict[str, Callable[[], Way]] = {}
     why: dict[str, str] = {}
@@ -40,7 +40,8 @@ def torchs(case: Case, world: World) -> tuple[dict[str, Callable[[], Way]], dict
         for kernel in BACKENDS:
             for rotation in ROTATIONS:
                 ways[f"torch ring, {kernel}, {rotation}"] = partial(ring, case, world, kernel, rotation)
-    ways["torch FlexAttention"] = partial(flex, case, world)
+    name = "torch FlexAttention" if autotune else "torch FlexAttention, not autotuned"
+    ways[name] = partial(flex, case, world, autotune)
     return ways, why
 
 
@@ -94,10 +95,10 @@ def _groups(case: Case, device: torch.device, around: Callable[[], Any]) -> bool
 class Flex(nn.Module):
     """FlexAttention as a module, whose inputs `_ContextParallel` replaces: queries of a rank, all keys."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, autotune: bool) -> None:
         super().__init__()
-        # The choices of torchtitan.
-        options = {"max_autotune": True, "coordinate_descent_tuning": True, "triton.cudagraphs": False}
+        # The choices of torchtitan, where autotuned.
+        options = {"max_autotune": autotune, "coordinate_descent_tuning": autotune, "triton.cudagraphs": False}
         gpu = device.type == "cuda"
         self.call = torch.compile(flex_attention, dynamic=False, options=options) if gpu else flex_attention
 
@@ -107,7 +108,7 @@ class Flex(nn.Module):
         return y
 
 
-def flex(case: Case, world: World) -> Way:
+def flex(case: Case, world: World, autotune: bool) -> Way:
     """A mask of documents, its blocks dealt by their work."""
     length, device, mesh = case.tokens * world.size, world.device, _mesh(world)
     starts = case.row(world.size).starts
@@ -123,7 +124,7 @@ def flex(case: Case, world: World) -> Way:
     balancer = cp._PTRRLoadBalancer(whole, world.size)
     (mask,) = cp._context_parallel_shard(mesh, [whole], [2], balancer)
     style = cp._ContextParallel(seq_dim=2, attention_type=cp._ContextParallel.AttentionType.FLEX)
-    module = parallelize_module(Flex(device), mesh, style)
+    module = parallelize_module(Flex(device, autotune), mesh, style)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
         y: Tensor = module(q, k, v, block_mask=mask, enable_gqa=case.kv_heads < case.heads)

@@ -16,11 +16,15 @@ from stretto.attention import PLAIN, Attend, Scores, causal_attention
 from stretto.attention.tile import tile_kernel
 from stretto.batch import Batch
 from stretto.collectives import shift_async
-from stretto.context_parallel import ContextAttention
+from stretto.context_parallel import ContextAttention, merge_
+from stretto.context_parallel.parts import Combine
+from stretto.kernels import hand_written
 from stretto.structure import SequenceCut, Structure
 from stretto.world import Axis
 
 OURS = ("all-gather", "ring", "ulysses")
+REFERENCES = ("one rank", "the whole row")
+"""As much work as a rank has over cp; and all of it, divided by the ranks."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Case:
     kv_heads: int
     dim: int
     packed: bool
+
+    def __str__(self) -> str:
+        return f"{self.tokens} tokens a rank, {'packed' if self.packed else 'causal'}"
 
     def row(self, ranks: int) -> Batch:
         """That of so many ranks; packed, of documents of a quarter of it at most."""
@@ -90,18 +97,23 @@ def plain_ring(axis: Axis, device: torch.device) -> Attend:
     return attend
 
 
+def merging(device: torch.device) -> Combine:
+    """As `stretto train` merges."""
+    return hand_written(merge_, merge_) if device.type == "cuda" else merge_
+
+
 def alone(case: Case, rank: int, device: torch.device, tokens: int) -> tuple[Attend, Structure | None]:
     """Attention of a row of so many tokens that one rank has whole."""
     if not case.packed:
         return causal_attention, None
     axis = Axis.single("cp", rank)
     row = Case(tokens, case.heads, case.kv_heads, case.dim, packed=True).row(1)
-    attend = ContextAttention(causal_attention, tile_kernel(device), axis, axis, "all-gather")
+    attend = ContextAttention(causal_attention, tile_kernel(device), axis, axis, "all-gather", merging(device))
     return attend, SequenceCut(0, 1).of(row)[1].to(device)
 
 
 def ours(case: Case, cp: Axis, device: torch.device) -> dict[str, Way]:
-    """The first is the reference for speed: one rank with as much work as each has over cp."""
+    """The references for speed, and what is measured."""
     batch = case.row(cp.size)
     single, kernel = Axis.single("cp", cp.rank), tile_kernel(device)
     structure = SequenceCut(cp.rank, cp.size).of(batch)[1].to(device)
@@ -115,13 +127,15 @@ def ours(case: Case, cp: Axis, device: torch.device) -> dict[str, Way]:
         # A row of cp times the queries' keys has the root of cp times the tokens.
         tokens = round(case.tokens * cp.size**0.5)
         ways = {"one rank": Way(*alone(case, cp.rank, device, tokens), tokens)}
+    whole = alone(case, cp.rank, device, case.tokens * cp.size)
+    ways["the whole row"] = Way(*whole, case.tokens * cp.size, work=1 / cp.size)
     plans: tuple[tuple[str, Axis, Axis, Literal["all-gather", "ring"]], ...] = (
         ("all-gather", single, cp, "all-gather"),
         ("ring", single, cp, "ring"),
         ("ulysses", cp, single, "all-gather"),
     )
     for name, inner, outer, way in plans:
-        attend = ContextAttention(causal_attention, kernel, inner, outer, way)
+        attend = ContextAttention(causal_attention, kernel, inner, outer, way, merging(device))
         ways[name] = Way(attend, structure, structure.slots, places)
     ways["plain ring"] = Way(plain_ring(cp, device), structure, structure.slots, places, backward=False)
     return ways

@@ -7,7 +7,7 @@ document on one rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stretto.batch import Batch
-from stretto.sequence import Run, Tile, arranged, deal, local_length, runs_of, tiles, work
+from stretto.sequence import Run, Tile, Which, arranged, deal, local_length, runs_of, squares, tiles, work
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,14 @@ class Structure:
         found: Tensor = self._known[key]
         return found
 
+    def slots_of(self, ranks: tuple[int, ...], device: torch.device) -> Tensor:
+        """The other way round: where in the order of the row what is in each slot comes [ranks * n, b or 1]."""
+        key = "slots", ranks, device
+        if key not in self._known:
+            self._known[key] = self.order(ranks, device).argsort(0)
+        found: Tensor = self._known[key]
+        return found
+
     def documents(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Of whole rows in their order [ranks * slots, b or 1]: which document of its row each token is of, and how
         many tokens that has. What is beyond the end of a row is one more."""
@@ -120,18 +128,25 @@ class Structure:
         return number, size
 
     def tiles(
-        self, queries: tuple[int, ...], keys: tuple[int, ...], window: int | None
+        self, queries: tuple[int, ...], keys: tuple[int, ...], window: int | None, which: Which = "all"
     ) -> Sequence[tuple[slice, Tile]]:
-        """Who sees whom of what two sets of ranks hold, each in the order of the row; by rows of the batch."""
-        key = "tiles", queries, keys, window
+        """Who sees whom of what two sets of ranks hold, each in the order of the row; by rows of the batch.
+
+        Squares are of the queries' own ranks.
+        """
+        key = "tiles", queries, keys, window, which
         if key not in self._known:
-            self._known[key] = [
-                (each.rows, tile)
-                for each in self.held
-                for tile in tiles(self._arranged(each, queries)[1], self._arranged(each, keys)[1], window)
-            ]
+            self._known[key] = [(each.rows, tile) for each in self.held for tile in self._tiles(each, *key[1:])]
         found: Sequence[tuple[slice, Tile]] = self._known[key]
         return found
+
+    def _tiles(
+        self, held: Held, queries: tuple[int, ...], keys: tuple[int, ...], window: int | None, which: Which
+    ) -> Iterator[Tile]:
+        runs = self._arranged(held, queries)[1]
+        if which == "square":
+            return squares(runs, window)
+        return tiles(runs, self._arranged(held, keys)[1], window, before=which == "before")
 
     def _arranged(self, held: Held, ranks: tuple[int, ...]) -> tuple[Any, tuple[Run, ...]]:
         key = "arranged", held.rows.start, ranks

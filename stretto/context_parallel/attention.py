@@ -11,7 +11,7 @@ one rank on both, that is attention of rows with several documents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import gcd
@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from stretto.attention import PLAIN, Attend, Scores
 from stretto.attention.tile import TileKernel
 from stretto.collectives import all_to_all
-from stretto.context_parallel.exchange import AllGather, Exchange, Ordered, Ranks, exchange_over
-from stretto.context_parallel.merge import Merge
-from stretto.sequence import Tile
+from stretto.context_parallel.exchange import AllGather, Block, Exchange, Ordered, Ranks, Sees, exchange_over
+from stretto.context_parallel.merge import Merge, merge_
+from stretto.context_parallel.parts import Combine, Parts, add, split
+from stretto.sequence import Tile, Which
 from stretto.structure import Structure
 from stretto.world import Axis
 
@@ -37,13 +38,17 @@ Comm = Literal["all-gather", "ring", "ulysses", "hybrid"]
 
 @dataclass(frozen=True)
 class ContextAttention:
-    """An `Attend` over the ranks of `inner` x `outer`, neighbours along `inner`; plain rows go to `plain`."""
+    """An `Attend` over the ranks of `inner` x `outer`, neighbours along `inner`; plain rows go to `plain`.
+
+    `merge` computes what `merge_` says.
+    """
 
     plain: Attend
     kernel: TileKernel
     inner: Axis
     outer: Axis
     way: Literal["all-gather", "ring"]
+    merge: Combine = merge_
 
     def __call__(
         self,
@@ -66,13 +71,13 @@ class ContextAttention:
         kv_heads = k.shape[1]
         # Fewer key/value heads than ranks: as many copies as it takes, whose gradients add up.
         copies = a // gcd(kv_heads, a)
-        kv = torch.stack([x.repeat_interleave(copies, 1) if copies > 1 else x for x in (k, v)], 2)
+        q, k, v = (x.permute(2, 0, 1, 3) for x in (q, k, v))
+        kv = torch.stack([x.repeat_interleave(copies, 2) if copies > 1 else x for x in (k, v)], 3).flatten(2, 3)
         own = self.sources[self.outer.rank]
-        heads = self._to_heads(q, structure, own)
-        keys = self._to_heads(kv.flatten(1, 2), structure, own)
+        heads, keys = self._to_heads(q, structure, own), self._to_heads(kv, structure, own)
         exchange = exchange_over(self.outer, self.sources, self.way)
         mine = None if sinks is None else sinks.chunk(a)[self.inner.rank]
-        call = _Call(self.kernel, exchange, structure, scores, partial(structure.tiles, own, window=scores.window))
+        call = _Call(self.kernel, self.merge, exchange, structure, scores, partial(_seen, structure, own, scores))
         y: Tensor = _Tiles.apply(heads, keys, mine, call)  # type: ignore[no-untyped-call]
         return self._from_heads(y, structure, own)
 
@@ -82,9 +87,10 @@ class ContextAttention:
         v = F.pad(v, (0, k.shape[-1] - width))
         one = Axis.single("cp")
         rows = [(slice(None), Tile(slice(0, n), slice(0, m), m - n, scores.window))]
-        call = _Call(self.kernel, AllGather(one, ((0,),)), Structure.of_tokens(m), scores, lambda _: rows)
-        kv = torch.stack([k, v], 2).flatten(1, 2).permute(2, 0, 1, 3)
-        y: Tensor = _Tiles.apply(q.permute(2, 0, 1, 3), kv, sinks, call)  # type: ignore[no-untyped-call]
+        exchange = AllGather(one, ((0,),))
+        call = _Call(self.kernel, self.merge, exchange, Structure.of_tokens(m), scores, lambda *_: rows)
+        q, k, v = (x.permute(2, 0, 1, 3) for x in (q, k, v))
+        y: Tensor = _Tiles.apply(q, torch.stack([k, v], 3).flatten(2, 3), sinks, call)  # type: ignore[no-untyped-call]
         return y.permute(1, 2, 0, 3)[..., :width]
 
     @property
@@ -94,29 +100,33 @@ class ContextAttention:
         return tuple(tuple(range(j * a, (j + 1) * a)) for j in range(self.outer.size))
 
     def _to_heads(self, x: Tensor, structure: Structure, own: Ranks) -> Tensor:
-        """[b, heads, n, d] -> [a n, b, heads/a, d], in the order of the row."""
-        x = all_to_all(x.permute(2, 0, 1, 3), self.inner, split_dim=2, concat_dim=0)
+        """[n, b, heads, d] -> [a n, b, heads/a, d], in the order of the row."""
+        x = all_to_all(x, self.inner, split_dim=2, concat_dim=0)
         return Ordered.apply(x, structure, own, False) if self.inner.size > 1 else x  # type: ignore[no-untyped-call]
 
     def _from_heads(self, y: Tensor, structure: Structure, own: Ranks) -> Tensor:
-        """The way back."""
+        """The way back, to [b, heads, n, d]."""
         if self.inner.size > 1:
             y = Ordered.apply(y, structure, own, True)  # type: ignore[no-untyped-call]
         return all_to_all(y, self.inner, split_dim=0, concat_dim=2).permute(1, 2, 0, 3)
 
 
+def _seen(structure: Structure, own: Ranks, scores: Scores, ranks: Ranks, which: Which) -> Sequence[tuple[slice, Tile]]:
+    return structure.tiles(own, ranks, scores.window, which)
+
+
 @dataclass(frozen=True)
 class _Call:
     kernel: TileKernel
+    merge: Combine
     exchange: Exchange
     structure: Structure
     scores: Scores
-    tiles: Callable[[Ranks], Sequence[tuple[slice, Tile]]]
-    """By whose keys are seen."""
+    sees: Sees
 
-    def parts(self, ranks: Ranks) -> Iterator[tuple[slice, Tile]]:
+    def parts(self, block: Block) -> Iterator[tuple[slice, Tile]]:
         """The tiles that the kernel is asked for."""
-        return ((rows, part) for rows, tile in self.tiles(ranks) for part in self.kernel.parts(tile))
+        return ((rows, part) for rows, tile in block.tiles for part in self.kernel.parts(tile))
 
 
 class _Tiles(Function):
@@ -125,15 +135,15 @@ class _Tiles(Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, sinks: Tensor | None, at: _Call) -> Tensor:
         queries = q.permute(1, 2, 0, 3)
-        merge = Merge(queries)
-        for ranks, block in at.exchange.blocks(kv.contiguous(), at.structure):
-            k, v = _split(block)
-            for rows, tile in at.parts(ranks):
+        merge = Merge(queries, at.merge)
+        for block in at.exchange.blocks(kv.contiguous(), at.structure, at.sees):
+            k, v = split(block.kv)
+            for rows, tile in at.parts(block):
                 y, lse = at.kernel.forward(
                     queries[rows, :, tile.query], k[rows, :, tile.key], v[rows, :, tile.key], tile, at.scores
                 )
                 merge.add(rows, tile.query, y, lse)
-        y, lse = merge.result(q.dtype, sinks)
+        y, lse = merge.result(sinks)
         ctx.at = at
         ctx.save_for_backward(q, kv, y, lse, sinks)
         return y.permute(2, 0, 1, 3)
@@ -144,29 +154,25 @@ class _Tiles(Function):
         q, kv, y, lse, sinks = ctx.saved_tensors
         at: _Call = ctx.at
         queries, dout = q.permute(1, 2, 0, 3), dy.permute(1, 2, 0, 3)
-        dq = torch.zeros(queries.shape, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
-        coming = at.exchange.gradients(kv.contiguous(), at.structure)
+        dqs = Parts(queries, add)
+        coming = at.exchange.gradients(kv.contiguous(), at.structure, at.sees)
         while True:
             try:
-                ranks, block, total = next(coming)
+                block = next(coming)
             except StopIteration as end:
                 dkv: Tensor = end.value
                 break
-            (k, v), (dk, dv) = _split(block), _split(total)
-            for rows, tile in at.parts(ranks):
+            assert block.total is not None
+            k, v = split(block.kv)
+            for rows, tile in at.parts(block):
                 of, to = (rows, slice(None), tile.query), (rows, slice(None), tile.key)
-                made = at.kernel.backward(dout[of], queries[of], k[to], v[to], y[of], lse[of], tile, at.scores)
-                for whole, where, part in ((dq, of, made[0]), (dk, to, made[1]), (dv, to, made[2])):
-                    whole[where] += part.to(whole.dtype)
+                dq, dk, dv = at.kernel.backward(dout[of], queries[of], k[to], v[to], y[of], lse[of], tile, at.scores)
+                dqs.add(rows, tile.query, dq)
+                block.total.add(rows, tile.key, dk, dv)
+        whole = torch.empty_like(q, memory_format=torch.contiguous_format)
+        dqs.into(whole.permute(1, 2, 0, 3), empty=(0.0,))
         dsinks = None
         if sinks is not None:  # its value is zero, so what it gets is what its weight takes from the others
             lost = torch.exp(sinks.to(lse.dtype)[:, None] - lse) * (dout.to(lse.dtype) * y.to(lse.dtype)).sum(-1)
             dsinks = -lost.sum((0, 2)).to(sinks.dtype)
-        return dq.to(q.dtype).permute(2, 0, 1, 3), dkv.to(kv.dtype), dsinks, None
-
-
-def _split(kv: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of keys and values [b, kv_heads, m, d]."""
-    m, b, heads, d = kv.shape
-    k, v = kv.view(m, b, heads // 2, 2, d).permute(3, 1, 2, 0, 4)
-    return k, v
+        return whole, dkv.to(kv.dtype), dsinks, None

@@ -15,14 +15,14 @@ from stretto.estimate.tape import Tape
 
 @dataclass(frozen=True)
 class ContextTape:
-    """Keys and values of `ranks` come at once, or `rings` blocks of them are under way; a kernel sees `1 / tiles` of
-    the queries at a time; heads are exchanged if this is `by_heads`."""
+    """Keys and values of `ranks` come at once, or `rings` blocks of them are under way; heads are exchanged if this is
+    `by_heads`. What tiles give of queries is kept until all are there: most have a tile along the diagonal, and one
+    before it."""
 
     tape: Tape
     sizes: BlockSizes
     ranks: int
     rings: int
-    tiles: int
     by_heads: bool
 
     @classmethod
@@ -30,10 +30,8 @@ class ContextTape:
         """Of a layer, by the way in which it communicates."""
         cp = args.parallel.cp
         comm = comm_of(args, layer) if cp > 1 else "all-gather"
-        # A rank of several has one run of tokens from the beginning and one from the end of a row.
-        tiles = 2 if cp > 1 and comm != "ulysses" else 1
         ring, heads = comm in ("ring", "hybrid"), comm in ("ulysses", "hybrid")
-        return cls(tape, sizes, cp if comm == "all-gather" else 1, 2 if ring and cp > 1 else 1, tiles, heads and cp > 1)
+        return cls(tape, sizes, cp if comm == "all-gather" else 1, 2 if ring and cp > 1 else 1, heads and cp > 1)
 
     def forward(self, *, keep_heads: bool) -> None:
         """Up to the output, which is made when all is merged. After heads were exchanged their own may be gone."""
@@ -46,14 +44,19 @@ class ContextTape:
             t.make(sent=s.kv, came=s.kv)
             t.make(kv_of_heads=s.kv)
             t.free("sent", "came", "kv", *(() if keep_heads else ("heads", "normed")))
-        t.make(contiguous=s.kv, merged=s.attended * s.wide, merged_lse=s.lse)
-        self._blocks()
-        part = s.attended // self.tiles
-        t.make(tile=part, tile_wide=part * s.wide)
-        t.pass_through(weighed=part * s.wide)
-        t.free("tile", "tile_wide")
-        t.make(rounded=s.attended, rounded_lse=s.lse)
-        t.free("contiguous", "blocks", "merged", "merged_lse", "rounded", "rounded_lse")  # the caller makes the output
+        if self.ranks > 1:
+            t.make(gathered_kv=self.ranks * s.kv)
+        elif self.rings > 1:
+            t.make(blocks=s.kv)
+        t.make(squares=s.attended, squares_lse=s.lse)
+        if self.ranks > 1:
+            t.make(blocks=self.ranks * s.kv)
+            t.free("gathered_kv")
+        if self.ranks > 1 or self.rings > 1:
+            t.make(before=s.attended, before_lse=s.lse)
+        t.make(merged=s.attended, merged_lse=s.lse)
+        parts = ("squares", "squares_lse", "before", "before_lse")
+        t.free("blocks", *parts, "merged", "merged_lse")  # the caller makes the output
         if self.by_heads:
             t.make(attended_of_heads=s.attended, sent=s.attended, came=s.attended)
             t.free("sent", "came")
@@ -69,32 +72,45 @@ class ContextTape:
             t.make(sent=s.attended, came=s.attended)
             t.make(dattended_of_heads=s.attended)
             t.free("sent", "came", "dattended")
-        t.make(dq_wide=s.q * s.wide, contiguous=s.kv)
-        self._blocks()
-        # Of a ring: what this rank adds, what comes to be added to, and what is still on its way to the next.
-        blocks = self.ranks * (3 if self.rings > 1 else 1)
-        t.make(dkv_wide=blocks * s.kv * s.wide)
-        part = s.q // self.tiles
-        t.make(tile=part + (self.ranks * s.kv if self.ranks > 1 else s.kv // self.tiles))
-        t.pass_through(widened=part * s.wide)
-        if self.ranks > 1:  # in the order of the ranks, and what of it is this rank's
-            t.make(in_order=blocks * s.kv * s.wide)
-            t.make(own=s.kv * s.wide)
-            t.free("in_order")
+        if self.ranks > 1:
+            self._gathered()
+        else:
+            self._own()
         t.make(dq=s.q)
         t.make(dkv=s.kv)
-        t.free("contiguous", "blocks", "tile", "dq_wide", "dkv_wide", "own")
+        t.free("blocks", "tile", "dq_squares", "dq_before", "dkv_wide", "own")
         self.let_go()
         if self.by_heads:
             t.free("dattended_of_heads")
             t.make(sent=s.q, came=s.q)
             t.free("sent", "came")
 
-    def _blocks(self) -> None:
+    def _own(self) -> None:
+        """Of keys that are here, or come one rank's after another."""
         t, s = self.tape, self.sizes
-        if self.ranks > 1:
-            t.make(gathered_kv=self.ranks * s.kv)
-            t.make(blocks=self.ranks * s.kv)
-            t.free("gathered_kv")
-        elif self.rings > 1:
+        if self.rings > 1:
             t.make(blocks=s.kv)
+        t.make(own=s.kv * s.wide)
+        t.make(dq_squares=s.q, tile=s.kv)
+        if self.rings > 1:
+            # What this rank adds, what came to be added to, both of the block before, and what comes home.
+            t.make(dq_before=s.q, dkv_wide=3 * s.kv * s.wide)
+            t.free("dkv_wide")
+            t.make(dkv_wide=s.kv * s.wide)
+
+    def _gathered(self) -> None:
+        """Some squares while keys come, the others while the gradients of what lies before them leave."""
+        t, s = self.tape, self.sizes
+        t.make(own=s.kv * s.wide, gathered_kv=self.ranks * s.kv)
+        t.make(dq_squares=s.q // 2)
+        t.pass_through(tile=s.kv // 2)
+        t.make(blocks=self.ranks * s.kv)
+        t.free("gathered_kv")
+        t.make(dkv_wide=self.ranks * s.kv * s.wide)
+        t.make(dq_before=s.q // (2 if self.ranks == 2 else 1))
+        t.make(tile=self.ranks * s.kv - s.kv // 2)
+        t.make(in_order=self.ranks * s.kv * s.wide)
+        t.make(leaving=s.kv * s.wide)
+        t.free("blocks", "dkv_wide", "tile")
+        t.make(dq_squares=s.q, tile=s.kv // 2)
+        t.free("tile", "in_order", "leaving")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stretto.context_parallel import merge_
 from stretto.distributed import rules
 from stretto.experts import grouped as multiplying
 from stretto.experts import router as routing
@@ -106,7 +107,19 @@ def hand_written(function: Function, otherwise: Function) -> Function:
 def kernels() -> Mapping[Function, Kernel]:
     """Each kernel by its formula. Raises ImportError where there is no Triton."""
     # Triton comes with torch for GPUs, not with torch for CPUs
-    from stretto.kernels import adamw, cross_entropy, experts, fp8, grouped, head_norm, rms_norm, rope, swiglu, top_k
+    from stretto.kernels import (
+        adamw,
+        cross_entropy,
+        experts,
+        fp8,
+        grouped,
+        head_norm,
+        merge,
+        rms_norm,
+        rope,
+        swiglu,
+        top_k,
+    )
 
     return {
         formulas.swiglu_backward: Kernel(swiglu.backward),
@@ -118,6 +131,7 @@ def kernels() -> Mapping[Function, Kernel]:
         formulas.zero_centered_rms_norm_both: Kernel(partial(rms_norm.both, centre=1.0)),
         loss_formulas.statistics: Kernel(cross_entropy.statistics, _some, others=_OF_ROWS, one_fits=True),
         loss_formulas.gradient_: Kernel(cross_entropy.gradient_, _some, others=_OF_ROWS, one_fits=True),
+        merge_: Kernel(merge.merge_, _some),
         rules.adamw: Kernel(adamw.adamw, _some, (torch.float32,), _DTYPES, one_fits=True),
         turning.apply_rotary_: Kernel(rope.apply_rotary_, _power_of_two),
         turning.apply_rotary_backward: Kernel(rope.apply_rotary_backward, _power_of_two),

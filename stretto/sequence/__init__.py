@@ -2,18 +2,20 @@
 
 from stretto.sequence.deal import deal, local_length, work
 from stretto.sequence.packing import Piece, pack, waste
-from stretto.sequence.tiles import Run, Tile, arranged, pairs, runs_of, tiles
+from stretto.sequence.tiles import Run, Tile, Which, arranged, pairs, runs_of, squares, tiles
 
 __all__ = [
     "Piece",
     "Run",
     "Tile",
+    "Which",
     "arranged",
     "deal",
     "local_length",
     "pack",
     "pairs",
     "runs_of",
+    "squares",
     "tiles",
     "waste",
     "work",

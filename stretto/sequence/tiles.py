@@ -8,12 +8,16 @@ kernel sees a key of another document, and the work of a rank is what its tiles 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+
+
+Which = Literal["all", "square", "before"]
+"""Which tiles of a run of queries: with keys of the same tokens, with keys before these, or both as one."""
 
 
 class Run(NamedTuple):
@@ -80,15 +84,24 @@ def arranged(held: Sequence[Sequence[Run]], length: int) -> tuple[Ints, tuple[Ru
     return np.concatenate([taken, rest]).astype(np.int64), tuple(found)
 
 
-def tiles(queries: Sequence[Run], keys: Sequence[Run], window: int | None = None) -> Iterator[Tile]:
-    """The tiles in which any query sees any key."""
+def squares(runs: Sequence[Run], window: int | None = None) -> Iterator[Tile]:
+    """The tiles in which queries and keys are the same runs."""
+    for run in runs:
+        at = slice(run.slot, run.slot + run.length)
+        yield Tile(at, at, 0, window)
+
+
+def tiles(
+    queries: Sequence[Run], keys: Sequence[Run], window: int | None = None, *, before: bool = False
+) -> Iterator[Tile]:
+    """The tiles in which any query sees any key; with `before` keys before the first query of its run alone."""
     by_start: dict[int, list[Run]] = {}
     for key in keys:
         by_start.setdefault(key.start, []).append(key)
     for query in queries:
         for key in by_start.get(query.start, ()):
             first = key.place if window is None else max(key.place, query.place - window + 1)
-            end = min(key.place + key.length, query.place + query.length)
+            end = min(key.place + key.length, query.place + (0 if before else query.length))
             # Queries before all the keys see none, nor do those whose window has passed them.
             skip = max(0, first - query.place)
             stop = query.length if window is None else min(query.length, end - 1 + window - query.place)

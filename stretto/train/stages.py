@@ -10,7 +10,7 @@ from typing import Literal
 from stretto.arguments.schema import Arguments
 from stretto.attention import Attend, attention_by
 from stretto.attention.tile import tile_kernel
-from stretto.context_parallel import ContextAttention
+from stretto.context_parallel import ContextAttention, merge_
 from stretto.distributed import MainGradients
 from stretto.estimate import stage_blocks
 from stretto.estimate.context import comm_of
@@ -18,7 +18,7 @@ from stretto.estimate.kept import Parts
 from stretto.estimate.recompute import policy_of_further
 from stretto.experts import expert_axes
 from stretto.experts.fp8 import GroupedFp8
-from stretto.kernels import fused
+from stretto.kernels import fused, hand_written
 from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import TensorMeta
@@ -117,6 +117,9 @@ def attention_of(args: Arguments, state: ParallelState, exact: Slices | None = N
         tile_kernel(state.world.device),
     )
     alone, cp = Axis.single("cp", state.world.rank), state.axis("cp")
+    # What it has no kernel for is as quick as it was written down: its sizes are those of documents.
+    triton = args.run.compile and state.world.device.type == "cuda"
+    merge = hand_written(merge_, merge_) if triton else unfused(merge_)
     made: dict[str, Attend] = {}
     heads = args.model.num_kv_heads
 
@@ -128,7 +131,7 @@ def attention_of(args: Arguments, state: ParallelState, exact: Slices | None = N
             else:
                 inner, outer = (cp, alone) if comm == "ulysses" else (alone, cp)
             way: Literal["all-gather", "ring"] = "ring" if comm in ("ring", "hybrid") else "all-gather"
-            attend = ContextAttention(plain, kernel, inner, outer, way)
+            attend = ContextAttention(plain, kernel, inner, outer, way, merge)
             made[comm] = attend if exact is None else SlicedAttention(attend, exact, kv_heads=heads)
         return made[comm]
 

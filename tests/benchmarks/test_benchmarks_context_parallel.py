@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -13,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_block_mask
 
-from benchmarks.context_parallel import FAR, Truth, compared, measured
+from benchmarks.context_parallel import FAR, Results, Said, Truth, compared, measured
 from benchmarks.context_torch import ring
-from benchmarks.context_ways import Case
+from benchmarks.context_ways import REFERENCES, Case
 from stretto import Layout, ParallelState
 from stretto.attention import PLAIN
 from stretto.attention.tile import Exact
@@ -30,19 +32,26 @@ aten = torch.ops.aten
 MAKE = "torch.distributed.tensor.experimental._context_parallel._attention._compiled_create_block_mask"
 
 
-def compare(world: World, case: Case) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+def compare(world: World, case: Case, out: Path) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     not_compiled = mock.patch(MAKE, create_block_mask)  # seconds
     with ParallelState.build(Layout.of(cp=world.size), world) as state, not_compiled:
-        return compared(case, state.axis("cp"), world, calls=1)
+        results = Results({}, out, tells=world.rank == 0)
+        compared(case, state.axis("cp"), world, Said(calls=1), results)
+    return results.cases[str(case)], results.errors[str(case)]
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_every_way_computes_the_same(pool, packed):
+def test_every_way_computes_the_same(pool, packed, tmp_path):
     """Catches tokens dealt otherwise than they are compared, and a mask that a document's neighbour passes."""
     case = Case(tokens=256, heads=4, kv_heads=2, dim=8, packed=packed)
-    found, errors = pool.run(2, compare, case)[0]
-    assert found.keys() == {"one rank", "all-gather", "ring", "ulysses", "plain ring", "torch FlexAttention"}
-    assert all(ms["apart"] < FAR[torch.float32] for name, ms in found.items() if name != "one rank")
+    found, errors = pool.run(2, compare, case, tmp_path / "cp.json")[0]
+    ways = {"all-gather", "ring", "ulysses", "plain ring", "torch FlexAttention"}
+    assert found.keys() == {*REFERENCES, *ways}
+    assert all(found[name]["apart"] < FAR[torch.float32] for name in ways)
+    assert json.loads((tmp_path / "cp.json").read_text()) == {
+        "cases": {str(case): found},
+        "errors": {str(case): errors},
+    }
     assert len(errors) == (1 if packed else 4)  # its kernels are those of GPUs
     assert all("\n" not in why for why in errors.values())
 

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from stretto.world import AsyncTensor, Axis
+from stretto.world import AsyncTensor, Axis, Rows
 
 SECONDS = 20.0
 
@@ -43,6 +43,12 @@ class Table:
     def scatter(self, x: Tensor, axis: Axis) -> AsyncTensor:
         return AsyncTensor(sum(each.chunk(axis.size)[axis.rank] for each in self.all(x, axis)))  # type: ignore[arg-type]
 
+    def scatter_rows(self, rows: Rows, like: Tensor, axis: Axis) -> AsyncTensor:
+        """The parts of the others are asked for with a place to write them to, as a peer buffer asks."""
+        shape = (like.shape[0] // axis.size, *like.shape[1:])
+        parts = [rows(to, None if to == axis.rank else like.new_empty(shape)) for to in range(axis.size)]
+        return self.scatter(torch.cat(parts), axis)
+
     def shift(self, x: Tensor, axis: Axis) -> AsyncTensor:
         return AsyncTensor(self.all(x, axis)[(axis.rank - 1) % axis.size])
 
@@ -70,6 +76,7 @@ def as_threads() -> Iterator[Callable[[int, Callable[[int], Any]], list[Any]]]:
     with (
         mock.patch(f"{at}.exchange.all_gather_async", table.gather),
         mock.patch(f"{at}.exchange.reduce_scatter_async", table.scatter),
+        mock.patch(f"{at}.exchange.reduce_scatter_rows_async", table.scatter_rows),
         mock.patch(f"{at}.exchange.shift_async", table.shift),
         mock.patch(f"{at}.attention.all_to_all", table.exchange),
     ):
@@ -79,6 +86,13 @@ def as_threads() -> Iterator[Callable[[int, Callable[[int], Any]], list[Any]]]:
 def _run(_: Table, n: int, f: Callable[[int], Any]) -> list[Any]:
     with ThreadPoolExecutor(n) as threads:
         return [each.result(SECONDS) for each in [threads.submit(f, rank) for rank in range(n)]]
+
+
+class Room:
+    """A peer buffer that takes anything, of which nobody asks more."""
+
+    def takes(self, size: int) -> bool:
+        return size > 0
 
 
 def axes(rank: int, cp: int, inner: int) -> tuple[Axis, Axis]:

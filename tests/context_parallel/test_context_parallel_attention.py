@@ -9,11 +9,12 @@ sinks.
 from __future__ import annotations
 
 import random
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
-from context_parallel_ranks import as_threads, axes
+from context_parallel_ranks import Room, as_threads, axes
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -66,6 +67,7 @@ def over_ranks(
     inner: int,
     scores: Scores,
     sinks: Tensor | None = None,
+    room: Any = None,
 ) -> list[Tensor]:
     """Output and gradients of q, k and v [b, heads, s, d], put together from all ranks. `inputs`: q, k, v and dy.
 
@@ -76,7 +78,8 @@ def over_ranks(
     index = [s.places.t()[:, None, :, None] for s in structures if s.places is not None]  # [b or 1, 1, n, 1]
 
     def run(rank: int) -> list[Tensor]:
-        attend = ContextAttention(causal_attention, Exact(), *axes(rank, cp, inner), way)
+        near, far = axes(rank, cp, inner)
+        attend = ContextAttention(causal_attention, Exact(), near, replace(far, peer_buffer=room), way)
         q, k, v, dy = (x.gather(2, index[rank].expand(*x.shape[:2], -1, x.shape[3])) for x in wide)
         own = [] if sinks is None else [sinks.clone().requires_grad_()]
         q, k, v = (x.requires_grad_() for x in (q, k, v))
@@ -134,6 +137,18 @@ def test_every_way_over_any_documents_is_attention_by_its_definition(
     assert len(found) == len(wanted)
     for name, ours, theirs in zip(("y", "q", "k", "v", "sinks"), found, wanted, strict=False):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_gradients_of_keys_leave_through_a_peer_buffer_as_over_a_group(rows: int, dtype: torch.dtype) -> None:
+    """Bitwise; of bf16 in two messages, some heads in each. Catches heads of one in the place of the other's."""
+    length, cp, generator = 23, 3, torch.Generator().manual_seed(3)
+    starts = cut_at_random(rows, length, random.Random(5)) if rows > 1 else None
+    structures = [SequenceCut(rank, cp).of(batch_of(starts, rows, length))[1] for rank in range(cp)]
+    inputs = [torch.randn(rows, heads, length, 4, generator=generator).to(dtype) for heads in (4, 2, 2, 4)]
+    group, buffer = (over_ranks(inputs, structures, "all-gather", 1, Scores(), None, room) for room in (None, Room()))
+    assert all(torch.equal(a, b) for a, b in zip(group, buffer, strict=True))
 
 
 def test_sinks_of_plain_rows_are_by_the_same_kernels() -> None:

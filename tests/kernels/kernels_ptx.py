@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stretto.kernels import adamw, cross_entropy, experts, fp8, grouped, head_norm, rms_norm, rope, swiglu
+from stretto.kernels import adamw, cross_entropy, experts, fp8, grouped, head_norm, merge, rms_norm, rope, swiglu
 from stretto.kernels.launches import Launches
 
 KERNELS = {
@@ -40,6 +40,7 @@ KERNELS = {
     ),
     "loss back": (cross_entropy._gradient, {"capped": False, "unit": 8, "groups": 512, "wide": 8}),
     "adamw": (adamw._kernel, {"with_rounded": True, "block": 1024}),
+    "merge": (merge._merge, {"tall": 32, "block": 128}),
     "rope": (rope._turn, {"half": 64, "count": 16}),
     "rope back": (rope._back, {"half": 64, "count": 32}),
     "head norm": (head_norm._forward, {"heads": 16, "kv_heads": 8, "half": 64, "tall": 32}),
@@ -126,6 +127,9 @@ def _type(arg: str) -> str:
         "left_rows": "tensordesc<bf16[32,128]>",
         "right_rows": "tensordesc<bf16[32,256]>",
         "tiles_out": "tensordesc<fp32[128,256]>",
+        "lse": "*fp32",
+        "one_lse": "*fp32",
+        "two_lse": "*fp32",
         "shares": "*fp32",
         "programs": "i32",
         "counts": "*i64",

@@ -31,6 +31,7 @@ WIDE = [
     "rms_norm",
     "rope",
     "rope back",
+    "merge",
     "head norm",
     "fp8 add",
     "fp8 both",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
+from stretto.context_parallel import merge_
 from stretto.distributed import rules
 from stretto.experts import rows as moving
 from stretto.experts.grouped import add_products
@@ -109,6 +110,25 @@ def test_rms_norm(
     more = {"dresidual": drawn(rows, 2, width, dtype=dtype)} if dresidual else {}
     exact = formula(dy.double(), x.double(), weight.double(), eps=1e-5, **{k: t.double() for k, t in more.items()})
     same(kernels()[formula].run(dy, x, weight, eps=1e-5, **more), exact, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "heads", "n", "width"), [(1, 4, 9, 16), (2, 3, 70, 24), (1, 1, 1, 8), (2, 2, 0, 8)])
+def test_two_outputs_of_attention_are_merged(rows: int, heads: int, n: int, width: int, dtype: torch.dtype) -> None:
+    """In any order in memory, some of the queries of one and all of another; of a query that saw no key nothing."""
+    one = drawn(rows, heads, n + 3, width, dtype=dtype)[:, :, 2 : n + 2]
+    two = drawn(rows, n, heads, width, dtype=dtype).transpose(1, 2)
+    lses = [4 * drawn(rows, heads, n, dtype=torch.float32), 4 * drawn(rows, heads, n + 1, dtype=torch.float32)[..., 1:]]
+    for lse, share in zip(lses, (3, 4), strict=True):
+        lse[torch.rand(lse.shape, device=DEVICE) < 1 / share] = -torch.inf
+    for wide in {dtype, torch.float32}:  # as it is in the end, and while there is more to come
+        y = torch.full((n, rows, heads, width), torch.nan, dtype=wide, device=DEVICE).permute(1, 2, 0, 3)
+        lse = torch.full((rows, heads, n), torch.nan, device=DEVICE)
+        exact, exact_lse = y.double().contiguous(), lse.double()
+        merge_(exact, exact_lse, one.double(), lses[0].double(), two.double(), lses[1].double())
+        kernels()[merge_].run(y, lse, one, lses[0], two, lses[1])
+        same((y,), (exact,), wide)
+        torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-6, atol=1e-6)
 
 
 HEADS = [(4, 2, 2), (20, 20, 20), (5, 0, 0), (33, 1, 1)]

@@ -107,7 +107,7 @@ def between_rewinds(world: World, folder: Path, messages: int) -> tuple[bool, in
 
 @pytest.mark.parametrize("messages", [1, 6, 8])
 def test_messages_between_rewinds_are_told_the_same_each_time(pool: Pool, tmp_path: Path, messages: int) -> None:
-    """So they can be replayed. Catches: a number that grows; a slot or phase that goes on where the last round ended."""
+    """So they can be replayed. Catches: a number that grows; a slot or phase that goes on behind the last round."""
     rounded = -(-messages // (2 * SLOTS)) * 2 * SLOTS
     assert pool.run(2, between_rewinds, tmp_path, messages) == [(True, 4 * rounded)] * 2
 
