@@ -208,27 +208,23 @@ def reduce_scatter_rows_async(rows: Rows, like: Tensor, axis: Axis) -> AsyncTens
     return axis.peer_buffer.scatter(rows, like[: _divided(like, axis, 0, "reduce_scatter")])
 
 
-def all_to_all_rows_async(
-    x: Tensor, splits: RowSplits, axis: Axis, order: Tensor | None = None, out: Tensor | None = None
-) -> AsyncTensor:
+def all_to_all_rows_async(x: Tensor, splits: RowSplits, axis: Axis, order: Tensor | None = None) -> AsyncTensor:
     """Rows of x [sum of sent, ..] to the ranks of an axis, so many to each, begun; what comes is in their order.
 
-    With `order` [sum of sent] they are those of `x[order]`; they come into `out`, where it is given. Ranks may send and
-    get nothing. Observers see the rows that leave this rank: how many differs from rank to rank.
+    With `order` [sum of sent] they are those of `x[order]`, of any number of rows. Ranks may send and get nothing.
+    Observers see the rows that leave this rank: how many differs from rank to rank.
     """
     if axis.size == 1:
-        rows = x if order is None else x.index_select(0, order)
-        return AsyncTensor(rows if out is None else out.copy_(rows))
+        return AsyncTensor(x if order is None else x.index_select(0, order))
     x = x.detach().contiguous()
-    axis.tell("all_to_all_rows", x[splits.sent[axis.rank] :])  # as many as leave
+    axis.tell("all_to_all_rows", x[:1].expand(sum(splits.sent) - splits.sent[axis.rank], *x.shape[1:]))
     if axis.peer_buffer is not None and splits.pairs is not None:
         most = splits.leaving * x.element_size() * prod(x.shape[1:])
         if axis.peer_buffer.takes(-(-most // (axis.size - 1))):
-            return axis.peer_buffer.exchange(x, splits.pairs, order, out)
+            return axis.peer_buffer.exchange(x, splits.pairs, order)
     if order is not None:
         x = x.index_select(0, order)
-    if out is None:
-        out = x.new_empty((sum(splits.received), *x.shape[1:]))
+    out = x.new_empty((sum(splits.received), *x.shape[1:]))
     work = dist.all_to_all_single(out, x, list(splits.received), list(splits.sent), group=axis.group, async_op=True)
     return AsyncTensor(out, axis.timed(work))
 

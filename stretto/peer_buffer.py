@@ -102,9 +102,7 @@ class CopyEngineBuffer:
 
         return AsyncTensor(out, self._end(slot, got, add))
 
-    def exchange(
-        self, x: Tensor, pairs: Sequence[Sequence[int]], order: Tensor | None = None, out: Tensor | None = None
-    ) -> AsyncTensor:
+    def exchange(self, x: Tensor, pairs: Sequence[Sequence[int]], order: Tensor | None = None) -> AsyncTensor:
         """See `stretto.world.PeerBuffer`. What goes to others lies in the slot, without this rank's own, which moves
         while they read."""
         slot, row, me = self._begin(), x.element_size() * prod(x.shape[1:]), self.rank
@@ -112,8 +110,7 @@ class CopyEngineBuffer:
         end = sum(pairs[me])
         self._rows(slot, 0, x, order, 0, before)
         self._rows(slot, before, x, order, before + own, end)
-        if out is None:
-            out = x.new_empty((sum(of[me] for of in pairs), *x.shape[1:]))
+        out = x.new_empty((sum(of[me] for of in pairs), *x.shape[1:]))
         self._follow()
         for peer in self._others:
             self._offer(slot, peer)

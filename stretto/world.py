@@ -181,11 +181,9 @@ class PeerBuffer(Protocol):
     def scatter(self, rows: Rows, like: Tensor) -> AsyncTensor:
         """The sum over the ranks of this one's `rows`, each [n, ..] as `like`. Others' rows are asked for first."""
 
-    def exchange(
-        self, x: Tensor, pairs: Sequence[Sequence[int]], order: Tensor | None = None, out: Tensor | None = None
-    ) -> AsyncTensor:
+    def exchange(self, x: Tensor, pairs: Sequence[Sequence[int]], order: Tensor | None = None) -> AsyncTensor:
         """Rows of `x` (or of `x[order]`), those of each rank after those of the rank before, go to their ranks: so many
-        as `pairs` says of each rank (first) for each. What comes is in the order of its ranks, in `out` if given."""
+        as `pairs` says of each rank (first) for each. What comes is in the order of its ranks."""
 
     def rewind(self) -> None:
         """What follows in the current stream is after all messages, and the next message is as the first ever was: so

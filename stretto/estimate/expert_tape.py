@@ -37,7 +37,9 @@ class ExpertTape:
     own: float
     exchanges: bool
     engines: bool
-    """Whether rows that go back are put in order as they leave, not before."""
+    """Whether tokens, and rows that go back, are put in order where others read them."""
+    ordered: bool
+    """Whether rows that go back are put in order before they leave: of several other ranks', and without engines."""
     recompute: bool
     in_place: bool
     item: int
@@ -53,6 +55,7 @@ class ExpertTape:
         share = -(-tokens // p.tp)
         rows = share * m.top_k
         exchanges = p.ep * p.etp > 1
+        engines = message_over_ep(args) is not None
         return cls(
             tape,
             x=item * share * m.hidden,
@@ -66,7 +69,8 @@ class ExpertTape:
             activated=item * rows * m.dim_expert,
             own=1 / (p.ep * p.etp),
             exchanges=exchanges,
-            engines=message_over_ep(args) is not None,
+            engines=engines,
+            ordered=not engines and p.ep * p.etp > 2,
             recompute=selective and not exchanges,
             in_place=m.activation == "swiglu",
             item=item,
@@ -78,7 +82,7 @@ class ExpertTape:
         t, others = self.tape, 1 - self.own
         t.make(router=self.router, plan=self.plan)
         if self.exchanges:
-            t.make(leaving=self.leaving)
+            t.make(leaving=0 if self.engines else self.leaving)
             t.leave()
             t.leave()  # what ranks ask each other is small
         t.make(own_rows=self._of(self.here, self.own))
@@ -95,17 +99,16 @@ class ExpertTape:
             self._gemm(others, self.here, inner_rows=self.inner)
             t.make(activated_rows=self._of(self.activated, others))
             self._gemm(others, self.activated, out_rows=self.here)
-            if not self.engines:
+            if self.ordered:
                 t.make(back_in_order=self._of(self.here, others))
                 t.free("out_rows")
             t.free("activated_rows")
             t.leave()
-            t.make(back=self.here)
+            t.make(back=self._of(self.here, others))
         t.make(own_activated=self._of(self.activated, self.own))
         self._gemm(self.own, self.activated, own_out=self.here)
         t.free("own_activated")
         if self.exchanges:
-            t.free("own_out")
             t.leave()
             t.free("back_in_order", "out_rows")
         t.make(more=self.x)
@@ -120,7 +123,7 @@ class ExpertTape:
         and where those of rows are on their way, before and behind the weight gradients."""
         t, others = self.tape, 1 - self.own
         if self.exchanges:
-            t.make(dout_rows=self.leaving)
+            t.make(dout_rows=0 if self.engines else self.leaving)
             t.make(dcame=self.came)
         t.make(own_dy=self._of(self.here, self.own))
         t.free(after)
@@ -135,9 +138,9 @@ class ExpertTape:
             self._into_activation("", others)
             self._gemm(others, self.inner, drows=self.here)
             # Weight gradients wait for the rows to travel, one at a time, and those of other parts for this rank's own.
-            if not self.engines:
+            if self.ordered:
                 t.make(in_order=self._of(self.here, others))
-            t.make(drows_back=self.here)
+            t.make(drows_back=self._of(self.here, others))
             t.free("dy", "da", "a", "own_dy", "own_da", "own_a")
             t.free("drows")
         else:
@@ -147,11 +150,13 @@ class ExpertTape:
             t.make(own_rows=self.here)
         if self.exchanges:
             t.leave()
-            t.free("inner_rows", "dinner", "rows", "own_inner", "own_dinner", "own_rows", "own_drows")
+            t.free("inner_rows", "dinner", "rows", "own_inner", "own_dinner", "own_rows")
             t.leave()
             t.free("in_order")
+        t.free("own_inner", "own_dinner", "own_rows", "router")
+        t.make(drouter=self.x)
         t.make(dn2=self.x)
-        t.free("own_inner", "own_dinner", "own_rows", "own_drows", "drows_back", "router", "plan")
+        t.free("own_drows", "drows_back", "drouter", "plan")
 
     def _into_activation(self, of: str, share: float) -> None:
         """Back through the last matrix and the activation of a part's rows."""

@@ -165,12 +165,13 @@ def router_bytes(args: Arguments) -> int:
 
 
 def plan_bytes(args: Arguments) -> int:
-    """Bytes that say where each row goes and where it comes back; where ranks exchange them, in which order those that
-    came are, which tokens go where, and which of those that came each row is of."""
+    """Bytes that say where each row goes and where it comes back; where ranks exchange them, which tokens go where,
+    which of those that came each row is of, and of more than one other rank in which order these came."""
     m, p = args.model, args.parallel
     share, ranks = -(-local_tokens(args) // p.tp), p.ep * p.etp
     away = 1 - 1 / ranks  # of the rows, those of other ranks' tokens
-    exchanged = int(away * 20 * p.etp * m.top_k) + 8 * (most_crossing(args) + ranks) + 4 * m.top_k * p.etp
+    each = 4 if ranks == 2 else 20
+    exchanged = int(away * each * p.etp * m.top_k) + 8 * most_crossing(args) + 4 * m.top_k * p.etp
     return share * (8 * m.top_k * (1 + p.etp) + exchanged * (ranks > 1))
 
 

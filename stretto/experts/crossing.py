@@ -19,14 +19,12 @@ from stretto.world import ExpertAxes
 class Crossing:
     """Tokens by the rank that they go to, within one in their order.
 
-    `order` [n * min(K * etp, ranks - 1), which is as many as may go]: t * ranks + rank of each that goes, and zeros
-    behind. `back` [1, n, ranks]: where in that order each is; beyond the last where it does not go. `number` [ranks]:
-    how many go to each; none to this one. `place` [n * K]: of each assignment, where its token is among those that go
-    to its holder, int32; of this rank's own it says nothing.
+    `tokens` [n * min(K * etp, ranks - 1), which is as many as may go]: which go, by rank, and zeros behind. `number`
+    [ranks]: how many go to each; none to this one. `place` [n * K]: of each assignment, where its token is among those
+    that go to its holder, int32; of this rank's own it says nothing.
     """
 
-    order: Tensor
-    back: Tensor
+    tokens: Tensor
     number: Tensor
     place: Tensor
 
@@ -46,7 +44,7 @@ class Crossing:
         of_ep = torch.stack([places[elsewhere.get(at, me)] for at in range(ep)])
         place = of_ep.gather(0, holders.t().clamp(max=ep - 1)).t().to(torch.int32).flatten()
         most = n * min(k * axes.etp.size, ranks - 1)
-        back = torch.where(goes, found, most).t().contiguous()
-        numbers = torch.arange(n * ranks, device=back.device)
-        order = numbers.new_zeros(most + 1).scatter_(0, back.flatten(), numbers)[:most]
-        return cls(order, back[None], number, place)
+        each = torch.arange(n, device=holders.device)
+        tokens = each.new_zeros(most + 1)
+        tokens.scatter_(0, torch.where(goes, found, most).flatten(), each.repeat(ranks))
+        return cls(tokens[:most], number, place)

@@ -17,10 +17,10 @@ from typing import Literal
 from torch import Tensor
 
 from stretto.collectives import all_to_all_rows_async
-from stretto.experts.plan import Plan, Sorting
+from stretto.experts.plan import Plan, Sorting, moved
 from stretto.experts.rows import RowOps
 from stretto.streams import Stream
-from stretto.world import AsyncTensor
+from stretto.world import AsyncTensor, ExpertAxes
 
 Message = Literal["tokens", "where", "outputs", "dout", "shares", "numbers", "drows"]
 """In the order in which they are begun; `shares` are the weights of assignments, `numbers` their gradients."""
@@ -34,17 +34,19 @@ class Dispatch:
 
     plan: Plan
 
-    def __init__(self, sorting: Sorting, ops: RowOps) -> None:
-        self.sorting: Sorting | None = sorting
-        self.beside, self.ops = sorting.beside, ops
-        self.exchanges = sorting.axes.exchange.size > 1
+    def __init__(self, axes: ExpertAxes, ops: RowOps, beside: Stream) -> None:
+        self.sorting: Sorting | None = None
+        """Until the plan is known."""
+        self.ops, self.beside = ops, beside
+        self.exchanges = axes.exchange.size > 1
+        self.engines = axes.exchange.peer_buffer is not None
         self.leaving: Tensor | None = None
-        """Tokens that are sent, as soon as it is known which."""
+        """What is sent of the tokens; all of them where copy engines are to read it: it is made where they do."""
         self.kept: tuple[Tensor, Tensor] | None = None
         """In the backward the weights of this rank's own rows, and the gradients of their sums, until they are used."""
         self._under_way: dict[Message, AsyncTensor] = {}
-        self._coming: dict[Message, Tensor] = {}
-        """What comes back to this rank's tokens, its own rows before those of the others."""
+        self._own: dict[Message, Tensor] = {}
+        """What this rank's own rows bring to their tokens."""
 
     def know(self) -> Plan:
         """The plan, for which the host waits where it must."""
@@ -58,65 +60,56 @@ class Dispatch:
         return self.ops.scatter(x.detach(), plan.rows[: plan.own], plan.back)
 
     def offer(self, x: Tensor) -> None:
-        """Make what is sent of tokens x [n, h]."""
-        crossing = None if self.sorting is None else self.sorting.crossing
-        if crossing is not None:
-            self.leaving = self.ops.scatter(x.detach(), crossing.order, crossing.back)
-            self.beside.follows(Stream.current(x.device))
+        """Make what is sent of tokens x [n, h], as long as the host waits for how much that is."""
+        assert self.sorting is not None
+        assert self.sorting.crossing is not None
+        self.leaving = x.detach() if self.engines else moved(x.detach(), self.sorting.crossing.tokens)
+        self.beside.follows(Stream.current(x.device))
 
     def send(self) -> None:
         """Tokens begin their way: behind what made them, not behind what came since."""
-        if self.know().tokens is not None:
-            assert self.leaving is not None
-            with self.beside.used():
-                self.there("tokens", self.leaving)
-            self.leaving = None
+        tokens = self.know().tokens
+        assert tokens is not None
+        assert self.leaving is not None
+        with self.beside.used():
+            self.there("tokens", self.leaving, tokens.leaving if self.engines else None)
+        self.leaving = None
 
     def tell(self) -> None:
         """Beside them, which of these each row is of: little, and no GEMM waits until the host has begun that."""
-        if (tokens := self.plan.tokens) is not None:
-            with self.beside.used():
-                self.there("where", tokens.where)
+        assert self.plan.tokens is not None
+        with self.beside.used():
+            self.there("where", self.plan.tokens.where)
 
     def backward(self, dout: Tensor, weights: Tensor) -> None:
         """Gradients of the sums [n, h], and the weights [n, K] in them, begin their way to the experts."""
         plan = self.plan
         shares = weights.reshape(-1).index_select(0, plan.rows)[:, None]
         if plan.tokens is not None:
-            self.there("dout", self.ops.scatter(dout, plan.tokens.order, plan.tokens.back))
+            self.there("dout", dout, plan.tokens.leaving)
             self.there("shares", shares[plan.own :])
         self.kept = shares[: plan.own], self.own_rows(dout)
 
-    def there(self, message: Message, rows: Tensor) -> None:
-        """Rows, or tokens of which more may lie behind, begin their way to the holders of their experts."""
+    def there(self, message: Message, rows: Tensor, order: Tensor | None = None) -> None:
+        """Rows or tokens, or those of an order, begin their way to the holders of their experts; more may lie
+        behind."""
         plan = self.plan
         assert plan.tokens is not None
         splits = plan.tokens.splits if message in ("tokens", "dout") else plan.splits
-        self._under_way[message] = all_to_all_rows_async(rows[: sum(splits.sent)], splits, plan.exchange)
+        rows = rows[: sum(splits.sent)] if order is None else rows
+        self._under_way[message] = all_to_all_rows_async(rows, splits, plan.exchange, order)
 
     def back(self, message: Message, rows: Tensor, order: Tensor | None) -> None:
         """Rows that others' tokens made, in that order, begin their way to these."""
-        plan, out = self.plan, self.coming(message, rows)[self.plan.own :]
-        self._under_way[message] = all_to_all_rows_async(rows, plan.splits.back, plan.exchange, order, out)
-
-    def coming(self, message: Message, like: Tensor) -> Tensor:
-        """[own + sent, ..]: where what comes to this rank's tokens comes."""
-        if message not in self._coming:
-            self._coming[message] = like.new_empty((len(self.plan.rows), *like.shape[1:]))
-        return self._coming[message]
+        self._under_way[message] = all_to_all_rows_async(rows, self.plan.splits.back, self.plan.exchange, order)
 
     def stay(self, message: Message, rows: Tensor) -> None:
-        """This rank's own rows are at their tokens: where nothing else comes, as they are."""
-        if self.plan.tokens is None:
-            self._coming[message] = rows
-        else:
-            self.coming(message, rows)[: self.plan.own].copy_(rows)
+        """This rank's own rows are at their tokens."""
+        self._own[message] = rows
 
-    def came(self, message: Message) -> Tensor:
-        """What a message, and this rank itself, brought to its tokens, and is nobody else's any more."""
-        if message in self._under_way:
-            self.taken(message)
-        return self._coming.pop(message)
+    def came(self, message: Message) -> tuple[Tensor, Tensor | None]:
+        """What this rank itself, and a message, brought to its tokens, and is nobody else's any more."""
+        return self._own.pop(message), self.taken(message) if self.exchanges else None
 
     def taken(self, message: Message) -> Tensor:
         """What a message brings."""

@@ -15,7 +15,7 @@ from stretto.arguments.schema import ModelConfig
 from stretto.collectives import nothing
 from stretto.experts.dispatch import Dispatch
 from stretto.experts.grouped import GroupedLinear, Joined
-from stretto.experts.nodes import offer, receive, regathered, weigh
+from stretto.experts.nodes import enter, receive, regathered, weigh
 from stretto.experts.output import combine, give_back
 from stretto.experts.parts import Others, Own
 from stretto.experts.plan import Sorting
@@ -101,30 +101,33 @@ class SparseFeedForward(nn.Module):
         real = None if structure is None else structure.holds_tokens(part, x.shape[0], x.shape[1], x.device)
         if shared_out and real is not None:
             real = real[mine(len(flat), tp)]
+        dispatch = Dispatch(build.experts, self.rows, beside)
+        tokens, entered = enter(tokens, dispatch)
         choice = self.gate(tokens, (x.shape[0], x.shape[1]), real, structure)
         of, number = self.experts, self.config.experts
-        sorting = Sorting(choice.experts, number, build.experts, choice.kept, beside, self.rows)
-        dispatch = Dispatch(sorting, self.rows)
+        sorting = dispatch.sorting = Sorting(choice.experts, number, build.experts, choice.kept, beside, self.rows)
         weighed = weigh(choice.weights, dispatch)
         own, others = Own(dispatch), [Others(dispatch)] * dispatch.exchanges
         into, out_of = Joined(1 + len(others)), Joined(1 + len(others))
         flush = nothing if build.accumulators is None or not others else build.accumulators.flush
         rows: Tensor | Lazy
         if of.activation.recompute and not others:
-            beside_them, rows = self._shared(x, structure), regathered(tokens, dispatch.know(), self.rows)
+            beside_them, rows = self._shared(x, structure), regathered(entered, tokens, dispatch)
         else:
-            offered = offer(tokens, dispatch)
-            yield Pause(Stop.SORTED, offered)
+            if others:
+                dispatch.offer(tokens)
+            yield Pause(Stop.SORTED, entered)
             sorting.ask()
-            yield Pause(Stop.ASKED, offered)
-            rows = receive(offered, tokens, own, flush)  # the device moves them while the host sends
-            dispatch.send()
+            yield Pause(Stop.ASKED, entered)
+            rows = receive(entered, tokens, own, flush)  # the device moves them while the host sends
+            if others:
+                dispatch.send()
             beside_them = self._shared(x, structure)
-            yield Pause(Stop.SENT, offered)
+            yield Pause(Stop.SENT, entered)
         own_gate_up = of.gate_up_proj(rows, own.segments, into)
         for away in others:
             dispatch.tell()
-            gate_up = of.gate_up_proj(receive(offered, tokens, away, flush), away.segments, into)
+            gate_up = of.gate_up_proj(receive(entered, tokens, away, flush), away.segments, into)
             weighed = give_back(gate_up, weighed, of.down_proj, of.activation, away, out_of)
             del gate_up
             yield Pause(Stop.COMPUTED, weighed)

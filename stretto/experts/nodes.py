@@ -14,36 +14,38 @@ from torch.autograd.function import once_differentiable
 
 from stretto.experts.dispatch import Dispatch
 from stretto.experts.parts import Part
-from stretto.experts.plan import Plan
-from stretto.experts.rows import RowOps, of_slots
+from stretto.experts.rows import of_slots
 from stretto.tensor_parallel import Lazy, Pointwise
 
 
-def offer(x: Tensor, dispatch: Dispatch) -> Tensor:
-    """Tokens x [n, h] are about to be sent; what is returned stands for them until `receive`."""
-    return _Offer.apply(x, dispatch)  # type: ignore[no-any-return, no-untyped-call]
+def enter(x: Tensor, dispatch: Dispatch) -> tuple[Tensor, Tensor]:
+    """Tokens x [n, h] for the router, and what stands for those that experts get. The gradients of both are added up
+    in one pass."""
+    return _Enter.apply(x, dispatch)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def receive(offered: Tensor, x: Tensor, part: Part, flush: Callable[[], object]) -> Tensor:
+def receive(entered: Tensor, x: Tensor, part: Part, flush: Callable[[], object]) -> Tensor:
     """The rows [m, h] of a part, of tokens x. `flush` is called when their gradient is on its way."""
-    return _Receive.apply(offered, x.detach(), part, flush)  # type: ignore[no-any-return, no-untyped-call]
+    return _Receive.apply(entered, x.detach(), part, flush)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def regathered(x: Tensor, plan: Plan, ops: RowOps) -> Lazy:
+def regathered(entered: Tensor, x: Tensor, dispatch: Dispatch) -> Lazy:
     """What arrives where no rank exchanges with another, for a GEMM that takes it from x [n, h] forward and again in
     the backward: it is never kept."""
+    dispatch.know()
 
-    def forward(x: Tensor) -> Tensor:
-        return ops.scatter(x, plan.rows, plan.back)
+    def forward(_: Tensor, x: Tensor) -> Tensor:
+        return dispatch.own_rows(x)
 
-    def backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
-        del x
-        return (ops.sum(dy, plan.back),)
+    def backward(dy: Tensor, entered: Tensor, x: Tensor) -> tuple[Any, ...]:
+        del entered, x
+        dispatch.stay("drows", dy)
+        return dy.new_empty(()), None
 
-    def both(dy: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        return forward(x), *backward(dy, x)
+    def both(dy: Tensor, entered: Tensor, x: Tensor) -> tuple[Any, ...]:
+        return forward(entered, x), *backward(dy, entered, x)
 
-    return Lazy(Pointwise(forward, backward, both, recompute=True), (x,))
+    return Lazy(Pointwise(forward, backward, both, recompute=True), (entered, x.detach()))
 
 
 def weigh(weights: Tensor, dispatch: Dispatch) -> Tensor:
@@ -51,24 +53,24 @@ def weigh(weights: Tensor, dispatch: Dispatch) -> Tensor:
     return _Weigh.apply(weights, dispatch)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _Offer(Function):
+class _Enter(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dispatch: Dispatch) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dispatch: Dispatch) -> tuple[Tensor, Tensor]:
         ctx.dispatch = dispatch
-        dispatch.offer(x)
-        return x.new_empty(())
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), x.new_empty(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, of_router: Tensor | None, _: Tensor) -> tuple[Tensor, None]:
         dispatch: Dispatch = ctx.dispatch
-        return dispatch.ops.sum(dispatch.came("drows"), dispatch.plan.back), None
+        return dispatch.ops.sum(*dispatch.came("drows"), dispatch.plan.back, of_router), None
 
 
 class _Receive(Function):
     @staticmethod
-    def forward(ctx: Any, offered: Tensor, x: Tensor, part: Part, flush: Callable[[], object]) -> Tensor:
-        del offered
+    def forward(ctx: Any, entered: Tensor, x: Tensor, part: Part, flush: Callable[[], object]) -> Tensor:
+        del entered
         ctx.part, ctx.flush = part, flush
         return part.rows(x)
 
@@ -89,4 +91,5 @@ class _Weigh(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
-        return of_slots(ctx.dispatch.came("numbers"), ctx.dispatch.plan.back), None
+        dispatch: Dispatch = ctx.dispatch
+        return of_slots(*dispatch.came("numbers"), dispatch.plan.back), None

@@ -90,7 +90,7 @@ class _Combine(Function):
         del given
         ctx.dispatch = dispatch
         ctx.save_for_backward(weights)
-        return dispatch.ops.combine(dispatch.came("outputs"), weights, dispatch.plan.back)
+        return dispatch.ops.combine(*dispatch.came("outputs"), weights, dispatch.plan.back)
 
     @staticmethod
     @once_differentiable

@@ -84,9 +84,11 @@ class Others:
         dispatch, plan = self._dispatch, self._dispatch.plan
         tokens, got = plan.tokens, dispatch.handed("tokens")
         assert tokens is not None
-        total = sum(plan.splits.received)
-        before = torch.repeat_interleave(tokens.before, tokens.sources, output_size=total)
-        self._sources = moved(dispatch.handed("where")[:, 0] + before, plan.arrange)
+        where = dispatch.handed("where")[:, 0]
+        if plan.arrange is not None:  # the tokens of each source lie behind those of the sources before
+            total = sum(plan.splits.received)
+            where = where + torch.repeat_interleave(tokens.before, tokens.sources, output_size=total)
+        self._sources = moved(where, plan.arrange)
         return moved(got, self._sources)
 
     def keep(self, outputs: Tensor) -> None:

@@ -32,12 +32,11 @@ from stretto.world import Axis, Done, ExpertAxes, RowSplits, Work
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Tokens that cross to other ranks: `order` and `back` say which, for `RowOps.scatter`, and `splits` how many go to
-    each rank, and come. `where` [sent, 1]: of each row that another rank makes, where its token is among those that go
-    there. Of what comes, `sources` [ranks] has the rows of each rank, and `before` its tokens of the ranks before."""
+    """Tokens that cross to other ranks: `leaving` [as many as leave] says which, and `splits` how many go to each rank,
+    and come. `where` [sent, 1]: of each row that another rank makes, where its token is among those that go there. Of
+    what comes, `sources` [ranks] has the rows of each rank, and `before` its tokens of the ranks before."""
 
-    order: Tensor
-    back: Tensor
+    leaving: Tensor
     splits: RowSplits
     where: Tensor
     sources: Tensor
@@ -70,14 +69,14 @@ class Plan:
         return self.ops.by_expert(self.counts, sum(self.splits.received))
 
     @property
-    def arrange(self) -> Tensor:
-        """[received]: the rows that others' tokens make, in the order of the experts."""
-        return self._orders[0]
+    def arrange(self) -> Tensor | None:
+        """[received]: the rows that others' tokens make, in the order of the experts; None: of one other they are."""
+        return None if len(self.counts) == 1 else self._orders[0]
 
     @property
-    def restore(self) -> Tensor:
+    def restore(self) -> Tensor | None:
         """The inverse of `arrange`."""
-        return self._orders[1]
+        return None if len(self.counts) == 1 else self._orders[1]
 
 
 class Sorting:
@@ -179,7 +178,8 @@ class Sorting:
         counts = [each[:-1] for each in theirs]
         others = [each for rank, each in enumerate(counts) if rank != me]
         both = Segments(lambda: [counts[me]], own_ends), Segments(lambda: others, ends)
-        tokens = Tokens(self.crossing.order, self.crossing.back, of_tokens, where[own:, None], sources, before)
+        leaving = self.crossing.tokens[: sum(of_tokens.sent)]
+        tokens = Tokens(leaving, of_tokens, where[own:, None], sources, before)
         return Plan(exchange, rows, back, own, of_rows, here, tokens, both, self.ops)
 
     def _first(self, own: int, size: int) -> list[int]:
@@ -236,6 +236,6 @@ def _tokens(told: Sequence[int]) -> int:
     return told[-1]
 
 
-def moved(rows: Tensor, order: Tensor) -> Tensor:
-    """Rows in another order."""
-    return rows.index_select(0, order)
+def moved(rows: Tensor, order: Tensor | None) -> Tensor:
+    """Rows in another order; None: in their own."""
+    return rows if order is None else rows.index_select(0, order)

@@ -2,7 +2,8 @@
 
 `back` [etp, n, K] has for each assignment, token t and slot k, where its rows lie among those that are sent, one for
 each part of a cut expert; beyond the last where the assignment was dropped. `order` [sent] is the way back: the
-assignment t * K + k of each row. Sums are in fp32 or wider, and in the order of the slots.
+assignment t * K + k of each row. What comes back may be in two tensors, of which one goes on where the other ends. Sums
+are in fp32 or wider, and in the order of the slots.
 
 Rows are the most memory that a layer of experts moves, K times its input. On a GPU each of these is one kernel that
 reads and writes a row once (`stretto.kernels.experts`); these formulas are what the kernels are held against.
@@ -24,14 +25,16 @@ def scatter_rows(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
     return x.index_select(0, order // back.shape[-1])
 
 
-def sum_rows(rows: Tensor, back: Tensor) -> Tensor:
-    """[n, h]: the sum of each token's rows; the adjoint of `scatter_rows`."""
-    return _added(rows, back, None)
+def sum_rows(rows: Tensor, more: Tensor | None, back: Tensor, beside: Tensor | None = None) -> Tensor:
+    """[n, h]: the sum of each token's rows; the adjoint of `scatter_rows`. What is `beside` [n, h] is added to what is
+    rounded, as if by itself."""
+    total = _added(_joined(rows, more), back, None)
+    return total if beside is None else total + beside
 
 
-def combine_rows(rows: Tensor, weights: Tensor, back: Tensor) -> Tensor:
+def combine_rows(rows: Tensor, more: Tensor | None, weights: Tensor, back: Tensor) -> Tensor:
     """[n, h]: the sum of each token's rows, times the weights [n, K] of its slots."""
-    return _added(rows, back, weights)
+    return _added(_joined(rows, more), back, weights)
 
 
 def by_expert(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
@@ -45,10 +48,14 @@ def by_expert(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
     return order, torch.empty_like(order).scatter_(0, order, places)
 
 
-def of_slots(numbers: Tensor, back: Tensor) -> Tensor:
+def of_slots(numbers: Tensor, more: Tensor | None, back: Tensor) -> Tensor:
     """[n, K]: of each slot the number [sent, 1] that came back for it; 0 where it was dropped."""
-    beyond = torch.cat([numbers[:, 0], numbers.new_zeros(1)])
-    return beyond.index_select(0, back.clamp(max=len(numbers)).flatten()).view_as(back).sum(0)
+    beyond = torch.cat([numbers, *(() if more is None else (more,)), numbers.new_zeros(1, 1)])[:, 0]
+    return beyond.index_select(0, back.clamp(max=len(beyond) - 1).flatten()).view_as(back).sum(0)
+
+
+def _joined(rows: Tensor, more: Tensor | None) -> Tensor:
+    return rows if more is None else torch.cat([rows, more])
 
 
 def _added(rows: Tensor, back: Tensor, weights: Tensor | None) -> Tensor:
@@ -75,8 +82,8 @@ class RowOps:
     """These as a build wants them computed."""
 
     scatter: Callable[[Tensor, Tensor, Tensor], Tensor] = scatter_rows
-    sum: Callable[[Tensor, Tensor], Tensor] = sum_rows
-    combine: Callable[[Tensor, Tensor, Tensor], Tensor] = combine_rows
+    sum: Callable[[Tensor, Tensor | None, Tensor, Tensor | None], Tensor] = sum_rows
+    combine: Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor] = combine_rows
     by_expert: Callable[[Tensor, int], tuple[Tensor, Tensor]] = by_expert
 
     @classmethod

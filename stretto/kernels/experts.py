@@ -22,14 +22,19 @@ _BLOCK = 2048
 @triton.jit  # which reads annotations, and knows no types but its own
 def _add_up(
     y,
+    more,
     weights,
     back,
+    beside,
     out,
     tokens,
+    own,
     sent,
     width,
     blocks,
+    two: tl.constexpr,
     weighted: tl.constexpr,
+    added: tl.constexpr,
     slots: tl.constexpr,
     parts: tl.constexpr,
     block: tl.constexpr,
@@ -43,10 +48,16 @@ def _add_up(
         for part in tl.static_range(parts):
             place = tl.load(back + (part * tokens + token) * slots + k)
             here = within & (place < sent)
-            slot += tl.load(y + place * width + column, mask=here, other=0.0).to(tl.float32)
+            row = y + place * width
+            if two:
+                row = tl.where(place < own, row, more + (place - own) * width)
+            slot += tl.load(row + column, mask=here, other=0.0).to(tl.float32)
         if weighted:
             slot *= tl.load(weights + token * slots + k).to(tl.float32)
         total += slot
+    if added:
+        total = total.to(out.dtype.element_ty).to(tl.float32)
+        total += tl.load(beside + token * width + column, mask=within, other=0.0).to(tl.float32)
     tl.store(out + token * width + column, total.to(out.dtype.element_ty), mask=within)
 
 
@@ -100,24 +111,26 @@ def scatter_rows(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
     return rows
 
 
-def sum_rows(rows: Tensor, back: Tensor) -> Tensor:
+def sum_rows(rows: Tensor, more: Tensor | None, back: Tensor, beside: Tensor | None = None) -> Tensor:
     """`stretto.experts.rows.sum_rows`."""
-    return _added(rows, back, None)
+    return _added(rows, more, back, None, beside)
 
 
-def combine_rows(rows: Tensor, weights: Tensor, back: Tensor) -> Tensor:
+def combine_rows(rows: Tensor, more: Tensor | None, weights: Tensor, back: Tensor) -> Tensor:
     """`stretto.experts.rows.combine_rows`."""
-    return _added(rows, back, weights.contiguous())
+    return _added(rows, more, back, weights, None)
 
 
-def _added(rows: Tensor, back: Tensor, weights: Tensor | None) -> Tensor:
+def _added(rows: Tensor, more: Tensor | None, back: Tensor, weights: Tensor | None, beside: Tensor | None) -> Tensor:
     rows, back, (parts, tokens, slots) = rows.contiguous(), back.contiguous(), back.shape
     out = torch.empty((tokens, rows.shape[1]), dtype=rows.dtype, device=rows.device)
     block, blocks = _blocks(rows.shape[1])
-    given = rows if weights is None else weights
-    sizes = (tokens, *rows.shape, blocks, weights is not None, slots, parts, block)
+    others = [rows if x is None else x.contiguous() for x in (more, weights, beside)]
+    sent = len(rows) if more is None else len(rows) + len(more)
+    sizes = (tokens, len(rows), sent, rows.shape[1], blocks)
+    kind = (more is not None, weights is not None, beside is not None, slots, parts, block)
     if tokens:
-        _add_up[(tokens * blocks,)](rows, given, back, out, *sizes, num_warps=_warps(block))
+        _add_up[(tokens * blocks,)](rows, *others[:2], back, others[2], out, *sizes, *kind, num_warps=_warps(block))
     return out
 
 

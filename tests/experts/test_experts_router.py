@@ -94,7 +94,7 @@ def test_slots_are_added_in_their_order() -> None:
     """Bitwise: the best expert first, whatever its number. In the order of the experts the sum would be 0."""
     plan = Sorting(torch.tensor([[5, 0, 3], [1, 4, 2]]), 6, ExpertAxes.single()).plan()
     by_expert = torch.tensor([[-1e8], [1.0], [2.0], [3.0], [4.0], [1e8]])
-    assert combine_rows(by_expert, torch.ones(2, 3), plan.back).tolist() == [[3.0], [7.0]]
+    assert combine_rows(by_expert, None, torch.ones(2, 3), plan.back).tolist() == [[3.0], [7.0]]
 
 
 def test_a_capacity_drops_the_last_of_a_sequence() -> None:

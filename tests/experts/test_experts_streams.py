@@ -7,7 +7,7 @@ and where it writes nobody reads or writes before it was waited for. A rank's ow
 tensor, so places are stretches of memory.
 
 Faults to catch: rows of a cut expert, or beside dropped ones, that leave before it is known where their tokens are;
-outputs that are added up before they came; a rank's own rows where those of others come.
+outputs that are added up before they came.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The kernels that move rows of experts compute their formulas, on a GPU or in Triton's interpreter.
 
 Faults to catch: a dropped row that is added; the parts of a cut expert not added up; columns beyond the first block
-left out; slots added in another order; rows of the next expert added; an expert without rows not set to zero; an expert
+left out; rows of others looked for behind as many of a rank's own; what is beside a sum left out; slots added in
+another order; rows of the next expert added; an expert without rows not set to zero; an expert
 that is chosen twice; rows of a second part left out; rows of an expert whose sources lie in any order; rows of an
 expert beyond a block left where they were.
 """
@@ -72,8 +73,29 @@ def test_rows_come_and_go(tokens: int, slots: int, width: int, cut: bool, droppe
     x, rows = drawn(tokens, width, dtype=dtype), drawn(len(order), width, dtype=dtype)
     weights = torch.rand(tokens, slots, device=DEVICE)
     assert torch.equal(kernels()[scatter_rows].run(x, order, back), scatter_rows(x, order, back))
-    close(kernels()[sum_rows].run(rows, back), sum_rows(rows.double(), back), dtype)
-    close(kernels()[combine_rows].run(rows, weights, back), combine_rows(rows.double(), weights.double(), back), dtype)
+    close(kernels()[sum_rows].run(rows, None, back), sum_rows(rows.double(), None, back), dtype)
+    exact = combine_rows(rows.double(), None, weights.double(), back)
+    close(kernels()[combine_rows].run(rows, None, weights, back), exact, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("own", [0, 1, 3, 21])
+def test_rows_in_two_tensors_are_those_of_one(own: int, dtype: torch.dtype) -> None:
+    """Bitwise; and what is beside the sum is added to what it is rounded to, as by itself."""
+    tokens, slots, width = CASES[0]
+    order, back = places(tokens, slots, "none")
+    rows, weights, beside = (
+        drawn(len(order), width, dtype=dtype),
+        torch.rand(tokens, slots, device=DEVICE),
+        drawn(tokens, width, dtype=dtype),
+    )
+    add, combine = kernels()[sum_rows].run, kernels()[combine_rows].run
+    one, two = (rows, None), (rows[:own], rows[own:])
+    assert torch.equal(combine(*two, weights, back), combine(*one, weights, back))
+    assert torch.equal(sum_rows(*two, back), sum_rows(*one, back))
+    assert torch.equal(add(*two, back), add(*one, back))
+    close(add(*two, back, beside), add(*two, back).double() + beside.double(), dtype)
+    assert torch.equal(sum_rows(*two, back, beside), sum_rows(*two, back) + beside)
 
 
 def test_a_sum_has_the_order_of_the_slots() -> None:
@@ -81,15 +103,15 @@ def test_a_sum_has_the_order_of_the_slots() -> None:
     plan = Sorting(torch.tensor([[5, 0, 3], [1, 4, 2]], device=DEVICE), 6, ExpertAxes.single()).plan()
     rows = torch.tensor([[-1e8], [1.0], [2.0], [3.0], [4.0], [1e8]], device=DEVICE)
     weights = torch.ones(2, 3, device=DEVICE)
-    assert kernels()[combine_rows].run(rows, weights, plan.back).tolist() == [[3.0], [7.0]]
-    assert kernels()[sum_rows].run(rows, plan.back).tolist() == [[3.0], [7.0]]
+    assert kernels()[combine_rows].run(rows, None, weights, plan.back).tolist() == [[3.0], [7.0]]
+    assert kernels()[sum_rows].run(rows, None, plan.back).tolist() == [[3.0], [7.0]]
 
 
 def test_no_tokens_move_nothing() -> None:
     order, back = places(0, 2, "none")
     x, weights = drawn(0, 16, dtype=torch.float32), torch.rand(0, 2, device=DEVICE)
     assert kernels()[scatter_rows].run(x, order, back).shape == (0, 16)
-    assert kernels()[combine_rows].run(x, weights, back).shape == (0, 16)
+    assert kernels()[combine_rows].run(x, None, weights, back).shape == (0, 16)
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="elsewhere no kernel takes anything")
@@ -98,8 +120,8 @@ def test_the_kernels_take_what_a_layer_gives() -> None:
     order, back = places(2**14, 8, "none")
     rows, weights = drawn(len(order), 16, dtype=torch.bfloat16), torch.rand(2**14, 8, device=DEVICE)
     assert kernels()[scatter_rows].takes([rows[: 2**14], order, back])
-    assert kernels()[combine_rows].takes([rows, weights, back])
-    assert not kernels()[combine_rows].takes([rows.double(), weights, back])
+    assert kernels()[combine_rows].takes([rows, None, weights, back])
+    assert not kernels()[combine_rows].takes([rows.double(), None, weights, back])
 
 
 @pytest.fixture

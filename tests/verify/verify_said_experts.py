@@ -188,9 +188,9 @@ SENT = Said(
     Fault(
         "rows that are sent to each rank of a cut expert twice",
         "experts/dispatch.py",
-        "        self._under_way[message] = all_to_all_rows_async(rows[: sum(splits.sent)], splits, plan.exchange)",
-        "        all_to_all_rows_async(rows[: sum(splits.sent)], splits, plan.exchange).wait()\n"
-        "        self._under_way[message] = all_to_all_rows_async(rows[: sum(splits.sent)], splits, plan.exchange)",
+        "        self._under_way[message] = all_to_all_rows_async(rows, splits, plan.exchange, order)",
+        "        all_to_all_rows_async(rows, splits, plan.exchange, order).wait()\n"
+        "        self._under_way[message] = all_to_all_rows_async(rows, splits, plan.exchange, order)",
     ),
     Fault(
         "latents that cross a border by themselves each",
@@ -310,6 +310,18 @@ KERNELS_EXPERTS = Said(
         "kernels/experts.py",
         "return block, cdiv(width, block)",
         "return block, 1",
+    ),
+    Fault(
+        "rows of others looked for behind as many of a rank's own",
+        "kernels/experts.py",
+        "more + (place - own) * width",
+        "more + place * width",
+    ),
+    Fault(
+        "what is beside a sum left out",
+        "kernels/experts.py",
+        "    if added:\n",
+        "    if False:\n",
     ),
     Fault(
         "slots added in another order",
@@ -448,13 +460,7 @@ BESIDE = Said(
     Fault(
         "outputs that are added up before they came",
         "experts/dispatch.py",
-        "            self.taken(message)\n",
-        "            self._under_way.pop(message)\n",
-    ),
-    Fault(
-        "a rank's own rows where those of others come",
-        "experts/dispatch.py",
-        "self.coming(message, rows)[: self.plan.own].copy_(rows)",
-        "self.coming(message, rows)[len(self.plan.rows) - self.plan.own :].copy_(rows)",
+        "self._own.pop(message), self.taken(message) if",
+        "self._own.pop(message), self._under_way.pop(message).tensor if",
     ),
 )
