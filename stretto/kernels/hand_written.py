@@ -26,6 +26,7 @@ _DTYPES = (torch.bfloat16, torch.float32)
 _AFTER_THE_FIRST = (*_DTYPES, torch.int64)
 _OF_ROWS = (torch.float32, torch.int64, torch.bool)
 """A number, a place or a mark for each row of the first tensor."""
+_OF_EMBEDDING = (*_DTYPES, torch.int64, torch.bool)
 _QUANTIZED = (torch.bfloat16,)
 """What is quantized to fp8. From fp32 Triton 3.6 writes a wrong transposed copy beside the plain one on an H200;
 nobody asks for it."""
@@ -106,7 +107,19 @@ def hand_written(function: Function, otherwise: Function) -> Function:
 def kernels() -> Mapping[Function, Kernel]:
     """Each kernel by its formula. Raises ImportError where there is no Triton."""
     # Triton comes with torch for GPUs, not with torch for CPUs
-    from stretto.kernels import adamw, cross_entropy, experts, fp8, grouped, head_norm, rms_norm, rope, swiglu, top_k
+    from stretto.kernels import (
+        adamw,
+        cross_entropy,
+        embedding,
+        experts,
+        fp8,
+        grouped,
+        head_norm,
+        rms_norm,
+        rope,
+        swiglu,
+        top_k,
+    )
 
     return {
         formulas.swiglu_backward: Kernel(swiglu.backward),
@@ -116,6 +129,7 @@ def kernels() -> Mapping[Function, Kernel]:
         formulas.rms_norm_both: Kernel(rms_norm.both),
         formulas.zero_centered_rms_norm_backward: Kernel(partial(rms_norm.backward, centre=1.0)),
         formulas.zero_centered_rms_norm_both: Kernel(partial(rms_norm.both, centre=1.0)),
+        formulas.add_rows_: Kernel(embedding.add_rows_, _some, (torch.float32,), _OF_EMBEDDING, one_fits=True),
         loss_formulas.statistics: Kernel(cross_entropy.statistics, _some, others=_OF_ROWS, one_fits=True),
         loss_formulas.gradient_: Kernel(cross_entropy.gradient_, _some, others=_OF_ROWS, one_fits=True),
         rules.adamw: Kernel(adamw.adamw, _some, (torch.float32,), _DTYPES, one_fits=True),

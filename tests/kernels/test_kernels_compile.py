@@ -38,6 +38,7 @@ WIDE = [
     "experts add",
     "experts scatter",
     "adamw",
+    "embedding",
 ]
 
 
