@@ -85,6 +85,7 @@ PEERS = MappingProxyType(
                 ("zbv", "--schedule zbv --vpp 2", "2,2,2.5,1.5", "2,2,2,2"),
                 ("dualpipev", "--schedule dualpipev --vpp 2", "2,2,2.5,1.5", "2,2,2,2"),
                 ("auto-v", "--schedule auto --vpp 2 --vpp-shape v", "2,2,2.5,1.5", "2,2,2,2"),
+                ("auto-v-post", "--schedule auto --vpp 2 --vpp-shape v --post-validate", "2,2,2.5,1.5", "2,2,2,2"),
                 ("zb-h2-nccl", "--schedule zb-h2 --no-pp-copy-engines", "4.5,3.5", "4,4"),
                 (
                     "interleaved4-nccl",
