@@ -38,7 +38,6 @@ from stretto.exchange import all_gather_json
 from stretto.initialize import initialize
 from stretto.schedule import (
     DDP,
-    GENERATORS,
     Cost,
     Schedule,
     Timeline,
@@ -123,11 +122,10 @@ class Plan:
         more = [*self.words.split(), "--schedule", name]
         return parse([*words_of(self.job), *more], env={}, world_size=self.job.nproc, files=False).args
 
-    def placed(self, name: str) -> tuple[bool, int, str, list[int]]:
+    def placed(self, name: str) -> tuple[bool, int, str, list[float]]:
         """Schedules that agree in this share a model."""
-        made = GENERATORS[name]
-        layers = stage_counts(self.arguments(name))
-        return name == "auto", made.stages, made.shape_of(made.stages), layers
+        args = self.arguments(name)
+        return name == "auto", args.parallel.stages_per_rank, args.parallel.shape, stage_counts(args)
 
     def __post_init__(self) -> None:
         if self.warm < 1:
@@ -160,7 +158,8 @@ def rows_of(plan: Plan, world: World) -> Iterator[tuple[Row, Measured]]:
         with set_up(plan, alike[0], world) as peer:
             for name in alike:
                 if not auto:
-                    play(peer, schedule_for(name, plan.job.nproc, plan.job.shape.microbatches(1)))
+                    stages = peer.args.parallel.stages_per_rank
+                    play(peer, schedule_for(name, plan.job.nproc, plan.job.shape.microbatches(1), stages))
                 yield row_of(plan, name, peer, world)
 
 

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+LEAST: Final = 2**18
+"""Bytes; what is less is at its peer sooner through NCCL."""
+ALIGNMENT: Final = 512
+"""Of what lies in memory that other GPUs read, in bytes."""
 
 
 class Arrival:
@@ -77,3 +84,17 @@ def _checked(function: Any, *arguments: int) -> None:
 def new_stream(device: torch.device) -> torch.cuda.Stream:
     """One of high priority: its queue on the device is not that of the streams that compute."""
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+
+
+def shared_memory(
+    group: ProcessGroup, device: torch.device, numel: int, dtype: torch.dtype
+) -> tuple[Tensor, list[int]]:
+    """Memory [numel] of 0 that the ranks of `group` read of each other, and where it is at each; all make it together,
+    and torch's allocator knows nothing of it."""
+    import torch.distributed._symmetric_memory as symmetric
+
+    memory = symmetric.empty(numel, dtype=dtype, device=device).zero_()
+    handle = symmetric.rendezvous(memory, group.group_name)
+    handle.barrier()  # nobody's flags are written before they are zero
+    within = memory.data_ptr() - int(handle.buffer_ptrs[group.rank()])
+    return memory, [int(pointer) + within for pointer in handle.buffer_ptrs]

@@ -24,14 +24,10 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from stretto.copy_engine import Arrival, Driver, new_stream
+from stretto.copy_engine import ALIGNMENT, LEAST, Arrival, Driver, new_stream, shared_memory
 from stretto.world import AsyncTensor, Rows
 
 SLOTS: Final = 3
-LEAST: Final = 2**18
-"""Bytes; what is less is at its peer sooner through NCCL."""
-
-_ALIGNMENT: Final = 512
 _READY, _READ = 0, 1
 _PHASES: Final = 2
 
@@ -43,21 +39,14 @@ class CopyEngineBuffer:
     """
 
     def __init__(self, group: ProcessGroup, device: torch.device, largest: int) -> None:
-        import torch.distributed._symmetric_memory as symmetric
-
         self.rank, self.size, self.device = group.rank(), group.size(), device
         self._others = [(self.rank + n) % self.size for n in range(1, self.size)]  # not all read of the same at once
-        self._part = -(-largest // _ALIGNMENT) * _ALIGNMENT
+        self._part = -(-largest // ALIGNMENT) * ALIGNMENT
         self._flags_at = SLOTS * (self.size - 1) * self._part
-        self._memory = symmetric.empty(
-            self._flags_at + 4 * 2 * SLOTS * self.size, dtype=torch.uint8, device=device
-        ).zero_()
+        numel = self._flags_at + 4 * 2 * SLOTS * self.size
+        self._memory, self._at = shared_memory(group, device, numel, torch.uint8)
         self.nbytes = self._memory.nbytes
         """Of this rank; torch's allocator knows nothing of it."""
-        self._handle = symmetric.rendezvous(self._memory, group.group_name)
-        self._handle.barrier()  # nobody's flags are written before they are zero
-        within = self._memory.data_ptr() - int(self._handle.buffer_ptrs[self.rank])
-        self._at = [int(pointer) + within for pointer in self._handle.buffer_ptrs]
         self._stream = new_stream(device)
         self._driver = Driver(self._stream)
         self._free: list[torch.cuda.Event | None] = [None] * SLOTS

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from stretto.copy_engine import Arrival, Driver, new_stream
+from stretto.copy_engine import Arrival, Driver, new_stream, shared_memory
 
 CHUNK: Final = 2**26
 """Bytes that come of all other ranks together before they are added."""
@@ -158,13 +158,7 @@ class CopyEngineMemory:
 
     def _shared(self, numel: int, dtype: torch.dtype) -> tuple[Tensor, list[int]]:
         """Memory of 0, and where it is at each rank."""
-        import torch.distributed._symmetric_memory as symmetric
-
-        memory = symmetric.empty(numel, dtype=dtype, device=self.device).zero_()
-        handle = symmetric.rendezvous(memory, self._group.group_name)
-        handle.barrier()  # nobody's flags are written before they are zero
-        within = memory.data_ptr() - int(handle.buffer_ptrs[self.rank])
-        return memory, [int(pointer) + within for pointer in handle.buffer_ptrs]
+        return shared_memory(self._group, self.device, numel, dtype)
 
     def _flag(self, at: int, kind: int, of: int) -> int:
         """Address of one of rank `at`'s flags, that rank `of` writes."""

@@ -215,6 +215,19 @@ class PeerMemory(Protocol):
         """What follows in the current stream may write to `x`: the others have read it."""
 
 
+class PeerMessages(Protocol):
+    """Messages between this rank and one other, each way in order, without help of the processors that compute."""
+
+    def takes(self, size: int) -> bool:
+        """Whether a message of so many bytes is worth it, and has room; both ranks say the same."""
+
+    def send(self, x: Tensor) -> Work:
+        """Contiguous `x`, which may change when the work is over."""
+
+    def recv(self, out: Tensor) -> Work:
+        """The next message, into contiguous `out`."""
+
+
 class Observer(Protocol):
     """Is told of each communication over an axis, on every rank that takes part, right before it is issued."""
 
@@ -229,8 +242,9 @@ class Axis:
     `ranks` are ranks of the layout, in order along the axis; `ranks[rank]` is this process. `group` is
     None exactly when the axis has size 1: every collective over such an axis is a no-op. `observer`, if any, hears of
     all that goes over the group. `peer_buffer`, if there is one, carries what it takes in place of the group, and
-    `peer_memory` what lies in it. `timer`, if any, does the waiting. Sums over an `ordered` axis are those of one tree
-    over its ranks (`stretto.ordered`), whatever they are of and wherever in it an element lies.
+    `peer_memory` what lies in it; `peer_messages`, on an axis of two ranks, what one sends the other. `timer`, if any,
+    does the waiting. Sums over an `ordered` axis are those of one tree over its ranks (`stretto.ordered`), whatever
+    they are of and wherever in it an element lies.
     """
 
     name: str
@@ -242,6 +256,7 @@ class Axis:
     timer: Timer | None = field(default=None, compare=False, repr=False)
     peer_memory: PeerMemory | None = field(default=None, compare=False, repr=False)
     ordered: bool = field(default=False, compare=False, repr=False)
+    peer_messages: PeerMessages | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def size(self) -> int:

@@ -106,6 +106,9 @@ class ParallelConfig:
         "layers over stages, and halves where that gains 1 %: balanced: by multiplications; searched: as the step is "
         "shortest by the times of schedule_costs, or an estimate; stages may be empty",
     )
+    pp_copy_engines: bool = local_setting(
+        True, "messages between stages go by the copy engines of GPUs that reach each other, behind GEMMs"
+    )
     dp_copy_engines: bool = local_setting(
         True, "what is sharded is gathered and summed by the copy engines of GPUs that reach each other, behind GEMMs"
     )

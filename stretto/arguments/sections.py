@@ -102,7 +102,7 @@ class OptimizerConfig:
     post_validate: bool = local_setting(
         False,
         "update before the norm of all gradients is known, and take the update back, bit for bit, where it was above "
-        "clip_grad: no rank of a pipeline waits for it; costs a copy of gradients and optimizer state",
+        "clip_grad: no rank of a pipeline waits for it; but for AdamW of bf16 weights costs a copy of optimizer state",
     )
 
 

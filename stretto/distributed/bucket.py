@@ -41,6 +41,8 @@ class Bucket(Arrivals):
     """Whether the others read the shard: GEMMs read weights in their own dtype."""
     independent = True
     """Whether it can be gathered before other buckets are updated."""
+    ignoring = False
+    """Whether gradients go nowhere: those that are there are still needed."""
 
     def __init__(
         self,
@@ -197,7 +199,7 @@ class Bucket(Arrivals):
 
         Raises RuntimeError when the bucket has left: the gradient would be lost to the other ranks.
         """
-        if self.frozen:
+        if self.frozen or self.ignoring:
             return
         if self.sent and not self.sharding.grads:
             raise RuntimeError(

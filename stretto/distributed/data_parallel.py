@@ -97,6 +97,7 @@ class DataParallel(Progress):
         if self.sharding.params and self.wire is None:
             self._share_regions()
         self._unsent: deque[Bucket] = deque()
+        self._ignoring = False
         self._complete = False
         """Whether a step has shown that all that learns is held here."""
         self._main_gradients = MainGradients() if direct is None else direct
@@ -140,6 +141,8 @@ class DataParallel(Progress):
 
     def reduce(self, stage: int) -> None:
         """The next backward of the stage is its last of this step, or of this sum: buckets leave as they fill."""
+        if self._ignoring:
+            return
         self._main_gradients.flush()  # of an earlier backward: not among the last ones
         # Where weight gradients of the stage wait for a W that comes next, all others came with the last I.
         here = {param for bucket in self.buckets[stage] for param in bucket.params}
@@ -210,6 +213,12 @@ class DataParallel(Progress):
         """The accumulated gradient of a stored parameter, where gradients are not sharded."""
         bucket = self._home[param]
         return bucket.view(bucket.grads, param)
+
+    def ignore(self, ignoring: bool) -> None:
+        """Gradients of a program that is run in vain go nowhere, and those that are there stay."""
+        self._ignoring = ignoring
+        for bucket in self.all_buckets:
+            bucket.ignoring = ignoring
 
     def zero(self) -> None:
         """Begin a step."""

@@ -8,7 +8,7 @@ parameters move by no rule: they are their own masters, in their own dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,15 @@ from stretto.distributed.masters import Masters
 from stretto.distributed.muon import Orthogonalizer
 from stretto.distributed.remainder import joined, on_remainder, parted
 from stretto.distributed.residence import Job, Residence, Resident, Streamed
-from stretto.distributed.rules import AdamWRule, MuonRule, Rule, direction
+from stretto.distributed.rules import AdamWRule, MuonRule, Rule, adamw, adamw_weights, direction
 from stretto.layout.flat import overlap
 from stretto.notation.param_groups import ParamGroup, unmatched
 from stretto.params import Declared, Logical, Slice, fill, slices
 
 Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]  # makes one kernel of an update: `torch.compile`, say
+
+Written = Literal["all", "weights", "rest"]
+"""What an update writes: the parameters, in their own dtype, or masters and state, or both."""
 
 
 class Kind(NamedTuple):
@@ -79,6 +82,11 @@ class Optimizer:
         update = self.rule.update if moments is None else _rounding(self.rule.update, len(self.rule.state))
         update = on_remainder(update) if remainder else update
         self._update: Callable[..., None] = update if fuse is None else fuse(update)
+        self._update_weights: Callable[..., None] = adamw_weights if fuse is None else fuse(adamw_weights)
+        apart = all(each is not b.shard for each, b in zip(self.masters, self.buckets, strict=True) if not b.frozen)
+        one_kernel = self._update is update or weights.state.world.device.type == "cuda"
+        self.in_two = update is adamw and self.muon is None and apart and one_kernel
+        """Whether an update may write the weights first, and masters and state later, to the same bits."""
         moved = [0 if b.frozen else len(b.shard) for b in self.buckets]
         starts = {name: [0] * len(moved) for name in self.rule.state}
         if self.muon is not None:
@@ -121,8 +129,12 @@ class Optimizer:
             self._masters.publish()
 
     @torch.no_grad()
-    def step(self, lr: float, scale: Tensor | None = None) -> None:
-        """Update masters and parameters from `scale` [] times the buckets' gradients."""
+    def step(self, lr: float, scale: Tensor | None = None, *, write: Written = "all") -> None:
+        """Update masters and parameters from `scale` [] times the buckets' gradients.
+
+        With `write` the weights alone are written, or the rest alone of the same update, which counts then; only where
+        that can be done `in_two`.
+        """
         self.weights.require_summed()
         self.steps += 1
         self._masters.forget()
@@ -138,8 +150,9 @@ class Optimizer:
                     numbers += [(one * x).to(one) for x in every]
         segments_of = iter(self._segments)
         self.residence.visit(
-            self._jobs, lambda job, vectors: self._update_job(job, vectors, next(segments_of), lr, scale)
+            self._jobs, lambda job, vectors: self._update_job(job, vectors, next(segments_of), lr, scale, write)
         )
+        self.steps -= write == "weights"
 
     def skip(self) -> None:
         """This update is counted, and not made."""
@@ -182,22 +195,24 @@ class Optimizer:
         segments: Sequence[tuple[slice, Kind]],
         lr: float,
         scale: Tensor | None,
+        write: Written,
     ) -> None:
         """Update a range of a bucket, of which `vectors` are on the device."""
         bucket = self.buckets[job.bucket]
         shard, grad = bucket.shard[job.part], bucket.grad[job.part]
         master, rounded, state = shard, None, vectors
         if self.masters[job.bucket] is not bucket.shard:
-            master, rounded, state = vectors[0], shard, vectors[1:]
+            master, rounded, state = vectors[0], None if write == "rest" else shard, vectors[1:]
+        update = self._update_weights if write == "weights" else self._update
         flats = [master, rounded, grad, *state]
         for part, of in segments:
             if not of.matrix:
                 numbers = self._numbers[of, bucket.grad_dtype]
-                self._update(*(_cut(flat, part, len(master)) for flat in flats), *numbers, *self.rule.constants)
+                update(*(_cut(flat, part, len(master)) for flat in flats), *numbers, *self.rule.constants)
         if self.muon is not None and self._orthogonalize.jobs[bucket]:
             momentum = state[list(self.state).index("exp_avg")]
             self._step_matrices(bucket, master, momentum, segments, lr, scale)
-        if job.last:
+        if job.last and write != "rest":
             self.weights.updated(bucket, self.residence.updating())
 
     def _step_matrices(

@@ -149,6 +149,11 @@ def adamw(
         rounded.copy_(master)
 
 
+def adamw_weights(master: Tensor, rounded: Tensor, grad: Tensor, first: Tensor, second: Tensor, *rest: Any) -> None:
+    """`adamw`, of which `rounded` alone is written: what the weights will be."""
+    adamw(master.clone(), rounded, grad, first.clone(), second.clone(), *rest)
+
+
 def _sgd(
     master: Tensor,
     rounded: Tensor | None,

@@ -46,7 +46,8 @@ def stage_pieces(args: Arguments) -> Pieces:
     seconds = 2 * one * local_tokens(args) / args.parallel.tp / rate
     hop = (latency + entering_bytes(args) / wire) / seconds
     behind = (3 * head + more * f, more * (i + f * again), more * w)
-    return Pieces((f, i + f * again, w), head=behind, attention=attention if _can_be_cut(m) else None, hop=hop)
+    cut, barrier = attention if _can_be_cut(m) else None, not args.optimizer.post_validate
+    return Pieces((f, i + f * again, w), head=behind, attention=cut, hop=hop, barrier=barrier)
 
 
 def stage_blocks(args: Arguments) -> tuple[StageBlocks, ...]:

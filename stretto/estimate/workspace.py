@@ -20,6 +20,8 @@ _LARGE: Final = 10 * 2**20
 AHEAD: Final = 4
 """Messages to a neighbour that are held until they are known to be over, as `stretto.pipeline_parallel.link` has it:
 a host that runs ahead of its GPU fills that."""
+PEER_SLOTS: Final = 2
+"""Those that wait in memory which a neighbour reads, as `stretto.peer_messages` has it; as many are held beside."""
 
 
 def workspaces(args: Arguments) -> int:
@@ -54,10 +56,21 @@ def passing(args: Arguments) -> int:
     p = args.parallel
     if p.pp == 1:
         return 0
-    # A loop of stages sends to both sides of any rank; of a line the ends have one.
-    sides = 1 if p.pp == 2 else 2
     each = args.batch.microbatches(p.dp) * p.num_stages // p.pp
-    return min(AHEAD, each) * sides * entering_bytes(args)
+    ahead = AHEAD if message_over_pp(args) is None else PEER_SLOTS
+    return min(ahead, each) * _sides(args) * entering_bytes(args)
+
+
+def _sides(args: Arguments) -> int:
+    """Neighbours of a rank: a loop of stages sends to both sides of any rank; of a line the ends have one."""
+    return min(2, args.parallel.pp - 1)
+
+
+def message_over_pp(args: Arguments) -> int | None:
+    """Bytes of a message between stages, where copy engines bring it."""
+    p = args.parallel
+    by_copy_engines = p.pp > 1 and p.pp_copy_engines and args.run.device != "cpu"
+    return entering_bytes(args) if by_copy_engines else None
 
 
 def message_over_tp(args: Arguments) -> int | None:
@@ -93,7 +106,9 @@ def _peer_buffers(args: Arguments) -> int:
     over_tp = (p.tp - 1) * (message_over_tp(args) or 0) * _one_host(args, 1)
     over_cp = (p.cp - 1) * (message_over_cp(args) or 0) * _one_host(args, p.cp)
     near = p.ep * p.etp <= (p.gpus_per_node or p.ep * p.etp)
-    return SLOTS * (over_tp + over_cp + (p.ep * p.etp - 1) * (message_over_ep(args) or 0) * near)
+    over_ep = (p.ep * p.etp - 1) * (message_over_ep(args) or 0) * near
+    over_pp = _sides(args) * (message_over_pp(args) or 0) * _one_host(args, p.cp * (p.dp or 1) * 2)
+    return SLOTS * (over_tp + over_cp + over_ep) + PEER_SLOTS * over_pp
 
 
 def _one_host(args: Arguments, ranks: int) -> bool:

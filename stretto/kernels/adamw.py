@@ -16,6 +16,9 @@ from stretto.kernels.launches import Launches, cdiv
 
 _BLOCK: Final = 1024
 """Elements of a program: with four warps two loads of 16 bytes of fp32 for a thread and vector."""
+_NOTHING: Final = tl.constexpr(16)
+_EVERYTHING: Final = 32
+"""What is stored: numbers that Triton does not tell apart, so that one binary computes both, to the same bits."""
 
 
 @Launches
@@ -34,6 +37,7 @@ def _kernel(
     change_first,
     change_second,
     eps,
+    stored,
     with_rounded: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -46,9 +50,10 @@ def _kernel(
     m += change_first * (g - m)
     v += change_second * (g * g - v)
     w = w * tl.load(keep) - tl.div_rn(tl.load(rate) * m, tl.sqrt_rn(tl.div_rn(v, tl.load(correction))) + eps)
-    tl.store(first + at, m, mask=inside)
-    tl.store(second + at, v, mask=inside)
-    tl.store(master + at, w, mask=inside)
+    kept = inside & (stored > _NOTHING)
+    tl.store(first + at, m, mask=kept)
+    tl.store(second + at, v, mask=kept)
+    tl.store(master + at, w, mask=kept)
     if with_rounded:
         tl.store(rounded + at, w.to(rounded.dtype.element_ty), mask=inside)
 
@@ -67,7 +72,41 @@ def adamw(
     eps: float,
 ) -> None:
     """`stretto.distributed.rules.adamw`, of contiguous vectors in fp32 and weights in any dtype."""
+    _launch(master, rounded, grad, first, second, scale, keep, rate, correction, betas, eps, _EVERYTHING)
+
+
+def adamw_weights(
+    master: Tensor,
+    rounded: Tensor,
+    grad: Tensor,
+    first: Tensor,
+    second: Tensor,
+    scale: Tensor,
+    keep: Tensor,
+    rate: Tensor,
+    correction: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """`stretto.distributed.rules.adamw_weights`."""
+    _launch(master, rounded, grad, first, second, scale, keep, rate, correction, betas, eps, int(_NOTHING))
+
+
+def _launch(
+    master: Tensor,
+    rounded: Tensor | None,
+    grad: Tensor,
+    first: Tensor,
+    second: Tensor,
+    scale: Tensor,
+    keep: Tensor,
+    rate: Tensor,
+    correction: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    stored: int,
+) -> None:
     size = master.numel()
     vectors = (master, master if rounded is None else rounded, grad, first, second)
-    numbers = (size, 1 - betas[0], 1 - betas[1], eps, rounded is not None, _BLOCK)
+    numbers = (size, 1 - betas[0], 1 - betas[1], eps, stored, rounded is not None, _BLOCK)
     _kernel[(cdiv(size, _BLOCK),)](*vectors, scale, keep, rate, correction, *numbers, num_warps=4)

@@ -27,6 +27,7 @@ _DTYPES = (torch.bfloat16, torch.float32)
 _AFTER_THE_FIRST = (*_DTYPES, torch.int64)
 _OF_ROWS = (torch.float32, torch.int64, torch.bool)
 """A number, a place or a mark for each row of the first tensor."""
+_OF_EMBEDDING = (*_DTYPES, torch.int64, torch.bool)
 _QUANTIZED = (torch.bfloat16,)
 """What is quantized to fp8. From fp32 Triton 3.6 writes a wrong transposed copy beside the plain one on an H200;
 nobody asks for it."""
@@ -110,6 +111,7 @@ def kernels() -> Mapping[Function, Kernel]:
     from stretto.kernels import (
         adamw,
         cross_entropy,
+        embedding,
         experts,
         fp8,
         grouped,
@@ -129,10 +131,12 @@ def kernels() -> Mapping[Function, Kernel]:
         formulas.rms_norm_both: Kernel(rms_norm.both),
         formulas.zero_centered_rms_norm_backward: Kernel(partial(rms_norm.backward, centre=1.0)),
         formulas.zero_centered_rms_norm_both: Kernel(partial(rms_norm.both, centre=1.0)),
+        formulas.add_rows_: Kernel(embedding.add_rows_, _some, (torch.float32,), _OF_EMBEDDING, one_fits=True),
         loss_formulas.statistics: Kernel(cross_entropy.statistics, _some, others=_OF_ROWS, one_fits=True),
         loss_formulas.gradient_: Kernel(cross_entropy.gradient_, _some, others=_OF_ROWS, one_fits=True),
         merge_: Kernel(merge.merge_, _some),
         rules.adamw: Kernel(adamw.adamw, _some, (torch.float32,), _DTYPES, one_fits=True),
+        rules.adamw_weights: Kernel(adamw.adamw_weights, _some, (torch.float32,), _DTYPES, one_fits=True),
         turning.apply_rotary_: Kernel(rope.apply_rotary_, _power_of_two),
         turning.apply_rotary_backward: Kernel(rope.apply_rotary_backward, _power_of_two),
         norming.norm_and_rotate: Kernel(head_norm.forward, _power_of_two, equal=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from stretto.layout import Layout
 from stretto.layout.ranks import ranges
@@ -13,6 +13,10 @@ from stretto.layout.ranks import ranges
 Axes = tuple[str, ...]
 """Axes together, as `("dp", "cp")`. `("pp:0>1",)` is the messages from place 0 of the axis pp to place 1: a group of
 these two ranks, on a channel of its own where they go to an earlier place."""
+
+
+BY_COPY_ENGINES: Final = ("peer_buffer", "peer_memory", "peer_messages")
+"""Options of groups whose ranks are GPUs that reach each other."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class GroupOptions:
     priority; `min_ctas` and `max_ctas` bound the thread blocks, and so the share of the GPU, of one kernel; `cpu`
     gives the group Gloo beside NCCL, for CPU tensors; `peer_buffer` is a number of bytes: gathers and scatters of which
     each rank reads no more of another go through copy engines, where the ranks are GPUs of one host with peer
-    access; with `peer_memory` also those of tensors that are kept in memory the others read.
+    access; with `peer_memory` also those of tensors that are kept in memory the others read. `peer_messages`, for two
+    ranks, is a number of bytes: messages of no more go through copy engines, too.
     """
 
     timeout: float | None = None
@@ -35,6 +40,7 @@ class GroupOptions:
     cpu: bool = False
     peer_buffer: int | None = None
     peer_memory: bool = False
+    peer_messages: int | None = None
 
     def require_effect(self, name: str, backend: str, device: str) -> None:
         """Raise ValueError unless all that is said here for the axis `name` has an effect.
@@ -46,7 +52,7 @@ class GroupOptions:
             raise ValueError(f"{name}: backend={used!r} for tensors on {device}; choose 'gloo', or 'nccl' on cuda")
         idle = [
             option
-            for option in ("high_priority", "min_ctas", "max_ctas", "cpu", "peer_buffer", "peer_memory")
+            for option in (*("high_priority", "min_ctas", "max_ctas", "cpu"), *BY_COPY_ENGINES)
             if getattr(self, option)
         ]
         if used != "nccl" and idle:
@@ -142,6 +148,11 @@ def members(layout: Layout, rank: int, names: Axes) -> tuple[int, ...]:
 def geometric(names: Axes) -> Axes:
     """The axes of the layout, without channels."""
     return tuple(name.partition(":")[0] for name in names)
+
+
+def downwards(names: Axes) -> bool:
+    """Whether this is the pair of an earlier place and a later one, in this order: each two neighbours have one."""
+    return (ends := _pair(names)) is not None and ends[0] < ends[1]
 
 
 def _pair(names: Axes) -> tuple[int, int] | None:

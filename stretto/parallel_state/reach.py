@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
 
-from stretto.parallel_state.plan import PlannedGroup
+from stretto.parallel_state.plan import BY_COPY_ENGINES, PlannedGroup
 from stretto.peer_buffer import CopyEngineBuffer
 from stretto.peer_memory import CopyEngineMemory
+from stretto.peer_messages import CopyEngineMessages
 from stretto.store import LostError, TimedStore
 from stretto.world import World
 
@@ -26,17 +27,21 @@ class Reach:
 
     buffer: CopyEngineBuffer | None = None
     memory: CopyEngineMemory | None = None
+    messages: CopyEngineMessages | None = None
 
     @property
     def nbytes(self) -> int:
         """Of this rank's device memory."""
-        return sum(each.nbytes for each in (self.buffer, self.memory) if each is not None)
+        return sum(each.nbytes for each in self._all)
 
     def release(self) -> None:
         """Let nothing of this rank wait for the others any more. Raises RuntimeError on a device that has failed."""
-        for each in (self.buffer, self.memory):
-            if each is not None:
-                each.release()
+        for each in self._all:
+            each.release()
+
+    @property
+    def _all(self) -> list[CopyEngineBuffer | CopyEngineMemory | CopyEngineMessages]:
+        return [each for each in (self.buffer, self.memory, self.messages) if each is not None]
 
 
 def open_reach(world: World, groups: Mapping[PlannedGroup, ProcessGroup], store: Store) -> dict[PlannedGroup, Reach]:
@@ -48,10 +53,10 @@ def open_reach(world: World, groups: Mapping[PlannedGroup, ProcessGroup], store:
         planned: Reach(
             None if (size := planned.options.peer_buffer) is None else CopyEngineBuffer(group, world.device, size),
             CopyEngineMemory(group, world.device) if planned.options.peer_memory else None,
+            None if (size := planned.options.peer_messages) is None else CopyEngineMessages(group, world.device, size),
         )
         for planned, group in groups.items()
-        if (planned.options.peer_buffer is not None or planned.options.peer_memory)
-        and _within_reach(world, planned, store)
+        if any(getattr(planned.options, option) for option in BY_COPY_ENGINES) and _within_reach(world, planned, store)
     }
 
 

@@ -87,7 +87,16 @@ class ParallelState:
             for names in planned.axes:
                 found = self._reach.get(planned, Reach())
                 self._axes[frozenset(names)] = Axis(
-                    "-".join(names), place, planned.ranks, group, observer, found.buffer, timer, found.memory, ordered
+                    "-".join(names),
+                    place,
+                    planned.ranks,
+                    group,
+                    observer,
+                    peer_buffer=found.buffer,
+                    timer=timer,
+                    peer_memory=found.memory,
+                    ordered=ordered,
+                    peer_messages=found.messages,
                 )
 
     @classmethod

@@ -16,6 +16,8 @@ from stretto.pipeline_parallel.stage import Stage
 from stretto.schedule import Action, Op, Schedule
 from stretto.schedule.actions import WEIGHTS
 
+_ADDING = (Op.B, Op.I)
+
 
 class Weights(Protocol):
     """What the executor asks of data parallelism."""
@@ -75,6 +77,8 @@ class Executor:
         """Records when computations run, once started."""
         self.check_finite = False
         """Look at what each computation puts out. The host waits for the device each time: to find a fault."""
+        self.before_gradients: Callable[[], object] | None = None
+        """Called once in each step, before the first action that may add to a gradient."""
         self._last = program.num_stages - 1
         # What enters stage s for microbatch mb stands at (s, mb): activations going down the stages, gradients
         # going up, whether they come from another rank or from a stage here, and also while they wait for the
@@ -101,7 +105,7 @@ class Executor:
     def playing(self, program: Schedule) -> Executor:
         """One that runs another program over the same stages."""
         made = Executor(program, self.rank, self.stages, self.link, self.weights)
-        made.check_finite = self.check_finite
+        made.check_finite, made.before_gradients = self.check_finite, self.before_gradients
         return made
 
     def step(self, microbatches: Sequence[Any]) -> Tensor:
@@ -116,9 +120,16 @@ class Executor:
             raise ValueError(f"{len(microbatches)} microbatches for a program of {self.program.num_microbatches}")
         self._microbatches, self._loss = microbatches, torch.zeros((), device=self.link.device)
         self.clock.step()
+        coming = self.before_gradients
         for action in self.program.ranks[self.rank]:
+            # A last stage may make gradients, those of its head, in the forward.
+            if coming and (action.op in _ADDING or (action.op is Op.F and action.stage == self._last)):
+                coming()
+                coming = None
             with record_function(str(action)), _Noted(action, self.rank):
                 self._run[action.op](action)
+        if coming:
+            coming()
         self.link.drain()
         self._check_empty()
         self._microbatches, self._first_step = (), False

@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from stretto.pipeline_parallel.meta import MAX_DIM, TensorMeta
-from stretto.world import AsyncTensor, Axis, Work
+from stretto.world import AsyncTensor, Axis, PeerMessages, Work
 
 # A sender may be this many messages ahead of a receiver before it waits. Enough for the transfer to overlap the
 # computation, and a bound on the memory of tensors under way: Gloo does not tell that a send is over until asked
 # to wait for it. Waiting is safe, because the global order needs no buffering at all.
 AHEAD: Final = 4
+AHEAD_BY_COPY_ENGINES: Final = 2  # of tensors that are not in a slot yet; that has as many
 
 
 HEADER: Final = TensorMeta((MAX_DIM + 1,), torch.int64)
@@ -38,7 +39,8 @@ class Link:
 
     Ranks are those of the axis. `pairs`, by (source, destination), are axes of these two ranks alone, each with a
     communicator of its own: NCCL works off what is on one communicator in order, so that neighbours and directions
-    would wait for each other. What has none goes over `axis`.
+    would wait for each other. What has none goes over `axis`. Where the pair of an earlier rank and a
+    later one has `peer_messages`, these bring what they take, both ways.
     """
 
     axis: Axis
@@ -64,17 +66,21 @@ class Link:
         in_flight = self._in_flight.setdefault(to, deque())
         while in_flight and in_flight[0].work is not None and in_flight[0].work.is_completed():
             in_flight.popleft()
-        if len(in_flight) == AHEAD:
-            in_flight.popleft().wait()
         x = x.contiguous()
         group, place = self._group("send", x, self.axis.rank, to)
-        in_flight.append(AsyncTensor(x, self.axis.timed(cast("Work", dist.isend(x, group=group, group_dst=place)))))
+        by = self._by_copy_engines(x, to)
+        while len(in_flight) >= (AHEAD if by is None else AHEAD_BY_COPY_ENGINES):
+            in_flight.popleft().wait()
+        work = dist.isend(x, group=group, group_dst=place) if by is None else by.send(x)
+        in_flight.append(AsyncTensor(x, self.axis.timed(cast("Work", work))))
 
     def recv(self, meta: TensorMeta, source: int) -> AsyncTensor:
         """Post the receive of the next tensor from `source`."""
         x = torch.empty(meta.shape, dtype=meta.dtype, device=self.device)
         group, place = self._group("recv", x, source, self.axis.rank)
-        return AsyncTensor(x, self.axis.timed(cast("Work", dist.irecv(x, group=group, group_src=place))))
+        by = self._by_copy_engines(x, source)
+        work = dist.irecv(x, group=group, group_src=place) if by is None else by.recv(x)
+        return AsyncTensor(x, self.axis.timed(cast("Work", work)))
 
     def announce(self, meta: TensorMeta, to: int) -> None:
         """Tell rank `to` what the next tensor is; it must `expect` it."""
@@ -98,6 +104,12 @@ class Link:
         for in_flight in self._in_flight.values():
             while in_flight:
                 in_flight.popleft().wait()
+
+    def _by_copy_engines(self, x: Tensor, other: int) -> PeerMessages | None:
+        """What brings a message to or from this rank, or None. Both of its ranks know its size."""
+        pair = self.pairs.get((min(self.axis.rank, other), max(self.axis.rank, other)))
+        by = None if pair is None else pair.peer_messages
+        return by if by is not None and by.takes(x.nbytes) else None
 
     def _group(self, op: str, x: Tensor, source: int, to: int) -> tuple[ProcessGroup, int]:
         """The communicator of a message that is about to be issued, and the place of the other rank in it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ class Cost:
     given for each stage; `stages[s]` multiplies all computation of stage s (its number of layers, say). `hop` is the
     latency of a message, from the end of its producer to the start of its consumer on another rank; `transfer` is how
     long it also keeps its link busy (bytes over bandwidth): messages of one direction between two ranks come one after
-    another. `finish` is what follows the last gradient of the step: the norm's all-reduce and the update.
+    another. `finish` is what follows the last gradient of the step: the norm's all-reduce and the update. With
+    `barrier` no rank begins the next step before the last gradient of all.
     """
 
     forward: PerStage = 1.0
@@ -34,6 +36,7 @@ class Cost:
     stages: tuple[float, ...] = ()
     transfer: float = 0.0
     finish: float = 0.0
+    barrier: bool = True
 
     def __post_init__(self) -> None:
         columns = [*self._columns, *([self.stages] if self.stages else [])]
@@ -57,18 +60,23 @@ class Cost:
         return next((len(c) for c in (*self._columns, self.stages or 0.0) if isinstance(c, tuple)), None)
 
     @property
+    def around(self) -> dict[str, Any]:
+        """All but the times of stages."""
+        return {"hop": self.hop, "transfer": self.transfer, "finish": self.finish, "barrier": self.barrier}
+
+    @property
     def message(self) -> float:
         """From the end of a producer to its consumer on another rank, on a free link."""
         return self.hop + self.transfer
 
     @classmethod
-    def split(cls, forward: PerStage, input_gradient: PerStage, weight_gradient: PerStage, **rest: float) -> Cost:
+    def split(cls, forward: PerStage, input_gradient: PerStage, weight_gradient: PerStage, **rest: Any) -> Cost:
         """Times of F, I and W; a whole backward takes as long as its halves."""
         i, w = np.asarray(input_gradient, float), np.asarray(weight_gradient, float)
         if i.ndim == w.ndim == 1 and len(i) != len(w):
             raise ValueError(f"times are given for {len(i)} and for {len(w)} stages: give as many of each")
         whole = (i + w).tolist()
-        return cls(forward, tuple(whole) if isinstance(whole, list) else whole, input_gradient, weight_gradient, **rest)  # type: ignore[arg-type]
+        return cls(forward, tuple(whole) if isinstance(whole, list) else whole, input_gradient, weight_gradient, **rest)
 
     def time(self, a: Action) -> float:
         """How long the action keeps its rank busy: messages and the verbs of the weights do not."""

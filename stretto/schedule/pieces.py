@@ -34,6 +34,7 @@ class Pieces:
     hop: float = 0.0
     transfer: float = 0.0
     finish: float = 0.0
+    barrier: bool = True
 
     @classmethod
     def of(cls, cost: Cost, layers: Sequence[float], shares: Shares = None) -> Pieces:
@@ -60,7 +61,7 @@ class Pieces:
         layer, embedding, head = ((f, i, w) for f, i, w in zip(*found, strict=True))
         f, i, w = (share * one for share, one in zip(shares or _NONE, layer, strict=True))
         attention = (f, i, w) if shares else None
-        return cls(layer, embedding, head, attention, hop=cost.hop, transfer=cost.transfer, finish=cost.finish)
+        return cls(layer, embedding, head, attention, **cost.around)
 
     def cost(self, layers: Sequence[float]) -> Cost:
         """Of stages with so many layers each, in halves where it is known what attention takes."""
@@ -68,7 +69,8 @@ class Pieces:
         for one, first, end, share in zip(self.layer, self.embedding, self.head, self.shares or _UNKNOWN, strict=True):
             held = enumerate(_amounts(layers, share))
             times.append(tuple(n * one + first * (s == 0) + end * (s == last) for s, n in held))
-        return Cost.split(*times, hop=self.hop, transfer=self.transfer, finish=self.finish)
+        around = {"hop": self.hop, "transfer": self.transfer, "finish": self.finish, "barrier": self.barrier}
+        return Cost.split(*times, **around)
 
     def loads(self, layers: Sequence[float]) -> list[float]:
         """What each such stage has to do, in layers."""

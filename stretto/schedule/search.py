@@ -99,7 +99,7 @@ def names_in(v: int, shape: Shape) -> list[str]:
 
 
 def lower_bound(p: int, v: int, m: int, cost: Cost, shape: Shape = "loop") -> float:
-    """No step is shorter: each rank waits for the first forward to reach it and then has all of its work; and one
+    """No step is shorter: each rank has all of its work, with a barrier after the first forward has reached it; and one
     microbatch goes all the way there and back."""
     home = placement(p, v, shape)
     f, i, w, b = _per_stage(cost, len(home))
@@ -110,7 +110,7 @@ def lower_bound(p: int, v: int, m: int, cost: Cost, shape: Shape = "loop") -> fl
     bounds = [way]
     for rank in range(p):
         mine = [s for s, holder in enumerate(home) if holder == rank]
-        bounds.append(float(reach[mine[0]] + m * (f[mine] + halves[mine]).sum()))
+        bounds.append(float(reach[mine[0]] * cost.barrier + m * (f[mine] + halves[mine]).sum()))
     return max(bounds) + cost.finish
 
 

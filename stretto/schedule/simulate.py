@@ -158,14 +158,14 @@ def makespan(spans: Sequence[Span]) -> float:
     return float(spans.end.max()) if isinstance(spans, Timeline) else max(span.end for span in spans)
 
 
-def step_time(spans: Timeline, cost: Cost | None = None, *, barrier: bool = True) -> float:
+def step_time(spans: Timeline, cost: Cost | None = None, *, barrier: bool | None = None) -> float:
     """From one step to the next: until the last action of any rank and what finishes the step.
 
-    Without the barrier of a gradient norm no rank waits for the others: the next step begins on each as soon as its own
-    actions are over, and steps follow each other like tiles.
+    Without the barrier of a gradient norm (None: as the cost says) no rank waits for the others: the next step begins
+    on each as soon as its own actions are over, and steps follow each other like tiles.
     """
     finish = cost.finish if cost else 0.0
-    if barrier:
+    if barrier if barrier is not None else cost is None or cost.barrier:
         return makespan(spans) + finish
     bounds = list(zip(spans.table.first[:-1].tolist(), spans.table.first[1:].tolist(), strict=True))
     return finish + max(float(spans.end[a:b].max() - spans.start[a:b].min()) for a, b in bounds)

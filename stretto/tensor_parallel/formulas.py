@@ -278,3 +278,9 @@ RMS_NORM = Formula(rms_norm, rms_norm_backward, rms_norm_both)
 ZERO_CENTERED_RMS_NORM = Formula(zero_centered_rms_norm, zero_centered_rms_norm_backward, zero_centered_rms_norm_both)
 SHIFT = Formula(shift, shift_backward, shift_both)
 LAYER_NORM = Formula(layer_norm, layer_norm_backward, layer_norm_both)
+
+
+def add_rows_(total: Tensor, dy: Tensor, ids: Tensor, mine: Tensor) -> Tensor:
+    """total [n, h] plus, at the row of each id [..], the row of dy [.., h], where that row is `mine` [..]."""
+    masked = (dy * mine.unsqueeze(-1)).to(total.dtype)
+    return total.add_(torch.ops.aten.embedding_dense_backward(masked, ids, total.shape[0], -1, False))

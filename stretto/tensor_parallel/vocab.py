@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from stretto.params import Init, ParamSpec, Shard
 from stretto.tensor_parallel.build import Accumulators, Build
 from stretto.tensor_parallel.cross_entropy import PLAIN, HeadLoss, LossTerms
+from stretto.tensor_parallel.formulas import add_rows_
 from stretto.tensor_parallel.layers import declare_on, expect
 from stretto.tensor_parallel.loss_formulas import localise
 from stretto.tensor_parallel.mappings import enter, leave
@@ -52,7 +53,7 @@ class VocabParallelEmbedding(nn.Module):
         self.weight = declare_on(self, "weight", spec, build) if weight is None else weight
         # A rank that is alone has all rows, and is spared a mask.
         self.look_up = build.fuse(_look_up) if build.tp.size > 1 else _look_up_all
-        self.only = build.fuse(_only) if build.tp.size > 1 else _all
+        self.add_rows = build.fuse(add_rows_)
         expect(self.weight, build)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -127,17 +128,17 @@ class _LookUp(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[None, None, None, None]:
         ids, mine = ctx.saved_tensors
 
-        def add(total: Tensor, first_microbatch: bool, masked: Tensor, ids: Tensor) -> None:
-            rows = torch.ops.aten.embedding_dense_backward(masked, ids, total.shape[0], -1, False)
-            total.copy_(rows) if first_microbatch else total.add_(rows)
-
         def write(total: Tensor, first_microbatch: bool) -> None:
+            if first_microbatch:
+                total.zero_()
+            # What is compiled adds in any order, and a kernel written by hand in one.
+            add = ctx.of.add_rows if total.is_cuda and total.dtype == torch.float32 else add_rows_
             if exact is None:
-                add(total, first_microbatch, ctx.of.only(dy, mine, total.dtype), ids)
+                add(total, dy, ids, mine)
                 return
             for n, part in enumerate(total.chunk(exact.here)):
                 local, here = localise(ids, n * part.shape[0], part.shape[0])
-                add(part, first_microbatch, _only(dy, mine & here, total.dtype), local)
+                add(part, dy, local, mine & here)
 
         exact = ctx.of.build.exact
         into: Accumulators = ctx.of.build.accumulators
@@ -153,16 +154,6 @@ def _look_up(weight: Tensor, ids: Tensor, mine: Tensor) -> Tensor:
 def _look_up_all(weight: Tensor, ids: Tensor, mine: Tensor) -> Tensor:
     del mine
     return F.embedding(ids, weight)
-
-
-def _only(x: Tensor, mine: Tensor, dtype: torch.dtype) -> Tensor:
-    """The rows of x [s, b, h] that are this rank's, and zeros."""
-    return (x * mine.unsqueeze(-1)).to(dtype)
-
-
-def _all(x: Tensor, mine: Tensor, dtype: torch.dtype) -> Tensor:
-    del mine
-    return x.to(dtype)
 
 
 def _rows(spec: ParamSpec, tp: Axis) -> tuple[int, int]:

@@ -215,7 +215,8 @@ class RowEvaluation:
     cut: Cut
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source, Iterable) and not hasattr(self.source, "__getitem__"):
+        given: object = self.source
+        if not isinstance(given, Iterable) and not hasattr(given, "__getitem__"):
             raise TypeError(
                 f"evaluation on a {type(self.source).__name__}, which does not say where it ends: give a list, a "
                 "DataLoader, or another iterable of global batches"

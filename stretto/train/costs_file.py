@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from stretto.arguments.schema import Arguments
@@ -36,7 +37,7 @@ def read_costs(args: Arguments, state: ParallelState) -> Cost | None:
             raise RunRejectedError(str(error)) from None
 
     told = broadcast_json(on_all_ranks(state, read), state.axis("tp", "cp", "dp", "pp"))
-    return None if told is None else read_cost(told, path)
+    return None if told is None else replace(read_cost(told, path), barrier=not args.optimizer.post_validate)
 
 
 def write_costs(args: Arguments, cost: Cost) -> None:

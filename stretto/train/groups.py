@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from stretto.arguments.schema import Arguments
-from stretto.estimate.workspace import message_over_cp, message_over_ep, message_over_tp
+from stretto.estimate.workspace import message_over_cp, message_over_ep, message_over_pp, message_over_tp
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, ParallelState, default_axes
-from stretto.parallel_state.plan import Axes
+from stretto.parallel_state.plan import Axes, downwards
 from stretto.parallel_state.state import Tracer
 from stretto.world import Timer, World
 
@@ -49,6 +49,7 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
     )
     over_gloo = {_wide(layout, axis) for axis in args.groups.gloo}
     urgent = {_wide(layout, axis) for axis in args.nccl.high_priority}
+    over_pp = message_over_pp(args)
     peer_buffer, buffers = message_over_tp(args), {"cp": message_over_cp(args), "etp-ep": message_over_ep(args)}
     options = {}
     reached = args.parallel.dp_copy_engines and args.parallel.mode != "none" and args.run.device != "cpu"
@@ -56,14 +57,16 @@ def group_options(args: Arguments, layout: Layout) -> dict[str, GroupOptions]:
         axis = "-".join(names)
         wide = _wide(layout, axis)
         shares = "dp" in axis.split(":")[0].split("-")  # also where dp is one rank, and cp the others
+        gloo = wide in over_gloo
         found = GroupOptions(
             timeout=timeouts.get(wide),
-            backend="gloo" if wide in over_gloo else None,
+            backend="gloo" if gloo else None,
             high_priority=wide in urgent,
             min_ctas=fewest.get(wide),
             max_ctas=most.get(wide),
-            peer_buffer=None if wide in over_gloo else peer_buffer if wide == {"tp"} else buffers.get(axis),
-            peer_memory=reached and shares and wide not in over_gloo and wide <= {"dp", "cp"},
+            peer_buffer=None if gloo else peer_buffer if wide == {"tp"} else buffers.get(axis),
+            peer_memory=reached and shares and not gloo and wide <= {"dp", "cp"},
+            peer_messages=None if gloo or not downwards(names) else over_pp,
         )
         if wide and found != GroupOptions():
             options[axis] = found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -63,7 +63,8 @@ class Tuner:
         own = stage_times(span for step in executor.clock.stop() for span in step)
         told = all_gather_json([own, _hop(executor)], world)
         stages = executor.program.num_stages
-        self.cost = cost = cost_of((times for times, _ in told), stages, hop=max(hop for _, hop in told))
+        cost = cost_of((times for times, _ in told), stages, hop=max(hop for _, hop in told))
+        self.cost = cost = replace(cost, barrier=self.stepper.proven)
         found = self._found(cost) if world.rank == 0 else None
         if world.rank == 0:
             self.keep(cost)

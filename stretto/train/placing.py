@@ -94,6 +94,7 @@ def place(args: Arguments, places: Sequence[tuple[int, Shape]], text: str | None
     m, estimated = args.batch.microbatches(p.dp), stage_pieces(args)
     if _searches_layers(args):
         pieces = estimated if text is None else pieces_in(text, name, estimated.shares)
+        pieces = replace(pieces, barrier=estimated.barrier)
         if p.schedule != "auto":
             return layers_under(p.schedule, pieces, args.model.layers, p.pp, *places[0], m)
         return quickest(
@@ -107,7 +108,7 @@ def place(args: Arguments, places: Sequence[tuple[int, Shape]], text: str | None
         if text is None:
             return estimated.cost(layers)
         try:
-            return cost_for(text, name, layers, estimated.shares)
+            return replace(cost_for(text, name, layers, estimated.shares), barrier=estimated.barrier)
         except ValueError:
             if len(places) == 1:
                 raise

@@ -55,7 +55,8 @@ PAGE = "docs/verified.md"
 _SPOKEN_FOR = (
     *("tp", "sequence_parallel", "tp_comm_overlap", "cp", "cp_comm", "pp", "vpp", "schedule", "dp", "ep", "etp"),
     *("ep_comm_overlap", "stage_layers", "bucket_mb", "order", "gpus_per_node", "sharding", "keep_units"),
-    *("schedule_costs", "schedule_memory", "vpp_shape", "partition", "dp_copy_engines", "ep_copy_engines"),
+    *("schedule_costs", "schedule_memory", "vpp_shape", "partition", "pp_copy_engines"),
+    *("dp_copy_engines", "ep_copy_engines"),
 )
 
 

@@ -7,7 +7,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stretto.kernels import adamw, cross_entropy, experts, fp8, grouped, head_norm, merge, rms_norm, rope, swiglu
+from stretto.kernels import (
+    adamw,
+    cross_entropy,
+    embedding,
+    experts,
+    fp8,
+    grouped,
+    head_norm,
+    merge,
+    rms_norm,
+    rope,
+    swiglu,
+)
 from stretto.kernels.launches import Launches
 
 KERNELS = {
@@ -19,6 +31,7 @@ KERNELS = {
         {"with_dresidual": False, "recompute": False, "turns": 3, "tall": 16, "block": 128},
     ),
     "rms_norm weight": (rms_norm._add_up, {"turns": 7, "tall": 64, "wide": 32}),
+    "embedding": (embedding._add, {"several": 8, "block": 512}),
     "fp8 add": (fp8._add, {"block": 4096}),
     "fp8 largest": (fp8._largest, {"block": 4096, "turns": 8}),
     "fp8 scale": (fp8._meaning, {"power": 15, "block": 1024}),
@@ -139,6 +152,7 @@ def _type(arg: str) -> str:
         "shares": "*fp32",
         "programs": "i32",
         "counts": "*i64",
+        "keys": "*i64",
         "order": "*i64",
         "inverse": "*i64",
         "count": "i32",

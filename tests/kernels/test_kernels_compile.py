@@ -39,6 +39,7 @@ WIDE = [
     "experts add",
     "experts scatter",
     "adamw",
+    "embedding",
 ]
 
 

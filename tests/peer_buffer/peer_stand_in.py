@@ -26,11 +26,12 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _resolve_process_group
 
-from stretto import peer_buffer, peer_memory
-from stretto.parallel_state.plan import PlannedGroup
+from stretto import peer_buffer, peer_memory, peer_messages
+from stretto.parallel_state.plan import PlannedGroup, downwards
 from stretto.parallel_state.reach import Reach
 from stretto.peer_buffer import CopyEngineBuffer
 from stretto.peer_memory import CopyEngineMemory
+from stretto.peer_messages import CopyEngineMessages
 from stretto.world import World
 
 PATIENCE = 20.0
@@ -39,18 +40,25 @@ ROOM = 2**20
 """Bytes that a rank may read of another in one message."""
 
 
+class Event(threading.Event):
+    """What a stream records."""
+
+    def query(self) -> bool:
+        return self.is_set()
+
+
 class Host:
     """A stream that computes: it is through with all that it was given."""
 
     def give(self, work: Callable[[], object]) -> None:
         work()
 
-    def record_event(self) -> threading.Event:
-        done = threading.Event()
+    def record_event(self) -> Event:
+        done = Event()
         done.set()
         return done
 
-    def wait_event(self, event: threading.Event) -> None:
+    def wait_event(self, event: Event) -> None:
         assert event.wait(PATIENCE), "the stream of the messages is not so far"
 
     def wait_stream(self, other: Stream) -> None:
@@ -69,12 +77,12 @@ class Stream:
     def give(self, work: Callable[[], object]) -> None:
         self._work.put(work)
 
-    def record_event(self) -> threading.Event:
-        event = threading.Event()
+    def record_event(self) -> Event:
+        event = Event()
         self.give(event.set)
         return event
 
-    def wait_event(self, event: threading.Event) -> None:
+    def wait_event(self, event: Event) -> None:
         self.give(event.wait)
 
     def wait_stream(self, other: Host) -> None:
@@ -167,7 +175,7 @@ def _mapped(file: Path) -> Tensor:
 
 @contextmanager
 def copy_engines(folder: Path, rank: int) -> Iterator[None]:
-    """Within, a `CopyEngineBuffer` or `CopyEngineMemory` can be made over processes of this machine, whose files lie in
+    """Within, what copy engines serve can be made over processes of this machine, whose files lie in
     a folder; messages go through buffers however small they are."""
     shared, streams = Shared(folder), list[Stream]()
 
@@ -180,8 +188,10 @@ def copy_engines(folder: Path, rank: int) -> Iterator[None]:
         mock.patch.object(symmetric, "rendezvous", shared.rendezvous),
         mock.patch.object(peer_buffer, "new_stream", new),
         mock.patch.object(peer_memory, "new_stream", new),
+        mock.patch.object(peer_messages, "new_stream", new),
         mock.patch.object(peer_buffer, "Driver", partial(Driver, rank=rank)),
         mock.patch.object(peer_memory, "Driver", partial(Driver, rank=rank)),
+        mock.patch.object(peer_messages, "Driver", partial(Driver, rank=rank)),
         mock.patch.object(torch.cuda, "current_stream", return_value=Host()),
         mock.patch.object(torch.cuda, "stream", return_value=nullcontext()),
         mock.patch.object(torch, "compile", lambda function, **_: function),
@@ -204,7 +214,9 @@ def everywhere(world: World, groups: Mapping[PlannedGroup, ProcessGroup], store:
         reads = [{"tp"}, {"cp"}, {"etp", "ep"}]
         buffer = CopyEngineBuffer(group, world.device, ROOM) if any(each in reads for each in names) else None
         sharded = any({name.partition(":")[0] for name in each} <= {"dp", "dp.0", "cp"} for each in names)
-        found[planned] = Reach(buffer, memory_over(group) if sharded else None)
+        sends = any(downwards(axes) for axes in planned.axes) and len(planned.ranks) == 2
+        messages = CopyEngineMessages(group, world.device, ROOM) if sends else None
+        found[planned] = Reach(buffer, memory_over(group) if sharded else None, messages)
     return found
 
 

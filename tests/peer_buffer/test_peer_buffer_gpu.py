@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from stretto.collectives import all_gather, all_to_all_rows_async, reduce_scatter, reduce_scatter_rows_async
+from stretto.copy_engine import LEAST
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, ParallelState
-from stretto.peer_buffer import LEAST, SLOTS
+from stretto.peer_buffer import SLOTS
 from stretto.testing import Pool
 from stretto.world import Axis, RowSplits, World
 

@@ -13,11 +13,12 @@ import pytest
 from peer_stand_in import copy_engines, everywhere
 
 from benchmarks.verified import layout_of
-from stretto import peer_buffer
+from stretto import peer_buffer, peer_messages
 from stretto.layout import Layout
 from stretto.parallel_state import state
 from stretto.peer_buffer import CopyEngineBuffer
 from stretto.peer_memory import CopyEngineMemory
+from stretto.peer_messages import CopyEngineMessages
 from stretto.testing import Pool
 from stretto.verify import Comparison, against_reference
 from stretto.verify.matrix import Combination, example
@@ -30,6 +31,7 @@ CASES = [
     (0, Combination("-", "-", "-", "fsdp", "-", "-", "-", "-", "fp64")),
     (0, Combination("-", "cp all-gather", "-", "-", "-", "packing", "-", "-", "fp64")),
     (0, Combination("-", "-", "-", "dp", "ep", "-", "-", "-", "fp64")),
+    (0, Combination("-", "-", "interleaved", "-", "-", "-", "-", "-", "fp64")),
     (1, Combination("-", "-", "1f1b", "zero2", "-", "-", "-", "-", "fp64")),
     (1, Combination("-", "cp all-gather", "zbv", "fsdp", "-", "-", "-", "selective recomputation", "fp64")),
     (1, Combination("tp", "-", "-", "fsdp", "ep + etp", "-", "-", "-", "fp64")),
@@ -38,10 +40,11 @@ CASES = [
 
 
 class Counts(NamedTuple):
-    """Messages through buffers, and of what lies in memory that others read."""
+    """Messages through buffers, of what lies in memory that others read, and of a rank to one other."""
 
     buffer: int
     memory: int
+    one: int
 
 
 def compared(world: World, of: Combination, folder: Path, layout: Layout) -> tuple[Comparison, Counts]:
@@ -49,16 +52,18 @@ def compared(world: World, of: Combination, folder: Path, layout: Layout) -> tup
         copy_engines(folder, world.rank),
         mock.patch.object(state, "open_reach", everywhere),
         mock.patch.object(peer_buffer, "LEAST", 1),
+        mock.patch.object(peer_messages, "LEAST", 1),
         counted(CopyEngineBuffer) as of_buffer,
         counted(CopyEngineMemory) as of_memory,
+        counted(CopyEngineMessages, "send") as sent,
     ):
         found = against_reference(example(of, options=True), layout, world, steps=2)
-    return found, Counts(of_buffer.call_count, of_memory.call_count)
+    return found, Counts(of_buffer.call_count, of_memory.call_count, sent.call_count)
 
 
-def counted(kind: type) -> Any:
+def counted(kind: type, name: str = "_begin") -> Any:
     """Each message begins there."""
-    return mock.patch.object(kind, "_begin", autospec=True, side_effect=kind._begin)  # type: ignore[attr-defined]
+    return mock.patch.object(kind, name, autospec=True, side_effect=getattr(kind, name))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +75,7 @@ def test_a_layout_equals_one_process(pool: Pool, tmp_path: Path, of: Combination
         assert not found.unequal
         assert found.equal, [f"{d.name}: {d.error:.1e}" for d in found.failures[:8]]
         assert (messages.buffer > 0, messages.memory > 0) == (buffer, of.data not in ("-", "dp"))
+        assert (messages.one > 0) == (of.pipeline != "-")
 
 
 def test_what_ranks_of_cp_share_goes_so_with_one_replica(pool: Pool, tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from peer_stand_in import copy_engines
 
 from stretto.collectives import all_gather, all_to_all_rows_async, reduce_scatter
+from stretto.copy_engine import LEAST
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
-from stretto.peer_buffer import LEAST, SLOTS, CopyEngineBuffer
+from stretto.peer_buffer import SLOTS, CopyEngineBuffer
 from stretto.testing import Pool
 from stretto.world import Axis, RowSplits, World
 

@@ -40,10 +40,21 @@ def test_dp_is_also_the_groups_that_gradients_are_reduced_over() -> None:
 
 def test_an_option_of_the_pipeline_is_that_of_both_directions() -> None:
     said = options(
-        "--pp 2 --dp 2 --layers 4 --device cuda --sharding none --high-priority pp --max-ctas pp=4,dp=8 --min-ctas dp=2"
+        "--pp 2 --dp 2 --layers 4 --device cuda --sharding none --no-pp-copy-engines "
+        "--high-priority pp --max-ctas pp=4,dp=8 --min-ctas dp=2"
     )
     assert said["pp"] == said["pp:0>1"] == said["pp:1>0"] == GroupOptions(high_priority=True, max_ctas=4)
     assert said["dp"] == said["dp-cp"] == GroupOptions(min_ctas=2, max_ctas=8)
+
+
+def test_messages_of_a_pipeline_go_by_copy_engines_on_gpus() -> None:
+    """Both ways by what the pair of an earlier and a later place has, so that slots are there once."""
+    words = "--pp 3 --vpp 2 --schedule interleaved --layers 6 --dp 1 --device cuda --sharding none --dtype bf16"
+    words += " --seq-len 64 --micro-batch 2 --hidden 96"
+    pairs = ("pp:0>1", "pp:1>2", "pp:0>2")
+    assert options(words) == dict.fromkeys(pairs, GroupOptions(peer_messages=64 * 2 * 96 * 2))
+    assert options(f"{words} --no-pp-copy-engines") == {}
+    assert options(f"{words} --gloo pp")["pp:0>1"] == GroupOptions(backend="gloo")
 
 
 def test_gathers_of_tensor_parallelism_have_a_window_on_gpus() -> None:

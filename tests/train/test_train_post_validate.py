@@ -33,13 +33,16 @@ LIMITS = (NEVER, NEVER, ALWAYS, ALWAYS, NEVER, NEVER, NEVER, ALWAYS)
 """Of the norm, step by step: steps 3 and 8 are taken back; 4 is clipped but waits, since 3 was."""
 
 
-def trained(world: World, name: str, dp: int, sharding: str, post_validate: bool) -> dict[str, Any]:
+def trained(
+    world: World, name: str, dp: int, sharding: str, dtype: str, optimizer: str, post_validate: bool
+) -> dict[str, Any]:
     """Losses and norms, all that an update leaves on this rank, and how many were taken back."""
     pp, made = world.size // dp, GENERATORS[name]
     v = made.stages
     layout = Layout.of(pp=pp, dp=dp, vpp=v, shape=made.shape if v > 1 else "loop")
     parallel = ParallelConfig(pp=pp, dp=dp, schedule=name, vpp=v, sharding=sharding)  # type: ignore[arg-type]
-    args = replace(ARGS, parallel=parallel, optimizer=OptimizerConfig(post_validate=post_validate))
+    config = OptimizerConfig(post_validate=post_validate, optimizer=optimizer)  # type: ignore[arg-type]
+    args = replace(ARGS, parallel=parallel, optimizer=config, run=replace(ARGS.run, dtype=dtype))  # type: ignore[arg-type]
     args = validated_in(args, layout).args
     with build(args, layout, world) as session:
         session.load_full(random_weights(session, 0))
@@ -62,14 +65,23 @@ def trained(world: World, name: str, dp: int, sharding: str, post_validate: bool
 
 
 @pytest.mark.parametrize(
-    ("name", "ranks", "dp", "sharding"),
-    [("1f1b", 2, 1, "none"), ("zbv", 2, 1, "none"), ("zb-h1", 4, 2, "zero1"), ("interleaved", 1, 1, "none")],
+    ("name", "ranks", "dp", "sharding", "dtype", "optimizer"),
+    [
+        ("1f1b", 2, 1, "none", "fp32", "adamw"),
+        ("zbv", 2, 1, "none", "bf16", "adamw"),
+        ("zb-h1", 4, 2, "zero1", "bf16", "adamw"),
+        ("zb-h2", 2, 1, "none", "bf16", "lion"),
+        ("interleaved", 1, 1, "none", "fp32", "adamw"),
+    ],
 )
-def test_it_is_the_update_that_waits(pool: Pool, name: str, ranks: int, dp: int, sharding: str) -> None:
-    """Catches: moments, masters or gradients that are not put back; a step under way that keeps the gradients of wrong
-    weights; a count of steps that goes on; the limit of the next step; a result that is never filled."""
-    waiting = pool.run(ranks, trained, name, dp, sharding, False)
-    early = pool.run(ranks, trained, name, dp, sharding, True)
+def test_it_is_the_update_that_waits(
+    pool: Pool, name: str, ranks: int, dp: int, sharding: str, dtype: str, optimizer: str
+) -> None:
+    """Catches: moments, masters or weights that are not those of an update made once; a step under way that leaves
+    gradients of wrong weights, or spoils those that the update is made of once more; a count of steps that goes on; the
+    limit of the next step; a result that is never filled."""
+    waiting = pool.run(ranks, trained, name, dp, sharding, dtype, optimizer, False)
+    early = pool.run(ranks, trained, name, dp, sharding, dtype, optimizer, True)
     for one, other in zip(waiting, early, strict=True):
         assert one["taken back"] is None
         assert other["taken back"] == 2

@@ -88,6 +88,16 @@ PEERS = MappingProxyType(
                 ("interleaved4", "--schedule interleaved --vpp 4", "1,1,1,1,1,1,1.5,0.5", "1,1,1,1,1,1,1,1"),
                 ("interleaved-zb4", "--schedule interleaved-zb --vpp 4", "1,1,1,1,1,1,1.5,0.5", "1,1,1,1,1,1,1,1"),
                 ("zbv", "--schedule zbv --vpp 2", "2,2,2.5,1.5", "2,2,2,2"),
+                ("dualpipev", "--schedule dualpipev --vpp 2", "2,2,2.5,1.5", "2,2,2,2"),
+                ("auto-v", "--schedule auto --vpp 2 --vpp-shape v", "2,2,2.5,1.5", "2,2,2,2"),
+                ("auto-v-post", "--schedule auto --vpp 2 --vpp-shape v --post-validate", "2,2,2.5,1.5", "2,2,2,2"),
+                ("zb-h2-nccl", "--schedule zb-h2 --no-pp-copy-engines", "4.5,3.5", "4,4"),
+                (
+                    "interleaved4-nccl",
+                    "--schedule interleaved --vpp 4 --no-pp-copy-engines",
+                    "1,1,1,1,1,1,1.5,0.5",
+                    "1,1,1,1,1,1,1,1",
+                ),
             )
             for how, layers in zip(("halves", "whole"), both, strict=True)
         },
