@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
@@ -13,11 +12,12 @@ from stretto.experts import SparseFeedForward
 from stretto.experts.run import Run, finish
 from stretto.models.attention import Attention
 from stretto.models.block_ops import BlockOps
+from stretto.models.block_regions import regions_of
 from stretto.models.cache import KeyValues
+from stretto.models.feed_forward import FeedForward
 from stretto.models.halves import Halves
 from stretto.models.latent import LatentAttention
 from stretto.models.norm import Norm, norm
-from stretto.models.once_more import once_more
 from stretto.models.rope import Rotation
 from stretto.params import Init
 from stretto.schedule.blocks import StageBlock
@@ -25,67 +25,9 @@ from stretto.streams import Stream
 from stretto.structure import Structure
 from stretto.tensor_parallel import (
     Build,
-    ColumnParallelLinear,
     Dropout,
-    Lazy,
-    Projection,
-    RowParallelLinear,
     WithResidual,
 )
-from stretto.tensor_parallel.layers import expect
-
-
-class FeedForward(nn.Module):
-    """SwiGLU, GEGLU (Shazeer, "GLU variants improve Transformer", 2020) or GELU: [s(/t), b, h] -> [s(/t), b, h]."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        build: Build,
-        parts: BlockOps,
-        *,
-        out_init: Init,
-        inner: int | None = None,
-        place: str = "",
-    ) -> None:
-        super().__init__()
-        inner, gated = config.dim_ffn if inner is None else inner, config.gated
-        held = (
-            [Projection("gate_proj", inner), Projection("up_proj", inner)] if gated else [Projection("up_proj", inner)]
-        )
-        self.activation, self.parts = parts.activation, parts.parts
-        self.gate_up_proj = ColumnParallelLinear(
-            config.hidden, held, build, bias=config.bias, init=Init(std=config.init_std), place=place
-        )
-        self.down_proj = RowParallelLinear(
-            inner, config.hidden, build, bias=config.bias, init=out_init, name="down_proj", place=place
-        )
-        self.chunks = build.chunks
-        for _ in range(self.chunks - 1):  # each chunk is a use of its own
-            for layer in (self.gate_up_proj, self.down_proj):
-                expect(layer.weight, build)
-
-    def forward(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:
-        if self.chunks == 1:
-            return self._now(x, structure)
-        if isinstance(x, Lazy):
-            raise ValueError("a sequence that is computed once more as a whole cannot be taken in chunks")
-        # Inner activations exist of one chunk at a time, forward and back.
-        parts = x.tensor_split(self.chunks)
-        return torch.cat([once_more(self._now, part) for part in parts])
-
-    def _now(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:
-        # What enters the activation goes nowhere else: its gradient may take its place.
-        if "projections" not in self.parts:
-            out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x, structure)), structure)
-        elif "activation" in self.parts:
-            out = once_more(lambda x: self.down_proj(self._inner(x, structure), structure), x)
-        else:
-            out = self.down_proj(once_more(partial(self._inner, structure=structure), x), structure)
-        return out
-
-    def _inner(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:
-        return self.activation.now(self.gate_up_proj(x, structure))
 
 
 @dataclass(frozen=True)
@@ -156,6 +98,9 @@ class Block(nn.Module):
         )
         self.attn_dropout = Dropout(config.dropout, f"{name}.self_attn", build)
         self.mlp_dropout = Dropout(config.dropout, f"{name}.mlp", build)
+        apart = self.parallel or config.dropout
+        rotates = config.position == "rope"
+        self._regions = None if apart else regions_of(self.self_attn, self.mlp, self._norms, build, rotates=rotates)
 
     def forward(
         self,
@@ -164,7 +109,14 @@ class Block(nn.Module):
         structure: Structure,
         before: KeyValues | None = None,
     ) -> Tensor | Halves:
-        return x.through(self) if isinstance(x, Halves) else finish(self.run(x, rotations, structure, before))
+        if isinstance(x, Halves):
+            return x.through(self)
+        if self._regions is not None and before is None and self._regions.take(x):
+            return self._regions(x, self._turn(rotations), structure)
+        return finish(self.run(x, rotations, structure, before))
+
+    def _turn(self, rotations: Rotations | None) -> Rotation | None:
+        return None if rotations is None else rotations.windowed if self.windowed else rotations.whole
 
     def run(
         self,
@@ -175,7 +127,7 @@ class Block(nn.Module):
         beside: Stream = Stream(),  # noqa: B008  # frozen
     ) -> Run:
         """The forward, which can be left where experts send."""
-        turn = None if rotations is None else rotations.windowed if self.windowed else rotations.whole
+        turn = self._turn(rotations)
         (before_attention, after_attention), (before_mlp, after_mlp) = self._norms
         if self.self_attn is None:  # x is what it has left
             enters = _normed(x, before_mlp)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.autograd import Function, adjoint
+from stretto.autograd import Function, Region, Value, adjoint
 from stretto.models.rope import Rotation, apply_rotary
 from stretto.tensor_parallel import Build, formulas
 from stretto.tensor_parallel.formulas import widened
@@ -81,22 +81,25 @@ class NormAndRotate:
         self, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, rotation: Rotation, heads: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of qkv [s, b, heads + 2 kv_heads, d]."""
-        return _NormAndRotate.apply(self, qkv, q_weight, k_weight, *rotation, heads)  # type: ignore[no-any-return, no-untyped-call]
+        return _NormAndRotate.apply((self, heads), qkv, q_weight, k_weight, *rotation)  # type: ignore[no-any-return, no-untyped-call]
+
+    def record(self, region: Region, *inputs: Value, heads: int) -> tuple[Value, ...]:
+        """The same in a region."""
+        return region.add(_NormAndRotate, (self, heads), *inputs, writes=3)
 
 
 class _NormAndRotate(Function):
     @staticmethod
-    def forward(ctx: Any, op: NormAndRotate, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *tensors, heads = given
-        ctx.op = op
+    def forward(ctx: Any, op: tuple[NormAndRotate, int], *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.op, heads = op
         ctx.save_for_backward(*tensors)
-        q, k = op.forward(*tensors, heads)
+        q, k = ctx.op.forward(*tensors, heads)
         return q, k, _parts(tensors[0], heads)[2]
 
     @staticmethod
     @adjoint
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.op.backward(*ctx.saved_tensors, *gradients), None, None, None
+        return None, *ctx.op.backward(*ctx.saved_tensors, *gradients), None, None
 
 
 def _parts(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:

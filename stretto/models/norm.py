@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
+from stretto.autograd import Region, Value
 from stretto.params import Init, ParamSpec
 from stretto.tensor_parallel import Build, Lazy, Pointwise, WithResidual, declare_on, replicated
 
@@ -30,6 +31,15 @@ class Norm(nn.Module):
     def now(self, x: Tensor) -> Tensor:
         """The output alone, as a tensor."""
         return self.op.now(x, *self._affine)
+
+    def record(self, region: Region, x: Value) -> tuple[Value, Value]:
+        """The output and the way past it in a region."""
+        output, past = self.op.record(region, *self.inputs(region, x))
+        return output, past
+
+    def inputs(self, region: Region, x: Value) -> tuple[Value, ...]:
+        """What the operation takes there."""
+        return (x, *(region.parameter(each) for each in self._affine))
 
     @property
     def _affine(self) -> tuple[nn.Parameter, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.autograd import Function, adjoint
+from stretto.autograd import Function, Region, Value, adjoint
 from stretto.tensor_parallel import Build
 
 Rotation = tuple[Tensor, Tensor]
@@ -45,23 +45,28 @@ class Rotate:
 
         x is used up: the heads are turned where they lie, so that they do not lie there twice until the backward.
         """
-        return _Rotate.apply(self, x, *cos_sin, rotated, rest)  # type: ignore[no-any-return, no-untyped-call]
+        return _Rotate.apply((self, rotated, rest), x, *cos_sin)  # type: ignore[no-any-return, no-untyped-call]
+
+    def record(self, region: Region, *inputs: Value, sizes: tuple[int, ...], rest: int) -> tuple[Value, ...]:
+        """The same in a region, of x, cos and sin."""
+        return region.add(_Rotate, (self, sizes, rest), *inputs, writes=len(sizes) + bool(rest))
 
 
 class _Rotate(Function):
     @staticmethod
     def forward(
-        ctx: Any, op: Rotate, x: Tensor, cos: Tensor, sin: Tensor, sizes: tuple[int, ...], rest: int
+        ctx: Any, op: tuple[Rotate, tuple[int, ...], int], x: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.op, ctx.rotated = op, len(sizes)
+        rotate, sizes, rest = op
+        ctx.op, ctx.rotated = rotate, len(sizes)
         ctx.save_for_backward(cos, sin)
-        op.forward(x.detach(), cos, sin, sum(sizes))
+        rotate.forward(x.detach(), cos, sin, sum(sizes))
         return tuple(x.split_with_sizes([*sizes, rest] if rest else sizes, dim=2))
 
     @staticmethod
     @adjoint
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return None, ctx.op.backward(*ctx.saved_tensors, ctx.rotated, *gradients), None, None, None, None
+        return None, ctx.op.backward(*ctx.saved_tensors, ctx.rotated, *gradients), None, None
 
 
 def apply_rotary_(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:

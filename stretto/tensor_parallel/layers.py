@@ -13,12 +13,13 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from stretto.arguments.sections import A, B
+from stretto.autograd import Region, Value
 from stretto.params import Init, ParamSpec, Shard, declare
 from stretto.structure import Structure
 from stretto.tensor_parallel import lora
 from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.formulas import SHIFT
-from stretto.tensor_parallel.linear import linear
+from stretto.tensor_parallel.linear import Gemm, linear, record_linear, record_made
 from stretto.tensor_parallel.pointwise import Lazy, Pointwise
 from stretto.tensor_parallel.sliced_gemms import SlicedRows
 
@@ -87,6 +88,14 @@ class ColumnParallelLinear(nn.Module):
             return lora.column(x, self.weight, self.bias, self.adapters, self.lora_A, self.lora_B, structure)
         return linear(x, self.weight, self.bias, self.build, column=True)
 
+    def record(self, region: Region, x: Value) -> Value:
+        """The same in a region, without adapters."""
+        return record_linear(region, Gemm(self.weight, self.build, column=True), self.bias, x)
+
+    def record_made(self, region: Region, made_by: Pointwise, *inputs: Value) -> tuple[Value, Value]:
+        """Of an input that is made for it; and the first of what that is made of."""
+        return record_made(region, made_by, Gemm(self.weight, self.build, column=True), self.bias, *inputs)
+
 
 class RowParallelLinear(nn.Module):
     """y = x W^T + b with W [d_out, d_in] cut along d_in: [s, b, d_in/t] -> [s(/t), b, d_out].
@@ -132,6 +141,14 @@ class RowParallelLinear(nn.Module):
         if self.bias is None:
             return y
         return y + self.bias if self.shift is None else self.shift.now(y, self.bias)
+
+    def record(self, region: Region, x: Value) -> Value:
+        """The same in a region, without adapters and bias."""
+        return record_linear(region, Gemm(self.weight, self.build, column=False), None, x)
+
+    def record_made(self, region: Region, made_by: Pointwise, *inputs: Value) -> tuple[Value, Value]:
+        """Of an input that is made for it; and the first of what that is made of."""
+        return record_made(region, made_by, Gemm(self.weight, self.build, column=False), None, *inputs)
 
 
 def declare_on(module: nn.Module, name: str, specs: ParamSpec | Sequence[ParamSpec], build: Build) -> nn.Parameter:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stretto.autograd import Function, adjoint
+from stretto.autograd import Function, Region, Value, adjoint
 from stretto.collectives import all_gather_async
 from stretto.tensor_parallel.build import Build, Factor, Gemms
 from stretto.tensor_parallel.mappings import enter, leave
 from stretto.tensor_parallel.overlap import gathered, overlaps, scattered
-from stretto.tensor_parallel.pointwise import Lazy, gradients
+from stretto.tensor_parallel.pointwise import Lazy, Pointwise, gradients
 from stretto.world import AsyncTensor
 
 
@@ -32,19 +32,36 @@ def linear(x: Tensor | Lazy, weight: nn.Parameter, bias: Tensor | None, build: B
     y leaves the region (and b is to be added by who knows that there is only one).
     """
     if isinstance(x, Lazy):
-        gemm = _Gemm(weight, build, column)
-        y, x.residual = _Made.apply(x, gemm, gemm.recorded(*x.inputs), bias, *x.inputs)  # type: ignore[no-untyped-call]
+        gemm = Gemm(weight, build, column)
+        recorded = gemm.recorded(*x.inputs)
+        y, x.residual = _Made.apply((x.made_by, gemm), recorded, bias, *x.inputs)  # type: ignore[no-untyped-call]
         return cast("Tensor", y)
     if build.accumulators is not None or build.gemms is not None:
-        gemm = _Gemm(weight, build, column)
-        return _Linear.apply(x, gemm, gemm.recorded(x), bias)  # type: ignore[no-any-return, no-untyped-call]
+        gemm = Gemm(weight, build, column)
+        return _Linear.apply(gemm, gemm.recorded(x), bias, x)  # type: ignore[no-any-return, no-untyped-call]
     if column:
         return F.linear(enter(x, build.tp, sequence_parallel=build.sequence_parallel), weight, bias)
     return leave(F.linear(x, weight, bias), build.tp, sequence_parallel=build.sequence_parallel)
 
 
+def record_linear(region: Region, gemm: Gemm, bias: nn.Parameter | None, x: Value) -> Value:
+    """`linear` in a region, whose accumulators get the gradient of the weight."""
+    region.watched.append(gemm.weight)
+    (y,) = region.add(_Linear, gemm, region.nothing, region.parameter(bias), x)
+    return y
+
+
+def record_made(
+    region: Region, made_by: Pointwise, gemm: Gemm, bias: nn.Parameter | None, *inputs: Value
+) -> tuple[Value, Value]:
+    """`linear` of an input that is made for it, and the first of what that is made of."""
+    region.watched.append(gemm.weight)
+    y, first = region.add(_Made, (made_by, gemm), region.nothing, region.parameter(bias), *inputs, writes=2)
+    return y, first
+
+
 @dataclass(slots=True)
-class _Gemm:
+class Gemm:
     """What a product needs of its place. The parameter itself: under a checkpoint what is saved of it is another."""
 
     weight: nn.Parameter
@@ -65,7 +82,7 @@ class _Gemm:
 
 class _Linear(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gemm: _Gemm, recorded: Tensor | None, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, gemm: Gemm, recorded: Tensor | None, bias: Tensor | None, x: Tensor) -> Tensor:
         del recorded
         ctx.gemm, ctx.bias = gemm, bias is not None and bias.requires_grad
         weight = gemm.weight
@@ -79,7 +96,7 @@ class _Linear(Function):
         gemm, (_, *x) = ctx.gemm, ctx.saved_tensors
         dx, dy, factor = _input_gradient(dy, gemm.weight, gemm.build, column=gemm.column)
         dw = _weight_gradient(gemm.weight, gemm.build, factor, lambda: tuple(x))
-        return dx, None, dw, _gemms(gemm.build).bias(dy) if ctx.bias else None
+        return None, dw, _gemms(gemm.build).bias(dy) if ctx.bias else None, dx
 
 
 class _Made(Function):
@@ -87,12 +104,13 @@ class _Made(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, lazy: Lazy, gemm: _Gemm, recorded: Tensor | None, bias: Tensor | None, *inputs: Tensor
+        ctx: Any, op: tuple[Pointwise, Gemm], recorded: Tensor | None, bias: Tensor | None, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
         del recorded
+        made_by, gemm = op
         ctx.gemm, ctx.bias = gemm, bias is not None and bias.requires_grad
-        ctx.made_by, ctx.inputs = lazy.made_by, len(inputs)
-        x = lazy.made_by.forward(*inputs)
+        ctx.made_by, ctx.inputs = made_by, len(inputs)
+        x = made_by.forward(*inputs)
         y, kept = _matmul(x, gemm.weight, bias, gemm.build, column=gemm.column, keep=False)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(gemm.weight, *inputs, *kept)
@@ -108,7 +126,7 @@ class _Made(Function):
         gathers = gemm.column and build.sequence_parallel and gemm.weight.requires_grad
         recomputed = all_gather_async(x, build.tp) if gathers else AsyncTensor(x)
         dw = _weight_gradient(gemm.weight, build, factor, lambda: _gemms(build).recompute(recomputed.wait(), kept))
-        return None, None, dw, _gemms(build).bias(dy) if ctx.bias else None, *rest
+        return None, dw, _gemms(build).bias(dy) if ctx.bias else None, *rest
 
 
 def _matmul(

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stretto.autograd import Function, adjoint
+from stretto.autograd import Function, Region, Value, adjoint
 from stretto.tensor_parallel import formulas
 from stretto.tensor_parallel.build import Build
 from stretto.tensor_parallel.formulas import Backward, Formula, Forward
@@ -59,6 +59,10 @@ class Pointwise:
     def kept(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The output and the first input, both as tensors."""
         return _Apply.apply(self, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+
+    def record(self, region: Region, *inputs: Value) -> tuple[Value, ...]:
+        """`kept` in a region."""
+        return region.add(_Apply, self, *inputs, writes=2)
 
 
 @dataclass

@@ -24,7 +24,8 @@ from torch.utils.hooks import RemovableHandle
 
 from stretto.exchange import all_gather_json, all_gather_tensors
 from stretto.models import Microbatch, Transformer
-from stretto.models.block import Block, FeedForward
+from stretto.models.block import Block
+from stretto.models.feed_forward import FeedForward
 from stretto.models.halves import Halves
 from stretto.models.norm import LatentNorm
 from stretto.params import Logical, collect
