@@ -16,7 +16,6 @@ from stretto.estimate.kept import Parts
 from stretto.estimate.recompute import policies_of
 from stretto.experts import Balance, routers_of
 from stretto.interop.shapes import logical_shapes
-from stretto.kernels import fused
 from stretto.models import Transformer
 from stretto.notation.param_groups import parse_groups, unmatched
 from stretto.parallel_state import ParallelState
@@ -24,9 +23,7 @@ from stretto.pipeline_parallel import CudaGraphs
 from stretto.schedule import Cost, Schedule, schedule_for
 from stretto.schedule.search import split
 from stretto.schedule.sharding import MODES
-from stretto.tensor_parallel import unfused
-from stretto.tensor_parallel.fp8 import Fp8, Tensorwise
-from stretto.tensor_parallel.fp8_shards import WeightQuantizer
+from stretto.tensor_parallel.fp8 import Fp8
 from stretto.train.assemble import Assembly, assemble
 from stretto.train.balanced import Balanced
 from stretto.train.costs_file import read_costs, write_costs
@@ -48,8 +45,7 @@ class Built(Assembly[Transformer]):
 def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
     """Build this rank's part of the run, with initial weights drawn from `run.seed`, or zeros that are filled later."""
     stages = Stages(args, state, require_buildable(args))
-    passes = partial(fused, dynamic=True) if args.run.compile else unfused
-    update = optimizer_of(args.optimizer, passes)
+    update = optimizer_of(args.optimizer, stages.passes)
 
     def optimizer(weights: DataParallel) -> Optimizer:
         if not args.model.experts:
@@ -77,7 +73,7 @@ def build(args: Arguments, state: ParallelState, *, draw: bool = True) -> Built:
         steady=stages.steady,
         on_nonfinite=args.run.on_nonfinite,
         wire=DTYPES["bf16"] if args.parallel.reduce_dtype == "bf16" else None,
-        quantizer=WeightQuantizer(stages.dense_fp8, passes) if isinstance(stages.dense_fp8, Tensorwise) else None,
+        quantizer=stages.quantizer,
         recorder=CudaGraphs(state.world.device, peer_buffers(state)) if args.run.cuda_graphs else None,
     )
     made.stepper.further = torch.zeros((2, args.model.mtp_layers), dtype=torch.float64, device=state.world.device)

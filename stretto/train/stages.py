@@ -26,7 +26,8 @@ from stretto.sequence import local_length
 from stretto.structure import SequenceCut
 from stretto.tensor_parallel import Build, LossTerms, unfused
 from stretto.tensor_parallel.exact import SlicedAttention, Slices
-from stretto.tensor_parallel.fp8 import RECIPES, Fp8
+from stretto.tensor_parallel.fp8 import RECIPES, Fp8, Tensorwise
+from stretto.tensor_parallel.fp8_shards import WeightQuantizer
 from stretto.tensor_parallel.lora import lora_of
 from stretto.train.dtypes import DTYPES
 from stretto.train.tuning import freeze
@@ -45,11 +46,12 @@ class Stages:
         self.specs = stage_specs(args)
         self.made: dict[int, Transformer] = {}
         p, run, tp, experts = args.parallel, args.run, state.axis("tp"), expert_axes(state)
-        passes = partial(fused, dynamic=True) if run.compile else unfused
-        self.dense_fp8 = None if run.fp8 == "none" else RECIPES[run.fp8](tp, passes)
+        self.passes = partial(fused, dynamic=True) if run.compile else unfused
+        """Makes one kernel of passes over tensors of many sizes."""
+        self.dense_fp8 = None if run.fp8 == "none" else RECIPES[run.fp8](tp, self.passes)
         grouped = None
         if self.dense_fp8 and args.model.experts:
-            grouped = GroupedFp8(experts.etp, args.model.experts // experts.ep.size, passes)
+            grouped = GroupedFp8(experts.etp, args.model.experts // experts.ep.size, self.passes)
         self.fp8: tuple[Fp8, ...] = tuple(each for each in (self.dense_fp8, grouped) if each)
         self.gradients = MainGradients()
         self.build = Build(
@@ -100,6 +102,11 @@ class Stages:
         parts = build.tp.size if build.sequence_parallel else 1
         seq = (local_length(batch.seq_len, cp, parts) if cp > 1 else batch.seq_len) // parts
         return TensorMeta((seq, batch.micro_batch, self.args.model.hidden), build.dtype)
+
+    @property
+    def quantizer(self) -> WeightQuantizer | None:
+        """How sharded weights are gathered in FP8, where each has one scale."""
+        return WeightQuantizer(self.dense_fp8, self.passes) if isinstance(self.dense_fp8, Tensorwise) else None
 
     @contextmanager
     def steady(self) -> Iterator[None]:

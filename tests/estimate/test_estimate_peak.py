@@ -33,7 +33,8 @@ from stretto.experts.router import Router
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
 from stretto.testing.peak_storage import PeakStorage, as_on_a_gpu
-from stretto.train import build as building
+from stretto.train import stages
+from stretto.train.build import build
 from stretto.train.groups import axes_of
 from stretto.verify.session import Session, random_batch
 from stretto.world import World
@@ -235,8 +236,8 @@ def evenly(router: Router, scores: Tensor) -> Tensor:
 def peak(args: Arguments, state: ParallelState, steps: int = 1) -> int:
     """Measured after a first step, which makes what is made once; the least of some steps."""
     mode = PeakStorage()
-    with as_on_a_gpu(mode) as fuse, patch.object(building, "unfused", fuse):
-        built = building.build(args, state)
+    with as_on_a_gpu(mode) as fuse, patch.object(stages, "unfused", fuse):
+        built = build(args, state)
         stepper, microbatches = built.stepper, Session(args, state, built).microbatches(random_batch(args, 0))
         stepper.gradients(microbatches)
         built.optimizer.step(1e-3)

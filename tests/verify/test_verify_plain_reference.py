@@ -11,7 +11,7 @@ from torch import Tensor
 from stretto.arguments import parse
 from stretto.layout import Layout
 from stretto.tensor_parallel import formulas
-from stretto.train import build as builder
+from stretto.train import stages
 from stretto.verify import against_reference
 from stretto.world import World
 
@@ -35,6 +35,6 @@ def wrong(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(("fused", "equal"), [(right, True), (wrong, False)])
 def test_a_wrong_kernel_shows(monkeypatch: pytest.MonkeyPatch, fused: Callable[..., Any], equal: bool) -> None:
-    monkeypatch.setattr(builder, "fused", fused)
+    monkeypatch.setattr(stages, "fused", fused)
     args = parse(f"{WORDS} {ALONE}".split()).args
     assert against_reference(args, Layout.of(), World.single()).equal is equal
