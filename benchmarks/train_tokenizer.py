@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from stretto.arguments.schema import TOKENIZERS, DataConfig
+from stretto.arguments.sections import TOKENIZERS, DataConfig
 from stretto.data.corpus import Corpus, position
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from stretto.arguments.compute_rules import graphs_can_be_recorded, without_graphs
 from stretto.arguments.rule import Expression, fields_of, told
-from stretto.arguments.schema import TOKENIZERS, Arguments
+from stretto.arguments.schema import Arguments
+from stretto.arguments.sections import TOKENIZERS
 from stretto.arguments.setting import Value
 from stretto.arguments.tree import get, paths, settings
 from stretto.arguments.unused import UNUSED, Derivation, Equation

@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Final
 
 from stretto.arguments.errors import Violation
-from stretto.arguments.schema import TOKENIZERS, Arguments
+from stretto.arguments.schema import Arguments
+from stretto.arguments.sections import TOKENIZERS
 from stretto.arguments.tree import get, settings
 from stretto.notation.corpora import named, paths_in, shares, there
 from stretto.reading import shown

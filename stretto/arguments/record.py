@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stretto.arguments.errors import ConfigError, Violation
-from stretto.arguments.schema import TOKENIZERS, Arguments
+from stretto.arguments.schema import Arguments
+from stretto.arguments.sections import TOKENIZERS
 from stretto.arguments.setting import Setting
 from stretto.arguments.sources import Source, SourceKind
 from stretto.arguments.tree import settings, to_dict

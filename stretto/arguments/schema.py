@@ -7,8 +7,7 @@ from others (`derive.py` has the equations), or not used.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Final, Literal
+from typing import Literal
 
 from stretto.arguments.model import ModelConfig as ModelConfig
 from stretto.arguments.recomputation import Recomputation
@@ -26,9 +25,6 @@ from stretto.layout.schedules import FAMILIES
 
 ScheduleName = Literal["1f1b", "auto", "depth-first", "dualpipev", "gpipe", "interleaved", "interleaved-zb", "looped-bfs", "v-half", "v-min", "zb-h1", "zb-h2", "zbv"]  # fmt: skip  # noqa: E501
 CommName = Literal["all-gather", "ring", "ulysses", "hybrid", "auto"]
-
-TOKENIZERS: Final = MappingProxyType({"byte": 257, "python": 4096})
-"""The tokenizers of the library, and their vocabularies: 256 bytes and an end of document; BPE over Python sources."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from types import MappingProxyType
+from typing import Final, Literal
 
 from stretto.arguments.setting import local_setting, setting
 
 AxisName = Literal["tp", "dp", "pp", "cp", "dp-cp", "tp-pp", "pp-dp-cp", "embed", "tp-cp-dp-pp"]
 """Axes that have process groups, and combinations of axes that have groups of their own."""
+
+TOKENIZERS: Final = MappingProxyType({"byte": 257, "python": 4096})
+"""The tokenizers of the library, and their vocabularies: 256 bytes and an end of document; BPE over Python sources."""
 
 
 @dataclass(frozen=True)

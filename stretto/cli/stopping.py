@@ -1,4 +1,4 @@
-"""Who says why a run stops, and whether it is to be started again."""
+"""Who says why a run stops, whether it is to be started again, and what there is to go on from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from stretto.arguments import Arguments
+from stretto.checkpoint import latest_complete
 from stretto.initialize.group import largest
 from stretto.initialize.stop import StopFlag
+from stretto.train.directory import Paths
 from stretto.world import World
 
 
@@ -36,3 +39,26 @@ def asks_again(stop: StopFlag, world: World) -> bool:
     ordered = largest(world, int(stop.ordered))
     asked = largest(world, stop.exit_code)
     return bool(asked and not ordered)
+
+
+def after_damage(args: Arguments) -> str:
+    """What there is to go on from, when weights or moments are not what they should be."""
+    found = latest_complete(Paths.of(args).checkpoints).path
+    if found is None:
+        return "\n  no checkpoint was saved before it: begin anew, and save on the way with --save-every"
+    return f"\n  {found} is from before it was noticed: go on from there with --resume"
+
+
+def after_divergence(args: Arguments, step: int) -> str:
+    """What there is to go on from."""
+    if args.checkpoint.init_from is not None and step == 1:  # no learning rate has done that
+        begun = f"weights of {args.checkpoint.init_from} are not finite, or too large for {args.run.dtype}"
+        return f"\n  no update was made before it: {begun}"
+    found = latest_complete(Paths.of(args).checkpoints).path
+    if found is None:
+        ways = "begin anew with a lower --lr or --clip-grad, and save on the way with --save-every"
+        return f"\n  no checkpoint was saved before it: {ways}"
+    return (
+        f"\n  {found} is from before it: go on from there with --resume and a lower --lr or --clip-grad; should it "
+        "diverge again, remove that checkpoint and --resume takes the one before"
+    )

@@ -18,7 +18,7 @@ from rich.console import Console
 from stretto.arguments import Resolved
 from stretto.checkpoint import latest_complete
 from stretto.cli.resume import Look
-from stretto.cli.stopping import Told, asks_again
+from stretto.cli.stopping import Told, after_damage, after_divergence, asks_again
 from stretto.cli.this_machine import import_for_workers, require_devices, require_few, require_host_memory
 from stretto.cli.usage_error import reject
 from stretto.cli.words import origin
@@ -213,9 +213,9 @@ class Task:
         except USAGE_ERRORS as error:
             return self._rejected(error, world)
         except DivergedError as error:
-            return self._rejected(f"{error}{self._after_divergence(error.step)}", world, 1)
+            return self._rejected(f"{error}{after_divergence(self.resolved.args, error.step)}", world, 1)
         except UnsoundError as error:
-            return self._rejected(f"{error}{self._after_damage()}", world, 1)
+            return self._rejected(f"{error}{after_damage(self.resolved.args)}", world, 1)
         except torch.OutOfMemoryError as error:  # of one rank, perhaps: the others hear of it as of any failure
             place, what = self.resolved.layout.coords(world.rank)["pp"], str(error).partition(". ")[0]
             held = Held.now(world.device)
@@ -279,25 +279,3 @@ class Task:
             screen.print(sample_panel(prompt, tokenizer.decode(np.array(tokens, dtype=np.int64))))
         beaten = {each.name: each.baselines for each in self.read.eval_sets if each.baselines is not None}
         screen.print(summary(args, checkpoint, beaten, outcome))
-
-    def _after_damage(self) -> str:
-        """What there is to go on from, when weights or moments are not what they should be."""
-        found = latest_complete(Paths.of(self.resolved.args).checkpoints).path
-        if found is None:
-            return "\n  no checkpoint was saved before it: begin anew, and save on the way with --save-every"
-        return f"\n  {found} is from before it was noticed: go on from there with --resume"
-
-    def _after_divergence(self, step: int) -> str:
-        """What there is to go on from."""
-        args = self.resolved.args
-        if args.checkpoint.init_from is not None and step == 1:  # no learning rate has done that
-            begun = f"weights of {args.checkpoint.init_from} are not finite, or too large for {args.run.dtype}"
-            return f"\n  no update was made before it: {begun}"
-        found = latest_complete(Paths.of(args).checkpoints).path
-        if found is None:
-            ways = "begin anew with a lower --lr or --clip-grad, and save on the way with --save-every"
-            return f"\n  no checkpoint was saved before it: {ways}"
-        return (
-            f"\n  {found} is from before it: go on from there with --resume and a lower --lr or --clip-grad; should it "
-            "diverge again, remove that checkpoint and --resume takes the one before"
-        )

@@ -12,7 +12,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from stretto.arguments.paths import SHIPPED
-from stretto.arguments.schema import TOKENIZERS
+from stretto.arguments.sections import TOKENIZERS
 from stretto.data.errors import DataError
 from stretto.data.sentence_piece import SentencePieceTokenizer
 from stretto.data.special_tokens import begin_of_document, end_of_document

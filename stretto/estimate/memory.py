@@ -17,9 +17,10 @@ from stretto.arguments.schema import Arguments
 from stretto.estimate.context import kind_of
 from stretto.estimate.memo import Memo
 from stretto.estimate.moments import StageActivations, StageMoment, stage_activations
+from stretto.estimate.sections import Sections
 from stretto.estimate.sizes import held_at_once, in_flight
 from stretto.estimate.stages import stage_blocks
-from stretto.estimate.steady import Sections, Steady, steady
+from stretto.estimate.steady import Steady, steady
 from stretto.estimate.workspace import passing, tables, workspaces
 from stretto.layout.stages import placement
 from stretto.schedule.sharding import MODES

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from stretto.arguments import Arguments
 from stretto.arguments.paths import SHIPPED
-from stretto.arguments.schema import TOKENIZERS
+from stretto.arguments.sections import TOKENIZERS
 from stretto.interop.adapter_in import begun_with
 from stretto.interop.config import HfConfig, read_config
 from stretto.interop.errors import InteropError

@@ -7,10 +7,10 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import torch
-from torch.distributed import DistError, PrefixStore, ProcessGroup, Store  # type: ignore[attr-defined]
+from torch.distributed import DistError, PrefixStore, ProcessGroup  # type: ignore[attr-defined]
 
 from stretto.collective_trace import LastCalls
 from stretto.layout import Layout
@@ -18,8 +18,9 @@ from stretto.parallel_state.create import GroupCost, abort_groups, back_end, cre
 from stretto.parallel_state.plan import Axes, GroupOptions, PlannedGroup, default_axes, geometric, plan
 from stretto.parallel_state.reach import Reach, open_reach
 from stretto.parallel_state.same_plan import build_store, check_same_plan
+from stretto.parallel_state.tracer import Tracer
 from stretto.store import TimedStore, in_time, last_resort
-from stretto.world import Axis, Observer, Timer, World
+from stretto.world import Axis, Timer, World
 
 MEET_TIMEOUT = 60.0
 """Seconds, at most, that ranks wait for each other before they create groups."""
@@ -30,25 +31,6 @@ ANSWER_SECONDS = 4.0
 
 SLACK_SECONDS = 15.0
 """How long after its time-out a back end may take to say that a group was not made."""
-
-
-class Tracer(Protocol):
-    """Hears of all that this rank communicates over the groups of a state: see `stretto.collective_trace`."""
-
-    def attach(self, world: World, store: Store) -> None:
-        """The groups are about to be created; `store`, shared by all ranks, is for the watchers alone."""
-
-    def group(self, name: str, axis: str, ranks: tuple[int, ...]) -> Observer:
-        """What the axes over one group will carry; `axis` is the first of them, `ranks` are those of the layout."""
-
-    def close(self) -> None:
-        """The groups are about to be destroyed in good order."""
-
-    def failed(self, error: BaseException) -> None:
-        """The groups are about to be left because of `error`."""
-
-    def left(self, error: BaseException) -> None:
-        """They are gone; may raise an exception that says more in place of `error`."""
 
 
 class ParallelState:

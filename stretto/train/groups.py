@@ -7,7 +7,7 @@ from stretto.estimate.workspace import message_over_cp, message_over_ep, message
 from stretto.layout import Layout
 from stretto.parallel_state import GroupOptions, ParallelState, default_axes
 from stretto.parallel_state.plan import Axes, downwards
-from stretto.parallel_state.state import Tracer
+from stretto.parallel_state.tracer import Tracer
 from stretto.world import Timer, World
 
 

@@ -143,8 +143,7 @@ class Trainer:
     ) -> None:
         self.state = state
         require_meant(lr, optimizer, sharding, on_nonfinite)
-        dp = state.axis("dp").size
-        layout = state.layout
+        dp, layout = state.axis("dp").size, state.layout
         cut = Cut(state, global_batch, max(1, global_batch // dp) if micro_batch is None else micro_batch, weight)
         buffers = Buffers()
         if not isinstance(model, Assembly):
@@ -189,9 +188,8 @@ class Trainer:
             self.assembly.stepper.before_update = self._saves.before_update
         self._rate: Callable[[int], float] = lr if callable(lr) else lambda _: lr
         self._every = {"save_every": save_every, "eval_every": eval_every, "log_every": log_every}
-        self._unit = "rows" if work is None else "tokens"
+        self._unit, self._check_replicas = "rows" if work is None else "tokens", check_replicas
         self.timeline = timeline or StartTimeline()
-        self._check_replicas = check_replicas
         self._slow_ranks = None if waited is None else SlowRanks(state, waited)
         world, device = state.axis("tp", "cp", "dp", "pp"), state.world.device
         self.meter = Meter(work or Work(global_batch), world, device, model.busy, apart=lambda: state.peer_bytes)

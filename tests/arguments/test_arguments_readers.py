@@ -50,7 +50,7 @@ def test_a_name_alone_is_no_reader() -> None:
 
 
 def test_the_tokenizers_that_ship_have_the_sizes_that_are_derived() -> None:
-    from stretto.arguments.schema import TOKENIZERS
+    from stretto.arguments.sections import TOKENIZERS
     from stretto.data.tokenizer import load_tokenizer
 
     assert {name: load_tokenizer(name).vocab_size for name in TOKENIZERS} == dict(TOKENIZERS)

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from stretto.arguments import from_dict, parse
 from stretto.checkpoint.marker import read_extra
-from stretto.cli import main, training  # loaded before the fork, not after it in each program
+from stretto.cli import main  # loaded before the fork, not after it in each program
+from stretto.cli.stopping import after_divergence
 from stretto.data.evaluation import held_out_batches
 from stretto.data.text import Text
 from stretto.layout import Layout
@@ -288,7 +288,6 @@ def test_a_tokenizer_that_loses_text_has_no_bits_per_byte(fresh: Fresh, tmp_path
 def test_what_diverges_at_once_has_no_learning_rate_to_blame(tmp_path: Path) -> None:
     """Catches: weights of a published model with a NaN in them, and the advice of a lower rate."""
     begun = parse(["--preset", "tiny", "--init-from", "base", "--out", str(tmp_path)], files=False)
-    task = SimpleNamespace(resolved=begun)
-    said = training.Task._after_divergence(task, 1)  # type: ignore[arg-type]
+    said = after_divergence(begun.args, 1)
     assert said == "\n  no update was made before it: weights of base are not finite, or too large for fp32"
-    assert "lower --lr" in training.Task._after_divergence(task, 2)  # type: ignore[arg-type]
+    assert "lower --lr" in after_divergence(begun.args, 2)

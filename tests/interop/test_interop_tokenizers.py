@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from stretto.arguments import parse
 from stretto.arguments.paths import SHIPPED
-from stretto.arguments.schema import TOKENIZERS
+from stretto.arguments.sections import TOKENIZERS
 from stretto.data.tokenizer import load_tokenizer
 from stretto.interop.export import copy_beside
 from stretto.interop.outgoing import Outgoing

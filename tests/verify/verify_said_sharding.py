@@ -187,7 +187,7 @@ GATHERED_IN_FP8 = Said(
     ),
     Fault(
         "copies across that the ledger leaves out",
-        "estimate/steady.py",
+        "estimate/sections.py",
         "across = _sum_of(self.transposed, {at}) if back else 0",
         "across = 0",
     ),
