@@ -19,6 +19,7 @@ from stretto.initialize import initialize as initialize
 from stretto.interop.plans import plan_of as plan_of
 from stretto.launch.local import run_local as run_local
 from stretto.layout import Layout as Layout
+from stretto.notation.param_groups import ParamGroup as ParamGroup
 from stretto.parallel_state import ParallelState as ParallelState
 from stretto.params import Init as Init
 from stretto.params import ParamSpec as ParamSpec
@@ -35,8 +36,15 @@ from stretto.train.assemble import StageSpec as StageSpec
 from stretto.train.learning_rate import LearningRate as LearningRate
 from stretto.train.meter import Work as Work
 from stretto.train.metrics_file import JsonLines as JsonLines
+from stretto.train.optimizers import SGD as SGD
 from stretto.train.optimizers import AdamW as AdamW
+from stretto.train.optimizers import Lion as Lion
+from stretto.train.optimizers import Muon as Muon
+from stretto.train.record import EvalRecord as EvalRecord
 from stretto.train.record import Listener as Listener
+from stretto.train.record import RunRecord as RunRecord
+from stretto.train.record import SaveRecord as SaveRecord
+from stretto.train.record import StepRecord as StepRecord
 from stretto.train.record import TensorBoard as TensorBoard
 from stretto.train.trackers import MLflow as MLflow
 from stretto.train.trackers import WandB as WandB

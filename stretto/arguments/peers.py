@@ -55,6 +55,9 @@ FLAGS: tuple[Peer, ...] = (
     Peer("moe(-.*)?|router-.*", "--experts"),
     Peer("vpp(-.*)?|(num-)?virtual-.*|num-layers-per-virtual-.*|interleav.*", "--vpp", "virtual pipeline stages"),
     Peer("(use-)?((torch|megatron|custom)-)?fsdp2?(-.*)?|hsdp|fully-shard.*|data-parallel-shard.*", "--sharding fsdp"),
+    Peer("zero-?3(-.*)?", "--sharding fsdp"),
+    Peer("zero-?2(-.*)?", "--sharding zero2"),
+    Peer("zero-?(stage|level)", "--sharding zero1 (stage 3 is fsdp)"),
     Peer(
         "zero[123]?(-.*)?|deepspeed(-.*)?|(use-)?distributed-optimizer|overlap-param-gather.*|shard-optimizer.*",
         "--sharding zero1",
@@ -91,6 +94,7 @@ FLAGS: tuple[Peer, ...] = (
     Peer("vocab-size|padded-vocab-size", "--vocab"),
     Peer("seq(uence)?-length|max-seq(uence)?-len(gth)?|context-length|block-size|max-position-embeddings", "--seq-len"),
     Peer("micro-batch-size|(local|per-device-train|per-gpu)-batch-size|train-micro-batch-size(-.*)?", "--micro-batch"),
+    Peer("batch(-?size)?|bs", "--global-batch (of an update) or --micro-batch (of a rank)"),
     Peer("(global|train)-batch-size|gradient-accumulation-steps", "--global-batch"),
     Peer("(train|max|num)-(iters|iterations|(train-)?steps)|training-steps", "--steps"),
     Peer("learning-rate", "--lr"),

@@ -126,9 +126,15 @@ def _check(train: tuple[str, ...], ranks: int) -> Resolved:
 
 def _deliver(text: str, out: str | None, submit: list[str] | None) -> int:
     if out is not None:
-        Path(out).write_text(text, encoding="utf-8")
+        try:
+            Path(out).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"--out {out} cannot be written: {error.strerror}") from error
     if submit is not None:
-        return subprocess.run(submit, input=text, text=True, check=False).returncode
+        try:
+            return subprocess.run(submit, input=text, text=True, check=False).returncode
+        except OSError as error:
+            raise ValueError(f"--submit: {submit[0]} cannot be started here: {error.strerror}") from error
     if out is None:
         hand_on(text)
     return 0

@@ -172,12 +172,9 @@ class Task:
 
     def _logging(self, launch: Launch) -> AbstractContextManager[logging.Logger]:
         run = self.resolved.args.run
-        return logging_as(
-            launch.rank,
-            style=run.log_style,
-            level=logging.getLevelNamesMapping()[run.log_level.upper()],
-            directory=Path(run.log_dir).expanduser() if run.log_dir else None,
-        )
+        directory = Path(run.log_dir).expanduser() if run.log_dir else None
+        level = logging.getLevelNamesMapping()[run.log_level.upper()]
+        return logging_as(launch.rank, style=run.log_style, level=level, directory=directory)
 
     def _initialized(self) -> AbstractContextManager[World]:
         run = self.resolved.args.run
@@ -255,12 +252,11 @@ class Task:
         """How to go on; or, after the last step, how the model goes on from the prompt, and the table."""
         screen = console_for(self.resolved.args.run.progress, launcher)[0]
         if not outcome.finished:
-            same = self.resume or self.resolved.args.checkpoint.auto_resume
-            command = "the same command" if same else "the same command and --resume"
-            steps = self.resolved.args.run.steps
+            resumes = self.resume or self.resolved.args.checkpoint.auto_resume
+            command = "the same command" + ("" if resumes else " and --resume")
             asks = f"; {asks} asks for that" if asks else ""
             on = f"go on with {command}{asks}" if self.resolved.args.checkpoint.save else "nothing was saved"
-            line = f"stopped at step {outcome.step} of {steps}; {on}"
+            line = f"stopped at step {outcome.step} of {self.resolved.args.run.steps}; {on}"
             screen.print(line, soft_wrap=not screen.is_terminal)
             return
         args = self.resolved.args

@@ -19,7 +19,8 @@ class JsonLines(Listener):
     included; so what is here of it is dropped, and no row is ever missing or twice.
     """
 
-    def __init__(self, path: Path, *, after: int) -> None:
+    def __init__(self, path: str | Path, *, after: int = 0) -> None:
+        path = Path(path)
         kept = [row for row in read_rows(path) if _before(row, after)] if after else []
         steps = step_records(kept)
         self.first: StepRecord | None = steps[0] if steps else None

@@ -53,7 +53,7 @@ class AdamW(_Options):
 
 @dataclass(frozen=True)
 class SGD(_Options):
-    """Stochastic gradient descent with momentum, as in `torch.optim.SGD`, and decoupled weight decay."""
+    """Gradient descent with momentum, and the decay added to the gradient, as in `torch.optim.SGD`."""
 
     momentum: float = 0.9
     weight_decay: float = 0.0

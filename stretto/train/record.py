@@ -227,7 +227,7 @@ _SAVE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
 class TensorBoard(Listener):
     """The same numbers as TensorBoard scalars, against the step. `last`: the step after which the run goes on."""
 
-    def __init__(self, directory: Path, *, last: StepRecord | None = None) -> None:
+    def __init__(self, directory: str | Path, *, last: StepRecord | None = None) -> None:
         if not self.installed():
             raise ModuleNotFoundError("tensorboard is not installed here: pip install 'stretto[tensorboard]'")
         from torch.utils.tensorboard import SummaryWriter  # loads slowly, and only rank 0 writes

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from stretto.train.record import EvalRecord, Listener, RunRecord, StepRecord, figures
 
 
-class WandB(Listener):
+class Tracker(Listener):
+    """Tells a server of a run. One that cannot be reached at the start is an error; later the run goes on without."""
+
+    _lost = False
+
+    def _try(self, tell: Callable[[], object]) -> None:
+        if self._lost:
+            return
+        try:
+            tell()
+        except Exception as error:  # noqa: BLE001  # of any kind: each package has its own for a server that is gone
+            self._lost = True
+            said = f"{error}".partition("\n")[0] or type(error).__name__
+            logging.getLogger(__name__).warning("no more figures for %s: %s", type(self).__name__, said)
+
+
+class WandB(Tracker):
     """Curves in Weights & Biases; `options` go to `wandb.init`. `WANDB_MODE=offline` needs no network."""
 
     def __init__(self, project: str, **options: Any) -> None:
@@ -19,17 +37,17 @@ class WandB(Listener):
         self._run = self._wandb.init(project=self._project, config=dict(run.about), **self._options)
 
     def stepped(self, record: StepRecord) -> None:
-        self._run.log(figures(record), step=record.step)
+        self._try(lambda: self._run.log(figures(record), step=record.step))
 
     def evaluated(self, record: EvalRecord) -> None:
-        self._run.log(figures(record), step=record.step)
+        self._try(lambda: self._run.log(figures(record), step=record.step))
 
     def close(self) -> None:
         if self._run is not None:
-            self._run.finish()
+            self._try(self._run.finish)
 
 
-class MLflow(Listener):
+class MLflow(Tracker):
     """Curves in MLflow, at `tracking_uri` or where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, experiment: str, *, tracking_uri: str | None = None) -> None:
@@ -45,16 +63,18 @@ class MLflow(Listener):
             self._client.log_param(self._run.info.run_id, name, value)
 
     def stepped(self, record: StepRecord) -> None:
-        for name, value in figures(record).items():
-            self._client.log_metric(self._run.info.run_id, name, value, step=record.step)
+        self._log(record)
 
     def evaluated(self, record: EvalRecord) -> None:
-        for name, value in figures(record).items():
-            self._client.log_metric(self._run.info.run_id, name, value, step=record.step)
+        self._log(record)
+
+    def _log(self, record: StepRecord | EvalRecord) -> None:
+        run, step = self._run.info.run_id, record.step
+        self._try(lambda: [self._client.log_metric(run, *each, step=step) for each in figures(record).items()])
 
     def close(self) -> None:
         if self._run is not None:
-            self._client.set_terminated(self._run.info.run_id)
+            self._try(lambda: self._client.set_terminated(self._run.info.run_id))
 
 
 def package(name: str) -> Any:

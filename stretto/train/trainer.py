@@ -77,8 +77,7 @@ class Trainer:
         global_batch: rows of an optimizer step, over all ranks.
         micro_batch: rows that a rank computes at a time; None: all of its rows at once.
         boundary: the shape of what stages pass on, for one microbatch; with a pipeline only.
-        dtype: what parameters and buffers are cast to, and what stages pass on; inputs are not cast, nor the
-            wavelengths of rotary embeddings (`inv_freq`).
+        dtype: what the module is cast to, but for `inv_freq` of rotary embeddings; inputs are not cast.
         optimizer: from weights to their optimizer; None: `AdamW()`.
         lr: the learning rate, or a function from the number of an update, counted from 1, such as `LearningRate`.
         out: the directory of the run: `checkpoints/` and `metrics.jsonl`. None: nothing is written.

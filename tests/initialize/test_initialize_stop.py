@@ -1,4 +1,7 @@
-"""The flag that signals and a time limit raise."""
+"""The flag that signals and a time limit raise.
+
+Faults to catch: a terminal that closes and has the run started again; a run under nohup that ends with its terminal.
+"""
 
 from __future__ import annotations
 

@@ -297,6 +297,22 @@ def test_values_that_no_cluster_takes(kind: type[SlurmJob | KubernetesJob], fiel
         kind(**{field: value})  # type: ignore[arg-type]
 
 
+def test_what_cannot_be_written_or_started_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches: a bare errno."""
+    words = ["slurm", "--nodes", "2", "--", "--preset", "llama3-8b"]
+    assert main([words[0], "--out", "/proc/job.sh", *words[1:]]) == 2
+    assert capsys.readouterr().err == (
+        "stretto launch slurm: --out /proc/job.sh cannot be written: No such file or directory\n"
+    )
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main([words[0], "--submit", *words[1:]]) == 2
+    assert capsys.readouterr().err == (
+        "stretto launch slurm: --submit: sbatch cannot be started here: No such file or directory\n"
+    )
+
+
 def test_writes_to_a_file_and_submits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

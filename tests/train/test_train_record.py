@@ -1,7 +1,8 @@
 """P18: the record of a run that goes on is that of one that never stopped.
 
 Faults to catch: lines after the step kept; a line cut by the crash glued to the next; a line cut by the crash that
-cannot be read; a new run that appends; a crash while the old lines are copied that loses them.
+cannot be read; a new run that appends; a crash while the old lines are copied that loses them; rows that a full disk
+loses though there is room again.
 """
 
 from __future__ import annotations

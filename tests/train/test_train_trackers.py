@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,31 @@ def test_wandb_has_the_curves(tmp_path: Path) -> None:
     while missing := [each.pattern for each in patterns if not each.search(file.read_bytes())]:
         assert time.monotonic() < end, (missing, file.read_bytes())
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("kind", [trackers.WandB, trackers.MLflow])
+def test_a_run_goes_on_without_a_server(kind: type[Listener], caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: weeks of training that end with a tracker's server; and a word, or a wait, for each step after that."""
+
+    class Gone:
+        asked = 0
+        info = property(lambda self: self)
+        run_id = "piano"
+
+        def log(self, *_: object, **__: object) -> None:
+            Gone.asked += 1
+            raise ConnectionError("no route to host")
+
+        log_metric = finish = set_terminated = log
+
+    listener: Any = kind.__new__(kind)
+    listener._run = listener._client = Gone()
+    for n in (1, 2):
+        listener.stepped(StepRecord(n, 1.5, 2.0, 1e-3, 64, 10.0))
+    listener.evaluated(EvalRecord(2, 3.0, 4.25))
+    listener.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert (said, Gone.asked) == ([f"no more figures for {kind.__name__}: no route to host"], 1)
 
 
 def test_a_missing_package_is_named_with_what_to_install() -> None:

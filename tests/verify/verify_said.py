@@ -172,6 +172,22 @@ LEARNING_RATE = Said(
     ),
 )
 
+STOP = Said(
+    "tests/initialize/test_initialize_stop.py",
+    Fault(
+        "a terminal that closes and has the run started again",
+        "initialize/stop.py",
+        "self._signal in LEAVE",
+        "self._signal in LEAVE[:2]",
+    ),
+    Fault(
+        "a run under nohup that ends with its terminal",
+        "initialize/stop.py",
+        "signal.getsignal(signal.SIGHUP) is signal.SIG_IGN",
+        "False",
+    ),
+)
+
 RECORD = Said(
     "tests/train/test_train_record.py",
     Fault(
@@ -182,8 +198,8 @@ RECORD = Said(
     ),
     Fault(
         "a line cut by the crash glued to the next",
-        "train/metrics_file.py",
-        "        temporary.replace(path)\n",
+        "train/rows_file.py",
+        "            temporary.replace(path)\n",
         "",
     ),
     Fault(
@@ -195,9 +211,15 @@ RECORD = Said(
     Fault("a new run that appends", "train/metrics_file.py", "if after else []", "if after else read_rows(path)"),
     Fault(
         "a crash while the old lines are copied that loses them",
-        "train/metrics_file.py",
+        "train/rows_file.py",
         'path.with_name(path.name + ".tmp")',
         "path",
+    ),
+    Fault(
+        "rows that a full disk loses though there is room again",
+        "train/rows_file.py",
+        "            self._full = True\n",
+        "            self._full = True\n            self._waiting.clear()\n",
     ),
 )
 
@@ -687,6 +709,7 @@ SAID = (
     PARAMS,
     LEARNING_RATE,
     RECORD,
+    STOP,
     DROPOUT,
     NORM,
     BUCKETS,
