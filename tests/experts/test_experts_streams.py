@@ -3,8 +3,7 @@
 Processes without GPUs compute everything at once. So each operation notes on which stream it would be launched, and
 what that stream has waited for: it may read what was written on another one only where it has waited for that. A
 message has a stream of its own, which follows the one that begins it, as copy engines do: what it reads must be there,
-and where it writes nobody reads or writes before it was waited for. A rank's own rows lie beside those that come in one
-tensor, so places are stretches of memory.
+and where it writes nobody reads or writes before it was waited for. Places are stretches of memory.
 
 Faults to catch: rows of a cut expert, or beside dropped ones, that leave before it is known where their tokens are;
 outputs that are added up before they came.
