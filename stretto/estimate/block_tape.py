@@ -60,9 +60,8 @@ def _tapes(args: Arguments, block: StageBlock, parts: Parts) -> tuple[Tape, int,
     del live["out"]
     # The gradient of what leaves attention is that of the stream in the middle of a block.
     leaving = "dout" if block.feed_forward else "dmid"
-    back = _Block.of(
-        args, block, NOTHING if whole else parts, Tape(**live, **{leaving: tape.sizes.x}), in_region=region
-    )
+    after = Tape(**live, **{leaving: tape.sizes.x})
+    back = _Block.of(args, block, NOTHING if whole else parts, after, in_region=region)
     if whole:
         back.tape.rename(plan="plan_before")  # the plan of the first forward is the one that its backward has
         back.forward(keep=True, ends=False)
