@@ -216,7 +216,7 @@ class _Block:
                 t.free("dn2", "dbeside", "dout")
             else:
                 self._feed_forward_back(lazy=lazy, past="dout", dx="dmid")
-            t.free("mid" if self.block.attention else "x", "n2")
+            t.free("mid" if self.block.attention else "x", "n2", *(() if self.block.attention else ("dout",)))
 
     def _feed_forward_back(self, *, lazy: bool, past: str, dx: str) -> None:
         t, s, m = self.tape, self.sizes, self.args.model

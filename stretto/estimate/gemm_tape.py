@@ -26,7 +26,7 @@ class GemmTape:
     cut: bool
     fp8: str = "none"
     in_region: bool = False
-    """Nothing is held by local names."""
+    """Nothing is held by local names, but a gradient that comes to one of its two nodes until that ends."""
 
     def column(self, x: str, *, made_for_it: bool, keep: bool, recompute: bool = False, **out: int) -> None:
         """From the stream to features: x, which is `made_for_it` or lives, and is kept for the weight gradient, or as
@@ -96,7 +96,7 @@ class GemmTape:
         if not made_for_it:
             self.weight_gradient(dy, x, "gathered")
         t.make(**{dx: s.x}, **({x: s.x} if made_for_it else {}))
-        t.free("dn", past, *(("gathered",) if made_for_it else ()))
+        t.free("dn", *(("gathered",) if made_for_it else ()), *(() if self.in_region else (past,)))
         if made_for_it:
             if self.cut:
                 t.make(again=s.whole)

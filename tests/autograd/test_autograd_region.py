@@ -1,7 +1,7 @@
 """A region is its functions one by one, to the bit, and says no less than their own nodes.
 
 Faults to catch: a gradient of one of two uses dropped; what a later function takes let go of; a gradient set where it
-is added; a second backward, or one of another weight, that is silently wrong; what is kept that stays.
+is added; a backward of a weight that was written since.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A block in regions is the block of separate nodes, to the bit: outputs, gradients, and what is sent when.
 
-Faults to catch: the residual of either half left out, the norm's gradient dropped, a policy of recomputation or an
-adapter passed over, hooks that hear nothing, regions under a checkpoint, a rule of the ledger that is another.
+Faults to catch: the residual left out; an adapter passed over; hooks that hear nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -105,6 +104,9 @@ def over_ranks(world: World, words: str) -> bool:
         },
     )
 )
+@example({"--lora-rank": "2"})
+@example({"--bias": ""})
+@example({"--parallel-residual": ""})
 @settings(deadline=None)
 def test_the_ledger_knows_which_blocks_they_are(words: dict[str, str]) -> None:
     said = f"{WORDS} {PLAIN} --tp 1 --nproc 1 " + " ".join(f"{flag} {value}" for flag, value in words.items())
