@@ -4,8 +4,8 @@ model, with its fused operations counted as the kernels of a GPU are.
 Faults to catch: the gradient of an activation left out of its layer's backward; what a region lets go of held; a
 region within a checkpoint; gradients of experts' outputs left out; the head's gradient left out; tensors that are
 never let go of; a half of a microbatch that is left while it sends counted as it was when it began; what of a ring is
-on its way to the next left out; messages between stages left out; gradients of rows counted once where they are put in order; rows
-of experts in FP8 left out; what a local name holds let go.
+on its way to the next left out; messages between stages left out; gradients of rows counted once where they
+are put in order; rows of experts in FP8 left out; what a local name holds let go.
 """
 
 from __future__ import annotations
