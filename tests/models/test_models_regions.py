@@ -104,7 +104,8 @@ def over_ranks(world: World, words: str) -> bool:
         },
     )
 )
-@example({"--lora-rank": "2"})
+@example({"--lora-rank": "2", "--lora-targets": "o"})
+@example({"--lora-rank": "2", "--lora-targets": "gate"})
 @example({"--bias": ""})
 @example({"--parallel-residual": ""})
 @settings(deadline=None)
