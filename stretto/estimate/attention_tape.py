@@ -55,6 +55,7 @@ class AttentionTape:
         others_keep = both or not (self._heads_again or self._scores_again)
         others_keep &= self.context is None or not self.context.by_heads
         self.gemms.row_back("dadded", "" if others_keep else "attended", dattended=s.attended)
+        t.free("dout")  # of a region, which ends here
         if self._heads_again and not both:
             self._once_more(lazy=lazy)
         elif self._scores_again and not both:
@@ -69,10 +70,10 @@ class AttentionTape:
         t.free("normed_q", "normed_k")
         if self.rotated or s.normed_q:
             t.make(dheads=s.q + s.kv)
-            t.free("dq", "dkv")
+            t.free(*(() if self.gemms.in_region else ("dq", "dkv")))
         t.free("heads")
         self.gemms.column_back("dheads", s.q + s.kv, "n1", made_for_it=lazy, dx="dx", past="dmid")
-        t.free("dq", "dkv", "read")
+        t.free("dq", "dkv", "read", "dmid")
 
     def _normed(self) -> None:
         t, s = self.tape, self.sizes

@@ -16,6 +16,7 @@ from stretto.estimate.expert_tape import ExpertTape
 from stretto.estimate.gemm_tape import GemmTape
 from stretto.estimate.halves import in_turns, one_by_one
 from stretto.estimate.kept import BLOCK, NOTHING, Parts
+from stretto.estimate.regions import in_regions
 from stretto.estimate.tape import Moment, Tape
 from stretto.schedule.blocks import StageBlock
 
@@ -51,14 +52,16 @@ def halves_moments(args: Arguments, block: StageBlock, parts: Parts, *, first: b
 def _tapes(args: Arguments, block: StageBlock, parts: Parts) -> tuple[Tape, int, Tape]:
     """Forward, bytes that are kept, backward."""
     whole = parts == BLOCK
-    tape = _Block.of(args, block, NOTHING if whole else parts, Tape())
+    region = in_regions(args, block, parts)
+    tape = _Block.of(args, block, NOTHING if whole else parts, Tape(), in_region=region)
     tape.tape.make(x=tape.sizes.x)
     tape.forward(keep=not whole)
     live = tape.tape.live
     del live["out"]
     # The gradient of what leaves attention is that of the stream in the middle of a block.
     leaving = "dout" if block.feed_forward else "dmid"
-    back = _Block.of(args, block, NOTHING if whole else parts, Tape(**live, **{leaving: tape.sizes.x}))
+    after = Tape(**live, **{leaving: tape.sizes.x})
+    back = _Block.of(args, block, NOTHING if whole else parts, after, in_region=region)
     if whole:
         back.tape.rename(plan="plan_before")  # the plan of the first forward is the one that its backward has
         back.forward(keep=True, ends=False)
@@ -79,11 +82,11 @@ class _Block:
     parts: Parts
 
     @classmethod
-    def of(cls, args: Arguments, block: StageBlock, parts: Parts, tape: Tape) -> _Block:
+    def of(cls, args: Arguments, block: StageBlock, parts: Parts, tape: Tape, *, in_region: bool) -> _Block:
         m, p, layer = args.model, args.parallel, block.layer
         sparse = block.feed_forward and m.is_sparse(layer)
         sizes = BlockSizes.of(args, m.shared_ffn if sparse else m.dim_ffn, parts)
-        gemms = GemmTape(tape, sizes, p.tp, p.sequence_parallel, args.run.fp8)
+        gemms = GemmTape(tape, sizes, p.tp, p.sequence_parallel, args.run.fp8, in_region)
         context = ContextTape.of(args, layer, tape, sizes) if p.cp > 1 or args.data.packing else None
         experts = ExpertTape.of(args, tape, selective="activation" in parts) if sparse else None
         attention = AttentionTape(tape, sizes, gemms, context, parts, m.position == "rope")
@@ -122,6 +125,8 @@ class _Block:
                     t.free("added")
             if not alone:
                 t.make(mid=s.x)
+                if self.gemms.in_region:  # else it is a local name until the block ends
+                    t.free("added_normed", *(() if self.after else ("added",)))
             elif ends:
                 t.make(out=s.x)
         if alone:
@@ -131,7 +136,6 @@ class _Block:
         """From mid, or x where attention is on the stage before, to out."""
         t, s = self.tape, self.sizes
         lazy = self.before and "norms" in self.parts
-        # What is added to the residual is a local name until the block ends.
         with t.during(f"forward of {self._name}"):
             lazy = lazy and self.experts is None
             if self.before and not lazy:
@@ -212,7 +216,7 @@ class _Block:
                 t.free("dn2", "dbeside", "dout")
             else:
                 self._feed_forward_back(lazy=lazy, past="dout", dx="dmid")
-            t.free("mid" if self.block.attention else "x", "n2")
+            t.free("mid" if self.block.attention else "x", "n2", *(() if self.block.attention else ("dout",)))
 
     def _feed_forward_back(self, *, lazy: bool, past: str, dx: str) -> None:
         t, s, m = self.tape, self.sizes, self.args.model

@@ -25,6 +25,8 @@ class GemmTape:
     tp: int
     cut: bool
     fp8: str = "none"
+    in_region: bool = False
+    """Nothing is held by local names, but a gradient that comes to one of its two nodes until that ends."""
 
     def column(self, x: str, *, made_for_it: bool, keep: bool, recompute: bool = False, **out: int) -> None:
         """From the stream to features: x, which is `made_for_it` or lives, and is kept for the weight gradient, or as
@@ -39,7 +41,7 @@ class GemmTape:
         t.make(**out)
         t.free("quantized")
         # What was made before the sublayer is a local name until that returns.
-        let_go = t.free if made_for_it else t.hold
+        let_go = t.free if made_for_it or self.in_region else t.hold
         if not kept or recompute:
             t.free("gathered")
             let_go(*(() if kept else (x,)))
@@ -94,7 +96,7 @@ class GemmTape:
         if not made_for_it:
             self.weight_gradient(dy, x, "gathered")
         t.make(**{dx: s.x}, **({x: s.x} if made_for_it else {}))
-        t.free("dn", past, *(("gathered",) if made_for_it else ()))
+        t.free("dn", *(("gathered",) if made_for_it else ()), *(() if self.in_region else (past,)))
         if made_for_it:
             if self.cut:
                 t.make(again=s.whole)

@@ -49,6 +49,7 @@ class BlockRegions:
             return self._behind(x)  # type: ignore[no-any-return]
         q, k, v, *past = self._before(x, *rotation or ())
         y = attention.attend(q, k, v, attention.scores, structure, attention.sinks)
+        del q, k, v  # attention may have kept others
         return self._behind(y, past[0] if past else x)  # type: ignore[no-any-return]
 
 
@@ -100,7 +101,9 @@ def _plain_mlp(mlp: FeedForward) -> bool:
 
 def _direct(layer: ColumnParallelLinear | RowParallelLinear) -> bool:
     """Whether it is one GEMM that adds its weight's gradient up itself."""
-    return layer.adapters is None if isinstance(layer, ColumnParallelLinear) else layer.lora is None is layer.bias
+    if isinstance(layer, ColumnParallelLinear):
+        return layer.adapters is None
+    return layer.lora is None and layer.bias is None
 
 
 def _before(attention: Attention, norm: Norm | None, region: Region) -> Region:

@@ -1,11 +1,11 @@
 """The ledger says the peak of a step: on a CPU, the most that lives at once of the tensors of a real step of the real
 model, with its fused operations counted as the kernels of a GPU are.
 
-Faults to catch: the gradient of an activation left out of its layer's backward; what is added to the residual let go
-before its block ends; gradients of experts' outputs left out; the head's gradient left out; tensors that are never let
-go of; a half of a microbatch that is left while it sends counted as it was when it began; what of a ring is on its way
-to the next left out; messages between stages left out; gradients of rows counted once where they are put in order; rows
-of experts in FP8 left out; what a local name holds let go.
+Faults to catch: the gradient of an activation left out of its layer's backward; what a region lets go of held; a
+region within a checkpoint; gradients of experts' outputs left out; the head's gradient left out; tensors that are
+never let go of; a half of a microbatch that is left while it sends counted as it was when it began; what of a ring is
+on its way to the next left out; messages between stages left out; gradients of rows counted once where they
+are put in order; rows of experts in FP8 left out; what a local name holds let go.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from stretto.arguments.schema import (
     ParallelConfig,
     RunConfig,
 )
-from stretto.estimate import Ledger, rank_ledger
+from stretto.estimate import Ledger, block_tape, rank_ledger
 from stretto.estimate.sizes import entering_bytes
 from stretto.experts.router import Router
+from stretto.models import block as blocks
 from stretto.parallel_state import ParallelState
 from stretto.testing import Pool
 from stretto.testing.peak_storage import PeakStorage, as_on_a_gpu
@@ -170,6 +171,14 @@ def test_in_fp8_it_is_close(model: dict[str, Any], parallel: ParallelConfig, rec
     # Over tp a weight gradient that waits holds its factors in bf16 on the tape, in FP8 in fact.
     bound = COARSE if recipe == "tensorwise" and parallel.tp > 1 else FINE
     assert moving(rank_ledger(args, 0)) == pytest.approx(peak_alone(args), rel=bound)
+
+
+@pytest.mark.parametrize("run", [SELECTIVE, {"fp8": "tensorwise"}], ids=["selective", "fp8"])
+def test_what_local_names_hold_where_operations_are_apart(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "regions_of", lambda *_, **__: None)
+    monkeypatch.setattr(block_tape, "in_regions", lambda *_: False)
+    args = plain({}, **run)
+    assert moving(rank_ledger(args, 0)) == pytest.approx(peak_alone(args), rel=FINE)
 
 
 def peak_alone(args: Arguments) -> int:

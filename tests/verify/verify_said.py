@@ -10,6 +10,7 @@ from verify_said_arguments import CLAUSES
 from verify_said_bash import BASH, SCRIPTS
 from verify_said_context import (
     AUTOGRAD,
+    BLOCK_REGIONS,
     CONTEXT_ATTENTION,
     CONTEXT_LAYOUTS,
     CUT,
@@ -17,6 +18,7 @@ from verify_said_context import (
     LAUNCHES,
     OFFLOAD,
     PACKED,
+    REGION,
     TILE,
     UNGUARDED,
     WINDOWED,
@@ -793,6 +795,8 @@ SAID = (
     LAUNCHES,
     UNGUARDED,
     AUTOGRAD,
+    REGION,
+    BLOCK_REGIONS,
     LAYOUTS,
     EXACT,
     ROUTER,

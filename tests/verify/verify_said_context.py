@@ -238,9 +238,59 @@ AUTOGRAD = Said(
     "tests/autograd/test_autograd_function.py",
     Fault(
         "a gradient of gradients that is silently another",
-        "autograd.py",
+        "autograd/function.py",
         "careful(ctx, *gradients) if torch.is_grad_enabled() else backward",
         "backward",
+    ),
+)
+
+REGION = Said(
+    "tests/autograd/test_autograd_region.py",
+    Fault(
+        "a gradient of one of two uses dropped",
+        "autograd/region.py",
+        "dx if before is None else before + dx",
+        "dx",
+    ),
+    Fault(
+        "what a later function takes let go of",
+        "autograd/region.py",
+        "            later |= here\n",
+        "",
+    ),
+    Fault(
+        "a gradient set where it is added",
+        "autograd/region.py",
+        "total.copy_(gradient) if first_microbatch else total.add_(gradient)",
+        "total.copy_(gradient)",
+    ),
+    Fault(
+        "a backward of a weight that was written since",
+        "autograd/region.py",
+        "if ctx.versions != [",
+        "if not ctx.versions and [",
+    ),
+)
+
+BLOCK_REGIONS = Said(
+    "tests/models/test_models_regions.py",
+    Fault(
+        "the residual left out",
+        "models/block_regions.py",
+        "region.add_linear(torch.add, _both, past, x)",
+        "region.add_linear(torch.add, _both, x, x)",
+    ),
+    Fault(
+        "an adapter passed over",
+        "models/block_regions.py",
+        "return layer.lora is None and layer.bias is None",
+        "return layer.bias is None",
+    ),
+    Fault(
+        "hooks that hear nothing",
+        "models/block_regions.py",
+        " or any(self._hooks)",
+        "",
     ),
 )
 

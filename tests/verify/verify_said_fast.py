@@ -111,8 +111,8 @@ POINTWISE = Said(
     Fault(
         "a bias without gradient where the input is made",
         "tensor_parallel/linear.py",
-        "return None, None, dw, _gemms(build).bias(dy) if ctx.bias else None, *rest",
-        "return None, None, dw, None, *rest",
+        "return None, dw, _gemms(build).bias(dy) if ctx.bias else None, *rest",
+        "return None, dw, None, *rest",
     ),
     Fault(
         "a weight whose gradient alone is wanted, hidden from autograd",
@@ -145,8 +145,8 @@ FAST = Said(
     Fault(
         "an activation that is made again in less precision",
         "tensor_parallel/linear.py",
-        "x = lazy.made_by.forward(*inputs)",
-        "x = lazy.made_by.forward(*(x.float() for x in inputs)).to(gemm.weight.dtype)",
+        "x = made_by.forward(*inputs)",
+        "x = made_by.forward(*(x.float() for x in inputs)).to(gemm.weight.dtype)",
     ),
     Fault(
         "a fused update that is written into a copy",

@@ -442,10 +442,16 @@ PEAK = Said(
         "dactivated=0)",
     ),
     Fault(
-        "what is added to the residual let go before its block ends",
+        "what a region lets go of held",
         "estimate/block_tape.py",
-        '        with t.during(f"forward of {self._name}"):\n',
-        '        t.free("added")\n        with t.during(f"forward of {self._name}"):\n',
+        "if self.gemms.in_region:",
+        "if False:",
+    ),
+    Fault(
+        "a region within a checkpoint",
+        "models/block_regions.py",
+        "return torch._C._autograd._top_saved_tensors_default_hooks(True) is None",
+        "return True",
     ),
     Fault(
         "gradients of experts' outputs left out",
@@ -498,7 +504,7 @@ PEAK = Said(
     Fault(
         "what a local name holds let go",
         "estimate/gemm_tape.py",
-        "let_go = t.free if made_for_it else t.hold",
+        "let_go = t.free if made_for_it or self.in_region else t.hold",
         "let_go = t.free",
     ),
 )
