@@ -169,8 +169,8 @@ def measure(
 ) -> int:
     """All of these schedules, one after another; rank 0 prints a table, and writes the figures."""
     one = layer, layer, 0.7 * layer
-    attention = layer / 2, layer / 2, 0.35 * layer  # where stages cut layers
-    pieces = Pieces(one, head=(2.7 * head * layer, 0.0, 0.0), attention=attention)
+    halves = 0.5, 0.5, 0.5  # where stages cut layers
+    pieces = Pieces(one, head=(2.7 * head * layer, 0.0, 0.0), shares=halves)
     rows = []
     with initialize(device="cpu", threads=1) as world, tempfile.TemporaryDirectory() as directory:
         costs = ("--schedule-costs", f"{directory}/costs.json")

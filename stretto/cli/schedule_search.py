@@ -67,9 +67,9 @@ def _pieces(said: Command, read: Callable[[str], str]) -> tuple[Pieces, int] | N
         if said.head or said.embedding or said.attention is not None:
             raise ValueError("--head and --embedding are in layers, --attention is of one: say --layers too")
         return None
-    share = said.attention
+    shares = None if said.attention is None else (said.attention,) * 3
     if said.costs is not None:
-        return pieces_in(read(said.costs), said.costs, None if share is None else (share,) * 3), said.layers
+        return pieces_in(read(said.costs), said.costs, shares), said.layers
     times = [spread(each, None) for each in (said.forward, said.input_gradient, said.weight_gradient)]
     f, i, w = (1.0 if each is None else each for each in times)
     if not isinstance(f, float) or not isinstance(i, float) or not isinstance(w, float):
@@ -78,7 +78,7 @@ def _pieces(said: Command, read: Callable[[str], str]) -> tuple[Pieces, int] | N
         (f, i, w),
         tuple(said.embedding * x for x in (f, i, w)),  # type: ignore[arg-type]
         (said.head * (f + i + w), 0.0, 0.0),
-        None if share is None else (share * f, share * i, share * w),
+        shares,
         hop=said.hop,
         transfer=said.transfer,
         finish=said.finish,

@@ -39,15 +39,15 @@ def stage_pieces(args: Arguments) -> Pieces:
     one, again = layer + scores, args.run.recompute in ("block", "offload")
     f, i, w = 1.0, (layer + 2.5 * scores) / one, layer / one
     here = (count.attention + scores) / one, (count.attention + 2.5 * scores) / one, count.attention / one
-    attention = here[0], here[1] + here[0] * again, here[2]
+    shares = here[0] / f, (here[1] + here[0] * again) / (i + f * again), here[2] / w
     more = m.mtp_layers * (1 + joining(m) / layer)
     head = m.vocab_size * m.hidden * (1 + m.mtp_layers) / one
     rate, wire, latency = _RATES[args.run.device]
     seconds = 2 * one * local_tokens(args) / args.parallel.tp / rate
     hop = (latency + entering_bytes(args) / wire) / seconds
     behind = (3 * head + more * f, more * (i + f * again), more * w)
-    cut, barrier = attention if _can_be_cut(m) else None, not args.optimizer.post_validate
-    return Pieces((f, i + f * again, w), head=behind, attention=cut, hop=hop, barrier=barrier)
+    cut, barrier = shares if _can_be_cut(m) else None, not args.optimizer.post_validate
+    return Pieces((f, i + f * again, w), head=behind, shares=cut, hop=hop, barrier=barrier)
 
 
 def stage_blocks(args: Arguments) -> tuple[StageBlocks, ...]:

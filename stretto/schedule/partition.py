@@ -5,6 +5,16 @@ from __future__ import annotations
 from functools import cache
 from itertools import accumulate, pairwise
 from math import isfinite
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_EVEN: Final = 1e-9
+"""Costs that differ by less are alike: floating-point noise."""
+_CUT: Final = 1e-6
+_TIE: Final = 1e-8
+"""What a cut counts, and a place on a stage that others go before, of splits that are alike."""
 
 
 def partition(
@@ -27,11 +37,10 @@ def partition(
         raise ValueError(f"cannot place {layers} layers on {stages} stages: need layers >= 0 and stages >= 1")
     if not all(isfinite(c) and c >= 0 for c in (embedding, head)):
         raise ValueError(f"costs must be finite and not negative, got embedding={embedding}, head={head}")
-    balanced = _balanced(layers, stages, embedding, head)
+    counts = balanced(layers, stages, (embedding, head))
     if explicit is not None:
-        require_counts(layers, explicit, balanced)
-    counts = balanced if explicit is None else explicit
-    return _ranges(counts)
+        require_counts(layers, explicit, counts)
+    return _ranges(tuple(map(int, counts if explicit is None else explicit)))
 
 
 @cache
@@ -85,29 +94,72 @@ def _unfolded(text: str, whole: str) -> str:
 
 
 @cache
-def _balanced(layers: int, stages: int, embedding: float, head: float) -> tuple[int, ...]:
-    counts = [0] * stages
-    extra = [0.0] * stages
-    extra[0] += embedding
-    extra[-1] += head
-    preference = [*range(stages - 2, 0, -1), 0, stages - 1]
-    # Layers cost the same, so giving each to the cheapest stage so far is optimal. Rounded: costs that
-    # differ by floating-point noise alone are a tie.
-    for _ in range(layers):
-        cheapest = min(preference, key=lambda stage: round(counts[stage] + extra[stage], 9))
-        counts[cheapest] += 1
-    return tuple(counts)
+def balanced(
+    layers: int, stages: int, ends: tuple[float, float] = (0.0, 0.0), attention: float | None = None
+) -> tuple[float, ...]:
+    """How many layers each stage holds: whole ones, or halves where `attention` is what attention is of a layer.
+
+    The most costly stage is as cheap as can be, then the sum of squares of all; `ends` are the costs of the embedding
+    on the first stage and the head on the last. Where stages tie, see `partition`; of splits that are alike the one
+    with fewer cuts.
+    """
+    share = attention or 0.0
+    at = np.arange((layers if attention is None else 2 * layers) + 1)  # places where a stage may end
+    before = at.astype(float) if attention is None else at // 2 + (at % 2) * share
+    cut = (at % 2) * (0.0 if attention is None else _CUT)
+    extra = np.zeros(stages)
+    extra[0] += ends[0]
+    extra[-1] += ends[1]
+    most = _least_most(before, extra, share)
+    tie = [_TIE * rank for rank in (stages - 1, *range(stages - 2, 0, -1), stages)] if stages > 1 else [0.0]
+    best = np.where(at == 0, 0.0, np.inf)
+    chosen = []
+    for s in range(stages):
+        found, taken = np.full(len(at), np.inf), np.zeros(len(at), int)
+        for n in range(min(len(at) - 1, int(2 * most) + 2), -1, -1):
+            cost = before[n:] - before[: len(at) - n] + extra[s]
+            total = np.where(cost <= most + _EVEN, best[: len(at) - n] + cost**2 + cut[n:] + n * tie[s], np.inf)
+            better = total < found[n:]
+            found[n:][better], taken[n:][better] = total[better], n
+        best = found
+        chosen.append(taken)
+    counts, end = [], len(at) - 1
+    for taken in reversed(chosen):
+        counts.append(int(taken[end]))
+        end -= counts[-1]
+    return tuple(n if attention is None else n / 2 for n in reversed(counts))
 
 
-def require_counts(layers: int, explicit: tuple[float, ...], balanced: tuple[float, ...]) -> None:
+def _least_most(before: NDArray[np.float64], extra: NDArray[np.float64], attention: float) -> float:
+    """The least that the most costly stage can cost."""
+    whole = np.arange(int(before[-1] + 0.5) + 1)
+    of_layers = (whole, whole + attention, whole + (1 - attention))
+    costs = np.unique(np.concatenate([each + end for each in of_layers for end in {0.0, *extra.tolist()}]))
+    costs = costs[costs >= extra.max()]
+    low, high = 0, len(costs) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _fits(before, extra, float(costs[middle])) else (middle + 1, high)
+    return float(costs[low])
+
+
+def _fits(before: NDArray[np.float64], extra: NDArray[np.float64], most: float) -> bool:
+    """Whether all finds a place where no stage costs more."""
+    at = 0
+    for spent in extra:
+        at = int(np.searchsorted(before, before[at] + most - spent + _EVEN, side="right")) - 1
+    return at == len(before) - 1
+
+
+def require_counts(layers: int, explicit: tuple[float, ...], good: tuple[float, ...]) -> None:
     """Raise ValueError for layers of each stage that do not add up, beside what would do."""
     wrong = []
-    if len(explicit) != len(balanced):
-        wrong.append(f"it names {len(explicit)} stages, the pipeline has {len(balanced)}")
+    if len(explicit) != len(good):
+        wrong.append(f"it names {len(explicit)} stages, the pipeline has {len(good)}")
     if sum(explicit) != layers:
         wrong.append(f"it sums to {sum(explicit):g}, the model has {layers} layers")
     if any(count < 0 for count in explicit):
         wrong.append("a stage cannot hold fewer than 0 layers")
     if wrong:
-        said, do = (", ".join(f"{count:g}" for count in counts) for counts in (explicit, balanced))
+        said, do = (", ".join(f"{count:g}" for count in counts) for counts in (explicit, good))
         raise ValueError(f"layers per stage [{said}]: {'; '.join(wrong)}; [{do}] would do")

@@ -22,15 +22,15 @@ _UNKNOWN = (None, None, None)
 
 @dataclass(frozen=True)
 class Pieces:
-    """Times of one layer, of the embedding on the first stage and of the head on the last; `hop` as in `Cost`.
+    """Times of one layer, of the embedding on the first stage and of the head on the last; the others as in `Cost`.
 
-    `attention` is what attention has of a layer's times; unknown, stages of halves of layers have no costs.
+    `shares` are attention's of a layer's times; unknown, stages of halves of layers have no costs.
     """
 
     layer: Times
     embedding: Times = _NONE
     head: Times = _NONE
-    attention: Times | None = None
+    shares: Shares = None
     hop: float = 0.0
     transfer: float = 0.0
     finish: float = 0.0
@@ -59,9 +59,7 @@ class Pieces:
             beyond = np.maximum(t - n * each, 0.0)
             found.append((each, float(beyond[0]), float(beyond[last]) if last else 0.0))
         layer, embedding, head = ((f, i, w) for f, i, w in zip(*found, strict=True))
-        f, i, w = (share * one for share, one in zip(shares or _NONE, layer, strict=True))
-        attention = (f, i, w) if shares else None
-        return cls(layer, embedding, head, attention, **cost.around)
+        return cls(layer, embedding, head, shares, **cost.around)
 
     def cost(self, layers: Sequence[float]) -> Cost:
         """Of stages with so many layers each, in halves where it is known what attention takes."""
@@ -80,12 +78,12 @@ class Pieces:
         return [float(each) / one if one else 0.0 for each in np.asarray(total)]
 
     @property
-    def shares(self) -> Shares:
-        """Of the times of a layer, attention's."""
-        if self.attention is None:
+    def attention(self) -> float | None:
+        """Attention's share of all that a layer takes."""
+        one = sum(self.layer)
+        if self.shares is None or not one:
             return None
-        f, i, w = (part / one if one else 0.0 for part, one in zip(self.attention, self.layer, strict=True))
-        return f, i, w
+        return sum(share * part for share, part in zip(self.shares, self.layer, strict=True)) / one
 
     @property
     def ends(self) -> tuple[float, float]:

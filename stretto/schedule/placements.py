@@ -13,7 +13,7 @@ from stretto.schedule.cut import WORTH
 from stretto.schedule.generators import schedule_for
 from stretto.schedule.greedy import most_alive
 from stretto.schedule.ir import Schedule, ScheduleError
-from stretto.schedule.partition import partition
+from stretto.schedule.partition import balanced
 from stretto.schedule.pieces import Pieces
 from stretto.schedule.search import Found, caps, lower_bound, names_in, search
 from stretto.schedule.simulate import simulate, step_time
@@ -90,10 +90,11 @@ def search_layers(
     def found(split: Layers) -> Placed:
         return Placed(v, shape, search(p, v, m, pieces.cost(split), cap, shape), split)
 
-    plain = found(balanced(pieces, layers, p * v))
+    whole = balanced(layers, p * v, pieces.ends)
+    plain = found(whole)
     named = [schedule_for(name, p, m, v) for name in names_in(v, shape)]
     fitting = [s for s in named if all(has <= most for has, most in zip(most_alive(s), cap, strict=True))]
-    base = pieces.cost(balanced(pieces, layers, p * v))
+    base = pieces.cost(whole)
     fitting.sort(key=lambda s: step_time(simulate(s, base), base))
     orders = [plain.found.schedule, *fitting[: _ORDERS - 1]]
     splits = splits_for(orders, pieces, layers) if layers else []
@@ -132,15 +133,15 @@ def splits_for(orders: Sequence[Schedule], pieces: Pieces, layers: int) -> list[
             split = better
         return split
 
-    starts = balanced(pieces, layers, len(home)), level(pieces, layers, home)
+    starts = balanced(layers, len(home), pieces.ends), level(pieces, layers, home)
     ends = [each for start in starts for each in (start, climbed(start, 1))]
 
     def duration(split: Layers) -> float:
         return round(known[split], 9)
 
     if pieces.attention is not None:
-        best = min(ends, key=duration)
-        cut = min((climbed(start, 0.5) for start in dict.fromkeys([best, *starts])), key=duration)
+        best, halves = min(ends, key=duration), balanced(layers, len(home), pieces.ends, pieces.attention)
+        cut = min((climbed(start, 0.5) for start in dict.fromkeys([best, *starts, halves])), key=duration)
         ends += [cut] * (known[cut] < known[best] * (1 - WORTH))
     return sorted(ends, key=duration)
 
@@ -157,12 +158,6 @@ def _better(
         if known[moved] < known[split] * (1 - 1e-9):
             return moved
     return None
-
-
-def balanced(pieces: Pieces, layers: int, stages: int) -> Layers:
-    """Whole layers by stage, where the most costly stage is as cheap as can be."""
-    embedding, head = pieces.ends
-    return tuple(len(held) for held in partition(layers, stages, embedding=embedding, head=head))
 
 
 def level(pieces: Pieces, layers: int, home: Sequence[int]) -> Layers:

@@ -13,7 +13,7 @@ from stretto.world import World
 
 pytestmark = [pytest.mark.gloo, pytest.mark.nightly]
 
-PIECES = Pieces((0.01, 0.01, 0.007), head=(0.062, 0.0, 0.0), attention=(0.004, 0.004, 0.003))  # a head of 2.3 layers
+PIECES = Pieces((0.01, 0.01, 0.007), head=(0.062, 0.0, 0.0), shares=(0.4, 0.4, 3 / 7))  # a head of 2.3 layers
 
 
 def in_turn(world: World, asked: list[tuple[str, ...]]) -> list[Row]:

@@ -1,7 +1,8 @@
 """The kernel of AdamW: on a GPU, and anywhere else in Triton's interpreter.
 
 Faults to catch: the end of a vector that is not a whole block left out; what lies behind a vector written; a moment
-that changes by the other's rate; weights that do not follow their masters.
+that changes by the other's rate; weights that do not follow their masters; masters or moments written where weights
+alone are to be.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="comes with torch for GPUs, and with what development installs on Linux")
 
 from stretto.distributed import AdamWRule
-from stretto.distributed.rules import adamw
+from stretto.distributed.rules import adamw, adamw_weights
 from stretto.kernels.hand_written import kernels
 
 pytestmark = [pytest.mark.gloo, pytest.mark.gpu] if torch.cuda.is_available() else pytest.mark.gloo
@@ -59,6 +60,17 @@ def test_it_is_the_formula(size: int, narrow: bool) -> None:
     if rounded is not None:
         assert (rounded[:size].double() - exact[0]).norm() <= 2**-7 * exact[0].norm()
         assert (rounded[size:] == 9.0).all()
+
+
+@pytest.mark.parametrize("size", [7, 1024, 3000])
+def test_weights_alone_are_those_of_the_whole_update_to_the_bit(size: int) -> None:
+    found, wanted = (torch.zeros(size, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
+    master, *rest = vectors(size)
+    before = [x.clone() for x in (master, *rest)]
+    kernels()[adamw_weights].run(master, found, *rest, *numbers(torch.float32), *RULE.constants)
+    assert all(torch.equal(a, b) for a, b in zip((master, *rest), before, strict=True))
+    update(master, wanted, *rest)
+    assert torch.equal(found, wanted)
 
 
 def test_updates_are_those_of_torch() -> None:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from stretto.layout.stages import placement
 from stretto.schedule import partition
 from stretto.schedule.blocks import StageBlock, Sublayers, blocks_of, blocks_text, counts_text, cut_layers
-from stretto.schedule.cut import WORTH, _in_halves, busiest, layers_by_cost
+from stretto.schedule.cut import WORTH, busiest, layers_by_cost
 from stretto.schedule.measured import cost_text, read_layers
-from stretto.schedule.partition import layers_of
+from stretto.schedule.partition import balanced, layers_of
 from stretto.schedule.pieces import Pieces, cost_for
 from stretto.schedule.placements import layers_under, search_layers
 
@@ -87,7 +87,7 @@ def test_no_cut_is_better(layers: int, stages: int, attention: float, embedding:
         for cuts in combinations_with_replacement(range(n + 1), stages - 1)
     ]
     best = min(map(costs, every))
-    ours = _in_halves(layers, stages, attention, (embedding, head))
+    ours = balanced(layers, stages, (embedding, head), attention)
     found = costs(tuple(int(2 * count) for count in ours))
     assert found == (pytest.approx(best[0], abs=1e-6), pytest.approx(best[1], abs=1e-3))
 
@@ -123,7 +123,7 @@ def test_what_a_cut_is_worth_to_a_model_of_eight_layers() -> None:
     assert layers_by_cost(8, (0, 1), head=0.52) == (4.0, 4.0)  # a block that cannot be cut
 
 
-PIECES = Pieces((1.0, 1.2, 0.9), head=(1.6, 0.0, 0.0), attention=(0.3, 0.5, 0.2))
+PIECES = Pieces((1.0, 1.2, 0.9), head=(1.6, 0.0, 0.0), shares=(0.3, 0.5 / 1.2, 0.2 / 0.9))
 
 
 def test_costs_of_cut_blocks_follow_from_their_sublayers() -> None:
@@ -158,5 +158,5 @@ def test_a_search_cuts_blocks_where_a_step_is_shorter_for_it() -> None:
         assert cut_layers(cut.layers)
         assert cut.found.time < plain.found.time * (1 - WORTH)
     assert search_layers(PIECES, 8, 2, 1, 8).found.time < search_layers(whole, 8, 2, 1, 8).found.time * (1 - WORTH)
-    even = Pieces((1.0, 1.0, 1.0), attention=(0.3, 0.3, 0.3))
+    even = Pieces((1.0, 1.0, 1.0), shares=(0.3, 0.3, 0.3))
     assert layers_under("1f1b", even, 8, 2, 1, "loop", 8).layers == (4, 4)

@@ -24,10 +24,10 @@ from stretto.schedule import (
     step_time,
 )
 from stretto.schedule.measured import cost_text
+from stretto.schedule.partition import balanced
 from stretto.schedule.pieces import Pieces, cost_for, pieces_in
 from stretto.schedule.placements import (
     PLACEMENTS,
-    balanced,
     layers_under,
     level,
     quickest,
@@ -109,7 +109,7 @@ def test_a_searched_split_is_never_slower_than_a_balanced_one(
     """Catches a layer that is lost or there twice, a split that is not that of the times."""
     v, shape = place
     pieces = Pieces((1.0, 1.1, 0.8), (embedding, 0.0, embedding), (3 * head, 0.0, 0.0), hop=0.05)
-    plain = balanced(pieces, layers, p * v)
+    plain = balanced(layers, p * v, pieces.ends)
     try:
         known = search_placements(p, m, lambda *_: pieces.cost(plain), placements=[place])[0]  # type: ignore[list-item]
     except ScheduleError:
@@ -129,7 +129,7 @@ def test_where_the_head_is_heavy_a_stage_stays_empty() -> None:
     stage. Catches a split by stages alone, where the rank of the head has its first stage as well."""
     pieces = Pieces((1.0, 1.15, 0.85), head=(6.9, 0.0, 0.0), hop=0.02)
     best = search_layers(pieces, 8, 2, 2, 8, "v")
-    plain = search_placements(2, 8, lambda *_: pieces.cost(balanced(pieces, 8, 4)), placements=[(2, "v")])[0]
+    plain = search_placements(2, 8, lambda *_: pieces.cost(balanced(8, 4, pieces.ends)), placements=[(2, "v")])[0]
     assert best.layers is not None
     assert best.layers[0] + best.layers[3] == 3
     assert best.found.time < 0.9 * plain.found.time

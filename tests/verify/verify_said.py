@@ -43,10 +43,10 @@ from verify_said_experts import (
 from verify_said_failures import COUNTS, FAILURES, OWN_PROGRAM, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, KERNELS_HEAD_NORM, MODEL, POINTWISE
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
-from verify_said_kernels import KERNELS_ADAMW, KERNELS_LOSS
+from verify_said_kernels import KERNELS_ADAMW, KERNELS_EMBEDDING, KERNELS_LOSS
 from verify_said_loop import ATTACK, BUFFERS, CONSENSUS, EARLY, EXCHANGE, METERED, READBACK
 from verify_said_residence import RESIDENCE
-from verify_said_schedules import COSTS, CUT_BLOCKS, SCHEDULES
+from verify_said_schedules import COSTS, CUT_BLOCKS, MESSAGES, PROVEN_LATE, SCHEDULES
 from verify_said_settings import ELSEWHERE
 from verify_said_sharding import (
     CHECKPOINTS,
@@ -734,6 +734,7 @@ SAID = (
     KERNELS_HEAD_NORM,
     KERNELS_LOSS,
     KERNELS_ADAMW,
+    KERNELS_EMBEDDING,
     READBACK,
     METERED,
     CONSENSUS,
@@ -777,6 +778,8 @@ SAID = (
     CACHE,
     SCHEDULES,
     CUT_BLOCKS,
+    PROVEN_LATE,
+    MESSAGES,
     COSTS,
     TUNING,
     SHARE,

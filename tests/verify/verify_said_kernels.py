@@ -64,4 +64,32 @@ KERNELS_ADAMW = Said(
         "    if with_rounded:\n",
         "    if not with_rounded:\n",
     ),
+    Fault(
+        "moments written with the weights alone",
+        "kernels/adamw.py",
+        "kept = inside & (stored > _NOTHING)",
+        "kept = inside",
+    ),
+)
+
+KERNELS_EMBEDDING = Said(
+    "tests/kernels/test_kernels_embedding.py",
+    Fault(
+        "tokens of a word beyond those read at a time left out",
+        "kernels/embedding.py",
+        "            going = tl.min(same.to(tl.int32), 0)\n",
+        "            going = 0\n",
+    ),
+    Fault(
+        "each token of a word adds what follows it",
+        "kernels/embedding.py",
+        "(key < rows) & (key != before)",
+        "key < rows",
+    ),
+    Fault(
+        "what is another rank's added",
+        "kernels/embedding.py",
+        "torch.where(mine, ids, rows)",
+        "ids",
+    ),
 )

@@ -87,3 +87,53 @@ COSTS = Said(
         "made = Executor(self.program, self.rank, self.stages, self.link, self.weights)",
     ),
 )
+
+PROVEN_LATE = Said(
+    "tests/train/test_train_post_validate.py",
+    Fault(
+        "a step in vain that adds to the gradients of the one before",
+        "distributed/bucket.py",
+        "if self.frozen or self.ignoring:",
+        "if self.frozen:",
+    ),
+    Fault(
+        "moments that do not follow the weights",
+        "train/post_validate.py",
+        'self.flat.step(made.lr, made.factor, write="rest")',
+        "self.flat.steps += 1",
+    ),
+    Fault(
+        "weights of which the update is made twice",
+        "distributed/rules.py",
+        "adamw(master.clone(), rounded, grad, first.clone(), second.clone(), *rest)",
+        "adamw(master, rounded, grad, first, second, *rest)",
+    ),
+    Fault(
+        "an update that is proven when its gradients are gone",
+        "pipeline_parallel/executor.py",
+        "if coming and (action.op in _ADDING or (action.op is Op.F and action.stage == self._last)):",
+        "if coming and action.op is Op.REDUCE:",
+    ),
+)
+
+MESSAGES = Said(
+    "tests/peer_buffer/test_peer_messages_order.py",
+    Fault(
+        "a slot that is filled before it has been read",
+        "peer_messages.py",
+        "if self._sent > SLOTS:",
+        "if False:",
+    ),
+    Fault(
+        "a message that is fetched before it is there",
+        "peer_messages.py",
+        "        self._fetch.wait(self._flag(self._rank, _READY, slot), self._received)\n",
+        "",
+    ),
+    Fault(
+        "the slot of the message before",
+        "peer_messages.py",
+        "self._fetch.copy(out.data_ptr(), self._slot(1 - self._rank, slot), out.nbytes)",
+        "self._fetch.copy(out.data_ptr(), self._slot(1 - self._rank, 1 - slot), out.nbytes)",
+    ),
+)
