@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +90,7 @@ class DataParallel(Progress):
             quantizer.give(matrices_of(self.all_buckets))
         self._stages, self._keep = stages, keep
         self._sections: dict[int, Sections] = {}
-        self._early = self.sharding.params and len(stages) == 1
+        self._asks_ahead = self.sharding.params and len(stages) == 1
         if self.sharding.state:
             self._watch_sections()
         if self.sharding.params and self.wire is None:
@@ -113,7 +112,7 @@ class DataParallel(Progress):
     def wait_by_section(self) -> None:
         """From now on each section waits for its own weights alone: they may be updated beside the forward."""
         self._watch_sections()
-        self._early = False
+        self._asks_ahead = False
         agree_at_once(self.all_buckets, apart=True)
 
     def _watch_sections(self) -> None:
@@ -296,11 +295,3 @@ class DataParallel(Progress):
         bucket.send()
         if self.sharding.grads or self.wire is not None:
             self._reducing.append(bucket)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -18,8 +18,8 @@ from stretto.distributed.data_parallel import DataParallel
 from stretto.distributed.masters import Masters
 from stretto.distributed.muon import Orthogonalizer
 from stretto.distributed.remainder import joined, on_remainder, parted
-from stretto.distributed.residence import Job, Residence, Resident, Streamed
-from stretto.distributed.rules import AdamWRule, MuonRule, Rule, adamw, adamw_weights, direction
+from stretto.distributed.residence import Job, Residence, Resident, Streamed, cut, end
+from stretto.distributed.rules import AdamWRule, MuonRule, Rule, adamw, adamw_weights, direction, rounding
 from stretto.layout.flat import overlap
 from stretto.notation.param_groups import ParamGroup, unmatched
 from stretto.params import Declared, Logical, Slice, fill, slices
@@ -79,7 +79,7 @@ class Optimizer:
             weights.wait_by_section()
         self._masters = Masters(self.buckets, self.residence, remainder=remainder)
         self.masters = self._masters.kept
-        update = self.rule.update if moments is None else _rounding(self.rule.update, len(self.rule.state))
+        update = self.rule.update if moments is None else rounding(self.rule.update, len(self.rule.state))
         update = on_remainder(update) if remainder else update
         self._update: Callable[..., None] = update if fuse is None else fuse(update)
         self._update_weights: Callable[..., None] = adamw_weights if fuse is None else fuse(adamw_weights)
@@ -208,7 +208,7 @@ class Optimizer:
         for part, of in segments:
             if not of.matrix:
                 numbers = self._numbers[of, bucket.grad_dtype]
-                update(*(_cut(flat, part, len(master)) for flat in flats), *numbers, *self.rule.constants)
+                update(*(cut(flat, part, len(master)) for flat in flats), *numbers, *self.rule.constants)
         if self.muon is not None and self._orthogonalize.jobs[bucket]:
             momentum = state[list(self.state).index("exp_avg")]
             self._step_matrices(bucket, master, momentum, segments, lr, scale)
@@ -250,8 +250,8 @@ class Optimizer:
         size, vectors = len(bucket.shard), [*own, *(each[n] for each in self.state.values())]
         whole = self.muon is not None and bool(self._orthogonalize.jobs[bucket])
         for part in [range(size)] if whole else self.residence.parts(size):
-            cut = slice(part.start, part.stop)
-            yield Job(n, cut, part.stop == size, tuple(_end(vector, cut, size) for vector in vectors))
+            within = slice(part.start, part.stop)
+            yield Job(n, within, part.stop == size, tuple(end(vector, within, size) for vector in vectors))
 
     def _segments_of(self, job: Job) -> list[tuple[slice, Kind]]:
         """Ranges of a job's, each of one kind."""
@@ -288,27 +288,3 @@ class AdamW(Optimizer):
         fuse: Fuse | None = None,
     ) -> None:
         super().__init__(weights, AdamWRule(betas, eps, weight_decay), fuse=fuse)
-
-
-def _rounding(update: Callable[..., None], states: int) -> Callable[..., None]:
-    """`update` with state that is narrower than the masters: computed wide, rounded to nearest."""
-
-    def rounded_update(master: Tensor, rounded: Tensor | None, grad: Tensor, *rest: Any) -> None:
-        wide = [state.to(master.dtype) for state in rest[:states]]
-        update(master, rounded, grad, *wide, *rest[states:])
-        for state, new in zip(rest[:states], wide, strict=True):
-            state.copy_(new)
-
-    return rounded_update
-
-
-def _cut(flat: Tensor | None, part: slice, size: int) -> Tensor | None:
-    """The part of a flat tensor, or of the end of one of `size` elements: itself where that is all of it."""
-    return None if flat is None else _end(flat, part, size)
-
-
-def _end(flat: Tensor, part: slice, size: int) -> Tensor:
-    missing = size - len(flat)
-    if part.start <= missing and part.stop == size:
-        return flat
-    return flat[max(0, part.start - missing) : max(0, part.stop - missing)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from torch import nn
 
@@ -21,7 +22,7 @@ class Progress:
     _main_gradients: MainGradients
     _home: Mapping[nn.Parameter, Bucket]
     _sections: Mapping[int, Sections]
-    _early: bool
+    _asks_ahead: bool
     """Whether the first sections of a step are asked for as soon as they are updated."""
     allow_unused: bool = False
     """Whether what gets no gradient in a step has 0, in the place of an error."""
@@ -92,7 +93,7 @@ class Progress:
     def updated(self, bucket: Bucket, updating: Work) -> None:
         """A step's update of a bucket is launched: what the next step uses first is on its way beside the others'."""
         bucket.updated(updating)
-        if self._early:
+        if self._asks_ahead:
             for sections in self._sections.values():
                 sections.updated(bucket)
 
@@ -101,3 +102,15 @@ class Progress:
         for bucket in self.all_buckets:
             bucket.arrive()
             bucket.settle()
+
+    def close(self) -> None:
+        """Take hooks off."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -178,3 +178,16 @@ class _Pinned:
 def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for vector, value in zip(to, values, strict=True):
         vector.copy_(value, non_blocking=True)
+
+
+def cut(flat: Tensor | None, part: slice, size: int) -> Tensor | None:
+    """The part of a flat tensor, or of the end of one of `size` elements: itself where that is all of it."""
+    return None if flat is None else end(flat, part, size)
+
+
+def end(flat: Tensor, part: slice, size: int) -> Tensor:
+    """As `cut`, of one that is there."""
+    missing = size - len(flat)
+    if part.start <= missing and part.stop == size:
+        return flat
+    return flat[max(0, part.start - missing) : max(0, part.stop - missing)]

@@ -185,3 +185,15 @@ def _lion(
     first.lerp_(grad, 1 - betas[1])
     if rounded is not None:
         rounded.copy_(master)
+
+
+def rounding(update: Callable[..., None], states: int) -> Callable[..., None]:
+    """`update` with state that is narrower than the masters: computed wide, rounded to nearest."""
+
+    def rounded_update(master: Tensor, rounded: Tensor | None, grad: Tensor, *rest: Any) -> None:
+        wide = [state.to(master.dtype) for state in rest[:states]]
+        update(master, rounded, grad, *wide, *rest[states:])
+        for state, new in zip(rest[:states], wide, strict=True):
+            state.copy_(new)
+
+    return rounded_update
