@@ -145,14 +145,14 @@ VOCABULARY = [
     Fault(
         "the embedding's gradient overwrites the head's where they are one",
         "tensor_parallel/vocab.py",
-        "total.copy_(rows) if first_microbatch else total.add_(rows)",
-        "total.copy_(rows)",
+        "            if first_microbatch:\n                total.zero_()\n",
+        "            total.zero_()\n",
     ),
     Fault(
         "the embedding's gradient counts the words of other ranks",
-        "tensor_parallel/vocab.py",
-        "embedding_dense_backward(masked, ids",
-        "embedding_dense_backward(dy.to(total.dtype), ids",
+        "tensor_parallel/formulas.py",
+        "masked = (dy * mine.unsqueeze(-1)).to(total.dtype)",
+        "masked = dy.to(total.dtype)",
     ),
     Fault(
         "the head's gradient overwrites that of the microbatch before",

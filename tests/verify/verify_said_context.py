@@ -8,15 +8,15 @@ CONTEXT_ATTENTION = Said(
     "tests/context_parallel/test_context_parallel_attention.py",
     Fault(
         "a merge in bf16",
-        "context_parallel/merge.py",
-        "torch.zeros((n, b, heads, d), dtype=wide,",
-        "torch.zeros((n, b, heads, d), dtype=like.dtype,",
+        "context_parallel/parts.py",
+        "torch.empty_like(x, dtype=wide) for x in one",
+        "torch.empty_like(x, dtype=self._like.dtype) for x in one",
     ),
     Fault(
         "a merge that forgets to rescale",
         "context_parallel/merge.py",
-        "kept.mul_((before - base).exp()[..., None])",
-        "kept",
+        "(s - base).exp()[..., None]",
+        "(s - s).exp()[..., None]",
     ),
     Fault(
         "gradients of keys that are not summed over ranks",
@@ -27,8 +27,8 @@ CONTEXT_ATTENTION = Said(
     Fault(
         "gradients that travel with the wrong block",
         "context_parallel/exchange.py",
-        "            behind = shift_async(total, self.axis)\n",
-        "            behind = shift_async(total, self.axis) if step else AsyncTensor(total)\n",
+        "            behind = shift_async(own, self.axis)\n",
+        "            behind = shift_async(own, self.axis) if step else AsyncTensor(own)\n",
     ),
     Fault(
         "a window counted from the tile",
@@ -45,8 +45,8 @@ CONTEXT_ATTENTION = Said(
     Fault(
         "copies of key/value heads that keep their own gradients",
         "context_parallel/attention.py",
-        "x.repeat_interleave(copies, 1) if copies > 1 else x",
-        "torch.cat([x.repeat_interleave(copies, 1)[:, :1], x.repeat_interleave(copies, 1)[:, 1:].detach()], 1)",
+        "x.repeat_interleave(copies, 2) if copies > 1 else x",
+        "torch.cat([(y := x.repeat_interleave(copies, 2))[:, :, :1], y[:, :, 1:].detach()], 2)",
     ),
     Fault(
         "ranks that exchange heads and all have the first sinks",

@@ -132,8 +132,8 @@ ROUTER = Said(
     Fault(
         "outputs added in the order in which they arrived",
         "experts/rows.py",
-        "return _added(rows, back, weights)",
-        "return _added(rows, back.sort(-1).values, weights)",
+        "return _added(_joined(rows, more), back, weights)",
+        "return _added(_joined(rows, more), back.sort(-1).values, weights)",
     ),
     Fault(
         "a bias that weighs",

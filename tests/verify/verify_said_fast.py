@@ -157,15 +157,13 @@ FAST = Said(
     Fault(
         "an update that is compiled anew in later steps",
         "distributed/optimizer.py",
-        "                self._update(*(",
-        """                update = self._update
-
-                def compiled_in(*given: Any) -> None:
+        "                update(*(cut(",
+        """                def compiled_in(*given: Any) -> None:
                     plain = [x.item() if isinstance(x, Tensor) and x.dim() == 0 else x for x in given]
                     torch.compile(self.rule.update)(*plain)
 
                 update = update if update is self.rule.update else compiled_in
-                update(*(""",
+                update(*(cut(""",
     ),
     Fault(
         "a bucket that does not hear of what has arrived",

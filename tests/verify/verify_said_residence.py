@@ -29,8 +29,8 @@ RESIDENCE = Said(
     Fault(
         "moments of another chunk",
         "distributed/optimizer.py",
-        "tuple(_end(vector, cut, size) for vector in vectors)",
-        "tuple(_end(vector, cut if vector is vectors[0] else slice(0, len(part)), size) for vector in vectors)",
+        "tuple(end(vector, within, size) for vector in vectors)",
+        "tuple(end(vector, within if vector is vectors[0] else slice(0, len(part)), size) for vector in vectors)",
     ),
     Fault(
         "a gradient of another chunk",

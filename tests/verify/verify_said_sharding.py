@@ -93,8 +93,8 @@ SECTIONS = Said(
     Fault(
         "a backward that does not wait for what is in no section",
         "distributed/sections.py",
-        "        self._wait((*self._always, *self.uses[n]))\n        kept",
-        "        self._wait(self.uses[n])\n        kept",
+        "        self._wait((*self._always, *self.uses[n]))\n        stay",
+        "        self._wait(self.uses[n])\n        stay",
     ),
 )
 
@@ -221,13 +221,13 @@ RULES = Said(
     ),
     Fault(
         "an update in bf16 where the state is",
-        "distributed/optimizer.py",
+        "distributed/rules.py",
         "wide = [state.to(master.dtype) for state in rest[:states]]",
         "wide = list(rest[:states])",
     ),
     Fault(
         "a state that is not written back",
-        "distributed/optimizer.py",
+        "distributed/rules.py",
         "            state.copy_(new)\n",
         "            pass\n",
     ),
@@ -480,13 +480,13 @@ PEAK = Said(
     Fault(
         "what of a ring is on its way to the next left out",
         "estimate/context_tape.py",
-        "self.ranks * (3 if self.rings > 1 else 1)",
-        "self.ranks * (2 if self.rings > 1 else 1)",
+        "dkv_wide=3 * s.kv * s.wide",
+        "dkv_wide=2 * s.kv * s.wide",
     ),
     Fault(
         "messages between stages left out",
         "estimate/workspace.py",
-        "return min(AHEAD, each) * sides * entering_bytes(args)",
+        "return min(ahead, each) * _sides(args) * entering_bytes(args)",
         "return 0",
     ),
     Fault(
