@@ -1,9 +1,10 @@
 """P1, P7. Attention over rows on several ranks against its definition over whole rows: outputs and gradients in fp64.
 
 Faults to catch: a merge in bf16; a merge that forgets to rescale; gradients of keys that are not summed over ranks;
-gradients that travel with the wrong block; a window counted from the tile; documents that see one token of the one
-before; copies of key/value heads that keep their own gradients; ranks that exchange heads and all have the first
-sinks.
+gradients that travel with the wrong block; keys along the diagonal that are seen twice; half of the diagonal without a
+gradient; gradients of some heads that go home as those of others; a window counted from the tile; documents that see
+one token of the one before; copies of key/value heads that keep their own gradients; ranks that exchange heads and all
+have the first sinks.
 """
 
 from __future__ import annotations

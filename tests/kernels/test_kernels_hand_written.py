@@ -1,6 +1,7 @@
 """Kernels written by hand compute their formulas: on a GPU, and anywhere else in Triton's interpreter.
 
-Faults to catch: the last rows left out; the gradient of what goes past lost; the end of a row that is not a whole block
+Faults to catch: the last rows left out; the gradient of what goes past lost; an output of attention that is not
+weighed; the end of a row that is not a whole block
 left out; heads that are not turned turned back.
 """
 

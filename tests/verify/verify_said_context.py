@@ -9,14 +9,14 @@ CONTEXT_ATTENTION = Said(
     Fault(
         "a merge in bf16",
         "context_parallel/parts.py",
-        "torch.empty_like(x, dtype=wide) for x in one",
-        "torch.empty_like(x, dtype=self._like.dtype) for x in one",
+        "wide = torch.promote_types(self._like.dtype, torch.float32)",
+        "wide = self._like.dtype",
     ),
     Fault(
         "a merge that forgets to rescale",
         "context_parallel/merge.py",
-        "(s - base).exp()[..., None]",
-        "(s - s).exp()[..., None]",
+        "y.copy_(x * p + z * q)",
+        "y.copy_(x + z * q)",
     ),
     Fault(
         "gradients of keys that are not summed over ranks",
@@ -29,6 +29,24 @@ CONTEXT_ATTENTION = Said(
         "context_parallel/exchange.py",
         "            behind = shift_async(own, self.axis)\n",
         "            behind = shift_async(own, self.axis) if step else AsyncTensor(own)\n",
+    ),
+    Fault(
+        "keys along the diagonal that are seen twice",
+        "sequence/tiles.py",
+        "query.place + (0 if before else query.length)",
+        "query.place + query.length",
+    ),
+    Fault(
+        "half of the diagonal without a gradient",
+        "context_parallel/exchange.py",
+        "squares[len(squares) // 2 :]",
+        "squares[len(squares) :]",
+    ),
+    Fault(
+        "gradients of some heads that go home as those of others",
+        "context_parallel/exchange.py",
+        "zip(dkv.chunk(len(leaving), 2), leaving,",
+        "zip(dkv.chunk(len(leaving), 2), leaving[::-1],",
     ),
     Fault(
         "a window counted from the tile",
@@ -46,7 +64,7 @@ CONTEXT_ATTENTION = Said(
         "copies of key/value heads that keep their own gradients",
         "context_parallel/attention.py",
         "x.repeat_interleave(copies, 2) if copies > 1 else x",
-        "torch.cat([(y := x.repeat_interleave(copies, 2))[:, :, :1], y[:, :, 1:].detach()], 2)",
+        "torch.cat([x.repeat_interleave(copies, 2)[:, :, :1], x.repeat_interleave(copies, 2)[:, :, 1:].detach()], 2)",
     ),
     Fault(
         "ranks that exchange heads and all have the first sinks",

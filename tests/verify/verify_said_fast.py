@@ -228,6 +228,12 @@ KERNELS = Said(
         "out += 0.0 * p.to(tl.float32)",
     ),
     Fault(
+        "an output of attention that is not weighed",
+        "kernels/merge.py",
+        "z * (q / total)[:, None]",
+        "z",
+    ),
+    Fault(
         "the end of a row that is not a whole block left out",
         "kernels/swiglu.py",
         "inside = at < inner\n",
