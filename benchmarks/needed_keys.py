@@ -55,9 +55,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--window", type=int)
     said = parser.parse_args(words)
     rng = random.Random(0)
-    table = Table(
-        "row", "mean of 1/n, n =", "cp", "needed, mean", "by one rank", "load max/mean", box=None
-    )
+    table = Table("row", "mean of 1/n, n =", "cp", "needed, mean", "by one rank", "load max/mean", box=None)
     for row in (32_768, 131_072):
         for kind, (parts, sigma) in KINDS.items():
             for cp in (2, 4, 8):

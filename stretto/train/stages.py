@@ -124,7 +124,7 @@ def attention_of(args: Arguments, state: ParallelState, exact: Slices | None = N
         tile_kernel(state.world.device),
     )
     alone, cp = Axis.single("cp", state.world.rank), state.axis("cp")
-    # What it has no kernel for is as quick as it was written down: its sizes are those of documents.
+    # Its sizes are those of documents: the compiler would make a kernel for each.
     triton = args.run.compile and state.world.device.type == "cuda"
     merge = hand_written(merge_, merge_) if triton else unfused(merge_)
     made: dict[str, Attend] = {}
