@@ -29,6 +29,15 @@ EARLIER = (
 )
 """Files of code that is gone. Each has a later one of the same runs, but for 512k: since then a block's input, 4 GiB
 there, comes back from the host while the block behind it is at work."""
+BLOCKS = (
+    "D4-dp-sharded",
+    "D4-fsdp-before",
+    "D4-fsdp-copy-engines",
+    "D4-fsdp-fp8",
+    "D4-fsdp-fused-sum",
+    "D4-fsdp-lean",
+)
+"""Files in which gradients of `fsdp` fill by blocks: `D4-fsdp-turns` has later ones. What stays through a step does."""
 GONE = (("D2", "stretto-light"),)
 """A peer whose words are none any more."""
 WHOLE = {"D4-pp": "4,4", "D4-schedules": "2,2,2,2"}
@@ -55,6 +64,8 @@ class Row:
 def rows() -> Iterator[Row]:
     """Every run of a whole step, and each rank of a pipeline."""
     for file, peer, entry in _peers():
+        if "fsdp" in peer and file in BLOCKS:
+            continue
         yield from _ranks(file, peer, _words(entry), entry["peak_bytes"])
     for path in _files("steps-*.json"):
         for case, entry in json.loads(path.read_text())["cases"].items():

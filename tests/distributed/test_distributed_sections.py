@@ -1,7 +1,6 @@
 """What a stage is gathered by: nothing is read before it has come.
 
-Faults to catch: a backward that does not wait for what is in no section; a gather that is begun when it is needed,
-where a pass turns back or a step begins; a third section that stays.
+Faults to catch: a backward that does not wait for what is in no section.
 """
 
 from __future__ import annotations

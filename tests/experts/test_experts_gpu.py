@@ -1,7 +1,6 @@
 """Experts over two GPUs, as a run has them there: kernels of rows and of weight gradients, NCCL or copy engines.
 
-Faults to catch: those that `test_experts_layouts` and `test_peer_buffer_layouts` have, where a kernel, a stream or a
-copy engine makes them.
+What `test_experts_layouts` and `test_peer_buffer_layouts` hold, where a kernel, a stream or a copy engine makes it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The kernel of AdamW: on a GPU, and anywhere else in Triton's interpreter.
 
 Faults to catch: the end of a vector that is not a whole block left out; what lies behind a vector written; a moment
-that changes by the other's rate; weights that do not follow their masters; masters or moments written where weights
-alone are to be.
+that changes by the other's rate; weights that do not follow their masters; moments written with the weights alone.
 """
 
 from __future__ import annotations

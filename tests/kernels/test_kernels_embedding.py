@@ -1,7 +1,7 @@
 """The kernel that adds gradients to the rows that were looked up computes its formula, on a GPU or in the interpreter.
 
-Faults to catch: tokens of a row beyond those read at a time left out, or added twice; a row added where its first token
-is the first of all; rows of other ranks added; columns beyond the first block left out; what was there lost.
+Faults to catch: tokens of a word beyond those read at a time left out; each token of a word adds what follows it; what
+is another rank's added.
 """
 
 from __future__ import annotations

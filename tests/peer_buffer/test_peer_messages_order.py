@@ -1,7 +1,7 @@
 """Messages of a pair by copy engines come whole and in order, whoever is late: without GPUs, see `peer_stand_in`.
 
-Faults to catch: a slot that is filled before the other has read it, or read before it is full; the slots of the one way
-taken for those of the other; memory of a message that is written before what stood there is no longer used.
+Faults to catch: a slot that is filled before it has been read; a message that is fetched before it is there; the slot
+of the message before.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """Updates before the norm is known are, in the end, those that wait for it: bit for bit, whatever was taken back.
 
 Each test names the fault that it catches.
+
+Faults to catch: a step in vain that adds to the gradients of the one before; moments that do not follow the weights;
+weights of which the update is made twice; an update that is proven when its gradients are gone.
 """
 
 from __future__ import annotations
