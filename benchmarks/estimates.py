@@ -38,6 +38,8 @@ RUNS = (
     ("h200x2/D4-halves.json", "stretto-halves-interleaved", ""),
     ("h200x2/D4-halves.json", "stretto-halves-interleaved4", ""),
     ("h200x2/D4-halves.json", "stretto-whole-interleaved4", ""),
+    ("h200x2/D4-halves-copy-engines.json", "stretto-halves-interleaved4", ""),
+    ("h200x2/D4-halves-copy-engines.json", "stretto-halves-auto-v", ""),
 )
 """Files of results, a peer of each, and what it added to the words in the file, or what has another default since."""
 

@@ -25,10 +25,21 @@ EARLIER = (
     "steps-olmoe-ep2-first",
     "steps-olmoe-ep2-before",
     "steps-olmoe-ep2-rows",
+    "steps-olmoe-ep2-ordered",
+    "steps-olmoe-ep2-parts",
+    "steps-olmoe-ep2-unread",
+    "steps-olmoe-ep2",
     "steps-512k",
+    "steps-32k",
+    "steps-32k-squares",
+    "steps-128k",
+    "steps-128k-cp2",
+    "steps-128k-packed-1",
+    "steps-cp2-zero1",
+    "steps-cp2-packed",
 )
-"""Files of code that is gone. Each has a later one of the same runs, but for 512k: since then a block's input, 4 GiB
-there, comes back from the host while the block behind it is at work."""
+"""Files of code that is gone: since 512k a block's input, 4 GiB there, comes back from the host while the block behind
+it is at work; since those of 32k and 128k a block is two nodes of autograd, and keeps an activation less."""
 BLOCKS = (
     "D4-dp-sharded",
     "D4-fsdp-before",

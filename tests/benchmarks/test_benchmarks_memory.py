@@ -16,8 +16,12 @@ WIDER = {
     "ep2": 0.025,
     "4, rank 1": 0.013,
     "halves-interleaved": 0.013,
+    "D4-auto-v-lean": 0.08,
+    "halves-auto-v": 0.013,
+    "D4-tp": 0.007,
 }
-"""Weight gradients that wait for their W; messages of a shard; experts whose loads are not equal; stages by turns."""
+"""Weight gradients that wait for their W; messages of a shard; experts whose loads are not equal; stages by turns; what
+a post-validated step that computes norms once more holds; windows of code from before a block was two nodes."""
 
 
 @pytest.mark.parametrize("row", list(rows()), ids=lambda row: f"{row.file} {row.run}")
