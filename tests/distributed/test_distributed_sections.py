@@ -1,6 +1,7 @@
 """What a stage is gathered by: nothing is read before it has come.
 
-Faults to catch: a backward that does not wait for what is in no section.
+Faults to catch: a backward that does not wait for what is in no section; a gather that is begun as it is needed where a
+pass turns back; a step whose first sections wait for the whole update; a third section that stays.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Faults to catch: a shard that is another rank's; gradients of earlier microbatches forgotten; a norm of one rank's
 part; copies whose gradients are not summed; weights that do not follow their shard; a section that stays gathered;
-gradients whose memory stays; a shard that is written while others read it; weights that are copied on their way; a
-model that is whole before it is sharded.
+gradients whose memory stays; a shard that is written while others read it; a checkpoint that is loaded while others
+read; weights that are copied on their way; a model that is whole before it is sharded.
 """
 
 from __future__ import annotations

@@ -80,6 +80,12 @@ SHARDING = Said(
         "",
     ),
     Fault(
+        "a checkpoint that is loaded while others read",
+        "distributed/progress.py",
+        "            bucket.arrive()\n            bucket.settle()\n",
+        "            bucket.arrive()\n",
+    ),
+    Fault(
         "weights that are copied on their way",
         "distributed/bucket.py",
         "        return all_gather_into(self.weights, self.shard, self._gather)",
@@ -95,6 +101,24 @@ SECTIONS = Said(
         "distributed/sections.py",
         "        self._wait((*self._always, *self.uses[n]))\n        stay",
         "        self._wait(self.uses[n])\n        stay",
+    ),
+    Fault(
+        "a gather that is begun as it is needed where a pass turns back",
+        "distributed/sections.py",
+        "then = 2 * n - then if turns else then",
+        "then = then",
+    ),
+    Fault(
+        "a step whose first sections wait for the whole update",
+        "distributed/data_parallel.py",
+        "self._asks_ahead = self.sharding.params and len(stages) == 1",
+        "self._asks_ahead = False",
+    ),
+    Fault(
+        "a third section that stays",
+        "distributed/sections.py",
+        "for bucket in [b for b in self._held if b not in stay]:",
+        "for bucket in [b for b in self._held if b not in stay and n != 2]:",
     ),
 )
 
