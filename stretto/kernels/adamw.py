@@ -16,8 +16,9 @@ from stretto.kernels.launches import Launches, cdiv
 
 _BLOCK: Final = 1024
 """Elements of a program: with four warps two loads of 16 bytes of fp32 for a thread and vector."""
-_NOTHING: Final = tl.constexpr(16)
+WEIGHTS_ALONE: Final = 16
 _EVERYTHING: Final = 32
+_FEWEST: Final = tl.constexpr(WEIGHTS_ALONE)
 """What is stored: numbers that Triton does not tell apart, so that one binary computes both, to the same bits."""
 
 
@@ -50,7 +51,7 @@ def _kernel(
     m += change_first * (g - m)
     v += change_second * (g * g - v)
     w = w * tl.load(keep) - tl.div_rn(tl.load(rate) * m, tl.sqrt_rn(tl.div_rn(v, tl.load(correction))) + eps)
-    kept = inside & (stored > _NOTHING)
+    kept = inside & (stored > _FEWEST)
     tl.store(first + at, m, mask=kept)
     tl.store(second + at, v, mask=kept)
     tl.store(master + at, w, mask=kept)
@@ -70,42 +71,12 @@ def adamw(
     correction: Tensor,
     betas: tuple[float, float],
     eps: float,
+    stored: int = _EVERYTHING,
 ) -> None:
-    """`stretto.distributed.rules.adamw`, of contiguous vectors in fp32 and weights in any dtype."""
-    _launch(master, rounded, grad, first, second, scale, keep, rate, correction, betas, eps, _EVERYTHING)
+    """`stretto.distributed.rules.adamw`, of contiguous vectors in fp32 and weights in any dtype.
 
-
-def adamw_weights(
-    master: Tensor,
-    rounded: Tensor,
-    grad: Tensor,
-    first: Tensor,
-    second: Tensor,
-    scale: Tensor,
-    keep: Tensor,
-    rate: Tensor,
-    correction: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-) -> None:
-    """`stretto.distributed.rules.adamw_weights`."""
-    _launch(master, rounded, grad, first, second, scale, keep, rate, correction, betas, eps, int(_NOTHING))
-
-
-def _launch(
-    master: Tensor,
-    rounded: Tensor | None,
-    grad: Tensor,
-    first: Tensor,
-    second: Tensor,
-    scale: Tensor,
-    keep: Tensor,
-    rate: Tensor,
-    correction: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    stored: int,
-) -> None:
+    With `stored` of `WEIGHTS_ALONE` it is `adamw_weights`: masters and moments stay as they are.
+    """
     size = master.numel()
     vectors = (master, master if rounded is None else rounded, grad, first, second)
     numbers = (size, 1 - betas[0], 1 - betas[1], eps, stored, rounded is not None, _BLOCK)

@@ -136,7 +136,9 @@ def kernels() -> Mapping[Function, Kernel]:
         loss_formulas.gradient_: Kernel(cross_entropy.gradient_, _some, others=_OF_ROWS, one_fits=True),
         merge_: Kernel(merge.merge_, _some),
         rules.adamw: Kernel(adamw.adamw, _some, (torch.float32,), _DTYPES, one_fits=True),
-        rules.adamw_weights: Kernel(adamw.adamw_weights, _some, (torch.float32,), _DTYPES, one_fits=True),
+        rules.adamw_weights: Kernel(
+            partial(adamw.adamw, stored=adamw.WEIGHTS_ALONE), _some, (torch.float32,), _DTYPES, one_fits=True
+        ),
         turning.apply_rotary_: Kernel(rope.apply_rotary_, _power_of_two),
         turning.apply_rotary_backward: Kernel(rope.apply_rotary_backward, _power_of_two),
         norming.norm_and_rotate: Kernel(head_norm.forward, _power_of_two, equal=True),

@@ -67,7 +67,7 @@ KERNELS_ADAMW = Said(
     Fault(
         "moments written with the weights alone",
         "kernels/adamw.py",
-        "kept = inside & (stored > _NOTHING)",
+        "kept = inside & (stored > _FEWEST)",
         "kept = inside",
     ),
 )
