@@ -23,7 +23,10 @@ import torch
 from stretto.arguments import parse
 from stretto.initialize import initialize
 from stretto.layout import Layout
-from stretto.verify import Session, build, random_batch
+from stretto.pipeline_parallel import GraphedExecutor
+from stretto.train.build import build
+from stretto.train.groups import state_of
+from stretto.verify import Session, random_batch
 from stretto.world import World
 
 MODES = {
@@ -67,10 +70,13 @@ def _step_ms(words: str, layers: int, world: World, steps: int, *, profile: int 
     """Median milliseconds that the host needs for forwards and backwards of a step."""
     said = f"{SIZES} --layers {layers} --global-batch {MICROBATCHES} {words}"
     args = parse(said.split(), env={}, files=False, world_size=1).args
-    with build(args, Layout.of(), world) as session:
-        batch = random_batch(args, 0)
+    with state_of(args, Layout.of(), world) as state:  # not by `stretto.verify`: what it looks at is not recorded
+        session, batch = Session(args, state, build(args, state)), random_batch(args, 0)
         for _ in range(5):
             session.step(batch)
+        executor = session.built.stepper.executor
+        if args.run.cuda_graphs and not (isinstance(executor, GraphedExecutor) and executor.recorded):
+            sys.exit("python -m benchmarks.host_time: no microbatch was recorded as a CUDA graph")
         if profile:
             _profile(session, batch, profile)
             return 0.0
