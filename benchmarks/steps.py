@@ -50,6 +50,9 @@ class Case:
     documents: int = 0
 
 
+_SMALL = "--layers 12 --hidden 768 --heads 12 --vocab 50304 --activation swiglu --norm rms --position rope --no-tied "
+_SMALL += "--dropout 0 --experts 32 --top-k 4 --expert-ffn 512 --seq-len 1024 --micro-batch 4 --global-batch 64"
+"""Sixteen microbatches of what a GPU is through with before its host: 460 million parameters."""
 _OLMOE = "--preset olmoe-7b --layers 4 --seq-len 4096 --micro-batch 4 --recompute selective"
 # A bias of each expert in the choice, that moves until the loads are equal: after some hundred steps they are.
 _BALANCED = f"{_OLMOE} --router-bias --router-bias-rate 0.0003"
@@ -75,6 +78,8 @@ CASES = {
     ),
     "olmoe-ep2-overlap": Case("experts", 2, f"{_OLMOE} --global-batch 16 --dp 2 --ep 2 --ep-comm-overlap"),
     "olmoe-ep2-natural": Case("experts", 2, f"{_OLMOE} --global-batch 16 --dp 2 --ep 2", "zipf"),
+    "moe-small": Case("small experts", 1, _SMALL),
+    "moe-small-no-graphs": Case("small experts", 1, f"{_SMALL} --no-cuda-graphs"),
     "qwen3-moe": Case("qwen3", 1, "--preset qwen3-30b-a3b --layers 3 --seq-len 4096 --micro-batch 2 --global-batch 8"),
     "qwen3-moe-ep2": Case(
         "qwen3", 2, "--preset qwen3-30b-a3b --layers 3 --seq-len 4096 --micro-batch 2 --global-batch 16 --dp 2 --ep 2"

@@ -10,9 +10,14 @@ from torch import Tensor
 
 
 def to_host(x: Tensor) -> Callable[[], list[Any]]:
-    """Begin to copy x to pinned memory. What is returned waits for the copy, and gives x as a list."""
+    """Begin to copy x to pinned memory. What is returned waits for the copy, and gives x as a list.
+
+    In a CUDA graph nothing is copied, and to ask for it raises RuntimeError.
+    """
     if not x.is_cuda:
         return x.tolist
+    if torch.cuda.is_current_stream_capturing():
+        return _unknown
     there = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
     there.copy_(x, non_blocking=True)
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -23,3 +28,7 @@ def to_host(x: Tensor) -> Callable[[], list[Any]]:
         return there.tolist()
 
     return read
+
+
+def _unknown() -> list[Any]:
+    raise RuntimeError("how many rows an expert gets is known to the device alone in a CUDA graph")

@@ -30,6 +30,7 @@ from stretto.world import World
 
 WORDS = "--preset demo --hidden 32 --heads 4 --kv-heads 2 --layers 2 --vocab 61 --seq-len 16 --tp 1 --pp 1"
 WORDS += " --global-batch 6 --micro-batch 2 --nproc 1"
+SPARSE = "--dtype bf16 --experts 8 --top-k 2 --expert-ffn 256 --balance-loss 0.01 --router-z-loss 0.001"
 OTHER = "--activation gelu --norm layer --bias --qk-norm --position learned --tied"
 
 
@@ -187,6 +188,9 @@ def test_another_signature_is_eager(what: str) -> None:
         "--dtype bf16 --compile --recompute selective --qk-norm",
         "--dtype bf16 --no-compile --tied --activation gelu --norm layer --bias --qk-norm",
         "--dtype bf16 --compile --fp8 tensorwise",
+        f"{SPARSE} --compile --recompute selective",
+        f"{SPARSE} --no-compile --recompute block --router-bias --router sigmoid",
+        f"{SPARSE} --compile --fp8 rowwise --first-dense 1 --shared-ffn 256",
     ],
 )
 def test_graphs_on_a_gpu_are_the_eager_step(words: str) -> None:
