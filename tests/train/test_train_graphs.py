@@ -189,7 +189,7 @@ def test_another_signature_is_eager(what: str) -> None:
         "--dtype bf16 --no-compile --tied --activation gelu --norm layer --bias --qk-norm",
         "--dtype bf16 --compile --fp8 tensorwise",
         f"{SPARSE} --compile --recompute selective",
-        f"{SPARSE} --no-compile --recompute block --router-bias --router sigmoid",
+        f"{SPARSE} --compile --recompute block --router-bias --router sigmoid",
         f"{SPARSE} --compile --fp8 rowwise --first-dense 1 --shared-ffn 256",
     ],
 )
