@@ -156,12 +156,9 @@ def _across(args: Arguments) -> tuple[float, float]:
 
 
 def router_bytes(args: Arguments) -> int:
-    """Bytes that a router keeps: scores, chosen experts and their weights."""
-    m, p = args.model, args.parallel
-    wide = max(4, BYTES[args.run.dtype])
-    scores = m.experts * wide * (1 + (m.router_z_loss > 0))
-    chosen = m.top_k * (8 + wide * (1 + m.router_renormalize)) + wide * m.router_renormalize
-    return -(-local_tokens(args) // p.tp) * (scores + chosen)
+    """Bytes that a router keeps: logits, chosen experts and their weights."""
+    m, wide = args.model, max(4, BYTES[args.run.dtype])
+    return -(-local_tokens(args) // args.parallel.tp) * (m.experts * wide + m.top_k * (8 + wide))
 
 
 def plan_bytes(args: Arguments) -> int:

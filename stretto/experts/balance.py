@@ -81,8 +81,8 @@ class Balance:
         sums = torch.zeros((len(self.layers), 2 * experts + 1), dtype=torch.float64, device=device)
         for layer, router in self.routers.items():
             n, own = self.layers.index(layer), router.state
-            counts[0, n], counts[1, n] = own.counts, own.dropped
-            sums[n, :experts], sums[n, -1] = own.chance, own.z
+            counts[:, n] = own.assignments
+            sums[n, :experts], sums[n, -1] = own.sums[:-1], own.sums[-1]
             if self._counts:
                 sums[n, experts:-1] = own.bias
         world = self.state.axis("tp", "cp", "dp", "pp")
@@ -102,9 +102,8 @@ class Balance:
     def begin(self) -> None:
         """Forget what a step that did not come to its end has counted."""
         for router in self.routers.values():
-            own = router.state
-            for each in (own.counts, own.dropped, own.chance, own.z):
-                each.zero_()
+            router.state.assignments.zero_()
+            router.state.sums.zero_()
 
     def slices(self) -> list[Slice]:
         """What a checkpoint holds of it: biases beside the weights, and the counts of the last step."""

@@ -23,6 +23,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from stretto.arguments.schema import ModelConfig
+from stretto.experts import gates
 from stretto.experts.capacity import within_capacity
 from stretto.experts.scores import scores as scores_of
 from stretto.experts.scores import three_parts
@@ -49,8 +50,8 @@ class RouterState:
     """What a router remembers from step to step, the same on all ranks; and what this rank's tokens of a step added.
 
     `bias` [E] fp32 or wider moves the choice. `before` [E] int64 counts the assignments of the last step, all zero in
-    the first. Of the step under way: `counts` [E] and `dropped` [E] int64, `chance` [E] fp64 the sum over the tokens of
-    their probabilities, `z` [] fp64 of logsumexp^2.
+    the first. Of the step under way: `assignments` [2, E] int64, those of each expert and of these the dropped ones;
+    `sums` [E + 1] fp64 over the tokens, of probabilities and of logsumexp^2.
     """
 
     experts: int
@@ -58,17 +59,19 @@ class RouterState:
     wide: torch.dtype
     bias: Tensor = field(init=False)
     before: Tensor = field(init=False)
-    counts: Tensor = field(init=False)
-    dropped: Tensor = field(init=False)
-    chance: Tensor = field(init=False)
-    z: Tensor = field(init=False)
+    assignments: Tensor = field(init=False)
+    sums: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        for name, dtype in (("bias", self.wide), ("before", torch.int64), ("counts", torch.int64)):
-            setattr(self, name, torch.zeros(self.experts, dtype=dtype, device=self.device))
-        self.dropped = torch.zeros_like(self.counts)
-        self.chance = torch.zeros(self.experts, dtype=torch.float64, device=self.device)
-        self.z = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.bias = torch.zeros(self.experts, dtype=self.wide, device=self.device)
+        self.assignments = torch.zeros((2, self.experts), dtype=torch.int64, device=self.device)
+        self.before = torch.zeros_like(self.assignments[0])
+        self.sums = torch.zeros(self.experts + 1, dtype=torch.float64, device=self.device)
+
+    @property
+    def counts(self) -> Tensor:
+        """[E], a view."""
+        return self.assignments[0]
 
 
 class Router(nn.Module):
@@ -86,7 +89,11 @@ class Router(nn.Module):
             own = ParamSpec((config.experts,), Init(), sum_grad=("tp",), weight_decay=False)
             self.bias = declare_on(self, "bias", own, build)
         expect(self.weight, build)
-        self._split, self._seen, self._best = build.fuse(three_parts), build.fuse(_seen), build.fuse(best)
+        coefficients = [each / self.tokens for each in (config.balance_loss * config.experts, config.router_z_loss)]
+        self.gates = gates.Gates(config.router, config.router_renormalize, config.router_scale, *coefficients)
+        self._split, self._best = build.fuse(three_parts), build.fuse(best)
+        self._ranked, self._weights = build.fuse(gates.ranked), build.fuse(gates.weights)
+        self.gradient = build.fuse(gates.gradient)
 
     def forward(
         self,
@@ -101,28 +108,20 @@ class Router(nn.Module):
         logits = scores_of(x, self.weight, self.build, self._split)
         if self.bias is not None:
             logits = logits + self.bias
-        scores = logits.sigmoid() if c.router == "sigmoid" else logits.softmax(-1)
-        experts = self.chosen(scores.detach())
-        if c.router == "softmax-top-k":
-            weights = logits.gather(1, experts).softmax(-1)
-        else:
-            weights = scores.gather(1, experts)
-            if c.router_renormalize:
-                total = weights.sum(-1, keepdim=True)
-                weights = weights / (total + 1e-20 if c.router == "sigmoid" else total)
-        if c.router_scale != 1:
-            weights = weights * c.router_scale
+        with torch.no_grad():
+            experts = self.chosen(logits)
+        weights = self._weights(logits.detach(), experts, self.gates)
         kept = None
         if c.expert_capacity:
-            kept = within_capacity(experts, weights.detach(), sequence, c, self.build, structure)
+            kept = within_capacity(experts, weights, sequence, c, self.build, structure)
         if torch.is_grad_enabled():
-            weights = self._balanced(weights, logits, scores, Choice(experts, weights, kept), real)
+            weights = _Choose.apply(self, weights, logits, experts, real, kept)  # type: ignore[no-untyped-call]
         return Choice(experts, weights, kept)
 
-    def chosen(self, scores: Tensor) -> Tensor:
-        """The K experts [n, K] of scores [n, E], the best first; of groups, of the best groups alone."""
+    def chosen(self, logits: Tensor) -> Tensor:
+        """The K experts [n, K] of logits [n, E], the best first; of groups, of the best groups alone."""
         c = self.config
-        ranked = scores + self.state.bias if c.router_bias else scores
+        ranked: Tensor = self._ranked(logits, self.state.bias if c.router_bias else None, self.gates)
         if c.router_groups > 1:
             grouped = ranked.view(len(ranked), c.router_groups, c.experts // c.router_groups)
             best = grouped.amax(-1) if c.router_group_score == "max" else grouped.topk(2, -1).values.sum(-1)
@@ -132,64 +131,33 @@ class Router(nn.Module):
         best_of: Tensor = self._best(ranked, c.top_k)
         return best_of
 
-    def _balanced(self, weights: Tensor, logits: Tensor, scores: Tensor, choice: Choice, real: Tensor | None) -> Tensor:
-        """The weights; their backward adds the gradients of the losses, and the counts, once for a microbatch."""
-        c, state, experts, kept = self.config, self.state, choice.experts, choice.kept
-        extra = logits.new_zeros(())
-        chance = scores / scores.sum(-1, keepdim=True) if c.router == "sigmoid" else scores
-        times = torch.ones_like(experts)
-        if real is not None:
-            chance, times = chance * real[:, None], times * real[:, None]
-        if c.balance_loss:
-            assignments = state.before.sum().clamp(min=1)
-            share = state.before.to(chance.dtype) / assignments
-            extra = extra + (chance.sum(0) * share).sum() * (c.balance_loss * c.experts / self.tokens)
-        if c.router_z_loss:
-            extra = extra + _z(logits, real) * (c.router_z_loss / self.tokens)
-        counts = _counts(experts, c.experts, times)
-        lost = torch.zeros_like(counts) if kept is None else _counts(experts, c.experts, times * ~kept)
-        seen = (counts, lost, *self._seen(logits.detach(), chance.detach(), real))
-        return _Attach.apply(weights, extra, state, *seen)  # type: ignore[no-any-return, no-untyped-call]
-
 
 def best(scores: Tensor, k: int) -> Tensor:
     """[n, k] int64: of scores [n, E] which are the best, the best first."""
     return scores.topk(k, -1, sorted=True).indices
 
 
-def _counts(experts: Tensor, number: int, times: Tensor) -> Tensor:
-    """[E] int64: how often each expert was chosen. Unlike `bincount` no host waits for it."""
-    counts = torch.zeros(number, dtype=torch.int64, device=experts.device)
-    return counts.scatter_add_(0, experts.flatten(), times.flatten())
-
-
-def _z(logits: Tensor, real: Tensor | None) -> Tensor:
-    """[]: the sum over the tokens of logsumexp(logits)^2."""
-    squares = torch.logsumexp(logits, -1).square()
-    return (squares if real is None else squares * real).sum()
-
-
-def _seen(logits: Tensor, chance: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sums over the tokens: of probabilities [E] and of logsumexp^2 [], in fp64."""
-    return chance.sum(0, dtype=torch.float64), _z(logits, real).double()
-
-
-class _Attach(Function):
-    """A backward runs once for a microbatch, also where its forward runs twice: there counts are added."""
-
+class _Choose(Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, extra: Tensor, state: RouterState, *seen: Tensor) -> Tensor:
-        ctx.state = state
-        ctx.save_for_backward(extra, *seen)
+    def forward(
+        ctx: Any,
+        router: Router,
+        weights: Tensor,
+        logits: Tensor,
+        experts: Tensor,
+        real: Tensor | None,
+        kept: Tensor | None,
+    ) -> Tensor:
+        ctx.router = router
+        ctx.save_for_backward(logits, experts, real, kept)
         return weights.view_as(weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dweights: Tensor) -> tuple[Tensor | None, ...]:
-        extra, counts, dropped, chance, z = ctx.saved_tensors
-        state = ctx.state
-        state.counts += counts
-        state.dropped += dropped
-        state.chance += chance
-        state.z += z
-        return dweights, torch.ones_like(extra), None, None, None, None, None
+        router, (logits, experts, real, kept) = ctx.router, ctx.saved_tensors
+        state: RouterState = router.state
+        dlogits, counts, sums = router.gradient(dweights, logits, experts, state.before, real, kept, router.gates)
+        state.assignments += counts
+        state.sums += sums
+        return None, None, dlogits, None, None, None

@@ -20,9 +20,9 @@ LAYOUTS = Said(
     ),
     Fault(
         "a balance loss of the counts of one microbatch",
-        "experts/router.py",
-        "share = state.before.to(chance.dtype) / assignments",
-        "share = torch.bincount(experts.flatten(), minlength=c.experts).to(chance.dtype) / experts.numel()",
+        "experts/gates.py",
+        "share = before.to(logits.dtype) / before.sum().clamp(min=1)",
+        "share = hits.sum((0, 1)).to(logits.dtype) / experts.numel()",
     ),
     Fault(
         "tokens that every tensor-parallel rank sends",
@@ -38,9 +38,9 @@ LAYOUTS = Said(
     ),
     Fault(
         "slots without a token that are counted",
-        "experts/router.py",
-        "chance, times = chance * real[:, None], times * real[:, None]",
-        "pass",
+        "experts/gates.py",
+        "if real is None else real[:, None].to(logits.dtype)",
+        "if real is None else torch.ones_like(logits[:, :1])",
     ),
     Fault(
         "weights let go while a half of the microbatch still reads them",
@@ -104,8 +104,9 @@ EXACT = Said(
     Fault(
         "counts that a recomputation adds again",
         "experts/router.py",
-        "        ctx.save_for_backward(extra, *seen)\n",
-        "        ctx.save_for_backward(extra, *seen)\n        state.counts += seen[0]\n",
+        "        ctx.save_for_backward(logits, experts, real, kept)\n",
+        "        ctx.save_for_backward(logits, experts, real, kept)\n"
+        "        router.state.counts.scatter_add_(0, experts.flatten(), torch.ones_like(experts).flatten())\n",
     ),
 )
 
@@ -113,9 +114,9 @@ ROUTER = Said(
     "tests/experts/test_experts_router.py",
     Fault(
         "a router whose gradient is detached",
-        "experts/router.py",
-        "weights = scores.gather(1, experts)",
-        "weights = scores.detach().gather(1, experts)",
+        "experts/gates.py",
+        "of_chosen = (hits * d[..., None]).sum(1)",
+        "of_chosen = torch.zeros_like(logits)",
     ),
     Fault(
         "groups that are ranked by their best score alone",
@@ -138,8 +139,8 @@ ROUTER = Said(
     Fault(
         "a bias that weighs",
         "experts/router.py",
-        "            weights = scores.gather(1, experts)\n",
-        "            weights = (scores + self.state.bias.to(scores)).gather(1, experts)\n",
+        "self._weights(logits.detach(), experts, self.gates)",
+        "self._weights(logits.detach() + self.state.bias.to(logits), experts, self.gates)",
     ),
     Fault(
         "tokens beyond the capacity that are kept",
