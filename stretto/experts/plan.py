@@ -97,16 +97,12 @@ class Sorting:
         n, k = experts.shape
         self.axes, self.number, self.dropped, self.beside, self.ops = axes, number, kept is not None, beside, ops
         self.local = number // axes.ep.size
-        # The fewer bits, the fewer passes of a radix sort.
-        flat = experts.to(torch.int16 if number < 2**15 else torch.int64)
-        self._of = (flat if kept is None else torch.where(kept, flat, number)).reshape(-1)
-        keys, self._order = torch.sort(self._own_first(self._of), stable=True)
-        place = torch.empty_like(self._order).scatter_(0, self._order, torch.arange(n * k, device=experts.device))
+        self._of = (experts if kept is None else torch.where(kept, experts, number)).reshape(-1)
+        sorted_ = self.ops.sort(self._own_first(self._of), number, self.dropped)
+        self._order, place, self._counts, self._of_experts = sorted_
         self.places = place.view(1, n, k)
         """`back` of the plan where it is known with `rows`."""
         self.crossing = None if axes.exchange.size == 1 else Crossing.of(self._holders().view(n, k), axes)
-        ends = torch.searchsorted(keys, torch.arange(number, dtype=keys.dtype, device=keys.device), right=True)
-        self._counts = torch.diff(ends, prepend=ends.new_zeros(1))
         self._asked: Work = Done()
         self._ends: tuple[Tensor, ...] = ()
         self._read: Callable[[], list[Any]] | None = None
@@ -122,7 +118,7 @@ class Sorting:
         follows from that on the device alone is computed now: it must not wait for the host as well."""
         axes, exchange = self.axes, self.axes.exchange
         if exchange.size == 1:
-            self._read, self._ends = to_host(self._counts[None]), (_ends(self._counts[None]),)
+            self._read, self._ends = to_host(self._counts[None]), (self._of_experts,)
             return
         with self.beside.used():
             assert self.crossing is not None

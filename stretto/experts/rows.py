@@ -48,8 +48,22 @@ def by_expert(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
     return order, torch.empty_like(order).scatter_(0, order, places)
 
 
+def sort_assignments(keys: Tensor, number: int, dropped: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Assignments [m] by expert, within one as they are: their order [m] and its inverse; how many each of so many
+    experts has, int64, and where those end, int32. Those of no expert, `number` where some are `dropped`, come last."""
+    del dropped
+    # The fewer bits, the fewer passes of a radix sort.
+    sorted_keys, order = torch.sort(keys.to(torch.int16 if number < 2**15 else torch.int64), stable=True)
+    places = torch.empty_like(order).scatter_(0, order, torch.arange(len(keys), device=keys.device))
+    experts = torch.arange(number, dtype=sorted_keys.dtype, device=keys.device)
+    ends = torch.searchsorted(sorted_keys, experts, right=True)
+    return order, places, torch.diff(ends, prepend=ends.new_zeros(1)), ends.to(torch.int32)
+
+
 def of_slots(numbers: Tensor, more: Tensor | None, back: Tensor) -> Tensor:
     """[n, K]: of each slot the number [sent, 1] that came back for it; 0 where it was dropped."""
+    if more is None and numbers.numel() == back.numel():  # each has one
+        return numbers.view(-1).index_select(0, back.view(-1)).view(back.shape[1:])
     beyond = torch.cat([numbers, *(() if more is None else (more,)), numbers.new_zeros(1, 1)])[:, 0]
     return beyond.index_select(0, back.clamp(max=len(beyond) - 1).flatten()).view_as(back).sum(0)
 
@@ -85,7 +99,8 @@ class RowOps:
     sum: Callable[[Tensor, Tensor | None, Tensor, Tensor | None], Tensor] = sum_rows
     combine: Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor] = combine_rows
     by_expert: Callable[[Tensor, int], tuple[Tensor, Tensor]] = by_expert
+    sort: Callable[[Tensor, int, bool], tuple[Tensor, Tensor, Tensor, Tensor]] = sort_assignments
 
     @classmethod
     def of(cls, build: Build) -> RowOps:
-        return cls(*(build.fuse(each) for each in (scatter_rows, sum_rows, combine_rows, by_expert)))
+        return cls(*(build.fuse(each) for each in (scatter_rows, sum_rows, combine_rows, by_expert, sort_assignments)))

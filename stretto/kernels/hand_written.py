@@ -110,6 +110,7 @@ def kernels() -> Mapping[Function, Kernel]:
     # Triton comes with torch for GPUs, not with torch for CPUs
     from stretto.kernels import (
         adamw,
+        counting_sort,
         cross_entropy,
         embedding,
         experts,
@@ -149,6 +150,7 @@ def kernels() -> Mapping[Function, Kernel]:
         moving.sum_rows: Kernel(experts.sum_rows),
         moving.combine_rows: Kernel(experts.combine_rows),
         moving.by_expert: Kernel(experts.by_expert, dtypes=(torch.int64,)),
+        moving.sort_assignments: Kernel(counting_sort.sort_assignments, dtypes=(torch.int64,)),
         quantizing.add_: Kernel(fp8.add_),
         quantizing.scale: Kernel(fp8.scale),
         quantizing.quantize: Kernel(fp8.quantize, dtypes=_QUANTIZED),

@@ -9,6 +9,7 @@ from triton.compiler import ASTSource
 
 from stretto.kernels import (
     adamw,
+    counting_sort,
     cross_entropy,
     embedding,
     experts,
@@ -45,6 +46,8 @@ KERNELS = {
     ),
     "experts scatter": (experts._scatter, {"slots": 8, "parts": 2, "block": 2048}),
     "experts order": (experts._by_expert, {"most": 64, "block": 1024}),
+    "experts count": (counting_sort._count, {"rows": 64, "wide": 64, "block": 512}),
+    "experts place": (counting_sort._place, {"rows": 64, "wide": 64, "block": 512}),
     "experts products": (grouped._products, {"two": True, "add": True, "tall": 128, "wide": 256, "deep": 32}),
     "loss": (
         cross_entropy._statistics,

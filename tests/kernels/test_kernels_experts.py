@@ -4,7 +4,7 @@ Faults to catch: a dropped row that is added; the parts of a cut expert not adde
 left out; rows of others looked for behind as many of a rank's own; what is beside a sum left out; slots added in
 another order; rows of the next expert added; an expert without rows not set to zero; an expert
 that is chosen twice; rows of a second part left out; rows of an expert whose sources lie in any order; rows of an
-expert beyond a block left where they were.
+expert beyond a block left where they were; assignments of blocks before not counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from triton.runtime import interpreter
 from stretto.experts.grouped import add_products
 from stretto.experts.plan import Sorting
 from stretto.experts.router import best
-from stretto.experts.rows import by_expert, combine_rows, scatter_rows, sum_rows
+from stretto.experts.rows import by_expert, combine_rows, scatter_rows, sort_assignments, sum_rows
 from stretto.experts.segments import Segments
 from stretto.kernels.hand_written import kernels
 from stretto.world import ExpertAxes
@@ -141,6 +141,22 @@ def _whole_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", mended)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_descriptor_reduce", add, raising=False)
+
+
+@pytest.mark.usefixtures("_whole_interpreter")
+@pytest.mark.parametrize(("assignments", "number"), [(0, 4), (7, 1), (1300, 6), (600, 128)])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_assignments_are_sorted_by_expert(assignments: int, number: int, dropped: bool) -> None:
+    """As torch's stable sort does. Catches: blocks before that are not counted; an order that is not stable; dropped
+    ones among the others; totals of a block."""
+    keys = torch.randint(0, number + dropped, (assignments,), device=DEVICE)
+    keys[keys == 2] = 0  # an expert without any
+    want = sort_assignments(keys, number, dropped)
+    found = kernels()[sort_assignments].run(keys, number, dropped)
+    assert [each.dtype for each in found] == [each.dtype for each in want]
+    assert all(torch.equal(*pair) for pair in zip(found, want, strict=True))
+    assert torch.equal(found[0], keys.sort(stable=True).indices)
+    assert torch.equal(found[2], torch.bincount(keys, minlength=number)[:number])
 
 
 @pytest.mark.usefixtures("_whole_interpreter")

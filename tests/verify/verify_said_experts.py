@@ -366,6 +366,12 @@ KERNELS_EXPERTS = Said(
         "for at in range(0, number, block):",
         "for at in range(0, min(number, block), block):",
     ),
+    Fault(
+        "assignments of blocks before not counted",
+        "kernels/counting_sort.py",
+        "    base += end - every\n",
+        "    base = end - every\n",
+    ),
 )
 
 ASKED = Said(
