@@ -44,14 +44,18 @@ class Chip:
     """What the update takes beside a copy of its bytes."""
     contention: float = 0.8
     """What a second of communication behind GEMMs costs them, which share multiprocessors, memory and power with it."""
-    grouped: float = 1.15
+    grouped: float = 1.1
     """What products of experts take beside dense ones of as many rows."""
+    routing: float = 120e-6
+    """Seconds of a router's and a sort's small kernels, forward and backward."""
     exchange: float = 288e9
     """Bytes a second of an uneven all-to-all of NCCL within a node, each way."""
     to_host: float = 40.5e9
     """Bytes a second to the host's memory, and from it at the same time, of state that an update streams."""
-    host: float = 4.5e-3
-    """Seconds of the host for a layer and microbatch that is no CUDA graph: a step takes no less."""
+    host: float = 1.9e-3
+    """Seconds of the host for a dense layer and microbatch that is no CUDA graph: a step takes no less."""
+    host_sparse: float = 4.9e-3
+    """For a layer of experts."""
     gaps: float = 3e-3
     """Seconds of a step in which nothing runs."""
 

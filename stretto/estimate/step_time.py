@@ -53,8 +53,9 @@ def _whole(args: Arguments, chip: Chip, memo: Memo, *, simulated: bool) -> StepT
     p, m = args.parallel, args.batch.microbatches(args.parallel.dp)
     spent, held = memo(_computed, replace(args, parallel=replace(p, sharding="none")), chip, simulated, memo)
     spent += _sharding(args, chip, held, spent.total / m, memo)
-    layers = sum(stage_counts(args)[s] for s in held)
-    host = 0.0 if args.run.cuda_graphs else chip.host * layers * m
+    layers, blocks = sum(stage_counts(args)[s] for s in held), args.model.layers
+    each = chip.host + (chip.host_sparse - chip.host) * len(args.model.sparse_layers) / blocks
+    host = 0.0 if args.run.cuda_graphs else each * layers * m
     return spent + StepTime(launches=max(chip.gaps, host - spent.total))
 
 

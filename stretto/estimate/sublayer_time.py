@@ -64,6 +64,10 @@ def feed_forward(args: Arguments, chip: Chip, layer: int) -> Passes:
         # own are moved beside what came.
         own = 1 / (p.ep * p.etp)
         passes += (4 * (1 - own) + 2 * own) * 2 * item * rows * p.etp * h / chip.memory
+    if sparse:
+        # Gradients of experts are written in fp32, and read by all microbatches but the first: few rows hide it.
+        weights = m.experts // (p.ep * p.etp) * (gates + 1) * h * m.dim_expert
+        passes += chip.routing + 4 * (2 - 1 / args.batch.microbatches(p.dp)) * weights / chip.memory
     forward, backward = (list(_exchanged_by_feed_forward(args, chip, layer, backward=back)) for back in (False, True))
     return Passes(
         StepTime(products, 0.0, 0.4 * passes, communication=sum(forward)),

@@ -121,7 +121,9 @@ class Router(nn.Module):
     def chosen(self, logits: Tensor) -> Tensor:
         """The K experts [n, K] of logits [n, E], the best first; of groups, of the best groups alone."""
         c = self.config
-        ranked: Tensor = self._ranked(logits, self.state.bias if c.router_bias else None, self.gates)
+        ranked = logits  # scores have their order
+        if c.router_bias or c.router_groups > 1:
+            ranked = self._ranked(logits, self.state.bias if c.router_bias else None, self.gates)
         if c.router_groups > 1:
             grouped = ranked.view(len(ranked), c.router_groups, c.experts // c.router_groups)
             best = grouped.amax(-1) if c.router_group_score == "max" else grouped.topk(2, -1).values.sum(-1)

@@ -14,6 +14,7 @@ WIDER = {
     "stretto-zbv, rank 1": 0.02,
     "32k-cp2-zero1": 0.007,
     "ep2": 0.025,
+    "moe-small": 0.025,
     "4, rank 1": 0.013,
     "halves-interleaved": 0.013,
     "D4-auto-v-lean": 0.08,

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.pure
 
 H200 = CHIPS["h200"]
 ROWS = list(rows())
-WORST = {"h200/S4.json": 0.10, "h200x2/D4-halves.json": 0.10}
+WORST = {"h200x2/D4-halves.json": 0.10}
 """Sixteen small microbatches: each has a fixed cost that the estimate does not know."""
 
 
