@@ -30,7 +30,7 @@ CASES: list[Case] = [
     (DEEPSEEK, {"tp": 2, "dp": 2, "ep": 4, **SP}, {"recompute": "selective"}),
     (OSS, {"dp": 4, "ep": 4, "pp": 2, "schedule": "zb-h1", "sharding": "fsdp"}, {}),
     (SMALL, {"tp": 3, "ep": 1, "etp": 1}, {}),
-    ({**MIXTRAL, "sparse_every": 2}, {"dp": 4, "ep": 2, "sharding": "fsdp", **HALVES}, {}),
+    ({**MIXTRAL, "dense_layers": (0, 2)}, {"dp": 4, "ep": 2, "sharding": "fsdp", **HALVES}, {}),
 ]
 AT_NIGHT: list[Case] = [
     (LAST, {"tp": 2, "dp": 2, "ep": 4}, {"recompute": "block"}),
