@@ -23,6 +23,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from stretto.arguments.schema import ModelConfig
+from stretto.autograd.engine import in_backward
 from stretto.experts.capacity import within_capacity
 from stretto.experts.scores import scores as scores_of
 from stretto.experts.scores import three_parts
@@ -69,6 +70,14 @@ class RouterState:
         self.dropped = torch.zeros_like(self.counts)
         self.chance = torch.zeros(self.experts, dtype=torch.float64, device=self.device)
         self.z = torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def add(self, counts: Tensor, dropped: Tensor | None, chance: Tensor, z: Tensor) -> None:
+        """What a microbatch has seen; None: nothing was dropped."""
+        self.counts += counts
+        if dropped is not None:
+            self.dropped += dropped
+        self.chance += chance
+        self.z += z
 
 
 class Router(nn.Module):
@@ -133,23 +142,24 @@ class Router(nn.Module):
         return best_of
 
     def _balanced(self, weights: Tensor, logits: Tensor, scores: Tensor, choice: Choice, real: Tensor | None) -> Tensor:
-        """The weights; their backward adds the gradients of the losses, and the counts, once for a microbatch."""
+        """The weights, whose backward adds the gradients of the losses. What was seen is counted in the forward: frozen
+        layers may have no backward. Where a backward computes a block once more, it was."""
         c, state, experts, kept = self.config, self.state, choice.experts, choice.kept
-        extra = logits.new_zeros(())
         chance = scores / scores.sum(-1, keepdim=True) if c.router == "sigmoid" else scores
         times = torch.ones_like(experts)
         if real is not None:
             chance, times = chance * real[:, None], times * real[:, None]
+        if not in_backward():
+            lost = None if kept is None else _counts(experts, c.experts, times * ~kept)
+            seen, z = self._seen(logits.detach(), chance.detach(), real)
+            state.add(_counts(experts, c.experts, times), lost, seen, z)
         if c.balance_loss:
             assignments = state.before.sum().clamp(min=1)
             share = state.before.to(chance.dtype) / assignments
-            extra = extra + (chance.sum(0) * share).sum() * (c.balance_loss * c.experts / self.tokens)
+            weights = _attach(weights, (chance.sum(0) * share).sum() * (c.balance_loss * c.experts / self.tokens))
         if c.router_z_loss:
-            extra = extra + _z(logits, real) * (c.router_z_loss / self.tokens)
-        counts = _counts(experts, c.experts, times)
-        lost = torch.zeros_like(counts) if kept is None else _counts(experts, c.experts, times * ~kept)
-        seen = (counts, lost, *self._seen(logits.detach(), chance.detach(), real))
-        return _Attach.apply(weights, extra, state, *seen)  # type: ignore[no-any-return, no-untyped-call]
+            weights = _attach(weights, _z(logits, real) * (c.router_z_loss / self.tokens))
+        return weights
 
 
 def best(scores: Tensor, k: int) -> Tensor:
@@ -174,22 +184,19 @@ def _seen(logits: Tensor, chance: Tensor, real: Tensor | None) -> tuple[Tensor, 
     return chance.sum(0, dtype=torch.float64), _z(logits, real).double()
 
 
-class _Attach(Function):
-    """A backward runs once for a microbatch, also where its forward runs twice: there counts are added."""
+def _attach(weights: Tensor, extra: Tensor) -> Tensor:
+    """The weights; `extra` is added to the loss, whose value does not have it."""
+    return _Attach.apply(weights, extra)  # type: ignore[no-any-return, no-untyped-call]
 
+
+class _Attach(Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, extra: Tensor, state: RouterState, *seen: Tensor) -> Tensor:
-        ctx.state = state
-        ctx.save_for_backward(extra, *seen)
+    def forward(ctx: Any, weights: Tensor, extra: Tensor) -> Tensor:
+        ctx.save_for_backward(extra)
         return weights.view_as(weights)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dweights: Tensor) -> tuple[Tensor | None, ...]:
-        extra, counts, dropped, chance, z = ctx.saved_tensors
-        state = ctx.state
-        state.counts += counts
-        state.dropped += dropped
-        state.chance += chance
-        state.z += z
-        return dweights, torch.ones_like(extra), None, None, None, None, None
+    def backward(ctx: Any, dweights: Tensor) -> tuple[Tensor, Tensor]:
+        (extra,) = ctx.saved_tensors
+        return dweights, torch.ones_like(extra)

@@ -37,6 +37,12 @@ LAYOUTS = Said(
         "for part in back[:1, :, k]:",
     ),
     Fault(
+        "a router that counts where it has a backward alone",
+        "experts/router.py",
+        "        if not in_backward():\n",
+        "        if weights.requires_grad and not in_backward():\n",
+    ),
+    Fault(
         "slots without a token that are counted",
         "experts/router.py",
         "chance, times = chance * real[:, None], times * real[:, None]",
@@ -104,8 +110,14 @@ EXACT = Said(
     Fault(
         "counts that a recomputation adds again",
         "experts/router.py",
-        "        ctx.save_for_backward(extra, *seen)\n",
-        "        ctx.save_for_backward(extra, *seen)\n        state.counts += seen[0]\n",
+        "        if not in_backward():\n",
+        "        if True:\n",
+    ),
+    Fault(
+        "a weight decay that an expert without tokens is spared",
+        "experts/layer.py",
+        "weight_decay=len(shape) > 1",
+        "weight_decay=False",
     ),
 )
 
