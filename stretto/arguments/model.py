@@ -133,6 +133,12 @@ class ModelConfig:
     swiglu_alpha: float = setting(1.702, "clamped-swiglu: (up + 1) gate sigmoid(swiglu_alpha gate)", above=0)
     bias: bool = setting(False, "biases in all linear layers, router and experts among them")
     qkv_bias: bool = setting(False, "biases in the query, key and value projections alone")
+    qkv_clip: float | None = setting(
+        None,
+        "queries, keys and values stay within this on both sides, before rotary embedding and after norms of heads, as "
+        "in OLMoE; unset: they stay as they are",
+        above=0,
+    )
     tied: bool = setting(False, "one matrix serves as embedding and as output head")
     scale_embedding: bool = setting(False, "embeddings are multiplied by the root of hidden, as in Gemma")
     qk_norm: bool = setting(False, "normalize queries and keys")
@@ -153,6 +159,7 @@ class ModelConfig:
     sparse_every: int = setting(
         1, "of the other blocks each n-th is sparse: those whose number + 1 divides", at_least=1
     )
+    dense_layers: tuple[int, ...] = setting((), "further blocks that are dense, counted from 0", at_least=0)
     router: Literal["softmax", "softmax-top-k", "sigmoid"] = setting(
         "softmax", "scores of the experts: softmax over all, over the chosen alone, or a sigmoid of each"
     )
@@ -259,7 +266,9 @@ class ModelConfig:
 
     def is_sparse(self, layer: int) -> bool:
         """Whether the feed-forward of that layer is made of experts."""
-        return self.experts > 0 and layer >= self.first_dense and (layer + 1) % self.sparse_every == 0
+        if self.experts == 0 or layer < self.first_dense or layer in self.dense_layers:
+            return False
+        return (layer + 1) % self.sparse_every == 0
 
     @property
     def further_layers(self) -> range:

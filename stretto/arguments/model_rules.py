@@ -14,11 +14,20 @@ from stretto.arguments.setting import Value
 @rule("global_layers layers")
 def global_layers_exist(a: Arguments) -> RuleViolation | None:
     """Layers without the window are layers of the model, each named once."""
-    named, layers = a.model.global_layers, a.model.layers
-    kept, beyond = tuple(sorted({n for n in named if n < layers})), [n for n in named if n >= layers]
+    return _layers_exist("global_layers", a.model.global_layers, a.model.layers)
+
+
+@rule("dense_layers layers")
+def dense_layers_exist(a: Arguments) -> RuleViolation | None:
+    """Layers without experts are layers of the model, each named once."""
+    return _layers_exist("dense_layers", a.model.dense_layers, a.model.layers)
+
+
+def _layers_exist(name: str, said: tuple[int, ...], layers: int) -> RuleViolation | None:
+    kept, beyond = tuple(sorted({n for n in said if n < layers})), [n for n in said if n >= layers]
     if beyond:
-        return violation(f"global_layers has {beyond[0]}, must be < layers = {layers}", global_layers=(kept,))
-    return violation("global_layers names one twice", global_layers=(kept,)) if len(kept) < len(named) else None
+        return violation(f"{name} has {beyond[0]}, must be < layers = {layers}", **{name: (kept,)})
+    return violation(f"{name} names one twice", **{name: (kept,)}) if len(kept) < len(said) else None
 
 
 positions_hold_a_sequence = require(
@@ -78,9 +87,9 @@ parallel_residual_has_norms_before = require(
 )
 
 
-@rule("kv_lora_rank head_dim rope_head_dim v_head_dim position bias qkv_bias qk_norm")
+@rule("kv_lora_rank head_dim rope_head_dim v_head_dim position bias qkv_bias qk_norm qkv_clip")
 def latent_has_its_heads(a: Arguments) -> RuleViolation | None:
-    """Attention with a latent rotates a part of each head, and has no biases and no norms of heads."""
+    """Attention with a latent rotates a part of each head, and has no biases, no norms of heads and no bounds."""
     m, r, d = a.model, a.model.dim_rotary, a.model.dim_per_head
     near: dict[str, Sequence[Value]] = {}
     wrong = []
@@ -97,6 +106,9 @@ def latent_has_its_heads(a: Arguments) -> RuleViolation | None:
         if getattr(m, name):
             wrong.append(f"{name} = true, must be false")
             near[name] = (False,)
+    if m.qkv_clip is not None:
+        wrong.append(f"qkv_clip = {m.qkv_clip:g}, must be unset")
+        near["qkv_clip"] = (None,)
     if not m.latent or not wrong:
         return None
     whole: dict[str, Sequence[Value]] = {"kv_lora_rank": (None,)} if len(wrong) > 2 else {}  # it does not belong there
@@ -149,14 +161,15 @@ def router_can_choose(a: Arguments) -> RuleViolation | None:
     return violation(f"top_k = {m.top_k}, must be <= {of}", top_k=(most,))
 
 
-@rule("first_dense sparse_every layers experts")
+@rule("first_dense sparse_every dense_layers layers experts")
 def some_layer_is_sparse(a: Arguments) -> RuleViolation | None:
     """A model with experts has them in one layer at least."""
     m = a.model
     if not m.experts or any(map(m.is_sparse, range(m.layers))):
         return None
-    problem = told(f"{{first_dense}} and {{sparse_every}} leave no layer of {m.layers} to {{experts}}", a)
-    return violation(problem, first_dense=(0,), sparse_every=(1,), experts=(0,))
+    others = ", {dense_layers}" if m.dense_layers else ""
+    problem = told(f"{{first_dense}}{others} and {{sparse_every}} leave no layer of {m.layers} to {{experts}}", a)
+    return violation(problem, first_dense=(0,), sparse_every=(1,), dense_layers=((),), experts=(0,))
 
 
 @rule("experts expert_ffn shared_ffn fp8 etp tp")

@@ -52,6 +52,8 @@ FLAGS: tuple[Peer, ...] = (
     Peer("(moe-expert-)?capacity-factor|moe-expert-capacity(-.*)?", "--expert-capacity"),
     Peer("first-k-dense-replace", "--first-dense"),
     Peer("(moe-layer-freq|decoder-sparse-step)", "--sparse-every"),
+    Peer("mlp-only-layers", "--dense-layers"),
+    Peer("clip-qkv", "--qkv-clip"),
     Peer("moe(-.*)?|router-.*", "--experts"),
     Peer("vpp(-.*)?|(num-)?virtual-.*|num-layers-per-virtual-.*|interleav.*", "--vpp", "virtual pipeline stages"),
     Peer("(use-)?((torch|megatron|custom)-)?fsdp2?(-.*)?|hsdp|fully-shard.*|data-parallel-shard.*", "--sharding fsdp"),

@@ -18,7 +18,10 @@ def checkpoints_are_there(a: Arguments) -> RuleViolation | None:
     return violation(f"no checkpoint is saved, but {what}", save=(True,), **fixes)
 
 
-@rule("lora_targets lora_rank activation kv_lora_rank q_lora_rank experts shared_ffn first_dense sparse_every layers")
+@rule(
+    "lora_targets lora_rank activation kv_lora_rank q_lora_rank experts shared_ffn first_dense sparse_every "
+    "dense_layers layers"
+)
 def adapters_have_matrices(a: Arguments) -> RuleViolation | None:
     """Adapters are of matrices that the model has, each named once; those of routed experts have none."""
     t, targets, m = a.tuning, a.tuning.lora_targets, a.model

@@ -49,9 +49,9 @@ def _unused(
 
 
 _EXPERTS = (
-    "top_k expert_ffn shared_ffn shared_gate first_dense sparse_every router router_renormalize router_scale "
-    "router_groups router_top_groups router_group_score router_bias router_bias_rate balance_loss router_z_loss "
-    "expert_capacity expert_drop"
+    "top_k expert_ffn shared_ffn shared_gate first_dense sparse_every dense_layers router router_renormalize "
+    "router_scale router_groups router_top_groups router_group_score router_bias router_bias_rate balance_loss "
+    "router_z_loss expert_capacity expert_drop"
 )
 
 _ROWS = (

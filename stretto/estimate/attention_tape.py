@@ -42,7 +42,7 @@ class AttentionTape:
         self._normed()
         self._attend(keep=keep and not (self._heads_again or self._scores_again))
         if self._heads_again or not keep:
-            t.free("heads", "normed_q", "normed_k")
+            t.free("heads", "normed_q", "normed_k", "clipped")
         kept = keep and not self._scores_again
         self.gemms.row("attended", s.attended, keep=kept, others_keep=kept and not self._heads_again, out="added")
 
@@ -65,13 +65,14 @@ class AttentionTape:
         else:
             t.make(dq=s.q, dkv=s.kv)
             t.pass_through(scratch=s.scratch)
-        t.free("dattended", "lse", *(() if self.rotated and s.normed_q else ["heads"]))
+        t.free("dattended", "lse", "clipped", *(() if s.clipped or (self.rotated and s.normed_q) else ["heads"]))
         self.gemms.weight_gradient("attended", "attended_quantized")
-        t.free("normed_q", "normed_k")
-        if self.rotated or s.normed_q:
+        t.free(*(() if s.clipped else ("normed_q", "normed_k")))
+        if self.rotated or s.normed_q or s.clipped:
             t.make(dheads=s.q + s.kv)
             t.free(*(() if self.gemms.in_region else ("dq", "dkv")))
-        t.free("heads")
+        t.pass_through(dclipped=s.clipped)
+        t.free("heads", "normed_q", "normed_k")
         self.gemms.column_back("dheads", s.q + s.kv, "n1", made_for_it=lazy, dx="dx", past="dmid")
         t.free("dq", "dkv", "read", "dmid")
 
@@ -79,6 +80,8 @@ class AttentionTape:
         t, s = self.tape, self.sizes
         if s.normed_q:
             t.make(normed_q=s.normed_q, normed_k=s.normed_k)
+        if s.clipped:
+            t.make(clipped=s.clipped)
 
     def _attend(self, *, keep: bool) -> None:
         """Attention itself: with cp its keys were copied beside their values, and nobody keeps them as they were."""

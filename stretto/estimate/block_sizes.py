@@ -22,6 +22,8 @@ class BlockSizes:
     normed_q: int
     """Queries once more, where they have norms."""
     normed_k: int
+    clipped: int
+    """Queries, keys and values once more, where they are held within bounds."""
     q: int
     kv: int
     """Keys and values, side by side."""
@@ -55,6 +57,7 @@ class BlockSizes:
             read_twice=x * reads_twice(args, parts),
             normed_q=every * q * m.qk_norm,
             normed_k=every * k * m.qk_norm,
+            clipped=every * (q + k + v) * (m.qkv_clip is not None),
             q=every * q,
             kv=every * (k + v),
             attended=every * m.heads * m.dim_value // p.tp,

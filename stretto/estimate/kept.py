@@ -69,7 +69,7 @@ def kept(args: Arguments, block: StageBlock, parts: Parts = NOTHING) -> Kept:
     normed *= m.hidden
     # After a norm that comes last its input is kept, too: what attention or feed-forward gave.
     after = 0 if m.norm_placement == "pre" else outside * m.hidden
-    heads = 0 if again else tokens * (q + 2 * kv + (q + kv) * m.qk_norm)
+    heads = 0 if again else tokens * (q + 2 * kv + (q + kv) * m.qk_norm + (q + 2 * kv) * (m.qkv_clip is not None))
     if m.latent:
         heads = 0 if again else tokens * latent_elements(args, selective="norms" in parts)
         heads += outside * m.hidden * reads_twice(args, parts)

@@ -15,7 +15,7 @@ def in_regions(args: Arguments, block: StageBlock, parts: Parts) -> bool:
     if block.feed_forward and (m.is_sparse(block.layer) or args.run.ffn_chunks > 1):
         return False
     normed_apart = m.qk_norm and (m.qk_norm_width == "full" or args.parallel.exact or m.position != "rope")
-    if block.attention and (m.latent or "attention" in parts or normed_apart):
+    if block.attention and (m.latent or m.qkv_clip or "attention" in parts or normed_apart):
         return False
     matrices = ("q", "k", "v", "o") * block.attention + ("gate", "up", "down") * block.feed_forward
     return not any(map(tuning.adapts, matrices))

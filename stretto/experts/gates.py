@@ -1,7 +1,7 @@
 """From a router's logits to the weights of the chosen experts, and back: a formula each way, without autograd.
 
-A router is small, so what it costs is launches: by autograd's nodes two dozen forward and back. A backward has all that
-is counted of a microbatch, too, and runs once for it, also where its forward runs twice.
+A router is small, so what it costs is launches: by autograd's nodes two dozen forward and back. A backward counts what
+its microbatch saw, too: it runs once, also where its forward runs twice.
 """
 
 from __future__ import annotations
@@ -43,17 +43,14 @@ def gradient(
     kept: Tensor | None,
     gates: Gates,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of logits [n, E], that of both losses in it; assignments of each expert, and how many of them were
-    dropped, [2, E] int64; sums over the tokens [E + 1] in fp64, of probabilities and of logsumexp^2.
+    """The gradient of logits [n, E], that of both losses in it, and what was `seen`.
 
-    `before` [E] are the assignments of the last step. `real` [n] says which rows are tokens, `kept` [n, K] which
-    assignments are not dropped; None: all.
+    `before` [E] are the assignments of the last step.
     """
     number = logits.shape[1]
     hits = experts[..., None] == torch.arange(number, device=logits.device)  # [n, K, E]
-    some = torch.ones_like(logits[:, :1]) if real is None else real[:, None].to(logits.dtype)
-    probabilities = logits.softmax(-1)
-    scores = logits.sigmoid() if gates.kind == "sigmoid" else probabilities
+    some = _some(logits, real)
+    scores = _scores(logits, gates)
     total = scores.sum(-1, keepdim=True) if gates.kind == "sigmoid" else 1.0
     chance = scores / total * some
 
@@ -73,16 +70,33 @@ def gradient(
         dlogits = scores * (dscores - (scores * dscores).sum(-1, keepdim=True))
     if gates.kind == "softmax-top-k":
         dlogits = dlogits + of_chosen
-    size = torch.logsumexp(logits, -1, keepdim=True)
     if gates.z:
-        dlogits = dlogits + 2 * gates.z * size * probabilities * some
+        dlogits = dlogits + 2 * gates.z * torch.logsumexp(logits, -1, keepdim=True) * logits.softmax(-1) * some
+    return dlogits, *seen(logits, experts, real, kept, gates)
 
+
+def seen(
+    logits: Tensor, experts: Tensor, real: Tensor | None, kept: Tensor | None, gates: Gates
+) -> tuple[Tensor, Tensor]:
+    """Assignments of each expert, and how many of them were dropped, [2, E] int64; sums over the tokens [E + 1] in
+    fp64, of probabilities and of logsumexp^2.
+
+    `real` [n] says which rows are tokens, `kept` [n, K] which assignments are not dropped; None: all.
+    """
+    hits = experts[..., None] == torch.arange(logits.shape[1], device=logits.device)
     counted = hits if real is None else hits & real[:, None, None]
     counts = counted.sum((0, 1))
     dropped = torch.zeros_like(counts) if kept is None else (counted & ~kept[..., None]).sum((0, 1))
-    squares = (size * size * some).sum(0, dtype=torch.float64)
-    sums = torch.cat([chance.sum(0, dtype=torch.float64), squares])
-    return dlogits, torch.stack([counts, dropped]), sums
+    some, scores = _some(logits, real), _scores(logits, gates)
+    if gates.kind == "sigmoid":
+        scores = scores / scores.sum(-1, keepdim=True)
+    squares = (torch.logsumexp(logits, -1, keepdim=True).square() * some).sum(0, dtype=torch.float64)
+    return torch.stack([counts, dropped]), torch.cat([(scores * some).sum(0, dtype=torch.float64), squares])
+
+
+def _some(logits: Tensor, real: Tensor | None) -> Tensor:
+    """[n, 1]: 1 of a token, else 0."""
+    return torch.ones_like(logits[:, :1]) if real is None else real[:, None].to(logits.dtype)
 
 
 def _scores(logits: Tensor, gates: Gates) -> Tensor:

@@ -23,6 +23,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from stretto.arguments.schema import ModelConfig
+from stretto.autograd.engine import in_backward
 from stretto.experts import gates
 from stretto.experts.capacity import within_capacity
 from stretto.experts.scores import scores as scores_of
@@ -67,6 +68,11 @@ class RouterState:
         self.assignments = torch.zeros((2, self.experts), dtype=torch.int64, device=self.device)
         self.before = torch.zeros_like(self.assignments[0])
         self.sums = torch.zeros(self.experts + 1, dtype=torch.float64, device=self.device)
+
+    def add(self, assignments: Tensor, sums: Tensor) -> None:
+        """What a microbatch has seen, in one call for each."""
+        self.assignments += assignments
+        self.sums += sums
 
     @property
     def counts(self) -> Tensor:
@@ -114,7 +120,9 @@ class Router(nn.Module):
         kept = None
         if c.expert_capacity:
             kept = within_capacity(experts, weights, sequence, c, self.build, structure)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not logits.requires_grad and not in_backward():
+            self.state.add(*gates.seen(logits, experts, real, kept, self.gates))  # frozen layers have no backward
+        elif torch.is_grad_enabled():
             weights = _Choose.apply(self, weights, logits, experts, real, kept)  # type: ignore[no-untyped-call]
         return Choice(experts, weights, kept)
 
@@ -160,6 +168,5 @@ class _Choose(Function):
         router, (logits, experts, real, kept) = ctx.router, ctx.saved_tensors
         state: RouterState = router.state
         dlogits, counts, sums = router.gradient(dweights, logits, experts, state.before, real, kept, router.gates)
-        state.assignments += counts
-        state.sums += sums
+        state.add(counts, sums)
         return None, None, dlogits, None, None, None

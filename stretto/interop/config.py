@@ -6,7 +6,6 @@ named. Nothing of it is imported or run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -22,6 +21,7 @@ from stretto.interop.families import FAMILIES, GATED, PLAIN, Family
 from stretto.interop.fields import NEUTRAL, ONLY, TRAINING
 from stretto.interop.names import PREDICTS_FURTHER
 from stretto.interop.rope import rope_settings
+from stretto.interop.values import ANY, layers, number, switch
 from stretto.interop.windows import window_settings
 from stretto.reading import UnreadableError
 
@@ -36,13 +36,10 @@ _LARGEST = {
     "head_dim": 1 << 14,
     "vocab": 1 << 24,
 }
-_ANY = 1 << 20
-"""Sizes beyond these are no model's: who asks for memory by them would get none."""
-
 _REAL = frozenset(
     (
         *("router_scale", "norm_eps", "attention_scalar", "attention_softcap", "logit_softcap"),
-        *("swiglu_limit", "swiglu_alpha"),
+        *("swiglu_limit", "swiglu_alpha", "qkv_clip"),
     )
 )
 """Settings that are no whole numbers."""
@@ -172,11 +169,13 @@ class _Reader:
             values[setting] = self._value(name, setting)
         if self.wrong:  # what follows computes with the sizes
             return values
-        layers, heads, hidden = values["layers"], values["heads"], values["hidden"]
+        count, heads, hidden = values["layers"], values["heads"], values["hidden"]
         default = ModelConfig(hidden=hidden, heads=heads, activation="gelu")
         if "activation" not in family.fixed:
             values["activation"] = self._activation()
         values["head_dim"] = self._head_dim(hidden, heads)
+        if "dense_layers" in values:  # their code passes over those that it has no layer for
+            values["dense_layers"] = tuple(sorted({n for n in values["dense_layers"] or () if n < count}))
         values["ffn"] = values["ffn"] or default.dim_ffn
         values["tied"] = self._switch("tie_word_embeddings", family.tied)
         if family.model_type == "llama":
@@ -189,7 +188,7 @@ class _Reader:
             values |= {"router_groups": 1, "router_top_groups": 1}
         if family.shared:
             values["shared_ffn"] = self._value("n_shared_experts", "shared_ffn") * values["expert_ffn"]
-        window, whole = window_settings(self.raw, family, layers, self.wrong)
+        window, whole = window_settings(self.raw, family, count, self.wrong)
         values["window"], values["global_layers"] = window, whole
         if values.get("position") != "learned":
             found = rope_settings(self.raw, family, windowed=window is not None, wrong=self.wrong)
@@ -241,27 +240,18 @@ class _Reader:
             return default if name in ("n_group", "topk_group") else None
         if isinstance(default, bool):
             return self._switch(name, default=bool(value))
+        if isinstance(default, tuple):
+            return layers(name, value, self.wrong)
         if setting in _REAL:
-            return self._number(name, value)
-        most, least = _LARGEST.get(setting, _ANY), int(setting not in ("first_dense", "shared_ffn"))
+            return number(name, value, self.wrong)
+        most, least = _LARGEST.get(setting, ANY), int(setting not in ("first_dense", "shared_ffn"))
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             self.wrong.append(f"{name} = {value!r:.60}: must be a whole number from {least} to {most:,}")
             return 1
         return value
 
-    def _number(self, name: str, value: Any) -> float:
-        usable = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not usable or not 0 < value < 1e9 or not math.isfinite(value):
-            self.wrong.append(f"{name} = {value!r:.60}: must be a number above 0")
-            return 1.0
-        return float(value)
-
     def _switch(self, name: str, default: bool) -> bool:
-        value = self.raw.get(name, default)
-        if not isinstance(value, bool):
-            self.wrong.append(f"{name} = {value!r:.60}: must be true or false")
-            return default
-        return value
+        return switch(name, self.raw.get(name, default), self.wrong, default)
 
     def _activation(self) -> str:
         name = self.family.activation

@@ -9,6 +9,7 @@ from stretto.interop.family import LLAMA, RMS_DEFAULTS, Family
 
 _EXPERTS: Final = MappingProxyType({"num_experts": "experts", "num_experts_per_tok": "top_k"})
 _LOCAL: Final = MappingProxyType({"num_local_experts": "num_experts"})
+_SPARSE: Final = MappingProxyType({"decoder_sparse_step": "sparse_every", "mlp_only_layers": "dense_layers"})
 _RENORMALIZED: Final = MappingProxyType({"norm_topk_prob": "router_renormalize"})
 
 _ROUTED: Final = MappingProxyType(
@@ -157,7 +158,7 @@ SPARSE: Final = (
             **_RENORMALIZED,
             "moe_intermediate_size": "expert_ffn",
             "shared_expert_intermediate_size": "shared_ffn",
-            "decoder_sparse_step": "sparse_every",
+            **_SPARSE,
         },
         fixed={"qkv_bias": True, "shared_gate": True},
         defaults={
@@ -167,9 +168,10 @@ SPARSE: Final = (
             "moe_intermediate_size": 1408,
             "shared_expert_intermediate_size": 5632,
             "decoder_sparse_step": 1,
+            "mlp_only_layers": None,
             "norm_topk_prob": False,
         },
-        only={"mlp_only_layers": ([], None), "qkv_bias": (True,)},
+        only={"qkv_bias": (True,)},
         head_dim=False,
         windows="switched",
         also=_LOCAL,
@@ -182,7 +184,7 @@ SPARSE: Final = (
             **_EXPERTS,
             **_RENORMALIZED,
             "moe_intermediate_size": "expert_ffn",
-            "decoder_sparse_step": "sparse_every",
+            **_SPARSE,
         },
         fixed={"qk_norm": True},
         defaults={
@@ -191,16 +193,17 @@ SPARSE: Final = (
             "num_experts_per_tok": 8,
             "moe_intermediate_size": 768,
             "decoder_sparse_step": 1,
+            "mlp_only_layers": None,
             "norm_topk_prob": False,
         },
-        only={"attention_bias": (False,), "mlp_only_layers": ([], None)},
+        only={"attention_bias": (False,)},
         windows="switched",
         also=_LOCAL,
     ),
     Family(
         "olmoe",
         "OlmoeForCausalLM",
-        {**LLAMA, **_EXPERTS, **_RENORMALIZED},
+        {**LLAMA, **_EXPERTS, **_RENORMALIZED, "clip_qkv": "qkv_clip"},
         fixed={"qk_norm": True, "qk_norm_width": "full"},
         defaults={
             **RMS_DEFAULTS,
@@ -208,8 +211,9 @@ SPARSE: Final = (
             "num_experts": 64,
             "num_experts_per_tok": 8,
             "norm_topk_prob": False,
+            "clip_qkv": None,
         },
-        only={"attention_bias": (False,), "clip_qkv": (None,)},
+        only={"attention_bias": (False,)},
         head_dim=False,
         also=_LOCAL,
     ),

@@ -53,6 +53,8 @@ def _fields(model: ModelConfig, family: Family, seq_len: int, dtype: str) -> dic
         "learned_positions": model.learned_positions,
         "rope_head_dim": model.dim_rotary,
         "v_head_dim": model.dim_value,
+        "dense_layers": [n for n in _dense(model) if n < model.layers and (n + 1) % model.sparse_every == 0],
+        "first_dense": next((n for n in range(model.layers) if n not in _dense(model)), model.layers),
     }
     derived |= {"attention_scalar": model.attention_scalar or float(model.dim_per_head)}
     if model.learned_positions is None:
@@ -124,6 +126,15 @@ def _meant(model: ModelConfig, name: str) -> Any:
         return None
     if name == "learned_positions":  # their number is the sequence's where nobody said it
         return None
+    if name == "dense_layers":
+        return _dense(model) if model.experts else ()
+    if name in ("first_dense", "sparse_every"):  # what they make is in the list of those that are dense
+        return None
     if name == "global_layers":
         return tuple(sorted(model.global_layers)) if model.window else ()
     return derived.get(name, getattr(model, name))
+
+
+def _dense(model: ModelConfig) -> tuple[int, ...]:
+    """The layers without experts, however that is said."""
+    return tuple(n for n in range(model.further_layers.stop) if not model.is_sparse(n))

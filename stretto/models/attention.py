@@ -126,7 +126,8 @@ class Attention(SelfAttention):
             place=f"model.layers.{layer}.self_attn",
         )
         self.leave(config, build, out_init)
-        self.over_heads, self.norm_and_rotate = parts.full_norm, parts.norm_and_rotate
+        self.clip = config.qkv_clip
+        self.over_heads, self.norm_and_rotate = parts.full_norm, parts.norm_and_rotate if self.clip is None else None
         self.q_norm: HeadNorm | FullNorm | None = None
         self.k_norm: HeadNorm | FullNorm | None = None
         if config.qk_norm and config.qk_norm_width == "full":
@@ -142,8 +143,10 @@ class Attention(SelfAttention):
         """As `SelfAttention`."""
         qkv = self.qkv_proj(x, structure)
         qkv = qkv.view(*qkv.shape[:2], -1, self.dim)  # all of them side by side
-        if rotation is not None and self.q_norm is None:
-            return self.rotate(qkv, rotation, self.heads, self.kv_heads, rest=self.kv_heads)
+        if self.q_norm is None:
+            qkv = self._clipped(qkv)
+            if rotation is not None:
+                return self.rotate(qkv, rotation, self.heads, self.kv_heads, rest=self.kv_heads)
         q, k, v = qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=2)
         if isinstance(self.q_norm, FullNorm) and isinstance(self.k_norm, FullNorm):
             q, k = full_norms(self.q_norm, self.k_norm, q, k, self.build, self.over_heads)
@@ -151,6 +154,11 @@ class Attention(SelfAttention):
             if rotation is not None and self.norm_and_rotate is not None:
                 return self.norm_and_rotate(qkv, self.q_norm.weight, self.k_norm.weight, rotation, self.heads)
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.q_norm is not None:
+            q, k, v = self._clipped(q), self._clipped(k), self._clipped(v)
         if rotation is not None:
             (q,), (k,) = self.rotate(q, rotation, self.heads), self.rotate(k, rotation, self.kv_heads)
         return q, k, v
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)

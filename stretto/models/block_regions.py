@@ -86,9 +86,9 @@ def regions_of(
 
 
 def _plain_attention(attention: Attention, rotates: bool) -> bool:
-    if attention.parts & {"attention", "projections"} or not (
-        _direct(attention.qkv_proj) and _direct(attention.o_proj)
-    ):
+    if attention.clip is not None or attention.parts & {"attention", "projections"}:
+        return False
+    if not (_direct(attention.qkv_proj) and _direct(attention.o_proj)):
         return False
     if attention.q_norm is None:
         return True

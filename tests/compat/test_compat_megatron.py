@@ -96,7 +96,7 @@ def test_flags_of_experts_go_over() -> None:
         f"{SMALL} --num-experts 64 --moe-router-topk 6 --moe-router-score-function sigmoid --moe-router-num-groups 8 "
         "--moe-router-group-topk 4 --moe-router-enable-expert-bias --moe-router-bias-update-rate 1e-3 "
         "--moe-router-load-balancing-type none --moe-router-topk-scaling-factor 2.5 --moe-ffn-hidden-size 64 "
-        "--moe-shared-expert-intermediate-size 128 --moe-layer-freq '([0]*1+[1]*3)' --tensor-model-parallel-size 2"
+        "--moe-shared-expert-intermediate-size 128 --moe-layer-freq '([0]*1+[1]*1)' --tensor-model-parallel-size 2"
     )
     wanted = {"router": "sigmoid", "router_bias": True, "router_groups": 8, "router_top_groups": 4, "router_scale": 2.5}
     wanted |= {"router_group_score": "top2", "first_dense": 1, "shared_ffn": 128, "expert_ffn": 64}
@@ -109,7 +109,19 @@ def test_what_has_no_like_among_the_flags_of_experts_is_rejected() -> None:
     assert rejected(f"{SMALL} --num-experts 8 --moe-router-load-balancing-type sinkhorn") == [
         "--moe-router-load-balancing-type"
     ]
-    assert rejected(f"{SMALL} --num-experts 8 --moe-layer-freq 2") == ["--moe-layer-freq"]
+    for freq in ("x", "'[0]*2+[2]'", "'[1]*9**9'", "'[0]+1'", "'print(1)'"):
+        assert rejected(f"{SMALL} --num-experts 8 --moe-layer-freq {freq}") == ["--moe-layer-freq"]
+
+
+@pytest.mark.parametrize(
+    ("freq", "dense"),
+    [("2", (1, 3)), ("'[1, 0]*2'", (1, 3)), ("'([0]+[1]*2)+[0]'", (0, 3)), ("3", (1, 2))],
+)
+def test_any_layers_may_have_experts(freq: str, dense: tuple[int, ...]) -> None:
+    """Catches: each n-th layer counted from another than the first."""
+    flags = f"{SMALL.replace('--num-layers 2', '--num-layers 4')} --num-experts 8 --moe-layer-freq"
+    assert values(f"{flags} {freq}")["model.dense_layers"] == dense
+    assert rejected(f"{flags} '[1]*3'") == ["--moe-layer-freq"]
 
 
 @pytest.mark.parametrize(

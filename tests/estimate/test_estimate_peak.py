@@ -84,6 +84,7 @@ def runs(draw: st.DrawFn) -> Arguments:
         vocab=draw(st.sampled_from([64, 1024])),
         activation=draw(st.sampled_from(["swiglu", "gelu", "geglu"])),
         qk_norm=draw(st.booleans()),
+        qkv_clip=draw(st.sampled_from([None, 0.1])),
         norm_placement=draw(st.sampled_from(["pre", "post", "sandwich"])),
         **(experts if sparse else {}),
     )
@@ -134,6 +135,9 @@ SELECTIVE: dict[str, Any] = {"recompute": "selective", "recompute_parts": ("norm
 @example(plain({}, CUT[3]))
 @example(plain({}))
 @example(plain({"vocab": 4096}))
+@example(plain({"qkv_clip": 0.1}))
+@example(plain({"qkv_clip": 0.1, "qk_norm": True, "ffn": 64}))
+@example(plain({"qkv_clip": 0.1, "qk_norm": True, "ffn": 64}, recompute="block"))
 @example(plain({}, **SELECTIVE))
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)
 def test_the_ledger_is_the_peak_of_a_step(args: Arguments) -> None:

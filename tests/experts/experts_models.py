@@ -30,7 +30,13 @@ QWEN2: dict[str, Any] = {
     "balance_loss": 0.1,
     "sparse_every": 2,
 }
-OSS: dict[str, Any] = {"router": "softmax-top-k", "top_k": 4, "router_z_loss": 0.02, "activation": "gelu"}
+OSS: dict[str, Any] = {
+    "router": "softmax-top-k",
+    "top_k": 4,
+    "router_z_loss": 0.02,
+    "activation": "gelu",
+    "qkv_clip": 0.05,
+}
 GPT_OSS: dict[str, Any] = {
     "router": "softmax-top-k",
     "top_k": 3,

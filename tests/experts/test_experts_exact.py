@@ -2,7 +2,8 @@
 
 Faults to catch: experts of other ranks left out of the norm; gradients of experts scaled by ep; a weight gradient of
 this rank's own rows alone; an expert without tokens that keeps the gradient of the step before; counts of the last step
-that a checkpoint forgets; counts that a recomputation adds again.
+that a checkpoint forgets; counts that a recomputation adds again; a weight decay that an expert without tokens is
+spared.
 """
 
 from __future__ import annotations
@@ -43,12 +44,13 @@ def _pushed(weights: dict[str, Tensor], towards: tuple[int, ...]) -> dict[str, T
     return found
 
 
-def _one(args: Arguments, towards: tuple[int, ...]) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
+def _one(args: Arguments, towards: tuple[int, ...]) -> tuple[list[float], *tuple[dict[str, Tensor], ...]]:
     with build(args, Layout.of(), World.single()) as session:
         weights = _pushed(random_weights(session, 3), towards)
         session.load_full(weights)
+        first = session.full_params()
         figures = [x for seed in (1, 2) for x in session.step(random_batch(args, seed))]
-        return figures, session.full_grads(), session.full_params()
+        return figures, session.full_grads(), session.full_params(), first
 
 
 def _many(world: World, args: Arguments, towards: tuple[int, ...]) -> tuple[list[float], dict[str, Tensor], Any]:
@@ -64,7 +66,7 @@ def _many(world: World, args: Arguments, towards: tuple[int, ...]) -> tuple[list
 def test_any_routing_is_right_and_ends(pool: Pool, towards: tuple[int, ...]) -> None:
     """An expert that nobody chose has a gradient of zeros, in the second step as in the first, and decays like all."""
     args = arguments({**SIGMOID, "top_k": len(towards)}, dp=4, ep=4, batch=4)
-    figures, grads, params = _one(args, towards)
+    figures, grads, params, first = _one(args, towards)
     for theirs in pool.run(4, _many, args, towards):
         assert theirs[0] == pytest.approx(figures, rel=1e-10)
         for mine, other in ((grads, theirs[1]), (params, theirs[2])):
@@ -74,6 +76,9 @@ def test_any_routing_is_right_and_ends(pool: Pool, towards: tuple[int, ...]) -> 
     idle = [n for n in grads if ".experts." in n and int(n.split(".experts.")[1].split(".")[0]) not in towards]
     assert idle
     assert all(not grads[name].any() for name in idle)
+    left = (1 - args.optimizer.lr * args.optimizer.weight_decay) ** 2
+    for name in idle:
+        torch.testing.assert_close(params[name], left * first[name], rtol=1e-12, atol=0, msg=name)
 
 
 def _saved(world: World, args: Arguments, directory: str) -> dict[str, Tensor]:

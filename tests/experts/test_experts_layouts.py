@@ -4,9 +4,9 @@ Two steps: biases and balance losses of the second follow from the counts of the
 
 Faults to catch: gradients of experts summed over all data-parallel ranks; a router whose gradient is not summed over
 tensor-parallel ranks; a balance loss of the counts of one microbatch; tokens that every tensor-parallel rank sends;
-parts of a cut expert that are not added up; slots without a token that are counted; weights let go while a half of the
-microbatch still reads them; two halves that are announced as one use; places of tokens that leave out what comes from
-ranks before; a capacity of what one rank of cp holds.
+parts of a cut expert that are not added up; a router that counts where it has a backward alone; slots without a token
+that are counted; weights let go while a half of the microbatch still reads them; two halves that are announced as one
+use; places of tokens that leave out what comes from ranks before; a capacity of what one rank of cp holds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from experts_models import DEEPSEEK, GPT_OSS, LAST, LATENT, LATENT_V2, MIXTRAL, OSS, QWEN2, SMALL, arguments, prove
 
-from stretto.arguments.schema import DataConfig
+from stretto.arguments.schema import DataConfig, TuningConfig
 from stretto.testing import Pool
 
 pytestmark = pytest.mark.gloo
@@ -30,7 +30,7 @@ CASES: list[Case] = [
     (DEEPSEEK, {"tp": 2, "dp": 2, "ep": 4, **SP}, {"recompute": "selective"}),
     (OSS, {"dp": 4, "ep": 4, "pp": 2, "schedule": "zb-h1", "sharding": "fsdp"}, {}),
     (SMALL, {"tp": 3, "ep": 1, "etp": 1}, {}),
-    ({**MIXTRAL, "sparse_every": 2}, {"dp": 4, "ep": 2, "sharding": "fsdp", **HALVES}, {}),
+    ({**MIXTRAL, "dense_layers": (0, 2)}, {"dp": 4, "ep": 2, "sharding": "fsdp", **HALVES}, {}),
 ]
 AT_NIGHT: list[Case] = [
     (LAST, {"tp": 2, "dp": 2, "ep": 4}, {"recompute": "block"}),
@@ -75,6 +75,13 @@ def test_experts_in_a_layout_equal_one_process(
             **parallel,
         ),
     )
+
+
+def test_frozen_layers_are_in_balance_with_a_backward_or_without(pool: Pool) -> None:
+    """One process has none behind the last frozen layer, a stage has one through all of its layers."""
+    args = arguments({**DEEPSEEK, "balance_loss": 0.5}, pp=2)
+    frozen = ("model.embed_tokens.*", "model.layers.[012].*")
+    prove(pool, replace(args, tuning=TuningConfig(freeze=frozen)))
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
         "decoder_sparse_step": 2,
     },
+    "qwen3_moe-listed": {
+        "model_type": "qwen3_moe",
+        "head_dim": 10,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "mlp_only_layers": [2, 0, 7],
+    },
     "olmoe": {"model_type": "olmoe", "hidden_size": 32, "num_experts": 8, "num_experts_per_tok": 3},
+    "olmoe-clipped": {
+        "model_type": "olmoe",
+        "hidden_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "clip_qkv": 0.7,
+    },
     "glm4_moe": {
         "model_type": "glm4_moe",
         "head_dim": 8,

@@ -2,7 +2,7 @@
 
 Faults to catch: a field that nobody reads passed over; a number beyond every model's taken; a window of a family that
 switches it off; a stretch of the local wavelengths of Gemma 3; a setting of a family that one of
-its models does not use.
+its models does not use; layers that a file names dense, written as each n-th.
 """
 
 from __future__ import annotations
@@ -138,12 +138,26 @@ def test_a_window_that_is_switched_off_is_none(tmp_path: Path) -> None:
         ({"model_type": "dbrx"}, "model_type = 'dbrx' is not supported"),
         ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+        (
+            {"model_type": "qwen3_moe", "mlp_only_layers": [0, -1]},
+            "mlp_only_layers = [0, -1]: must be a list of layers",
+        ),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": 3}, "mlp_only_layers = 3: must be a list of layers"),
+        ({"model_type": "olmoe", "clip_qkv": -1}, "clip_qkv = -1: must be a number above 0"),
     ],
 )
 def test_what_is_not_supported_is_named(fields: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(InteropError) as raised:
         model(tmp_path, **{**LLAMA, **fields})
     assert named in str(raised.value)
+
+
+def test_layers_that_are_named_dense_may_be_named_twice_or_not_be_there(tmp_path: Path) -> None:
+    """As the code of transformers takes them."""
+    found = model(tmp_path, **{**LLAMA, "model_type": "qwen3_moe", "mlp_only_layers": [2, 9, 0, 2]})
+    assert found.dense_layers == (0, 2)
+    assert [found.is_sparse(n) for n in range(3)] == [False, True, False]
+    assert model(tmp_path, **{**LLAMA, "model_type": "qwen3_moe", "mlp_only_layers": None}).dense_layers == ()
 
 
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
@@ -194,6 +208,8 @@ def test_dropout_is_told_of_and_not_taken_over(tmp_path: Path) -> None:
     assert found.notes == ("attention_dropout = 0.1 is not taken over: say --dropout for this run",)
 
 
+_LISTED: dict[str, Any] = {"vocab": 61, "experts": 8, "qk_norm": True}
+_LATENT: dict[str, Any] = {"vocab": 61, "experts": 8, "kv_lora_rank": 16, "router": "sigmoid", "router_bias": True}
 SHAPES = [
     ("llama", ModelConfig(vocab=61, tied=True, rope_scaling="llama3", rope_factor=8.0, rope_original_positions=64)),
     ("llama", ModelConfig(vocab=61, bias=True, activation="geglu-tanh")),
@@ -216,6 +232,10 @@ SHAPES = [
         ),
     ),
     ("olmo2", ModelConfig(vocab=61, norm_placement="post", qk_norm=True, qk_norm_width="full")),
+    ("qwen3_moe", ModelConfig(**_LISTED, dense_layers=(0, 3))),
+    ("qwen3_moe", ModelConfig(**_LISTED, first_dense=1, sparse_every=2)),
+    ("olmoe", ModelConfig(**_LISTED, qk_norm_width="full", expert_ffn=704, qkv_clip=8.0)),
+    ("deepseek_v3", ModelConfig(**_LATENT, dense_layers=(1, 0))),
 ]
 
 

@@ -4,7 +4,8 @@ Faults to catch: a rotated share of a head that is its end; a stretch of wavelen
 too wide; a norm that multiplies by its weight where it is 1 + weight; a norm after a sublayer left out; a softcap
 whose gradient is left out; norms over all heads that do not sum over ranks; gradients of norms over all heads that do
 not sum over ranks; latents whose gradient is that of one rank's heads; a scale of attention that YaRN does not
-stretch; a bias that each rank of a cut expert adds; a clamp whose gradient goes on beyond it.
+stretch; a bias that each rank of a cut expert adds; a clamp whose gradient goes on beyond it; values that bounds of
+queries and keys leave out.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ SPARSE = [
     ("deepseek_v2", {"tp": 4, "ep": 2}),
     ("deepseek_v3", {"tp": 2, "ep": 2, "pp": 2}),
     ("gpt_oss", {"tp": 2, "etp": 2}),
+    ("olmoe-clipped", {"tp": 2, "ep": 2}),
 ]
 CUT = [("gemma3", 4, 1), ("olmo2", 4, 1), ("gpt_neox", 2, 2), ("llama3", 2, 2), ("gemma2", 2, 2), ("olmo3", 2, 2)]
 

@@ -33,7 +33,7 @@ SHAPES = {
         "v_head_dim": 6,
         "window": 4,
     },
-    "softcap": {"attention_softcap": 2.0, "window": 4, "logit_softcap": 3.0},
+    "softcap": {"attention_softcap": 2.0, "window": 4, "logit_softcap": 3.0, "qkv_clip": 0.4},
 }
 
 

@@ -65,7 +65,7 @@ def main(words: list[str]) -> int:
     passes: dict[str, bool] = {}  # tests that have noticed a fault: whether they do without one
     with tempfile.TemporaryDirectory(prefix="stretto-mutants-") as directory:
         sound = Path(directory)  # a copy, so that whoever edits the package meanwhile does no harm
-        for name in ("stretto", "tests"):
+        for name in ("stretto", "tests", "docs"):
             shutil.copytree(ROOT / name, sound / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", sound)
         compileall.compile_dir(sound / "stretto", quiet=1)  # once: it goes by the time of the source, copied too
@@ -106,7 +106,8 @@ def attempt(sound: Path, fault: Fault | None, test: str) -> Outcome:
         if fault is not None:
             fault.put_into(faulty / "stretto")
         if test:
-            (faulty / "pyproject.toml").symlink_to(sound / "pyproject.toml")
+            for name in ("pyproject.toml", "docs"):  # tests that hold pages against the package
+                (faulty / name).symlink_to(sound / name)
             shutil.copytree(sound / "tests", faulty / "tests")
         return _in_a_fork(faulty, test)
 

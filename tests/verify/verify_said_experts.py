@@ -37,10 +37,16 @@ LAYOUTS = Said(
         "for part in back[:1, :, k]:",
     ),
     Fault(
+        "a router that counts where it has a backward alone",
+        "experts/router.py",
+        "not logits.requires_grad and not in_backward():\n",
+        "False:\n",
+    ),
+    Fault(
         "slots without a token that are counted",
         "experts/gates.py",
-        "if real is None else real[:, None].to(logits.dtype)",
-        "if real is None else torch.ones_like(logits[:, :1])",
+        "if real is None else hits & real[:, None, None]",
+        "if real is None else hits",
     ),
     Fault(
         "weights let go while a half of the microbatch still reads them",
@@ -107,6 +113,12 @@ EXACT = Said(
         "        ctx.save_for_backward(logits, experts, real, kept)\n",
         "        ctx.save_for_backward(logits, experts, real, kept)\n"
         "        router.state.counts.scatter_add_(0, experts.flatten(), torch.ones_like(experts).flatten())\n",
+    ),
+    Fault(
+        "a weight decay that an expert without tokens is spared",
+        "experts/layer.py",
+        "weight_decay=len(shape) > 1",
+        "weight_decay=False",
     ),
 )
 

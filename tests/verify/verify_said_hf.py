@@ -78,6 +78,12 @@ FAMILIES = Said(
         "within = (gate <= limit, up.abs() <= limit)",
         "within = (gate <= gate, up.abs() <= limit)",
     ),
+    Fault(
+        "values that bounds of queries and keys leave out",
+        "models/attention.py",
+        "q, k, v = self._clipped(q), self._clipped(k), self._clipped(v)",
+        "q, k = self._clipped(q), self._clipped(k)",
+    ),
 )
 
 CONFIG = Said(
@@ -111,6 +117,12 @@ CONFIG = Said(
         "interop/config.py",
         "with_effect(ModelConfig(**values))",
         "ModelConfig(**values)",
+    ),
+    Fault(
+        "layers that a file names dense, written as each n-th",
+        "interop/write.py",
+        "[n for n in _dense(model) if n < model.layers and (n + 1) % model.sparse_every == 0]",
+        "[]",
     ),
 )
 

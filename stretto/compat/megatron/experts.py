@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
+from typing import Final
 
 from stretto.compat.megatron.given import Given, RejectedError, Setting, choice, number, one, positive
 
@@ -13,6 +15,9 @@ FLAGS = (
 )
 SWITCHED = ("--moe-router-pre-softmax", "--moe-grouped-gemm", "--moe-permute-fusion", "--moe-shared-expert-overlap")
 """Flags without a value that no setting copies."""
+
+MOST: Final = 1 << 16
+"""Layers that a list may name."""
 
 CAPACITY = (
     "--moe-expert-capacity-factor: Megatron-LM counts what a rank holds of a microbatch, here the limit is on each "
@@ -58,14 +63,51 @@ def _capacity(g: Given) -> Iterator[Setting]:
 
 
 def _layers(g: Given) -> Iterator[Setting]:
-    """Each n-th layer, counted from the first in Megatron-LM; or a list such as ([0]*1+[1]*26)."""
+    """Each n-th layer, counted from the first in Megatron-LM; or a list with a 1 for each sparse layer, which a script
+    writes as ([0]*1+[1]*26) or [1,0]*12."""
     flag = "--moe-layer-freq"
     if flag not in g:
         return
-    said = one(g, flag).replace(" ", "")
-    if said == "1":
+    said, layers = one(g, flag).replace(" ", ""), positive(g, "--num-layers") if "--num-layers" in g else 0
+    if said == "1" or not layers:  # without layers that is what is wrong
         return
-    found = re.fullmatch(r"\(?\[0\]\*(\d+)\+\[1\]\*(\d+)\)?", said)
-    if found is None:
+    kinds = [int(n % int(said) == 0) for n in range(layers)] if re.fullmatch(r"[1-9]\d{0,5}", said) else _kinds(said)
+    if kinds is None:
         raise RejectedError(flag, f"{said!r:.60} is not available: say 1, or a list such as '([0]*1+[1]*26)'")
-    yield "model.first_dense", int(found[1]), flag
+    if len(kinds) != layers:
+        raise RejectedError(flag, f"{said!r:.60} names {len(kinds)} layers, --num-layers {layers}")
+    dense = tuple(n for n, sparse in enumerate(kinds) if not sparse)
+    if dense == tuple(range(len(dense))):
+        yield "model.first_dense", len(dense), flag
+    else:
+        yield "model.dense_layers", dense, flag
+
+
+def _kinds(said: str) -> list[int] | None:
+    """The list that an expression of Python's makes by + and *; None for anything else. Nothing is evaluated."""
+    try:
+        made = _made(ast.parse(said, mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return made if isinstance(made, list) else None
+
+
+def _made(node: ast.expr) -> list[int] | int:
+    match node:
+        case ast.Constant(value=int(number)) if not isinstance(number, bool):
+            return min(number, MOST)
+        case ast.List(elts=each):
+            made = [_made(one) for one in each]
+            if all(isinstance(one, int) and one in (0, 1) for one in made):
+                return [one for one in made if isinstance(one, int)]
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            first, second = _made(left), _made(right)
+            if isinstance(first, list) and isinstance(second, list):
+                return first + second
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            first, second = _made(left), _made(right)
+            if isinstance(second, list):
+                first, second = second, first
+            if isinstance(first, list) and isinstance(second, int) and len(first) * second <= MOST:
+                return first * second
+    raise ValueError(f"no list of layers: {ast.dump(node)[:60]}")
