@@ -275,7 +275,8 @@ class DataParallel(Progress):
         if grad is None:  # autograd ran the hook, but the layer put its gradient off, or added it up itself
             return
         bucket = self._home[param]
-        bucket.add(param, lambda total, first_microbatch: total.copy_(grad) if first_microbatch else total.add_(grad))
+        dense = grad.to_dense() if grad.is_sparse else grad  # of `nn.Embedding(sparse=True)`
+        bucket.add(param, lambda total, first_microbatch: total.copy_(dense) if first_microbatch else total.add_(dense))
         param.grad = None
         bucket.look(param)
         bucket.arrived(param)

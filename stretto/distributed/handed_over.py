@@ -63,6 +63,19 @@ def require_own(modules: Iterable[nn.Module]) -> None:
             )
 
 
+def unlike_shard(bucket: Bucket) -> list[str]:
+    """Parameters of which whole weights are not what this rank's shard has: written to behind its back."""
+    if not (bucket.sharding.params and bucket.whole):
+        return []
+    gathered = bucket.weights[bucket.own.start : bucket.own.stop]
+    found = []
+    for item in bucket.items:
+        now, kept = (bucket.part(x, item.param).flat.view(torch.uint8) for x in (gathered, bucket.shard))  # NaN too
+        if not torch.equal(now, kept):
+            found.append(item.name)
+    return found
+
+
 def _read(buckets: Sequence[Bucket], *_: Any) -> None:
     for bucket in buckets:
         if not bucket.whole:

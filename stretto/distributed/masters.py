@@ -53,6 +53,20 @@ class Masters:
         self._write(n, bucket.grad)
         bucket.grad.zero_()
 
+    def unlike(self) -> list[str]:
+        """Parameters whose weights are not their masters, rounded: they were written to behind the back of these.
+
+        Where both lie whole on the device; the host waits.
+        """
+        flags: list[tuple[str, Tensor]] = []
+        for bucket, kept in zip(self.buckets, self.kept, strict=True):
+            apart = kept is not bucket.shard and kept.dtype == bucket.grad_dtype and kept.device == bucket.shard.device
+            for item in bucket.items if apart and not bucket.sharding.params else ():
+                now, master = (bucket.part(x, item.param).flat for x in (bucket.shard, kept))
+                flags.append((item.name, ((now != master.to(now.dtype)) & (now == now)).any()))
+        wrong = torch.stack([flag for _, flag in flags]).tolist() if flags else []
+        return [name for (name, _), other in zip(flags, wrong, strict=True) if other]
+
     def lend(self) -> list[Tensor]:
         """Masters of each bucket, to be read, or filled before `take_back`: where a remainder must be added, copies on
         the host."""

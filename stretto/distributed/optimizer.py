@@ -154,6 +154,10 @@ class Optimizer:
         )
         self.steps -= write == "weights"
 
+    def require_own_weights(self) -> None:
+        """Raise RuntimeError where weights were written to and their masters were not: an update would undo it."""
+        self.weights.require_unwritten(self._masters.unlike())
+
     def skip(self) -> None:
         """This update is counted, and not made."""
         self.steps += 1

@@ -5,25 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from torch import nn
 
 from stretto.distributed.bucket import Bucket
+from stretto.distributed.handed_over import unlike_shard
 from stretto.distributed.main_gradients import MainGradients
 from stretto.distributed.sections import Sections
+from stretto.exchange import all_gather_json
+from stretto.parallel_state import ParallelState
 from stretto.world import Work
+
+WRITTEN: Final = (
+    "the weights of {} were assigned or written in place after the module was handed over: masters and shards do not "
+    "follow, and the next update would undo it; change weights before that"
+)
 
 
 class Progress:
     """The part of data parallelism that a recording of kernels does not hold."""
 
+    state: ParallelState
     buckets: Mapping[int, Sequence[Bucket]]
     _main_gradients: MainGradients
     _home: Mapping[nn.Parameter, Bucket]
     _sections: Mapping[int, Sections]
     _asks_ahead: bool
     """Whether the first sections of a step are asked for as soon as they are updated."""
+    lent: bool = False
+    """Whether weights were to be read whole since an update, and may have been written to."""
     allow_unused: bool = False
     """Whether what gets no gradient in a step has 0, in the place of an error."""
 
@@ -39,12 +50,26 @@ class Progress:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """All parameters can be read on every rank."""
+        """All parameters can be read on every rank. Raises RuntimeError after it where they were written to, and their
+        shards were not."""
         for bucket in self.all_buckets:
             bucket.make_whole()
-        yield
-        for bucket in self.all_buckets:
-            bucket.release()
+        self.lent = True
+        written: list[str] = []
+        try:
+            yield
+            written = [name for bucket in self.all_buckets for name in unlike_shard(bucket)]
+        finally:
+            for bucket in self.all_buckets:
+                bucket.release()
+        if any(bucket.sharding.params for bucket in self.all_buckets):
+            self.require_unwritten(written)
+
+    def require_unwritten(self, written: Sequence[str]) -> None:
+        """Raise RuntimeError on all data-parallel ranks where one found weights that were written to."""
+        told = all_gather_json(list(written), self.state.axis("dp", "cp"))
+        if names := list(dict.fromkeys(name for each in told for name in each)):
+            raise RuntimeError(WRITTEN.format(", ".join(names)))
 
     def progress(self, stage: int) -> tuple[Any, ...]:
         """Which gradients of the stage there are in this step, to be hashed and compared; none is deferred after it."""
@@ -70,10 +95,7 @@ class Progress:
                 "gradient or updates it: hand the module over again when that has changed"
             )
         if written := [name for bucket in self.all_buckets for name in bucket.written]:
-            raise RuntimeError(
-                f"the weights of {', '.join(written)} were assigned or written in place after the module was handed "
-                "over: masters and shards do not follow, and the next update would undo it; change weights before that"
-            )
+            raise RuntimeError(WRITTEN.format(", ".join(written)))
         if self.allow_unused:
             return
         if missing := [name for bucket in self.all_buckets for name in bucket.missing]:
@@ -102,6 +124,19 @@ class Progress:
         for bucket in self.all_buckets:
             bucket.arrive()
             bucket.settle()
+
+    def forget(self) -> None:
+        """Begin a step in the place of one that is not to be finished: what its backwards added is dropped."""
+        for bucket in self.all_buckets:
+            bucket.wait()
+            bucket.settle()
+        for sections in self._sections.values():
+            sections.release()
+        self.zero()
+
+    def zero(self) -> None:
+        """Begin a step."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Take hooks off."""

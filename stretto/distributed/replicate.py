@@ -7,12 +7,13 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Final, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stretto.collectives import broadcast
 from stretto.parallel_state import ParallelState
 from stretto.params import Declared, ParamSpec, collect, declare, declared_in
+from stretto.world import Axis
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,8 +42,9 @@ def replicate(module: M, state: ParallelState | None = None) -> M:
     return module
 
 
-def declare_rest(module: nn.Module) -> int:
+def declare_rest(module: nn.Module, apart: tuple[str, ...] = ("pp",)) -> int:
     """Declare what is not declared yet as whole on every rank, with the values that it has; how many there were.
+    Ranks of the axes `apart` hold other parameters.
 
     Raises ValueError for a module that sums gradients over ranks by itself.
     """
@@ -52,16 +54,23 @@ def declare_rest(module: nn.Module) -> int:
                 f"{name or 'the module'} is a DistributedDataParallel, which sums gradients by itself: hand over its "
                 ".module"
             )
-    known = {getattr(part, name) for part in module.modules() for name in declared_in(part)}
-    before = len(known)
+    unknown = set(undeclared(module).values())
+    number = len(unknown)
     for part in module.modules():
         for name, param in part.named_parameters(recurse=False):
-            if param not in known:  # nor shared with a module before
+            if param in unknown:  # nor shared with a module before
                 alone = isinstance(part, nn.Embedding | nn.EmbeddingBag)
-                spec = ParamSpec(tuple(param.shape), None, weight_decay=param.dim() > 1, elementwise=alone)
+                shape = tuple(param.shape)
+                spec = ParamSpec(shape, None, weight_decay=param.dim() > 1, elementwise=alone, apart=apart)
                 declare(part, name, spec)
-                known.add(param)
-    return len(known) - before
+                unknown.discard(param)
+    return number
+
+
+def undeclared(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of which no module has said how they lie on the ranks, by name."""
+    known = {getattr(part, name) for part in module.modules() for name in declared_in(part)}
+    return {name: param for name, param in module.named_parameters() if param not in known}
 
 
 def require_no_newcomers(stages: Mapping[int, nn.Module], known: Container[nn.Parameter]) -> None:
@@ -81,7 +90,18 @@ def align(module: nn.Module, state: ParallelState, elsewhere: Container[nn.Param
         if item.init_kept:
             cut = {shard.axis for part in item.logical for shard in part.spec.shard}
             for axis in (state.axis(*item.replicas), *(() if "tp" in cut else (state.axis("tp"),))):
-                item.param.data.copy_(broadcast(item.param.data, axis))
+                take_first(item.param.data, axis)
+
+
+@torch.no_grad()
+def take_first(x: Tensor, axis: Axis) -> None:
+    """Give `x` on all ranks of the axis the value that it has on the first of them, in any dtype."""
+    if axis.size == 1 or not x.numel():
+        return
+    own = x.detach().reshape(-1).view(torch.uint8)  # back ends do not take every dtype
+    first = broadcast(own, axis)
+    if not torch.equal(own, first):
+        x.copy_(first.view(x.dtype).view(x.shape))
 
 
 def require_single(declared: Iterable[Declared]) -> None:

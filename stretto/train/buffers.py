@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
-from stretto.collectives import broadcast
+from stretto.distributed.replicate import take_first
 from stretto.exchange import all_gather_json
 from stretto.parallel_state import ParallelState
 from stretto.params import Slice
@@ -58,14 +57,10 @@ class Buffers:
         """Each under its first name, as it is now: a module may have put another in its place."""
         return {name: tensor for module in self.stages.values() for name, tensor in _persistent(module)}
 
-    @torch.no_grad()
     def align(self, state: ParallelState) -> None:
         """Give all ranks that hold a stage the values of the first of them."""
         for tensor in self.tensors().values():
-            bytes_ = tensor.detach().reshape(-1).view(torch.uint8)  # backends do not take every dtype
-            firsts = broadcast(bytes_, state.axis("dp", "cp"))
-            if not torch.equal(bytes_, firsts):
-                tensor.copy_(firsts.view(tensor.dtype).view(tensor.shape))
+            take_first(tensor, state.axis("dp", "cp"))
 
     def slices(self, *, copied: bool = False) -> list[Slice]:
         """What a checkpoint holds of them; with `copied`, what no forward changes."""

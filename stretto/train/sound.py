@@ -25,7 +25,13 @@ from stretto.train.assemble import Assembly
 from stretto.world import Axis
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_KINDS = {"model": "weights", "exp_avg": "first moments", "exp_avg_sq": "second moments", "param": "rounded weights"}
+_KINDS = {
+    "model": "weights",
+    "exp_avg": "first moments",
+    "exp_avg_sq": "second moments",
+    "param": "rounded weights",
+    "gathered": "gathered weights",
+}
 
 MOST = 8
 """Parameters that a message names."""
@@ -69,13 +75,20 @@ def checksum(x: Tensor) -> Tensor:
 
 
 def pieces(built: Assembly[Any]) -> list[Slice]:
-    """What this rank holds: masters and moments, and the parameters where they are rounded from masters."""
+    """What this rank holds: masters and moments, and the parameters where they are rounded from masters, or gathered
+    from those of others to stay."""
     weights = built.weights
     masters = built.optimizer.slices()  # after which no update is on its way
     narrow = [d for d in weights.declared if d.param.element_size() < 4]
     sharded = weights.sharding.params  # then whole weights are gathered anew for each use
+    wide = [d for d in weights.declared if d.param.element_size() >= 4 and weights.sharding.state and not sharded]
     held = partial(weights.part, of=lambda bucket: bucket.shard) if sharded else (lambda p: p.data)
-    return [*masters, *slices(narrow, held, weights.position(), prefix="param/")]
+    position = weights.position()
+    return [
+        *masters,
+        *slices(narrow, held, position, prefix="param/"),
+        *slices(wide, lambda p: p.data, position, prefix="gathered/"),
+    ]
 
 
 def _read(numbers: Sequence[Tensor]) -> list[Any]:

@@ -119,10 +119,10 @@ class _Reference:
         run = replace(self.args.run, compile=False, cuda_graphs=False, attention="torch")
         if run.activation_budget is not None:  # of a rank of another layout
             run = replace(run, activation_budget=None, recompute="block")
-        parallel = replace(self.args.parallel, reduce_dtype="fp32")
-        args = replace(
-            self.args, parallel=parallel, run=run if dtype == run.dtype else replace(run, dtype=dtype, fp8="none")
-        )
+        args = replace(self.args, parallel=replace(self.args.parallel, reduce_dtype="fp32"), run=run)
+        if dtype != run.dtype:  # in which masters are no weights and remainders
+            optimizer = replace(self.args.optimizer, masters="fp32")
+            args = replace(args, optimizer=optimizer, run=replace(run, dtype=dtype, fp8="none"))
         with build(args, self.layout, world, home=self.home) as session:
             yield session
 

@@ -212,6 +212,11 @@ def test_gelu_is_the_form_that_megatron_computes(flags: str, form: str) -> None:
     assert values(f"{SMALL} {flags}")["model.activation"] == form
 
 
+def test_what_adam_alone_has_is_dropped_beside_sgd() -> None:
+    """As there; a script of SGD was rejected for Megatron-LM's own default of beta2."""
+    assert not {"optimizer.beta2", "optimizer.eps"} & set(values(f"{SMALL} --optimizer sgd --adam-eps 1e-5"))
+
+
 def test_sequence_parallelism_without_tensor_parallelism_is_dropped_as_there() -> None:
     assert "parallel.sequence_parallel" not in values(f"{SMALL} --sequence-parallel")
 

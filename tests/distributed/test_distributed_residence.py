@@ -28,7 +28,7 @@ from stretto.layout.chunks import chunks
 from stretto.parallel_state import ParallelState
 from stretto.params import Init, ParamSpec, declare
 from stretto.testing import Pool
-from stretto.verify import Session, build, random_batch
+from stretto.verify import Comparison, Session, against_reference, build, random_batch
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo
@@ -137,6 +137,16 @@ def test_weights_of_masters_in_two_parts_are_rounded_by_these() -> None:
         assert full[name].bfloat16().unique().tolist() == [1.0]
         session.load_full(full)
         assert session.unequal_replicas() == []
+
+
+def test_verify_takes_masters_in_two_parts(pool: Pool) -> None:
+    """Its reference in fp64 has none."""
+    args = example("zero1", {"masters": "remainder"})
+    assert all(found.equal for found in pool.run(2, against_layout, args))
+
+
+def against_layout(world: World, args: Arguments) -> Comparison:
+    return against_reference(args, Layout.of(dp=world.size), world)
 
 
 def example(mode: str, options: dict[str, Any], dp: int = 2) -> Arguments:

@@ -2,7 +2,7 @@
 
 Faults to catch: replicas along an axis that are not compared; a flipped bit that the checksum does not see; a rank of
 the majority that is accused; a NaN in what no token used that is saved;
-sharded weights that are looked at where they are not.
+sharded weights that are looked at where they are not; gathered weights that are not compared.
 """
 
 from __future__ import annotations
@@ -90,9 +90,16 @@ def spoil(x: Tensor) -> None:
             f"exp_avg/{NORM}",
             f"{NORM} (first moments): ranks 2-3 differ",
         ),
+        (
+            "--sharding zero1",
+            {"dp": 4},
+            2,
+            f"gathered/{DOWN}",
+            f"{DOWN} (gathered weights): rank 2, unlike ranks 0-1, 3",
+        ),
         ("--tied", {"pp": 2}, 1, f"exp_avg_sq/{EMBEDDING}", f"{EMBEDDING} (second moments): ranks 0-1 differ"),
     ],
-    ids=["data", "rounded", "tensor", "of another stage", "copies", "remainder", "fsdp", "tied"],
+    ids=["data", "rounded", "tensor", "of another stage", "copies", "remainder", "fsdp", "zero1", "tied"],
 )
 def test_a_flipped_bit_names_parameter_and_rank_on_all_ranks(
     pool: Pool, words: str, sizes: dict[str, int], rank: int, name: str, said: str

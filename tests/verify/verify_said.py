@@ -42,6 +42,7 @@ from verify_said_experts import (
 )
 from verify_said_failures import COUNTS, FAILURES, OWN_PROGRAM, PACE, SOUND, STORE
 from verify_said_fast import FAST, HEAD, KERNELS, KERNELS_FP8, KERNELS_HEAD_NORM, MODEL, POINTWISE
+from verify_said_habits import HABITS
 from verify_said_hf import CACHE, CONFIG, FAMILIES, FILES, IN_AND_OUT
 from verify_said_kernels import KERNELS_ADAMW, KERNELS_EMBEDDING, KERNELS_LOSS
 from verify_said_loop import ATTACK, BUFFERS, CONSENSUS, EARLY, EXCHANGE, METERED, READBACK
@@ -770,6 +771,7 @@ SAID = (
     LOOP,
     NOT_FINITE,
     OWN_LOOPS,
+    HABITS,
     CHECKPOINTS,
     FAMILIES,
     CONFIG,

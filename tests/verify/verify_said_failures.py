@@ -126,6 +126,12 @@ SOUND = Said(
         "sharded = weights.sharding.params",
         "sharded = False",
     ),
+    Fault(
+        "gathered weights that are not compared",
+        "train/sound.py",
+        "if d.param.element_size() >= 4 and weights",
+        "if False and weights",
+    ),
 )
 
 OWN_PROGRAM = Said(

@@ -72,6 +72,9 @@ def translate(words: Sequence[Sequence[str]], *, processes: int | None = None) -
             pass
     if values.get("run.eval_every") == (0, NEVER):
         values.pop("run.eval_batches", None)
+    if values.get("optimizer.optimizer", ("", ""))[0] == "sgd":  # which does not look at what Adam alone has
+        for path in ("optimizer.beta1", "optimizer.beta2", "optimizer.eps"):
+            values.pop(path, None)
     return Translation(
         values,
         {flag: MOOT[flag] for flag in given if flag in MOOT} | {flag: ONLY[flag][1] for flag in given if flag in ONLY},
