@@ -93,7 +93,7 @@ SHAPES = Said(
         "    if not weight.requires_grad:\n        return None\n",
         "",
     ),
-    Fault("a width whose rest is left out", "params/spec.py", "chunk = -(-n // parts)\n", "chunk = n // parts\n"),
+    Fault("a width whose rest is left out", "params/spec.py", "chunk = -(-size // parts)", "chunk = size // parts"),
     Fault(
         "a weight used twice whose second gradient is lost",
         "tensor_parallel/linear.py",
