@@ -62,7 +62,7 @@ def _families(world: World, families: tuple[tuple[str, bool], ...]) -> None:
 @pytest.mark.parametrize("sequence_parallel", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_losses_of_balance_and_single_tokens_stay_what_they_are(pool: Pool, sequence_parallel: bool) -> None:
     """A router gets gradients from its tokens' experts and from the auxiliary loss; logits are of the last tokens."""
-    pool.run(2, _balance, sequence_parallel)
+    pool.run(2, _balance, sequence_parallel, timeout=120)
 
 
 def _balance(world: World, sequence_parallel: bool) -> None:
@@ -106,10 +106,10 @@ def _loss(output: Any, labels: Tensor) -> Tensor:
 
 def _train(world: World, family: str, layout: Layout, out: Path) -> list[float]:
     """Updates by Muon, which looks at whole matrices."""
-    heard, model = Losses(), build(family)
-    model.config.use_cache = False
+    heard = Losses()
     with ParallelState.build(layout, world) as state:
-        tp = state.axis("tp")
+        tp, model = state.axis("tp"), build(family)
+        model.config.use_cache = False
         parallelize(model, plan_of(model, tp), tp)
         said = {"data": _batch, "loss": _loss, "lr": 1e-2, "global_batch": 8, "micro_batch": 2, "dtype": torch.float64}
         sharding = MODES["fsdp" if world.size > 1 else "none"]
@@ -119,12 +119,13 @@ def _train(world: World, family: str, layout: Layout, out: Path) -> list[float]:
     return heard.losses
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("family", ["gpt2", pytest.param("qwen3_moe", marks=pytest.mark.nightly)])
 def test_the_trainer_takes_them_and_saves_whole_tensors_under_their_names(
     pool: Pool, tmp_path: Path, family: str
 ) -> None:
     """Over tp and sharded over dp as in one process: losses, and the weights that torch reads from the checkpoint."""
-    alone = pool.run(1, _train, family, Layout.of(), tmp_path / "1")[0]
+    alone = pool.run(1, _train, family, Layout.of(), tmp_path / "1", timeout=120)[0]
     cut = pool.run(4, _train, family, Layout.of(tp=2, dp=2), tmp_path / "4", timeout=120)[0]
     assert cut == pytest.approx(alone, rel=1e-6)
     one, four = (_saved(tmp_path / name) for name in ("1", "4"))
@@ -157,7 +158,7 @@ def test_an_unknown_family_is_told_a_plan_of_its_own_names_that_holds(pool: Pool
     plan = '"model.decoder.layers.*.fc1": "colwise", "model.decoder.layers.*.fc2": "rowwise"'
     for words in (plan, '"lm_head": "vocab", "*": "replicated"', r"model.decoder.layers.*.self_attn.q_proj: Linear"):
         assert words in str(said.value)
-    pool.run(2, _suggested)
+    pool.run(2, _suggested, timeout=120)
 
 
 def _opt() -> Any:

@@ -70,7 +70,7 @@ from verify_said_sharding import (
     STEP_TIME,
     WIRE,
 )
-from verify_said_tensor import FOREIGN, RECOMPUTE, SHAPES
+from verify_said_tensor import FOREIGN, PLANS, RECOMPUTE, SHAPES
 from verify_said_tuning import ADAPTER_IN, ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
 
 COLLECTIVES = Said(
@@ -834,6 +834,7 @@ SAID = (
     RUNS,
     INDEXED,
     FOREIGN,
+    PLANS,
     RECOMPUTE,
     SHAPES,
     CLAUSES,
