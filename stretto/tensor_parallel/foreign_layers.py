@@ -96,8 +96,8 @@ def is_scaled(part: nn.Module) -> bool:
 
 def take_over(part: nn.Module, style: Style, axis: Axis) -> None:
     """Let the module compute as its style says: a hook for what goes in, or a class of its own for what it is."""
-    sizes = (getattr(part, name, 0) for name in ("num_embeddings", "out_features", "nf"))
-    part.__dict__["_cut_over"] = _Over(style, axis, next((n for n in sizes if n), 0))
+    cut = ("in_features", "nx") if isinstance(style, Rowwise) else ("num_embeddings", "out_features")
+    part.__dict__["_cut_over"] = _Over(style, axis, next((n for name in cut if (n := getattr(part, name, 0))), 0))
     if isinstance(style, Around):
         for name, value in style.attributes.items():
             setattr(part, name, value)
@@ -124,6 +124,7 @@ class _Over:
     style: Style
     axis: Axis
     size: int
+    """What is cut, without padding."""
 
 
 class _ColwiseLinear(nn.Linear):
@@ -156,6 +157,9 @@ class _RowwiseConv1D(nn.Module):
 
 
 def _rowwise(x: Tensor, weight: Tensor, bias: Tensor | None, over: _Over) -> Tensor:
+    _, features = _valid(over, weight.shape[1])
+    if features < weight.shape[1]:  # an activation may make something of features of padding: exp(0), sigmoid(0)
+        x, weight = x[..., :features], weight[:, :features]
     y = _left(F.linear(x, weight), over)
     return y if bias is None else y + bias
 
@@ -163,7 +167,7 @@ def _rowwise(x: Tensor, weight: Tensor, bias: Tensor | None, over: _Over) -> Ten
 class _VocabEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         over: _Over = self.__dict__["_cut_over"]
-        start, rows = _words(over, self.weight)
+        start, rows = _valid(over, self.weight.shape[0])
         local, mine = localise(input, start, rows)
         pad = self.padding_idx
         here = pad - start if pad is not None and start <= pad < start + rows else None
@@ -278,6 +282,7 @@ def _left(x: Tensor, over: _Over) -> Tensor:
     return reduce_scatter(x, over.axis, SEQUENCE) if border == "sequence" else reduce_from(x, over.axis)
 
 
-def _words(over: _Over, weight: Tensor) -> tuple[int, int]:
-    start = min(over.axis.rank * weight.shape[0], over.size)
-    return start, min(weight.shape[0], over.size - start)
+def _valid(over: _Over, stored: int) -> tuple[int, int]:
+    """The first of this rank's words or features, and how many of those that it stores are not padding."""
+    start = min(over.axis.rank * stored, over.size)
+    return start, min(stored, over.size - start)

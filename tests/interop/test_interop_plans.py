@@ -2,7 +2,8 @@
 
 Faults to catch: queries, keys and values cut as one; a rank that splits them as if it had all; experts whose inputs
 lack other ranks' share of the gradient; weights of experts that lack it; a sequence that is gathered and counted by
-every rank; embeddings that are not scaled; a norm whose output is not gathered; the columns of a stack written as one.
+every rank; embeddings that are not scaled; a norm whose output is not gathered; the columns of a stack written as one;
+features of padding that count.
 """
 
 from __future__ import annotations
@@ -203,3 +204,36 @@ def test_what_has_no_plan_is_rejected_with_a_way_out() -> None:
     jitter.model.layers[0].mlp.jitter_noise = 0.1
     with pytest.raises(ValueError, match=r"mlp.jitter_noise = 0.1: torch draws noise from where a rank is"):
         parallelize(jitter, plan_of(jitter, TP), TP)
+
+
+class Shifted(nn.Module):
+    """Seven inner features, and an activation that is not 0 at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(6, 7, dtype=torch.float64), nn.Linear(7, 6, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(torch.sigmoid(self.up(x)))
+        return y
+
+
+def test_features_of_padding_take_no_part_whatever_an_activation_makes_of_them(pool: Pool) -> None:
+    """Seven features on four ranks; what padding has would come in with the second update."""
+    pool.run(4, _shifted)
+
+
+def _shifted(world: World) -> None:
+    with ParallelState.build(Layout.of(tp=4), world) as state:
+        plain, model = Shifted(), Shifted()
+        parallelize(model, {"up": "colwise", "down": "rowwise", "": "replicated"}, state.axis("tp"))
+        x = torch.randn(3, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        for _ in range(3):
+            torch.testing.assert_close(model(x), plain(x), rtol=1e-12, atol=1e-12)
+            for each in (plain, model):
+                each.zero_grad()
+                each(x).square().sum().backward()
+                with torch.no_grad():
+                    for param in each.parameters():
+                        param -= 0.1 * (torch.zeros_like(param) if param.grad is None else param.grad)
