@@ -73,8 +73,9 @@ class Orthogonalizer:
         stored = _gather(bucket, jobs, flat) if shared else [flat[job.span.start : job.span.stop] for job in mine]
         views = [flat_.view(job.of.block.stored) for job, flat_ in zip(mine, stored, strict=True)]
         for axis in dict.fromkeys(job.cut for job in mine):
-            chosen = [(job, _local(job, view)) for job, view in zip(mine, views, strict=True) if job.cut == axis]
-            self._cut([job for job, _ in chosen], [view for _, view in chosen], axis, bucket.weights.dtype)
+            chosen = [(job, view) for job, view in zip(mine, views, strict=True) if job.cut == axis]
+            parts = [[part for _, part in job.of.block.views(view)] for job, view in chosen]
+            self._cut([job for job, _ in chosen], parts, axis, flat, bucket.weights.dtype)
         if shared:
             _scatter(bucket, jobs, flat, stored)
         elif bucket.axis.size > 1:
@@ -83,27 +84,37 @@ class Orthogonalizer:
                     flat[job.span.start : job.span.stop].zero_()
             all_reduce_(flat, bucket.axis).wait()  # one rank has a number, the others add zero: the same bits
 
-    def _cut(self, jobs: Sequence[Job], views: Sequence[Tensor], axis: Axis, dtype: torch.dtype) -> None:
-        """Matrices that are cut along `axis`, in place: `views` are this rank's blocks of them."""
+    def _cut(
+        self, jobs: Sequence[Job], parts: Sequence[list[Tensor]], axis: Axis, like: Tensor, dtype: torch.dtype
+    ) -> None:
+        """Matrices that are cut along `axis`, in place: `parts` are the rectangles that this rank has of each."""
         size, me = axis.size, axis.rank
         mine = [job for job in jobs if job.cut_owner == me]
-        there = [[n for n, job in enumerate(jobs) if job.cut_owner == rank] for rank in range(size)]
-        sent = [[views[n].reshape(-1) for n in each if jobs[n].counts[me]] for each in there]
+        there = [
+            [part for job, own in zip(jobs, parts, strict=True) if job.cut_owner == rank for part in own]
+            for rank in range(size)
+        ]
+        sent = [
+            [
+                part
+                for job, own in zip(jobs, parts, strict=True)
+                if job.cut_owner == rank and job.counts[me]
+                for part in own
+            ]
+            for rank in range(size)
+        ]
         sizes = [sum(prod(job.blocks[rank].shape) for job in mine if job.counts[rank]) for rank in range(size)]
-        arrived = all_to_all_parts([_joined(each, views[0]) for each in sent], sizes, axis)
-        whole = [views[0].new_empty(job.of.spec.shape) for job in mine]
+        arrived = all_to_all_parts([_joined(each, like) for each in sent], sizes, axis)
+        whole = [like.new_empty(job.of.spec.shape) for job in mine]
         for rank, flat in enumerate(arrived):
-            here = [_of(x, job.blocks[rank]) for x, job in zip(whole, mine, strict=True) if job.counts[rank]]
-            for block, part in zip(here, torch.split(flat, [each.numel() for each in here]), strict=True):
-                block.copy_(part.view(block.shape))
+            _fill([b for x, job in zip(whole, mine, strict=True) if job.counts[rank] for b in _of(x, job, rank)], flat)
         for x in whole:
             x.copy_(self._one(x, dtype))
-        blocks = [[_of(x, job.blocks[rank]) for x, job in zip(whole, mine, strict=True)] for rank in range(size)]
-        back = [_joined([block.reshape(-1) for block in each], views[0]) for each in blocks]
-        returned = all_to_all_parts(back, [sum(views[n].numel() for n in each) for each in there], axis)
+        blocks = [[b for x, job in zip(whole, mine, strict=True) for b in _of(x, job, rank)] for rank in range(size)]
+        back = [_joined(each, like) for each in blocks]
+        returned = all_to_all_parts(back, [sum(part.numel() for part in each) for each in there], axis)
         for each, flat in zip(there, returned, strict=True):
-            for n, part in zip(each, torch.split(flat, [views[n].numel() for n in each]), strict=True):
-                views[n].copy_(part.view(views[n].shape))
+            _fill(each, flat)
 
     def _one(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
         """A whole matrix; bf16 where the weights are bf16, as published. An update has the size of AdamW's."""
@@ -168,21 +179,23 @@ def _scatter(bucket: Bucket, jobs: Sequence[Job], flat: Tensor, stored: Sequence
             place.copy_(part)
 
 
-def _local(job: Job, stored: Tensor) -> Tensor:
-    """The local block in its stored shape, without padding."""
-    return stored[tuple(slice(0, n) for n in job.of.block.shape)]
-
-
 def _within(x: Tensor, held: range, wanted: range) -> Tensor:
     """What `x`, which has the elements `held`, has of those `wanted`."""
     inside = overlap(held, wanted)
     return x[inside.start - held.start : inside.stop - held.start] if inside else x[:0]
 
 
-def _of(whole: Tensor, block: Block) -> Tensor:
-    """A block of a whole matrix."""
-    return whole[tuple(slice(o, o + n) for o, n in zip(block.offsets, block.shape, strict=True))]
+def _of(whole: Tensor, job: Job, rank: int) -> list[Tensor]:
+    """What a rank of the job's axis holds of a whole matrix."""
+    places = job.blocks[rank].parts()
+    return [whole[tuple(slice(o, o + n) for o, n in zip(offsets, shape, strict=True))] for _, offsets, shape in places]
 
 
 def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
-    return torch.cat(list(parts)) if parts else like.new_empty(0)
+    return torch.cat([part.reshape(-1) for part in parts]) if parts else like.new_empty(0)
+
+
+def _fill(places: Sequence[Tensor], flat: Tensor) -> None:
+    """Write what came in one piece to its places."""
+    for place, part in zip(places, torch.split(flat, [each.numel() for each in places]), strict=True):
+        place.copy_(part.view(place.shape))

@@ -60,9 +60,11 @@ class Rectangle:
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def within(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of what of it lies in a block of this shape at the tensor's origin."""
-        return tuple(max(0, min(n, end - o)) for o, n, end in zip(self.offsets, self.shape, shape, strict=True))
+    def common(self, at: Sequence[int], shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Offsets and shape of what of it lies in a block of this shape at `at`."""
+        low = tuple(map(max, self.offsets, at))
+        ends = zip(low, self.offsets, self.shape, at, shape, strict=True)
+        return low, tuple(max(0, min(o + n, a + k) - begin) for begin, o, n, a, k in ends)
 
 
 def rectangles(shape: Sequence[int], part: range) -> Iterator[Rectangle]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -23,17 +24,22 @@ from stretto.world import Axis
 class Shard:
     """Cut `dim` into equal chunks along `axis`. A chunk is ceil(n / parts), rounded up to `multiple`; the last ones
     may hold less, or nothing, and are stored padded. `copies` consecutive positions of the axis hold the same chunk
-    (fewer kv heads than ranks): each then has a part of its gradient.
+    (fewer kv heads than ranks): each then has a part of its gradient. Of `sections`, sizes of what stands one after
+    another in `dim` (queries, keys and values in one matrix), each is cut by itself, and a rank stores its chunks of
+    all of them in their order.
     """
 
     axis: str
     dim: int
     copies: int = 1
     multiple: int = 1
+    sections: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dim < 0 or self.copies < 1 or self.multiple < 1:
             raise ValueError(f"{self}: dim counts from 0, copies and multiple from 1")
+        if self.sections and self.copies > 1:
+            raise ValueError(f"{self}: what is cut section by section is not held in copies")
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,12 @@ class ParamSpec:
         dims = [cut.dim for cut in self.shard]
         if len({*dims}) != len(dims) or any(dim >= len(self.shape) for dim in dims):
             raise ValueError(f"a tensor {self.shape} cannot be cut along dimensions {dims}: each must exist, and once")
+        in_sections = [cut for cut in self.shard if cut.sections]
+        if len(in_sections) > 1 or any(sum(cut.sections) != self.shape[cut.dim] for cut in in_sections):
+            raise ValueError(
+                f"a tensor {self.shape} cut in sections {[cut.sections for cut in in_sections]}: along one dimension, "
+                "and they must add up to it"
+            )
 
     def block(self, axes: Mapping[str, Axis]) -> Block:
         """The rectangle that a rank at its place on `axes` holds.
@@ -78,6 +90,7 @@ class ParamSpec:
         Raises ValueError when an axis is not among `axes` or does not hold a whole number of copies.
         """
         offsets, shape, stored = [0] * len(self.shape), list(self.shape), list(self.shape)
+        dim, sections = 0, tuple[Section, ...]()
         for cut in self.shard:
             if cut.axis not in axes:
                 raise ValueError(f"cut along {cut.axis}, but only {', '.join(axes) or 'no axis'} was given: pass axes=")
@@ -85,12 +98,17 @@ class ParamSpec:
             parts, rest = divmod(axis.size, cut.copies)
             if rest:
                 raise ValueError(f"{axis} has {axis.size} ranks, which cannot hold chunks in {cut.copies} copies each")
-            chunk = -(-n // parts)
-            chunk = -(-chunk // cut.multiple) * cut.multiple
-            offsets[cut.dim] = min(axis.rank // cut.copies * chunk, n)
-            shape[cut.dim] = min(chunk, n - offsets[cut.dim])
-            stored[cut.dim] = chunk
-        return Block(tuple(offsets), tuple(shape), tuple(stored))
+            place, found, start, at = axis.rank // cut.copies, [], 0, 0
+            for size in cut.sections or (n,):
+                chunk = -(-size // parts)
+                chunk = -(-chunk // cut.multiple) * cut.multiple
+                offset = min(place * chunk, size)
+                found.append(Section(at, start + offset, min(chunk, size - offset)))
+                start, at = start + size, at + chunk
+            offsets[cut.dim], shape[cut.dim], stored[cut.dim] = found[0].offset, sum(each.size for each in found), at
+            if cut.sections:
+                dim, sections = cut.dim, tuple(found)
+        return Block(tuple(offsets), tuple(shape), tuple(stored), dim, sections)
 
     def owned(self, position: Mapping[str, int], over: Sequence[str]) -> bool:
         """Whether this rank, of all along the axes `over` that hold the same block, is the one that counts for it.
@@ -116,13 +134,43 @@ class ParamSpec:
         return self.owned(position, [axis for axis in position if axis.partition(".")[0] in same])
 
 
+class Section(NamedTuple):
+    """What a rank stores of a section: from `at` of its block on, `size` from `offset` of the logical tensor on."""
+
+    at: int
+    offset: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Block:
-    """A rectangle of a logical tensor (`offsets`, `shape`) and the padded shape in which it is stored."""
+    """A rectangle of a logical tensor (`offsets`, `shape`) and the padded shape in which it is stored.
+
+    Where `dim` is cut section by section it is several rectangles: `offsets` are then those of the first, and `shape`
+    has as much as all of them. `parts` has each.
+    """
 
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
     stored: tuple[int, ...]
+    dim: int = 0
+    sections: tuple[Section, ...] = ()
+
+    def parts(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+        """Of each rectangle: where it is stored in the block, its offsets in the logical tensor, its shape."""
+        if not self.sections:
+            yield (0,) * len(self.shape), self.offsets, self.shape
+        for at, offset, size in self.sections:
+            yield (
+                tuple(at if d == self.dim else 0 for d in range(len(self.shape))),
+                tuple(offset if d == self.dim else o for d, o in enumerate(self.offsets)),
+                tuple(size if d == self.dim else n for d, n in enumerate(self.shape)),
+            )
+
+    def views(self, stored: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """Of each rectangle its offsets in the logical tensor and its place in what is stored, without padding."""
+        for at, offsets, shape in self.parts():
+            yield offsets, stored[tuple(slice(a, a + n) for a, n in zip(at, shape, strict=True))]
 
 
 @dataclass(frozen=True)
@@ -135,13 +183,12 @@ class Logical:
     row: int
 
     def view(self, stored: Tensor) -> Tensor:
-        """The local block inside `stored` (the parameter, its gradient, a moment), without padding."""
-        part = stored
-        if self.block.stored:
-            part = part.narrow(0, self.row, self.block.stored[0])
-        for dim, n in enumerate(self.block.shape):
-            part = part.narrow(dim, 0, n)
-        return part
+        """The local block, of one rectangle, inside `stored` (the parameter, its gradient, a moment), unpadded."""
+        ((_, view),) = self.block.views(self._rows(stored))
+        return view
+
+    def _rows(self, stored: Tensor) -> Tensor:
+        return stored.narrow(0, self.row, self.block.stored[0]) if self.block.stored else stored
 
     @property
     def span(self) -> range:
@@ -152,17 +199,19 @@ class Logical:
     def pieces(self, stored: Tensor | Part) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         """What of the local block is in `stored`: offsets in the logical tensor and views, of a matrix 3 at most."""
         if isinstance(stored, Tensor):
-            yield self.block.offsets, self.view(stored)
+            yield from self.block.views(self._rows(stored))
             return
         begin, inside = self.span.start, overlap(stored.part, self.span)
         for each in rectangles(self.block.stored, range(inside.start - begin, inside.stop - begin)):
             view = stored.flat[begin + each.start - stored.part.start :][: math.prod(each.shape)].view(each.shape)
-            for dim, n in enumerate(shape := each.within(self.block.shape)):
-                view = view.narrow(dim, 0, n)
-            if 0 in self.block.shape:  # a rank without any of the tensor says so
-                yield self.block.offsets, view
-            elif 0 not in shape:
-                yield tuple(a + b for a, b in zip(self.block.offsets, each.offsets, strict=True)), view
+            for at, offsets, shape in self.block.parts():
+                low, n = each.common(at, shape)
+                inner = view[tuple(slice(a - o, a - o + k) for a, o, k in zip(low, each.offsets, n, strict=True))]
+                if 0 in self.block.shape:  # a rank without any of the tensor says so
+                    yield self.block.offsets, inner
+                    break
+                if 0 not in n:
+                    yield tuple(o + a - b for o, a, b in zip(offsets, low, at, strict=True)), inner
 
 
 @dataclass(frozen=True)

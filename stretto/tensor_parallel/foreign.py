@@ -9,6 +9,7 @@ so that `shard`, `Trainer` and checkpoints take it under the names that it had.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Final, TypeVar
@@ -18,7 +19,18 @@ from torch import Tensor, nn
 
 from stretto.collectives import broadcast
 from stretto.params import ParamSpec, Shard, declare
-from stretto.tensor_parallel.foreign_layers import Around, Colwise, Replicated, Rowwise, Style, Vocab, take_over
+from stretto.tensor_parallel.foreign_layers import (
+    Around,
+    Colwise,
+    Experts,
+    Replicated,
+    Rowwise,
+    Style,
+    Vocab,
+    is_conv1d,
+    is_scaled,
+    take_over,
+)
 from stretto.world import Axis
 
 M = TypeVar("M", bound=nn.Module)
@@ -99,11 +111,14 @@ def _style(pattern: str, style: Style | str) -> Style:
 def _reject_dropout(module: nn.Module) -> None:
     for name, part in module.named_modules():
         chances = {"p": part.p} if isinstance(part, nn.Dropout) else {}
-        chances |= {k: v for k, v in vars(part).items() if k.endswith("dropout") and isinstance(v, float)}
+        chances |= {
+            k: v for k, v in vars(part).items() if k.endswith(("dropout", "jitter_noise")) and isinstance(v, float)
+        }
         for own, chance in chances.items():
             if chance > 0:
+                drawn = "noise" if own.endswith("noise") else "the masks of dropout"
                 raise ValueError(
-                    f"{name}.{own} = {chance:g}: torch draws the masks of dropout from where a rank is, so the layout "
+                    f"{name}.{own} = {chance:g}: torch draws {drawn} from where a rank is, so the layout "
                     "would change the model; set it to 0"
                 )
 
@@ -115,27 +130,39 @@ def _specs(name: str, part: nn.Module, style: Style, axis: Axis) -> dict[str, Pa
     own = dict(part.named_parameters(recurse=False))
     if isinstance(style, Replicated):
         parts = (axis.name,) if style.partial else ()
-        return {n: ParamSpec(tuple(p.shape), None, sum_grad=parts, weight_decay=p.dim() > 1) for n, p in own.items()}
-    kinds = (nn.Linear, nn.Embedding) if isinstance(style, Vocab) else (nn.Linear,)
-    if type(part) not in kinds:
+        alone = isinstance(part, nn.Embedding)
+        return {
+            n: ParamSpec(tuple(p.shape), None, sum_grad=parts, weight_decay=p.dim() > 1, elementwise=alone)
+            for n, p in own.items()
+        }
+    if isinstance(style, Experts):
+        return _expert_specs(name, own, axis)
+    embeds, turned = isinstance(style, Vocab) and isinstance(part, nn.Embedding), is_conv1d(part)
+    if not (type(part) is nn.Linear or (embeds and (type(part) is nn.Embedding or is_scaled(part))) or turned):
         raise ValueError(
             f"{name} is a {type(part).__name__}, which is not cut: {type(style).__name__.lower()} takes a torch "
-            f"{' or '.join(kind.__name__ for kind in kinds)}"
+            f"Linear{' or Embedding' if isinstance(style, Vocab) else ', or a Conv1D of transformers'}"
         )
     if isinstance(part, nn.Embedding) and (part.max_norm is not None or part.scale_grad_by_freq or part.sparse):
         raise ValueError(f"{name}: an embedding with max_norm, scale_grad_by_freq or sparse gradients is not cut")
-    dim = 1 if isinstance(style, Rowwise) else 0
+    inputs = isinstance(style, Rowwise)
+    dim = int(inputs != turned)
     units = None if isinstance(style, Vocab) else style.units
+    sections = style.sections if isinstance(style, Colwise) else ()
     n, copies = own["weight"].shape[dim], 1
+    if sections and (sum(sections) != n or (isinstance(style, Colwise) and style.copied)):
+        raise ValueError(f"{name}: sections {sections} of {n} rows must add up to them, and are not held in copies")
     if units is not None:
         if isinstance(style, Colwise) and style.copied and axis.size % units == 0:
             copies = max(1, axis.size // units)
-        if n % units or (units * copies) % axis.size:
+        counts = [size * units / n for size in sections or (n,)]
+        if n % units or any(count * copies % axis.size for count in counts):
             also = ", or be a multiple of them" if isinstance(style, Colwise) and style.copied else ""
             raise ValueError(
-                f"{name}: {units} heads over {axis.name}={axis.size} ranks: the ranks must divide the heads{also}"
+                f"{name}: {' + '.join(f'{count:g}' for count in counts)} heads over {axis.name}={axis.size} ranks: the "
+                f"ranks must divide the heads{also}"
             )
-    cut = Shard(axis.name, dim, copies=copies)
+    cut = Shard(axis.name, dim, copies=copies, sections=sections)
     partial = (axis.name,) if copies > 1 else ()
     weight = ParamSpec(
         tuple(own["weight"].shape), None, (cut,), sum_grad=partial, elementwise=isinstance(part, nn.Embedding)
@@ -143,10 +170,25 @@ def _specs(name: str, part: nn.Module, style: Style, axis: Axis) -> dict[str, Pa
     if "bias" not in own:
         return {"weight": weight}
     shape = tuple(own["bias"].shape)
-    if dim:  # added once, after the sum
-        once = (axis.name,) if isinstance(style, Rowwise) and style.border == "sequence" else ()
+    if inputs:  # added once, after the sum
+        once = (axis.name,) if style.border == "sequence" else ()
         return {"weight": weight, "bias": ParamSpec(shape, None, sum_grad=once, weight_decay=False)}
+    cut = replace(cut, dim=0)
     return {"weight": weight, "bias": ParamSpec(shape, None, (cut,), sum_grad=partial, weight_decay=False)}
+
+
+def _expert_specs(name: str, own: Mapping[str, nn.Parameter], axis: Axis) -> dict[str, ParamSpec]:
+    """Each expert's inner features are cut. Raises ValueError for experts of another form."""
+    up, down = (tuple(own[n].shape) if n in own else () for n in ("gate_up_proj", "down_proj"))
+    if len(own) != 2 or len(up) != 3 or len(down) != 3 or up != (down[0], 2 * down[2], down[1]):
+        raise ValueError(
+            f"{name} holds {', '.join(f'{n} {list(p.shape)}' for n, p in own.items()) or 'no parameters'}: experts are "
+            'cut that are gate_up_proj [E, 2 f, h] and down_proj [E, h, f]; name it "replicated" to keep them whole'
+        )
+    return {
+        "gate_up_proj": ParamSpec(up, None, (Shard(axis.name, 1, sections=(down[2], down[2])),)),
+        "down_proj": ParamSpec(down, None, (Shard(axis.name, 2),)),
+    }
 
 
 def _reject_two_ways(cuts: list[tuple[str, nn.Module, Style, dict[str, ParamSpec]]]) -> None:
@@ -164,6 +206,7 @@ def _part_of(whole: nn.Parameter, spec: ParamSpec, axis: Axis) -> Tensor:
     """This rank's part, padded with zeros."""
     block = spec.block({axis.name: axis})
     mine = torch.zeros(block.stored, dtype=whole.dtype, device=whole.device)
-    inside = tuple(slice(o, o + n) for o, n in zip(block.offsets, block.shape, strict=True))
-    mine[tuple(slice(n) for n in block.shape)] = broadcast(whole, axis)[inside]
+    first = broadcast(whole, axis)
+    for offsets, view in block.views(mine):
+        view.copy_(first[tuple(slice(o, o + n) for o, n in zip(offsets, view.shape, strict=True))])
     return mine

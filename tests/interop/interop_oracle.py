@@ -254,6 +254,7 @@ def in_fp64() -> Iterator[None]:
 
 
 PLANNED: dict[str, dict[str, Any]] = {
+    "gemma": {"model_type": "gemma", "head_dim": 10, "tie_word_embeddings": True},
     "granite": {"model_type": "granite", "hidden_size": 32, "logits_scaling": 3.0, "residual_multiplier": 0.5},
     "helium": {"model_type": "helium", "hidden_size": 32, "head_dim": 8},
     "seed_oss": {"model_type": "seed_oss", "head_dim": 8, "attention_dropout": 0.0, "residual_dropout": 0.0},

@@ -49,10 +49,10 @@ def test_models_stay_what_they_are(pool: Pool, tp: int) -> None:
 def _families(world: World) -> None:
     with ParallelState.build(Layout.of(tp=world.size), world) as state:
         for n, family in enumerate(FAMILIES[world.size]):
-            _compare(family, state, sequence_parallel=n % 2 == 0)
+            compare(family, state, sequence_parallel=n % 2 == 0)
 
 
-def _compare(family: str, state: ParallelState, *, sequence_parallel: bool) -> None:
+def compare(family: str, state: ParallelState, *, sequence_parallel: bool) -> None:
     plain, tp = build(family), state.axis("tp")
     model = deepcopy(plain)
     if tp.rank:  # the first rank's values count

@@ -66,8 +66,8 @@ def test_reads_like_a_matrix() -> None:
     assert found == [((1, 0), (2, 5)), ((3, 0), (1, 3))]
     assert [(r.offsets, r.shape) for r in rectangles((4, 5), range(6, 9))] == [((1, 1), (1, 3))]
     (whole,) = rectangles((4, 5), range(20))
-    assert whole.within((3, 2)) == (3, 2)
+    assert whole.common((0, 0), (3, 2))[1] == (3, 2)
     (last,) = rectangles((4, 5), range(16, 19))
-    assert (last.offsets, last.within((4, 3)), last.within((3, 5))) == ((3, 1), (1, 2), (0, 3))
+    assert (last.common((0, 0), (4, 3)), last.common((0, 0), (3, 5))[1]) == (((3, 1), (1, 2)), (0, 3))
     assert overlap(range(3, 8), range(5, 12)) == range(5, 8)
     assert not overlap(range(3, 5), range(7, 9))

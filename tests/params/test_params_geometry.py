@@ -1,7 +1,8 @@
 """P1: a parameter's place follows from its declaration, for any sizes.
 
-Faults to catch: a chunk rounded down; the last chunk not shortened; copies ignored in block; copies ignored in owned;
-rows of a stack counted without their padding; padding not zero; an undeclared parameter passed over.
+Faults to catch: a chunk rounded down; the last chunk not shortened; copies ignored in block; a section that begins
+where the one before does; copies ignored in owned; rows of a stack counted without their padding; padding not zero; an
+undeclared parameter passed over.
 """
 
 from __future__ import annotations
@@ -100,6 +101,45 @@ def test_reads_like_grouped_queries() -> None:
     assert not spec.owned({"tp": 0, "dp": 1}, ["tp", "dp"])
 
 
+@st.composite
+def sectioned(draw: st.DrawFn) -> tuple[ParamSpec, int]:
+    """A spec one of whose dimensions is cut section by section, and the number of ranks."""
+    sections = tuple(draw(st.lists(st.integers(0, 9), min_size=1, max_size=4)))
+    shape = draw(st.lists(st.integers(1, 4), min_size=0, max_size=2))
+    shape.insert(dim := draw(st.integers(0, len(shape))), sum(sections))
+    cut = Shard("tp", dim, multiple=draw(st.integers(1, 3)), sections=sections)
+    return ParamSpec(tuple(shape), None, (cut,)), draw(st.integers(1, 4))
+
+
+@given(sectioned(), st.integers(1, 5))
+def test_sections_are_cut_each_by_itself_whole_or_in_flat_parts(case: tuple[ParamSpec, int], shards: int) -> None:
+    """What ranks store is the chunk of each section, one after another; slices of it, and of flat parts, tile it."""
+    spec, size = case
+    full = 1.0 + torch.arange(float(torch.Size(spec.shape).numel())).view(spec.shape)
+    (cut,) = spec.shard
+    whole, flat = torch.zeros(spec.shape), torch.zeros(spec.shape)
+    for rank in range(size):
+        module, stored = nn.Module(), []
+        for section in full.split(cut.sections, cut.dim):
+            alone = ParamSpec(tuple(section.shape), None, (Shard("tp", cut.dim, multiple=cut.multiple),))
+            block = alone.block({"tp": axis("tp", rank, size)})
+            mine = torch.zeros(block.stored)
+            mine[tuple(map(slice, block.shape))] = section.narrow(cut.dim, block.offsets[cut.dim], block.shape[cut.dim])
+            stored.append(mine)
+        module.w = nn.Parameter(torch.cat(stored, cut.dim))
+        declare(module, "w", spec, axes=[axis("tp", rank, size)])
+        declared, memory = collect(module), module.w.detach().flatten()
+        parts = [range(i * len(memory) // shards, (i + 1) * len(memory) // shards) for i in range(shards)]
+        for into, held in [(whole, [module.w.detach()]), (flat, [Part(memory[p.start : p.stop], p) for p in parts])]:
+            for of in held:
+                for piece in slices(declared, lambda _, of=of: of, {"tp": rank, "dp": 0}):
+                    into[tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.tensor.shape, strict=True))] += (
+                        piece.tensor
+                    )
+    assert torch.equal(whole, full)
+    assert torch.equal(flat, full)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -107,6 +147,8 @@ def test_reads_like_grouped_queries() -> None:
         (lambda: ParamSpec((4, 4), Init(), (Shard("tp", 0), Shard("ep", 0))), "once"),
         (lambda: Shard("tp", -1), "dim counts from 0"),
         (lambda: Shard("tp", 0, copies=0), "from 1"),
+        (lambda: Shard("tp", 0, copies=2, sections=(2, 2)), "not held in copies"),
+        (lambda: ParamSpec((5, 4), Init(), (Shard("tp", 0, sections=(2, 2)),)), "must add up to it"),
         (lambda: ParamSpec((4,), Init(), (Shard("tp", 0, copies=2),)).block({"tp": axis("tp", 0, 3)}), "2 copies"),
         (lambda: ParamSpec((4,), Init(), (Shard("tp", 0),)).block({}), "cut along tp, but only no axis"),
         (lambda: declare(nn.Module(), "w", [ParamSpec((4, 3), Init()), ParamSpec((4, 5), Init())]), "stacked"),

@@ -64,8 +64,8 @@ TENSOR_PARALLEL = [
     Fault(
         "copies of a key/value head lie on the wrong ranks",
         "params/spec.py",
-        "min(axis.rank // cut.copies * chunk, n)",
-        "min(axis.rank % parts * chunk, n)",
+        "place, found, start, at = axis.rank // cut.copies, ",
+        "place, found, start, at = axis.rank % parts, ",
     ),
     Fault(
         "the gradient of the heads' norm is not summed",

@@ -71,7 +71,7 @@ from verify_said_sharding import (
     STEP_TIME,
     WIRE,
 )
-from verify_said_tensor import FOREIGN, RECOMPUTE, SHAPES
+from verify_said_tensor import FOREIGN, PLANS, RECOMPUTE, SHAPES
 from verify_said_tuning import ADAPTER_IN, ADAPTERS, CHAT, SHARE, TOKENIZERS, TUNING
 
 COLLECTIVES = Said(
@@ -116,14 +116,25 @@ COLLECTIVES = Said(
 
 PARAMS = Said(
     "tests/params/test_params_geometry.py",
-    Fault("a chunk rounded down", "params/spec.py", "chunk = -(-n // parts)", "chunk = n // parts"),
+    Fault("a chunk rounded down", "params/spec.py", "chunk = -(-size // parts)", "chunk = size // parts"),
     Fault(
         "the last chunk not shortened",
         "params/spec.py",
-        "shape[cut.dim] = min(chunk, n - offsets[cut.dim])",
-        "shape[cut.dim] = chunk",
+        "min(chunk, size - offset)",
+        "chunk",
     ),
-    Fault("copies ignored in block", "params/spec.py", "axis.rank // cut.copies * chunk", "axis.rank * chunk"),
+    Fault(
+        "copies ignored in block",
+        "params/spec.py",
+        "place, found, start, at = axis.rank // cut.copies, ",
+        "place, found, start, at = axis.rank, ",
+    ),
+    Fault(
+        "a section that begins where the one before does",
+        "params/spec.py",
+        "start, at = start + size, at + chunk",
+        "at = at + chunk",
+    ),
     Fault("copies ignored in owned", "params/spec.py", "position[a] % cut[a] == 0 if a in cut", "True if a in cut"),
     Fault(
         "rows of a stack counted without their padding",
@@ -825,6 +836,7 @@ SAID = (
     RUNS,
     INDEXED,
     FOREIGN,
+    PLANS,
     RECOMPUTE,
     SHAPES,
     CLAUSES,

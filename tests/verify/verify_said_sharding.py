@@ -315,8 +315,8 @@ MUON = Said(
     Fault(
         "a block that comes back to another place",
         "distributed/muon.py",
-        "back = [_joined([block.reshape(-1) for block in each], views[0]) for each in blocks]",
-        "back = [_joined([block.reshape(-1) for block in each], views[0]) for each in blocks[-1:] * size]",
+        "back = [_joined(each, like) for each in blocks]",
+        "back = [_joined(each, like) for each in blocks[-1:] * size]",
     ),
     Fault(
         "a result that only its owner has",
@@ -607,8 +607,8 @@ CHECKPOINTS = Said(
     Fault(
         "a shard saved at another's place",
         "params/spec.py",
-        "yield tuple(a + b for a, b in zip(self.block.offsets, each.offsets, strict=True)), view",
-        "yield self.block.offsets, view",
+        "yield tuple(o + a - b for o, a, b in zip(offsets, low, at, strict=True)), inner",
+        "yield offsets, inner",
     ),
     Fault(
         "a piece without an owner",

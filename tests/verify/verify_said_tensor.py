@@ -27,26 +27,79 @@ FOREIGN = Said(
     Fault(
         "norms on a part of the sequence whose parts are not summed",
         "interop/plans.py",
-        'own = Replicated(partial=border == "sequence")',
-        "own = Replicated()",
+        '**_feed_forward(borders),\n        "*norm": Replicated(partial=borders.sequence),',
+        '**_feed_forward(borders),\n        "*norm": Replicated(),',
     ),
     Fault(
         "logits whose gradient every rank adds",
         "tensor_parallel/foreign_layers.py",
-        "return dy.chunk(ctx.axis.size, -1)[ctx.axis.rank], None",
-        "return ctx.axis.size * dy.chunk(ctx.axis.size, -1)[ctx.axis.rank], None",
+        "return dy.chunk(ctx.axis.size, ctx.dim)[ctx.axis.rank], None, None",
+        "return ctx.axis.size * dy.chunk(ctx.axis.size, ctx.dim)[ctx.axis.rank], None, None",
     ),
     Fault(
         "a bias added on every rank",
         "tensor_parallel/foreign_layers.py",
-        '_left(F.linear(input, self.weight), over), self._parameters["bias"]',
-        "_left(F.linear(input, self.weight, self.bias), over), None",
+        "y = _left(F.linear(x, weight), over)\n    return y if bias is None",
+        "y = _left(F.linear(x, weight, bias), over)\n    return y if True",
     ),
     Fault(
         "values of another rank's random draw",
         "tensor_parallel/foreign.py",
-        "broadcast(whole, axis)[inside]",
-        "whole[inside]",
+        "first = broadcast(whole, axis)",
+        "first = whole",
+    ),
+)
+
+PLANS = Said(
+    "tests/interop/test_interop_plans.py",
+    Fault("queries, keys and values cut as one", "interop/plans.py", "sections=(width,) * 3", "sections=()"),
+    Fault(
+        "a rank that splits them as if it had all",
+        "interop/plans.py",
+        '"split_size": width // axis.size',
+        '"split_size": width',
+    ),
+    Fault(
+        "experts whose inputs lack other ranks' share of the gradient",
+        "tensor_parallel/foreign_layers.py",
+        "return copy_to(x, over.axis), experts,",
+        "return x, experts,",
+    ),
+    Fault(
+        "weights of experts that lack it",
+        "tensor_parallel/foreign_layers.py",
+        "experts, copy_to(weights, over.axis)",
+        "experts, weights",
+    ),
+    Fault(
+        "a sequence that is gathered and counted by every rank",
+        "tensor_parallel/foreign_layers.py",
+        'if takes == "and gives":\n',
+        "if False:\n",
+    ),
+    Fault(
+        "embeddings that are not scaled",
+        "tensor_parallel/foreign_layers.py",
+        "return super().forward(input) * (scale.to(self.weight.dtype) if isinstance(scale, Tensor) else scale)",
+        "return super().forward(input)",
+    ),
+    Fault(
+        "a norm whose output is not gathered",
+        "tensor_parallel/foreign_layers.py",
+        "    elif style.gathers:\n",
+        "    elif False:\n",
+    ),
+    Fault(
+        "the columns of a stack written as one",
+        "params/spec.py",
+        "if cut.sections:\n                dim",
+        "if False:\n                dim",
+    ),
+    Fault(
+        "features of padding that count",
+        "tensor_parallel/foreign_layers.py",
+        "    if features < weight.shape[1]:",
+        "    if False:",
     ),
 )
 
@@ -93,7 +146,7 @@ SHAPES = Said(
         "    if not weight.requires_grad:\n        return None\n",
         "",
     ),
-    Fault("a width whose rest is left out", "params/spec.py", "chunk = -(-n // parts)\n", "chunk = n // parts\n"),
+    Fault("a width whose rest is left out", "params/spec.py", "chunk = -(-size // parts)", "chunk = size // parts"),
     Fault(
         "a weight used twice whose second gradient is lost",
         "tensor_parallel/linear.py",
