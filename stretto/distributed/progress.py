@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 from torch import nn
@@ -15,7 +15,7 @@ from stretto.distributed.sections import Sections
 from stretto.world import Work
 
 
-class Progress:
+class Progress(ABC):
     """The part of data parallelism that a recording of kernels does not hold."""
 
     buckets: Mapping[int, Sequence[Bucket]]
@@ -103,14 +103,12 @@ class Progress:
             bucket.arrive()
             bucket.settle()
 
+    @abstractmethod
     def close(self) -> None:
-        """Take hooks off."""
-        raise NotImplementedError
+        """Take the hooks off the parameters and modules."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
