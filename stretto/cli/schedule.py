@@ -232,7 +232,7 @@ def _simulate(said: Command, screen: Console) -> None:
     names = said.schedule or list(GENERATORS)
     several = len(names) > 1
     figures = ("busy", "idle", "bubble")
-    columns = ("schedule", "vpp", *figures, "live", "") if several else ("rank", "stages", *figures, "activations")
+    columns = ("schedule", "vpp", *figures, "unsynced", "live", "") if several else ("rank", "stages", *figures, "activations")
     table = Table(*columns, box=None, pad_edge=False, header_style="dim")
     table.columns[0].no_wrap = True
     for name in names:
@@ -254,8 +254,9 @@ def _simulate(said: Command, screen: Console) -> None:
     if several:
         screen.print(
             f"{_many(said.pp, 'rank')}, {_many(said.microbatches, 'microbatch')}; vpp: stages on a rank; idle: of the "
-            "rank that idles most, until the last action of any; live: activations, in those of all layers of a rank "
-            "for one microbatch, at the rank with most"
+            "rank that idles most, until the last action of any; unsynced: the bubble where no rank waits for the "
+            "gradient norm of all (train --post-validate); live: activations, in those of all layers of a rank for one "
+            "microbatch, at the rank with most"
         )
     else:
         end, free = step_time(timeline, cost), step_time(timeline, cost, barrier=False)
@@ -263,11 +264,16 @@ def _simulate(said: Command, screen: Console) -> None:
         screen.print(f"a step takes {end:g}, or {free:g} where no rank waits for the gradient norm of all")
 
 
-def _figures(timeline: Timeline, s: Schedule, rank: int | None = None) -> tuple[str, str, str, str]:
-    """Busy, idle, share of the time that is idle, most activations: of one rank, or of the worst."""
+def _figures(timeline: Timeline, s: Schedule, rank: int | None = None) -> tuple[str, ...]:
+    """Busy, idle, share of the time that is idle, most activations: of one rank, or of the worst.
+
+    Of the worst, also the share that is idle where each rank begins the next step by itself.
+    """
     end, first = float(timeline.end.max()), timeline.table.first
     busy = [float((timeline.end - timeline.start)[a:b].sum()) for a, b in pairwise(first)]
     live, per_rank = peak_live(timeline), s.num_stages / s.num_ranks
     if rank is not None:
         return f"{busy[rank]:g}", f"{end - busy[rank]:g}", f"{1 - busy[rank] / end:.1%}", f"{live[rank] / per_rank:g}"
-    return f"{min(busy):g}", f"{end - min(busy):g}", f"{bubble(timeline):.1%}", f"{max(live) / per_rank:g}"
+    unsynced = max(0.0, 1 - sum(busy) / len(busy) / step_time(timeline, barrier=False))
+    shares = (f"{bubble(timeline):.1%}", f"{unsynced:.1%}")
+    return f"{min(busy):g}", f"{end - min(busy):g}", *shares, f"{max(live) / per_rank:g}"
