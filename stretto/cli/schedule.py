@@ -231,9 +231,8 @@ def _any(name: str) -> bool:
 def _simulate(said: Command, screen: Console) -> None:
     names = said.schedule or list(GENERATORS)
     several = len(names) > 1
-    figures = ("busy", "idle", "bubble")
-    columns = ("schedule", "vpp", *figures, "unsynced", "live", "") if several else ("rank", "stages", *figures, "activations")
-    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    columns = "schedule vpp busy idle bubble unsynced live " if several else "rank stages busy idle bubble activations"
+    table = Table(*columns.split(" "), box=None, pad_edge=False, header_style="dim")
     table.columns[0].no_wrap = True
     for name in names:
         s = _made(said, name)

@@ -177,6 +177,15 @@ def test_what_contradicts_the_model_is_rejected(fresh: Fresh, qwen: Path, tmp_pa
     assert "'attention_sinks' = True: unknown" in ended.err
 
 
+def test_explain_lists_what_a_model_says_beside_the_defaults(fresh: Fresh, qwen: Path) -> None:
+    """Catches: every field of a config.json as if it were chosen; a default that somebody did choose left out."""
+    ended = fresh.run(main, ["explain", "--init-from", str(qwen), "--beta1", "0.9"], env=ENV)
+    assert (ended.code, ended.err) == (0, "")
+    listed = {line.split()[0] for line in ended.out.partition("\nsettings")[2].splitlines() if line.strip()}
+    assert {"model.layers", "model.vocab", "model.qk_norm", "optimizer.beta1"} <= listed
+    assert not {"model.rope_beta_fast", "model.experts", "model.position"} & listed
+
+
 def test_export_is_rejected_whole(fresh: Fresh, still: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     ended = fresh.run(main, ["export", "--checkpoint", str(still), "--to", str(tmp_path)], env=ENV)

@@ -195,13 +195,17 @@ def test_a_full_disk_leaves_nothing_that_the_next_try_would_find(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def write() -> None:
+        with all_or_nothing(to, "x", "y"):
+            write_tensors(to / "x", [("a", torch.float32, (2,))], iter([("a", torch.zeros(2))]))
+            monkeypatch.setattr("stretto.interop.export._write", full)
+            write_tensors(to / "y", [("a", torch.float32, (2,))], iter([("a", torch.zeros(2))]))
+
     to = tmp_path / "out"
     if there:
         to.mkdir()
-    with pytest.raises(OSError, match="No space left") as raised, all_or_nothing(to, "x", "y"):
-        write_tensors(to / "x", [("a", torch.float32, (2,))], iter([("a", torch.zeros(2))]))
-        monkeypatch.setattr("stretto.interop.export._write", full)
-        write_tensors(to / "y", [("a", torch.float32, (2,))], iter([("a", torch.zeros(2))]))
+    with pytest.raises(OSError, match="No space left") as raised:
+        write()
     assert raised.value.filename == str(to)
     assert to.exists() == there
     assert not there or not any(to.iterdir())
