@@ -231,7 +231,7 @@ def _any(name: str) -> bool:
 def _simulate(said: Command, screen: Console) -> None:
     names = said.schedule or list(GENERATORS)
     several = len(names) > 1
-    columns = "schedule vpp busy idle bubble unsynced live " if several else "rank stages busy idle bubble activations"
+    columns = "schedule vpp idle bubble free live " if several else "rank stages busy idle bubble activations"
     table = Table(*columns.split(" "), box=None, pad_edge=False, header_style="dim")
     table.columns[0].no_wrap = True
     for name in names:
@@ -253,9 +253,8 @@ def _simulate(said: Command, screen: Console) -> None:
     if several:
         screen.print(
             f"{_many(said.pp, 'rank')}, {_many(said.microbatches, 'microbatch')}; vpp: stages on a rank; idle: of the "
-            "rank that idles most, until the last action of any; unsynced: the bubble where no rank waits for the "
-            "gradient norm of all (train --post-validate); live: activations, in those of all layers of a rank for one "
-            "microbatch, at the rank with most"
+            "rank that idles most; free: the bubble where no rank waits for the gradient norm (--post-validate); live: "
+            "activations, in those of all layers of a rank for one microbatch"
         )
     else:
         end, free = step_time(timeline, cost), step_time(timeline, cost, barrier=False)
@@ -264,15 +263,14 @@ def _simulate(said: Command, screen: Console) -> None:
 
 
 def _figures(timeline: Timeline, s: Schedule, rank: int | None = None) -> tuple[str, ...]:
-    """Busy, idle, share of the time that is idle, most activations: of one rank, or of the worst.
+    """Busy, idle, the bubble, most activations of a rank; without one, idle and activations of the worst, and bubbles.
 
-    Of the worst, also the share that is idle where each rank begins the next step by itself.
+    The second bubble is that of ranks that begin the next step each by itself.
     """
     end, first = float(timeline.end.max()), timeline.table.first
     busy = [float((timeline.end - timeline.start)[a:b].sum()) for a, b in pairwise(first)]
-    live, per_rank = peak_live(timeline), s.num_stages / s.num_ranks
+    live = [each / (s.num_stages / s.num_ranks) for each in peak_live(timeline)]
     if rank is not None:
-        return f"{busy[rank]:g}", f"{end - busy[rank]:g}", f"{1 - busy[rank] / end:.1%}", f"{live[rank] / per_rank:g}"
-    unsynced = max(0.0, 1 - sum(busy) / len(busy) / step_time(timeline, barrier=False))
-    shares = (f"{bubble(timeline):.1%}", f"{unsynced:.1%}")
-    return f"{min(busy):g}", f"{end - min(busy):g}", *shares, f"{max(live) / per_rank:g}"
+        return f"{busy[rank]:g}", f"{end - busy[rank]:g}", f"{1 - busy[rank] / end:.1%}", f"{live[rank]:g}"
+    free = 1 - sum(busy) / len(busy) / step_time(timeline, barrier=False)
+    return f"{end - min(busy):g}", f"{bubble(timeline):.1%}", f"{abs(free):.1%}", f"{max(live):g}"
