@@ -155,13 +155,13 @@ def _time(args: Arguments) -> str:
 
 
 def _recomputed(args: Arguments) -> Iterator[str]:
-    """What each stage computes once more, and what that costs by the model that a budget goes by."""
+    """What each stage recomputes, and what that costs by the model that a budget goes by."""
     for stage, layers in enumerate(stage_blocks(args)):
         policy = policy_of(args, stage)
         if any(policy):
             cost = sum(seconds(args, block, parts) for block, parts in zip(layers, policy, strict=True))
             yield (
-                f"stage {stage} computes once more: {said(policy)}; {cost * 1e3:,.2f} ms of each microbatch, by the "
+                f"stage {stage} recomputes: {said(policy)}; {cost * 1e3:,.2f} ms of each microbatch, by the "
                 "cost model of GPUs"
             )
 

@@ -50,7 +50,7 @@ class FeedForward(nn.Module):
         if self.chunks == 1:
             return self._now(x, structure)
         if isinstance(x, Lazy):
-            raise ValueError("a sequence that is computed once more as a whole cannot be taken in chunks")
+            raise ValueError("a sequence that is recomputed as a whole cannot be taken in chunks")
         # Inner activations exist of one chunk at a time, forward and back.
         parts = x.tensor_split(self.chunks)
         return torch.cat([once_more(self._now, part) for part in parts])

@@ -1,4 +1,4 @@
-"""Regions of a block that the backward computes once more, to the same bits."""
+"""Regions of a block that the backward recomputes, to the same bits."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Transformer(nn.Module):
 
     x is the activation [s(/t), b, h] from the stage before, None on the first stage; the result is the activation
     for the next stage, or on the last stage the loss []. Names are those of the Hugging Face Llama, with global
-    layer numbers. `recompute` says of a layer which parts the backward computes once more instead of keeping them, to
+    layer numbers. `recompute` says of a layer which parts the backward recomputes instead of keeping them, to
     the same bits; of a block only what enters it is kept. `attend(layer)` computes the attention.
     With `offload` what enters blocks waits in the host's memory. With `halves` a microbatch goes through blocks in two
     halves of its samples, one of which computes while messages of the other's experts are under way. `embedding` is
