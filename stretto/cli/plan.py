@@ -65,9 +65,11 @@ def main(argv: Sequence[str]) -> int:
         say(f"stretto plan: {error}")
         return USAGE_ERROR
     args, own = resolved.args, resolved.own
-    if args.run.dtype != "bf16" or args.run.device != "cuda":
-        here = f"dtype = {args.run.dtype}, device = {args.run.device}"
-        say(f"stretto plan: rates are those of GPUs in bf16 or FP8, but {here}; try --device cuda --dtype bf16")
+    needed = {"dtype": "bf16", "device": "cuda"}
+    if wrong := {name: getattr(args.run, name) for name, there in needed.items() if getattr(args.run, name) != there}:
+        here = ", ".join(f"{name} = {value}" for name, value in wrong.items())
+        ways = " ".join(f"--{name} {needed[name]}" for name in wrong)
+        say(f"stretto plan: rates are those of GPUs in bf16 or FP8, but {here}; try {ways}")
         return USAGE_ERROR
     said = {SourceKind.COMMAND_LINE, SourceKind.FILE}
     chosen = (path for path, source in resolved.sources.items() if source.kind in said)
