@@ -170,9 +170,10 @@ def test_what_contradicts_the_model_is_rejected(fresh: Fresh, qwen: Path, tmp_pa
     ended = fresh.run(main, ["train", "--init-from", str(qwen), "--layers", "5"], env=ENV)
     assert ended.code == 2
     assert f"model.layers = 5 (command line), but {qwen} has 3" in ended.err
-    ended = fresh.run(main, ["explain", "--init-from", str(qwen), "--tokenizer", "python"], env=ENV)
-    assert "has 4096 entries\n    use the tokenizer of the model" in ended.err
     config = json.loads((qwen / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 4000}))
+    ended = fresh.run(main, ["explain", "--init-from", str(tmp_path), "--tokenizer", "python"], env=ENV)
+    assert "has 4096 entries\n    use the tokenizer of the model" in ended.err
     (tmp_path / "config.json").write_text(json.dumps({**config, "attention_sinks": True}))
     ended = fresh.run(main, ["explain", "--init-from", str(tmp_path)], env=ENV)
     assert ended.code == 2
