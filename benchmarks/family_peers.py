@@ -36,8 +36,9 @@ from stretto.arguments import parse
 from stretto.initialize import initialize
 from stretto.train.build import build
 from stretto.train.groups import state_of
+from stretto.train.huggingface import init_from
 from stretto.train.record import RunRecord
-from stretto.train.run import init_from, trainer_of
+from stretto.train.run import trainer_of
 
 CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 PEERS = ("stretto", "stretto-selective", "hf", "hf-compiled", "hf-whole", "torchtitan")

@@ -10,7 +10,7 @@ Where every rank of an axis holds the *same* loss (tensor parallelism), the pair
 `stretto.tensor_parallel.mappings`. The functions with a trailing underscore work in place, carry no gradient and
 return a `Work`: they are for buckets and other storage that the caller owns. Those that `begin` carry none either, and
 return at once what is `AsyncTensor`: who has something else to do does it before taking that. The differentiable ones
-call `overlap_with` while they are under way, forward and backward.
+call `overlap_with` while they are in flight, forward and backward.
 
 What goes over an axis with a peer buffer goes through that where it may, and sums over an `ordered` axis are those of a
 tree, done when the call returns; to the caller they are the same operations.
@@ -35,7 +35,7 @@ OverlapWith = Callable[[], object]
 
 
 def nothing() -> None:
-    """What is done while a collective is under way, by who has nothing else to do."""
+    """What is done while a collective is in flight, by who has nothing else to do."""
 
 
 def all_reduce(x: Tensor, axis: Axis, overlap_with: OverlapWith = nothing) -> Tensor:

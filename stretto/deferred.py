@@ -9,7 +9,7 @@ Autograd makes both gradients of a GEMM in one node. A layer that was given the 
 
 An I is then an ordinary backward, which frees the whole graph but for these x and dy, and a W runs what was left.
 Layers that know nothing of it stay exact: all of their gradients come with the I. Outside of an I one weight gradient
-at a time may be deferred until a collective is under way that it covers.
+at a time may be deferred until a collective is in flight that it covers.
 
 Two traps: under a checkpoint a saved `w` is a copy, whose gradient would be lost, so a layer keeps its own. And
 autograd runs the post-accumulate hooks of `w` during the I too, when nothing was accumulated. A hook that takes the
@@ -60,7 +60,7 @@ class Deferred:
         return None if self.defer(weight, add) else compute()
 
     def behind(self, job: Callable[[], None]) -> None:
-        """Keep `job` until a collective is under way, no longer than until the next: it holds what it multiplies."""
+        """Keep `job` until a collective is in flight, no longer than until the next: it holds what it multiplies."""
         self.flush()
         self._behind = job
 

@@ -1,7 +1,7 @@
 """Memory that the other GPUs of this host read, by copy engines.
 
 A large GEMM has one block on each multiprocessor for as long as it lasts, and a kernel of NCCL is made of
-blocks too: what is issued beside a product runs before or after it, so nothing is hidden (`benchmarks/spike_overlap.py`
+blocks too: what is issued beside a GEMM runs before or after it, so nothing is hidden (`benchmarks/spike_overlap.py`
 has the figures). Copy engines need no multiprocessor.
 
 A rank puts what others are to read into a slot of its buffer and sets a flag at each of them, they copy it and set one

@@ -189,7 +189,7 @@ class Run:
         return first
 
     def _ceiling(self) -> None:
-        self.say("ceiling: products, attention and copy at their own rates")
+        self.say("ceiling: GEMMs, attention and copy at their own rates")
         try:
             self._setup(CEILING)
             self.found["ceiling"] = self.teams[CEILING].ask("ceiling", seconds=self.plan.ceiling_seconds)[0]

@@ -82,7 +82,7 @@ def _speed(found: Mapping[str, Any], title: str) -> Table:
 def _ceiling(ceiling: Mapping[str, Any]) -> Table:
     table = Table("ceiling", "ms", title=f"{ceiling['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU at best")
     for name, ms in ceiling["items_ms"].items():
-        table.add_row(name, f"{ms:.2f}")
+        table.add_row("GEMMs" if name == "products" else name, f"{ms:.2f}")  # results of before keep their key
     table.add_row("sum", f"{ceiling['step_ms']:.2f}")
     return table
 

@@ -1,4 +1,4 @@
-"""Rules over how a run computes: number formats, kernels, CUDA graphs, and what is computed once more."""
+"""Rules over how a run computes: number formats, kernels, CUDA graphs, and what is recomputed."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def parts_are_chosen_once(a: Arguments) -> RuleViolation | None:
 
 @rule("recompute_parts recompute experts")
 def projections_are_of_dense_layers(a: Arguments) -> RuleViolation | None:
-    """Inner features of experts are not made once more by the projections."""
+    """Inner features of experts are not recomputed by the projections."""
     parts = a.run.recompute_parts
     if a.run.recompute != "selective" or "projections" not in parts or not a.model.experts:
         return None

@@ -187,7 +187,7 @@ def fp8_experts_divide(a: Arguments) -> RuleViolation | None:
 
 @rule("ep_comm_overlap ep etp micro_batch recompute fp8 experts")
 def a_microbatch_has_halves(a: Arguments) -> RuleViolation | None:
-    """Halves that go through the blocks together are as large, and are not computed once more one by one."""
+    """Halves that go through the blocks together are as large, and are not recomputed one by one."""
     p, n, how = a.parallel, a.batch.micro_batch, a.run.recompute
     near: dict[str, Sequence[Value]]
     if not p.ep_comm_overlap or not a.model.experts or p.ep * p.etp == 1:
@@ -197,7 +197,7 @@ def a_microbatch_has_halves(a: Arguments) -> RuleViolation | None:
     elif a.run.fp8 == "tensorwise":
         problem, near = "fp8 = tensorwise: one scale of a microbatch would be two", {"fp8": ("rowwise", "none")}
     elif how in ("block", "offload"):
-        problem = f"recompute = {how}: a block that is computed once more has nothing beside it"
+        problem = f"recompute = {how}: a block that is recomputed has nothing beside it"
         near = {"recompute": ("selective", "none")}
     else:
         return None

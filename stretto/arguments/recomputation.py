@@ -1,4 +1,4 @@
-"""Settings of what the backward computes once more instead of keeping it."""
+"""Settings of what the backward recomputes instead of keeping it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stretto.arguments.setting import local_setting, setting
 
 PartName = Literal["norms", "activation", "attention", "projections"]
 USUAL: Final[tuple[PartName, ...]] = ("norms", "activation")
-"""What `selective` computes once more unless it is said: what costs next to nothing."""
+"""What `selective` recomputes unless it is said: what costs next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Recomputation:
 
     recompute: Literal["none", "selective", "block", "offload"] = setting(
         "none",
-        "what the backward computes once more instead of keeping it, to the same bits; selective: `recompute_parts`, "
+        "what the backward recomputes instead of keeping it, to the same bits; selective: `recompute_parts`, "
         "by default outputs of norms and activation functions; block: all but what enters each block; offload: the "
         "same, and that waits in the host's memory",
     )

@@ -68,8 +68,9 @@ class Resolved:
             raise ConfigError([Violation("vocab_is_bounded", ("data.tokenizer",), problem, hint=hint)])
         if vocab is not None and vocab < need:
             problem = f"model.vocab={vocab}, but the tokenizer {name!r} has {need} entries"
-            fixes = ({"model.vocab": need},)
-            raise ConfigError([Violation("vocab_holds_tokenizer", ("model.vocab",), problem, fixes=fixes)])
+            given = self.sources["model.vocab"].kind in (SourceKind.MODEL, SourceKind.CHECKPOINT)
+            fixes, hint = ((), "use the tokenizer of the model") if given else (({"model.vocab": need},), "")
+            raise ConfigError([Violation("vocab_holds_tokenizer", ("model.vocab",), problem, fixes=fixes, hint=hint)])
         return self if vocab is not None else replace(self, args=put(self.args, "model.vocab", need))
 
 

@@ -193,7 +193,7 @@ class RunConfig(Recomputation):
     )
     ffn_chunks: int = local_setting(
         1,
-        "feed-forward takes the sequence in so many chunks and computes each once more in the backward, so that its "
+        "feed-forward takes the sequence in so many chunks and recomputes each in the backward, so that its "
         "inner activations exist of one at a time; 1: as a whole",
         at_least=1,
         at_most=2**16,

@@ -89,14 +89,15 @@ class Setting:
 
     @property
     def takes(self) -> str:
-        """What stands after the flag, in short: `N`, `X`, `TEXT`, `N,N,...` or the choices, if they are few."""
+        """What stands after the flag, in short: `N`, `X`, `TEXT`, `PATH`, `N,N,...` or the choices, if they are few."""
         if self.named:
             return self.named
         if self.choices and self.kind is str:
             shown = "|".join(self.choices)
             return shown if len(shown) <= 50 else self.name.upper()
         lists = {int: "N,N,...", float: "X,X,...", str: "TEXT" if self.words else "NAME,..."}
-        return {int: "N", float: "X", str: "TEXT", tuple: lists[self.entry], dict: "NAME=N,...", bool: ""}[self.kind]
+        text = "PATH" if self.is_path else "TEXT"
+        return {int: "N", float: "X", str: text, tuple: lists[self.entry], dict: "NAME=N,...", bool: ""}[self.kind]
 
 
 def setting(

@@ -1,7 +1,7 @@
 """Causal attention by the package flash-attn-4, whose kernels for Hopper follow Shah et al., "FlashAttention-3", 2024.
 
 The package's own function of q, k and v gives its output in an order of its own; here it is written where the next
-product reads it, sequence first, as all else: else it would be copied, and kept twice for the backward.
+GEMM reads it, sequence first, as all else: else it would be copied, and kept twice for the backward.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Inspect(Build):
-    """Build, then check every token, say what a model must beat, and show what the first batch holds.
+    """Build, check every token, say what a model must beat, show the first batch.
 
     Of the settings of `stretto train` those of [data] matter, and for the batch --seq-len, --global-batch and --seed.
     """

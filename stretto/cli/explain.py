@@ -15,7 +15,7 @@ from rich.text import Text
 from stretto.arguments import Arguments, ConfigError, Record, Resolved, SourceKind
 from stretto.arguments.errors import as_text
 from stretto.arguments.setting import setting
-from stretto.arguments.tree import get
+from stretto.arguments.tree import get, settings
 from stretto.cli.command import USAGE_ERROR
 from stretto.cli.equations import equations
 from stretto.cli.hosts import limit_of_host
@@ -133,13 +133,17 @@ def show(resolved: Resolved, screen: Console, limit: float | None = None, host: 
 
 
 def _settings(resolved: Resolved) -> Table:
-    """Those that are not defaults, with the source of each."""
+    """Those that are not defaults, with the source of each.
+
+    A model's config.json and a checkpoint say all that they know: of theirs, those that differ from the defaults.
+    """
     t = Table(box=None, show_header=False)
     for name in ("setting", "value", "source"):
         t.add_column(name, overflow="fold")
     for path, source in resolved.sources.items():
-        if source.kind is not SourceKind.DEFAULT:
-            t.add_row(path, as_text(get(resolved.args, path)), str(source))
+        value, whole = get(resolved.args, path), source.kind in (SourceKind.MODEL, SourceKind.CHECKPOINT)
+        if source.kind is not SourceKind.DEFAULT and not (whole and value == settings()[path].default):
+            t.add_row(path, as_text(value), str(source))
     return t
 
 
@@ -151,13 +155,13 @@ def _time(args: Arguments) -> str:
 
 
 def _recomputed(args: Arguments) -> Iterator[str]:
-    """What each stage computes once more, and what that costs by the model that a budget goes by."""
+    """What each stage recomputes, and what that costs by the model that a budget goes by."""
     for stage, layers in enumerate(stage_blocks(args)):
         policy = policy_of(args, stage)
         if any(policy):
             cost = sum(seconds(args, block, parts) for block, parts in zip(layers, policy, strict=True))
             yield (
-                f"stage {stage} computes once more: {said(policy)}; {cost * 1e3:,.2f} ms of each microbatch, by the "
+                f"stage {stage} recomputes: {said(policy)}; {cost * 1e3:,.2f} ms of each microbatch, by the "
                 "cost model of GPUs"
             )
 

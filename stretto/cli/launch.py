@@ -45,7 +45,7 @@ class Slurm(SlurmJob):
 
 @dataclass(frozen=True)
 class Kubernetes(KubernetesJob):
-    """Write a JobSet manifest (jobset.sigs.k8s.io) for Kubernetes; what the run takes follows after --."""
+    """Write a JobSet for Kubernetes; what the run takes follows after --. Its API is jobset.sigs.k8s.io."""
 
     out: str | None = setting(None, _OUT, path=True, named="FILE")
     submit: bool = setting(False, "also hand it to kubectl")

@@ -12,8 +12,9 @@ from typing import Final, Literal
 from rich.table import Table
 from rich.text import Text
 
-from stretto.arguments import ConfigError
+from stretto.arguments import ConfigError, Resolved
 from stretto.arguments.errors import as_text
+from stretto.arguments.schema import RunConfig
 from stretto.arguments.setting import Value, setting
 from stretto.arguments.sources import SourceKind
 from stretto.arguments.tree import settings
@@ -49,41 +50,26 @@ FORMS: Final = (of_run("plan", Options),)
 
 def main(argv: Sequence[str]) -> int:
     """Run `stretto plan ...`; 0, 1 when nothing fits, or 2 when the settings are no valid run."""
-    named = {word.partition("=")[0] for word in argv}
-    words = [*argv, *([] if named & {"--device", "-h", "--help"} else ["--device", "cuda"])]
-    free: dict[str, str] = {}
     try:
-        try:
-            resolved = with_vocabulary(parse_or_demo(words, files=False, form=FORMS[0]))
-        except ConfigError:
-            if named & {"--config", "--set", "--megatron"}:  # files and paths may name axes, too
-                raise
-            free = {axis: size for axis, size in _SMALLEST.items() if f"--{axis}" not in named}
-            smallest = [word for axis, size in free.items() for word in (f"--{axis}", size)]
-            resolved = with_vocabulary(parse_or_demo([*words, *smallest], files=False, form=FORMS[0]))
+        resolved, free = _resolved(argv)
+        _require_rates(resolved.args.run)
     except (ConfigError, DataError, ValueError) as error:
         say(f"stretto plan: {error}")
         return USAGE_ERROR
     args, own = resolved.args, resolved.own
-    if args.run.dtype != "bf16" or args.run.device != "cuda":
-        here = f"dtype = {args.run.dtype}, device = {args.run.device}"
-        say(f"stretto plan: rates are those of GPUs in bf16 or FP8, but {here}; try --device cuda --dtype bf16")
-        return USAGE_ERROR
     said = {SourceKind.COMMAND_LINE, SourceKind.FILE}
     chosen = (path for path, source in resolved.sources.items() if source.kind in said)
     fixed = frozenset(path for path in chosen if path.removeprefix("parallel.") not in free)
-
     host = limit_of_host(args, own.host_memory)
     limits = Limits(own.hbm * GIB, inf if host is None else host)
     found = plan(args, resolved.also, fixed, CHIPS[own.chip], limits, most=own.top)
     screen = console()
     if (preset := origin(resolved)) is not None:
         screen.print(Text.assemble(("preset ", "bold"), preset))
-    ranks = args.run.nproc or 1
     fit = f"{found.fitting:,} of which fit{'s' * (found.fitting == 1)} into {own.hbm:g} GiB"
     fit += f", hosts of {host / GIB:,.0f} GiB" if found.host is not None and host is not None else ""
     layouts = f"{found.tried:,} layout{'s' * (found.tried != 1)}"
-    screen.print(f"{layouts} of {ranks} {own.chip.upper()}s, {fit}; tokens/s of one")
+    screen.print(f"{layouts} of {args.run.nproc or 1} {own.chip.upper()}s, {fit}; tokens/s of one")
     kept = [settings()[path].flag for path in _VARIED if path in fixed]
     if kept:
         screen.print(f"not varied, as they are set: {', '.join(kept)}")
@@ -95,6 +81,34 @@ def main(argv: Sequence[str]) -> int:
     screen.print(Text(f"  {shlex.join(_words(found.fit[0].settings))}"), soft_wrap=True)
     screen.print("Estimates: docs/planning.md has such beside measured steps.")
     return 0
+
+
+def _resolved(argv: Sequence[str]) -> tuple[Resolved, Mapping[str, str]]:
+    """The run that is said; and where as it stands it is none, one whose axes are smallest, with those that are."""
+    named = {word.partition("=")[0] for word in argv}
+    words = [*argv, *([] if named & {"--device", "-h", "--help"} else ["--device", "cuda"])]
+    try:
+        return with_vocabulary(parse_or_demo(words, files=False, form=FORMS[0])), {}
+    except ConfigError as error:
+        if named & {"--config", "--set", "--megatron"}:  # files and paths may name axes, too
+            raise
+        first = error
+    free = {axis: size for axis, size in _SMALLEST.items() if f"--{axis}" not in named}
+    smallest = [word for axis, size in free.items() for word in (f"--{axis}", size)]
+    try:
+        return with_vocabulary(parse_or_demo([*words, *smallest], files=False, form=FORMS[0])), free
+    except ConfigError as error:  # where the smallest axes bring problems of their own, these were not at fault
+        raise min(error, first, key=lambda each: len(each.violations)) from None
+
+
+def _require_rates(run: RunConfig) -> None:
+    """Raise ValueError for a run that no rate was measured of."""
+    needed = {"dtype": "bf16", "device": "cuda"}
+    wrong = {name: there for name, there in needed.items() if getattr(run, name) != there}
+    if wrong:
+        here = ", ".join(f"{name} = {getattr(run, name)}" for name in wrong)
+        ways = " ".join(f"--{name} {there}" for name, there in wrong.items())
+        raise ValueError(f"rates are those of GPUs in bf16 or FP8, but {here}; try {ways}")
 
 
 def _words(chosen: Mapping[str, Value]) -> list[str]:

@@ -97,8 +97,7 @@ class Task:
 
     def _continued(self, world: World) -> str:
         from stretto.parallel_state import ParallelState, default_axes
-        from stretto.train.run import sampled_over
-        from stretto.train.sample import sample
+        from stretto.train.sample import sample, sampled_over
 
         wanted, tokenizer = self.wanted, self.tokenizer
         axes = default_axes(self.layout, experts=self.args.model.experts > 0)

@@ -231,9 +231,8 @@ def _any(name: str) -> bool:
 def _simulate(said: Command, screen: Console) -> None:
     names = said.schedule or list(GENERATORS)
     several = len(names) > 1
-    figures = ("busy", "idle", "bubble")
-    columns = ("schedule", "vpp", *figures, "live", "") if several else ("rank", "stages", *figures, "activations")
-    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    columns = "schedule vpp idle bubble free live " if several else "rank stages busy idle bubble activations"
+    table = Table(*columns.split(" "), box=None, pad_edge=False, header_style="dim")
     table.columns[0].no_wrap = True
     for name in names:
         s = _made(said, name)
@@ -254,8 +253,8 @@ def _simulate(said: Command, screen: Console) -> None:
     if several:
         screen.print(
             f"{_many(said.pp, 'rank')}, {_many(said.microbatches, 'microbatch')}; vpp: stages on a rank; idle: of the "
-            "rank that idles most, until the last action of any; live: activations, in those of all layers of a rank "
-            "for one microbatch, at the rank with most"
+            "rank that idles most; free: the bubble where no rank waits for the gradient norm (--post-validate); live: "
+            "activations, in those of all layers of a rank for one microbatch"
         )
     else:
         end, free = step_time(timeline, cost), step_time(timeline, cost, barrier=False)
@@ -263,11 +262,15 @@ def _simulate(said: Command, screen: Console) -> None:
         screen.print(f"a step takes {end:g}, or {free:g} where no rank waits for the gradient norm of all")
 
 
-def _figures(timeline: Timeline, s: Schedule, rank: int | None = None) -> tuple[str, str, str, str]:
-    """Busy, idle, share of the time that is idle, most activations: of one rank, or of the worst."""
+def _figures(timeline: Timeline, s: Schedule, rank: int | None = None) -> tuple[str, ...]:
+    """Busy, idle, the bubble, most activations of a rank; without one, idle and activations of the worst, and bubbles.
+
+    The second bubble is that of ranks that begin the next step each by itself.
+    """
     end, first = float(timeline.end.max()), timeline.table.first
     busy = [float((timeline.end - timeline.start)[a:b].sum()) for a, b in pairwise(first)]
-    live, per_rank = peak_live(timeline), s.num_stages / s.num_ranks
+    live = [each / (s.num_stages / s.num_ranks) for each in peak_live(timeline)]
     if rank is not None:
-        return f"{busy[rank]:g}", f"{end - busy[rank]:g}", f"{1 - busy[rank] / end:.1%}", f"{live[rank] / per_rank:g}"
-    return f"{min(busy):g}", f"{end - min(busy):g}", f"{bubble(timeline):.1%}", f"{max(live) / per_rank:g}"
+        return f"{busy[rank]:g}", f"{end - busy[rank]:g}", f"{1 - busy[rank] / end:.1%}", f"{live[rank]:g}"
+    free = 1 - sum(busy) / len(busy) / step_time(timeline, barrier=False)
+    return f"{end - min(busy):g}", f"{bubble(timeline):.1%}", f"{abs(free):.1%}", f"{max(live):g}"

@@ -50,8 +50,8 @@ from stretto.train.loop import DivergedError
 from stretto.train.metrics_file import JsonLines
 from stretto.train.placing import placed
 from stretto.train.record import Everyone, Listener, TensorBoard
-from stretto.train.run import sampled_over, train
-from stretto.train.sample import sample
+from stretto.train.run import train
+from stretto.train.sample import sample, sampled_over
 from stretto.train.shared_text import shared_text
 from stretto.train.sound import UnsoundError
 from stretto.train.trackers import MLflow, WandB

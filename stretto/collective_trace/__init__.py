@@ -1,4 +1,4 @@
-"""What the ranks say to each other: a record of it, and a check that they say the same before they say it."""
+"""A log of every rank's collectives, and a check before each that all ranks call the same."""
 
 from stretto.collective_trace.call import CollectiveCall
 from stretto.collective_trace.check import CHECK_SECONDS, Checker, CollectiveError, PeerStoppedError

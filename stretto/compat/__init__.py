@@ -1,1 +1,1 @@
-"""Doors for those who come from elsewhere."""
+"""Ways in from other trainers: Megatron-LM's flags and scripts; what the words of the rest are here (`others`)."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Final, Self
 
 from torch import nn
@@ -23,7 +23,7 @@ WRITTEN: Final = (
 )
 
 
-class Progress:
+class Progress(ABC):
     """The part of data parallelism that a recording of kernels does not hold."""
 
     state: ParallelState
@@ -134,18 +134,16 @@ class Progress:
             sections.release()
         self.zero()
 
+    @abstractmethod
     def zero(self) -> None:
         """Begin a step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
-        """Take hooks off."""
-        raise NotImplementedError
+        """Take the hooks off the parameters and modules."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

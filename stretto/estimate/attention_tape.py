@@ -16,7 +16,7 @@ from stretto.estimate.tape import Tape
 
 @dataclass(frozen=True)
 class AttentionTape:
-    """On one rank of cp where there is no `context`. `parts` are computed once more, heads turned if `rotated`."""
+    """On one rank of cp where there is no `context`. `parts` are recomputed, heads turned if `rotated`."""
 
     tape: Tape
     sizes: BlockSizes

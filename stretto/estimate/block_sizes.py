@@ -40,7 +40,7 @@ class BlockSizes:
 
     @classmethod
     def of(cls, args: Arguments, inner: int, parts: Parts) -> BlockSizes:
-        """Of a block whose dense feed-forward has so many features, and which computes `parts` once more."""
+        """Of a block whose dense feed-forward has so many features, and which recomputes `parts`."""
         m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
         tokens = local_tokens(args)
         every, wide = item * tokens, max(4, item)

@@ -32,7 +32,7 @@ class BlockMoments:
 
 
 def block_moments(args: Arguments, block: StageBlock, parts: Parts) -> BlockMoments:
-    """Of a block, as far as it is on a stage, that computes `parts` once more."""
+    """Of a block, as far as it is on a stage, that recomputes `parts`."""
     forward, kept, backward = _tapes(args, block, parts)
     return BlockMoments(kept, forward.most, backward.most)
 
@@ -101,7 +101,7 @@ class _Block:
         return self.args.model.norm_placement != "pre"
 
     def forward(self, *, keep: bool, ends: bool = True) -> None:
-        """From x to out, and what stays where it is to `keep`; computed once more it `ends` no later than that."""
+        """From x to out, and what stays where it is to `keep`; recomputed it `ends` no later than that."""
         if self.block.attention:
             self._attention(keep=keep, ends=ends)
         if self.block.feed_forward:
@@ -184,7 +184,7 @@ class _Block:
 
     @property
     def _feed_forward_again(self) -> bool:
-        """Whether its first GEMM is computed once more."""
+        """Whether its first GEMM is recomputed."""
         return "projections" in self.parts or self._chunked
 
     def backward(self) -> None:
@@ -223,7 +223,7 @@ class _Block:
         in_place, made_again = m.activation == "swiglu", "activation" in self.parts
         if self._chunked:  # the gradients of the chunks before are there
             t.make(dchunks=s.x - s.x // self.args.run.ffn_chunks)
-        if self._feed_forward_again and (made_again or self._chunked):  # both GEMMs are in what is computed once more
+        if self._feed_forward_again and (made_again or self._chunked):  # both GEMMs are in what is recomputed
             self.gemms.gather_again()
             t.make(inner=s.inner, activated=s.activated)
             lazily = False

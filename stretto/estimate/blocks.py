@@ -13,7 +13,7 @@ from stretto.schedule.blocks import StageBlock
 
 
 def moments_of(args: Arguments, block: StageBlock, parts: Parts, halves: bool, first: bool) -> BlockMoments:
-    """Of a block that computes `parts` once more; in `halves`, whether it is the `first` of its stage."""
+    """Of a block that recomputes `parts`; in `halves`, whether it is the `first` of its stage."""
     return halves_moments(args, block, parts, first=first) if halves else block_moments(args, block, parts)
 
 

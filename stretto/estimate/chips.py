@@ -19,9 +19,9 @@ class Chip:
     fp8: float
     """The same in FP8."""
     forward: float
-    """Operations a second of causal attention's forward: two products over a long sequence, of half the pairs."""
+    """Operations a second of causal attention's forward: two GEMMs over a long sequence, of half the pairs."""
     backward: float
-    """Of its backward, five products."""
+    """Of its backward, five GEMMs."""
     memory: float
     """Bytes a second that a large copy reads and writes."""
     node: float = NODE
@@ -45,7 +45,7 @@ class Chip:
     contention: float = 0.8
     """What a second of communication behind GEMMs costs them, which share multiprocessors, memory and power with it."""
     grouped: float = 1.1
-    """What products of experts take beside dense ones of as many rows."""
+    """What GEMMs of experts take beside dense ones of as many rows."""
     routing: float = 120e-6
     """Seconds of a router's and a sort's small kernels, forward and backward."""
     exchange: float = 288e9

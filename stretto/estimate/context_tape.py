@@ -15,7 +15,7 @@ from stretto.estimate.tape import Tape
 
 @dataclass(frozen=True)
 class ContextTape:
-    """Keys and values of `ranks` come at once, or `rings` blocks of them are under way; heads are exchanged if this is
+    """Keys and values of `ranks` come at once, or `rings` blocks of them are in flight; heads are exchanged if this is
     `by_heads`. What tiles give of queries is kept until all are there: most have a tile along the diagonal, and one
     before it."""
 

@@ -26,7 +26,7 @@ class ExpertTape:
     router: int
     """What the router keeps."""
     plan: int
-    """Where rows go and come from: kept also by a block that is computed once more."""
+    """Where rows go and come from: kept also by a block that is recomputed."""
     leaving: int
     came: int
     numbers: int

@@ -12,7 +12,7 @@ from stretto.estimate.sizes import BYTES, local_tokens, most_crossing
 from stretto.schedule.blocks import StageBlock
 
 Parts = frozenset[str]
-"""Of one layer what is computed once more: names of `recompute_parts`, or "block" for all but what enters it."""
+"""Of one layer what is recomputed: names of `recompute_parts`, or "block" for all but what enters it."""
 NOTHING: Final[Parts] = frozenset()
 BLOCK: Final[Parts] = frozenset({"block"})
 
@@ -46,12 +46,12 @@ class Kept:
 
 
 def kept(args: Arguments, block: StageBlock, parts: Parts = NOTHING) -> Kept:
-    """What a block, as far as it is on a stage, keeps where `parts` are computed once more.
+    """What a block, as far as it is on a stage, keeps where `parts` are recomputed.
 
     Korthikanti et al. (2022) count 34 bytes a token and feature in bf16 without the attention's weights, which are
-    never kept; here a norm keeps its input, attention q, k, v, its output and LSE, feed-forward what its products take.
+    never kept; here a norm keeps its input, attention q, k, v, its output and LSE, feed-forward what its GEMMs take.
     Under sequence parallelism a matrix keeps all of the sequence that it gathered; a norm, and a region that is
-    computed once more, this rank's part.
+    recomputed, this rank's part.
     """
     m, p, item = args.model, args.parallel, BYTES[args.run.dtype]
     tokens = local_tokens(args)
@@ -59,7 +59,7 @@ def kept(args: Arguments, block: StageBlock, parts: Parts = NOTHING) -> Kept:
     sparse = block.feed_forward and m.is_sparse(block.layer)
     if parts == BLOCK:
         return Kept(item * outside * m.hidden, 0, 0, 0, 0, plan_bytes(args) * sparse)
-    d, whole = m.dim_per_head, args.run.ffn_chunks == 1  # chunks are computed once more
+    d, whole = m.dim_per_head, args.run.ffn_chunks == 1  # chunks are recomputed
     q, kv = m.heads * d // p.tp, max(1, m.num_kv_heads // p.tp) * d
     inner, again = m.dim_ffn // p.tp, "projections" in parts
     before = m.norm_placement != "post"
@@ -95,7 +95,7 @@ def kept(args: Arguments, block: StageBlock, parts: Parts = NOTHING) -> Kept:
 
 
 def working(args: Arguments, block: StageBlock, parts: Parts) -> int:
-    """Bytes that are there while a region of the block is computed once more: its larger sublayer."""
+    """Bytes that are there while a region of the block is recomputed: its larger sublayer."""
     here = kept(args, block)
     if "projections" not in parts:
         return 0
@@ -104,7 +104,7 @@ def working(args: Arguments, block: StageBlock, parts: Parts) -> int:
 
 
 def seconds(args: Arguments, block: StageBlock, parts: Parts) -> float:
-    """What computing `parts` of a block once more takes, of one microbatch, by a cost model of Hopper GPUs in bf16."""
+    """What recomputing `parts` of a block takes, of one microbatch, by a cost model of Hopper GPUs in bf16."""
     attention = sum(_attention_seconds(args, block.layer, parts)) if block.attention else 0.0
     return attention + (sum(_feed_forward_seconds(args, block.layer, parts)) if block.feed_forward else 0.0)
 
@@ -173,7 +173,7 @@ def plan_bytes(args: Arguments) -> int:
 
 
 def reads_twice(args: Arguments, parts: Parts) -> bool:
-    """Whether two matrices of attention read what a norm is computed once more for: then one keeps it."""
+    """Whether two matrices of attention read what a norm is recomputed for: then one keeps it."""
     return args.model.latent and "norms" in parts and args.model.q_lora_rank is None
 
 
@@ -188,7 +188,7 @@ def latent_elements(args: Arguments, *, selective: bool) -> int:
 
 def sparse_feed_forward(args: Arguments, *, selective: bool) -> int:
     """Elements that a sparse feed-forward keeps where experts have equal loads: of each assignment what its expert
-    takes and what enters its activation; the shared expert as a dense one. Where the activation is computed once more
+    takes and what enters its activation; the shared expert as a dense one. Where the activation is recomputed
     it keeps what enters that, and where ranks exchange rows, these."""
     m, p, tokens = args.model, args.parallel, local_tokens(args)
     rows = -(-tokens // p.tp) * m.top_k

@@ -12,7 +12,7 @@ AT_ONCE: Final = 2**28
 
 TOKENS: Final = 2048
 """That are taken at once at least, in `MOST` bytes. Each piece reads and writes the gradient of the head's weight, in
-fp32: on an H200 that takes as long as the product of 750 tokens."""
+fp32: on an H200 that takes as long as the GEMM of 750 tokens."""
 
 MOST: Final = 2**30
 

@@ -45,7 +45,7 @@ class Ledger:
     reducing: int
     """Gradients that fill or are reduced then, where gradients are sharded."""
     activations: int
-    """What forwards keep for their backwards then, of all microbatches under way."""
+    """What forwards keep for their backwards then, of all microbatches in flight."""
     working: int
     """What the layer or the head that is at work then has made, or has not let go of yet."""
     quantized: int
@@ -176,7 +176,7 @@ def _rank_ledger(settings: _Settings, rank: int, held: Held, memo: Memo) -> Ledg
 
 
 def _peak(args: Arguments, held: Held, activations: Sequence[StageActivations], kept: int) -> Ledger:
-    """The largest of the moments of a rank that keeps so much of all microbatches under way: one of these is at it."""
+    """The largest of the moments of a rank that keeps so much of all microbatches in flight: one of these is at it."""
 
     def at(sections: Sections, moment: StageMoment, others: int) -> tuple[int, int, int]:
         """Gathered, reducing, and kept by all then."""
@@ -220,7 +220,7 @@ def _at_rest(args: Arguments, held: Held) -> Ledger:
 
 
 def _unlike(args: Arguments, memo: Memo) -> Iterable[int]:
-    """Ranks of the pipeline of which one holds most: of those whose stages are alike, the one with most under way."""
+    """Ranks of the pipeline of which one holds most: of those whose stages are alike, the one with most in flight."""
     like, homes = memo(_like, args), _homes(args)
     alike: dict[object, list[int]] = {}
     for rank in range(args.parallel.pp):
@@ -232,7 +232,7 @@ def _like(args: Arguments) -> Sequence[int]:
     """For each stage the first that is like it: where all follows from the kinds of its layers and from the ends."""
     layers = stage_blocks(args)
     if args.run.activation_budget is not None or args.tuning.freeze:
-        return range(len(layers))  # what a stage computes once more, or trains, follows from more than that
+        return range(len(layers))  # what a stage recomputes, or trains, follows from more than that
     kinds = {block: kind_of(args, block) for held in layers for block in held}
     first, last = dict[object, int](), len(layers) - 1
     return [first.setdefault((s == 0, s == last, *(kinds[each] for each in held)), s) for s, held in enumerate(layers)]

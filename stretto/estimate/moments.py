@@ -1,6 +1,6 @@
 """The moments of a step in which a rank may hold most: a peak is the largest of them, not a sum of what each needs.
 
-At each, the microbatches under way keep what they need for their backwards, and one of them is somewhere: forward in a
+At each, the microbatches in flight keep what they need for their backwards, and one of them is somewhere: forward in a
 layer, in the head, back in a layer, in the embedding. What is kept of that one grows and shrinks layer by layer.
 """
 

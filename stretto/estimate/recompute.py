@@ -1,4 +1,4 @@
-"""Which parts of which layers are computed once more in the backward: as said, or what a budget of memory asks for."""
+"""Which parts of which layers are recomputed in the backward: as said, or what a budget of memory asks for."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PARTS: Final = ("norms", "activation", "attention", "projections")
 
 
 def policy_of(args: Arguments, stage: int, memo: Memo | None = None) -> tuple[Parts, ...]:
-    """What each layer of a stage computes once more; a planner has a `memo` for what a budget asks again and again.
+    """What each layer of a stage recomputes; a planner has a `memo` for what a budget asks again and again.
 
-    Raises ConfigError for a budget below what a stage keeps that computes all of its blocks once more.
+    Raises ConfigError for a budget below what a stage keeps that recomputes all of its blocks.
     """
     run, layers = args.run, stage_blocks(args)[stage]
     if run.activation_budget is not None:
@@ -40,19 +40,19 @@ def policies_of(args: Arguments) -> list[tuple[Parts, ...]]:
 
 
 def policy_of_further(args: Arguments) -> dict[int, Parts]:
-    """What each layer that predicts further tokens computes once more: of a budget, which is for the others, all."""
+    """What each layer that predicts further tokens recomputes: of a budget, which is for the others, all."""
     run = args.run
     return dict.fromkeys(args.model.further_layers, BLOCK if run.activation_budget is not None else _chosen(run))
 
 
 def _chosen(run: RunConfig) -> Parts:
-    """What a layer computes once more, if any does."""
+    """What a layer recomputes, if any does."""
     return {"none": NOTHING, "selective": frozenset(run.recompute_parts)}.get(run.recompute, BLOCK)
 
 
 def activations(args: Arguments, stage: int, policy: Sequence[Parts]) -> int:
-    """Bytes kept from forward to backward, of all microbatches under way, where each layer of the stage computes its
-    `policy` once more; and what is there while the largest of these regions is computed."""
+    """Bytes kept from forward to backward, of all microbatches in flight, where each layer of the stage recomputes its
+    `policy`; and what is there while the largest of these regions is computed."""
     held, away, memo = stage_blocks(args), args.run.recompute == "offload", Memo()
     layers, halves = held[stage], in_halves(args, held[stage])
     each = [_saved(args, block, parts, halves, memo) for block, parts in zip(layers, policy, strict=True)]
@@ -76,7 +76,7 @@ def _saved(args: Arguments, block: StageBlock, parts: Parts, halves: bool, memo:
 
 
 def _working(args: Arguments, block: StageBlock, parts: Parts, halves: bool, memo: Memo) -> int:
-    """Bytes that are there while a region of the block is computed once more."""
+    """Bytes that are there while a region of the block is recomputed."""
     return _saved(args, block, NOTHING, halves, memo) if parts == BLOCK else working(args, block, parts)
 
 
@@ -117,7 +117,7 @@ def _cheapest(args: Arguments, stage: int, budget: int, memo: Memo) -> tuple[Par
         chosen[place] = hulls[kinds[place]][n][1]
     if (least := needed()) > budget:
         problem = f"activation_budget = {args.run.activation_budget}, but stage {stage} needs {least:,} bytes for "
-        problem += f"{flying} microbatch{'es' * (flying > 1)} of which every block is computed once more"
+        problem += f"{flying} microbatch{'es' * (flying > 1)} of which every block is recomputed"
         hint = "raise --activation-budget, lower --micro-batch, or raise --tp, --cp or --pp"
         raise ConfigError([Violation("budget_holds_activations", ("run.activation_budget",), problem, hint=hint)])
     before: list[_Option] = []

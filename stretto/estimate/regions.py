@@ -8,7 +8,7 @@ from stretto.schedule.blocks import StageBlock
 
 
 def in_regions(args: Arguments, block: StageBlock, parts: Parts) -> bool:
-    """Whether a block is, as far as it is on a stage, that computes `parts` once more."""
+    """Whether a block is, as far as it is on a stage, that recomputes `parts`."""
     m, tuning = args.model, args.tuning
     if m.parallel_residual or m.dropout or m.bias or parts == BLOCK or "projections" in parts:
         return False

@@ -32,7 +32,7 @@ def stage_pieces(args: Arguments) -> Pieces:
 
     A weight is multiplied once in each of F, I and W. Causal attention multiplies seq_len * heads * head_dim a token
     forward, and 2.5 times that back, for its inputs alone. The head makes its gradients with the loss, in its forward.
-    A recomputed block has its forward once more in the backward. A message takes as long as such a device's would.
+    A recomputed block is computed again in the backward. A message takes as long as such a device's would.
     """
     m, count = args.model, count_parameters(args.model, args.batch.seq_len)
     layer, scores = count.active_layer, _scores(m, args.batch.seq_len)

@@ -101,6 +101,36 @@ def steady(args: Arguments, stage: int, *, embedding: bool, memo: Memo | None = 
     wide = max(4, item)
     buckets = _buckets(args, stage, memo or Memo(), embedding=embedding)
     moved = [each for each in buckets if each.trained]
+    own = [each for each in buckets if sharding.params and each.quantized]
+    master = (2 if args.optimizer.masters == "remainder" else wide) * (item < wide)
+    moment = 2 if args.optimizer.moments == "bf16" else wide
+    vectors = (master, *(moment,) * STATE[args.optimizer.optimizer])
+    parts = sum(each.part for each in moved)
+    optimizer = sum(vectors[1:]) * parts - moment * _without_second(args, stage, moved)
+    saved = {of: _saved(args, stage, buckets, wide, vectors[1:], experts=of) for of in (True, False)}
+    sections, filling = _passing(args, stage, buckets)
+    return Steady(
+        weights=item * sum(each.part if sharding.params else each.whole for each in buckets),
+        gradients=wide * sum(each.part if sharding.grads else each.whole for each in moved),
+        masters=0 if offload else master * parts,
+        optimizer=0 if offload else optimizer,
+        streamed=_streamed(args, moved, vectors) * offload,
+        quantized=quantized_bytes(args, stage, gathered=sharding.params)
+        + sum(each.part + BYTES["fp32"] * len(each.tensors) for each in own),
+        filling=filling + _travelling(args, buckets),
+        spare=_spare(args, buckets, item, () if offload else vectors),
+        host=(master * parts + optimizer) * offload,
+        saved=saved[False],
+        saved_experts=saved[True],
+        joined=wide * parts * (args.optimizer.masters == "remainder"),
+        sections=sections,
+    )
+
+
+def _passing(args: Arguments, stage: int, buckets: Sequence[_Bucket]) -> tuple[Sections, int]:
+    """What comes and goes section by section; and bytes of gradients that come and go in memory of their own."""
+    sharding, item = sharding_of(args), BYTES[args.run.dtype]
+    wide = max(4, item)
     # A shared embedding on a stage with both ends: used by the last section too; its gradient fills all the way back.
     both = args.parallel.pp == 1
     ends = [each for each in buckets if both and each.shared]
@@ -114,41 +144,20 @@ def steady(args: Arguments, stage: int, *, embedding: bool, memo: Memo | None = 
     across = _by_section([(each, each.whole) for each in buckets if each.quantized], len(used))
     tied = wide * sum(each.whole for each in ends if each.trained)
     throughout = wide * sum(each.whole for each in spread if each.trained)
-    own = [each for each in buckets if sharding.params and each.quantized]
-    filling = tied + wide * (_regions(turns) if sharding.params else _side_by_side(turns))
-    master = (2 if args.optimizer.masters == "remainder" else wide) * (item < wide)
-    moment = 2 if args.optimizer.moments == "bf16" else wide
-    vectors = (master, *(moment,) * STATE[args.optimizer.optimizer])
-    parts = sum(each.part for each in moved)
-    optimizer = sum(vectors[1:]) * parts - moment * _without_second(args, stage, moved)
-    saved = {of: _saved(args, stage, buckets, wide, vectors[1:], experts=of) for of in (True, False)}
     come_and_go = sharding.params and not adds_by_copy_engines(args)
-    return Steady(
-        weights=item * sum(each.part if sharding.params else each.whole for each in buckets),
-        gradients=wide * sum(each.part if sharding.grads else each.whole for each in moved),
-        masters=0 if offload else master * parts,
-        optimizer=0 if offload else optimizer,
-        streamed=_streamed(args, moved, vectors) * offload,
-        quantized=quantized_bytes(args, stage, gathered=sharding.params)
-        + sum(each.part + BYTES["fp32"] * len(each.tensors) for each in own),
-        filling=filling * (sharding.grads and not come_and_go) + _travelling(args, buckets),
-        spare=_spare(args, buckets, item, () if offload else vectors),
-        host=(master * parts + optimizer) * offload,
-        saved=saved[False],
-        saved_experts=saved[True],
-        joined=wide * parts * (args.optimizer.masters == "remainder"),
-        sections=Sections(
-            weights=tuple(used) if sharding.params else (),
-            gradients=tuple(filled) if come_and_go else (),
-            all_weights=sum(each.gathered(item) for each in cut),
-            keep=args.parallel.keep_units,
-            transposed=tuple(across) if sharding.params else (),
-            spread=sum(each.gathered(item) for each in spread),
-            spread_over=frozenset(section for each in spread for section in each.sections),
-            filled_throughout=tied * come_and_go + throughout,
-            left=last * come_and_go,
-        ),
+    sections = Sections(
+        weights=tuple(used) if sharding.params else (),
+        gradients=tuple(filled) if come_and_go else (),
+        all_weights=sum(each.gathered(item) for each in cut),
+        keep=args.parallel.keep_units,
+        transposed=tuple(across) if sharding.params else (),
+        spread=sum(each.gathered(item) for each in spread),
+        spread_over=frozenset(section for each in spread for section in each.sections),
+        filled_throughout=tied * come_and_go + throughout,
+        left=last * come_and_go,
     )
+    filling = tied + wide * (_regions(turns) if sharding.params else _side_by_side(turns))
+    return sections, filling * (sharding.grads and not come_and_go)
 
 
 def _buckets(args: Arguments, stage: int, memo: Memo, *, embedding: bool) -> list[_Bucket]:

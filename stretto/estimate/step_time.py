@@ -36,7 +36,7 @@ _PLAYED = 3
 
 
 def step_time(args: Arguments, chip: Chip, memo: Memo | None = None) -> StepTime:
-    """Estimate a step on GPUs in bf16 or FP8. Muon's products are not counted, nor are evaluations and saves.
+    """Estimate a step on GPUs in bf16 or FP8. Muon's GEMMs are not counted, nor are evaluations and saves.
 
     A planner has a `memo` for what many of its runs share.
     """

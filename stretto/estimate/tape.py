@@ -91,7 +91,7 @@ class Tape:
         self.free(*(f"{name} {_HELD}" for name in names))
 
     def rename(self, **names: str) -> None:
-        """These are made once more while they live under another name."""
+        """These are made anew while they live under another name."""
         self._live = {names.get(name, name): size for name, size in self._live.items()}
 
     def pass_through(self, **sizes: int) -> None:
@@ -104,6 +104,6 @@ class Tape:
         self._held_back += names
 
     def flush(self) -> None:
-        """A collective is under way: what was held back is used now."""
+        """A collective is in flight: what was held back is used now."""
         self.free(*self._held_back)
         self._held_back = []

@@ -12,7 +12,7 @@ import torch
 from stretto.arguments.sections import TuningConfig
 from stretto.interop.config import HfConfig
 from stretto.interop.errors import InteropError
-from stretto.interop.export import Source, require_empty, write_tensors
+from stretto.interop.export import Source, all_or_nothing, write_tensors
 from stretto.interop.names import Shapes, file_tensors
 
 
@@ -29,15 +29,15 @@ def export_adapter(
     if not adapters or matrices - theirs:
         what = f"models of {family} name or stack their matrices otherwise" if adapters else "the run has no adapters"
         raise InteropError(f"{what}: export without --adapter, which merges them", [])
-    require_empty(to)
-    to.mkdir(parents=True, exist_ok=True)
+    weights, config_file = to / "adapter_model.safetensors", to / "adapter_config.json"
     said = [(f"base_model.model.{name}.weight", torch.float32, shape) for name, shape in adapters.items()]
     found = (
         (f"base_model.model.{name}.weight", source({name: shape})[name].float()) for name, shape in adapters.items()
     )
-    write_tensors(to / "adapter_model.safetensors", said, found)
-    (to / "adapter_config.json").write_text(json.dumps(_config(tuning, base), indent=2) + "\n")
-    return [to / "adapter_model.safetensors"]
+    with all_or_nothing(to, weights.name, config_file.name):
+        write_tensors(weights, said, found)
+        config_file.write_text(json.dumps(_config(tuning, base), indent=2) + "\n")
+    return [weights]
 
 
 def _config(tuning: TuningConfig, base: str | None) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import json
 import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
@@ -123,27 +123,52 @@ def require_empty(to: Path) -> None:
         raise InteropError(f"{to} is not empty: name a directory that is empty or not there yet", [])
 
 
+@contextmanager
+def all_or_nothing(to: Path, *names: str) -> Iterator[None]:
+    """Write files of these names into a directory that is empty or not there, which after an error it is again.
+
+    Raises InteropError where something would be written over; an OSError, as of a full disk, names the directory.
+    """
+    require_empty(to)
+    made = not to.exists()
+    to.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        for name in names:
+            (to / name).unlink(missing_ok=True)
+            _unfinished(to / name).unlink(missing_ok=True)
+        if made:
+            with suppress(OSError):  # somebody else has put a file there
+                to.rmdir()
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(to)) from error
+        raise
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
 def export(to: Path, raw: Mapping[str, Any], named: Sequence[Named], source: Source, *, limit: int) -> list[Path]:
     """Write config.json and safetensors files of about `limit` bytes each, with an index where they are several.
 
     One tensor is in memory at a time. `to` must be empty or not there yet. Raises InteropError.
     """
-    require_empty(to)
-    to.mkdir(parents=True, exist_ok=True)
     shards = list(_shards(named, limit))
     width = f"model-{{:05d}}-of-{len(shards):05d}.safetensors"
     files = [SINGLE] if len(shards) == 1 else [width.format(n + 1) for n in range(len(shards))]
-    with _removed_after_an_error([to / file for file in files]):
+    with all_or_nothing(to, *files, INDEX, "config.json"):
         for shard, file in zip(shards, files, strict=True):
             write_tensors(to / file, [(e.name, e.dtype, e.held.shape) for e in shard], tensors(shard, source))
-    if len(shards) > 1:
-        where = {each.name: file for shard, file in zip(shards, files, strict=True) for each in shard}
-        index = {
-            "metadata": {"total_size": sum(each.size for each in named)},
-            "weight_map": dict(sorted(where.items())),
-        }
-        (to / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    (to / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        if len(shards) > 1:
+            where = {each.name: file for shard, file in zip(shards, files, strict=True) for each in shard}
+            index = {
+                "metadata": {"total_size": sum(each.size for each in named)},
+                "weight_map": dict(sorted(where.items())),
+            }
+            (to / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (to / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     return [to / file for file in files]
 
 
@@ -162,7 +187,7 @@ def write_tensors(
     path: Path, said: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], tensors: Iterator[tuple[str, Tensor]]
 ) -> None:
     """A safetensors file of tensors that come one by one, in the order in which they are said; under another name
-    until it is whole."""
+    until it is whole. To be called within `all_or_nothing`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dtype, shape in said:
@@ -170,28 +195,14 @@ def write_tensors(
         header[name] = {"dtype": _SAID[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(path.name + ".tmp")
-    with _removed_after_an_error([temporary]), temporary.open("wb", buffering=0) as stream:
+    with _unfinished(path).open("wb", buffering=0) as stream:
         _write(stream, memoryview(struct.pack("<Q", len(text)) + text))
         for (name, dtype, shape), (found, tensor) in zip(said, tensors, strict=True):
             if (name, dtype, shape) != (found, tensor.dtype, tuple(tensor.shape)):
                 raise ValueError(f"{path}: {found} {tensor.dtype} {list(tensor.shape)} comes where {name} was said")
             array: Any = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
             _write(stream, memoryview(array))
-    temporary.replace(path)
-
-
-@contextmanager
-def _removed_after_an_error(files: Sequence[Path]) -> Iterator[None]:
-    """Where the disk is full it is said where, and nothing is left that the next try would find."""
-    try:
-        yield
-    except BaseException as error:
-        for file in files:
-            file.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(files[0].parent)) from error
-        raise
+    _unfinished(path).replace(path)
 
 
 def _write(stream: IO[bytes], content: memoryview) -> None:

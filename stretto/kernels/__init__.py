@@ -1,7 +1,7 @@
-"""Kernels of formulas: by torch's compiler (`compiled`), or written by hand, in Triton, where that does not make one
-pass over memory or has guards for tensors of many sizes. A call costs the host little more than the launch.
+"""Kernels of formulas: by torch's compiler (`compiled`), or hand-written in Triton where that does not make one pass
+over memory or has guards for tensors of many sizes. A call costs the host little more than the launch.
 
-Those by hand stand beside the formulas that they compute, in `hand_written`, and are held against them by one test.
+`hand_written` has those beside the formulas that they compute; one test holds each to its own.
 """
 
 from stretto.kernels.fused import fused

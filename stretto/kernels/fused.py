@@ -15,7 +15,7 @@ def fused(function: Callable[..., Any], *, dynamic: bool | None = None) -> Calla
     """One kernel for each chain of elementwise operations in `function`, made when shapes are first seen.
 
     `dynamic` makes one for all sizes at once: buckets have many. Activations have one, until a sample is drawn. On a
-    GPU a kernel written by hand goes first.
+    GPU a hand-written kernel goes first.
     """
     kernels = torch.compile(function, dynamic=dynamic) if dynamic else compiled(function)
     return hand_written(function, kernels) if torch.cuda.is_available() else kernels

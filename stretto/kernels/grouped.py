@@ -1,4 +1,4 @@
-"""Weight gradients of all experts in one kernel: a product for each expert keeps a host longer than a GPU.
+"""Weight gradients of all experts in one kernel: a GEMM for each expert keeps a host longer than a GPU.
 
 A program makes one tile of one expert's gradient from that expert's rows alone, and finds on the device where they
 begin and end, so the host needs no count. The sum over rows is in fp32, in their order, and added to what is there by
@@ -32,7 +32,7 @@ def _with_rows(
     wide: tl.constexpr,
     deep: tl.constexpr,
 ):
-    """found [tall, wide] and the product of the rows from begin to end."""
+    """found [tall, wide] and the GEMM of the rows from begin to end."""
     whole = begin + (end - begin) // deep * deep
     for at in range(begin, whole, deep):
         one, two = left_rows.load([at, top]), right_rows.load([at, first])

@@ -19,7 +19,7 @@ _TILE = 4096
 room for seven such programs on a multiprocessor."""
 
 _TILE_BACK, _STAGES, _PROGRAMS = 2048, 4, 3
-"""Of the backward: numbers of a tile, of each of two or three tensors; tiles under way or at work; and programs for
+"""Of the backward: numbers of a tile, of each of two or three tensors; tiles in flight or at work; and programs for
 each multiprocessor. Measured on an H200 with 16 and 8 heads of 128: two to four stages of three to eight programs lie
 between 113 and 144 microseconds, these are the first."""
 

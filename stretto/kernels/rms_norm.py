@@ -16,7 +16,7 @@ from torch import Tensor
 from stretto.kernels.launches import Launches, cdiv, next_power_of_2
 
 _PROGRAMS = 3
-"""For each multiprocessor, two tiles under way in each. Measured on an H200 with widths of 2048 and 4096: two to eight
+"""For each multiprocessor, two tiles in flight in each. Measured on an H200 with widths of 2048 and 4096: two to eight
 lie within 15 %, one is half as fast."""
 
 _TILE = 2048
@@ -59,7 +59,7 @@ def _kernel(
     for _ in range(turns):
         here, here_inside = at, inside
         wide, d, p = x_ahead.to(tl.float32), d_ahead.to(tl.float32), p_ahead
-        # The next rows are under way while these are summed up.
+        # The next rows are in flight while these are summed up.
         row += tl.num_programs(0) * tall
         inside = within & (row < rows)
         at = row.to(tl.int64) * width + column

@@ -20,7 +20,7 @@ from stretto.models.block_ops import BlockOps
 from stretto.models.cache import KeyValues
 from stretto.models.full_norm import FullNorm, full_norms
 from stretto.models.norm import HeadNorm, first_weight
-from stretto.models.once_more import once_more, unkept
+from stretto.models.recomputed import recomputed, unkept
 from stretto.params import Init, ParamSpec, Shard
 from stretto.structure import Structure
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Projection, RowParallelLinear, declare_on
@@ -79,8 +79,8 @@ class SelfAttention(nn.Module):
         again = self.parts if before is None and torch.is_grad_enabled() else NOTHING
         if "projections" in again:
             if "attention" in again:
-                return once_more(lambda x: self.o_proj(attended(x), structure), x)
-            out: Tensor = self.o_proj(once_more(attended, x), structure)
+                return recomputed(lambda x: self.o_proj(attended(x), structure), x)
+            out: Tensor = self.o_proj(recomputed(attended, x), structure)
         elif "attention" in again:
             q, k, v = self.heads_of(x, rotation, structure)
             out = self.o_proj(unkept(partial(self._attended, structure=structure), q, k, v, *sinks), structure)

@@ -36,7 +36,7 @@ class BlockOps:
 
     `norm`(x, weight[, bias]), `head_norm` and `latent_norm`(x, weight), `activation`(gate_up),
     `attend`(layer)(q, k, v). `norm_and_rotate` stands for `head_norm` and `rotate`, but where slices are to be exact.
-    `parts` of the block are computed once more in the backward.
+    `parts` of the block are recomputed in the backward.
     """
 
     norm: Pointwise
@@ -75,7 +75,7 @@ class BlockOps:
         )
 
     def recomputing(self, parts: Parts) -> BlockOps:
-        """The same for a block that computes `parts` once more."""
+        """The same for a block that recomputes `parts`."""
         return replace(
             self,
             norm=replace(self.norm, recompute=self.norm.recompute or "norms" in parts),

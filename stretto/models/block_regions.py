@@ -58,7 +58,7 @@ def regions_of(
 ) -> BlockRegions | None:
     """Of a block's sublayers, each beside a residual, as far as they are on this stage; None where they are more than
     norms, GEMMs that add up their weights' gradients, rotary embedding, attention and an activation, of which norms
-    and activation may be computed once more."""
+    and activation may be recomputed."""
     if build.accumulators is None or build.uses > 1:
         return None
     if not (attention is None or (isinstance(attention, Attention) and _plain_attention(attention, rotates))):

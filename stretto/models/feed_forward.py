@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stretto.arguments.schema import ModelConfig
 from stretto.models.block_ops import BlockOps
-from stretto.models.once_more import once_more
+from stretto.models.recomputed import recomputed
 from stretto.params import Init
 from stretto.structure import Structure
 from stretto.tensor_parallel import Build, ColumnParallelLinear, Lazy, Projection, RowParallelLinear
@@ -50,19 +50,19 @@ class FeedForward(nn.Module):
         if self.chunks == 1:
             return self._now(x, structure)
         if isinstance(x, Lazy):
-            raise ValueError("a sequence that is computed once more as a whole cannot be taken in chunks")
+            raise ValueError("a sequence that is recomputed as a whole cannot be taken in chunks")
         # Inner activations exist of one chunk at a time, forward and back.
         parts = x.tensor_split(self.chunks)
-        return torch.cat([once_more(self._now, part) for part in parts])
+        return torch.cat([recomputed(self._now, part) for part in parts])
 
     def _now(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:
         # What enters the activation goes nowhere else: its gradient may take its place.
         if "projections" not in self.parts:
             out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x, structure)), structure)
         elif "activation" in self.parts:
-            out = once_more(lambda x: self.down_proj(self._inner(x, structure), structure), x)
+            out = recomputed(lambda x: self.down_proj(self._inner(x, structure), structure), x)
         else:
-            out = self.down_proj(once_more(partial(self._inner, structure=structure), x), structure)
+            out = self.down_proj(recomputed(partial(self._inner, structure=structure), x), structure)
         return out
 
     def _inner(self, x: Tensor | Lazy, structure: Structure | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What enters a block waits for its backward in the host's memory, for a block that is computed once more there.
+"""What enters a block waits for its backward in the host's memory, for a block that is recomputed there.
 
 Long sequences are limited by it: 8B at 512k tokens keeps 4 GiB of bf16 for each of 32 blocks. The tensor stays, its
 memory comes and goes: it leaves while its block computes, and comes back while the block behind it is computed back.

@@ -22,8 +22,8 @@ from stretto.models.further import FurtherBlock, shifted
 from stretto.models.halves import STOPS, Half, Halves
 from stretto.models.norm import norm
 from stretto.models.offload import Offload
-from stretto.models.once_more import once_more
 from stretto.models.positions import Positions
+from stretto.models.recomputed import recomputed
 from stretto.models.rope import rotation
 from stretto.models.stage_spec import StageSpec
 from stretto.params import Init, ParamSpec
@@ -67,7 +67,7 @@ class Transformer(nn.Module):
 
     x is the activation [s(/t), b, h] from the stage before, None on the first stage; the result is the activation
     for the next stage, or on the last stage the loss []. Names are those of the Hugging Face Llama, with global
-    layer numbers. `recompute` says of a layer which parts the backward computes once more instead of keeping them, to
+    layer numbers. `recompute` says of a layer which parts the backward recomputes instead of keeping them, to
     the same bits; of a block only what enters it is kept. `attend(layer)` computes the attention.
     With `offload` what enters blocks waits in the host's memory. With `halves` a microbatch goes through blocks in two
     halves of its samples, one of which computes while messages of the other's experts are under way. `embedding` is
@@ -148,7 +148,7 @@ class Transformer(nn.Module):
             embedded = self.model.scaled(self.next_embedding(read))
             whole = self.model.recompute.get(block.layer) == BLOCK
             inputs = (x, embedded, turns, structure)
-            x = once_more(block.further, *inputs) if whole else block.further(*inputs)
+            x = recomputed(block.further, *inputs) if whole else block.further(*inputs)
             weights = counts.double() / microbatch.count
             loss = self.lm_head.loss(x, wanted, weights * share)
             self.further_losses[:, n] += torch.stack([loss.detach() / share, weights.sum()]) if share else 0.0
@@ -227,7 +227,7 @@ class Backbone(nn.Module):
             halves = Halves.of(x, structure, partial(self.turns, like=x), self.beside)
             for layer, block in self.blocks.items():
                 if self.recompute.get(int(layer)) == BLOCK:
-                    halves = halves.each(partial(_once_more, block))
+                    halves = halves.each(partial(_recomputed_half, block))
                 else:
                     halves = block(halves, None, structure)
             return halves.joined()
@@ -237,7 +237,7 @@ class Backbone(nn.Module):
             if self.offload and before is None:
                 x = away(block, x, turns, structure, stays=n == last)
             elif self.recompute.get(int(layer)) == BLOCK and before is None:
-                x = once_more(block, x, turns, structure)
+                x = recomputed(block, x, turns, structure)
             else:
                 x = block(x, turns, structure, before)
         return x
@@ -267,8 +267,8 @@ class Backbone(nn.Module):
         return self._rotations[key]
 
 
-def _once_more(block: nn.Module, half: Half, x: Tensor) -> Tensor:
-    return once_more(block, x, half.turns, half.structure)
+def _recomputed_half(block: nn.Module, half: Half, x: Tensor) -> Tensor:
+    return recomputed(block, x, half.turns, half.structure)
 
 
 def _init(config: ModelConfig) -> Init:

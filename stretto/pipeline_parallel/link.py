@@ -24,7 +24,7 @@ from stretto.pipeline_parallel.meta import MAX_DIM, TensorMeta
 from stretto.world import AsyncTensor, Axis, PeerMessages, Work
 
 # A sender may be this many messages ahead of a receiver before it waits. Enough for the transfer to overlap the
-# computation, and a bound on the memory of tensors under way: Gloo does not tell that a send is over until asked
+# computation, and a bound on the memory of tensors in flight: Gloo does not tell that a send is over until asked
 # to wait for it. Waiting is safe, because the global order needs no buffering at all.
 AHEAD: Final = 4
 AHEAD_BY_COPY_ENGINES: Final = 2  # of tensors that are not in a slot yet; that has as many

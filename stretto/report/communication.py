@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -16,10 +16,11 @@ _RANKS_SHOWN = 8
 
 def communication_table(found: Communication, title: str) -> Group:
     """A line for each axis and operation, where the ranks of a group part ways, and the verdict."""
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     table.caption = "bytes that one rank sends in one step: the rank that sends most, or the first that is not right"
     for column in ("axis", "operation", "rank", "calls", "bytes", "textbook", ""):
-        table.add_column(column, justify="left" if column in ("axis", "operation", "") else "right")
+        justify: JustifyMethod = "left" if column in ("axis", "operation", "") else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     for each in found.sent:
         volume = each.measured
         table.add_row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
@@ -77,7 +78,9 @@ def schedule_for(
 def stages_on_a_rank(name: str, v: int | None) -> int:
     """How many there are; ValueError for a number that the schedule of this name does not have."""
     if name not in GENERATORS:
-        raise ValueError(f"no schedule is named {name!r}; there are: {', '.join(sorted(GENERATORS))}")
+        near = get_close_matches(name, GENERATORS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(GENERATORS))}"
+        raise ValueError(f"no schedule is named {name!r}; {meant}")
     made = GENERATORS[name]
     v = made.stages if v is None else v
     if v < 1:

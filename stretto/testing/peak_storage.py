@@ -1,8 +1,9 @@
 """The most that lives at once of the tensors that a computation makes, to the byte, on a CPU as on a GPU.
 
-On a GPU a chain of elementwise operations is one kernel, which makes its outputs and nothing else; some of the kernels
-written by hand put them where their inputs were. Here the same functions are many operations on a CPU. `PeakStorage`
-counts at the borders of such functions only, and `as_on_a_gpu` has them leave their outputs where the kernels do.
+On a GPU a chain of elementwise operations is one kernel, which makes its outputs and nothing else; some
+hand-written kernels put them where their inputs were. Here the same functions are many operations on a CPU.
+`PeakStorage` counts at the borders of such functions only, and `as_on_a_gpu` has them leave their outputs where the
+kernels do.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def schedules(args: Arguments, state: ParallelState) -> tuple[Schedule, Callable
 
 
 def require_buildable(args: Arguments) -> list[tuple[Parts, ...]]:
-    """What each layer of each stage computes once more. Raises ConfigError, on all ranks alike, where names of
+    """What each layer of each stage recomputes. Raises ConfigError, on all ranks alike, where names of
     parameters fit none, or a budget of activations is too small for some stage."""
     require_groups_hold(args)
     require_trained(args)

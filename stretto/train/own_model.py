@@ -48,7 +48,7 @@ class StageCall:
             return self._call(x, share)
         number_rows(self.module, share.numbers)
         y = self._call(x, share)
-        if y.requires_grad:  # what the backward computes once more drops what this forward dropped
+        if y.requires_grad:  # what the backward recomputes drops what this forward dropped
             y.register_hook(lambda _: number_rows(self.module, share.numbers))  # type: ignore[no-untyped-call]
         return y
 

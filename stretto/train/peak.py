@@ -21,7 +21,7 @@ BF16_TFLOPS: Final = MappingProxyType(
         "MI300X": 1307.4,
     }
 )
-"""Dense products in bf16, by a part of the device's name; the first that fits counts."""
+"""Dense GEMMs in bf16, by a part of the device's name; the first that fits counts."""
 
 
 def peak_tflops(device: torch.device, dtype: str) -> float | None:

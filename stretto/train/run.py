@@ -4,41 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stretto.arguments import Arguments, Resolved
-from stretto.arguments.elsewhere import in_layout
-from stretto.arguments.sections import is_adapter
-from stretto.checkpoint import load
 from stretto.collective_trace import CHECK_SECONDS, Checker, Waits
 from stretto.data.feed import Feed
 from stretto.data.mixture import Mix
 from stretto.data.text import EvalSet, Text
 from stretto.estimate import flops_per_token
 from stretto.initialize.timeline import StartTimeline
-from stretto.interop.adapter_in import begun_with, load_adapter, require_adapter
-from stretto.interop.config import read_config
-from stretto.interop.export import SHARD, copy_beside, export, ordered, require_empty, tensors
-from stretto.interop.live import Live
-from stretto.interop.load import load_weights, require_weights
-from stretto.interop.outgoing import Outgoing
-from stretto.interop.shapes import adapter_shapes, logical_shapes
 from stretto.notation.profile import ProfileWindow
-from stretto.parallel_state import GroupCost, ParallelState
+from stretto.parallel_state import GroupCost
 from stretto.train.build import Built, build
 from stretto.train.checkpointing import require_fits
 from stretto.train.consensus import on_all_ranks, require_same_text
 from stretto.train.directory import Paths
 from stretto.train.groups import state_of
+from stretto.train.huggingface import export_live, init_from, outgoing_of, require_init
 from stretto.train.learning_rate import learning_rate
 from stretto.train.measured import StepTimeline
 from stretto.train.meter import Work
 from stretto.train.peak import peak_tflops
 from stretto.train.profile import Profile
 from stretto.train.record import Listener
-from stretto.train.sample import Spread
 from stretto.train.stages import sequence_cut
 from stretto.train.text import HeldOut, TextBatches
 from stretto.train.trainer import Outcome, Trainer
@@ -188,76 +177,3 @@ def profiled(args: Arguments, built: Built) -> Iterator[Callable[[int], object]]
             timeline.finish()
     finally:
         profile.close()
-
-
-def require_init(args: Arguments) -> None:
-    """Raise InteropError where the Hugging Face model to begin with does not fit. No collective."""
-    directory, adapter = begun_with(args.checkpoint.init_from or "")
-    config = read_config(directory).predicting(args.model.mtp_layers)
-    require_weights(directory, config, logical_shapes(args.model, args.batch.seq_len))
-    if adapter is not None:
-        require_adapter(adapter, adapter_shapes(args.model, args.batch.seq_len, args.tuning))
-
-
-def init_from(args: Arguments, built: Built) -> None:
-    """Begin with the weights of a Hugging Face model, each byte of which one rank reads, and with adapters on it.
-
-    Raises InteropError.
-    """
-    directory, adapter = begun_with(args.checkpoint.init_from or "")
-    config = read_config(directory).predicting(args.model.mtp_layers)
-    shapes = logical_shapes(args.model, args.batch.seq_len)
-    weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
-    named = [replace(s, name=s.name.removeprefix("model/")) for s in weights]
-    base = [s for s in named if not is_adapter(s.name)]
-    load_weights(directory, config, shapes, base, built.stepper.state.axis("tp", "cp", "dp", "pp"))
-    if adapter is None:
-        built.optimizer.initialize(args.run.seed, is_adapter)
-    else:
-        load_adapter(adapter, adapter_shapes(args.model, args.batch.seq_len, args.tuning), named)
-    built.optimizer.loaded(0)
-
-
-def outgoing_of(args: Arguments) -> Outgoing | None:
-    """How the model goes out at the end, where it does; what could stand against that is said before the run."""
-    if args.checkpoint.export_hf is None:
-        return None
-    require_empty(Path(args.checkpoint.export_hf).expanduser())
-    return Outgoing.of(args)
-
-
-def export_live(to: Path, outgoing: Outgoing, built: Built) -> None:
-    """Write the model of a run as a Hugging Face directory: all ranks hand their parts over, the first one writes."""
-    axis = built.stepper.state.axis("tp", "cp", "dp", "pp")
-    source = outgoing.merged(Live(built.optimizer.slices(), axis))
-    if axis.rank == 0:
-        export(to, outgoing.raw, outgoing.named, source, limit=SHARD)
-        copy_beside(outgoing.beside, to)
-    else:
-        for _ in tensors(ordered(outgoing.named, SHARD), source):
-            pass
-
-
-def load_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Built:
-    """The model of a checkpoint over the tensor and pipeline parallel ranks of a layout, whatever layout wrote it.
-
-    Raises CheckpointError when it does not fit.
-    """
-    args = in_layout(args, state.layout)
-    parallel = replace(
-        args.parallel, sequence_parallel=False, tp_comm_overlap=False, ep_comm_overlap=False, sharding="none"
-    )
-    batch = replace(args.batch, global_batch=args.batch.micro_batch)  # no step is planned that is not made
-    args = replace(args, parallel=parallel, batch=batch)
-    require_fits(args, checkpoint)
-    built = build(args, state, draw=False)
-    weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
-    load(checkpoint, weights, state.world, group=state.axis("tp", "cp", "dp", "pp").group, prefixes=("model/",))
-    built.optimizer.loaded(0)
-    return built
-
-
-def sampled_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Spread:
-    """The model of a checkpoint, to be sampled from: see `load_over`."""
-    (stage,) = load_over(args, checkpoint, state).stages.values()
-    return Spread.over(stage, state)

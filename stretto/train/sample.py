@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from stretto.arguments import Arguments
+from stretto.arguments.elsewhere import in_layout
+from stretto.checkpoint import load
 from stretto.collectives import all_gather, all_reduce
 from stretto.models import KeyValues, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import Link, TensorMeta
+from stretto.train.build import Built, build
+from stretto.train.checkpointing import require_fits
 from stretto.world import Axis
 
 
@@ -119,3 +125,28 @@ def _kept(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         beyond = chances.cumsum(-1) - chances >= top_p  # of those before it: the likeliest always stays
         logits = logits.masked_fill(torch.zeros_like(beyond).scatter(0, order, beyond), -torch.inf)
     return logits
+
+
+def load_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Built:
+    """The model of a checkpoint over the tensor and pipeline parallel ranks of a layout, whatever layout wrote it.
+
+    Raises CheckpointError when it does not fit.
+    """
+    args = in_layout(args, state.layout)
+    parallel = replace(
+        args.parallel, sequence_parallel=False, tp_comm_overlap=False, ep_comm_overlap=False, sharding="none"
+    )
+    batch = replace(args.batch, global_batch=args.batch.micro_batch)  # no step is planned that is not made
+    args = replace(args, parallel=parallel, batch=batch)
+    require_fits(args, checkpoint)
+    built = build(args, state, draw=False)
+    weights = [s for s in built.optimizer.slices() if s.name.startswith("model/")]
+    load(checkpoint, weights, state.world, group=state.axis("tp", "cp", "dp", "pp").group, prefixes=("model/",))
+    built.optimizer.loaded(0)
+    return built
+
+
+def sampled_over(args: Arguments, checkpoint: Path, state: ParallelState) -> Spread:
+    """The model of a checkpoint, to be sampled from: see `load_over`."""
+    (stage,) = load_over(args, checkpoint, state).stages.values()
+    return Spread.over(stage, state)

@@ -34,7 +34,7 @@ ROUNDING = {"bf16": 2.0**-8}
 an error below one rounding step, half of the last place, is none."""
 
 ROUNDING_FP8 = 2.0**-4
-"""The same of a run with products in fp8, of 3 bits of mantissa."""
+"""The same of a run with GEMMs in fp8, of 3 bits of mantissa."""
 
 Kind = Literal[
     "initial weight", "activation", "loss", "activation gradient", "gradient", "gradient norm", "update", "evaluation"
@@ -168,7 +168,7 @@ def differences(one: Trace, other: Trace, *, ord: float = float("inf"), bits: bo
     is steadier where rounding is coarse. Where all `bits` count an update has no grain. Raises ValueError when the two
     have different parameters.
     """
-    # What one layout computes once more, and so never puts out, another may keep: a budget, or so many layers of each
+    # What one layout recomputes, and so never puts out, another may keep: a budget, or so many layers of each
     # stage, chooses other layers there.
     both = [n for n in one.seen.outputs if n in other.seen.outputs]
     forward = {n: one.seen.outputs[n] for n in both}

@@ -108,7 +108,7 @@ class _Step:
         embedding and head.
 
         Each border costs one all-reduce in one of the two directions, or under sequence parallelism an all-gather in
-        one and a reduce-scatter in the other. What is computed once more crosses its borders once more."""
+        one and a reduce-scatter in the other. What is recomputed crosses its borders once more."""
         mb, one, every = self.microbatches, self.all_reduce("tp", self.activation), recomputed(self.args, part)
         every_side = [sides(self.args.model, block) for block in blocks_of(self.args.model, part)]
         ends = part.first + part.last * (1 + 2 * self.args.model.mtp_layers)

@@ -171,10 +171,22 @@ def test_what_contradicts_the_model_is_rejected(fresh: Fresh, qwen: Path, tmp_pa
     assert ended.code == 2
     assert f"model.layers = 5 (command line), but {qwen} has 3" in ended.err
     config = json.loads((qwen / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 4000}))
+    ended = fresh.run(main, ["explain", "--init-from", str(tmp_path), "--tokenizer", "python"], env=ENV)
+    assert "has 4096 entries\n    use the tokenizer of the model" in ended.err
     (tmp_path / "config.json").write_text(json.dumps({**config, "attention_sinks": True}))
     ended = fresh.run(main, ["explain", "--init-from", str(tmp_path)], env=ENV)
     assert ended.code == 2
     assert "'attention_sinks' = True: unknown" in ended.err
+
+
+def test_explain_lists_what_a_model_says_beside_the_defaults(fresh: Fresh, qwen: Path) -> None:
+    """Catches: every field of a config.json as if it were chosen; a default that somebody did choose left out."""
+    ended = fresh.run(main, ["explain", "--init-from", str(qwen), "--beta1", "0.9"], env=ENV)
+    assert (ended.code, ended.err) == (0, "")
+    listed = {line.split()[0] for line in ended.out.partition("\nsettings")[2].splitlines() if line.strip()}
+    assert {"model.layers", "model.vocab", "model.qk_norm", "optimizer.beta1"} <= listed
+    assert not {"model.rope_beta_fast", "model.experts", "model.position"} & listed
 
 
 def test_export_is_rejected_whole(fresh: Fresh, still: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_experts_are_spread(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--device", "cpu"], "rates are those of GPUs in bf16 or FP8, but dtype = bf16, device = cpu"),
+        (["--device", "cpu"], "rates are those of GPUs in bf16 or FP8, but device = cpu; try --device cuda"),
         (["--chip", "abacus"], "h100, h200"),
         (["--tp", "3"], "tp"),
     ],

@@ -46,7 +46,7 @@ def test_one_of_a_kind_is_not_several(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["draw", "zvb"], "no schedule is named 'zvb'"),
+        (["draw", "zvb"], "no schedule is named 'zvb'; did you mean zbv?"),
         (["draw", "zbv", "--vpp", "3"], "zbv has 2 stages on a rank, not 3"),
         (["draw"], "draw takes one schedule, got 0"),
         (["check", "none.csv"], "none.csv"),

@@ -24,7 +24,7 @@ from stretto.data.text import Text
 from stretto.layout import Layout
 from stretto.parallel_state import ParallelState
 from stretto.testing import Fresh
-from stretto.train.run import load_over
+from stretto.train.sample import load_over
 from stretto.world import World
 
 pytestmark = pytest.mark.gloo

@@ -28,7 +28,7 @@ from stretto.layout import Layout
 from stretto.structure import Structure
 from stretto.tensor_parallel.lora import Drop, lora_of
 from stretto.testing import Pool
-from stretto.train.run import init_from, require_init
+from stretto.train.huggingface import init_from, require_init
 from stretto.verify.session import build
 from stretto.world import World
 

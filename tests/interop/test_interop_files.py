@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stretto.interop.config import read_config
 from stretto.interop.errors import InteropError
-from stretto.interop.export import export, plan, write_tensors
+from stretto.interop.export import all_or_nothing, export, plan, write_tensors
 from stretto.interop.files import INDEX, SINGLE, TensorFiles
 from stretto.interop.load import load_weights
 from stretto.interop.shapes import logical_shapes
@@ -186,16 +186,26 @@ def _bytes(directory: Path) -> dict[str, tuple[str, bytes]]:
     return found
 
 
+@pytest.mark.parametrize("there", [True, False])
 def test_a_full_disk_leaves_nothing_that_the_next_try_would_find(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
 ) -> None:
-    """Catches: half a file for which the next export says that the directory is not empty."""
+    """Catches: half a file, or a whole one, for which the next export says that the directory is not empty."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("stretto.interop.export._write", full)
+    def write() -> None:
+        with all_or_nothing(to, "x", "y"):
+            write_tensors(to / "x", [("a", torch.float32, (2,))], iter([("a", torch.zeros(2))]))
+            monkeypatch.setattr("stretto.interop.export._write", full)
+            write_tensors(to / "y", [("a", torch.float32, (2,))], iter([("a", torch.zeros(2))]))
+
+    to = tmp_path / "out"
+    if there:
+        to.mkdir()
     with pytest.raises(OSError, match="No space left") as raised:
-        write_tensors(tmp_path / "x", [("a", torch.float32, (2,))], iter([("a", torch.zeros(2))]))
-    assert raised.value.filename == str(tmp_path)
-    assert not any(tmp_path.iterdir())
+        write()
+    assert raised.value.filename == str(to)
+    assert to.exists() == there
+    assert not there or not any(to.iterdir())

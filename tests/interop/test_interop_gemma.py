@@ -27,7 +27,7 @@ from stretto.interop.export import tensors
 from stretto.interop.live import Live
 from stretto.interop.outgoing import Outgoing
 from stretto.layout import Layout
-from stretto.train.run import init_from
+from stretto.train.huggingface import init_from
 from stretto.verify.session import build
 from stretto.world import World
 

@@ -45,6 +45,7 @@ IN_DOCUMENTS = {
     r"\bput(s|ting)? off\b": "defer",
     r"\bcures?\b|\bcured\b": "fix",
     r"\bmatrix products?\b": "GEMM",
+    r"\bcompute[sd]? (\w+ )?once more\b": "recompute",
     r"\bthe house\b|\brooms? (on|of|that)\b": "package",
     r"\blaws?\b": "invariant",
     r"\b8-bit numbers\b": "FP8",

@@ -164,7 +164,7 @@ IN_AND_OUT = Said(
     "tests/cli/test_cli_huggingface.py",
     Fault(
         "weights of the directory that are drawn anew instead",
-        "train/run.py",
+        "train/huggingface.py",
         '    load_weights(directory, config, shapes, base, built.stepper.state.axis("tp", "cp", "dp", "pp"))\n',
         "",
     ),

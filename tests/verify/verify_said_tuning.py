@@ -158,7 +158,7 @@ ADAPTER_IN = Said(
     "tests/interop/test_interop_adapter_in.py",
     Fault(
         "adapters that are drawn anew",
-        "train/run.py",
+        "train/huggingface.py",
         "    if adapter is None:\n        built.optimizer.initialize(",
         "    if True:\n        built.optimizer.initialize(",
     ),

@@ -165,7 +165,7 @@ MISSING: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("--use-pytorch-profiler", "--profile-ranks", "--record-memory-history"), _PROFILED),
         **dict.fromkeys(("--first-last-layers-bf16", "--num-layers-at-start-in-bf16"), _ALL_LAYERS),
         "--num-layers-at-end-in-bf16": _ALL_LAYERS,
-        "--no-fp8-wgrad": "with one scale for a tensor all three products are in fp8; say --fp8 rowwise in its place",
+        "--no-fp8-wgrad": "with one scale for a tensor all three GEMMs are in fp8; say --fp8 rowwise in its place",
         "--fp8-param-gather": "with --fp8 tensorwise --sharding fsdp weights are gathered in fp8, else in bf16",
         "--num-distributed-optimizer-instances": "say --dp-shard, the ranks that share one copy of the state",
         **dict.fromkeys(("--deepspeed", "--deepspeed_config", "--deepspeed-config", "--zero-stage"), _DEEPSPEED),

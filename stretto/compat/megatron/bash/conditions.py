@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 from stretto.compat.megatron.bash import pattern
@@ -93,119 +94,112 @@ class Conditions:
             return None
 
 
-class _Test:
+class _Grammar(ABC):
+    """Or, and, not and parentheses, by recursive descent; `at` is the place of the next word."""
+
+    def __init__(self, of: Conditions, operators: tuple[str, str], words: Sequence[str | None]):
+        self.of, self.at, self.words = of, 0, words
+        self.either, self.both = operators
+
+    @abstractmethod
+    def _primary(self) -> bool | None:
+        """One test, or what stands after a `!` or in parentheses."""
+
+    def _peek(self, ahead: int = 0) -> str:
+        """A word as it is written; of one that is quoted or to be expanded, and after the last, nothing."""
+        at = self.at + ahead
+        return (self.words[at] or "") if at < len(self.words) else ""
+
+    @property
+    def _left(self) -> int:
+        return len(self.words) - self.at
+
+    def _or(self) -> bool | None:
+        result = self._and()
+        while self._peek() == self.either:
+            self.at += 1
+            result = either(result, self._and())
+        return result
+
+    def _and(self) -> bool | None:
+        result = self._primary()
+        while self._peek() == self.both:
+            self.at += 1
+            result = both(result, self._primary())
+        return result
+
+    def _nested(self) -> bool | None:
+        """After a `!` or a parenthesis."""
+        self.at += 1
+        if self._peek(-1) == "!":
+            return negated(self._primary())
+        result = self._or()
+        self.at += 1
+        return result
+
+
+class _Test(_Grammar):
     """The arguments of `[`, by their number, and with -a, -o, ! and parentheses."""
 
     def __init__(self, arguments: list[str], of: Conditions):
-        self.arguments, self.of, self.at = arguments, of, 0
+        super().__init__(of, ("-o", "-a"), arguments)
 
     def value(self) -> bool | None:
-        if not self.arguments:
+        if not self.words:
             return False
         result = self._or()
-        if self.at < len(self.arguments):
+        if self._left > 0:
             self.of.why = self.of.why or "bash rejects it: more words than a test has"
             return None
         return result
 
-    def _peek(self, ahead: int = 0) -> str:
-        at = self.at + ahead
-        return self.arguments[at] if at < len(self.arguments) else ""
-
-    def _or(self) -> bool | None:
-        result = self._and()
-        while self._peek() == "-o":
-            self.at += 1
-            result = either(result, self._and())
-        return result
-
-    def _and(self) -> bool | None:
-        result = self._primary()
-        while self._peek() == "-a":
-            self.at += 1
-            result = both(result, self._primary())
-        return result
-
     def _primary(self) -> bool | None:
-        left = len(self.arguments) - self.at
-        if left >= 3 and self._peek(1) in (*_TEXTS, *_NUMBERS):
-            a, op, b = self.arguments[self.at : self.at + 3]
+        if self._left >= 3 and self._peek(1) in (*_TEXTS, *_NUMBERS):
             self.at += 3
-            return self.of.binary(a, op, b, patterns=False)
-        if left >= 2 and self._peek() == "!":
-            self.at += 1
-            return negated(self._primary())
-        if left >= 3 and self._peek() == "(":
-            self.at += 1
-            result = self._or()
-            self.at += 1
-            return result
-        if left >= 2 and _UNARY.fullmatch(self._peek()) and self._peek(1) not in ("-a", "-o"):
-            op, value = self._peek(), self._peek(1)
+            return self.of.binary(self._peek(-3), self._peek(-2), self._peek(-1), patterns=False)
+        if (self._left >= 2 and self._peek() == "!") or (self._left >= 3 and self._peek() == "("):
+            return self._nested()
+        if self._left >= 2 and _UNARY.fullmatch(self._peek()) and self._peek(1) not in ("-a", "-o"):
             self.at += 2
-            return self.of.unary(op, value)
-        value = self._peek()
+            return self.of.unary(self._peek(-2), self._peek(-1))
         self.at += 1
-        return self.of.unary("-n", value)
+        return self.of.unary("-n", self._peek(-1))
 
 
-class _Double:
+class _Double(_Grammar):
     """The words of `[[`."""
 
     def __init__(self, words: Sequence[Word], of: Conditions):
-        self.words, self.of, self.at = words, of, 0
+        super().__init__(of, ("||", "&&"), [word.plain for word in words])
+        self.whole = words
 
     def value(self) -> bool | None:
         result = self._or()
-        if self.at < len(self.words):
+        if self._left > 0:
             raise BashError(self.of.line, "a [[ that is not read here")
         return result
 
-    def _plain(self, ahead: int = 0) -> str | None:
-        at = self.at + ahead
-        return self.words[at].plain if at < len(self.words) else None
-
-    def _or(self) -> bool | None:
-        result = self._and()
-        while self._plain() == "||":
-            self.at += 1
-            result = either(result, self._and())
-        return result
-
-    def _and(self) -> bool | None:
-        result = self._primary()
-        while self._plain() == "&&":
-            self.at += 1
-            result = both(result, self._primary())
-        return result
-
     def _primary(self) -> bool | None:
-        if self.at >= len(self.words):
+        if self._left <= 0:
             raise BashError(self.of.line, "a [[ that ends too early")
-        expand = self.of.expansion
-        if self._plain() == "!":
-            self.at += 1
-            return negated(self._primary())
-        if self._plain() == "(":
-            self.at += 1
-            result = self._or()
-            self.at += 1
-            return result
-        op = self._plain()
-        if op and _UNARY.fullmatch(op) and self.at + 1 < len(self.words) and self._plain(1) not in _TEXTS:
+        if self._peek() in ("!", "("):
+            return self._nested()
+        expand, op = self.of.expansion, self._peek()
+        if _UNARY.fullmatch(op) and self._left > 1 and self._peek(1) not in _TEXTS:
             expand.lenient = op in ("-z", "-n")
-            value = expand.value(self.words[self.at + 1])
+            value = expand.value(self.whole[self.at + 1])
             expand.lenient = False
             self.at += 2
             return self.of.unary(op, value)
-        if (op := self._plain(1)) and (op in _TEXTS or op in _NUMBERS) and self.at + 2 < len(self.words):
-            left, right = self.words[self.at], self.words[self.at + 2]
+        op = self._peek(1)
+        if op in (*_TEXTS, *_NUMBERS) and self._left > 2:
+            left, right = self.whole[self.at], self.whole[self.at + 2]
             self.at += 3
             textual = op in _NUMBERS or op in "<>"
             value = expand.value(right) if textual else expand.pattern(right)
             return self.of.binary(expand.value(left), op, value, patterns=True)
         self.at += 1
-        return self.of.unary("-n", expand.value(self.words[self.at - 1]))
+        return self.of.unary("-n", expand.value(self.whole[self.at - 1]))
 
 
 def negated(value: bool | None) -> bool | None:

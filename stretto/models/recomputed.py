@@ -1,4 +1,4 @@
-"""Regions of a block that the backward computes once more, to the same bits."""
+"""Regions of a block that the backward recomputes, to the same bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from stretto.tensor_parallel import Lazy, Pointwise
 
 
-def once_more(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """`function(*inputs)`, of which only the inputs are kept. No state of a generator is to be restored: masks are
     functions of places."""
     y: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -20,7 +20,7 @@ def once_more(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
 
 def unkept(function: Callable[..., Tensor], *inputs: Tensor) -> Lazy:
-    """The output of `function` for the GEMM that takes it, which computes it and, in its backward, once more: there
+    """The output of `function` for the GEMM that takes it, which computes it and recomputes it in its backward: there
     with its gradients, from one forward."""
 
     def forward(*inputs: Tensor) -> Tensor:
