@@ -74,6 +74,34 @@ CONTEXT_ATTENTION = Said(
     ),
 )
 
+CONTEXT_NEEDED = Said(
+    "tests/context_parallel/test_context_parallel_needed.py",
+    Fault(
+        "keys of other documents that are sent",
+        "sequence/needed.py",
+        "edges[start if window",
+        "edges[0 if window",
+    ),
+    Fault(
+        "a window that the plan does not know",
+        "sequence/needed.py",
+        "start if window is None else max(start, place - window + 1)",
+        "start",
+    ),
+    Fault(
+        "a gradient that only the last rank that needs a key adds",
+        "context_parallel/needed.py",
+        "part.index_add_(0, at, of_rank)",
+        "part.index_copy_(0, at, of_rank)",
+    ),
+    Fault(
+        "rows of a microbatch whose keys change places",
+        "context_parallel/needed.py",
+        "sent.append(_counted(theirs.slots[theirs.home == rank], of, b))",
+        "sent.append(_counted(theirs.slots[theirs.home == rank], of[::-1], b))",
+    ),
+)
+
 DEAL = Said(
     "tests/sequence/test_sequence_deal.py",
     Fault(
