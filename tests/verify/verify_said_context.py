@@ -191,6 +191,12 @@ PACKED = Said(
         "if True:",
     ),
     Fault(
+        "pieces of one length that fill a row beyond its end",
+        "sequence/packing.py",
+        "each = size // length",
+        "each = -(-size // length)",
+    ),
+    Fault(
         "an evaluation that leaves a document out",
         "data/evaluation.py",
         "if packed is None else len(packed)",
