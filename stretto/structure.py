@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stretto.batch import Batch
@@ -208,6 +209,7 @@ class SequenceCut:
             return replace(self._alike[rows, length], samples=batch.samples)
         slots = local_length(length, self.ranks, self.multiple)
         starts = np.zeros((1, length), np.int64) if batch.starts is None else batch.starts.numpy()
+        _check(starts)
         loads = np.zeros(self.ranks, np.int64)
         dealt = [deal(work(each, self.windows), self.ranks, slots, loads) for each in starts]
         alike = [slice(0, rows)] if batch.starts is None else [slice(n, n + 1) for n in range(rows)]
@@ -228,6 +230,18 @@ class SequenceCut:
         if batch.starts is None:
             self._alike[rows, length] = structure
         return structure
+
+
+def _check(starts: NDArray[np.int64]) -> None:
+    """Raise ValueError where `starts` [b, s] are not those of documents one after another, such as their numbers."""
+    before = np.concatenate([np.zeros_like(starts[:, :1]), starts[:, :-1]], 1)
+    wrong = np.argwhere((starts != before) & (starts != np.arange(starts.shape[1])))
+    if len(wrong):
+        row, place = wrong[0].tolist()
+        raise ValueError(
+            f"starts of row {row} has {starts[row, place]} at place {place}: must be {place}, where a document begins "
+            f"there, or {before[row, place]}, as the token before has it"
+        )
 
 
 def _taken(x: Tensor, places: Tensor, fill: int) -> Tensor:

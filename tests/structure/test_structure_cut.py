@@ -1,7 +1,7 @@
 """What a rank has of whole rows: tokens with their own labels, masks, places and positions.
 
 Faults to catch: a rank that takes another's slots; a slot beyond the row that counts; a structure that forgets where
-its documents begin when it goes to a device.
+its documents begin when it goes to a device; numbers of documents that are taken for where they begin.
 """
 
 from __future__ import annotations
@@ -72,3 +72,13 @@ def test_a_structure_is_the_same_on_another_device() -> None:
     shapes = r"starts must be \[b, s\] = \[2, 9\]"
     with pytest.raises(ValueError, match=shapes):
         Batch(*[torch.zeros(2, 9, dtype=torch.int64)] * 2, torch.ones(2, 9, dtype=torch.bool), starts=torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("starts", [[0, 0, 1, 1], [0, 0, -1, -1], [0, 1, 0, 0], [0, 0, 3, 3], [1, 1, 1, 1]])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_starts_that_are_none_are_rejected(starts: list[int], ranks: int) -> None:
+    """Catches numbers of documents in place of where they begin: another model was trained, without a word."""
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    batch = Batch(tokens, tokens, tokens.bool(), starts=torch.tensor([[0, 0, 2, 3], starts]))
+    with pytest.raises(ValueError, match=r"starts of row 1 has -?\d at place \d: must be \d, .* or \d, as the token"):
+        SequenceCut(0, ranks).of(batch)

@@ -246,6 +246,12 @@ CUT = Said(
         "samples=samples, places=places, positions=positions)",
         "samples=samples, places=places, positions=positions, held=())",
     ),
+    Fault(
+        "numbers of documents that are taken for where they begin",
+        "structure.py",
+        "    if len(wrong):",
+        "    if len(wrong) > starts.size:",
+    ),
 )
 
 WINDOWED = Said(
