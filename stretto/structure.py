@@ -210,7 +210,7 @@ class SequenceCut:
         slots = local_length(length, self.ranks, self.multiple)
         starts = np.zeros((1, length), np.int64) if batch.starts is None else batch.starts.numpy()
         _check(starts)
-        loads = np.zeros(self.ranks, np.int64)
+        loads = np.zeros((len(set(self.windows)), self.ranks), np.int64)
         dealt = [deal(work(each, self.windows), self.ranks, slots, loads) for each in starts]
         alike = [slice(0, rows)] if batch.starts is None else [slice(n, n + 1) for n in range(rows)]
         held = tuple(

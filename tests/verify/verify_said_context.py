@@ -107,8 +107,8 @@ DEAL = Said(
     Fault(
         "a deal by tokens in place of work",
         "sequence/deal.py",
-        "sums = np.add.reduceat(amounts, ends - sizes)",
-        "sums = sizes",
+        "sums = np.add.reduceat(amounts, ends - sizes, axis=1)",
+        "sums = np.tile(sizes, (len(amounts), 1))",
     ),
     Fault(
         "a length that is rounded down",
@@ -251,6 +251,12 @@ CUT = Said(
         "structure.py",
         "    if len(wrong):",
         "    if len(wrong) > starts.size:",
+    ),
+    Fault(
+        "layers of two windows that are even only together",
+        "structure.py",
+        "deal(work(each, self.windows), self.ranks, slots, loads)",
+        "deal(np.atleast_2d(work(each, self.windows)).sum(0), self.ranks, slots, loads.sum(0))",
     ),
 )
 
