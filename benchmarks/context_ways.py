@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,12 +16,13 @@ from stretto.attention.tile import tile_kernel
 from stretto.batch import Batch
 from stretto.collectives import shift_async
 from stretto.context_parallel import ContextAttention, merge_
+from stretto.context_parallel import Way as Mode
 from stretto.context_parallel.parts import Combine
 from stretto.kernels import hand_written
 from stretto.structure import SequenceCut, Structure
 from stretto.world import Axis
 
-OURS = ("all-gather", "ring", "ulysses")
+OURS = ("all-gather", "needed", "ring", "ulysses")
 REFERENCES = ("one rank", "the whole row")
 """As much work as a rank has over cp; and all of it, divided by the ranks."""
 
@@ -129,8 +129,9 @@ def ours(case: Case, cp: Axis, device: torch.device) -> dict[str, Way]:
         ways = {"one rank": Way(*alone(case, cp.rank, device, tokens), tokens)}
     whole = alone(case, cp.rank, device, case.tokens * cp.size)
     ways["the whole row"] = Way(*whole, case.tokens * cp.size, work=1 / cp.size)
-    plans: tuple[tuple[str, Axis, Axis, Literal["all-gather", "ring"]], ...] = (
+    plans: tuple[tuple[str, Axis, Axis, Mode], ...] = (
         ("all-gather", single, cp, "all-gather"),
+        ("needed", single, cp, "needed"),
         ("ring", single, cp, "ring"),
         ("ulysses", cp, single, "all-gather"),
     )

@@ -2,8 +2,8 @@
 
     python -m benchmarks.needed_keys [--rows 5] [--window N]
 
-An all-gather brings all of them, in company with gradients of as many on the way back. Lengths of documents are
-log-normal: of a mean in parts of the row, and with a sigma.
+An all-gather brings all of them, in company with gradients of as many on the way back; `--cp-comm needed` brings those
+that are counted here. Lengths of documents are log-normal: of a mean in parts of the row, and with a sigma.
 """
 
 from __future__ import annotations

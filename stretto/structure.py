@@ -7,16 +7,19 @@ document on one rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stretto.batch import Batch
 from stretto.sequence import Run, Tile, Which, arranged, deal, local_length, runs_of, squares, tiles, work
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Structure:
     def to(self, device: torch.device | str) -> Structure:
         """The same with its tensors on `device`, as `Batch.to`."""
         samples, places, positions = (
-            None if tensor is None else _sent(tensor, device) for tensor in (self.samples, self.places, self.positions)
+            None if tensor is None else to_device(tensor, device)
+            for tensor in (self.samples, self.places, self.positions)
         )
         return replace(self, samples=samples, places=places, positions=positions)
 
@@ -99,7 +103,7 @@ class Structure:
             columns = [self._arranged(each, ranks)[0] for each in self.held]
             rows = [each.rows.stop - each.rows.start for each in self.held]
             index = np.repeat(np.stack(columns, 1), 1 if len(rows) == 1 else rows, axis=1)
-            self._known[key] = _sent(torch.from_numpy(index), device)
+            self._known[key] = to_device(torch.from_numpy(index), device)
         found: Tensor = self._known[key]
         return found
 
@@ -110,6 +114,13 @@ class Structure:
             self._known[key] = self.order(ranks, device).argsort(0)
         found: Tensor = self._known[key]
         return found
+
+    def known(self, key: tuple[object, ...], found: Callable[[], T]) -> T:
+        """What follows from where the tokens of all ranks stand: found once, whoever asks for it."""
+        if key not in self._known:
+            self._known[key] = found()
+        made: T = self._known[key]
+        return made
 
     def documents(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Of whole rows in their order [ranks * slots, b or 1]: which document of its row each token is of, and how
@@ -123,7 +134,7 @@ class Structure:
                 sizes.append(slots - sum(sizes))
                 columns.append(np.repeat(np.stack([np.arange(len(sizes)), sizes]), sizes, axis=1))
             both = np.repeat(np.stack(columns, 2), 1 if len(rows) == 1 else rows, axis=2)
-            self._known[key] = _sent(torch.from_numpy(both), device)
+            self._known[key] = to_device(torch.from_numpy(both), device)
         number, size = self._known[key]
         return number, size
 
@@ -198,7 +209,8 @@ class SequenceCut:
             return replace(self._alike[rows, length], samples=batch.samples)
         slots = local_length(length, self.ranks, self.multiple)
         starts = np.zeros((1, length), np.int64) if batch.starts is None else batch.starts.numpy()
-        loads = np.zeros(self.ranks, np.int64)
+        _check(starts)
+        loads = np.zeros((len(set(self.windows)), self.ranks), np.int64)
         dealt = [deal(work(each, self.windows), self.ranks, slots, loads) for each in starts]
         alike = [slice(0, rows)] if batch.starts is None else [slice(n, n + 1) for n in range(rows)]
         held = tuple(
@@ -220,11 +232,24 @@ class SequenceCut:
         return structure
 
 
+def _check(starts: NDArray[np.int64]) -> None:
+    """Raise ValueError where `starts` [b, s] are not those of documents one after another, such as their numbers."""
+    before = np.concatenate([np.zeros_like(starts[:, :1]), starts[:, :-1]], 1)
+    wrong = np.argwhere((starts != before) & (starts != np.arange(starts.shape[1])))
+    if len(wrong):
+        row, place = wrong[0].tolist()
+        raise ValueError(
+            f"starts of row {row} has {starts[row, place]} at place {place}: must be {place}, where a document begins "
+            f"there, or {before[row, place]}, as the token before has it"
+        )
+
+
 def _taken(x: Tensor, places: Tensor, fill: int) -> Tensor:
     """x [b, s] at places [b, n], and `fill` beyond the end."""
     inside = places < x.shape[1]
     return torch.where(inside, x.gather(1, places.clamp(max=x.shape[1] - 1)), torch.full_like(x[:, :1], fill))
 
 
-def _sent(x: Tensor, device: torch.device | str) -> Tensor:
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """What the host made; to a GPU it is on its way."""
     return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)

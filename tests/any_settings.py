@@ -50,7 +50,14 @@ TOGETHER: dict[str, dict[str, Sequence[Any]]] = {
     },
     "context": {
         "parallel.cp": [2, 2, 4],
-        "parallel.cp_comm": [("all-gather",), ("ring",), ("ulysses",), ("hybrid",), ("ring", "ulysses") * 2],
+        "parallel.cp_comm": [
+            ("all-gather",),
+            ("needed",),
+            ("ring",),
+            ("ulysses",),
+            ("hybrid",),
+            ("ring", "ulysses") * 2,
+        ],
         "parallel.cp_a2a": [2],
         "data.packing": [True],
     },

@@ -24,7 +24,7 @@ from stretto.layout import DEFAULT_ORDER, Layout, Shape
 from stretto.layout.schedules import FAMILIES
 
 ScheduleName = Literal["1f1b", "auto", "depth-first", "dualpipev", "gpipe", "interleaved", "interleaved-zb", "looped-bfs", "v-half", "v-min", "zb-h1", "zb-h2", "zbv"]  # fmt: skip  # noqa: E501
-CommName = Literal["all-gather", "ring", "ulysses", "hybrid", "auto"]
+CommName = Literal["all-gather", "needed", "ring", "ulysses", "hybrid", "auto"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ class ParallelConfig:
     cp: int = setting(1, "context parallel: each sequence is cut over so many ranks", unit="ranks", at_least=1)
     cp_comm: tuple[CommName, ...] = local_setting(
         ("auto",),
-        "how ranks of cp get at keys and values, of all layers or of each: all-gather; ring: from rank to rank behind "
-        "attention; ulysses: an all-to-all over heads; hybrid: ulysses among cp_a2a neighbours, a ring between these; "
-        "auto: what a cost model finds quickest",
+        "how ranks of cp get at keys and values, of all layers or of each: all-gather; needed: only those that queries "
+        "of a rank see, of their documents and windows; ring: from rank to rank behind attention; ulysses: an "
+        "all-to-all over heads; hybrid: ulysses among cp_a2a neighbours, a ring between these; auto: what a cost model "
+        "finds quickest",
         repeats=True,
     )
     cp_a2a: int | None = local_setting(

@@ -1,6 +1,7 @@
 """Attention of rows that are dealt to the ranks of cp: heads or keys go where they are needed.
 
     all-gather   every rank gets all keys and values; their gradients are reduced and scattered
+    needed       every rank gets the keys and values that its queries see; their gradients come back the same way
     ring         keys and values go round, and their gradients behind them (Liu et al., "Ring attention", 2023)
     ulysses      an all-to-all gives every rank some heads of the whole row (Jacobs et al., "DeepSpeed Ulysses", 2023)
     hybrid       ulysses among neighbours, a ring between these groups (Fang and Zhao, "USP", 2024)
@@ -26,14 +27,17 @@ from torch.nn import functional as F
 from stretto.attention import PLAIN, Attend, Scores
 from stretto.attention.tile import TileKernel
 from stretto.collectives import all_to_all
-from stretto.context_parallel.exchange import AllGather, Block, Exchange, Ordered, Ranks, Sees, exchange_over
+from stretto.context_parallel.exchange import AllGather, Block, Exchange, Ordered, Ranks, Ring, Sees
 from stretto.context_parallel.merge import Merge, merge_
+from stretto.context_parallel.needed import NeededKeys
 from stretto.context_parallel.parts import Combine, Parts, add, split
 from stretto.sequence import Tile, Which
 from stretto.structure import Structure
 from stretto.world import Axis
 
-Comm = Literal["all-gather", "ring", "ulysses", "hybrid"]
+Comm = Literal["all-gather", "needed", "ring", "ulysses", "hybrid"]
+Way = Literal["all-gather", "needed", "ring"]
+"""How keys and values come."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class ContextAttention:
     kernel: TileKernel
     inner: Axis
     outer: Axis
-    way: Literal["all-gather", "ring"]
+    way: Way
     merge: Combine = merge_
 
     def __call__(
@@ -75,7 +79,7 @@ class ContextAttention:
         kv = torch.stack([x.repeat_interleave(copies, 2) if copies > 1 else x for x in (k, v)], 3).flatten(2, 3)
         own = self.sources[self.outer.rank]
         heads, keys = self._to_heads(q, structure, own), self._to_heads(kv, structure, own)
-        exchange = exchange_over(self.outer, self.sources, self.way)
+        exchange = self._exchange(scores)
         mine = None if sinks is None else sinks.chunk(a)[self.inner.rank]
         call = _Call(self.kernel, self.merge, exchange, structure, scores, partial(_seen, structure, own, scores))
         y: Tensor = _Tiles.apply(heads, keys, mine, call)  # type: ignore[no-untyped-call]
@@ -98,6 +102,11 @@ class ContextAttention:
         """The ranks of cp that each of `outer` has the row of, after heads are exchanged."""
         a = self.inner.size
         return tuple(tuple(range(j * a, (j + 1) * a)) for j in range(self.outer.size))
+
+    def _exchange(self, scores: Scores) -> Exchange:
+        if self.way == "needed":
+            return NeededKeys(self.outer, self.sources, scores.window)
+        return Ring(self.outer, self.sources) if self.way == "ring" else AllGather(self.outer, self.sources)
 
     def _to_heads(self, x: Tensor, structure: Structure, own: Ranks) -> Tensor:
         """[n, b, heads, d] -> [a n, b, heads/a, d], in the order of the row."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -152,11 +152,6 @@ class Ring:
             kv = kv if coming is None else coming.wait()
         assert behind is not None
         return behind.wait()
-
-
-def exchange_over(axis: Axis, sources: tuple[Ranks, ...], way: Literal["all-gather", "ring"]) -> Exchange:
-    """By its name."""
-    return Ring(axis, sources) if way == "ring" else AllGather(axis, sources)
 
 
 def _ordered(x: Tensor, structure: Structure, ranks: Ranks) -> Tensor:

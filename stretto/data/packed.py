@@ -22,7 +22,7 @@ from stretto.sequence import Piece, pack, waste
 class PackedRows:
     """The documents of a store, packed into rows of `seq_len` by best fit, each token predicted in exactly one row.
 
-    The index is in memory: some 16 bytes for each document.
+    The index is in memory: some 16 bytes for each document and row.
     """
 
     def __init__(self, store: TokenStore, seq_len: int) -> None:

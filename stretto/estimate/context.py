@@ -11,7 +11,9 @@ from stretto.arguments.schema import Arguments
 from stretto.estimate.sizes import BYTES
 from stretto.schedule.blocks import StageBlock, Sublayers
 
-Comm = Literal["all-gather", "ring", "ulysses", "hybrid"]
+Comm = Literal["all-gather", "needed", "ring", "ulysses", "hybrid"]
+BY_ROWS: Final = ("all-gather", "needed")
+"""Ways in which keys and values come of all ranks at once."""
 
 NODE: Final = 300e9
 """Bytes a second that a GPU gets from others of its node: NCCL over NVLink 4, less than the 450e9 of the wires."""
@@ -20,7 +22,13 @@ BETWEEN: Final = 40e9
 LATENCY: Final = 20e-6
 """Seconds of a collective, and of each step of a ring."""
 ATTENTION: Final = 450e12
-"""Operations a second of attention in bf16 on Hopper: what a ring has to hide its transfers behind."""
+"""Operations a second of attention in bf16 on Hopper: what transfers are hidden behind."""
+DOCUMENTS: Final = 10
+"""A packed row has so many documents, as far as attention goes: of the pairs of a query and a key that a row of one
+document has, those of log-normal lengths keep 0.05 to 0.09."""
+OF_DOCUMENTS: Final = 0.5
+"""Of the keys of other ranks the share that the rank that needs most of them does, where rows are packed:
+`benchmarks.needed_keys` finds 0.24 to 0.6."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,9 @@ def exchanged(args: Arguments, comm: Comm, layer: int = 0) -> Exchanged:
     """What a layer communicates that way.
 
     All-gather and ring bring keys and values of the other ranks, once more for the backward, and their gradients in
-    fp32 or wider. Ulysses exchanges queries, keys, values and the output, and the gradients of all four. A ring is
-    hidden behind attention as far as that goes; the others are not.
+    fp32 or wider; where only what is needed comes, a share of it, on the rank that needs most. Ulysses exchanges
+    queries, keys, values and the output, and the gradients of all four. Keys are hidden behind attention as far as
+    that goes: of a ring behind all blocks but the last, else behind the squares along the diagonal.
     """
     p, m, b = args.parallel, args.model, args.batch
     item, tokens = BYTES[args.run.dtype], -(-b.seq_len // p.cp) * b.micro_batch
@@ -50,17 +59,34 @@ def exchanged(args: Arguments, comm: Comm, layer: int = 0) -> Exchanged:
     by_heads = 2 * tokens * m.dim_per_head * item * (2 * heads + 2 * kv * copies) * (inner - 1) // inner
     # After heads were exchanged a rank has 1/inner of them, of inner times the tokens.
     one = 2 * tokens * m.dim_per_head * kv * copies
-    by_keys = (outer - 1) * one * (2 * item + max(4, item))
-    seen = min(b.seq_len, m.window_of(layer) or b.seq_len)
-    compute = 3.5 * 4 * tokens * heads * m.dim_per_head * seen / 2 / ATTENTION
+    share = needed_share(args, layer) if comm == "needed" else 1.0
+    by_keys = int((outer - 1) * one * (2 * item + max(4, item)) * share)
+    seen, squares = _attention(args, layer)
+    compute = 3.5 * 4 * tokens * heads * m.dim_per_head * seen / ATTENTION
+    ring = comm in ("ring", "hybrid")
+    behind = compute * ((outer - 1) / outer if ring else squares)
+    steps = 3 * (outer - 1 if ring else outer > 1)
     seconds = by_heads / rate_inner + 4 * LATENCY * (inner > 1)
-    transfer = by_keys / rate_outer
-    if comm in ("ring", "hybrid"):
-        steps = 3 * (outer - 1)
-        seconds += max(0.0, transfer - compute * (outer - 1) / outer) + steps * LATENCY
-    else:
-        seconds += transfer + 3 * LATENCY * (outer > 1)
+    seconds += max(0.0, by_keys / rate_outer - behind) + steps * LATENCY
     return Exchanged(by_heads + by_keys, seconds)
+
+
+def _attention(args: Arguments, layer: int) -> tuple[float, float]:
+    """Keys that a query sees in the mean, and the share of them in squares: in the same block, of two on each rank."""
+    cp, packing = args.parallel.cp, args.data.packing
+    length = args.batch.seq_len / (DOCUMENTS if packing else 1)
+    window, block = min(args.model.window_of(layer) or length, length), args.batch.seq_len / (2 * cp)
+    every, within = window - window**2 / (2 * length), min(window, block)
+    return every, 1 / cp if packing else (within - within**2 / (2 * block)) / every
+
+
+def needed_share(args: Arguments, layer: int) -> float:
+    """Of the keys of other ranks, those that the rank with the most of them needs: where each row is one document its
+    last queries see all. A window reaches so far before each of the two blocks of a rank."""
+    p, window = args.parallel, args.model.window_of(layer)
+    others = (p.cp - 1) * -(-args.batch.seq_len // p.cp)
+    seen = 1.0 if window is None else 2 * (window - 1) / max(1, others)
+    return min(OF_DOCUMENTS if args.data.packing else 1.0, seen)
 
 
 def comm_of(args: Arguments, layer: int) -> Comm:
@@ -72,10 +98,15 @@ def comm_of(args: Arguments, layer: int) -> Comm:
     said = p.cp_comm[min(layer, len(p.cp_comm) - 1)]
     if said != "auto":
         return said
-    ways: list[Comm] = ["all-gather", "ring"]
+    ways: list[Comm] = ["all-gather", "ring", "needed"]
     if (args.model.heads // p.tp) % p.cp == 0:
         ways.append("ulysses")
     return min(ways, key=lambda way: exchanged(args, way, layer).seconds)
+
+
+def every_comm(args: Arguments) -> tuple[Comm, ...]:
+    """The ways of all layers, each once."""
+    return tuple(dict.fromkeys(comm_of(args, layer) for layer in range(args.model.further_layers.stop)))
 
 
 class Kind(NamedTuple):

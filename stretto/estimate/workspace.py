@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from stretto.arguments.schema import Arguments
-from stretto.estimate.context import comm_of
+from stretto.estimate.context import BY_ROWS, every_comm
 from stretto.estimate.sizes import BYTES, entering_bytes, local_tokens
 
 CUBLAS: Final = 2**25
@@ -81,10 +81,10 @@ def message_over_tp(args: Arguments) -> int | None:
 
 
 def message_over_cp(args: Arguments) -> int | None:
-    """Bytes that a context-parallel rank reads of another at a time, where some layer gathers all keys and values and
-    copy engines bring them."""
+    """Bytes that a context-parallel rank reads of another at a time, where some layer gathers keys and values, all or
+    those that it needs, and copy engines bring them."""
     m, p = args.model, args.parallel
-    gathers = p.cp > 1 and any(comm_of(args, layer) == "all-gather" for layer in range(m.further_layers.stop))
+    gathers = p.cp > 1 and any(comm in BY_ROWS for comm in every_comm(args))
     if args.run.device == "cpu" or not gathers:
         return None
     return local_tokens(args) * 2 * max(1, m.num_kv_heads // p.tp) * m.dim_per_head * BYTES[args.run.dtype]

@@ -32,78 +32,94 @@ def local_length(seq_len: int, ranks: int, multiple: int = 1) -> int:
 
 
 def work(starts: Ints, windows: Sequence[int | None] = (None,)) -> Ints:
-    """[s]: keys that each query of a row attends to, summed over layers with these windows."""
+    """[kinds, s]: keys that each query of a row attends to, in layers of each of these windows; [s] if that is one.
+
+    Layers wait for each other's ranks one by one, so each kind of them is to be even, not their sum.
+    """
     before = np.arange(len(starts)) - starts + 1
-    counted = {window: list(windows).count(window) for window in windows}
-    return sum(
-        (times * (before if window is None else np.minimum(before, window)) for window, times in counted.items()),
-        np.zeros(len(starts), np.int64),
-    )
+    kinds = [before if window is None else np.minimum(before, window) for window in dict.fromkeys(windows)]
+    return kinds[0] if len(kinds) == 1 else np.stack(kinds)
 
 
 def deal(amounts: Ints, ranks: int, length: int, loads: Ints) -> Ints:
     """Places [ranks, length] of a row that each rank holds, ascending; those beyond the row hold no token.
 
-    `amounts` [s] is the work of each place. `loads` [ranks], what the ranks have already, grows by it. Raises
-    ValueError where the slots of all ranks do not hold the row.
+    `amounts` [s] or [kinds, s] is the work of each place. `loads` [ranks] or [kinds, ranks], what the ranks have
+    already, grows by it. Raises ValueError where the slots of all ranks do not hold the row.
     """
-    if ranks * length < len(amounts):
-        raise ValueError(f"{ranks} ranks with {length} slots each do not hold a row of {len(amounts)} tokens")
-    padded = np.concatenate([amounts, np.zeros(ranks * length - len(amounts), np.int64)])
+    amounts, all_loads = np.atleast_2d(amounts), np.atleast_2d(loads)
+    kinds, tokens = amounts.shape
+    if ranks * length < tokens:
+        raise ValueError(f"{ranks} ranks with {length} slots each do not hold a row of {tokens} tokens")
+    padded = np.concatenate([amounts, np.zeros((kinds, ranks * length - tokens), np.int64)], 1)
     best: tuple[float, Ints, Ints] | None = None
     for blocks in _BLOCKS:
         if blocks > length > 1 and best is not None:
             break
-        held, after = _dealt(padded, ranks, min(blocks, length), loads)
-        uneven = float(after.max() * ranks / max(1, after.sum()))
-        if best is None or uneven < best[0]:
-            best = uneven, held, after
-        if uneven <= EVEN:
+        held, after = _dealt(padded, ranks, min(blocks, length), all_loads)
+        most = uneven(after)
+        if best is None or most < best[0]:
+            best = most, held, after
+        if most <= EVEN:
             break
     assert best is not None
-    loads[:] = best[2]
+    all_loads[:] = best[2]
     return best[1]
 
 
 def _dealt(amounts: Ints, ranks: int, blocks: int, loads: Ints) -> tuple[Ints, Ints]:
     """With so many blocks for each rank: the places, and the loads after them."""
-    length = len(amounts) // ranks
+    length = amounts.shape[1] // ranks
     small, more = divmod(length, blocks)
     # Of each size as many blocks as ranks times: whoever deals by size gives all ranks the same number of tokens.
     sizes = np.repeat([small + 1, small], [more * ranks, (blocks - more) * ranks])
     ends = np.cumsum(sizes)
-    sums = np.add.reduceat(amounts, ends - sizes)
+    sums = np.add.reduceat(amounts, ends - sizes, axis=1)
     loads, home = loads.copy(), np.empty(len(sizes), np.int64)
+    # In parts of what a rank has of each kind in the end, which are added up where kinds are many.
+    share = ranks / np.maximum(1, loads.sum(1) + sums.sum(1))
+    weights = share @ sums
     for alike in (np.arange(more * ranks), np.arange(more * ranks, len(sizes))):
-        heaviest = alike[np.argsort(-sums[alike], kind="stable")]
+        heaviest = alike[np.argsort(-weights[alike], kind="stable")]
         for first in range(0, len(heaviest), ranks):
             a_round = heaviest[first : first + ranks]
-            home[a_round] = np.argsort(loads, kind="stable")
-            loads[home[a_round]] += sums[a_round]
-    _level(home, sums, sizes, loads)
+            home[a_round] = np.argsort(share @ loads, kind="stable")
+            loads[:, home[a_round]] += sums[:, a_round]
+    _level(home, sums, sizes, loads, share[:, None])
     begins = ends - sizes
     places = [np.concatenate([np.arange(begins[i], ends[i]) for i in np.flatnonzero(home == r)]) for r in range(ranks)]
     return np.stack(places), loads
 
 
-def _level(home: Ints, sums: Ints, sizes: Ints, loads: Ints) -> None:
-    """Exchange blocks of one size between the heaviest rank and the lightest, while that makes them more even."""
-    for _ in range(4 * len(loads)):
-        high, low = int(loads.argmax()), int(loads.argmin())
-        gap = int(loads[high] - loads[low])
-        if loads[high] * len(loads) <= EVEN * loads.sum() or gap < 2:
+def _level(home: Ints, sums: Ints, sizes: Ints, loads: Ints, share: NDArray[np.float64]) -> None:
+    """Exchange blocks of one size between the heaviest rank and one of the lightest, while that makes them more even.
+
+    The heaviest is that of any kind of work; no kind of the two may then be as heavy.
+    """
+    ranks, kinds = loads.shape[1], len(loads)
+    for _ in range(4 * ranks * kinds):
+        parts = loads * share
+        kind, high = np.unravel_index(parts.argmax(), parts.shape)
+        if parts[kind, high] <= EVEN:
             return
-        ours, theirs = np.flatnonzero(home == high), np.flatnonzero(home == low)
-        moved = sums[ours][:, None] - sums[theirs][None, :]
-        worse = np.where(sizes[ours][:, None] == sizes[theirs][None, :], np.abs(gap - 2 * moved), gap)
-        a, b = divmod(int(worse.argmin()), len(theirs))
-        if worse[a, b] >= gap:
+        ours = np.flatnonzero(home == high)
+        for low in np.argsort(parts[kind], kind="stable")[: 4 if kinds > 1 else 1]:
+            theirs = np.flatnonzero(home == low)
+            moved = (sums[:, ours][:, :, None] - sums[:, theirs][:, None, :]) * share[:, :, None]
+            of_both = np.maximum(parts[:, high, None, None] - moved, parts[:, low, None, None] + moved).max(0)
+            after = np.where(sizes[ours][:, None] == sizes[theirs][None, :], of_both, np.inf)
+            a, b = divmod(int(after.argmin()), len(theirs))
+            if after[a, b] < parts[kind, high] * (1 - 1e-9):
+                break
+        else:
             return
         home[ours[a]], home[theirs[b]] = low, high
-        loads[high] -= moved[a, b]
-        loads[low] += moved[a, b]
+        change = sums[:, ours[a]] - sums[:, theirs[b]]
+        loads[:, high] -= change
+        loads[:, low] += change
 
 
 def uneven(loads: NDArray[Any]) -> float:
-    """The heaviest load over the mean of all; 1 is even."""
-    return float(loads.max() * len(loads) / loads.sum()) if loads.sum() else 1.0
+    """The heaviest load over the mean of all, of the kind [kinds, ranks] where that is most; 1 is even."""
+    found = np.atleast_2d(loads)
+    return float((found.max(1) * found.shape[1] / np.maximum(1, found.sum(1))).max()) if found.any() else 1.0

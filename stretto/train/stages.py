@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Literal
+
+import torch
 
 from stretto.arguments.schema import Arguments
 from stretto.attention import Attend, attention_by
 from stretto.attention.tile import tile_kernel
-from stretto.context_parallel import ContextAttention, merge_
+from stretto.batch import Batch
+from stretto.context_parallel import ContextAttention, Way, merge_
 from stretto.distributed import MainGradients
 from stretto.estimate import stage_blocks
 from stretto.estimate.context import comm_of
@@ -23,7 +25,7 @@ from stretto.models import StageSpec, Transformer
 from stretto.parallel_state import ParallelState
 from stretto.pipeline_parallel import TensorMeta
 from stretto.sequence import local_length
-from stretto.structure import SequenceCut
+from stretto.structure import SequenceCut, Structure
 from stretto.tensor_parallel import Build, LossTerms, unfused
 from stretto.tensor_parallel.exact import SlicedAttention, Slices
 from stretto.tensor_parallel.fp8 import RECIPES, Fp8, Tensorwise
@@ -137,7 +139,7 @@ def attention_of(args: Arguments, state: ParallelState, exact: Slices | None = N
                 inner, outer = state.axis("cp.0"), state.axis("cp.1")
             else:
                 inner, outer = (cp, alone) if comm == "ulysses" else (alone, cp)
-            way: Literal["all-gather", "ring"] = "ring" if comm in ("ring", "hybrid") else "all-gather"
+            way: Way = "needed" if comm == "needed" else "ring" if comm in ("ring", "hybrid") else "all-gather"
             attend = ContextAttention(plain, kernel, inner, outer, way, merge)
             made[comm] = attend if exact is None else SlicedAttention(attend, exact, kv_heads=heads)
         return made[comm]
@@ -147,9 +149,19 @@ def attention_of(args: Arguments, state: ParallelState, exact: Slices | None = N
 
 def sequence_cut(args: Arguments, state: ParallelState) -> SequenceCut:
     """How rows are dealt to the ranks of cp."""
-    cp, p = state.axis("cp"), args.parallel
+    return _sequence_cut(args, state.axis("cp").rank)
+
+
+def structure_of_rows(args: Arguments) -> Structure:
+    """How rows of one document lie on the ranks of cp, as the first of them sees it."""
+    row = torch.zeros(1, args.batch.seq_len, dtype=torch.int64)
+    return _sequence_cut(args, 0).of(Batch(row, row, row.bool()))[1]
+
+
+def _sequence_cut(args: Arguments, rank: int) -> SequenceCut:
+    p = args.parallel
     windows = tuple(args.model.window_of(layer) for layer in range(args.model.layers))
-    return SequenceCut(cp.rank, cp.size, p.tp if p.sequence_parallel else 1, windows, args.model.mtp_layers)
+    return SequenceCut(rank, p.cp, p.tp if p.sequence_parallel else 1, windows, args.model.mtp_layers)
 
 
 def stage_specs(args: Arguments) -> list[StageSpec]:

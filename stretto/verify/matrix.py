@@ -32,7 +32,7 @@ from stretto.schedule.sharding import MODES
 from stretto.verify.compare import ROUNDING, Comparison
 
 TENSOR = ("-", "tp", "tp + sequence parallel")
-CONTEXT = ("-", "cp all-gather", "cp ring", "cp ulysses")
+CONTEXT = ("-", "cp all-gather", "cp needed", "cp ring", "cp ulysses")
 IN_HALVES = ", in halves"
 EXPERTS = ("-", "experts", "ep", "etp", "ep + etp", "ep" + IN_HALVES)
 DOCUMENTS = ("-", "packing")

@@ -14,14 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stretto.arguments.schema import Arguments
-from stretto.estimate.context import comm_of
+from stretto.estimate.context import comm_of, every_comm
 from stretto.estimate.sizes import local_tokens
 from stretto.layout import Layout
 from stretto.models import StageSpec, Transformer
 from stretto.params import Declared, Logical, collect
+from stretto.sequence import crossing, needed
 from stretto.tensor_parallel import Build
 from stretto.train.dtypes import DTYPES
-from stretto.train.stages import stage_specs
+from stretto.train.stages import stage_specs, structure_of_rows
 from stretto.verify.textbook_blocks import recomputed, sides
 from stretto.verify.textbook_experts import Exchanged, balance, blocks_of, expert_axes_at, require_counted
 from stretto.world import Axis, ExpertAxes
@@ -42,6 +43,8 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
     Raises NotImplementedError for gathers that come and go, and see `require_counted`.
     """
     require_counted(args, layout)
+    if args.data.packing and args.parallel.cp > 1 and "needed" in every_comm(args):
+        raise NotImplementedError("no textbook volumes for keys that documents decide")
     if args.parallel.mode == "fsdp" or "dp.0" in layout.axes:
         raise NotImplementedError("no textbook volumes for weights that are gathered block by block yet")
     at, step = layout.coords(rank), _Step(args, layout)
@@ -53,7 +56,7 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
         for part in (every[stage],)
         for term in (
             step.borders(part),
-            step.context(part),
+            step.context(part, at["cp"]),
             step.scales(part),
             step.squares(part),
             step.loss(part),
@@ -75,6 +78,13 @@ def expected(args: Arguments, layout: Layout, rank: int) -> Bytes:
         key = axis, "all_reduce"
         found[key] = found.get(key, 0.0) + step.all_reduce(axis, size)
     return {key: size for key, size in found.items() if size}
+
+
+def needed_rows(args: Arguments, rank: int, window: int | None) -> tuple[int, int]:
+    """Keys of a row of one document that a rank of cp sends to those that need them, and those that it needs."""
+    (held,) = structure_of_rows(args).held
+    pairs = crossing(needed(held.runs, window))
+    return int(pairs[rank].sum()), int(pairs[:, rank].sum())
 
 
 @dataclass(frozen=True)
@@ -119,11 +129,12 @@ class _Step:
             return {("tp", "all_gather"): gathers * mb * one, ("tp", "reduce_scatter"): scatters * mb * one}
         return {("tp", "all_reduce"): (both + left_again) * mb * one}
 
-    def context(self, part: StageSpec) -> Bytes:
+    def context(self, part: StageSpec, rank: int) -> Bytes:
         """Of each layer keys and values, and their gradients in fp32 or wider; or all heads, and their gradients.
 
         A ring takes one step less for keys than it has ranks, forward and once more in the backward, and as many as it
-        has for gradients, which end at home. A recomputed block has its forward once more.
+        has for gradients, which end at home. What is needed is sent to each rank that needs it, and the gradient of
+        what came goes back. A recomputed block has its forward once more.
         """
         if self.layout.size("cp") == 1:
             return {}
@@ -143,6 +154,11 @@ class _Step:
             keys, axis = head * 2 * kv_heads * copies, "cp.1" if two else "cp"
             if comm in ("ring", "hybrid"):
                 found[axis, "shift"] += keys * ((outer - 1) * item * (forwards + 1) + outer * self.wide)
+            elif comm == "needed":
+                sent, came = needed_rows(self.args, rank, m.window_of(block.layer))
+                found[axis, "all_to_all_rows"] += (
+                    keys / self.tokens * self.args.batch.micro_batch * (sent * item * (forwards + 1) + came * self.wide)
+                )
             else:
                 found[axis, "all_gather"] += keys * item * (forwards + 1) * (outer - 1)
                 found[axis, "reduce_scatter"] += keys * self.wide * (outer - 1)

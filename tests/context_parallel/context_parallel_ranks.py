@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from stretto.world import AsyncTensor, Axis, Rows
+from stretto.world import AsyncTensor, Axis, Rows, RowSplits
 
 SECONDS = 20.0
 
@@ -52,6 +52,18 @@ class Table:
     def shift(self, x: Tensor, axis: Axis) -> AsyncTensor:
         return AsyncTensor(self.all(x, axis)[(axis.rank - 1) % axis.size])
 
+    def rows(self, x: Tensor, splits: RowSplits, axis: Axis, order: Tensor | None = None) -> AsyncTensor:
+        """As ranks over a group; what leaves is in the order of their ranks."""
+        if axis.size == 1:
+            return AsyncTensor(x if order is None else x[order])
+        x = x if order is None else x[order]
+        axis.tell("all_to_all_rows", x)
+        every = self.all(x, axis)
+        assert splits.pairs is not None
+        parts = [each.split(list(sent))[axis.rank] for each, sent in zip(every, splits.pairs, strict=True)]
+        assert [len(part) for part in parts] == list(splits.received)
+        return AsyncTensor(torch.cat(parts))
+
     def exchange(self, x: Tensor, axis: Axis, split_dim: int, concat_dim: int) -> Tensor:
         return _Exchange.apply(self, x, axis, split_dim, concat_dim)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -78,6 +90,7 @@ def as_threads() -> Iterator[Callable[[int, Callable[[int], Any]], list[Any]]]:
         mock.patch(f"{at}.exchange.reduce_scatter_async", table.scatter),
         mock.patch(f"{at}.exchange.reduce_scatter_rows_async", table.scatter_rows),
         mock.patch(f"{at}.exchange.shift_async", table.shift),
+        mock.patch(f"{at}.needed.all_to_all_rows_async", table.rows),
         mock.patch(f"{at}.attention.all_to_all", table.exchange),
     ):
         yield partial(_run, table)

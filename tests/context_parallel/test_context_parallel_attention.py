@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +23,12 @@ from torch import Tensor
 from stretto.attention import Scores, causal_attention
 from stretto.attention.tile import Exact
 from stretto.batch import Batch
-from stretto.context_parallel import ContextAttention
+from stretto.context_parallel import ContextAttention, Way
 from stretto.structure import SequenceCut, Structure
 
 pytestmark = pytest.mark.gloo
 
-WAYS = [("all-gather", 1), ("ring", 1), ("all-gather", 0), ("ring", 2)]
+WAYS: list[tuple[Way, int]] = [("all-gather", 1), ("ring", 1), ("needed", 1), ("all-gather", 0), ("ring", 2)]
 """How keys travel, and how many neighbours exchange heads (0: all)."""
 
 
@@ -64,7 +64,7 @@ def batch_of(starts: Tensor | None, rows: int, length: int) -> Batch:
 def over_ranks(
     inputs: list[Tensor],
     structures: list[Structure],
-    way: Literal["all-gather", "ring"],
+    way: Way,
     inner: int,
     scores: Scores,
     sinks: Tensor | None = None,
@@ -110,7 +110,7 @@ def over_ranks(
 def test_every_way_over_any_documents_is_attention_by_its_definition(
     seed: int,
     cp: int,
-    way: tuple[Literal["all-gather", "ring"], int],
+    way: tuple[Way, int],
     kv_heads: int,
     scores: Scores,
     packed: bool,
@@ -167,7 +167,7 @@ def test_sinks_of_plain_rows_are_by_the_same_kernels() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_document_changes_no_bit_of_another(way: tuple[Literal["all-gather", "ring"], int]) -> None:
+def test_a_document_changes_no_bit_of_another(way: tuple[Way, int]) -> None:
     """Outputs and gradients of all tokens of the other documents are bitwise what they were, infinities let in."""
     length, cp = 19, 4
     starts = torch.tensor([[0] * 4 + [4] * 9 + [13] * 6, [0] * 7 + [7] + [8] * 11])

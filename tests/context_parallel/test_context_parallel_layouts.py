@@ -56,15 +56,16 @@ def arguments(
 
 RUNS = {
     "tp=2, sequence parallel, learned positions, a way for each layer": arguments(
-        ParallelConfig(tp=2, cp=2, dp=1, sequence_parallel=True, cp_comm=("all-gather", "ulysses")),
+        ParallelConfig(tp=2, cp=2, dp=1, sequence_parallel=True, cp_comm=("all-gather", "needed", "ulysses")),
         seq_len=10,
+        layers=3,
         position="learned",
         norm="layer",
         bias=True,
         dropout=0.2,
     ),
-    "pp=2, ring, packed, tied, dropout": arguments(
-        ParallelConfig(cp=2, pp=2, dp=1, cp_comm=("ring",)), packing=True, tied=True, dropout=0.2
+    "pp=2, ring and what is needed, packed, tied, dropout": arguments(
+        ParallelConfig(cp=2, pp=2, dp=1, cp_comm=("ring", "needed")), packing=True, tied=True, dropout=0.2
     ),
     "hybrid, packed, one key/value head, a window": arguments(
         ParallelConfig(cp=4, dp=1, cp_comm=("hybrid",), cp_a2a=2),
@@ -74,8 +75,13 @@ RUNS = {
         global_layers=(1,),
         attention_sinks=True,
     ),
-    "dp=2, fsdp, offloaded, feed-forward in chunks, what auto finds": arguments(
-        ParallelConfig(cp=2, dp=2, sharding="fsdp"), recompute="offload", ffn_chunks=4, attention_softcap=2.0, layers=3
+    "dp=2, fsdp, offloaded, packed, feed-forward in chunks, what auto finds": arguments(
+        ParallelConfig(cp=2, dp=2, sharding="fsdp"),
+        packing=True,
+        recompute="offload",
+        ffn_chunks=4,
+        attention_softcap=2.0,
+        layers=3,
     ),
 }
 
@@ -126,7 +132,7 @@ def _with_another_document(world: World, args: Arguments) -> list[list[float]]:
 
 
 def test_a_batch_of_documents_masks_the_last_token_of_each() -> None:
-    args = replace(RUNS["pp=2, ring, packed, tied, dropout"])
+    args = replace(RUNS["pp=2, ring and what is needed, packed, tied, dropout"])
     batch = random_batch(args, 3)
     assert batch.starts is not None
     last = batch.starts[:, 1:] != batch.starts[:, :-1]

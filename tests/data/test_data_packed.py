@@ -1,12 +1,13 @@
 """P7. Rows of whole documents: each token is predicted once, from its own document, and next to nothing is wasted.
 
 Faults to catch: a document that begins in the slot before; a first token that is not predicted; a piece that fits and
-is not put in; an evaluation that leaves a document out.
+is not put in; pieces of one length that fill a row beyond its end; an evaluation that leaves a document out.
 """
 
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -78,6 +79,32 @@ def test_pieces_of_all_documents_fit_into_rows(lengths: list[int], row: int) -> 
     assert taken == list(range(sum(lengths)))
     half = sum(sum(p.length for p in pieces) * 2 <= row for pieces in rows)
     assert half <= 1, "two rows that are half empty would have been one"
+
+
+@given(st.lists(st.integers(1, 25), max_size=60), st.integers(1, 25))
+def test_rows_are_filled_as_by_one_piece_after_another(lengths: list[int], row: int) -> None:
+    """Catches pieces of one length that go into more rows together than each for itself."""
+    room = [0] * sum(length // row for length in lengths)
+    for length in sorted((n % row for n in lengths if n % row), reverse=True):
+        fits = [n for n, left in enumerate(room) if left >= length]
+        if not fits:
+            fits, room = [len(room)], [*room, row]
+        room[min(fits, key=lambda n: room[n])] -= length
+    sizes = np.array(lengths, np.int64)
+    rows = pack(sizes, np.cumsum(sizes) - sizes, row)
+    assert sorted(row - sum(piece.length for piece in pieces) for pieces in rows) == sorted(room)
+
+
+def test_the_index_of_many_documents_is_small() -> None:
+    """Catches an object for each piece: corpora have a hundred million documents, and a node eight ranks."""
+    lengths = np.random.default_rng(0).lognormal(6.5, 1.2, 50_000).astype(np.int64) + 1
+    firsts = np.cumsum(lengths) - lengths
+    tracemalloc.start()
+    rows = pack(lengths, firsts, 4096)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(rows) > 10_000
+    assert held < 20 * len(lengths)
 
 
 @pytest.mark.parametrize("row", [1024, 4096])

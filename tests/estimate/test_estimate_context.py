@@ -46,6 +46,26 @@ def test_a_ring_is_hidden_behind_attention_of_long_sequences_across_nodes() -> N
     assert comm_of(arguments(8, 524288, node=2), 0) == "ring"
 
 
+def test_what_is_needed_is_less_of_documents_and_of_windows_and_auto_knows() -> None:
+    """A window of 4,096 before each of two blocks, of 7 times 16,384 keys; of one document the last queries see all."""
+    plain = arguments(8, 131072, node=2)
+    windowed = replace(plain, model=replace(plain.model, window=4096))
+    packed = replace(windowed, data=replace(plain.data, packing=True))
+    whole = exchanged(plain, "all-gather").bytes
+    assert exchanged(plain, "needed").bytes == whole
+    assert exchanged(windowed, "needed").bytes == whole * 2 * 4095 // (7 * 16384)
+    assert exchanged(replace(packed, model=plain.model), "needed").bytes == whole // 2
+    assert [comm_of(args, 0) for args in (plain, windowed, packed)] == ["ring", "needed", "needed"]
+
+
+def test_a_gather_is_hidden_behind_the_squares_as_it_was_measured() -> None:
+    """On two GPUs of a node an all-gather was the quickest way (docs/context_parallel.md)."""
+    for length in (32768, 131072):
+        args = arguments(2, length)
+        assert comm_of(args, 0) == "all-gather"
+        assert comm_of(replace(args, data=replace(args.data, packing=True)), 0) == "all-gather"
+
+
 def test_what_is_said_of_a_layer_is_done_in_it() -> None:
     args = arguments(2, 1024)
     args = replace(args, parallel=replace(args.parallel, cp_comm=("ring", "ulysses")))

@@ -202,6 +202,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("halves, wide", {**SPARSE, "expert_ffn": 256}, HALVES, {}),
     ("halves, some dense", {**SPARSE, "first_dense": 1, "layers": 3, "shared_ffn": 64}, HALVES, SELECTIVE),
     ("ring", {"ffn": 32}, {"dp": 1, "cp": 2, "cp_comm": ("ring",)}, {"recompute": "block"}),
+    ("needed", {"ffn": 32}, {"dp": 1, "cp": 2, "cp_comm": ("needed",)}, {"recompute": "block"}),
     ("pp", {}, {"dp": 1, "pp": 2, "stage_layers": (1, 1)}, {}),
     ("pp, cut", {}, {"dp": 1, "pp": 2, "stage_layers": (0.5, 1.5)}, {}),
     ("pp, cut, attention last", {"ffn": 64}, {"dp": 1, "pp": 2, "stage_layers": (1.5, 0.5)}, SELECTIVE),

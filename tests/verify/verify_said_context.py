@@ -74,13 +74,41 @@ CONTEXT_ATTENTION = Said(
     ),
 )
 
+CONTEXT_NEEDED = Said(
+    "tests/context_parallel/test_context_parallel_needed.py",
+    Fault(
+        "keys of other documents that are sent",
+        "sequence/needed.py",
+        "edges[start if window",
+        "edges[0 if window",
+    ),
+    Fault(
+        "a window that the plan does not know",
+        "sequence/needed.py",
+        "start if window is None else max(start, place - window + 1)",
+        "start",
+    ),
+    Fault(
+        "a gradient that only the last rank that needs a key adds",
+        "context_parallel/needed.py",
+        "part.index_add_(0, at, of_rank)",
+        "part.index_copy_(0, at, of_rank)",
+    ),
+    Fault(
+        "rows of a microbatch whose keys change places",
+        "context_parallel/needed.py",
+        "sent.append(_counted(theirs.slots[theirs.home == rank], of, b))",
+        "sent.append(_counted(theirs.slots[theirs.home == rank], of[::-1], b))",
+    ),
+)
+
 DEAL = Said(
     "tests/sequence/test_sequence_deal.py",
     Fault(
         "a deal by tokens in place of work",
         "sequence/deal.py",
-        "sums = np.add.reduceat(amounts, ends - sizes)",
-        "sums = sizes",
+        "sums = np.add.reduceat(amounts, ends - sizes, axis=1)",
+        "sums = np.tile(sizes, (len(amounts), 1))",
     ),
     Fault(
         "a length that is rounded down",
@@ -163,6 +191,12 @@ PACKED = Said(
         "if True:",
     ),
     Fault(
+        "pieces of one length that fill a row beyond its end",
+        "sequence/packing.py",
+        "each = size // length",
+        "each = -(-size // length)",
+    ),
+    Fault(
         "an evaluation that leaves a document out",
         "data/evaluation.py",
         "if packed is None else len(packed)",
@@ -211,6 +245,18 @@ CUT = Said(
         "structure.py",
         "samples=samples, places=places, positions=positions)",
         "samples=samples, places=places, positions=positions, held=())",
+    ),
+    Fault(
+        "numbers of documents that are taken for where they begin",
+        "structure.py",
+        "    if len(wrong):",
+        "    if len(wrong) > starts.size:",
+    ),
+    Fault(
+        "layers of two windows that are even only together",
+        "structure.py",
+        "deal(work(each, self.windows), self.ranks, slots, loads)",
+        "deal(np.atleast_2d(work(each, self.windows)).sum(0), self.ranks, slots, loads.sum(0))",
     ),
 )
 
