@@ -45,7 +45,7 @@ def test_every_way_computes_the_same(pool, packed, tmp_path):
     """Catches tokens dealt otherwise than they are compared, and a mask that a document's neighbour passes."""
     case = Case(tokens=256, heads=4, kv_heads=2, dim=8, packed=packed)
     found, errors = pool.run(2, compare, case, tmp_path / "cp.json")[0]
-    ways = {"all-gather", "ring", "ulysses", "plain ring", "torch FlexAttention"}
+    ways = {"all-gather", "needed", "ring", "ulysses", "plain ring", "torch FlexAttention"}
     assert found.keys() == {*REFERENCES, *ways}
     assert all(found[name]["apart"] < FAR[torch.float32] for name in ways)
     assert json.loads((tmp_path / "cp.json").read_text()) == {
