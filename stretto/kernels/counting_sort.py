@@ -30,19 +30,19 @@ def _hits(keys, at, assignments, expert, rows: tl.constexpr):
 
 @Launches
 @triton.jit
-def _count(keys, counts, assignments, rows: tl.constexpr, wide: tl.constexpr, block: tl.constexpr):
+def _count(keys, of_blocks, assignments, rows: tl.constexpr, wide: tl.constexpr, block: tl.constexpr):
     begin, expert = tl.program_id(0) * block, tl.arange(0, wide)
     found = tl.zeros([wide], tl.int32)
     for at in range(begin, begin + block, rows):
         found += tl.sum(_hits(keys, at, assignments, expert, rows), 0)
-    tl.store(counts + tl.program_id(0) * wide + expert, found)
+    tl.store(of_blocks + tl.program_id(0) * wide + expert, found)
 
 
 @Launches
 @triton.jit
 def _place(
     keys,
-    counts,
+    of_blocks,
     order,
     places,
     totals,
@@ -58,7 +58,7 @@ def _place(
     every, base = tl.zeros([wide], tl.int32), tl.zeros([wide], tl.int32)
     for first in range(0, blocks, rows):
         of = first + tl.arange(0, rows)
-        held = tl.load(counts + of[:, None] * wide + expert[None, :], mask=of[:, None] < blocks, other=0)
+        held = tl.load(of_blocks + of[:, None] * wide + expert[None, :], mask=of[:, None] < blocks, other=0)
         every += tl.sum(held, 0)
         base += tl.sum(tl.where(of[:, None] < mine, held, 0), 0)
     end = tl.cumsum(every, 0)
@@ -80,10 +80,10 @@ def sort_assignments(keys: Tensor, number: int, dropped: bool) -> tuple[Tensor, 
     order, places = torch.empty((2, assignments), dtype=torch.int64, device=device)
     wide = next_power_of_2(number + dropped)
     blocks, rows = cdiv(max(1, assignments), _BLOCK), min(max(1, _HITS // wide), _BLOCK)
-    counts = torch.empty((blocks, wide), dtype=torch.int32, device=device)
+    of_blocks = torch.empty((blocks, wide), dtype=torch.int32, device=device)
     totals = torch.empty(number, dtype=torch.int64, device=device)
     ends = torch.empty(number, dtype=torch.int32, device=device)
-    _count[(blocks,)](keys, counts, assignments, rows, wide, _BLOCK, num_warps=4)
+    _count[(blocks,)](keys, of_blocks, assignments, rows, wide, _BLOCK, num_warps=4)
     sizes = (assignments, blocks, number, rows, wide, _BLOCK)
-    _place[(blocks,)](keys, counts, order, places, totals, ends, *sizes, num_warps=4)
+    _place[(blocks,)](keys, of_blocks, order, places, totals, ends, *sizes, num_warps=4)
     return order, places, totals, ends

@@ -56,6 +56,11 @@ def test_what_writes_little_compiles_and_reads_sixteen_bytes_at_a_time(ptx: Path
     assert "ld.global.v4" in (ptx / name).read_text()
 
 
+@pytest.mark.parametrize("name", ["experts count", "experts place"])
+def test_a_sort_compiles(ptx: Path, name: str) -> None:
+    assert ".entry" in (ptx / name).read_text()
+
+
 def test_narrow_rows_come_several_at_a_time(ptx: Path) -> None:
     """Of a head's norm: sixteen bytes at a time, too, but for its weights."""
     code = (ptx / "rms_norm head").read_text()
