@@ -53,6 +53,8 @@ GONE = (("D2", "stretto-light"),)
 """A peer whose words are none any more."""
 WHOLE = {"D4-pp": "4,4", "D4-schedules": "2,2,2,2"}
 """Layers of the stages of runs that are older than cut blocks."""
+RING = ("steps-32k-cp2", "steps-cp2-squares")
+"""Runs over cp whose `auto` took a ring."""
 CLOSE = 0.005
 """An error that is told as none."""
 
@@ -104,7 +106,8 @@ def _words(entry: dict[str, Any]) -> list[str]:
 def _as_then(file: str, words: list[str]) -> list[str]:
     """Runs whose words do not say it are older than the defaults of today."""
     sharding = [] if "--sharding" in words else ["--sharding", "none"]
-    return [*words, *sharding, *(["--stage-layers", WHOLE[file]] if file in WHOLE else [])]
+    ring = ["--cp-comm", "ring"] if file in RING else []
+    return [*words, *sharding, *ring, *(["--stage-layers", WHOLE[file]] if file in WHOLE else [])]
 
 
 def _ranks(file: str, run: str, words: list[str], peaks: list[float]) -> Iterator[Row]:

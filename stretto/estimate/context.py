@@ -22,7 +22,7 @@ BETWEEN: Final = 40e9
 LATENCY: Final = 20e-6
 """Seconds of a collective, and of each step of a ring."""
 ATTENTION: Final = 450e12
-"""Operations a second of attention in bf16 on Hopper: what a ring has to hide its transfers behind."""
+"""Operations a second of attention in bf16 on Hopper: what transfers are hidden behind."""
 DOCUMENTS: Final = 10
 """A packed row has so many documents, as far as attention goes: of the pairs of a query and a key that a row of one
 document has, those of log-normal lengths keep 0.05 to 0.09."""
@@ -44,8 +44,8 @@ def exchanged(args: Arguments, comm: Comm, layer: int = 0) -> Exchanged:
 
     All-gather and ring bring keys and values of the other ranks, once more for the backward, and their gradients in
     fp32 or wider; where only what is needed comes, a share of it, on the rank that needs most. Ulysses exchanges
-    queries, keys, values and the output, and the gradients of all four. A ring is hidden behind attention as far as
-    that goes; the others are not.
+    queries, keys, values and the output, and the gradients of all four. Keys are hidden behind attention as far as
+    that goes: of a ring behind all blocks but the last, else behind the squares along the diagonal.
     """
     p, m, b = args.parallel, args.model, args.batch
     item, tokens = BYTES[args.run.dtype], -(-b.seq_len // p.cp) * b.micro_batch
@@ -61,21 +61,23 @@ def exchanged(args: Arguments, comm: Comm, layer: int = 0) -> Exchanged:
     one = 2 * tokens * m.dim_per_head * kv * copies
     share = needed_share(args, layer) if comm == "needed" else 1.0
     by_keys = int((outer - 1) * one * (2 * item + max(4, item)) * share)
-    seen = _keys_seen(args, layer)
+    seen, squares = _attention(args, layer)
     compute = 3.5 * 4 * tokens * heads * m.dim_per_head * seen / ATTENTION
     ring = comm in ("ring", "hybrid")
-    behind = compute * (outer - 1) / outer if ring else 0.0
+    behind = compute * ((outer - 1) / outer if ring else squares)
     steps = 3 * (outer - 1 if ring else outer > 1)
     seconds = by_heads / rate_inner + 4 * LATENCY * (inner > 1)
     seconds += max(0.0, by_keys / rate_outer - behind) + steps * LATENCY
     return Exchanged(by_heads + by_keys, seconds)
 
 
-def _keys_seen(args: Arguments, layer: int) -> float:
-    """Keys that a query sees in the mean."""
-    length = args.batch.seq_len / (DOCUMENTS if args.data.packing else 1)
-    window = min(args.model.window_of(layer) or length, length)
-    return float(window - window**2 / (2 * length))
+def _attention(args: Arguments, layer: int) -> tuple[float, float]:
+    """Keys that a query sees in the mean, and the share of them in squares: in the same block, of two on each rank."""
+    cp, packing = args.parallel.cp, args.data.packing
+    length = args.batch.seq_len / (DOCUMENTS if packing else 1)
+    window, block = min(args.model.window_of(layer) or length, length), args.batch.seq_len / (2 * cp)
+    every, within = window - window**2 / (2 * length), min(window, block)
+    return every, 1 / cp if packing else (within - within**2 / (2 * block)) / every
 
 
 def needed_share(args: Arguments, layer: int) -> float:

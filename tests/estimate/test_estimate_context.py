@@ -58,6 +58,14 @@ def test_what_is_needed_is_less_of_documents_and_of_windows_and_auto_knows() -> 
     assert [comm_of(args, 0) for args in (plain, windowed, packed)] == ["ring", "needed", "needed"]
 
 
+def test_a_gather_is_hidden_behind_the_squares_as_it_was_measured() -> None:
+    """On two GPUs of a node an all-gather was the quickest way (docs/context_parallel.md)."""
+    for length in (32768, 131072):
+        args = arguments(2, length)
+        assert comm_of(args, 0) == "all-gather"
+        assert comm_of(replace(args, data=replace(args.data, packing=True)), 0) == "all-gather"
+
+
 def test_what_is_said_of_a_layer_is_done_in_it() -> None:
     args = arguments(2, 1024)
     args = replace(args, parallel=replace(args.parallel, cp_comm=("ring", "ulysses")))
