@@ -111,7 +111,7 @@ def test_help_has_the_options_that_matter_here(capsys: pytest.CaptureFixture[str
     for word in (
         "usage: stretto data build",
         "Tokenize a corpus",
-        "--data TEXT",
+        "--data PATH",
         "--tokenizer",
         "--held-out",
         "--cache",
