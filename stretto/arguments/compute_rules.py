@@ -79,9 +79,9 @@ _NO_GRAPHS = (
     ("experts and expert_capacity", "{expert_capacity}: the host waits for how many rows are left"),
     ("experts and bias", "bias of {experts}: the host adds one to each expert's rows"),
     ("experts and dtype != 'bf16'", "{experts} in {dtype}: a GEMM for each expert, as large as the router says"),
-    ("experts and not compile", "{experts} without compile: a GEMM for each expert's gradient, as large as it says"),
+    ("experts and not compile", "{experts} without compile: a GEMM for each expert's gradient"),
     (
-        "experts and (hidden % 128 or (expert_ffn or ffn or 0) % 128)",
+        "experts and (hidden % 128 or expert_ffn % 128)",
         "{hidden}, {expert_ffn}: weight gradients of all experts in one kernel want multiples of 128",
     ),
     ("recompute == 'offload'", "recompute = offload: the host's memory takes part"),

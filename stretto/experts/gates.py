@@ -49,10 +49,8 @@ def gradient(
     """
     number = logits.shape[1]
     hits = experts[..., None] == torch.arange(number, device=logits.device)  # [n, K, E]
-    some = _some(logits, real)
-    scores = _scores(logits, gates)
+    some, scores = _some(logits, real), _scores(logits, gates)
     total = scores.sum(-1, keepdim=True) if gates.kind == "sigmoid" else 1.0
-    chance = scores / total * some
 
     chosen, factor = _chosen(logits, experts, gates)
     d = dweights * gates.scale
@@ -62,7 +60,7 @@ def gradient(
     dscores = torch.zeros_like(logits) if gates.kind == "softmax-top-k" else of_chosen
     if gates.balance:
         share = before.to(logits.dtype) / before.sum().clamp(min=1) * gates.balance
-        mean = (chance * share).sum(-1, keepdim=True) if gates.kind == "sigmoid" else 0.0
+        mean = (scores * share).sum(-1, keepdim=True) / total if gates.kind == "sigmoid" else 0.0
         dscores = dscores + (share - mean) / total * some
     if gates.kind == "sigmoid":
         dlogits = dscores * scores * (1 - scores)

@@ -120,10 +120,10 @@ class Router(nn.Module):
         kept = None
         if c.expert_capacity:
             kept = within_capacity(experts, weights, sequence, c, self.build, structure)
-        if torch.is_grad_enabled() and not logits.requires_grad and not in_backward():
-            self.state.add(*gates.seen(logits, experts, real, kept, self.gates))  # frozen layers have no backward
-        elif torch.is_grad_enabled():
+        if torch.is_grad_enabled() and logits.requires_grad:
             weights = _Choose.apply(self, weights, logits, experts, real, kept)  # type: ignore[no-untyped-call]
+        elif torch.is_grad_enabled() and not in_backward():  # frozen layers have no backward that counts
+            self.state.add(*gates.seen(logits, experts, real, kept, self.gates))
         return Choice(experts, weights, kept)
 
     def chosen(self, logits: Tensor) -> Tensor:

@@ -122,6 +122,14 @@ def test_every_derivable_value_is_filled() -> None:
     assert (r.args.model.kv_heads, r.args.model.head_dim, r.args.model.ffn) == (2, 8, 48)
 
 
+def test_graphs_of_experts_follow_from_sizes_that_are_derived() -> None:
+    """Catches: a default that is derived before what it reads, and then rejected as if somebody had said it."""
+    words = "--nproc 1 --tp 1 --pp 1 --dp 1 --experts 4 --hidden 256 --heads 4 --vocab 4096 --device cuda --dtype bf16"
+    for activation, ffn in (("swiglu", 704), ("gelu", 1024)):
+        r = resolve(f"{words} --activation {activation}")
+        assert (r.args.model.ffn, r.args.run.cuda_graphs) == (ffn, ffn % 128 == 0)
+
+
 @pytest.mark.parametrize("preset", presets())
 def test_every_preset_is_valid(preset: str) -> None:
     assert resolve(f"--preset {preset}")

@@ -39,8 +39,8 @@ LAYOUTS = Said(
     Fault(
         "a router that counts where it has a backward alone",
         "experts/router.py",
-        "not logits.requires_grad and not in_backward():\n",
-        "False:\n",
+        "        elif torch.is_grad_enabled() and not in_backward():",
+        "        elif False:",
     ),
     Fault(
         "slots without a token that are counted",
