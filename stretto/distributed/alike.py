@@ -6,14 +6,13 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stretto.distributed.replicate import take_first
 from stretto.exchange import all_gather_json
 from stretto.parallel_state import ParallelState
-from stretto.params import collect
+from stretto.params import checksum, collect, read_together
 from stretto.world import Axis
 
 MOST: Final = 3
@@ -41,7 +40,7 @@ def require_alike(undeclared: Mapping[str, Tensor], axes: Iterable[Axis]) -> Non
     """Raise ValueError on all ranks of an axis where these parameters, which count as one on all, have other values."""
     for axis in axes:
         if axis.size > 1:
-            held = {name: _digest(param) for name, param in undeclared.items()}
+            held = dict(zip(undeclared, read_together([checksum(x) for x in undeclared.values()]), strict=True))
             told = all_gather_json(held, axis)
             if other := sorted({n for each in told for n in held.keys() | each if each.get(n) != told[0].get(n)}):
                 raise ValueError(
@@ -63,7 +62,3 @@ def warn_of_batch_norm(module: nn.Module) -> None:
             ", ".join(found[:MOST]),
             " and more" if len(found) > MOST else "",
         )
-
-
-def _digest(x: Tensor) -> int:
-    return int(x.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) if x.numel() else 0

@@ -14,17 +14,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stretto.checkpoint.peers import Peers
 from stretto.exchange import all_gather_json, all_same
 from stretto.layout.ranks import named
 from stretto.parallel_state import ParallelState
-from stretto.params import Slice, slices
+from stretto.params import Slice, checksum, read_together, slices
 from stretto.train.assemble import Assembly
 from stretto.world import Axis
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _KINDS = {
     "model": "weights",
     "exp_avg": "first moments",
@@ -44,7 +42,7 @@ class UnsoundError(RuntimeError):
 def require_equal_replicas(built: Assembly[Any], state: ParallelState, step: int) -> None:
     """Raise UnsoundError on all ranks where two that hold the same block of a tensor differ in any bit of it."""
     held = pieces(built)
-    sums = _read([checksum(p.tensor) for p in held])
+    sums = read_together([checksum(p.tensor) for p in held])
     own = {_key(p): value for p, value in zip(held, sums, strict=True)}
     names = [("dp", "cp"), ("tp",), ("embed",), *[("edp",)] * state.has("edp")]
     axes = [state.axis(*each) for each in names]
@@ -59,19 +57,11 @@ def require_equal_replicas(built: Assembly[Any], state: ParallelState, step: int
 def require_finite(built: Assembly[Any], state: ParallelState, step: int) -> None:
     """Raise UnsoundError on all ranks where a weight or moment is NaN or infinite, used in this step or not."""
     held = [p for p in pieces(built) if p.tensor.numel() and p.tensor.is_floating_point()]
-    largest = _read([torch.linalg.vector_norm(p.tensor, ord=torch.inf).double() for p in held])
+    largest = read_together([torch.linalg.vector_norm(p.tensor, ord=torch.inf).double() for p in held])
     rank = state.world.rank
     found = [f"{_name(p)}: on rank {rank}" for p, most in zip(held, largest, strict=True) if not math.isfinite(most)]
     if said := _said(found, state):
         raise UnsoundError(f"after step {step} these hold NaN or infinity, and are not saved:\n{said}")
-
-
-def checksum(x: Tensor) -> Tensor:
-    """[] in int64: changes with any one bit of `x`, and with the order of its rows."""
-    bits = x.detach().contiguous().view(_BITS[x.element_size()])
-    rows = bits.flatten(0, -2).sum(-1, dtype=torch.int64) if bits.dim() > 1 else bits.reshape(-1).long()
-    # Odd weights: a difference in any bit of a row is one in the sum, modulo 2^64.
-    return (rows * (2 * torch.arange(rows.numel(), device=x.device) + 1)).sum()
 
 
 def pieces(built: Assembly[Any]) -> list[Slice]:
@@ -89,16 +79,6 @@ def pieces(built: Assembly[Any]) -> list[Slice]:
         *slices(narrow, held, position, prefix="param/"),
         *slices(wide, lambda p: p.data, position, prefix="gathered/"),
     ]
-
-
-def _read(numbers: Sequence[Tensor]) -> list[Any]:
-    """Numbers [] in order, each device read once."""
-    found: list[Any] = [None] * len(numbers)
-    for device in {x.device for x in numbers}:
-        chosen = [n for n, x in enumerate(numbers) if x.device == device]
-        for n, value in zip(chosen, torch.stack([numbers[n] for n in chosen]).tolist(), strict=True):
-            found[n] = value
-    return found
 
 
 def _key(piece: Slice) -> str:

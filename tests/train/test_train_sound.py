@@ -21,8 +21,9 @@ from torch import Tensor
 
 from stretto.arguments import parse
 from stretto.layout import Layout
+from stretto.params import checksum
 from stretto.testing import Pool
-from stretto.train.sound import UnsoundError, checksum, pieces, require_equal_replicas, require_finite
+from stretto.train.sound import UnsoundError, pieces, require_equal_replicas, require_finite
 from stretto.verify import Session, build, random_batch
 from stretto.world import World
 

@@ -104,9 +104,9 @@ SOUND = Said(
     ),
     Fault(
         "a flipped bit that the checksum does not see",
-        "train/sound.py",
-        "bits = x.detach().contiguous().view(_BITS[x.element_size()])",
-        "bits = x.detach().long()",
+        "params/checksum.py",
+        "bits = x.contiguous().view(_BITS[x.element_size()])",
+        "bits = x.long()",
     ),
     Fault(
         "a rank of the majority that is accused",

@@ -27,8 +27,8 @@ HABITS = Said(
     Fault(
         "copies of other weights that count as one",
         "distributed/alike.py",
-        "{name: _digest(param) for",
-        "{name: 0 for",
+        "read_together([checksum(x) for x in undeclared.values()])",
+        "[0 for _ in undeclared]",
     ),
     Fault(
         "`clip_grad_norm_` that clips nothing",
